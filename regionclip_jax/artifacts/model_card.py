@@ -1,0 +1,83 @@
+"""``card.json``: what a model directory says of itself.
+
+Format 1: {"format": 1, "architecture": {fields of CLIPConfig}, "preset": "RN50" or null,
+"source": {"file": name, "sha256": hex} or {"run": name}, "version": package version}.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import regionclip_jax
+from regionclip_jax.models.presets import CLIPConfig, preset_name
+
+FORMAT = 1
+FILE_NAME = "card.json"
+
+
+class CheckpointMismatch(ValueError):
+    """Files of weights or embeddings that do not fit what is asked of them, or each other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelCard:
+    """Architecture and origin of a model directory.
+
+    ``source`` says where the weights came from: ``{"file": name, "sha256": hex}`` for converted
+    ones, ``{"run": name}`` for trained ones. ``version`` is the package that wrote the directory.
+    """
+
+    architecture: CLIPConfig
+    source: dict[str, str]
+    version: str = regionclip_jax.__version__
+
+    @property
+    def preset(self) -> str | None:
+        """Name of the preset with this architecture, if there is one."""
+        return preset_name(self.architecture)
+
+    def to_json(self) -> str:
+        content = {
+            "format": FORMAT,
+            "architecture": dataclasses.asdict(self.architecture),
+            "preset": self.preset,
+            "source": self.source,
+            "version": self.version,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "ModelCard":
+        """Parses a card; ``path`` is the file that errors name.
+
+        Raises:
+            CheckpointMismatch: not JSON, another format number, or other architecture fields.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointMismatch(
+                f"{path}: expected JSON ({error}); convert or export the model again"
+            ) from error
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise CheckpointMismatch(
+                f"{path}: expected model card format {FORMAT}, found {found!r}; use the version of "
+                "regionclip_jax that wrote it, or convert the model again with this one"
+            )
+        fields = {field.name for field in dataclasses.fields(CLIPConfig)}
+        architecture = content.get("architecture")
+        if not isinstance(architecture, dict) or set(architecture) != fields:
+            given = sorted(architecture) if isinstance(architecture, dict) else architecture
+            raise CheckpointMismatch(
+                f"{path}: architecture: expected the fields {sorted(fields)}, found {given}; "
+                "convert or export the model again"
+            )
+        layers = architecture["vision_layers"]
+        config = CLIPConfig(
+            **{
+                **architecture,
+                "vision_layers": tuple(layers) if isinstance(layers, list) else layers,
+            }
+        )
+        return cls(config, content.get("source", {}), content.get("version", "unknown"))

@@ -1,0 +1,169 @@
+"""A model directory: ``card.json`` and ``params/`` (Orbax), written whole or not at all.
+
+The card is the seal: it is removed first and written last, so a directory whose writing was cut
+short has no card and is refused. Orbax itself renames ``params`` into place only when it is
+complete. Reading runs no code from the files.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from regionclip_jax.artifacts.model_card import FILE_NAME, CheckpointMismatch, ModelCard
+from regionclip_jax.models.clip import init_variables
+from regionclip_jax.models.presets import CLIPConfig
+
+PARAMS_NAME = "params"
+# How many tensors an error names before it only counts them.
+MAX_NAMED = 10
+
+
+def abstract_variables(config: CLIPConfig) -> dict:
+    """Shapes and dtypes of a model's variables; allocates nothing."""
+    return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
+
+
+def flatten(variables: dict) -> dict[str, object]:
+    """Nested dicts to ``{"params/visual/stem/conv1/kernel": leaf}``."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: dict[str, object]) -> dict:
+    """The inverse of ``flatten``, with ``batch_stats`` {} where a model has none."""
+    tree = {"params": {}, "batch_stats": {}}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def save_variables(path: str | Path, variables: dict) -> None:
+    """Writes a tree of arrays with Orbax, replacing what ``path`` held; every process calls it."""
+    tree = {name: branch for name, branch in variables.items() if jax.tree.leaves(branch)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(path).absolute(), tree, force=True)
+
+
+def load_variables(path: str | Path) -> dict:
+    """Reads a tree written by ``save_variables`` as numpy arrays, on any number of devices.
+
+    Raises:
+        CheckpointMismatch: there is no complete Orbax checkpoint at ``path``.
+    """
+    path = Path(path).absolute()
+    # Orbax writes its metadata last.
+    if not (path / "_METADATA").is_file():
+        raise CheckpointMismatch(
+            f"{path}: expected an Orbax checkpoint, found none that is complete; write it again "
+            "(scripts/convert_checkpoint.py, or the training job that exports it)"
+        )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata.tree
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=restore_args))
+
+
+def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
+    """Writes a model directory; a model that was there is replaced, other files stay.
+
+    Args:
+        variables: ``{"params", "batch_stats"}`` as ``models.clip`` has them, stored as fp32.
+
+    Raises:
+        CheckpointMismatch: the variables are not those of ``card.architecture``.
+    """
+    directory = Path(directory)
+    leaves = flatten(variables)
+    _require_architecture(directory, leaves, card)
+    directory.mkdir(parents=True, exist_ok=True)
+    card_path = directory / FILE_NAME
+    if jax.process_index() == 0:
+        card_path.unlink(missing_ok=True)
+    as_fp32 = {
+        path: leaf if leaf.dtype == np.float32 else leaf.astype(np.float32)
+        for path, leaf in leaves.items()
+    }
+    save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
+    if jax.process_index() == 0:
+        partial = directory / f"{FILE_NAME}.partial"
+        partial.write_text(card.to_json(), encoding="utf-8")
+        os.replace(partial, card_path)
+
+
+def load_card(directory: str | Path) -> ModelCard:
+    """Reads the card alone.
+
+    Raises:
+        CheckpointMismatch: ``directory`` is not a (complete) model directory.
+    """
+    path = Path(directory) / FILE_NAME
+    if not path.is_file():
+        raise CheckpointMismatch(
+            f"{directory}: expected a model directory with {FILE_NAME}, found "
+            f"{_describe_folder(Path(directory))}; make one with scripts/convert_checkpoint.py or "
+            "a training job (a directory without a card was never finished: write it again)"
+        )
+    return ModelCard.from_json(path.read_text(encoding="utf-8"), path)
+
+
+def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
+    """Reads a model directory.
+
+    Returns:
+        ``{"params", "batch_stats"}`` as nested dicts of fp32 numpy arrays, and the card.
+
+    Raises:
+        CheckpointMismatch: no complete model is there, or its arrays are not what its card says.
+    """
+    directory = Path(directory)
+    card = load_card(directory)
+    variables = load_variables(directory / PARAMS_NAME)
+    leaves = flatten(variables)
+    _require_architecture(directory, leaves, card)
+    return unflatten(leaves), card
+
+
+def _require_architecture(directory: Path, leaves: dict, card: ModelCard) -> None:
+    expected = {
+        path: leaf.shape for path, leaf in flatten(abstract_variables(card.architecture)).items()
+    }
+    found = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    problems = [
+        f"{path}: missing, expected {expected[path]}"
+        for path in sorted(expected.keys() - found.keys())
+    ]
+    problems += [
+        f"{path}: not part of the model" for path in sorted(found.keys() - expected.keys())
+    ]
+    problems += [
+        f"{path}: expected shape {expected[path]}, found {found[path]}"
+        for path in sorted(expected.keys() & found.keys())
+        if expected[path] != found[path]
+    ]
+    if problems:
+        raise CheckpointMismatch(
+            f"{directory}: {len(problems)} variables do not fit the architecture "
+            f"{card.preset or card.architecture}:\n  "
+            + "\n  ".join(summarise(problems))
+            + "\nconvert or export the model again, with the card of its own architecture"
+        )
+
+
+def summarise(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = len(lines) - MAX_NAMED
+    return lines[:MAX_NAMED] + ([f"... and {more} more"] if more > 0 else [])
+
+
+def _describe_folder(directory: Path) -> str:
+    if not directory.is_dir():
+        return "no such directory"
+    names = sorted(path.name for path in directory.iterdir())
+    return f"a directory with {names[:5]}" if names else "an empty directory"

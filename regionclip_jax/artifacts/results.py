@@ -1,0 +1,172 @@
+"""The files an evaluation leaves: ``results.json`` with numbers, and detections in COCO's format.
+
+``results.json``::
+
+    {"format": 1,
+     "models": {"teacher": {"AP50_novel": 31.4, ...}, "student": {...}},   percent, or null
+     "details": {...}}                                                     anything else in JSON
+
+Detections are a list of ``{"image_id", "category_id", "bbox", "score"}``, ``bbox`` as
+``[x, y, width, height]`` in pixels of the original image; other COCO tools read the file as it is.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+FORMAT = 1
+_BOX_DIGITS = 2  # of a pixel
+_SCORE_DIGITS = 6
+_METRIC_DIGITS = 4
+
+
+def write_results(
+    path: str | Path,
+    models: Mapping[str, Mapping[str, float | None]],
+    *,
+    details: Mapping[str, object],
+) -> None:
+    """Write ``results.json``, in one move: a reader never sees half of it.
+
+    Raises:
+        ValueError: names the model and metric whose value is no finite number.
+    """
+    content = {
+        "format": FORMAT,
+        "models": {
+            model: {
+                metric: None if value is None else round(float(value), _METRIC_DIGITS)
+                for metric, value in metrics.items()
+            }
+            for model, metrics in models.items()
+        },
+        "details": dict(details),
+    }
+    _validate_results(content, str(path))
+    _write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_results(path: str | Path) -> dict:
+    """Read and check ``results.json``; returns its content.
+
+    Raises:
+        ValueError: names the file and the key, what was expected and what was found.
+    """
+    content = _parse(path)
+    _validate_results(content, str(path))
+    return content
+
+
+def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:
+    """Write COCO detections; boxes are rounded to 0.01 pixels and scores to six digits.
+
+    Raises:
+        ValueError: names the record and key that do not fit the format.
+    """
+    _validate_detections(detections, str(path))
+    rounded = [
+        {
+            "image_id": int(detection["image_id"]),
+            "category_id": int(detection["category_id"]),
+            "bbox": [round(float(value), _BOX_DIGITS) for value in detection["bbox"]],
+            "score": round(float(detection["score"]), _SCORE_DIGITS),
+        }
+        for detection in detections
+    ]
+    _write(path, "[" + ",\n".join(json.dumps(detection) for detection in rounded) + "]\n")
+
+
+def read_detections(path: str | Path) -> list[dict]:
+    """Read and check COCO detections.
+
+    Raises:
+        ValueError: names the file, the record and the key, what was expected and what was found.
+    """
+    content = _parse(path)
+    _validate_detections(content, str(path))
+    return content
+
+
+def _write(path: str | Path, text: str) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _parse(path: str | Path):
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); write the file again") from error
+
+
+def _validate_results(content: object, where: str) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format", "no such key") if isinstance(content, dict) else content
+        raise ValueError(
+            f"{where}: 'format': expected {FORMAT}, found {_short(found)}; this version reads only "
+            "the results that it wrote, evaluate again"
+        )
+    for key in ("models", "details"):
+        if not isinstance(content.get(key), dict):
+            raise ValueError(
+                f"{where}: {key!r}: expected an object, found {_short(content.get(key))}"
+            )
+    for model, metrics in content["models"].items():
+        if not isinstance(metrics, dict):
+            raise ValueError(
+                f"{where}: 'models.{model}': expected an object of metrics, found {_short(metrics)}"
+            )
+        for metric, value in metrics.items():
+            if value is not None and not _is_finite_number(value):
+                raise ValueError(
+                    f"{where}: 'models.{model}.{metric}': expected a finite number or null, "
+                    f"found {_short(value)}"
+                )
+
+
+def _validate_detections(content: object, where: str) -> None:
+    if isinstance(content, str | Mapping) or not isinstance(content, Sequence):
+        raise ValueError(f"{where}: expected a list of detections, found {_short(content)}")
+    checks = {
+        "image_id": (_is_integer, "an integer"),
+        "category_id": (_is_integer, "an integer"),
+        "bbox": (_is_box, "[x, y, width, height] of finite numbers"),
+        "score": (_is_finite_number, "a finite number"),
+    }
+    for number, detection in enumerate(content):
+        if not isinstance(detection, Mapping):
+            raise ValueError(
+                f"{where}: record {number}: expected an object, found {_short(detection)}"
+            )
+        for key, (is_valid, expected) in checks.items():
+            if key not in detection or not is_valid(detection[key]):
+                found = _short(detection[key]) if key in detection else "no such key"
+                raise ValueError(
+                    f"{where}: record {number}: {key!r}: expected {expected}, found {found}"
+                )
+
+
+def _is_integer(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _is_finite_number(value: object) -> bool:
+    return hasattr(value, "__float__") and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_box(value: object) -> bool:
+    return (
+        hasattr(value, "__len__")
+        and not isinstance(value, str)
+        and len(value) == 4
+        and all(_is_finite_number(number) for number in value)
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

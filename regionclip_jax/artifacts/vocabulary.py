@@ -1,0 +1,180 @@
+"""``vocabulary.npz``: names of concepts or classes with their text embeddings, and who made them.
+
+Embeddings are raw text features averaged over the templates, not normalised (spec: models_pretrain
+2.5); the consumer normalises. ``encoder`` is ``{"architecture": fields of CLIPConfig,
+"parameters_sha256": hash of the text tower}``; embeddings imported from a bare file have the hash
+None.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.models.presets import CLIPConfig, preset_name
+
+FILE_NAME = "vocabulary.npz"
+_FIELDS = ("names", "embeddings", "templates", "encoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """C names with raw embeddings ``[C, D]``, the prompt templates and the encoder that made them.
+
+    Raises:
+        CheckpointMismatch: names and embeddings differ in number, a name is empty or comes twice,
+            or an embedding is not finite.
+    """
+
+    names: tuple[str, ...]
+    embeddings: Float[np.ndarray, "C D"]
+    templates: tuple[str, ...]
+    encoder: dict
+
+    def __post_init__(self):
+        if self.embeddings.ndim != 2 or len(self.names) != len(self.embeddings):
+            raise CheckpointMismatch(
+                f"vocabulary: expected one embedding a name ([{len(self.names)}, D]), found the "
+                f"shape {self.embeddings.shape}; give the list of names the embeddings were made "
+                "from"
+            )
+        seen = set()
+        for row, name in enumerate(self.names):
+            if not name or name in seen:
+                raise CheckpointMismatch(
+                    f"vocabulary: name {row} is {name!r}: expected names that are not empty and "
+                    "differ; correct the list of names"
+                )
+            seen.add(name)
+        finite = np.isfinite(self.embeddings).all(1)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            raise CheckpointMismatch(
+                f"vocabulary: the embedding of {self.names[row]!r} (row {row}) is not finite; "
+                "embed the names again"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                names=np.array(self.names, dtype=str),
+                embeddings=self.embeddings.astype(np.float32),
+                templates=np.array(self.templates, dtype=str),
+                encoder=np.array(json.dumps(self.encoder)),
+            )
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Vocabulary":
+        """Reads and checks a vocabulary; runs no code from the file.
+
+        Raises:
+            CheckpointMismatch: the file is missing, damaged, or lacks a field.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointMismatch(
+                f"{path}: expected a vocabulary, found no file; make one with "
+                "scripts/extract_concept_features.py or scripts/convert_checkpoint.py --vocabulary"
+            )
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                missing = [name for name in _FIELDS if name not in arrays]
+                if missing:
+                    raise CheckpointMismatch(
+                        f"{path}: expected the arrays {_FIELDS}, found {arrays.files}; make it "
+                        "again"
+                    )
+                fields = {name: arrays[name] for name in _FIELDS}
+            encoder = json.loads(str(fields["encoder"]))
+        except CheckpointMismatch:
+            raise
+        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+            raise CheckpointMismatch(
+                f"{path}: expected a vocabulary (.npz), found a file that does not open ({error}); "
+                "make it again"
+            ) from error
+        return cls(
+            tuple(fields["names"].tolist()),
+            fields["embeddings"].astype(np.float32),
+            tuple(fields["templates"].tolist()),
+            encoder,
+        )
+
+
+def text_tower_hash(params: dict) -> str:
+    """SHA-256 of the text tower's parameters: names, shapes and fp32 numbers, in order of names.
+
+    Args:
+        params: of a CLIP; only its branch ``text`` counts, so a student and a teacher that share a
+            frozen text tower have one hash.
+    """
+    digest = hashlib.sha256()
+
+    def update(name: str, value):
+        if isinstance(value, dict):
+            for key in sorted(value):
+                update(f"{name}/{key}", value[key])
+            return
+        array = np.ascontiguousarray(value, dtype=np.float32)
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+
+    update("text", params["text"])
+    return digest.hexdigest()
+
+
+def describe_encoder(config: CLIPConfig, params: dict) -> dict:
+    """The ``encoder`` entry of a vocabulary made by this text tower."""
+    return {
+        "architecture": dataclasses.asdict(config),
+        "parameters_sha256": text_tower_hash(params),
+    }
+
+
+def require_matching(vocabulary: Vocabulary, encoder: dict) -> None:
+    """Checks that a vocabulary was made by the text tower it is to be used with.
+
+    Args:
+        encoder: ``describe_encoder`` of the model at hand.
+
+    The hash decides. An imported vocabulary has none: there only the width D can be, and is,
+    compared.
+
+    Raises:
+        CheckpointMismatch: they differ; the message describes both.
+    """
+    made_by, dim = vocabulary.encoder, vocabulary.embeddings.shape[1]
+    imported = made_by.get("parameters_sha256") is None
+    same_tower = imported or made_by["parameters_sha256"] == encoder["parameters_sha256"]
+    if dim != encoder["architecture"]["embed_dim"] or not same_tower:
+        raise CheckpointMismatch(
+            f"vocabulary of {len(vocabulary.names)} names with {dim}-dimensional embeddings, made "
+            f"by {_describe(made_by)}, does not fit the model: {_describe(encoder)}; embed its "
+            "names again with this model (scripts/extract_concept_features.py)"
+        )
+
+
+def _describe(encoder: dict) -> str:
+    architecture = encoder.get("architecture")
+    if architecture is None:
+        name = "an unknown text tower"
+    else:
+        layers = architecture["vision_layers"]
+        layers = tuple(layers) if isinstance(layers, list) else layers
+        preset = preset_name(CLIPConfig(**{**architecture, "vision_layers": layers}))
+        width = f"text width {architecture['text_width']}, D {architecture['embed_dim']}"
+        name = f"{preset or 'a CLIP of no preset'} ({width})"
+    sha256 = encoder.get("parameters_sha256")
+    return f"{name}, parameters {sha256[:12] if sha256 else 'unknown'}"

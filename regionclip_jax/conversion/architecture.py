@@ -1,0 +1,90 @@
+"""Shapes of tensors to the architecture they belong to (spec: models_pretrain 1.1).
+
+Everything but the number of heads follows from shapes; heads are 64 wide in every CLIP.
+"""
+
+import math
+import re
+
+import numpy as np
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.models.presets import CLIPConfig
+
+HEAD_WIDTH = 64
+
+
+def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
+    """Architecture of a CLIP from its tensors by OpenAI's names; ``file_name`` is for errors.
+
+    Raises:
+        CheckpointMismatch: a tensor that fixes the architecture is missing or has a wrong rank.
+    """
+
+    def shape(name: str, num_dims: int) -> tuple[int, ...]:
+        if name not in tensors:
+            raise CheckpointMismatch(
+                f"{file_name}: expected a CLIP image tower with the tensor {name!r} (OpenAI's "
+                f"name), found tensors such as {sorted(tensors)[:5]}; give a CLIP or RegionCLIP "
+                "checkpoint"
+            )
+        found = tensors[name].shape
+        if len(found) != num_dims:
+            raise CheckpointMismatch(
+                f"{file_name}: {name}: expected {num_dims} dimensions, found the shape {found}; "
+                "the file is not a CLIP model"
+            )
+        return found
+
+    def count(pattern: str) -> int:
+        matches = (re.match(pattern, name) for name in tensors)
+        return 1 + max((int(match[1]) for match in matches if match), default=-1)
+
+    if "visual.proj" in tensors or "visual.class_embedding" in tensors:
+        width, _, _, patch = shape("visual.conv1.weight", 4)
+        grid = _grid_side(shape("visual.positional_embedding", 2)[0], file_name)
+        image = {
+            "image_resolution": grid * patch,
+            "vision_layers": count(r"visual\.transformer\.resblocks\.(\d+)\."),
+            "vision_width": width,
+            "vision_patch_size": patch,
+            "vision_heads": max(1, width // HEAD_WIDTH),
+            "embed_dim": shape("visual.proj", 2)[1],
+        }
+    else:
+        width = shape("visual.layer1.0.conv1.weight", 4)[0]
+        grid = _grid_side(shape("visual.attnpool.positional_embedding", 2)[0], file_name)
+        image = {
+            "image_resolution": grid * 32,
+            "vision_layers": tuple(count(rf"visual\.layer{i}\.(\d+)\.") for i in range(1, 5)),
+            "vision_width": width,
+            "vision_patch_size": None,
+            "vision_heads": max(1, width * 32 // HEAD_WIDTH),
+            "embed_dim": shape("visual.attnpool.c_proj.weight", 2)[0],
+        }
+    if "token_embedding.weight" not in tensors:
+        raise CheckpointMismatch(
+            f"{file_name}: expected a text tower (token_embedding.weight, transformer.*), found an "
+            "image tower alone, as RegionCLIP detectors are saved; add --text-from with OpenAI's "
+            "archive of the same model, whose text tower RegionCLIP keeps frozen"
+        )
+    vocab_size, text_width = shape("token_embedding.weight", 2)
+    return CLIPConfig(
+        **image,
+        vocab_size=vocab_size,
+        context_length=shape("positional_embedding", 2)[0],
+        text_width=text_width,
+        text_heads=max(1, text_width // HEAD_WIDTH),
+        text_layers=count(r"transformer\.resblocks\.(\d+)\."),
+    )
+
+
+def _grid_side(rows: int, file_name: str) -> int:
+    """Side of the square grid that, with one extra token, has ``rows`` positions."""
+    side = math.isqrt(max(rows - 1, 0))
+    if side < 1 or side * side + 1 != rows:
+        raise CheckpointMismatch(
+            f"{file_name}: visual positional embedding: expected n*n + 1 rows, found {rows}; only "
+            "towers with a square grid and one extra token are supported"
+        )
+    return side

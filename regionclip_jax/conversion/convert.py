@@ -1,0 +1,282 @@
+"""A checkpoint of any known kind into a model directory: read, name, check, save.
+
+Every tensor is used, or listed as unused; every parameter has its tensor, or the file is refused.
+Numbers are copied (fp16 and bf16 cast up), never folded: batch-norm statistics stay verbatim with
+eps 1e-5 (spec: models_pretrain 6.6, 7 item 17).
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
+from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.conversion import clip_keys, huggingface_keys, regionclip_keys
+from regionclip_jax.conversion.architecture import infer_config
+from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
+from regionclip_jax.models.presets import CLIPConfig
+
+# RegionCLIP drops the logit scale and divides by the temperature 0.01: its inverse is CLIP's limit.
+DEFAULT_LOGIT_SCALE = np.log(100.0).astype(np.float32)
+# Bookkeeping that CLIP's files hold beside weights (spec 6.2, detector_eval 9.1).
+_BOOKKEEPING = re.compile(
+    r"(.*\.)?(num_batches_tracked|input_resolution|context_length|vocab_size|position_ids|attn_mask"
+    r"|pixel_mean|pixel_std|cell_anchors\.\d+)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What a conversion did: ``num_used`` tensors were used, ``bookkeeping`` and ``unused`` not."""
+
+    card: ModelCard
+    num_used: int
+    bookkeeping: tuple[str, ...]
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def summary(self) -> str:
+        """For people: the architecture, the counts, the unused tensors by their first names."""
+        lines = [
+            f"architecture: {self.card.preset or self.card.architecture}",
+            f"tensors: {self.num_used} used, {len(self.bookkeeping)} of bookkeeping, "
+            f"{len(self.unused)} others unused",
+        ]
+        groups: dict[str, list[str]] = {}
+        for name in self.unused:
+            groups.setdefault(name.split(".")[0], []).append(name)
+        for first, names in sorted(groups.items()):
+            shown = names[0] if len(names) == 1 else f"{first}.* ({len(names)}): {names[0]} ..."
+            lines.append(f"unused: {shown}")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def convert_checkpoint(
+    source: str | Path,
+    output: str | Path,
+    *,
+    tower: str = "student",
+    text_from: str | Path | None = None,
+) -> Conversion:
+    """Converts a CLIP or RegionCLIP checkpoint to the model directory ``output``.
+
+    Args:
+        source: OpenAI archive or state dict, RegionCLIP ``.pth``, or safetensors with open_clip's
+            or Hugging Face's names.
+        output: directory to write; a model that was there is replaced.
+        tower: ``"student"`` or ``"teacher"`` of a file that holds both.
+        text_from: checkpoint file (any of the kinds above) whose text tower to take instead.
+
+    Raises:
+        CheckpointMismatch: the file is no checkpoint, lacks tensors, or has tensors of other
+            shapes.
+    """
+    source = Path(source)
+    tensors = _read_model(source)
+    _require_tower(source, tensors, tower)
+    renamed, names = _to_openai(tensors, tower)
+    notes = _activation_notes(source)
+    if text_from is not None:
+        text = _read_text_tower(Path(text_from))
+        renamed = {name: value for name, value in renamed.items() if _is_image(name)} | text
+        names |= {name: () for name in text}
+        notes += [f"the text tower is that of {Path(text_from).name}"]
+        notes += _activation_notes(Path(text_from))
+    if "logit_scale" not in renamed:
+        renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
+        notes.append("no logit_scale in the file: set to ln(100)")
+    config = infer_config(renamed, source.name)
+    variables, used = build_variables(config, renamed, source.name)
+    taken = {own_name for name in used for own_name in names[name]}
+    left = [name for name in tensors if name not in taken]
+    card = ModelCard(config, {"file": source.name, "sha256": file_sha256(source)})
+    model_checkpoint.save_model(output, variables, card)
+    return Conversion(
+        card,
+        len(taken),
+        tuple(name for name in left if _BOOKKEEPING.fullmatch(name)),
+        tuple(name for name in left if not _BOOKKEEPING.fullmatch(name)),
+        tuple(notes),
+    )
+
+
+def build_variables(
+    config: CLIPConfig, tensors: dict[str, np.ndarray], file_name: str
+) -> tuple[dict, set[str]]:
+    """Variables of ``models.clip`` from tensors by OpenAI's names.
+
+    Returns:
+        ``{"params", "batch_stats"}`` of fp32 arrays, and the names that were used.
+
+    Raises:
+        CheckpointMismatch: naming each tensor that is missing, not of floating point, or whose
+            shape differs, with both shapes.
+    """
+    expected = model_checkpoint.flatten(model_checkpoint.abstract_variables(config))
+    leaves, used, problems = {}, set(), []
+    for path, leaf in expected.items():
+        _, _, below = path.partition("/")
+        where = clip_keys.origin(below, len(leaf.shape))
+        shape = clip_keys.source_shape(leaf.shape, where)
+        if where.name not in tensors:
+            problems.append(f"{where.name}: missing, expected shape {shape}")
+            continue
+        tensor = tensors[where.name]
+        if tensor.shape != shape:
+            problems.append(f"{where.name}: expected shape {shape}, found {tensor.shape}")
+        elif tensor.dtype.kind not in "fV":
+            problems.append(f"{where.name}: expected floating point, found {tensor.dtype}")
+        else:
+            leaves[path] = clip_keys.to_parameter(tensor, where)
+            used.add(where.name)
+    if problems:
+        # A packed tensor stands for three parameters.
+        problems = list(dict.fromkeys(problems))
+        raise CheckpointMismatch(
+            f"{file_name}: {len(problems)} tensors do not fit {config}:\n  "
+            + "\n  ".join(model_checkpoint.summarise(problems))
+            + "\ncheck that the file is one whole CLIP; towers of different models (a teacher with "
+            "the student's text) need --text-from"
+        )
+    return model_checkpoint.unflatten(leaves), used
+
+
+def convert_vocabulary(
+    source: str | Path, names_path: str | Path, output: str | Path
+) -> Vocabulary:
+    """Turns a bare ``[C, D]`` embedding file and its names into ``output/vocabulary.npz``.
+
+    Args:
+        source: file of one tensor, such as RegionCLIP's ``*_emb.pth``: raw, not normalised.
+        names_path: text file, one name a line in the order of the rows.
+        output: a model directory, whose D must agree; or a new directory for the vocabulary alone.
+
+    Raises:
+        CheckpointMismatch: the file holds more than one tensor, or a number differs.
+    """
+    source, names_path, output = Path(source), Path(names_path), Path(output)
+    tensors = read_tensors(source)
+    if len(tensors) != 1:
+        raise CheckpointMismatch(
+            f"{source}: expected one tensor of embeddings [C, D], found {len(tensors)} tensors "
+            f"such as {list(tensors)[:3]}; a model's file goes to --source"
+        )
+    (embeddings,) = tensors.values()
+    names = tuple(line.strip() for line in names_path.read_text(encoding="utf-8").splitlines())
+    if embeddings.ndim != 2 or len(names) != len(embeddings):
+        raise CheckpointMismatch(
+            f"{names_path}: expected one name for each row of {source.name} (shape "
+            f"{embeddings.shape}), found {len(names)} names; give the list the embeddings were "
+            "made from"
+        )
+    architecture = None
+    if (output / "card.json").exists():
+        card = model_checkpoint.load_card(output)
+        architecture = dataclasses.asdict(card.architecture)
+        if card.architecture.embed_dim != embeddings.shape[1]:
+            raise CheckpointMismatch(
+                f"{source}: expected embeddings of width D = {card.architecture.embed_dim}, that "
+                f"of the model in {output} ({card.preset or card.source}), found "
+                f"{embeddings.shape[1]}; give embeddings of this model, or another --output"
+            )
+    encoder = {
+        "architecture": architecture,
+        "parameters_sha256": None,
+        "source": {"file": source.name, "sha256": file_sha256(source)},
+    }
+    vocabulary = Vocabulary(names, np.array(embeddings, np.float32, order="C"), (), encoder)
+    vocabulary.save(output / VOCABULARY_NAME)
+    return vocabulary
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_model(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file that is a model, without a common prefix."""
+    tensors = regionclip_keys.strip_common_prefix(read_tensors(path))
+    if BARE_TENSOR in tensors:
+        raise CheckpointMismatch(
+            f"{path}: expected a model, found one bare tensor of shape "
+            f"{tensors[BARE_TENSOR].shape}; class embeddings go to --vocabulary, with their --names"
+        )
+    return tensors
+
+
+def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
+    """Tensors of one CLIP by OpenAI's names, and the file's own names of each."""
+    if huggingface_keys.is_huggingface(tensors):
+        return huggingface_keys.to_openai(tensors)
+    return regionclip_keys.to_openai(tensors, tower)
+
+
+def _is_image(openai_name: str) -> bool:
+    return openai_name.startswith("visual.")
+
+
+def _require_tower(path: Path, tensors: dict[str, np.ndarray], tower: str) -> None:
+    student, teacher = (regionclip_keys.has_tower(tensors, t) for t in ("student", "teacher"))
+    if tower == "teacher" and not teacher:
+        raise CheckpointMismatch(
+            f"{path}: expected a teacher's tower ({regionclip_keys.TOWERS['teacher']}*), found "
+            f"tensors such as {list(tensors)[:3]}; leave out --tower teacher"
+        )
+    if tower == "student" and teacher and not student and not any(map(_is_image, tensors)):
+        raise CheckpointMismatch(
+            f"{path}: expected a student's tower ({regionclip_keys.TOWERS['student']}*), found "
+            "only the teacher's; convert it with --tower teacher"
+        )
+
+
+def _read_text_tower(path: Path) -> dict[str, np.ndarray]:
+    renamed, _ = _to_openai(_read_model(path), "student")
+    text = {name: value for name, value in renamed.items() if not _is_image(name)}
+    if "token_embedding.weight" not in text:
+        raise CheckpointMismatch(
+            f"{path}: expected a text tower (token_embedding.weight, transformer.*), found "
+            f"tensors such as {list(renamed)[:3]}; give --text-from a CLIP with both towers"
+        )
+    return text
+
+
+def _activation_notes(path: Path) -> list[str]:
+    """Refuses models trained with another activation than CLIP's, as far as files can tell.
+
+    No tensor tells quick GELU from GELU; the configuration that Hugging Face and open_clip keep
+    beside theirs does.
+    """
+    if path.suffix not in (".safetensors", ".bin"):
+        return []
+    found = []
+    for name in ("config.json", "open_clip_config.json"):
+        beside = path.parent / name
+        if not beside.is_file():
+            continue
+        config = json.loads(beside.read_text(encoding="utf-8"))
+        if name == "config.json":
+            for tower in ("text_config", "vision_config"):
+                found.append((name, config.get(tower, {}).get("hidden_act", "quick_gelu")))
+        else:
+            quick = config.get("model_cfg", {}).get("quick_gelu", False)
+            found.append((name, "quick_gelu" if quick else "gelu"))
+    for name, activation in found:
+        if activation != "quick_gelu":
+            raise CheckpointMismatch(
+                f"{path}: expected a model with quick GELU, OpenAI's activation, found "
+                f"{activation!r} in the {name} beside it; converted, it would compute something "
+                "else: take weights trained with quick GELU (OpenAI's, or open_clip's "
+                "'-quickgelu' models)"
+            )
+    if found:
+        return []
+    return [
+        "activation: assumed quick GELU (no config.json or open_clip_config.json beside the file)"
+    ]

@@ -1,0 +1,60 @@
+"""RegionCLIP's and open_clip's prefixes into OpenAI's bare names.
+
+Spec: models_pretrain 6.1, detector_eval 9.5. A RegionCLIP file may hold a student (``backbone.``),
+a teacher (``teacher_backbone.``), a text tower (``lang_encoder.``) and parts of a detector;
+OpenAI's and open_clip's names (``visual.``, bare text or ``text.``) pass through.
+"""
+
+import re
+
+import numpy as np
+
+TOWERS = {"student": "backbone.", "teacher": "teacher_backbone."}
+_TEXT_PREFIXES = ("lang_encoder.", "text.", "")
+_TEXT = re.compile(
+    r"transformer\.|token_embedding\.|ln_final\.|positional_embedding$|text_projection$|logit_scale$"
+)
+
+
+def strip_common_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Drops ``module.`` (distributed wrappers), also twice, when every name begins with it."""
+    while tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def has_tower(tensors: dict[str, np.ndarray], tower: str) -> bool:
+    return any(name.startswith(TOWERS[tower]) for name in tensors)
+
+
+def to_openai(
+    tensors: dict[str, np.ndarray], tower: str
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    """Renames what belongs to one image tower and one text tower; never a mixture of two.
+
+    Args:
+        tensors: by the file's names, common prefix stripped.
+        tower: ``"student"`` or ``"teacher"``; a plain ``visual.`` is the student of a file that has
+            no ``backbone.``.
+
+    Returns:
+        Tensors by OpenAI's names, and for each of these the file's own name. Of several text towers
+        RegionCLIP's own (``lang_encoder.``) is taken.
+    """
+    plain = tower == "student" and not has_tower(tensors, "student")
+    image_prefix = "visual." if plain else TOWERS[tower]
+    text_prefix = next((p for p in _TEXT_PREFIXES if f"{p}token_embedding.weight" in tensors), "")
+    renamed, names = {}, {}
+    for name, tensor in tensors.items():
+        text_name = name.removeprefix(text_prefix)
+        if name.startswith(image_prefix):
+            new_name = "visual." + name.removeprefix(image_prefix)
+        elif name.startswith(text_prefix) and _TEXT.match(text_name):
+            new_name = text_name
+        elif name == "logit_scale":
+            # open_clip keeps it outside of either tower.
+            new_name = name
+        else:
+            continue
+        renamed[new_name], names[new_name] = tensor, (name,)
+    return renamed, names

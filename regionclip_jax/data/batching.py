@@ -1,0 +1,102 @@
+"""Examples to batches of static shapes; a fault or the missing end of a pass is a masked row."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from regionclip_jax.data.canvas import Size, place_on_canvas, smallest_canvas
+from regionclip_jax.data.examples import DetectionExample, Fault, ImageTextExample
+from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
+
+
+def batch_image_text(
+    examples: Sequence[ImageTextExample | Fault], canvas_sizes: Sequence[Size]
+) -> tuple[ImageTextBatch, list[str]]:
+    """Stacks examples on the smallest canvas that holds all of them.
+
+    Returns:
+        The batch (numpy), a row for each example, and the texts of the faults.
+
+    Raises:
+        ValueError: each picture fits a canvas, but no canvas holds all.
+    """
+    images, sizes, mask = _stack_images(examples, canvas_sizes)
+    tokens = np.zeros((len(examples), CONTEXT_LENGTH), np.int32)
+    for row in np.flatnonzero(mask):
+        tokens[row] = examples[row].tokens
+    return ImageTextBatch(images=images, sizes=sizes, tokens=tokens, mask=mask), _texts(examples)
+
+
+def batch_detection(
+    examples: Sequence[DetectionExample | Fault | None],
+    canvas_sizes: Sequence[Size],
+    max_boxes: int,
+) -> tuple[DetectionBatch, list[str]]:
+    """Stacks examples on the smallest canvas that holds all of them; None is a row of padding.
+
+    Args:
+        max_boxes: G, number of box rows an image.
+
+    Returns:
+        The batch (numpy), a row for each example, and the texts of the faults. A masked row has
+        image id 0 and scale 1.
+
+    Raises:
+        ValueError: an image has more than ``max_boxes`` boxes (cutting some off would falsify a
+            metric), or no canvas holds all pictures.
+    """
+    images, sizes, mask = _stack_images(examples, canvas_sizes)
+    count = len(examples)
+    boxes = np.zeros((count, max_boxes, 4), np.float32)
+    classes = np.zeros((count, max_boxes), np.int32)
+    box_mask = np.zeros((count, max_boxes), bool)
+    image_ids = np.zeros(count, np.int64)
+    scales = np.ones((count, 2), np.float32)
+    for row in np.flatnonzero(mask):
+        example = examples[row]
+        number = len(example.boxes)
+        if number > max_boxes:
+            raise ValueError(
+                f"image {example.key} has {number} boxes, more than max_boxes {max_boxes}: "
+                f"set max_boxes to at least {number}"
+            )
+        boxes[row, :number], classes[row, :number] = example.boxes, example.classes
+        box_mask[row, :number] = True
+        image_ids[row], scales[row] = example.image_id, example.scale
+    if image_ids.size and image_ids.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"image id {image_ids.max()} does not fit 32 bits: renumber the images")
+    batch = DetectionBatch(
+        images=images,
+        sizes=sizes,
+        boxes=boxes,
+        classes=classes,
+        box_mask=box_mask,
+        image_ids=image_ids.astype(np.int32),
+        scales=scales,
+        mask=mask,
+    )
+    return batch, _texts(examples)
+
+
+def _stack_images(examples: Sequence, canvas_sizes: Sequence[Size]):
+    """Pictures, their sizes, and which rows are real."""
+    mask = np.array([hasattr(example, "image") for example in examples], bool)
+    sizes = np.zeros((len(examples), 2), np.int32)
+    for row in np.flatnonzero(mask):
+        sizes[row] = examples[row].image.shape[:2]
+    height, width = (int(side) for side in sizes.max(0))
+    canvas = smallest_canvas(canvas_sizes, height, width)
+    if canvas is None:
+        raise ValueError(
+            f"no canvas of {tuple(canvas_sizes)} holds all pictures of one batch, which reach "
+            f"{height} x {width} (height x width): add a canvas of at least that size"
+        )
+    images = np.zeros((len(examples), *canvas, 3), np.uint8)
+    for row in np.flatnonzero(mask):
+        place_on_canvas(examples[row].image, images[row])
+    return images, sizes, mask
+
+
+def _texts(examples: Sequence) -> list[str]:
+    return [example.text for example in examples if isinstance(example, Fault)]

@@ -1,0 +1,27 @@
+"""One caption of a record, drawn by the record's own generator (spec 4.3)."""
+
+import numpy as np
+
+from regionclip_jax.data.records import ImageTextRecord, RecordError
+from regionclip_jax.text.prompts import TEMPLATES, fill_template
+
+
+def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source: str) -> str:
+    """Draws one of the captions that are not blank, or a prompt made of the tags.
+
+    Of a record with captions and tags each is taken with equal chance. The tags are shuffled,
+    joined and put into a random template. (The reference trains on up to five captions of a visit;
+    here a visit has one, and the others come at later visits.)
+
+    Raises:
+        RecordError: all captions are blank and there are no tags.
+    """
+    captions = [caption for caption in record.captions if caption.strip()]
+    tags = [tag for tag in record.tags if tag.strip()]
+    if not captions and not tags:
+        found = f"{len(record.captions)} blank captions" if record.captions else "no caption"
+        raise RecordError(source, record.key, f"{found}: expected one with words")
+    if captions and (not tags or rng.random() < 0.5):
+        return captions[int(rng.integers(len(captions)))]
+    template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
+    return fill_template(template, " ".join(tags[i] for i in rng.permutation(len(tags))))

@@ -1,0 +1,56 @@
+"""Counts the records that could not be used, and stops a run that loses too many."""
+
+import collections
+from collections.abc import Sequence
+
+from absl import logging
+
+_TEXTS_IN_ERROR = 3
+
+
+class FaultCounter:
+    """Counts faults against records; a few broken files are normal, a wrong path is not.
+
+    Args:
+        limit_fraction: of all records seen that may be faults.
+        minimum: number of faults below which the fraction is not looked at, so that one broken file
+            among the first records stops nothing.
+        num_logged: texts to log; later ones are only counted.
+    """
+
+    def __init__(self, limit_fraction: float, minimum: int, num_logged: int = 20):
+        if not 0 <= limit_fraction <= 1:
+            raise ValueError(f"limit_fraction must be within 0 and 1, found {limit_fraction}")
+        self._limit_fraction = limit_fraction
+        self._minimum = minimum
+        self._num_logged = num_logged
+        self._last: collections.deque[str] = collections.deque(maxlen=_TEXTS_IN_ERROR)
+        self.num_records = 0
+        self.num_faults = 0
+
+    def add(self, num_records: int, faults: Sequence[str]) -> None:
+        """Counts one batch.
+
+        Args:
+            num_records: rows of the batch, faults included.
+            faults: their texts.
+
+        Raises:
+            RuntimeError: at least ``minimum`` faults, and their share passes the limit.
+        """
+        self.num_records += num_records
+        for text in faults:
+            self.num_faults += 1
+            self._last.append(text)
+            if self.num_faults <= self._num_logged:
+                logging.warning("skipped a record: %s", text)
+            if self.num_faults == self._num_logged:
+                logging.warning("further skipped records are counted but not logged")
+        allowed = self._limit_fraction * self.num_records
+        if self.num_faults >= max(1, self._minimum) and self.num_faults > allowed:
+            last = "\n  ".join(self._last)
+            raise RuntimeError(
+                f"{self.num_faults} of {self.num_records} records could not be used, more than the "
+                f"limit of {self._limit_fraction:.2%}. Repair the data or raise the limit. "
+                f"The last ones:\n  {last}"
+            )

@@ -1,0 +1,171 @@
+"""Source to batches: order, share of the process, threads or worker processes, batches.
+
+The record at global position i of a run is a pure function of (seed, i): its place in the shuffled
+order, its mirror, its caption. Processes take contiguous parts of each global batch. So a run that
+is stopped after n records continues at ``start_record=n`` exactly, with any number of processes,
+workers and threads, and nothing but the number has to be saved.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+
+import grain
+
+from regionclip_jax.data.batching import batch_detection, batch_image_text
+from regionclip_jax.data.canvas import Size, check_canvases
+from regionclip_jax.data.examples import ImageLoading, LoadDetection, LoadImageText, Shard
+from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, Source
+from regionclip_jax.data.transforms import check_resize_method
+from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+
+
+def image_text_batches(
+    source: Source[ImageTextRecord],
+    *,
+    batch_size: int,
+    short_side: int | None,
+    max_long_side: int | None,
+    resize_method: str,
+    canvas_sizes: Sequence[Size],
+    flip_probability: float,
+    seed: int,
+    start_record: int,
+    num_threads: int,
+    num_workers: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    keep_end_token: bool = True,
+    shuffle: bool = True,
+) -> Iterator[tuple[ImageTextBatch, list[str]]]:
+    """An endless stream of this process's part of each batch, and the faults in it.
+
+    Args:
+        source: of image-text records.
+        batch_size: of the global batch B; this process yields ``B / process_count`` rows.
+        short_side, max_long_side, resize_method: see ``transforms``; both sides None keep every
+            picture at its own size.
+        canvas_sizes: ``(height, width)`` to choose from, see ``canvas.check_canvases``.
+        flip_probability: of a mirrored picture.
+        seed: of the order and of all that is drawn for a visit; from 0 to 2**32 - 1.
+        start_record: number of records, over all processes, that were consumed before.
+        num_threads: that load in parallel, in each worker; 0 loads in the caller.
+        num_workers: processes to spawn for loading; 0 uses threads alone. Workers need a main
+            module guarded by ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
+        keep_end_token: see ``text.tokenizer.tokenize``.
+        shuffle: anew in every epoch; False keeps the order of the source.
+
+    Yields:
+        ``(batch, faults)``: numpy arrays, a masked row for each fault, and the texts of the faults.
+
+    Raises:
+        ValueError: at once, for an empty source, a ``start_record`` between two batches, a batch
+            that does not divide among the processes, an unknown resize method, or canvases that
+            are too small.
+    """
+    shard, images = _check(
+        source,
+        Shard(batch_size, process_index, process_count),
+        ImageLoading(short_side, max_long_side, resize_method, _as_sizes(canvas_sizes)),
+    )
+    if start_record < 0 or start_record % batch_size:
+        raise ValueError(
+            f"start_record {start_record} is not a multiple of batch_size {batch_size}: resume "
+            "with the batch size of the run that is resumed, or start a new run"
+        )
+    order = grain.MapDataset.range(len(source))
+    order = (order.seed(seed).shuffle() if shuffle else order).repeat()
+    load = LoadImageText(source, order, shard, images, flip_probability, seed, keep_end_token)
+    positions = grain.MapDataset.range(start_record // process_count, sys.maxsize)
+    examples = _iterate(positions.map(load), num_threads, num_workers)
+    return (
+        batch_image_text(group, images.canvas_sizes)
+        for group in _groups(examples, shard.local_batch_size)
+    )
+
+
+def detection_batches(
+    source: Source[DetectionRecord],
+    *,
+    batch_size: int,
+    short_side: int | None,
+    max_long_side: int | None,
+    resize_method: str,
+    canvas_sizes: Sequence[Size],
+    max_boxes: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int,
+) -> Iterator[tuple[DetectionBatch, list[str]]]:
+    """One pass over a source in its own order, every record once, without crowd boxes.
+
+    All processes yield the same number of batches of the same number of rows; rows past the end are
+    masked. Arguments are those of :func:`image_text_batches`.
+
+    Args:
+        max_boxes: G, number of box rows an image; more boxes in one image are an error.
+
+    Yields:
+        ``(batch, faults)`` as :func:`image_text_batches`. A fault is a record that was not
+        evaluated.
+
+    Raises:
+        ValueError: as :func:`image_text_batches`; while running, as ``batching.batch_detection``.
+    """
+    shard, images = _check(
+        source,
+        Shard(batch_size, process_index, process_count),
+        ImageLoading(short_side, max_long_side, resize_method, _as_sizes(canvas_sizes)),
+    )
+    num_batches = -(-len(source) // batch_size)
+    positions = grain.MapDataset.range(num_batches * shard.local_batch_size)
+    load = LoadDetection(source, shard, images)
+    examples = _iterate(positions.map(load), num_threads, num_workers=0)
+    return (
+        batch_detection(group, images.canvas_sizes, max_boxes)
+        for group in _groups(examples, shard.local_batch_size)
+    )
+
+
+def _as_sizes(canvas_sizes: Sequence[Size]) -> tuple[Size, ...]:
+    return tuple((int(height), int(width)) for height, width in canvas_sizes)
+
+
+def _check(source: Source, shard: Shard, images: ImageLoading) -> tuple[Shard, ImageLoading]:
+    if not len(source):
+        raise ValueError(f"{source!r} has no records: check its path and split")
+    check_resize_method(images.resize_method)
+    if (images.short_side is None) != (images.max_long_side is None):
+        raise ValueError(
+            f"short_side {images.short_side} and max_long_side {images.max_long_side}: give both, "
+            "or neither to keep pictures at their own size"
+        )
+    check_canvases(
+        images.canvas_sizes,
+        short_side=images.short_side,
+        max_long_side=images.max_long_side,
+        images_per_process=shard.local_batch_size,
+        process_count=shard.count,
+    )
+    return shard, images
+
+
+def _iterate(examples: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator:
+    """Elements in order, loaded ahead by threads and, if any, worker processes."""
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    dataset = examples.to_iter_dataset(options, allow_nones=True)  # None is a row of padding
+    if num_workers:
+        workers = grain.MultiprocessingOptions(
+            num_workers=num_workers, per_worker_buffer_size=2 * max(1, num_threads)
+        )
+        dataset = dataset.mp_prefetch(workers)
+    iterator = iter(dataset)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _groups(examples: Iterator, size: int) -> Iterator[list]:
+    while group := list(itertools.islice(examples, size)):
+        yield group

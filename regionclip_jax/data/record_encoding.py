@@ -1,0 +1,68 @@
+"""One record as bytes, and back.
+
+Layout: header length (uint32, little endian), header (UTF-8 JSON), then for a detection record the
+boxes (float32), classes (int32) and crowd flags (uint8) in this order, then the encoded picture.
+Nothing in it is executable, so a file from elsewhere is safe to open.
+"""
+
+import json
+import struct
+
+import numpy as np
+
+from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
+
+IMAGE_TEXT = "image_text"
+DETECTION = "detection"
+
+_LENGTH = struct.Struct("<I")
+
+
+def kind_of(record: ImageTextRecord | DetectionRecord) -> str:
+    """``"image_text"`` or ``"detection"``, as written in a manifest."""
+    return DETECTION if isinstance(record, DetectionRecord) else IMAGE_TEXT
+
+
+def encode_record(record: ImageTextRecord | DetectionRecord) -> bytes:
+    """The bytes that :func:`decode_record` reads."""
+    header: dict = {"kind": kind_of(record), "key": record.key, "captions": list(record.captions)}
+    arrays = b""
+    if isinstance(record, DetectionRecord):
+        header |= {"boxes": len(record.boxes), "image_id": int(record.image_id)}
+        arrays = (
+            np.asarray(record.boxes, "<f4").tobytes()
+            + np.asarray(record.classes, "<i4").tobytes()
+            + np.asarray(record.crowd, "u1").tobytes()
+        )
+    elif record.tags:
+        header["tags"] = list(record.tags)
+    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return b"".join((_LENGTH.pack(len(text)), text, arrays, record.image))
+
+
+def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
+    """The record that :func:`encode_record` wrote.
+
+    Raises:
+        ValueError: the bytes are not such a record (too short, no JSON header, a missing field).
+    """
+    try:
+        (length,) = _LENGTH.unpack_from(data)
+        start = _LENGTH.size + length
+        header = json.loads(data[_LENGTH.size : start].decode("utf-8", "surrogatepass"))
+        captions = tuple(header["captions"])
+        if header["kind"] == IMAGE_TEXT:
+            tags = tuple(header.get("tags", ()))
+            return ImageTextRecord(header["key"], data[start:], captions, tags)
+        count = header["boxes"]
+        boxes = np.frombuffer(data, "<f4", 4 * count, start).reshape(count, 4)
+        classes = np.frombuffer(data, "<i4", count, start + 16 * count)
+        crowd = np.frombuffer(data, "u1", count, start + 20 * count).astype(bool)
+        image = data[start + 21 * count :]
+        return DetectionRecord(
+            header["key"], image, boxes, classes, crowd, header["image_id"], captions
+        )
+    except (struct.error, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{len(data)} bytes that are no encoded record: {type(error).__name__}: {error}"
+        ) from error

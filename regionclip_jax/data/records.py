@@ -1,0 +1,79 @@
+"""What any source yields: one picture, still encoded, with its words or boxes."""
+
+import dataclasses
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+class RecordError(Exception):
+    """One record cannot be used. The pipeline turns it into a masked row and a fault text.
+
+    Args:
+        source: the ``repr`` of the source.
+        key: of the record in the source.
+        what: was found, and was expected.
+    """
+
+    def __init__(self, source: str, key: str, what: str):
+        super().__init__(source, key, what)
+        self.source, self.key, self.what = source, key, what
+
+    def __str__(self) -> str:
+        return f"{self.source}, record {self.key}: {self.what}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTextRecord:
+    """A picture and what was written about it.
+
+    Attributes:
+        key: names the record in messages.
+        image: the encoded file (JPEG, PNG, ...).
+        captions: alternatives, of which one is drawn at each visit.
+        tags: words about the picture; where a record has both, a visit draws captions or tags with
+            equal chance, and tags become a caption through a prompt template (spec 4.3).
+    """
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DetectionRecord:
+    """A picture and its annotated boxes.
+
+    Attributes:
+        key: names the record in messages.
+        image: the encoded file.
+        boxes: ``(x1, y1, x2, y2)`` in pixels of the original picture.
+        classes: index into the source's ``category_names``.
+        crowd: True for a box around a group, which is neither a target nor an error.
+        image_id: as in the annotation file, for the official metrics.
+        captions: of the picture, where the source has them.
+    """
+
+    key: str
+    image: bytes
+    boxes: Float[np.ndarray, "G 4"]
+    classes: Int[np.ndarray, " G"]
+    crowd: Bool[np.ndarray, " G"]
+    image_id: int
+    captions: tuple[str, ...] = ()
+
+
+RecordT = TypeVar("RecordT", ImageTextRecord, DetectionRecord, covariant=True)
+
+
+@runtime_checkable
+class Source(Protocol[RecordT]):
+    """Random access to records. Must be picklable, and ``repr`` must be the same in every run."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> RecordT: ...
+
+    def __repr__(self) -> str: ...

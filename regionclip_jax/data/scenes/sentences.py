@@ -1,0 +1,33 @@
+"""Layouts to captions: what stands there, sometimes how it looks and where."""
+
+import numpy as np
+
+from regionclip_jax.data.scenes.layout import Layout, Thing
+
+_OPENINGS = ("", "", "a photo of ", "a picture with ", "there is ")
+_ADJECTIVE_PROBABILITY = 0.1
+_BACKGROUND_PROBABILITY = 0.15
+
+
+def describe(layout: Layout, visible: np.ndarray, rng: np.random.Generator) -> str:
+    """One caption naming every visible thing in random order, and now and then the background."""
+    named = [_name(thing, rng) for thing, seen in zip(layout.things, visible, strict=True) if seen]
+    rng.shuffle(named)
+    if len(named) > 1:
+        text = ", ".join(named[:-1]) + " and " + named[-1]
+    else:
+        text = named[0] if named else "nothing"
+    if not named or rng.random() < _BACKGROUND_PROBABILITY:
+        preposition = "in the" if layout.background in ("night", "fog", "water") else "on"
+        text = f"{text} {preposition} {layout.background}"
+    return f"{rng.choice(_OPENINGS)}{text}"
+
+
+def _name(thing: Thing, rng) -> str:
+    adjectives = []
+    if thing.texture != "plain" and rng.random() < _ADJECTIVE_PROBABILITY:
+        adjectives.append(thing.texture)
+    if rng.random() < _ADJECTIVE_PROBABILITY:
+        adjectives.append(thing.colour)
+    words = " ".join([*adjectives, thing.shape])
+    return ("an " if words[0] in "aeiou" else "a ") + words

@@ -1,0 +1,1 @@
+"""Sources of records, one format a file: ``len``, ``source[index]``, a stable ``repr``."""

@@ -1,0 +1,56 @@
+"""Directories of ArrayRecord shards, as :mod:`regionclip_jax.data.writers` makes them."""
+
+import os
+import pathlib
+
+import grain
+
+from regionclip_jax.data.record_encoding import decode_record
+from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError
+from regionclip_jax.data.writers import read_manifest
+
+
+class ArrayRecordSource:
+    """Records of one directory.
+
+    Attributes:
+        kind: ``"image_text"`` or ``"detection"``.
+        description: what the writer was told determines the records.
+        category_names: names of the classes, for detection records whose description has them.
+
+    Args:
+        directory: written by ``write_array_record``.
+
+    Raises:
+        FileNotFoundError: the directory, its manifest or a shard is missing.
+        ValueError: the manifest and the shards disagree.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self._directory = pathlib.Path(directory)
+        manifest = read_manifest(self._directory)
+        self.kind: str = manifest["kind"]
+        self.description: dict = manifest["description"]
+        self.category_names: tuple[str, ...] = tuple(self.description.get("category_names", ()))
+        paths = [self._directory / shard["name"] for shard in manifest["shards"]]
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
+        self._encoded = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        if len(self._encoded) != manifest["count"]:
+            raise ValueError(
+                f"{self._directory}: the manifest counts {manifest['count']} records, the shards "
+                f"hold {len(self._encoded)}: write the directory again"
+            )
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> ImageTextRecord | DetectionRecord:
+        try:
+            return decode_record(self._encoded[index])
+        except ValueError as error:
+            raise RecordError(repr(self), f"#{index}", str(error)) from error
+
+    def __repr__(self) -> str:
+        return f"ArrayRecordSource({str(self._directory)!r})"

@@ -1,0 +1,188 @@
+"""Pairs of TSV files, one with pictures and one with texts: RegionCLIP's format (spec 4.1-4.3).
+
+An image row is ``key TAB base64``, the text row of the same number ``key TAB text``. The text is a
+caption, or JSON with ``captions`` (a list, of which five are used) and/or ``tags`` (words). Beside
+``name.tsv`` may lie ``name.lineidx`` with the byte offset of every row, one a line; where it is
+missing the offsets are found by reading the file once. A ``name.linelist`` selects rows by number.
+In a folder a picture file is one with "images", "image" or "img" in its name, and its texts are
+under the name with that word replaced by "text", "text" or "caption".
+
+Departures from the reference: the offsets are made when missing; a caption given as a plain string
+is one caption (the reference takes its first five letters, spec 7.11); a key other than these two
+is ignored (the reference draws it as an empty caption); there is no limit of 20 files.
+"""
+
+import base64
+import binascii
+import bisect
+import itertools
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from regionclip_jax.data.records import ImageTextRecord, RecordError
+
+_TEXT_NAMES = (("images", "text"), ("image", "text"), ("img", "caption"))
+_MAX_CAPTIONS = 5
+
+
+class TsvPairsSource:
+    """Image-text records of one pair of files, or of all pairs in a folder in the order of names.
+
+    Args:
+        path: a folder, or one picture file.
+
+    Raises:
+        FileNotFoundError: the path, any picture file in it, or a text file is missing.
+        ValueError: a pair with different numbers of rows, or offsets that do not fit their file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = pathlib.Path(path)
+        self._pairs = [(_Rows(images), _Rows(texts)) for images, texts in _find_pairs(self._path)]
+        for images, texts in self._pairs:
+            if len(images) != len(texts):
+                raise ValueError(
+                    f"{images.path} has {len(images)} rows but {texts.path} has {len(texts)}: "
+                    "expected a text for every picture; one of the files is incomplete, or its "
+                    ".lineidx is of another version"
+                )
+        self._ends = list(itertools.accumulate(len(images) for images, _ in self._pairs))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> ImageTextRecord:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self!r} has {len(self)} records, asked for {index}")
+        part = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[part - 1] if part else 0)
+        images, texts = self._pairs[part]
+        key, image = self._split(images, row)
+        text_key, text = self._split(texts, row)
+        if key != text_key:
+            raise RecordError(
+                repr(self), key, f"row {row} of {texts.path.name} has another key, {text_key}"
+            )
+        try:
+            decoded = base64.b64decode(image)
+        except (binascii.Error, ValueError) as error:
+            raise RecordError(repr(self), key, f"picture is not base64: {error}") from error
+        return ImageTextRecord(key, decoded, *decode_text(text))
+
+    def __repr__(self) -> str:
+        return f"TsvPairsSource({str(self._path)!r})"
+
+    def _split(self, rows: "_Rows", row: int) -> tuple[str, str]:
+        try:
+            columns = rows.read(row).decode("utf-8").split("\t")
+        except UnicodeDecodeError as error:
+            what = f"is not UTF-8: {error}"
+            raise RecordError(repr(self), f"{rows.path.name} row {row}", what) from error
+        if len(columns) < 2:
+            what = f"has {len(columns)} column, expected key and content with a tab between"
+            raise RecordError(repr(self), f"{rows.path.name} row {row}", what)
+        return columns[0].strip(), columns[1].strip()
+
+
+def decode_text(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``(captions, tags)`` of a text column; what is not a JSON object is itself the caption."""
+    try:
+        content = json.loads(field)
+    except ValueError:
+        return (field,), ()
+    if not isinstance(content, dict):
+        return (field,), ()
+    captions, tags = content.get("captions"), content.get("tags")
+    if not isinstance(captions, list):
+        captions = [captions] if isinstance(captions, str) else []
+    if not isinstance(tags, list):
+        tags = tags.split() if isinstance(tags, str) else []
+    return tuple(str(text) for text in captions[:_MAX_CAPTIONS]), tuple(str(tag) for tag in tags)
+
+
+class _Rows:
+    """Random access to the rows of a file, safe for threads: every read opens its own file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        size = path.stat().st_size
+        index = path.with_suffix(".lineidx")
+        if index.is_file():
+            self._starts = _read_numbers(index)
+        else:
+            self._starts = _find_starts(path)
+        if len(self._starts) and not (
+            self._starts[0] == 0 and (np.diff(self._starts) > 0).all() and self._starts[-1] < size
+        ):
+            raise ValueError(
+                f"{index} does not fit {path} of {size} bytes: offsets must begin with 0, grow and "
+                "stay within the file; delete it to have it computed"
+            )
+        self._ends = np.append(self._starts[1:], size)
+        chosen = path.with_suffix(".linelist")
+        if chosen.is_file():
+            rows = np.sort(_read_numbers(chosen))
+            if len(rows) and not 0 <= rows[0] <= rows[-1] < len(self._starts):
+                raise ValueError(
+                    f"{chosen} names rows {rows[0]} to {rows[-1]}, but {path} has rows 0 to "
+                    f"{len(self._starts) - 1}: repair or delete the list"
+                )
+            self._starts, self._ends = self._starts[rows], self._ends[rows]
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def read(self, row: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self._starts[row])
+            return file.read(int(self._ends[row] - self._starts[row])).rstrip(b"\r\n")
+
+
+def _read_numbers(path: pathlib.Path) -> np.ndarray:
+    try:
+        return np.array(path.read_text().split(), np.int64)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected one whole number a line, {error}") from error
+
+
+def _find_starts(path: pathlib.Path) -> np.ndarray:
+    starts, position = [], 0
+    with open(path, "rb") as file:
+        for line in file:
+            starts.append(position)
+            position += len(line)
+    return np.array(starts, np.int64)
+
+
+def _find_pairs(path: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    if path.is_dir():
+        images = sorted(file for file in path.glob("*.tsv") if _text_name(file.name) is not None)
+        if not images:
+            raise FileNotFoundError(
+                f"{path} has no picture file: expected *.tsv with 'images', 'image' or 'img' in "
+                "its name"
+            )
+    elif path.is_file():
+        images = [path]
+    else:
+        raise FileNotFoundError(f"{path} does not exist: expected a .tsv file or a folder of them")
+    pairs = []
+    for image in images:
+        name = _text_name(image.name)
+        if name is None or not (texts := image.with_name(name)).is_file():
+            raise FileNotFoundError(
+                f"{image} has no text file {name or '(no images, image or img in its name)'} "
+                "beside it: copy it there or correct the name"
+            )
+        pairs.append((image, texts))
+    return pairs
+
+
+def _text_name(image_name: str) -> str | None:
+    for word, replacement in _TEXT_NAMES:
+        if word in image_name:
+            return image_name.replace(word, replacement)
+    return None

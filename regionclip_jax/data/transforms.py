@@ -1,0 +1,91 @@
+"""Resize and flip: a picture and its boxes together."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+_RESAMPLING = {
+    "bicubic_truncate": Image.Resampling.BICUBIC,
+    "bilinear_round": Image.Resampling.BILINEAR,
+}
+
+
+def check_resize_method(method: str) -> None:
+    """Raises ValueError with the choices if there is no such method."""
+    if method not in _RESAMPLING:
+        raise ValueError(f"unknown resize method {method!r}: choose from {', '.join(_RESAMPLING)}")
+
+
+def resized_size(
+    height: int, width: int, short: int, max_long: int, method: str
+) -> tuple[int, int]:
+    """``(height, width)`` after the short side became ``short``, the long one at most ``max_long``.
+
+    ``bicubic_truncate`` is the rule of pretraining (spec 4.4): fractions are cut off, and a picture
+    whose short side is right already stays as it is even if its long side passes ``max_long``.
+    ``bilinear_round`` is the rule of detection (spec 7.13): rounded half up, always capped.
+
+    Raises:
+        ValueError: an unknown method, or a picture so narrow that a side would become 0.
+    """
+    check_resize_method(method)
+    low, high = min(height, width), max(height, width)
+    if method == "bicubic_truncate":
+        if low == short:
+            return height, width
+        new_low, new_high = short, int(short * high / low)
+        if new_high > max_long:
+            new_low, new_high = int(max_long * short / new_high), max_long
+    else:
+        scale = short / low
+        exact_low, exact_high = float(short), scale * high
+        if exact_high > max_long:
+            shrink = max_long / exact_high
+            exact_low, exact_high = exact_low * shrink, exact_high * shrink
+        new_low, new_high = int(exact_low + 0.5), int(exact_high + 0.5)
+    if new_low < 1:
+        raise ValueError(
+            f"{height} x {width} (height x width) is too narrow to be resized to sides "
+            f"{short} and at most {max_long}: its short side would become 0"
+        )
+    return (new_low, new_high) if height <= width else (new_high, new_low)
+
+
+def resize_short_side(
+    image: UInt8[np.ndarray, "h w 3"], short: int, max_long: int, method: str
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Resizes with Pillow, whose filters widen when they shrink (antialias).
+
+    Args:
+        short, max_long: in pixels; the sizes follow :func:`resized_size`.
+        method: ``"bicubic_truncate"`` (pretraining) or ``"bilinear_round"`` (detection).
+
+    Raises:
+        ValueError: as :func:`resized_size`.
+    """
+    height, width = resized_size(*image.shape[:2], short, max_long, method)
+    if (height, width) == image.shape[:2]:
+        return image
+    picture = Image.fromarray(image)
+    return np.asarray(picture.resize((width, height), _RESAMPLING[method]))
+
+
+def flip_image(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Left becomes right."""
+    flipped = np.empty_like(image)
+    for channel in range(3):  # several times faster than copying image[:, ::-1] at once
+        flipped[..., channel] = image[:, ::-1, channel]
+    return flipped
+
+
+def flip_boxes(boxes: Float[np.ndarray, "G 4"], width: int) -> Float[np.ndarray, "G 4"]:
+    """Boxes of a picture ``width`` pixels wide after :func:`flip_image`."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([width - x2, y1, width - x1, y2], -1).astype(boxes.dtype)
+
+
+def scale_boxes(
+    boxes: Float[np.ndarray, "G 4"], scale_y: float, scale_x: float
+) -> Float[np.ndarray, "G 4"]:
+    """Boxes of a picture after it was resized by the factors of each axis."""
+    return boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)

@@ -1,0 +1,139 @@
+"""Records into a directory of ArrayRecord shards with a manifest."""
+
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from regionclip_jax.data.record_encoding import encode_record, kind_of
+from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+# One record a group gives random access; pictures are compressed already.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+def write_array_record(
+    records: Iterable[ImageTextRecord] | Iterable[DetectionRecord],
+    directory: str | os.PathLike,
+    shard_size: int,
+    description: dict,
+) -> dict:
+    """Writes records, all of one kind, so that a complete directory appears at once or not at all.
+
+    An existing complete directory with an equal description is kept; ``records`` is not touched.
+
+    Args:
+        directory: to create; its parent may be missing.
+        shard_size: records a file.
+        description: JSON values that determine the records (where from, which settings). For
+            detection records give ``category_names`` here: the source hands them on.
+
+    Returns:
+        The manifest: ``format, kind, count, shards [{name, count}], description``.
+
+    Raises:
+        FileExistsError: the directory exists and holds something else.
+        ValueError: no records, two kinds mixed, or ``shard_size`` below 1.
+    """
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, found {shard_size}")
+    directory = pathlib.Path(directory)
+    description = json.loads(json.dumps(description))
+    if directory.exists():
+        return _existing(directory, description)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(
+        tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent)
+    )
+    try:
+        partial.chmod(0o755)  # mkdtemp makes it private to this user
+        manifest = _write_shards(iter(records), partial, shard_size, description)
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        try:
+            partial.rename(directory)
+        except OSError:
+            if not directory.exists():
+                raise
+            return _existing(directory, description)  # another process was faster
+        return manifest
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_manifest(directory: str | os.PathLike) -> dict:
+    """The manifest of a directory written by :func:`write_array_record`.
+
+    Raises:
+        FileNotFoundError: no such directory, or no manifest in it.
+        ValueError: the manifest is of another format.
+    """
+    path = pathlib.Path(directory) / MANIFEST
+    if not path.is_file():
+        what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
+        raise FileNotFoundError(
+            f"{path.parent} {what}: expected a directory written by write_array_record; "
+            "write it again or correct the path"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): write the directory again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a manifest of format {FORMAT}: write the directory again")
+    return manifest
+
+
+def _existing(directory: pathlib.Path, description: dict) -> dict:
+    if not (directory / MANIFEST).is_file():
+        raise FileExistsError(
+            f"{directory} exists but holds no complete data set: delete it or choose another path"
+        )
+    manifest = read_manifest(directory)
+    found = manifest["description"]
+    if found != description:
+        keys = sorted(k for k in found.keys() | description if found.get(k) != description.get(k))
+        raise FileExistsError(
+            f"{directory} holds another data set (differing in {', '.join(keys)}): "
+            "delete it or choose another path"
+        )
+    return manifest
+
+
+def _write_shards(records: Iterator, folder: pathlib.Path, size: int, description: dict) -> dict:
+    shards, kinds = [], set()
+    for number in itertools.count():
+        first = next(records, None)
+        if first is None:
+            break
+        name, count = f"shard-{number:05d}.arrayrecord", 0
+        writer = ArrayRecordWriter(str(folder / name), _OPTIONS)
+        try:
+            for record in itertools.chain([first], itertools.islice(records, size - 1)):
+                kinds.add(kind_of(record))
+                if len(kinds) > 1:
+                    raise ValueError(
+                        f"record {record.key} is of another kind than those before it: "
+                        "write image-text and detection records to two directories"
+                    )
+                writer.write(encode_record(record))
+                count += 1
+        finally:
+            writer.close()
+        shards.append({"name": name, "count": count})
+    if not shards:
+        raise ValueError("there are no records to write: check the source they come from")
+    return {
+        "format": FORMAT,
+        "kind": kinds.pop(),
+        "count": sum(shard["count"] for shard in shards),
+        "shards": shards,
+        "description": description,
+    }

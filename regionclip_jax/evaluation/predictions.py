@@ -1,0 +1,120 @@
+"""Run a prediction function over batches and bring the answers home to the original images.
+
+Coordinates: the model answers in canvas pixels; COCO wants ``[x, y, width, height]`` in pixels of
+the original image. ``batch.scales`` (canvas pixels per original pixel, y first) leads back.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from regionclip_jax.structures import DetectionBatch, Detections
+
+# What one image contributes: plain JSON values, so that any gather of processes can carry them.
+ImageRecord = dict[str, object]
+PredictFn = Callable[[DetectionBatch], tuple[Detections, Int[np.ndarray, "B G"] | None]]
+
+
+class Predictions(NamedTuple):
+    """Answers for all images of a data set, each image once, by increasing image id."""
+
+    results: list[dict]  # COCO results: image_id, category_id, bbox xywh in original pixels, score
+    predicted: Int[np.ndarray, " N"]  # best class of each ground-truth box, contiguous index
+    actual: Int[np.ndarray, " N"]  # its true class; both empty when predict_fn gives no classes
+    num_images: int
+
+
+def run(
+    predict_fn: PredictFn,
+    batches: Iterable[DetectionBatch],
+    *,
+    category_ids: Sequence[int],
+    gather: Callable[[list[ImageRecord]], list[ImageRecord]],
+) -> Predictions:
+    """Predict every image of ``batches``.
+
+    Args:
+        predict_fn: batch -> (Detections in canvas pixels, best class per ground-truth box [B, G] or
+            None), as numpy arrays.
+        batches: this process's share. Images with ``mask`` False are padding and dropped.
+        category_ids: class index -> category id of the results.
+        gather: this process's records -> those of all processes; the identity for one process.
+            Images that several processes saw (an uneven share) are counted once.
+
+    Raises:
+        ValueError: for a class index beyond ``category_ids`` or numbers that are not finite.
+    """
+    records: list[ImageRecord] = []
+    for batch in batches:
+        detections, box_classes = predict_fn(batch)
+        for row in np.flatnonzero(batch.mask):
+            records.append(_image_record(batch, detections, box_classes, row, category_ids))
+    unique = {}
+    for record in gather(records):
+        unique.setdefault(record["image_id"], record)
+    ordered = [unique[image_id] for image_id in sorted(unique)]
+    return Predictions(
+        results=[result for record in ordered for result in record["results"]],
+        predicted=_concatenated(ordered, "predicted"),
+        actual=_concatenated(ordered, "actual"),
+        num_images=len(ordered),
+    )
+
+
+def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRecord:
+    image_id = int(batch.image_ids[row])
+    record: ImageRecord = {"image_id": image_id, "results": [], "predicted": [], "actual": []}
+    keep = np.asarray(detections.mask[row], bool)
+    boxes = np.asarray(detections.boxes[row], np.float64)[keep]
+    scores = np.asarray(detections.scores[row], np.float64)[keep]
+    classes = np.asarray(detections.classes[row])[keep]
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError(
+            f"image {image_id}: a predicted box or score is not finite; the model's parameters or "
+            "its input are broken"
+        )
+    if classes.size and not (0 <= classes.min() and classes.max() < len(category_ids)):
+        raise ValueError(
+            f"image {image_id}: predicted class {classes.max()} with {len(category_ids)} category "
+            "ids; pass the ids of the classes the model was given"
+        )
+    boxes_xywh = to_original_xywh(boxes, sizes=batch.sizes[row], scales=batch.scales[row])
+    for box, score, class_index in zip(boxes_xywh, scores, classes, strict=True):
+        if box[2] > 0 and box[3] > 0:  # nothing of the others lies inside the image
+            record["results"].append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(category_ids[class_index]),
+                    "bbox": box.tolist(),
+                    "score": float(score),
+                }
+            )
+    if box_classes is not None:
+        real = np.asarray(batch.box_mask[row], bool)
+        record["predicted"] = np.asarray(box_classes[row])[real].tolist()
+        record["actual"] = np.asarray(batch.classes[row])[real].tolist()
+    return record
+
+
+def to_original_xywh(boxes: np.ndarray, *, sizes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Boxes of one image from the canvas to its original, clipped to it.
+
+    Args:
+        boxes: [K, 4] xyxy, canvas pixels.
+        sizes: [2] height and width of the image on the canvas.
+        scales: [2] canvas pixels per original pixel, y and x.
+
+    Returns:
+        [K, 4] ``x, y, width, height``, original pixels.
+    """
+    height, width = sizes
+    limit = np.array([width, height, width, height], np.float64)
+    scale = np.asarray(scales, np.float64)[[1, 0, 1, 0]]
+    x1, y1, x2, y2 = (np.clip(boxes, 0.0, limit) / scale).T
+    return np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
+
+
+def _concatenated(records: list[ImageRecord], key: str) -> np.ndarray:
+    return np.array([value for record in records for value in record[key]], np.int64)

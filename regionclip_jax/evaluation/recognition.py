@@ -1,0 +1,114 @@
+"""Recognition on given boxes: is the best class the true one, and what is mistaken for what?
+
+These numbers leave localisation out, so they say what region pretraining taught.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+
+import numpy as np
+from jaxtyping import Int
+
+
+def region_top1(
+    predicted: Int[np.ndarray, " N"],
+    actual: Int[np.ndarray, " N"],
+    *,
+    class_groups: Mapping[str, Set[int]],
+) -> dict[str, float | None]:
+    """Share of regions whose best class is the true one, in percent.
+
+    Args:
+        predicted: class index per region.
+        actual: true class index per region.
+        class_groups: group name -> true class indices that belong to it.
+
+    Returns:
+        ``{"top1": ..., "top1_<group>": ...}``; None where a group has no region.
+
+    Raises:
+        ValueError: when the arrays do not have one length.
+    """
+    predicted, actual = _pair(predicted, actual)
+    right = predicted == actual
+    scores = {"top1": _percent(right)}
+    for group, classes in class_groups.items():
+        scores[f"top1_{group}"] = _percent(right[np.isin(actual, sorted(classes))])
+    return scores
+
+
+def factor_accuracy(
+    predicted: Int[np.ndarray, " N"],
+    actual: Int[np.ndarray, " N"],
+    *,
+    factors: Mapping[str, Mapping[int, str]],
+) -> dict[str, float | None]:
+    """Share of regions whose best class agrees with the true one in a factor, in percent.
+
+    Tells a model that knows colours but no shapes from one that guesses.
+
+    Args:
+        predicted: class index per region.
+        actual: true class index per region.
+        factors: factor -> class index -> value, e.g. ``{"colour": {0: "red", 1: "blue", ...}}``.
+            Regions whose true class has no value in a factor are left out of it; a predicted class
+            without a value is wrong.
+
+    Returns:
+        ``{"<factor>_accuracy": ...}``; None where no region has the factor.
+
+    Raises:
+        ValueError: when the arrays do not have one length.
+    """
+    predicted, actual = _pair(predicted, actual)
+    scores = {}
+    for factor, values in factors.items():
+        right = [
+            values.get(int(guess)) == values[int(truth)]
+            for guess, truth in zip(predicted, actual, strict=True)
+            if int(truth) in values
+        ]
+        scores[f"{factor}_accuracy"] = _percent(np.array(right, bool))
+    return scores
+
+
+def most_confused(
+    predicted: Int[np.ndarray, " N"],
+    actual: Int[np.ndarray, " N"],
+    *,
+    names: Sequence[str],
+    limit: int = 10,
+) -> list[tuple[str, str, int]]:
+    """The most frequent mistakes, ``(true name, predicted name, regions)``, most frequent first.
+
+    Ties are in the order of the class indices, so that two runs list alike.
+
+    Raises:
+        ValueError: when the arrays do not have one length or hold an index beyond ``names``.
+    """
+    predicted, actual = _pair(predicted, actual)
+    for what, values in (("predicted", predicted), ("true", actual)):
+        outside = values[(values < 0) | (values >= len(names))]
+        if outside.size:
+            raise ValueError(
+                f"confusions: {what} class {outside[0]} is not among the {len(names)} named classes"
+            )
+    wrong = predicted != actual
+    pairs, counts = np.unique(
+        np.stack([actual[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")[:limit]
+    return [(names[pairs[i, 0]], names[pairs[i, 1]], int(counts[i])) for i in order]
+
+
+def _pair(predicted, actual) -> tuple[np.ndarray, np.ndarray]:
+    predicted, actual = np.asarray(predicted), np.asarray(actual)
+    if predicted.shape != actual.shape or predicted.ndim != 1:
+        raise ValueError(
+            f"recognition: expected one predicted and one true class per region, found shapes "
+            f"{predicted.shape} and {actual.shape}"
+        )
+    return predicted, actual
+
+
+def _percent(right: np.ndarray) -> float | None:
+    return 100.0 * float(right.mean()) if right.size else None

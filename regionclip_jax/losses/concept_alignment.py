@@ -1,0 +1,70 @@
+"""How regions are held against the concept pool: logits, the teacher's labels, and groups of images.
+
+Paper section 3.2-3.3; spec: models_pretrain 3.8-3.9. The reference computes both region losses, their means
+and the rule "if no region passes the threshold keep all" on each GPU alone (3 images), so negatives come
+from 3 images. Here that group of images is an explicit argument, and the number of devices never changes
+the objective.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from regionclip_jax.losses.normalize import unit_length
+
+
+@flax.struct.dataclass
+class PseudoLabels:
+    """The teacher's view of every region, in groups. Rows with ``keep`` False take no part."""
+
+    probabilities: Float[Array, "groups M C"]
+    targets: Int[Array, "groups M"]
+    confidence: Float[Array, "groups M"]
+    keep: Bool[Array, "groups M"]
+
+
+def group_regions(x: Array, images_per_group: int | None) -> Array:
+    """``[B, R, ...]`` to ``[groups, images_per_group * R, ...]``; None makes one group of the batch.
+
+    Raises:
+        ValueError: the batch does not divide into groups.
+    """
+    num_images = x.shape[0]
+    size = images_per_group or num_images
+    if num_images % size:
+        raise ValueError(
+            f"images_per_group {size} does not divide the batch of {num_images} images; "
+            "choose a divisor, or None for the whole batch"
+        )
+    return x.reshape(num_images // size, size * x.shape[1], *x.shape[2:])
+
+
+def concept_logits(
+    regions: Float[Array, "... D"], concepts: Float[Array, "C D"], temperature: float
+) -> Float[Array, "... C"]:
+    """Cosines of regions and concepts over the temperature, fp32."""
+    return unit_length(regions) @ unit_length(concepts).T / temperature
+
+
+def label_regions(
+    logits: Float[Array, "groups M C"], mask: Bool[Array, "groups M"], threshold: float
+) -> PseudoLabels:
+    """The teacher's labels: its most likely concept, kept where its probability is above ``threshold``.
+
+    The comparison is strict; a group in which nothing passes keeps all its real regions (spec 3.8).
+    """
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    confidence = probabilities.max(-1)
+    passed = mask & (confidence > threshold)
+    keep = jnp.where(passed.any(-1, keepdims=True), passed, mask)
+    return PseudoLabels(probabilities, probabilities.argmax(-1), confidence, keep)
+
+
+def mean_over_groups(
+    values: Float[Array, "groups M"], keep: Bool[Array, "groups M"]
+) -> Float[Array, ""]:
+    """Mean over kept regions of each group, then over the groups that keep any."""
+    counts = keep.sum(-1)
+    means = jnp.where(keep, values, 0.0).sum(-1) / jnp.maximum(counts, 1)
+    return means.sum() / jnp.maximum((counts > 0).sum(), 1)

@@ -1,0 +1,150 @@
+"""CLIP: an image tower that embeds regions and whole pictures by one path, and a text tower.
+
+Paper section 3.1; spec: models_pretrain 1 and 2. The ResNet towers embed a whole picture as the region
+that covers it (at the training resolution RoIAlign is then the identity, so this *is* CLIP); ViT towers
+keep their class token for whole pictures. Nothing here is normalised to unit length: the losses and the
+classifier do that.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from regionclip_jax.models.modified_resnet import ModifiedResNet
+from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.text_transformer import TextTransformer
+from regionclip_jax.models.vision_transformer import VisionTransformer
+from regionclip_jax.ops.roi_align import roi_align
+
+
+@flax.struct.dataclass
+class ImageFeatures:
+    """What is computed once a picture: the map regions are cut from, and (ViT) the class token."""
+
+    map: Float[Array, "B h w channels"]
+    whole: Float[Array, "B D"] | None
+
+
+class CLIP(nn.Module):
+    """The two towers. ``frozen_norm=False`` gives the ResNet live batch norm (train_clip only)."""
+
+    config: CLIPConfig
+    frozen_norm: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        c = self.config
+        if c.is_vit:
+            self.visual = VisionTransformer(
+                c.grid_size, c.vision_patch_size, c.vision_width, c.vision_layers,
+                c.vision_heads, c.embed_dim, self.dtype,
+            )  # fmt: skip
+        else:
+            self.visual = ModifiedResNet(
+                c.vision_layers, c.vision_width, c.vision_heads, c.embed_dim, c.grid_size,
+                self.frozen_norm, self.dtype,
+            )  # fmt: skip
+        self.text = TextTransformer(
+            c.vocab_size, c.context_length, c.text_width, c.text_heads, c.text_layers,
+            c.embed_dim, self.dtype,
+        )  # fmt: skip
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ()
+        )
+
+    @property
+    def stride(self) -> int:
+        """Canvas pixels per cell of the feature map."""
+        return self.config.vision_patch_size or ModifiedResNet.stride
+
+    @property
+    def crop_size(self) -> int:
+        """Side of the RoIAligned crops that ``embed_crops`` takes."""
+        return 1 if self.config.is_vit else 2 * self.config.grid_size
+
+    def image_features(self, pixels: Float[Array, "B H W 3"]) -> ImageFeatures:
+        """Normalised pixels (ops.normalization) to the features that regions are cut from."""
+        if self.config.is_vit:
+            return ImageFeatures(*self.visual.features(pixels))
+        return ImageFeatures(self.visual.feature_map(pixels), None)
+
+    def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
+        return self.visual.embed_crops(crops)
+
+    def encode_image(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
+        """Whole canvases to embeddings."""
+        features = self.image_features(pixels)
+        if features.whole is not None:
+            return features.whole
+        num, height, width, _ = features.map.shape
+        if (height, width) == (self.crop_size, self.crop_size):
+            return self.embed_crops(features.map)
+        boxes = whole_image_boxes(jnp.tile(jnp.array([pixels.shape[1:3]]), (num, 1)))
+        crops = roi_align(features.map, boxes[:, None], self.crop_size, 1 / self.stride)
+        return self.embed_crops(crops[:, 0])
+
+    def encode_text(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
+        return self.text(tokens)
+
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], tokens: Int[Array, "N L"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "N D"], Float[Array, ""]]:
+        """Image embeddings, text embeddings, and the log of the logit scale."""
+        return self.encode_image(pixels), self.encode_text(tokens), self.logit_scale
+
+
+def whole_image_boxes(sizes: Int[Array, "B 2"]) -> Float[Array, "B 4"]:
+    """The box of each picture's real pixels, ``sizes`` being (height, width)."""
+    zeros = jnp.zeros(sizes.shape[0])
+    return jnp.stack([zeros, zeros, sizes[:, 1], sizes[:, 0]], -1).astype(jnp.float32)
+
+
+def encode_regions(
+    model: CLIP,
+    variables: dict,
+    feature_map: Float[Array, "B h w channels"],
+    boxes: Float[Array, "B R 4"],
+    *,
+    regions_per_chunk: int | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "B R D"]:
+    """Embeds boxes: RoIAlign, then layer4 and attention pooling, in rematerialised chunks.
+
+    Args:
+        model: the CLIP module; ``variables`` its frozen-norm variables.
+        feature_map: ``image_features(...).map``.
+        boxes: canvas pixels; an empty box gives some finite embedding that the caller masks.
+        regions_per_chunk: regions of each picture embedded at once. Crops and layer4's activations of
+            one chunk are all that ever exists, forward and backward; None means all in one.
+        implementation: of RoIAlign, see ``ops.roi_align``.
+    """
+    num_images, num_regions, _ = boxes.shape
+    size = min(regions_per_chunk or num_regions, num_regions)
+    num_chunks = -(-num_regions // size)
+    padded = jnp.pad(boxes, ((0, 0), (0, num_chunks * size - num_regions), (0, 0)))
+    chunks = padded.reshape(num_images, num_chunks, size, 4).swapaxes(0, 1)
+
+    def embed(chunk):
+        crops = roi_align(
+            feature_map, chunk, model.crop_size, 1 / model.stride, implementation=implementation
+        )
+        crops = crops.reshape(num_images * size, *crops.shape[2:])
+        out = model.apply(variables, crops, method=model.embed_crops)
+        return out.reshape(num_images, size, -1)
+
+    if num_chunks == 1:
+        return embed(chunks[0])
+    out = jax.lax.map(jax.checkpoint(embed), chunks)
+    return out.swapaxes(0, 1).reshape(num_images, num_chunks * size, -1)[:, :num_regions]
+
+
+def init_variables(config: CLIPConfig, key: PRNGKeyArray) -> dict:
+    """Fresh variables, ``{"params", "batch_stats"}``; use under ``jax.eval_shape`` for shapes alone."""
+    side = config.image_resolution
+    variables = CLIP(config).init(
+        key, jnp.zeros((1, side, side, 3)), jnp.zeros((1, config.context_length), jnp.int32)
+    )
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

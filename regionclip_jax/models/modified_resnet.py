@@ -1,0 +1,165 @@
+"""CLIP's modified ResNet, split where regions need it: stem..layer3 | layer4 | attention pool.
+
+Spec: models_pretrain 1.2-1.8. Three 3x3 stem convolutions and an average pool; strides are average
+pools after the 3x3 convolution and in the shortcut; every pool drops an odd last row or column.
+NHWC. The trunk's output (``res4``) has stride 16.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regionclip_jax.models.attention_pool import AttentionPool
+from regionclip_jax.models.frozen_batch_norm import BatchNorm
+
+EXPANSION = 4
+
+
+def average_pool_2x2(x: Float[Array, "N H W channels"]) -> Float[Array, "N H2 W2 channels"]:
+    """2x2 average pool with stride 2; an odd last row or column is dropped, as torch does."""
+    num, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    # A reshape and a mean: the windowed reduction's gradient is several times slower on CPU.
+    return x.reshape(num, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+class Conv(nn.Module):
+    """A 3x3 (padding 1) or 1x1 convolution without bias."""
+
+    features: int
+    kernel_size: int
+    strides: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w features"]:
+        size = self.kernel_size
+        shape = (size, size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
+        if size == 1:
+            # The same number as a matrix product, whose gradient is several times faster on CPU.
+            return x @ kernel[0, 0]
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.strides, self.strides),
+            [(size // 2, size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def _conv(features: int, kernel: int, dtype, name: str, strides: int = 1) -> Conv:
+    return Conv(features, kernel, strides, dtype, name=name)
+
+
+class Stem(nn.Module):
+    """Pixels to features of stride 4."""
+
+    width: int
+    frozen_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w channels"]:
+        plan = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
+        for index, (features, strides) in enumerate(plan, start=1):
+            x = _conv(features, 3, self.dtype, f"conv{index}", strides)(x)
+            x = nn.relu(BatchNorm(self.frozen_norm, name=f"norm{index}")(x))
+        return average_pool_2x2(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, (pool), 1x1 with a shortcut; ``stride`` 2 pools both branches."""
+
+    planes: int
+    stride: int
+    frozen_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w out"]:
+        shortcut = x
+        out = _conv(self.planes, 1, self.dtype, "conv1")(x)
+        out = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(out))
+        out = _conv(self.planes, 3, self.dtype, "conv2")(out)
+        out = nn.relu(BatchNorm(self.frozen_norm, name="norm2")(out))
+        if self.stride > 1:
+            out = average_pool_2x2(out)
+        out = _conv(self.planes * EXPANSION, 1, self.dtype, "conv3")(out)
+        out = BatchNorm(self.frozen_norm, name="norm3")(out)
+        if self.stride > 1 or x.shape[-1] != self.planes * EXPANSION:
+            if self.stride > 1:
+                shortcut = average_pool_2x2(shortcut)
+            shortcut = _conv(self.planes * EXPANSION, 1, self.dtype, "downsample_conv")(shortcut)
+            shortcut = BatchNorm(self.frozen_norm, name="downsample_norm")(shortcut)
+        return nn.relu(out + shortcut)
+
+
+class Stage(nn.Module):
+    """``num_blocks`` bottlenecks; the first one strides."""
+
+    planes: int
+    num_blocks: int
+    stride: int
+    frozen_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w out"]:
+        for index in range(self.num_blocks):
+            stride = self.stride if index == 0 else 1
+            x = Bottleneck(
+                self.planes, stride, self.frozen_norm, self.dtype, name=f"block{index}"
+            )(x)
+        return x
+
+
+class ModifiedResNet(nn.Module):
+    """CLIP's ResNet image tower.
+
+    ``feature_map`` is computed once an image; ``embed_crops`` turns RoIAligned crops of it into
+    embeddings. A whole picture of the training resolution is the crop of its own box: RoIAlign then
+    samples every cell's centre and is the identity.
+    """
+
+    layers: tuple[int, int, int, int]
+    width: int
+    num_heads: int
+    embed_dim: int
+    grid_size: int
+    frozen_norm: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    stride = 16
+
+    @property
+    def crop_size(self) -> int:
+        """Side P of the crops that ``embed_crops`` takes: 14 for RN50, 18 for RN50x4."""
+        return 2 * self.grid_size
+
+    def setup(self):
+        self.stem = Stem(self.width, self.frozen_norm, self.dtype)
+        stages = [
+            Stage(
+                self.width * 2**index,
+                self.layers[index],
+                1 if index == 0 else 2,
+                self.frozen_norm,
+                self.dtype,
+            )
+            for index in range(4)
+        ]
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.attention_pool = AttentionPool(
+            self.grid_size, self.num_heads, self.embed_dim, self.dtype
+        )
+
+    def feature_map(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w channels"]:
+        """Normalised pixels to ``res4`` (stride 16, 16 * width channels)."""
+        x = self.stem(pixels.astype(self.dtype))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
+        """Crops of ``res4`` through layer4 and attention pooling; not normalised."""
+        return self.attention_pool(self.layer4(crops))

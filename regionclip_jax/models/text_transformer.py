@@ -1,0 +1,48 @@
+"""CLIP's causal text transformer (spec: models_pretrain 2.1)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from regionclip_jax.models.transformer_blocks import BlockStack, LayerNorm
+
+
+class TextTransformer(nn.Module):
+    """Token ids to one embedding a text, read at the end-of-text token; not normalised."""
+
+    vocab_size: int
+    context_length: int
+    width: int
+    num_heads: int
+    num_layers: int
+    embed_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        normal = nn.initializers.normal
+        self.token_embedding = self.param(
+            "token_embedding", normal(0.02), (self.vocab_size, self.width)
+        )
+        self.positional_embedding = self.param(
+            "positional_embedding", normal(0.01), (self.context_length, self.width)
+        )
+        self.blocks = BlockStack(self.num_layers, self.num_heads, self.dtype)
+        self.ln_final = LayerNorm()
+        self.projection = self.param(
+            "projection", normal(self.width**-0.5), (self.width, self.embed_dim)
+        )
+
+    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
+        """The end-of-text token has the largest id of the vocabulary, so its place is the argmax.
+
+        A text cut before its end token is read at its start token, whose embedding knows nothing of
+        the words: that is the reference's behaviour (spec 2.2); our tokenizer keeps the end token.
+        Texts shorter than the context may come cut to any length: the mask is causal, so what
+        stands behind the end token never matters.
+        """
+        length = tokens.shape[1]
+        x = self.token_embedding[tokens] + self.positional_embedding[:length]
+        causal = jnp.tril(jnp.ones((1, length, length), bool))
+        x = self.ln_final(self.blocks(x.astype(self.dtype), causal))
+        ends = jnp.take_along_axis(x, tokens.argmax(-1)[:, None, None], axis=1)[:, 0]
+        return ends @ self.projection.astype(self.dtype)

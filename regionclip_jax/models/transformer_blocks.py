@@ -1,0 +1,154 @@
+"""The residual attention block that CLIP's text and ViT towers share (spec: models_pretrain 2.1)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x * sigmoid(1.702 x), the activation CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with eps 1e-5, computed in fp32 and cast back."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        width = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, width)
+        bias = self.param("bias", nn.initializers.zeros, width)
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        normalised = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+        return (normalised * scale + bias).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with separate q, k, v projections and head width ``width / heads``."""
+
+    num_heads: int
+    num_layers: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.q_proj = self._projection()
+        self.k_proj = self._projection()
+        self.v_proj = self._projection()
+        self.out_proj = self._projection((2 * self.num_layers) ** -0.5)
+
+    def _projection(self, gain: float = 1.0) -> nn.DenseGeneral:
+        init = nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
+        return _SquareDense(init, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None
+    ) -> Float[Array, "N T width"]:
+        num, tokens, width = x.shape
+        heads = (num, tokens, self.num_heads, width // self.num_heads)
+        query = self.q_proj(x).reshape(heads) * (width // self.num_heads) ** -0.5
+        key = self.k_proj(x).reshape(heads)
+        value = self.v_proj(x).reshape(heads)
+        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+        if mask is not None:
+            scores = jnp.where(mask[:, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(num, tokens, width)
+        return self.out_proj(mixed)
+
+    def values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
+        """Each token's own value, projected: attention in which every token sees only itself."""
+        return self.out_proj(self.v_proj(x))
+
+
+class _SquareDense(nn.Module):
+    """A dense layer as wide as its input."""
+
+    kernel_init: nn.initializers.Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, width))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """width -> 4 width -> width with quick GELU."""
+
+    num_layers: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
+        width = x.shape[-1]
+        fc_init = nn.initializers.normal((2 * width) ** -0.5)
+        proj_init = nn.initializers.normal(width**-0.5 * (2 * self.num_layers) ** -0.5)
+        x = nn.Dense(4 * width, dtype=self.dtype, kernel_init=fc_init, name="c_fc")(x)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=proj_init, name="c_proj")(
+            quick_gelu(x)
+        )
+
+
+class Block(nn.Module):
+    """x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
+
+    num_heads: int
+    num_layers: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.ln_1 = LayerNorm()
+        self.attention = SelfAttention(self.num_heads, self.num_layers, self.dtype)
+        self.ln_2 = LayerNorm()
+        self.mlp = MLP(self.num_layers, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None
+    ) -> Float[Array, "N T width"]:
+        x = x + self.attention(self.ln_1(x), mask)
+        return x + self.mlp(self.ln_2(x))
+
+    def values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
+        """The block with its attention replaced by each token's own value."""
+        x = x + self.attention.values_only(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class BlockStack(nn.Module):
+    """``num_layers`` blocks named block0, block1, ..."""
+
+    num_layers: int
+    num_heads: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.block = [
+            Block(self.num_heads, self.num_layers, self.dtype, name=f"block{index}")
+            for index in range(self.num_layers)
+        ]
+
+    def __call__(
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None
+    ) -> Float[Array, "N T width"]:
+        for block in self.block:
+            x = block(x, mask)
+        return x
+
+    def all_but_last(
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None
+    ) -> Float[Array, "N T width"]:
+        for block in self.block[:-1]:
+            x = block(x, mask)
+        return x
+
+    def last(
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None
+    ) -> Float[Array, "N T width"]:
+        return self.block[-1](x, mask)
+
+    def last_values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
+        return self.block[-1].values_only(x)

@@ -1,0 +1,1 @@
+"""Pure functions on arrays with fixed shapes and masks; no parameters."""

@@ -1,0 +1,23 @@
+"""Pixels as the models want them (spec: models_pretrain 1.11)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def real_pixels(sizes: Int[Array, "B 2"], height: int, width: int) -> Bool[Array, "B H W"]:
+    """True where a canvas shows its picture, False on the padding right of and below it."""
+    rows = jnp.arange(height)[None, :, None] < sizes[:, 0, None, None]
+    columns = jnp.arange(width)[None, None, :] < sizes[:, 1, None, None]
+    return rows & columns
+
+
+def normalize_for_clip(
+    images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
+) -> Float[Array, "B H W 3"]:
+    """RGB canvases to CLIP's input; padding becomes 0 after normalisation, as in the reference."""
+    pixels = images.astype(jnp.float32) / 255.0
+    pixels = (pixels - jnp.asarray(CLIP_MEAN, jnp.float32)) / jnp.asarray(CLIP_STD, jnp.float32)
+    return jnp.where(real_pixels(sizes, *images.shape[1:3])[..., None], pixels, 0.0)

@@ -1,0 +1,224 @@
+"""RoIAlign: fixed-size crops of a feature map at box positions, by bilinear sampling.
+
+Spec: models_pretrain 1.7 (torchvision's compiled kernel). A sample contributes nothing when it lies
+beyond -1 or beyond the map's length, is clamped into the map otherwise, and each bin is the mean over
+its samples. With ``sampling_ratio=0`` the number of samples of a bin is ``ceil(size / P)``, per box and
+per axis; an empty or inverted box then has none and gives zeros. Bilinear sampling is separable, which
+gives two exact implementations:
+
+``matmul``  one matrix per box and axis, ``out = W_y F W_x^T``. For accelerators and small maps.
+``gather``  one box at a time, one row read per (sample, corner). For large maps on CPUs, where it is 4
+            to 9 times faster than the matrices.
+``auto``    picks by the backend and the size of the map when the function is traced.
+
+Gradients flow to the features only; boxes get none, as in torchvision.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Below this many cells the matrices are small enough to win on CPUs too.
+_GATHER_MIN_CELLS = 1024
+
+
+def roi_align(
+    features: Float[Array, "B h w channels"],
+    boxes: Float[Array, "B R 4"],
+    output_size: int | tuple[int, int],
+    spatial_scale: float,
+    *,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    implementation: str = "auto",
+) -> Float[Array, "B R P Q channels"]:
+    """Crops ``boxes`` out of ``features``.
+
+    Args:
+        features: feature maps, NHWC.
+        boxes: xyxy in pixels of the canvas.
+        output_size: P, or (P, Q) for height and width.
+        spatial_scale: cells per canvas pixel, e.g. 1/16.
+        sampling_ratio: samples per bin and axis; 0 chooses ``ceil(size / P)`` per box.
+        aligned: shift by half a cell (detectron2's ROIAlignV2); False also widens boxes to one cell.
+        implementation: "matmul", "gather" or "auto".
+
+    Raises:
+        ValueError: unknown implementation.
+    """
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    # The barrier keeps XLA from folding boxes known at compile time into rounded reciprocals, which
+    # would undo what ``_divide`` is for.
+    boxes = jax.lax.optimization_barrier(jax.lax.stop_gradient(boxes.astype(jnp.float32)))
+    if implementation == "auto":
+        cells = features.shape[1] * features.shape[2]
+        on_cpu = jax.default_backend() == "cpu"
+        implementation = "gather" if on_cpu and cells >= _GATHER_MIN_CELLS else "matmul"
+    if implementation == "matmul":
+        return _align_by_matmul(features, boxes, size, spatial_scale, sampling_ratio, aligned)
+    if implementation == "gather":
+        return _align_by_gather(features, boxes, size, spatial_scale, sampling_ratio, aligned)
+    raise ValueError(f"roi_align: implementation {implementation!r}; expected matmul, gather, auto")
+
+
+def _bins(low, high, num_bins: int, scale: float, sampling_ratio: int, aligned: bool):
+    """Start, bin length and samples per bin along one axis, in cells; shapes as ``low``."""
+    offset = 0.5 if aligned else 0.0
+    start = low * scale - offset
+    size = high * scale - offset - start
+    if not aligned:
+        size = jnp.maximum(size, 1.0)
+    length = _divide(size, float(num_bins))
+    if sampling_ratio > 0:
+        count = jnp.full(size.shape, sampling_ratio, jnp.int32)
+    else:
+        # Right even where a backend's division is not correctly rounded.
+        samples = jnp.ceil(length)
+        samples = samples + (size > samples * num_bins)
+        samples = samples - (size <= (samples - 1) * num_bins)
+        count = jnp.maximum(samples, 0).astype(jnp.int32)
+    return start, length, count
+
+
+def _divide(numerator, denominator):
+    """True division. XLA turns division by a constant or a broadcast scalar into a multiplication
+    with its rounded reciprocal, which makes ceil(size / P) wrong at exact multiples of P and moves
+    samples across the map's edge; a divisor that looks different for every element prevents it."""
+    return numerator / jnp.where(numerator == numerator, denominator, 1.0)
+
+
+def _sample_positions(start, length, count, sample, bins):
+    """Coordinates of sample number ``sample`` in every bin."""
+    count = jnp.maximum(count, 1).astype(jnp.float32)
+    within = _divide(jnp.broadcast_to((sample + 0.5) * length, jnp.shape(length + bins)), count)
+    return start + bins * length + within
+
+
+# --- matmul ---------------------------------------------------------------------------------------
+
+
+def _interpolation_matrix(low, high, num_bins, extent, scale, sampling_ratio, aligned):
+    """[..., num_bins, extent] weights of every cell in the mean of every bin."""
+    start, length, count = _bins(low, high, num_bins, scale, sampling_ratio, aligned)
+    bins = jnp.arange(num_bins, dtype=jnp.float32)
+    cells = jnp.arange(extent, dtype=jnp.float32)
+    expand = functools.partial(jnp.expand_dims, axis=-1)
+
+    def add_sample(sample, weights):
+        at = _sample_positions(expand(start), expand(length), expand(count), sample, bins)
+        inside = (at >= -1.0) & (at <= extent) & (sample < expand(count))
+        at = jnp.clip(at, 0.0, extent - 1.0)
+        hat = jnp.maximum(0.0, 1.0 - jnp.abs(at[..., None] - cells))
+        return weights + jnp.where(inside[..., None], hat, 0.0)
+
+    # The number of samples depends on the boxes (and is large for boxes far beyond the map), so the
+    # loop's length is dynamic: a static bound would be silently wrong for unclipped boxes.
+    weights = jnp.zeros((*start.shape, num_bins, extent))
+    weights = jax.lax.fori_loop(0, count.max(initial=0), add_sample, weights)
+    return weights / jnp.maximum(count, 1).astype(jnp.float32)[..., None, None]
+
+
+def _align_by_matmul(features, boxes, size, scale, sampling_ratio, aligned):
+    height, width = features.shape[1:3]
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+    rows = _interpolation_matrix(y1, y2, size[0], height, scale, sampling_ratio, aligned)
+    columns = _interpolation_matrix(x1, x2, size[1], width, scale, sampling_ratio, aligned)
+    rows, columns = (jax.lax.stop_gradient(w).astype(features.dtype) for w in (rows, columns))
+    partial = jnp.einsum("brqw,bhwc->brhqc", columns, features)
+    return jnp.einsum("brph,brhqc->brpqc", rows, partial)
+
+
+# --- gather ---------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _align_by_gather(features, boxes, size, scale, sampling_ratio, aligned):
+    table, geometry = _gather_setup(features, boxes, size, scale, sampling_ratio, aligned)
+    channels = features.shape[-1]
+
+    def align_box(box_geometry):
+        def add(step, total):
+            indices, weights = _corner(box_geometry, step, features.shape, size)
+            return total + table[indices] * weights[..., None]
+
+        zeros = jnp.zeros((*size, channels), jnp.float32)
+        return jax.lax.fori_loop(0, _num_corners(box_geometry), add, zeros)
+
+    crops = jax.lax.map(align_box, geometry)
+    return crops.reshape(*boxes.shape[:2], *size, channels).astype(features.dtype)
+
+
+def _gather_forward(features, boxes, size, scale, sampling_ratio, aligned):
+    out = _align_by_gather(features, boxes, size, scale, sampling_ratio, aligned)
+    # The features are needed for their shape and type only; XLA drops the unused buffer.
+    return out, (features, boxes)
+
+
+def _gather_backward(size, scale, sampling_ratio, aligned, residuals, cotangent):
+    features, boxes = residuals
+    table, geometry = _gather_setup(features, boxes, size, scale, sampling_ratio, aligned)
+    channels = features.shape[-1]
+    cotangent = cotangent.astype(jnp.float32).reshape(-1, *size, channels)
+
+    def scatter_box(gradient, inputs):
+        box_geometry, box_cotangent = inputs
+
+        def add(step, gradient):
+            indices, weights = _corner(box_geometry, step, features.shape, size)
+            return gradient.at[indices].add(box_cotangent * weights[..., None])
+
+        return jax.lax.fori_loop(0, _num_corners(box_geometry), add, gradient), None
+
+    gradient = jnp.zeros(table.shape, jnp.float32)
+    gradient, _ = jax.lax.scan(scatter_box, gradient, (geometry, cotangent))
+    return gradient.reshape(features.shape).astype(features.dtype), jnp.zeros_like(boxes)
+
+
+_align_by_gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _gather_setup(features, boxes, size, scale, sampling_ratio, aligned):
+    """The maps as one table of cells, and per box (image, axis geometries)."""
+    num_images, height, width, channels = features.shape
+    table = features.reshape(num_images * height * width, channels)
+    flat = boxes.reshape(-1, 4)
+    images = jnp.repeat(jnp.arange(num_images), boxes.shape[1])
+    y_axis = _bins(flat[:, 1], flat[:, 3], size[0], scale, sampling_ratio, aligned)
+    x_axis = _bins(flat[:, 0], flat[:, 2], size[1], scale, sampling_ratio, aligned)
+    return table, (images, y_axis, x_axis)
+
+
+def _num_corners(box_geometry) -> Int[Array, ""]:
+    _, (_, _, y_count), (_, _, x_count) = box_geometry
+    return 4 * y_count * x_count
+
+
+def _corner(box_geometry, step, shape, size):
+    """Table rows and weights, both [P, Q], of one (sample, corner) pair of one box."""
+    image, (y_start, y_length, y_count), (x_start, x_length, x_count) = box_geometry
+    _, height, width, _ = shape
+    sample, corner = step // 4, step % 4
+    y_cell, y_weight = _axis_corner(
+        y_start, y_length, y_count, sample // x_count, corner // 2, size[0], height
+    )
+    x_cell, x_weight = _axis_corner(
+        x_start, x_length, x_count, sample % x_count, corner % 2, size[1], width
+    )
+    indices = (image * height + y_cell[:, None]) * width + x_cell[None, :]
+    total = jnp.maximum(y_count * x_count, 1).astype(jnp.float32)
+    return indices, y_weight[:, None] * x_weight[None, :] / total
+
+
+def _axis_corner(start, length, count, sample, upper, num_bins, extent):
+    """Cell and weight of the lower (0) or upper (1) neighbour of one sample in every bin."""
+    bins = jnp.arange(num_bins, dtype=jnp.float32)
+    at = _sample_positions(start, length, count, sample.astype(jnp.float32), bins)
+    inside = (at >= -1.0) & (at <= extent)
+    at = jnp.clip(at, 0.0, extent - 1.0)
+    low = jnp.floor(at)
+    fraction = at - low
+    weight = jnp.where(upper == 1, fraction, 1.0 - fraction)
+    cell = jnp.minimum(low.astype(jnp.int32) + upper, extent - 1)
+    return cell, jnp.where(inside, weight, 0.0)

@@ -1,0 +1,148 @@
+"""Boxes with labels on a picture.
+
+What a mark says is carried twice, by colour and by line (dashed = wrong), so that it survives a
+black-and-white print and a colour-blind reader. The colours are those of Okabe and Ito.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+Kind = Literal["right", "wrong", "unjudged"]
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "right": (0, 143, 104),
+    "wrong": (206, 84, 0),
+    "unjudged": (0, 102, 170),
+}
+_HALO = (255, 255, 255)
+_LABEL_TEXT = (255, 255, 255)
+_DASH = 5  # in line widths: dash and gap
+Rectangle = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """One box and what is said of it. ``box`` is xyxy in pixels of the picture it lies on."""
+
+    box: Sequence[float | int]
+    text: str
+    kind: Kind = "unjudged"
+
+
+def draw_marks(
+    picture: np.ndarray, marks: Sequence[Mark], *, width: int | None = None
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Draw boxes and labels; labels keep off each other where there is room.
+
+    Args:
+        picture: RGB uint8 [H, W, 3].
+        marks: drawn in order; later ones lie on top.
+        width: pixels of the result; the picture is enlarged (or reduced) first, so that lines and
+            letters stay crisp on small pictures. None keeps the size.
+
+    Returns:
+        A new picture of the same proportions.
+
+    Raises:
+        ValueError: for a picture that is not uint8 [H, W, 3].
+    """
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(
+            f"drawing: expected a uint8 RGB picture [H, W, 3], found {picture.dtype} "
+            f"{list(picture.shape)}"
+        )
+    canvas = Image.fromarray(picture)
+    scale = 1.0 if width is None else width / canvas.width
+    if width is not None:
+        size = (width, max(1, round(canvas.height * scale)))
+        canvas = canvas.resize(size, Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(canvas)
+    line = max(2, round(min(canvas.size) / 110))
+    letters = font(max(11, round(min(canvas.size) / 21)))
+    boxes = [_inside(mark.box, scale, canvas.size) for mark in marks]
+    for mark, box in zip(marks, boxes, strict=True):
+        _draw_box(draw, box, mark.kind, line)
+    placed: list[Rectangle] = []
+    for mark, box in zip(marks, boxes, strict=True):
+        if mark.text:
+            placed.append(_draw_label(draw, mark, box, letters, line, canvas.size, placed))
+    return np.asarray(canvas).copy()
+
+
+@functools.cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The typeface of all pictures: Pillow's own (Latin letters), alike on every machine."""
+    return ImageFont.load_default(size)
+
+
+def _inside(box, scale: float, size: tuple[int, int]) -> Rectangle:
+    x1, y1, x2, y2 = (float(value) * scale for value in box)
+    right, bottom = size[0] - 1.0, size[1] - 1.0
+    x1, y1 = min(max(x1, 0.0), right), min(max(y1, 0.0), bottom)
+    return x1, y1, min(max(x2 - 1, x1), right), min(max(y2 - 1, y1), bottom)
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, box: Rectangle, kind: Kind, line: int) -> None:
+    x1, y1, x2, y2 = box
+    halo = (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
+    draw.rectangle(halo, outline=_HALO, width=line + 2)
+    if kind != "wrong":
+        draw.rectangle(box, outline=COLOURS[kind], width=line)
+        return
+    for start, end in _dashes(x1, x2, _DASH * line):
+        draw.rectangle((start, y1, end, min(y1 + line - 1, y2)), fill=COLOURS[kind])
+        draw.rectangle((start, max(y2 - line + 1, y1), end, y2), fill=COLOURS[kind])
+    for start, end in _dashes(y1, y2, _DASH * line):
+        draw.rectangle((x1, start, min(x1 + line - 1, x2), end), fill=COLOURS[kind])
+        draw.rectangle((max(x2 - line + 1, x1), start, x2, end), fill=COLOURS[kind])
+
+
+def _dashes(start: float, end: float, period: int) -> list[tuple[float, float]]:
+    """An odd number of equal parts, every other one drawn, so that both corners are closed."""
+    parts = max(1, 2 * round((end - start) / (2 * period)) + 1)
+    edges = np.linspace(start, end, parts + 1)
+    return [(float(edges[i]), float(edges[i + 1])) for i in range(0, parts, 2)]
+
+
+def _draw_label(draw, mark, box, letters, line, size, placed) -> Rectangle:
+    left, top, right, bottom = letters.getbbox(mark.text)
+    ascent, descent = letters.getmetrics()
+    pad = max(3, ascent // 4)
+    width, height = right - left + 2 * pad, ascent + descent + pad
+    x, y = _label_corner(box, width, height, line, size, placed)
+    rectangle = (x, y, x + width, y + height)
+    draw.rounded_rectangle(rectangle, radius=pad, fill=COLOURS[mark.kind])
+    draw.text((x + pad - left, y + height / 2), mark.text, _LABEL_TEXT, font=letters, anchor="lm")
+    return rectangle
+
+
+def _label_corner(box, width, height, line, size, placed) -> tuple[float, float]:
+    """Top left corner of a label: above its box, in it or below it, where it covers no other."""
+    x1, y1, x2, y2 = box
+    lefts = (x1, x2 - width)
+    tops = (y1 - height - 1, y1 + line + 1, y2 - line - 1 - height, y2 + 2)
+    candidates = [
+        (min(max(x, 0.0), max(size[0] - width - 1.0, 0.0)), y)
+        for y in tops
+        for x in lefts
+        if 0 <= y and y + height < size[1]
+    ]
+    if not candidates:
+        candidates = [(min(max(x1, 0.0), max(size[0] - width - 1.0, 0.0)), 0.0)]
+
+    def covered(corner) -> float:
+        x, y = corner
+        return math.fsum(
+            max(0.0, min(x + width, r[2]) - max(x, r[0]))
+            * max(0.0, min(y + height, r[3]) - max(y, r[1]))
+            for r in placed
+        )
+
+    return min(candidates, key=covered)  # the first of the least covered

@@ -1,0 +1,140 @@
+"""Grids of pictures: the same scene as several models see it, readable at a glance."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from regionclip_jax.reporting.drawing import COLOURS, Mark, draw_marks, font
+
+_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (31, 36, 43), (105, 114, 125), (222, 226, 231)
+_MARGIN = 28  # around everything
+_GAP = 16  # between the pictures of one example
+_GUTTER = 46  # between examples
+_LEGEND = {"right": "right", "wrong": "wrong", "unjudged": "not judged"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A picture (RGB uint8 [H, W, 3]) and the marks of one model on it, in the picture's pixels."""
+
+    picture: np.ndarray
+    marks: tuple[Mark, ...] = ()
+
+
+def draw_gallery(
+    examples: Sequence[Sequence[Panel]],
+    *,
+    columns: Sequence[str],
+    title: str,
+    subtitle: str = "",
+    examples_per_row: int = 2,
+    panel_width: int = 300,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw examples as groups of panels, one panel a model, in a grid.
+
+    Each panel is captioned with its model and, where boxes are judged, how many are right.
+
+    Args:
+        examples: one panel for each of ``columns`` each, of one picture shape throughout a row.
+        columns: the models' names, e.g. ``("teacher", "student")``.
+        title: what is seen.
+        subtitle: a line below it: the numbers behind the pictures, say.
+        examples_per_row: groups beside each other.
+        panel_width: pixels a picture is drawn wide.
+
+    Returns:
+        The finished page, RGB.
+
+    Raises:
+        ValueError: without examples, or when an example has another number of panels than columns.
+    """
+    if not examples:
+        raise ValueError("gallery: no examples; pass at least one")
+    for number, example in enumerate(examples):
+        if len(example) != len(columns):
+            raise ValueError(
+                f"gallery: example {number} has {len(example)} panels, expected one for each of "
+                f"{tuple(columns)}"
+            )
+    tiles = [
+        [draw_marks(panel.picture, panel.marks, width=panel_width) for panel in example]
+        for example in examples
+    ]
+    per_row = min(examples_per_row, len(examples))
+    starts = range(0, len(examples), per_row)
+    heights = [max(t.shape[0] for tile in tiles[i : i + per_row] for t in tile) for i in starts]
+    group_width = len(columns) * panel_width + (len(columns) - 1) * _GAP
+    caption_height = 27
+    kinds = [k for k in COLOURS if any(m.kind == k for e in examples for p in e for m in p.marks)]
+    head = _Head(title, subtitle, kinds)
+    width = 2 * _MARGIN + max(per_row * group_width + (per_row - 1) * _GUTTER, head.width)
+    height = head.height + sum(h + caption_height + _GUTTER // 2 for h in heights) + _GUTTER // 2
+
+    page = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(page)
+    head.draw(draw, width)
+    y = head.height
+    for start, row_height in zip(starts, heights, strict=True):
+        for place, number in enumerate(range(start, min(start + per_row, len(examples)))):
+            for column, name in enumerate(columns):
+                x = _MARGIN + place * (group_width + _GUTTER) + column * (panel_width + _GAP)
+                tile = Image.fromarray(tiles[number][column])
+                _draw_caption(draw, x, y, tile.width, name, examples[number][column].marks)
+                page.paste(tile, (x, y + caption_height))
+                edge = (x, y + caption_height, x + tile.width - 1, y + caption_height + tile.height)
+                draw.rectangle((*edge[:3], edge[3] - 1), outline=_RULE)
+        y += row_height + caption_height + _GUTTER // 2
+    return np.asarray(page).copy()
+
+
+def write_png(path: str | Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write a picture as PNG; directories are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, format="PNG", optimize=True)
+
+
+def _draw_caption(draw, x: int, y: int, width: int, name: str, marks: Sequence[Mark]) -> None:
+    middle = y + 13
+    draw.text((x, middle), name, _INK, font=font(16), anchor="lm")
+    judged = [mark for mark in marks if mark.kind != "unjudged"]
+    if judged:
+        right = sum(mark.kind == "right" for mark in judged)
+        colour = COLOURS["right"] if right == len(judged) else _FAINT
+        text = f"{right} of {len(judged)} right"
+        draw.text((x + width, middle), text, colour, font=font(14), anchor="rm")
+
+
+class _Head:
+    """Title, subtitle and the legend of the kinds of marks that occur."""
+
+    def __init__(self, title: str, subtitle: str, kinds: Sequence[str]):
+        self._title, self._subtitle, self._kinds = title, subtitle, kinds
+        self._legend_width = sum(self._entry_width(kind) for kind in kinds)
+        text = max(font(26).getlength(title), font(15).getlength(subtitle))
+        self.width = round(text + self._legend_width)
+        self.height = _MARGIN + 36 + (26 if subtitle else 0) + 12
+
+    def draw(self, draw: ImageDraw.ImageDraw, width: int) -> None:
+        draw.text((_MARGIN, _MARGIN + 14), self._title, _INK, font=font(26), anchor="lm")
+        if self._subtitle:
+            draw.text((_MARGIN, _MARGIN + 46), self._subtitle, _FAINT, font=font(15), anchor="lm")
+        x = width - _MARGIN - self._legend_width
+        y = _MARGIN + 14
+        for kind in self._kinds:
+            x += 22
+            if kind == "wrong":
+                for left in (0, 8, 16):
+                    draw.rectangle((x + left, y - 1, x + left + 4, y + 2), fill=COLOURS[kind])
+            else:
+                draw.rectangle((x, y - 1, x + 20, y + 2), fill=COLOURS[kind])
+            draw.text((x + 28, y), _LEGEND[kind], _INK, font=font(15), anchor="lm")
+            x += self._entry_width(kind) - 22
+
+    @staticmethod
+    def _entry_width(kind: str) -> int:
+        return round(50 + font(15).getlength(_LEGEND[kind]))

@@ -1,0 +1,100 @@
+"""How fast, how far, how long still: one readable line in the log and scalars for TensorBoard."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from absl import logging
+
+
+class Progress:
+    """Rate and remaining time of a run, as two hooks of the training loop.
+
+    Register ``started`` for every step and ``report`` for every N steps::
+
+        hooks = [(1, progress.started), (100, progress.report)]
+
+    ``started`` begins the measurement after the first step, so that its compilation does not spoil
+    the first rate.
+
+    Args:
+        num_steps: updates done at the end of the run.
+        images_per_step: images of the global batch.
+        fetch_metrics: called once per report; gives the averaged metrics since the last one.
+        write_scalars: receives (step, metrics and progress), e.g. a writer's ``write_scalars``.
+        clock: seconds; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_steps: int,
+        images_per_step: int,
+        fetch_metrics: Callable[[], Mapping[str, float]],
+        write_scalars: Callable[[int, dict[str, float]], object],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._num_steps = num_steps
+        self._images_per_step = images_per_step
+        self._fetch_metrics = fetch_metrics
+        self._write_scalars = write_scalars
+        self._clock = clock
+        self._mark: tuple[int, float] | None = None
+        self._paused = 0.0
+
+    def started(self, step: int, state: object, metrics: object) -> None:
+        """Begin measuring at the first step seen; afterwards nothing."""
+        if self._mark is None:
+            self._mark = (step, self._clock())
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time within (evaluation, saving) does not count into the rate."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - began
+
+    def report(self, step: int, state: object, metrics: object) -> None:
+        """Fetch the metrics, write them with the rate, log one line."""
+        averages = dict(self._fetch_metrics())  # waits for the device: the clock is read after it
+        rates = self._rates(step)
+        self._write_scalars(step, averages | rates)
+        logging.info("%s", self._line(step, averages, rates))
+
+    def _rates(self, step: int) -> dict[str, float]:
+        now = self._clock()
+        mark, self._mark = self._mark, (step, now)
+        paused, self._paused = self._paused, 0.0
+        if mark is None or mark[0] == step:
+            return {}
+        seconds = max(now - mark[1] - paused, 1e-9)
+        steps_per_second = (step - mark[0]) / seconds
+        return {
+            "progress/steps_per_second": steps_per_second,
+            "progress/images_per_second": steps_per_second * self._images_per_step,
+            "progress/seconds_left": (self._num_steps - step) / steps_per_second,
+        }
+
+    def _line(self, step: int, averages: Mapping[str, float], rates: Mapping[str, float]) -> str:
+        width = len(str(self._num_steps))
+        parts = [f"step {step:>{width}}/{self._num_steps} ({step / self._num_steps:4.0%})"]
+        parts += [f"{name} {value:.4g}" for name, value in averages.items()]
+        if rates:
+            parts.append(f"{rates['progress/images_per_second']:.4g} images/s")
+            parts.append(f"{readable_seconds(rates['progress/seconds_left'])} left")
+        return " | ".join(parts)
+
+
+def readable_seconds(seconds: float) -> str:
+    """``42s``, ``3m 05s``, ``2h 07m``, ``3d 04h``: the two largest units."""
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d {hours % 24:02}h"
+    if hours:
+        return f"{hours}h {minutes % 60:02}m"
+    if minutes:
+        return f"{minutes}m {whole % 60:02}s"
+    return f"{whole}s"

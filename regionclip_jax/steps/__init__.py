@@ -1,0 +1,1 @@
+"""What happens on the device in one step, told top to bottom."""

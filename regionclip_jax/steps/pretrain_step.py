@@ -1,0 +1,202 @@
+"""One update of RegionCLIP pretraining (paper section 3; spec: models_pretrain 3), top to bottom.
+
+Regions of each picture -> the frozen teacher names them with concepts -> the student learns from the
+named regions (contrastive, distillation) and from the captions (image-text).
+
+Two knowing departures from the reference: its released forward crashes on the global box, whose meaning
+(the region that covers the picture) is implemented here; and that box covers the padded canvas there, so
+padding leaks into the global feature, while here it covers the picture's own pixels unless
+``global_box="canvas"`` asks for the reference's.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from regionclip_jax.losses.concept_alignment import (
+    PseudoLabels,
+    concept_logits,
+    group_regions,
+    label_regions,
+)
+from regionclip_jax.losses.concept_contrastive import concept_contrastive_loss
+from regionclip_jax.losses.distillation import distillation_loss
+from regionclip_jax.losses.image_text import image_text_loss
+from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
+from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
+from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
+from regionclip_jax.structures import ImageTextBatch, Regions
+
+
+@flax.struct.dataclass
+class Frozen:
+    """What a step reads and never changes: neither donated nor checkpointed."""
+
+    teacher: Any
+    teacher_concepts: Float[Array, "C Dt"]
+    student_concepts: Float[Array, "C D"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings:
+    """Numbers of the objective; the recipes in ``configs/pretrain.py`` comment each."""
+
+    num_proposals: int
+    num_regions: int
+    box_grid: int
+    temperature: float
+    teacher_temperature: float
+    concept_threshold: float
+    images_per_group: int | None
+    image_text_weight: float
+    distillation_weight: float
+    contrastive_weight: float
+    global_box: Literal["image", "canvas"]
+    regions_per_chunk: int | None
+    roi_align: str
+    seed: int
+
+
+def propose_regions(
+    key: PRNGKeyArray, sizes: Int[Array, "B 2"], settings: PretrainSettings
+) -> Regions:
+    """``num_regions`` of ``num_proposals`` random boxes of every picture."""
+    propose_key, sample_key = jax.random.split(key)
+    boxes = random_boxes(propose_key, sizes, settings.num_proposals, settings.box_grid)
+    mask = box_mask(sizes, settings.num_proposals)
+    proposals = Regions(boxes=boxes, scores=jnp.zeros(mask.shape), mask=mask)
+    return sample_regions(sample_key, proposals, settings.num_regions)
+
+
+def label_with_teacher(
+    teacher: CLIP,
+    frozen: Frozen,
+    pixels: Float[Array, "B H W 3"],
+    regions: Regions,
+    settings: PretrainSettings,
+) -> PseudoLabels:
+    """The teacher's concept distribution of every region, grouped; no gradient."""
+    features = teacher.apply(frozen.teacher, pixels, method=teacher.image_features)
+    embeddings = encode_regions(
+        teacher,
+        frozen.teacher,
+        features.map,
+        regions.boxes,
+        regions_per_chunk=settings.regions_per_chunk,
+        implementation=settings.roi_align,
+    )
+    logits = concept_logits(embeddings, frozen.teacher_concepts, settings.teacher_temperature)
+    labels = label_regions(
+        group_regions(logits, settings.images_per_group),
+        group_regions(regions.mask, settings.images_per_group),
+        settings.concept_threshold,
+    )
+    return jax.lax.stop_gradient(labels)
+
+
+def embed_with_student(
+    student: CLIP,
+    variables: dict,
+    pixels: Float[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    regions: Regions,
+    settings: PretrainSettings,
+) -> tuple[Float[Array, "B R D"], Float[Array, "B D"]]:
+    """The student's embeddings of the regions and of the whole pictures.
+
+    The whole picture is one more region of the same batch (ResNet); a ViT has its class token.
+    """
+    features = student.apply(variables, pixels, method=student.image_features)
+    boxes = regions.boxes
+    if features.whole is None:
+        height, width = pixels.shape[1:3]
+        if settings.global_box == "canvas":
+            sizes = jnp.broadcast_to(jnp.array([height, width]), sizes.shape)
+        boxes = jnp.concatenate([whole_image_boxes(sizes)[:, None], boxes], 1)
+    embeddings = encode_regions(
+        student,
+        variables,
+        features.map,
+        boxes,
+        regions_per_chunk=settings.regions_per_chunk,
+        implementation=settings.roi_align,
+    )
+    if features.whole is None:
+        return embeddings[:, 1:], embeddings[:, 0]
+    return embeddings, features.whole
+
+
+def pretrain_losses(
+    student: CLIP,
+    variables: dict,
+    frozen: Frozen,
+    batch: ImageTextBatch,
+    pixels: Float[Array, "B H W 3"],
+    regions: Regions,
+    labels: PseudoLabels,
+    settings: PretrainSettings,
+) -> dict[str, Float[Array, ""]]:
+    """The three losses, unweighted, by name."""
+    region_embeddings, image_embeddings = embed_with_student(
+        student, variables, pixels, batch.sizes, regions, settings
+    )
+    # The text tower is frozen in the paper's recipe; then nothing of this has a gradient.
+    texts = student.apply(variables, batch.tokens, method=student.encode_text)
+    logits = concept_logits(region_embeddings, frozen.student_concepts, settings.temperature)
+    logits = group_regions(logits, settings.images_per_group)
+    return {
+        "image_text": image_text_loss(image_embeddings, texts, batch.mask, settings.temperature),
+        "distillation": distillation_loss(logits, labels),
+        "contrastive": concept_contrastive_loss(logits, labels),
+    }
+
+
+def make_pretrain_step(
+    student: CLIP,
+    teacher: CLIP,
+    optimizer: optax.GradientTransformation,
+    settings: PretrainSettings,
+) -> Callable[[TrainState, Frozen, ImageTextBatch], tuple[TrainState, dict]]:
+    """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's."""
+    weights = {
+        "image_text": settings.image_text_weight,
+        "distillation": settings.distillation_weight,
+        "contrastive": settings.contrastive_weight,
+    }
+
+    def step(state: TrainState, frozen: Frozen, batch: ImageTextBatch) -> tuple[TrainState, dict]:
+        pixels = normalize_for_clip(batch.images, batch.sizes)
+        sizes = jnp.where(batch.mask[:, None], batch.sizes, 0)
+        regions = propose_regions(step_key(settings.seed, state.step), sizes, settings)
+        labels = label_with_teacher(teacher, frozen, pixels, regions, settings)
+
+        def loss_fn(params):
+            variables = model_variables(params, state.frozen_params, state.batch_stats)
+            losses = pretrain_losses(
+                student, variables, frozen, batch, pixels, regions, labels, settings
+            )
+            return sum(weights[name] * loss for name, loss in losses.items()), losses
+
+        (total, losses), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        real = jnp.maximum(regions.mask.sum(), 1)
+        metrics = {
+            "loss": total,
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+            "gradient_norm": optax.global_norm(gradients),
+            "labels_kept": labels.keep.sum() / real,
+            "labels_confidence": jnp.where(
+                group_regions(regions.mask, settings.images_per_group), labels.confidence, 0.0
+            ).sum()
+            / real,
+            "skipped_records": (~batch.mask).sum(),
+        }
+        return apply_gradients(state, gradients, optimizer), metrics
+
+    return step

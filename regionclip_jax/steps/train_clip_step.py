@@ -1,0 +1,48 @@
+"""One update of whole-image contrastive training (CLIP), with live batch norm."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from regionclip_jax.losses.image_text import image_text_loss
+from regionclip_jax.models.clip import CLIP
+from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables
+from regionclip_jax.structures import ImageTextBatch
+
+# CLIP never multiplies cosines by more than this.
+MAX_LOGIT_SCALE = 100.0
+
+
+def make_train_clip_step(
+    model: CLIP, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, ImageTextBatch], tuple[TrainState, dict]]:
+    """Builds the step. ``model`` has ``frozen_norm=False``; ``jax.jit`` is the caller's."""
+
+    def step(state: TrainState, batch: ImageTextBatch) -> tuple[TrainState, dict]:
+        pixels = normalize_for_clip(batch.images, batch.sizes)
+
+        def loss_fn(params):
+            variables = model_variables(params, state.frozen_params, state.batch_stats)
+            (images, texts, log_scale), updated = model.apply(
+                variables, pixels, batch.tokens, mutable=["batch_stats"]
+            )
+            temperature = jnp.exp(-jnp.minimum(log_scale, math.log(MAX_LOGIT_SCALE)))
+            loss = image_text_loss(images, texts, batch.mask, temperature)
+            return loss, (updated["batch_stats"], temperature)
+
+        (loss, (batch_stats, temperature)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        metrics = {
+            "loss": loss,
+            "temperature": temperature,
+            "gradient_norm": optax.global_norm(gradients),
+            "skipped_records": (~batch.mask).sum(),
+        }
+        return apply_gradients(state, gradients, optimizer, batch_stats), metrics
+
+    return step

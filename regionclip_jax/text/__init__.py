@@ -1,0 +1,1 @@
+"""Words: CLIP's tokens, prompts, and the names of categories."""

@@ -1,0 +1,80 @@
+"""Categories: COCO's names and their open-vocabulary split, LVIS from an annotation file.
+
+The split into 48 base and 17 novel categories is that of Bansal et al. (2018), "Zero-Shot Object
+Detection", in the order RegionCLIP uses; the other 15 of the 80 categories are in neither.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+from regionclip_jax.text.prompts import prepare_class_name
+
+# fmt: off
+COCO_80: tuple[str, ...] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat",
+    "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack",
+    "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball",
+    "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket",
+    "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
+    "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair",
+    "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote",
+    "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book",
+    "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)
+
+COCO_NOVEL_17: tuple[str, ...] = (
+    "airplane", "bus", "cat", "dog", "cow", "elephant", "umbrella", "tie", "snowboard",
+    "skateboard", "cup", "knife", "cake", "couch", "keyboard", "sink", "scissors",
+)
+
+_COCO_NEITHER_15: tuple[str, ...] = (
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "sports ball",
+    "baseball bat", "baseball glove", "tennis racket", "wine glass", "hot dog",
+    "potted plant", "dining table", "cell phone", "teddy bear", "hair drier",
+)
+# fmt: on
+
+# All splits keep the order of the 80, which is that of COCO's category ids.
+COCO_OVD_65: tuple[str, ...] = tuple(name for name in COCO_80 if name not in _COCO_NEITHER_15)
+COCO_BASE_48: tuple[str, ...] = tuple(name for name in COCO_OVD_65 if name not in COCO_NOVEL_17)
+
+
+@dataclasses.dataclass(frozen=True)
+class LvisCategory:
+    """One category of LVIS: its name as words, and ``"r"``, ``"c"`` or ``"f"`` (rare, common,
+    frequent: in at most 10, at most 100, more training images)."""
+
+    id: int
+    name: str
+    frequency: str
+
+
+def read_lvis_categories(path: str | os.PathLike) -> tuple[LvisCategory, ...]:
+    """The categories of an LVIS annotation file in ascending id, names prepared for prompts.
+
+    Args:
+        path: of ``lvis_v1_*.json``, or of a JSON list of its ``categories``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or its categories have no ``frequency``.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected an LVIS annotation file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = content["categories"] if isinstance(content, dict) else content
+        categories = [
+            LvisCategory(entry["id"], prepare_class_name(entry["name"]), entry["frequency"])
+            for entry in entries
+        ]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected LVIS categories with id, name and frequency, found {error!r}: "
+            "is this the annotation file of another data set?"
+        ) from error
+    return tuple(sorted(categories, key=lambda category: category.id))

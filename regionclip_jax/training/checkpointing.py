@@ -1,0 +1,148 @@
+"""Checkpoints of a training run: state and position, saved in the background, resumed bit for bit.
+
+A checkpoint holds the state (an Orbax pytree) and a small JSON, the position: how many records and
+steps are done, and the card of the run. The data pipeline is a function of the number of records
+and a step's random key one of the step, so nothing else is needed to resume.
+
+Orbax writes a step into a temporary directory and renames it when all is on disk. A process killed
+in the middle leaves that directory behind; it is never listed and is removed at the next start.
+"""
+
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+
+_ASK = "continue it with its own settings, or start this run with another --workdir"
+
+
+class TrainingCheckpoints:
+    """The checkpoints of one run in one directory.
+
+    Args:
+        directory: made when missing.
+        max_to_keep: older checkpoints beyond this number are deleted; None keeps all.
+        card: JSON-able facts that must agree between the run that saved and the run that resumes
+            (architecture, batch size, seed, ...). Not what may change, like the number of steps.
+
+    Raises:
+        CheckpointMismatch: when the directory holds a run with another card.
+    """
+
+    def __init__(self, directory: str | Path, *, max_to_keep: int | None, card: dict):
+        self.directory = Path(directory).absolute()
+        self._card = card
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=max_to_keep,
+                create=True,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+            item_names=("state", "position"),
+        )
+        latest = self._manager.latest_step()
+        if latest is not None:
+            self._require_same_card(latest)
+
+    def latest(self) -> Path | None:
+        """The newest finished checkpoint, or None."""
+        self.wait()
+        step = self._manager.latest_step()
+        return None if step is None else self.directory / str(step)
+
+    def save(self, step: int, state, *, records: int) -> None:
+        """Copy the state to the host, then write it in the background.
+
+        The next step may donate the state's buffers as soon as this returns: from an accelerator
+        the copy is complete by then; on CPU Orbax reads the buffers in place and JAX, seeing that
+        they are held, copies instead of overwriting. A step that is already saved is left alone.
+
+        Args:
+            step: updates done.
+            state: pytree of arrays.
+            records: records of the data consumed by these updates.
+        """
+        if step in self._manager.all_steps():
+            return
+        position = {"step": step, "records": records, "card": self._card}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+            ),
+        )
+
+    def restore_latest(self, abstract_state) -> tuple[object, dict] | None:
+        """Read the newest checkpoint.
+
+        Args:
+            abstract_state: the state as ``jax.ShapeDtypeStruct`` leaves with their shardings
+                (``jax.eval_shape`` of the initialisation); the restored arrays get these.
+
+        Returns:
+            (state, position) with position = {"step", "records", "card"}; None when there is none.
+
+        Raises:
+            CheckpointMismatch: when the stored tensors are not those of ``abstract_state``.
+        """
+        self.wait()
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state),
+                    position=ocp.args.JsonRestore(),
+                ),
+            )
+        except ValueError as error:
+            raise CheckpointMismatch(
+                f"{self.directory / str(step)}: its tensors are not those of this run; {_ASK}. "
+                f"Orbax says: {error}"
+            ) from error
+        return restored["state"], restored["position"]
+
+    def wait(self) -> None:
+        """Wait until every save is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait, then release the directory."""
+        self.wait()
+        self._manager.close()
+
+    def _require_same_card(self, step: int) -> None:
+        position = self._manager.restore(
+            step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
+        )["position"]
+        stored, ours = _flat(position["card"]), _flat(self._card)
+        differences = [
+            f"{key}: there {stored.get(key, 'absent')!r}, here {ours.get(key, 'absent')!r}"
+            for key in sorted(stored.keys() | ours.keys())
+            if stored.get(key, "absent") != ours.get(key, "absent")
+        ]
+        if differences:
+            self._manager.close()
+            raise CheckpointMismatch(
+                f"{self.directory / str(step)} belongs to another run ({'; '.join(differences)}); "
+                f"{_ASK}"
+            )
+
+
+def _flat(card: object, prefix: str = "") -> dict[str, object]:
+    """Nested dicts and sequences as {"a.b.0": leaf}, so that JSON's lists equal Python's tuples."""
+    if isinstance(card, dict) and card:
+        items = card.items()
+    elif isinstance(card, list | tuple) and card:
+        items = enumerate(card)
+    else:
+        return {prefix: list(card) if isinstance(card, tuple) else card}
+    flat = {}
+    for key, value in items:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

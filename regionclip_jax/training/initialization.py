@@ -1,0 +1,80 @@
+"""Starting parameters from another model's tree, strictly: nothing is skipped, nothing is guessed.
+
+Most reports of "zero AP" with the reference are weights that were silently not loaded. Here a name
+or a shape that does not fit ends the run with the list of all that do not fit.
+"""
+
+import jax
+import numpy as np
+from absl import logging
+
+_LISTED = 10
+
+
+def merge_parameters(target_abstract, source, where: str):
+    """Give ``source``'s arrays the place, order and dtype of ``target_abstract``.
+
+    Args:
+        target_abstract: nested dict of ``jax.ShapeDtypeStruct`` (or arrays): what the model wants.
+        source: nested dict of arrays: what was read.
+        where: the file or directory ``source`` came from, for messages.
+
+    Returns:
+        A tree like ``target_abstract`` with the arrays of ``source``, cast to the target's dtype of
+        the same kind (float16 to float32, say).
+
+    Raises:
+        ValueError: lists up to 10 each of the missing names, the unused names and the tensors with
+            another shape or kind.
+    """
+    wanted, given = _by_path(target_abstract), _by_path(source)
+    missing = [path for path in wanted if path not in given]
+    unused = [path for path in given if path not in wanted]
+    unlike = []
+    for path in wanted.keys() & given.keys():
+        want, have = wanted[path], given[path]
+        if tuple(want.shape) != tuple(have.shape) or not _same_kind(want.dtype, have.dtype):
+            unlike.append(f"{path} (expected {_describe(want)}, found {_describe(have)})")
+    problems = [
+        f"{len(names)} {what}: {_some(sorted(names))}"
+        for what, names in (
+            ("missing there", missing),
+            ("there but not in the model", unused),
+            ("of another shape or kind", unlike),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"{where}: its parameters do not fit the model ({len(wanted)} tensors). "
+            f"{'. '.join(problems)}. Choose the architecture the file was written with, or "
+            "convert the file again."
+        )
+    logging.info("%s: all %d tensors of the model found", where, len(wanted))
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, want: given[_path(keys)].astype(want.dtype), target_abstract
+    )
+
+
+def _by_path(tree) -> dict[str, object]:
+    return {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _path(keys) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _same_kind(want, have) -> bool:
+    kinds = (jax.numpy.floating, jax.numpy.integer, np.bool_)
+    return any(
+        jax.numpy.issubdtype(want, kind) and jax.numpy.issubdtype(have, kind) for kind in kinds
+    )
+
+
+def _describe(leaf) -> str:
+    return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,84 @@
+"""Learning rate schedules: pure functions from the number of updates done to a rate.
+
+Source: the solver of the reference (spec: models_pretrain 5.3). An update uses ``schedule(t)`` with
+``t`` the number of updates done before it, so the first one uses ``schedule(0)``.
+"""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import optax
+
+
+def warmup_multistep(
+    peak: float,
+    *,
+    boundaries: Sequence[int],
+    gamma: float,
+    warmup_steps: int,
+    warmup_factor: float,
+) -> optax.Schedule:
+    """Linear warm-up, then a constant rate that is cut by ``gamma`` at each boundary.
+
+    The warm-up multiplier ``warmup_factor + (1 - warmup_factor) * t / warmup_steps`` reaches 1 at
+    ``t = warmup_steps``. It multiplies the step function (a boundary inside the warm-up counts
+    too), as in the reference (spec: models_pretrain 5.3: 1000, 0.001, (300000, 525000), 0.1).
+
+    Args:
+        peak: the rate after the warm-up.
+        boundaries: increasing step numbers; the cut is in force from that step on.
+        gamma: factor per boundary.
+        warmup_steps: length of the warm-up; 0 for none.
+        warmup_factor: multiplier at step 0.
+
+    Raises:
+        ValueError: when the boundaries do not increase or ``warmup_steps`` is negative.
+    """
+    boundaries = tuple(boundaries)
+    if list(boundaries) != sorted(set(boundaries)):
+        raise ValueError(
+            f"schedule: boundaries must increase strictly, found {boundaries}; sort them"
+        )
+    _require_warmup(warmup_steps)
+    steps = optax.piecewise_constant_schedule(peak, {step: gamma for step in boundaries})
+    if warmup_steps == 0:
+        return steps
+
+    def schedule(step):
+        # Written out: optax.linear_schedule computes 1 - (1 - factor), five digits lost in float32.
+        progress = jnp.minimum(step / warmup_steps, 1.0)
+        return (warmup_factor + (1.0 - warmup_factor) * progress) * steps(step)
+
+    return schedule
+
+
+def warmup_cosine(
+    peak: float, *, warmup_steps: int, total_steps: int, final: float = 0.0
+) -> optax.Schedule:
+    """Linear warm-up from 0 to ``peak``, then half a cosine down to ``final`` at ``total_steps``.
+
+    The first update already moves: the warm-up is ``peak * (t + 1) / warmup_steps``, so no batch is
+    spent on a rate of zero.
+
+    Raises:
+        ValueError: when the warm-up does not fit into ``total_steps``.
+    """
+    _require_warmup(warmup_steps)
+    if not warmup_steps < total_steps:
+        raise ValueError(
+            f"schedule: warm-up of {warmup_steps} steps must be shorter than the total of "
+            f"{total_steps} steps; lower the one or raise the other"
+        )
+
+    def schedule(step):
+        warm = peak * (step + 1) / max(warmup_steps, 1)
+        progress = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
+        cosine = final + (peak - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return jnp.where(step < warmup_steps, warm, cosine)
+
+    return schedule
+
+
+def _require_warmup(warmup_steps: int) -> None:
+    if warmup_steps < 0:
+        raise ValueError(f"schedule: warmup_steps must be >= 0, found {warmup_steps}")

@@ -1,0 +1,65 @@
+"""Turns checkpoints of CLIP and RegionCLIP into a model directory; needs no PyTorch.
+
+    python scripts/convert_checkpoint.py --source RN50.pt --output models/rn50
+
+The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors. No code from
+it is run. What was not used is listed; what does not fit is refused.
+"""
+
+import argparse
+import sys
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion.convert import convert_checkpoint, convert_vocabulary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", metavar="FILE", help="checkpoint of a model")
+    parser.add_argument("--output", metavar="DIR", required=True, help="model directory to write")
+    parser.add_argument(
+        "--tower",
+        choices=("student", "teacher"),
+        default="student",
+        help="which image tower of a RegionCLIP file that holds two (default: student)",
+    )
+    parser.add_argument(
+        "--text-from",
+        metavar="FILE",
+        help="checkpoint to take the text tower from, for RegionCLIP files saved without one",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="bare tensor of class embeddings [C, D] to store as DIR/vocabulary.npz",
+    )
+    parser.add_argument("--names", metavar="TXT", help="their names, one a line")
+    options = parser.parse_args(arguments)
+    if options.source is None and options.vocabulary is None:
+        parser.error("give --source, --vocabulary with --names, or both")
+    if (options.vocabulary is None) != (options.names is None):
+        parser.error("--vocabulary and --names go together")
+    if options.source is None and options.text_from is not None:
+        parser.error("--text-from needs --source")
+    try:
+        if options.source is not None:
+            conversion = convert_checkpoint(
+                options.source, options.output, tower=options.tower, text_from=options.text_from
+            )
+            print(conversion.summary())
+        if options.vocabulary is not None:
+            vocabulary = convert_vocabulary(options.vocabulary, options.names, options.output)
+            print(
+                f"vocabulary: {len(vocabulary.names)} names, D = {vocabulary.embeddings.shape[1]}"
+            )
+    except (CheckpointMismatch, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"written: {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

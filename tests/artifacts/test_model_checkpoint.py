@@ -1,0 +1,117 @@
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.model_checkpoint import load_card, load_model, save_model
+from regionclip_jax.models.presets import CLIPConfig
+
+RESNET = CLIPConfig(
+    image_resolution=64,
+    vision_layers=(1, 1, 1, 1),
+    vision_width=2,
+    vision_patch_size=None,
+    vision_heads=1,
+    embed_dim=8,
+    vocab_size=10,
+    context_length=5,
+    text_width=16,
+    text_heads=1,
+    text_layers=1,
+)
+VIT = dataclasses.replace(
+    RESNET, vision_layers=1, vision_width=16, vision_patch_size=32, embed_dim=4
+)
+
+
+def random_variables(config: CLIPConfig) -> dict:
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
+        model_checkpoint.abstract_variables(config),
+    )
+
+
+@pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
+def test_a_model_survives_saving_bit_for_bit(tmp_path, config):
+    variables, card = random_variables(config), ModelCard(config, {"run": "test"})
+    save_model(tmp_path / "model", jax.tree.map(jnp.asarray, variables), card)
+    loaded, loaded_card = load_model(tmp_path / "model")
+    assert loaded_card == card and load_card(tmp_path / "model") == card
+    assert set(loaded) == {"params", "batch_stats"}
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_half_precision_is_stored_as_fp32(tmp_path):
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), random_variables(VIT))
+    save_model(tmp_path, variables, ModelCard(VIT, {}))
+    loaded, _ = load_model(tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(np.float32, variables))
+
+
+def test_saving_replaces_the_model_and_keeps_its_neighbours(tmp_path):
+    save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
+    (tmp_path / "vocabulary.npz").write_bytes(b"kept")
+    save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {}))
+    assert load_model(tmp_path)[1].architecture == VIT
+    assert (tmp_path / "vocabulary.npz").read_bytes() == b"kept"
+
+
+def test_a_write_cut_short_is_not_mistaken_for_a_model(tmp_path, monkeypatch):
+    save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_checkpoint, "save_variables", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
+    with pytest.raises(CheckpointMismatch, match="never finished"):
+        load_model(tmp_path)
+
+
+def test_a_card_without_arrays_is_refused(tmp_path):
+    save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {}))
+    shutil.rmtree(tmp_path / "params")
+    with pytest.raises(CheckpointMismatch, match="params: expected an Orbax checkpoint"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "other"])
+def test_a_directory_that_is_no_model_is_refused_with_a_remedy(tmp_path, make):
+    directory = tmp_path / "model"
+    if make != "nothing":
+        directory.mkdir()
+    if make == "other":
+        (directory / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointMismatch, match=r"convert_checkpoint\.py"):
+        load_model(directory)
+
+
+def test_arrays_that_are_not_those_of_the_card_are_named(tmp_path):
+    variables = random_variables(RESNET)
+    variables["params"]["text"]["projection"] = np.zeros((3, 8), np.float32)
+    del variables["batch_stats"]["visual"]["stem"]["norm1"]["mean"]
+    variables["params"]["extra"] = np.zeros(1, np.float32)
+    with pytest.raises(CheckpointMismatch) as error:
+        save_model(tmp_path / "model", variables, ModelCard(RESNET, {}))
+    message = str(error.value)
+    assert "params/text/projection: expected shape (16, 8), found (3, 8)" in message
+    assert "batch_stats/visual/stem/norm1/mean: missing, expected (1,)" in message
+    assert "params/extra: not part of the model" in message
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_card_of_another_architecture_is_refused_on_loading(tmp_path):
+    save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
+    wider = ModelCard(dataclasses.replace(RESNET, embed_dim=9), {})
+    (tmp_path / "card.json").write_text(wider.to_json())
+    with pytest.raises(CheckpointMismatch, match=r"text/projection: expected shape \(16, 9\)"):
+        load_model(tmp_path)

@@ -1,0 +1,103 @@
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.vocabulary import (
+    Vocabulary,
+    describe_encoder,
+    require_matching,
+    text_tower_hash,
+)
+from regionclip_jax.models.presets import PRESETS
+
+TEXT = {"text": {"projection": np.ones((2, 3), np.float32), "ln_final": {"bias": np.ones(2)}}}
+
+
+def make_vocabulary(encoder=None, dim=64) -> Vocabulary:
+    embeddings = np.random.default_rng(0).standard_normal((2, dim)).astype(np.float32)
+    encoder = encoder or describe_encoder(PRESETS["tiny"], TEXT)
+    return Vocabulary(("cat", "Hörnchen"), embeddings, ("a photo of a {}.",), encoder)
+
+
+def test_a_vocabulary_survives_saving(tmp_path):
+    vocabulary = make_vocabulary()
+    vocabulary.save(tmp_path / "new" / "vocabulary.npz")
+    loaded = Vocabulary.load(tmp_path / "new" / "vocabulary.npz")
+    np.testing.assert_array_equal(loaded.embeddings, vocabulary.embeddings)
+    assert (loaded.names, loaded.templates) == (vocabulary.names, vocabulary.templates)
+    assert loaded.encoder["parameters_sha256"] == vocabulary.encoder["parameters_sha256"]
+    require_matching(loaded, describe_encoder(PRESETS["tiny"], TEXT))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["vocabulary.npz"]
+
+
+def test_no_templates_are_possible(tmp_path):
+    dataclasses.replace(make_vocabulary(), templates=()).save(tmp_path / "a.npz")
+    assert Vocabulary.load(tmp_path / "a.npz").templates == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "embeddings", "message"),
+    [
+        (("a",), np.ones((2, 3)), r"\[1, D\].*\(2, 3\)"),
+        (("a", "a"), np.ones((2, 3)), "name 1 is 'a'"),
+        (("a", ""), np.ones((2, 3)), "name 1 is ''"),
+        (("a", "b"), np.array([[1.0], [np.nan]]), r"'b' \(row 1\) is not finite"),
+    ],
+)
+def test_inconsistent_vocabularies_are_refused(names, embeddings, message):
+    with pytest.raises(CheckpointMismatch, match=message):
+        Vocabulary(names, embeddings, (), {})
+
+
+def test_files_that_are_no_vocabulary_are_refused(tmp_path):
+    path = tmp_path / "vocabulary.npz"
+    with pytest.raises(CheckpointMismatch, match="found no file"):
+        Vocabulary.load(path)
+    path.write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz.*does not open"):
+        Vocabulary.load(path)
+    path.write_bytes(pickle.dumps([1]))
+    with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz.*does not open"):
+        Vocabulary.load(path)
+    np.savez(path, names=np.array(["a"]))
+    with pytest.raises(CheckpointMismatch, match="embeddings"):
+        Vocabulary.load(path)
+
+
+def test_objects_in_a_file_are_refused_not_unpickled(tmp_path):
+    path = tmp_path / "vocabulary.npz"
+    arrays = {"embeddings": np.ones((1, 2)), "templates": np.array([]), "encoder": np.array("{}")}
+    np.savez(path, names=np.array([{"a": 1}], dtype=object), **arrays)
+    with pytest.raises(CheckpointMismatch, match="pickle"):
+        Vocabulary.load(path)
+
+
+def test_the_hash_of_a_text_tower_depends_on_its_numbers_and_names_alone():
+    reference = text_tower_hash(TEXT)
+    reordered = {"text": dict(reversed(TEXT["text"].items())), "visual": {"other": np.ones(3)}}
+    assert text_tower_hash(reordered) == reference
+    changed = {"text": {**TEXT["text"], "projection": np.full((2, 3), 2, np.float32)}}
+    assert text_tower_hash(changed) != reference
+    reshaped = {"text": {**TEXT["text"], "projection": np.ones((3, 2), np.float32)}}
+    assert text_tower_hash(reshaped) != reference
+
+
+def test_a_vocabulary_of_another_text_tower_is_refused_naming_both():
+    other = {"text": {**TEXT["text"], "projection": np.zeros((2, 3), np.float32)}}
+    encoder = describe_encoder(PRESETS["RN50x4"], other)
+    with pytest.raises(CheckpointMismatch) as error:
+        require_matching(make_vocabulary(), encoder)
+    message = str(error.value)
+    assert "tiny (text width 128, D 64)" in message and "RN50x4 (text width 640" in message
+    assert encoder["parameters_sha256"][:12] in message
+
+
+def test_of_an_imported_vocabulary_only_the_width_can_be_compared():
+    imported = {"architecture": None, "parameters_sha256": None}
+    encoder = describe_encoder(PRESETS["tiny"], TEXT)
+    require_matching(make_vocabulary(imported), encoder)
+    with pytest.raises(CheckpointMismatch, match="63-dimensional.*unknown text tower"):
+        require_matching(make_vocabulary(imported, dim=63), encoder)

@@ -1,0 +1,74 @@
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_checkpoint import load_model
+from regionclip_jax.artifacts.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+SCRIPT = ROOT / "scripts" / "convert_checkpoint.py"
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.command
+def test_an_archive_becomes_a_model_directory(tmp_path):
+    source = GOLDEN / "pico_clip_torchscript_fp16.pt"
+    done = run("--source", source, "--output", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert "122 used, 22 of bookkeeping, 0 others unused" in done.stdout
+    variables, card = load_model(tmp_path / "model")
+    assert card.architecture.vision_layers == (1, 1, 1, 1)
+    assert variables["params"]["text"]["projection"].shape == (16, 8)
+
+
+@pytest.mark.command
+def test_embeddings_and_names_become_a_vocabulary(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("zebra\ngiraffe\nkite\n")
+    done = run(
+        "--vocabulary", GOLDEN / "embeddings.pth", "--names", names, "--output", tmp_path / "out"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    vocabulary = Vocabulary.load(tmp_path / "out" / "vocabulary.npz")
+    expected = np.arange(24, dtype=np.float32).reshape(3, 8)
+    np.testing.assert_array_equal(vocabulary.embeddings, expected)
+
+
+@pytest.mark.command
+def test_a_cut_archive_gives_one_line_with_file_and_remedy(tmp_path):
+    cut = tmp_path / "RN50.pt"
+    cut.write_bytes((GOLDEN / "pico_clip.pth").read_bytes()[:10_000])
+    done = run("--source", cut, "--output", tmp_path / "model")
+    assert done.returncode == 1
+    assert "RN50.pt" in done.stderr and "download" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --source"),
+        (["--vocabulary", "a"], "go together"),
+        (["--vocabulary", "a", "--names", "b", "--text-from", "c"], "needs --source"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_explained(tmp_path, capsys, arguments, message):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--output", str(tmp_path / "model"), *arguments])
+    assert message in capsys.readouterr().err

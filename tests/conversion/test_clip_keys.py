@@ -1,0 +1,69 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
+from regionclip_jax.conversion.architecture import infer_config
+from regionclip_jax.conversion.clip_keys import Layout, Origin, origin, source_shape, to_parameter
+from regionclip_jax.models.presets import PRESETS
+
+# Tensors of the image tower: models_pretrain 6.0 for RN50; the others from their depths.
+NUM_VISUAL = {"RN50": 284, "RN101": 284 + 17 * 15, "ViT-B/32": 8 + 12 * 12, "ViT-L/14": 8 + 24 * 12}
+NUM_TEXT = 149
+
+
+def source_shapes(config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of OpenAI's state dict, from our tree."""
+    shapes = {}
+    for path, leaf in flatten(abstract_variables(config)).items():
+        where = origin(path.partition("/")[2], len(leaf.shape))
+        shape = source_shape(leaf.shape, where)
+        assert shapes.setdefault(where.name, shape) == shape
+    return shapes
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "scenes"])
+def test_every_preset_maps_to_openai_names_and_back(name):
+    config = PRESETS[name]
+    shapes = source_shapes(config)
+    tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+    assert infer_config(tensors, "file") == config
+    num_visual = sum(key.startswith("visual.") for key in shapes)
+    if name in NUM_VISUAL:
+        assert num_visual == NUM_VISUAL[name]
+    if config.text_layers == 12:
+        assert len(shapes) - num_visual == NUM_TEXT + 1
+    # Nothing is used twice and nothing is lost: the numbers of both sides agree.
+    ours = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_variables(config)))
+    assert ours == sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["nano_clip", "vit_tiny"])
+def test_names_and_shapes_are_those_of_the_reference(make_state_dict, name):
+    reference = make_state_dict(name)
+    reference = {k: v.shape for k, v in reference.items() if "num_batches_tracked" not in k}
+    tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in reference.items()}
+    assert source_shapes(infer_config(tensors, name)) == reference
+
+
+def test_a_path_without_a_rule_is_named():
+    with pytest.raises(KeyError, match="visual/new_module/kernel"):
+        origin("visual/new_module/kernel", 2)
+
+
+def test_a_convolution_becomes_height_width_in_out():
+    tensor = np.arange(2 * 3 * 5 * 7, dtype=np.float16).reshape(2, 3, 5, 7)
+    kernel = to_parameter(tensor, Origin("conv", Layout.CONVOLUTION))
+    assert kernel.shape == (5, 7, 3, 2) and kernel.dtype == np.float32
+    assert kernel.flags.c_contiguous and kernel[4, 1, 2, 0] == tensor[0, 2, 4, 1]
+
+
+def test_thirds_of_a_packed_projection_are_queries_keys_and_values():
+    packed = np.arange(6 * 2, dtype=np.float32).reshape(6, 2)
+    for third in range(3):
+        kernel = to_parameter(packed, Origin("in_proj", Layout.LINEAR, third))
+        np.testing.assert_array_equal(kernel, packed[2 * third : 2 * third + 2].T)

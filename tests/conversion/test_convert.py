@@ -1,0 +1,234 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
+from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.conversion.convert import convert_checkpoint, convert_vocabulary
+from regionclip_jax.models.clip import CLIP
+
+# Of the largest magnitude; fp32 on a CPU, other summation orders than torch's.
+TOLERANCE = 1e-4
+
+
+def encode(directory, pixels, tokens):
+    variables, card = load_model(directory)
+    with jax.default_matmul_precision("highest"):
+        return CLIP(card.architecture).apply(variables, pixels.transpose(0, 2, 3, 1), tokens)
+
+
+def assert_close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+
+
+def as_regionclip(tensors, tower="backbone", text="lang_encoder."):
+    """A CLIP by RegionCLIP's names: no batch counters, no logit scale."""
+    result = {}
+    for key, value in tensors.items():
+        if key.startswith("visual.") and "num_batches_tracked" not in key:
+            result[f"{tower}.{key.removeprefix('visual.')}"] = value
+        elif text is not None and not key.startswith("visual.") and key != "logit_scale":
+            result[text + key] = value
+    return result
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("arch", ["nano_clip", "vit_tiny"])
+def test_converted_towers_compute_what_the_reference_computes(
+    tmp_path, golden, make_state_dict, write_safetensors, arch
+):
+    expected = np.load(golden / ("nano_clip_io.npz" if arch == "nano_clip" else "vit_tiny.npz"))
+    pixels = expected["image" if arch == "nano_clip" else "input"]
+    conversion = convert_checkpoint(write_safetensors(make_state_dict(arch)), tmp_path / "model")
+    assert conversion.unused == () and conversion.card.preset is None
+    assert all("num_batches_tracked" in name for name in conversion.bookkeeping)
+    images, texts, logit_scale = encode(tmp_path / "model", pixels, expected["tokens"])
+    assert_close(images, expected["image_features"])
+    assert_close(texts, expected["text_features"])
+    images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
+    assert_close(np.exp(logit_scale) * images @ texts.T, expected["logits_per_image"])
+
+
+@pytest.mark.parity
+def test_weights_arrive_bit_for_bit_in_our_layout(tmp_path, golden, make_state_dict):
+    source = make_state_dict("pico_clip")
+    convert_checkpoint(golden / "pico_clip.pth", tmp_path)
+    variables, card = load_model(tmp_path)
+    params, stats = variables["params"], variables["batch_stats"]
+    block = params["visual"]["layer2"]["block0"]
+    same = np.testing.assert_array_equal
+    name = "visual.layer2.0"
+    same(block["conv2"]["kernel"], source[f"{name}.conv2.weight"].transpose(2, 3, 1, 0))
+    same(block["downsample_norm"]["scale"], source[f"{name}.downsample.1.weight"])
+    norm = stats["visual"]["layer2"]["block0"]["norm3"]
+    same(norm["var"], source[f"{name}.bn3.running_var"])
+    same(norm["mean"], source[f"{name}.bn3.running_mean"])
+    attention = params["text"]["blocks"]["block0"]["attention"]
+    packed = source["transformer.resblocks.0.attn.in_proj_weight"]
+    same(attention["k_proj"]["kernel"], packed[16:32].T)
+    same(params["text"]["projection"], source["text_projection"])
+    pool = params["visual"]["attention_pool"]
+    same(pool["c_proj"]["kernel"], source["visual.attnpool.c_proj.weight"].T)
+    assert card.source["file"] == "pico_clip.pth"
+
+
+def test_torchscript_in_half_precision_is_cast_up_exactly(tmp_path, golden, make_state_dict):
+    conversion = convert_checkpoint(golden / "pico_clip_torchscript_fp16.pt", tmp_path)
+    variables, _ = load_model(tmp_path)
+    source = make_state_dict("pico_clip")
+    kernel = variables["params"]["visual"]["stem"]["conv1"]["kernel"]
+    half = source["visual.conv1.weight"].astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(kernel, half.transpose(2, 3, 1, 0))
+    assert kernel.dtype == np.float32
+    assert {"input_resolution", "context_length", "vocab_size"} <= set(conversion.bookkeeping)
+    assert conversion.unused == ()
+
+
+def test_the_container_does_not_matter(tmp_path, golden):
+    for name in ("pico_clip.pth", "pico_clip_legacy.pth"):
+        convert_checkpoint(golden / name, tmp_path / name)
+    one, _ = load_model(tmp_path / "pico_clip.pth")
+    other, _ = load_model(tmp_path / "pico_clip_legacy.pth")
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_either_tower_of_a_regionclip_file_is_converted(
+    tmp_path, make_state_dict, write_safetensors
+):
+    tensors = make_state_dict("pico_clip")
+    bias = "conv1.weight"
+    both = as_regionclip(tensors) | as_regionclip(tensors, "teacher_backbone", None)
+    both[f"teacher_backbone.{bias}"] = both[f"backbone.{bias}"] + 1
+    both["offline_backbone.stem.conv1.weight"] = tensors["visual.conv1.weight"]
+    both["pixel_mean"] = np.zeros(3, np.float32)
+    source = write_safetensors(both)
+    student = convert_checkpoint(source, tmp_path / "student")
+    teacher = convert_checkpoint(source, tmp_path / "teacher", tower="teacher")
+    kernels = [
+        load_model(tmp_path / tower)[0]["params"]["visual"]["stem"]["conv1"]["kernel"]
+        for tower in ("student", "teacher")
+    ]
+    np.testing.assert_array_equal(kernels[0] + 1, kernels[1])
+    assert any(name.startswith("teacher_backbone.") for name in student.unused)
+    assert any(name.startswith("backbone.") for name in teacher.unused)
+    assert "offline_backbone.stem.conv1.weight" in student.unused
+    assert student.bookkeeping == ("pixel_mean",)
+    variables, _ = load_model(tmp_path / "student")
+    assert variables["params"]["logit_scale"] == np.float32(np.log(100))
+    assert any("logit_scale" in note for note in student.notes)
+    assert "teacher_backbone.* (" in student.summary()
+
+
+def test_a_regionclip_detector_takes_its_text_tower_from_another_file(
+    tmp_path, golden, make_state_dict, write_safetensors
+):
+    tensors = make_state_dict("pico_clip")
+    source = write_safetensors(as_regionclip(tensors, text=None))
+    with pytest.raises(CheckpointMismatch, match="--text-from"):
+        convert_checkpoint(source, tmp_path / "model")
+    convert_checkpoint(source, tmp_path / "model", text_from=golden / "pico_clip.pth")
+    convert_checkpoint(golden / "pico_clip.pth", tmp_path / "whole")
+    one, _ = load_model(tmp_path / "model")
+    other, _ = load_model(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_tower_that_is_not_there_is_refused(tmp_path, make_state_dict, write_safetensors):
+    tensors = make_state_dict("pico_clip")
+    plain = write_safetensors(tensors, "plain.safetensors")
+    with pytest.raises(CheckpointMismatch, match="leave out --tower teacher"):
+        convert_checkpoint(plain, tmp_path / "model", tower="teacher")
+    teacher = write_safetensors(as_regionclip(tensors, "teacher_backbone"), "teacher.safetensors")
+    with pytest.raises(CheckpointMismatch, match="convert it with --tower teacher"):
+        convert_checkpoint(teacher, tmp_path / "model")
+
+
+def test_a_wrong_shape_is_refused_with_key_and_both_shapes(
+    tmp_path, make_state_dict, write_safetensors
+):
+    tensors = make_state_dict("pico_clip")
+    tensors["visual.layer3.0.conv2.weight"] = np.zeros((8, 8, 1, 1), np.float32)
+    with pytest.raises(CheckpointMismatch) as error:
+        convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
+    message = "visual.layer3.0.conv2.weight: expected shape (8, 8, 3, 3), found (8, 8, 1, 1)"
+    assert message in str(error.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_missing_and_whole_number_tensors_are_refused_by_name(
+    tmp_path, make_state_dict, write_safetensors
+):
+    tensors = make_state_dict("pico_clip")
+    del tensors["visual.layer1.0.bn2.running_var"]
+    tensors["ln_final.bias"] = np.zeros(16, np.int64)
+    with pytest.raises(CheckpointMismatch) as error:
+        convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
+    assert "visual.layer1.0.bn2.running_var: missing, expected shape (2,)" in str(error.value)
+    assert "ln_final.bias: expected floating point, found int64" in str(error.value)
+
+
+def test_unknown_tensors_are_listed(tmp_path, make_state_dict, write_safetensors):
+    tensors = make_state_dict("pico_clip") | {"visual.extra.weight": np.zeros(2, np.float32)}
+    conversion = convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
+    assert conversion.unused == ("visual.extra.weight",)
+    assert "unused: visual.extra.weight" in conversion.summary()
+
+
+def test_a_file_that_is_no_clip_is_refused(tmp_path, write_safetensors):
+    source = write_safetensors({"fc.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(CheckpointMismatch, match=r"model\.safetensors.*visual\.layer1"):
+        convert_checkpoint(source, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("config.json", {"text_config": {"hidden_act": "gelu"}}),
+        ("open_clip_config.json", {"model_cfg": {"embed_dim": 512}}),
+    ],
+)
+def test_a_model_of_another_activation_is_refused(
+    tmp_path, make_state_dict, write_safetensors, name, config
+):
+    source = write_safetensors(make_state_dict("vit_tiny"))
+    (tmp_path / name).write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatch, match="quick GELU"):
+        convert_checkpoint(source, tmp_path / "model")
+
+
+def test_bare_embeddings_become_the_vocabulary_of_a_model(tmp_path, golden, write_safetensors):
+    convert_checkpoint(golden / "pico_clip.pth", tmp_path / "model")
+    embeddings = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    source = write_safetensors({"": embeddings}, "emb.safetensors")
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\nfire hydrant\n")
+    convert_vocabulary(source, names, tmp_path / "model")
+    vocabulary = Vocabulary.load(tmp_path / "model" / "vocabulary.npz")
+    assert vocabulary.names == ("cat", "dog", "fire hydrant")
+    np.testing.assert_array_equal(vocabulary.embeddings, embeddings)
+    assert vocabulary.encoder["architecture"]["embed_dim"] == 8
+    assert vocabulary.encoder["source"]["file"] == "emb.safetensors"
+    assert load_card(tmp_path / "model").architecture.embed_dim == 8
+
+
+def test_embeddings_that_fit_neither_model_nor_names_are_refused(
+    tmp_path, golden, write_safetensors
+):
+    convert_checkpoint(golden / "pico_clip.pth", tmp_path / "model")
+    source = write_safetensors({"": np.ones((2, 16), np.float32)}, "emb.safetensors")
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\n")
+    with pytest.raises(CheckpointMismatch, match="width D = 8.*found 16"):
+        convert_vocabulary(source, names, tmp_path / "model")
+    convert_vocabulary(source, names, tmp_path / "alone")
+    assert Vocabulary.load(tmp_path / "alone" / "vocabulary.npz").encoder["architecture"] is None
+    names.write_text("cat\n")
+    with pytest.raises(CheckpointMismatch, match="found 1 names"):
+        convert_vocabulary(source, names, tmp_path / "alone")
+    with pytest.raises(CheckpointMismatch, match="--vocabulary"):
+        convert_checkpoint(source, tmp_path / "model")
+    with pytest.raises(CheckpointMismatch, match="--source"):
+        convert_vocabulary(golden / "pico_clip.pth", names, tmp_path / "alone")

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+
+from regionclip_jax.data.captions import choose_caption
+from regionclip_jax.data.records import ImageTextRecord, RecordError
+
+
+def draws(record, count=200):
+    return {choose_caption(record, np.random.default_rng(i), source="S") for i in range(count)}
+
+
+def test_every_caption_is_drawn_and_blank_ones_never():
+    assert draws(ImageTextRecord("k", b"", ("a", " \n", "b", ""))) == {"a", "b"}
+
+
+def test_the_same_generator_draws_the_same_caption():
+    record = ImageTextRecord("k", b"", tuple("abcdefgh"))
+    first, second = (choose_caption(record, np.random.default_rng(5), source="S") for _ in "ab")
+    assert first == second
+
+
+def test_tags_are_shuffled_into_prompts_beside_the_captions():
+    texts = draws(ImageTextRecord("k", b"", ("a caption",), ("red", "dog")))
+    assert "a caption" in texts
+    assert any("red dog" in text for text in texts) and any("dog red" in text for text in texts)
+
+
+@pytest.mark.parametrize("captions", [(), ("", "  ")])
+def test_a_record_without_words_is_a_record_error(captions):
+    with pytest.raises(RecordError, match="S, record k: .*caption"):
+        choose_caption(ImageTextRecord("k", b"", captions), np.random.default_rng(0), source="S")

@@ -1,0 +1,170 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from regionclip_jax.evaluation.coco import coco_ap50
+
+GROUPS = {"base": {1, 2}, "novel": {7}}
+
+
+def annotation(number, image, category, box, **more):
+    return {"id": number, "image_id": image, "category_id": category, "bbox": box, **more}
+
+
+@pytest.fixture
+def truth():
+    return {
+        "images": [{"id": image, "width": 100, "height": 100} for image in (10, 11, 12)],
+        "categories": [
+            {"id": 1, "name": "cup"},
+            {"id": 2, "name": "ant"},
+            {"id": 7, "name": "owl"},
+        ],
+        "annotations": [
+            annotation(1, 10, 1, [10, 10, 20, 20]),
+            annotation(2, 10, 7, [50, 50, 30, 30]),
+            annotation(3, 11, 1, [0, 0, 40, 40], area=1600, iscrowd=0),
+            annotation(4, 11, 7, [60, 10, 20, 60]),
+        ],
+    }  # image 12 is empty and category 2 has no box
+
+
+def perfect(truth):
+    return [
+        {
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": list(entry["bbox"]),
+            "score": 0.9,
+        }
+        for entry in truth["annotations"]
+        if not entry.get("iscrowd")
+    ]
+
+
+def evaluate(truth, results, **options):
+    return coco_ap50(truth, results, category_groups=GROUPS, **options)
+
+
+def test_perfect_boxes_have_all_of_the_precision(truth, capsys):
+    before, results = copy.deepcopy(truth), perfect(truth)
+    scores = evaluate(truth, results)
+    assert scores["summary"] == pytest.approx(
+        {"AP50_base": 100.0, "AP50_novel": 100.0, "AP50": 100.0, "AP": 100.0}
+    )
+    assert scores["per_category"]["owl"] == pytest.approx({"AP50": 100.0, "AP": 100.0})
+    assert capsys.readouterr().out == ""
+    assert truth == before and results == perfect(truth)  # arguments are left as they were
+
+
+def test_a_category_without_ground_truth_has_no_number_and_does_not_count(truth):
+    results = [*perfect(truth), annotation(0, 12, 2, [0, 0, 5, 5]) | {"score": 1.0}]
+    scores = evaluate(truth, results)
+    assert scores["per_category"]["ant"] == {"AP50": None, "AP": None}
+    assert scores["summary"]["AP50"] == pytest.approx(100.0)
+    nothing = coco_ap50(truth, results, category_groups={"rare": {2}})
+    assert nothing["summary"]["AP50_rare"] is None
+
+
+def test_no_detections_at_all_are_zero(truth):
+    summary = evaluate(truth, [])["summary"]
+    assert summary == {"AP50_base": 0.0, "AP50_novel": 0.0, "AP50": 0.0, "AP": 0.0}
+
+
+def test_ground_truth_without_any_box_has_no_numbers(truth):
+    results = perfect(truth)
+    truth["annotations"] = []
+    assert set(evaluate(truth, results)["summary"].values()) == {None}
+
+
+def test_half_of_the_boxes_are_half_of_the_recall(truth):
+    results = [result for result in perfect(truth) if result["image_id"] == 10]
+    # 101 recall points, 0.00 to 0.50 are reached: 51 / 101
+    assert evaluate(truth, results)["summary"]["AP50_novel"] == pytest.approx(100 * 51 / 101)
+
+
+def test_a_false_box_scored_above_the_true_ones_costs_precision(truth):
+    wrong = {"image_id": 12, "category_id": 7, "bbox": [0, 0, 9, 9], "score": 1.0}
+    # precision 1/2 at recall 1/2, 2/3 at recall 1: the best at or beyond each recall is 2/3
+    summary = evaluate(truth, [*perfect(truth), wrong])["summary"]
+    assert summary["AP50_novel"] == pytest.approx(100 * 2 / 3)
+    assert summary["AP50_base"] == pytest.approx(100.0)
+
+
+def test_a_shift_keeps_ap50_and_lowers_the_stricter_ap(truth):
+    results = perfect(truth)
+    for result in results:
+        x, y, width, height = result["bbox"]
+        result["bbox"] = [x + 0.2 * width, y, width, height]  # IoU 0.8 / 1.2 = 2/3
+    summary = evaluate(truth, results)["summary"]
+    assert summary["AP50"] == pytest.approx(100.0)
+    assert summary["AP"] == pytest.approx(40.0)  # 0.50, 0.55, 0.60, 0.65 of ten thresholds
+
+
+def test_another_threshold_names_itself_and_leaves_the_mean_alone(truth):
+    results = perfect(truth)
+    for result in results:
+        result["bbox"][2] *= 0.42
+    summary = evaluate(truth, results, iou_threshold=0.4)["summary"]
+    assert summary["AP40_novel"] == pytest.approx(100.0)
+    assert summary["AP"] == 0.0
+
+
+def test_a_crowd_absorbs_detections_without_reward(truth):
+    truth["annotations"].append(annotation(5, 12, 7, [0, 0, 100, 100], area=10_000, iscrowd=1))
+    inside = {"image_id": 12, "category_id": 7, "bbox": [5, 5, 10, 10], "score": 1.0}
+    summary = evaluate(truth, [*perfect(truth), inside])["summary"]
+    assert summary["AP50_novel"] == pytest.approx(100.0)
+
+
+def test_only_the_best_detections_of_an_image_count(truth):
+    noise = [
+        {"image_id": 10, "category_id": 7, "bbox": [0, 0, 5, 5], "score": 0.99} for _ in range(3)
+    ]
+    results = perfect(truth) + noise
+    assert evaluate(truth, results, max_detections=3)["summary"]["AP50_novel"] < 30
+    assert evaluate(truth, results, max_detections=4)["summary"]["AP50_novel"] > 30
+
+
+@pytest.mark.property
+def test_more_disturbance_never_helps(truth):
+    draws = np.random.default_rng(0)
+    scores = []
+    for sigma in (0.0, 0.1, 1.0):
+        results = perfect(truth)
+        for result in results:
+            shift = draws.normal(size=2) * sigma * np.array(result["bbox"][2:])
+            result["bbox"] = [*(np.array(result["bbox"][:2]) + shift), *result["bbox"][2:]]
+        scores.append(evaluate(truth, results)["summary"]["AP"])
+    assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(100.0)
+
+
+def test_ground_truth_may_be_a_path(truth, tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(truth))
+    assert evaluate(path, perfect(truth)) == evaluate(truth, perfect(truth))
+    path.write_text('{"images": [], "categories": []}')
+    with pytest.raises(ValueError, match="instances.json: no 'annotations'"):
+        evaluate(path, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, "result 4 is of image 99 and category 1"),
+        ({"category_id": 3}, "result 4 is of image 10 and category 3"),
+        ({"bbox": [0, 0, float("nan"), 1]}, r"result 4 \(image 10\).*finite"),
+        ({"score": float("inf")}, "finite"),
+    ],
+)
+def test_results_that_do_not_belong_are_refused(truth, change, message):
+    bad = {"image_id": 10, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5} | change
+    with pytest.raises(ValueError, match=message):
+        evaluate(truth, [*perfect(truth), bad])
+
+
+def test_a_group_with_an_unknown_category_is_refused(truth):
+    with pytest.raises(ValueError, match=r"group 'novel' names categories \[8, 9\]"):
+        coco_ap50(truth, [], category_groups={"novel": {7, 8, 9}})

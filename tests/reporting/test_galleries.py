@@ -1,0 +1,105 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionclip_jax.reporting import drawing, galleries
+from regionclip_jax.reporting.drawing import COLOURS, Mark
+
+GREY = np.full((60, 80, 3), 128, np.uint8)
+
+
+def has(picture, colour):
+    return (picture == np.array(colour, np.uint8)).all(-1)
+
+
+def test_a_box_lies_where_it_belongs_after_enlargement():
+    drawn = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "", "right")], width=320)
+    assert drawn.shape == (240, 320, 3)
+    ys, xs = np.nonzero(has(drawn, COLOURS["right"]))
+    assert (xs.min(), ys.min(), xs.max(), ys.max()) == (40, 80, 159, 199)
+    assert (drawn[140, 100] == 128).all()  # the inside stays visible
+
+
+def test_the_picture_given_is_left_as_it_is():
+    before = GREY.copy()
+    drawn = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "cup")])
+    np.testing.assert_array_equal(GREY, before)
+    assert drawn.shape == GREY.shape and (drawn != GREY).any()
+
+
+def test_wrong_boxes_are_dashed_with_closed_corners():
+    solid = has(drawing.draw_marks(GREY, [Mark((5, 5, 75, 55), "", "right")]), COLOURS["right"])
+    dashed = has(drawing.draw_marks(GREY, [Mark((5, 5, 75, 55), "", "wrong")]), COLOURS["wrong"])
+    assert 0.3 < dashed.sum() / solid.sum() < 0.75
+    for y, x in [(5, 5), (5, 74), (54, 5), (54, 74)]:
+        assert solid[y, x] and dashed[y, x]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 80, 60), (-20, -20, 500, 500), (70, 2, 80, 8), (30, 30, 30, 30), (90, 90, 99, 99)],
+)
+def test_labels_stay_on_the_picture_whatever_the_box(box):
+    drawn = drawing.draw_marks(GREY, [Mark(box, "cup 0.9", "right")], width=400)
+    assert has(drawn, COLOURS["right"]).sum() > 300
+
+
+def test_labels_of_the_same_box_do_not_cover_each_other():
+    box = (10, 25, 60, 50)
+    one = drawing.draw_marks(GREY, [Mark(box, "cup", "right")], width=400)
+    two = drawing.draw_marks(
+        GREY, [Mark(box, "cup", "right"), Mark(box, "cup", "right")], width=400
+    )
+    added = has(two, COLOURS["right"]).sum() - has(one, COLOURS["right"]).sum()
+    assert added > 400  # the second label has a place of its own
+
+
+def test_other_pictures_are_refused():
+    with pytest.raises(ValueError, match=r"found float32 \[4, 4, 3\]"):
+        drawing.draw_marks(np.zeros((4, 4, 3), np.float32), [])
+    with pytest.raises(ValueError, match=r"found uint8 \[4, 4\]"):
+        drawing.draw_marks(np.zeros((4, 4), np.uint8), [])
+
+
+def example(kind="right", picture=GREY):
+    marked = galleries.Panel(picture, (Mark((10, 20, 40, 50), "cup", kind),))
+    return [galleries.Panel(picture), marked]
+
+
+def page(examples, **options):
+    return galleries.draw_gallery(
+        examples, columns=("teacher", "student"), title="Boxes", panel_width=120, **options
+    )
+
+
+def test_a_page_grows_by_rows_and_shows_every_picture():
+    small, large = page([example()] * 2), page([example()] * 4)
+    assert small.shape[1] == large.shape[1] and small.shape[0] < large.shape[0]
+    shown = [has(p, (128, 128, 128)).sum() / (120 * 90) for p in (small, large)]
+    assert shown[1] == pytest.approx(2 * shown[0], rel=0.02) and shown[0] > 2.5
+
+
+def test_pictures_of_several_shapes_share_a_page():
+    tall = np.full((100, 50, 3), 128, np.uint8)
+    mixed = page([example(), example(picture=tall), example()])
+    assert mixed.shape[0] > page([example()] * 3).shape[0]
+
+
+def test_a_long_title_is_not_cut():
+    assert page([example()], subtitle="x" * 300).shape[1] > page([example()]).shape[1]
+
+
+def test_an_example_with_another_number_of_panels_is_refused():
+    with pytest.raises(ValueError, match="example 1 has 1 panels"):
+        page([example(), example()[:1]])
+    with pytest.raises(ValueError, match="no examples"):
+        page([])
+
+
+def test_the_file_holds_the_page(tmp_path):
+    drawn = page([example("wrong")])
+    galleries.write_png(tmp_path / "pictures" / "page.png", drawn)
+    content = (tmp_path / "pictures" / "page.png").read_bytes()
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), drawn)

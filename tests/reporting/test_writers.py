@@ -1,0 +1,84 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from regionclip_jax.reporting import writers
+
+
+def read(directory):
+    events = EventAccumulator(str(directory), size_guidance={"images": 0})
+    events.Reload()
+    return events
+
+
+def test_tensorboard_reads_back_what_was_written(tmp_path):
+    draws = np.random.default_rng(0)
+    picture = draws.integers(0, 256, (5, 7, 3), np.uint8)
+    writer = writers.make_writer(tmp_path, just_logging=False)
+    writer.write_hparams({"learning_rate": 0.002, "steps": (3, 4), "name": "tiny"})
+    writer.write_scalars(3, {"loss": np.float32(0.5), "top1": 1})
+    writer.write_scalars(4, {"loss": 0.25})
+    writer.write_images(3, {"gallery": picture, "pair": np.ones((2, 4, 4, 1), np.float32)})
+    writer.write_texts(0, {"settings": "batch: 8"})
+    writer.write_histograms(3, {"weights": draws.normal(size=100)}, num_buckets={"weights": 5})
+    writer.flush()
+    writer.close()
+
+    events = read(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(3, 0.5), (4, 0.25)]
+    assert events.Scalars("top1")[0].value == 1
+    assert set(events.Tags()["images"]) == {"gallery", "pair/0", "pair/1"}
+    image = events.Images("gallery")[0]
+    assert (image.height, image.width, image.step) == (5, 7, 3)
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith("settings")]
+    assert events.Tensors(tags[0])[0].tensor_proto.string_val == [b"batch: 8"]
+    assert events.Histograms("weights")[0].histogram_value.num == 100
+    assert list(tmp_path.iterdir()) != []
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # hparams make no second run
+
+
+def test_the_writer_counts_as_a_clu_metric_writer(tmp_path):
+    writers.install_summary_writer_bridge()
+    from clu import metric_writers
+
+    assert isinstance(writers.EventFileWriter(tmp_path), metric_writers.MetricWriter)
+    assert isinstance(writers.make_writer(None, just_logging=True), metric_writers.MetricWriter)
+
+
+def test_just_logging_writes_no_event_file(tmp_path):
+    writer = writers.make_writer(tmp_path, just_logging=True)
+    writer.write_scalars(1, {"loss": 1.0})
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_of_a_wrong_shape_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'mask'.*\(4, 4, 2\)"):
+        writers.EventFileWriter(tmp_path).write_images(0, {"mask": np.zeros((4, 4, 2))})
+
+
+def test_with_tensorflow_installed_clu_keeps_its_own_writer(tmp_path):
+    """A stand-in `tensorflow` on the path: the bridge must not touch CLU then."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("")
+    script = textwrap.dedent("""
+        import sys
+        from regionclip_jax.reporting import writers
+        writers.install_summary_writer_bridge()
+        assert writers._MODULE not in sys.modules
+    """)
+    paths = [str(tmp_path), *filter(None, sys.path)]
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,39 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.training.initialization import merge_parameters
+
+
+def abstract(**shapes):
+    return {
+        "visual": {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    }
+
+
+def test_every_tensor_gets_its_place_and_the_target_dtype():
+    source = {"visual": {"b": np.ones((3,), np.float16), "a": np.zeros((2, 2), np.float32)}}
+    merged = merge_parameters(abstract(a=(2, 2), b=(3,)), source, "teacher/")
+    assert list(merged["visual"]) == ["a", "b"]
+    assert merged["visual"]["b"].dtype == jnp.float32
+    np.testing.assert_array_equal(merged["visual"]["b"], 1)
+
+
+def test_missing_unused_and_misshapen_tensors_are_all_listed():
+    source = {
+        "visual": {"b": np.zeros((4,), np.float32), "extra": np.zeros(1), "c": np.zeros(2, int)}
+    }
+    with pytest.raises(ValueError) as caught:
+        merge_parameters(abstract(a=(2,), b=(3,), c=(2,)), source, "teacher/card.json")
+    message = str(caught.value)
+    assert message.startswith("teacher/card.json:")
+    assert "1 missing there: visual/a" in message
+    assert "1 there but not in the model: visual/extra" in message
+    assert "visual/b (expected float32[3], found float32[4])" in message
+    assert "visual/c (expected float32[2], found int64[2])" in message
+
+
+def test_a_long_list_is_cut_with_the_number_of_the_rest():
+    with pytest.raises(ValueError, match=r"25 missing there: visual/a00, .*visual/a09 and 15 more"):
+        merge_parameters(abstract(**{f"a{i:02}": (1,) for i in range(25)}), {}, "x")
