@@ -5,6 +5,7 @@ short has no card and is refused. Orbax itself renames ``params`` into place onl
 complete. Reading runs no code from the files.
 """
 
+import functools
 import os
 from pathlib import Path
 
@@ -21,8 +22,9 @@ PARAMS_NAME = "params"
 MAX_NAMED = 10
 
 
+@functools.lru_cache(maxsize=8)
 def abstract_variables(config: CLIPConfig) -> dict:
-    """Shapes and dtypes of a model's variables; allocates nothing."""
+    """Shapes and dtypes of a model's variables; allocates nothing. Callers share the tree."""
     return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
 
 

@@ -3,8 +3,8 @@
 ``results.json``::
 
     {"format": 1,
-     "models": {"teacher": {"AP50_novel": 31.4, ...}, "student": {...}},   percent, or null
-     "details": {...}}                                                     anything else in JSON
+     "teacher": {"AP50_novel": 31.4, ...}, "student": {...},   a model each: percent, or null
+     "details": {...}}                                         anything else in JSON
 
 Detections are a list of ``{"image_id", "category_id", "bbox", "score"}``, ``bbox`` as
 ``[x, y, width, height]`` in pixels of the original image; other COCO tools read the file as it is.
@@ -32,15 +32,17 @@ def write_results(
     Raises:
         ValueError: names the model and metric whose value is no finite number.
     """
+    if reserved := {"format", "details"} & set(models):
+        raise ValueError(f"{path}: a model cannot be called {sorted(reserved)}; rename it")
     content = {
-        "format": FORMAT,
-        "models": {
+        **{
             model: {
                 metric: None if value is None else round(float(value), _METRIC_DIGITS)
                 for metric, value in metrics.items()
             }
             for model, metrics in models.items()
         },
+        "format": FORMAT,
         "details": dict(details),
     }
     _validate_results(content, str(path))
@@ -110,20 +112,21 @@ def _validate_results(content: object, where: str) -> None:
             f"{where}: 'format': expected {FORMAT}, found {_short(found)}; this version reads only "
             "the results that it wrote, evaluate again"
         )
-    for key in ("models", "details"):
-        if not isinstance(content.get(key), dict):
-            raise ValueError(
-                f"{where}: {key!r}: expected an object, found {_short(content.get(key))}"
-            )
-    for model, metrics in content["models"].items():
+    if not isinstance(content.get("details"), dict):
+        raise ValueError(
+            f"{where}: 'details': expected an object, found {_short(content.get('details'))}"
+        )
+    for model, metrics in content.items():
+        if model in ("format", "details"):
+            continue
         if not isinstance(metrics, dict):
             raise ValueError(
-                f"{where}: 'models.{model}': expected an object of metrics, found {_short(metrics)}"
+                f"{where}: {model!r}: expected an object of metrics, found {_short(metrics)}"
             )
         for metric, value in metrics.items():
             if value is not None and not _is_finite_number(value):
                 raise ValueError(
-                    f"{where}: 'models.{model}.{metric}': expected a finite number or null, "
+                    f"{where}: '{model}.{metric}': expected a finite number or null, "
                     f"found {_short(value)}"
                 )
 

@@ -13,7 +13,6 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -95,7 +94,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     )
 
 
-def _read_zip(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_zip(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     """torch.save since 1.6 and torch.jit.save: ``ROOT/data.pkl`` and one entry a storage."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -105,8 +104,8 @@ def _read_zip(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
             if len(roots) != 1:
                 raise CheckpointMismatch(
                     f"{path}: expected a torch archive with one data.pkl, found a zip with "
-                    f"{sorted(names)[:5]}; give the .pt or .pth file "
-                    "itself, unpacked from any outer zip"
+                    f"{sorted(names)[:5]}; give the .pt or .pth file itself, unpacked from any "
+                    "outer zip"
                 )
             root = roots[0]
             if f"{root}byteorder" in names:
@@ -129,7 +128,7 @@ def _read_zip(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
         raise damaged(path, f"the zip archive does not open ({error})") from error
 
 
-def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     """torch.save before 1.6: magic, version, system, the object, storage keys, the storages."""
     unpickle(path, file)
     unpickle(path, file)
@@ -138,7 +137,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
         raise _wrong_endian(path, "big")
     content, storages = unpickle(path, file)
     keys, _ = unpickle(path, file)
-    if not isinstance(keys, list) or sorted(keys) != sorted(storages):
+    if not isinstance(keys, list) or sorted(map(repr, keys)) != sorted(map(repr, storages)):
         raise damaged(path, "its list of storages does not agree with its tensors")
     # Each storage carries its length in elements; an unused one (an optimizer's) is stepped over.
     places = {}
@@ -228,17 +227,17 @@ def _strided_view(path: Path, name: str, tensor: Tensor, data: np.ndarray) -> np
     dtype = np.dtype(DTYPES[tensor.dtype])
     flat = data[: data.size // dtype.itemsize * dtype.itemsize].view(dtype)
     shape, strides = tensor.shape, tensor.strides
-    if 0 in shape:
-        last, flat = -1, np.zeros(1, dtype)
-    else:
-        last = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if last >= flat.size:
+    needed = tensor.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+    if needed > flat.size and 0 not in shape:
         raise damaged(
-            path, f"tensor {name!r} of shape {shape} needs {last + 1} numbers, found {flat.size}"
+            path, f"tensor {name!r} of shape {shape} needs {needed} numbers, found {flat.size}"
         )
-    return np.lib.stride_tricks.as_strided(
-        flat[tensor.offset :], shape, [s * dtype.itemsize for s in strides], writeable=False
-    )
+    try:
+        return np.lib.stride_tricks.as_strided(
+            flat[tensor.offset :], shape, [s * dtype.itemsize for s in strides], writeable=False
+        )
+    except (OverflowError, ValueError) as error:
+        raise damaged(path, f"tensor {name!r} has the shape {shape} ({error})") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -253,14 +252,16 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         header = json.loads(header_bytes)
     except (RecursionError, ValueError) as error:
         raise damaged(path, f"its safetensors header is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise damaged(path, f"its safetensors header is a {type(header).__name__}")
     data_start = 8 + header_length
-    data = np.memmap(path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+    data = np.memmap(path, np.uint8, "r")
     arrays = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         try:
-            dtype_name, shape = entry["dtype"], tuple(entry["shape"])
+            dtype_name, shape = str(entry["dtype"]), tuple(entry["shape"])
             begin, end = entry["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(path, f"tensor {name!r} has the header entry {entry!r}") from error
@@ -273,11 +274,12 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
         if not whole or end - begin != math.prod(shape) * dtype.itemsize or data_start + end > size:
             raise damaged(path, f"tensor {name!r} of shape {shape} lies at bytes {begin}..{end}")
-        # A copy of one tensor at a time keeps alignment; the file itself stays mapped, not read.
-        arrays[name] = (
-            np.frombuffer(data[data_start + begin : data_start + end].tobytes(), dtype)
-            .reshape(shape)
-        )  # fmt: skip
+        # A view of the mapped file: nothing is read before it is used.
+        values = data[data_start + begin : data_start + end].view(dtype)
+        try:
+            arrays[name] = values.reshape(shape)
+        except (OverflowError, ValueError) as error:
+            raise damaged(path, f"tensor {name!r} has the shape {shape} ({error})") from error
     if not arrays:
         raise CheckpointMismatch(
             f"{path}: expected named tensors, found a safetensors file with none; check that it "

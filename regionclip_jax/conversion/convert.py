@@ -23,7 +23,7 @@ from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
 from regionclip_jax.models.presets import CLIPConfig
 
 # RegionCLIP drops the logit scale and divides by the temperature 0.01: its inverse is CLIP's limit.
-DEFAULT_LOGIT_SCALE = np.log(100.0).astype(np.float32)
+DEFAULT_LOGIT_SCALE = np.array(np.log(100.0), np.float32)
 # Bookkeeping that CLIP's files hold beside weights (spec 6.2, detector_eval 9.1).
 _BOOKKEEPING = re.compile(
     r"(.*\.)?(num_batches_tracked|input_resolution|context_length|vocab_size|position_ids|attn_mask"
@@ -81,6 +81,11 @@ def convert_checkpoint(
     tensors = _read_model(source)
     _require_tower(source, tensors, tower)
     renamed, names = _to_openai(tensors, tower)
+    if not any(map(_is_image, renamed)):
+        raise CheckpointMismatch(
+            f"{source}: expected a CLIP image tower (visual.*, backbone.* or vision_model.*), "
+            f"found tensors such as {list(tensors)[:3]}; give a CLIP or RegionCLIP checkpoint"
+        )
     notes = _activation_notes(source)
     if text_from is not None:
         text = _read_text_tower(Path(text_from))
@@ -88,10 +93,10 @@ def convert_checkpoint(
         names |= {name: () for name in text}
         notes += [f"the text tower is that of {Path(text_from).name}"]
         notes += _activation_notes(Path(text_from))
+    config = infer_config(renamed, source.name)
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
-    config = infer_config(renamed, source.name)
     variables, used = build_variables(config, renamed, source.name)
     taken = {own_name for name in used for own_name in names[name]}
     left = [name for name in tensors if name not in taken]
@@ -223,6 +228,12 @@ def _is_image(openai_name: str) -> bool:
 
 
 def _require_tower(path: Path, tensors: dict[str, np.ndarray], tower: str) -> None:
+    if any(name.startswith("proposal_generator.") for name in tensors):
+        raise CheckpointMismatch(
+            f"{path}: expected a CLIP or RegionCLIP model, found a localizer "
+            "(proposal_generator.*, with a backbone of its own); give the file of the recognition "
+            "model"
+        )
     student, teacher = (regionclip_keys.has_tower(tensors, t) for t in ("student", "teacher"))
     if tower == "teacher" and not teacher:
         raise CheckpointMismatch(

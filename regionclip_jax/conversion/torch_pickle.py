@@ -6,9 +6,11 @@ module classes as bags of attributes. Anything else is refused by name; nothing 
 """
 
 import collections
+import io
 import pickle
+import struct
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -44,12 +46,14 @@ _STORAGES = {
 _PICKLE_ERRORS = (
     pickle.UnpicklingError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     ImportError,
     LookupError,
     MemoryError,
     RecursionError,
+    struct.error,
     TypeError,
     ValueError,
 )
@@ -139,7 +143,7 @@ class _TensorUnpickler(pickle._Unpickler):
         )
     }  # fmt: skip
 
-    def __init__(self, path: Path, file: BinaryIO, *, torchscript: bool = False):
+    def __init__(self, path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
         # torch writes UTF-8; Python 2's legacy files hold ASCII names.
         super().__init__(file, encoding="utf-8")
         self._path = path
@@ -169,7 +173,7 @@ class _TensorUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"unknown form of storage {pid!r}")
 
 
-def unpickle(path: Path, file: BinaryIO, *, torchscript: bool = False):
+def unpickle(path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
     """Reads one pickle from ``file``; ``path`` is for errors.
 
     Returns:

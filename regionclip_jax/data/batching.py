@@ -11,9 +11,12 @@ from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
 
 
 def batch_image_text(
-    examples: Sequence[ImageTextExample | Fault], canvas_sizes: Sequence[Size]
+    examples: Sequence[ImageTextExample | Fault],
+    canvas_sizes: Sequence[Size],
+    context_length: int = CONTEXT_LENGTH,
 ) -> tuple[ImageTextBatch, list[str]]:
-    """Stacks examples on the smallest canvas that holds all of them.
+    """Stacks examples, whose captions have ``context_length`` tokens, on the smallest canvas that
+    holds all of them.
 
     Returns:
         The batch (numpy), a row for each example, and the texts of the faults.
@@ -22,7 +25,7 @@ def batch_image_text(
         ValueError: each picture fits a canvas, but no canvas holds all.
     """
     images, sizes, mask = _stack_images(examples, canvas_sizes)
-    tokens = np.zeros((len(examples), CONTEXT_LENGTH), np.int32)
+    tokens = np.zeros((len(examples), context_length), np.int32)
     for row in np.flatnonzero(mask):
         tokens[row] = examples[row].tokens
     return ImageTextBatch(images=images, sizes=sizes, tokens=tokens, mask=mask), _texts(examples)

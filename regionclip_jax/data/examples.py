@@ -125,6 +125,7 @@ class LoadImageText:
         order: global position -> index of a record.
         flip_probability: of a mirrored picture.
         seed: with the global position it seeds the generator of the visit.
+        context_length: tokens a caption is cut or padded to.
     """
 
     source: Source[ImageTextRecord]
@@ -133,6 +134,7 @@ class LoadImageText:
     images: ImageLoading
     flip_probability: float
     seed: int
+    context_length: int
     keep_end_token: bool
 
     def __call__(self, local: int) -> ImageTextExample | Fault:
@@ -147,7 +149,7 @@ class LoadImageText:
             caption = choose_caption(record, rng, source=name)
         except RecordError as error:
             return Fault(str(error))
-        (tokens,) = tokenize([caption], keep_end_token=self.keep_end_token)
+        (tokens,) = tokenize([caption], self.context_length, self.keep_end_token)
         return ImageTextExample(image, tokens)
 
 

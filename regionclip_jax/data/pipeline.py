@@ -18,6 +18,7 @@ from regionclip_jax.data.examples import ImageLoading, LoadDetection, LoadImageT
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, Source
 from regionclip_jax.data.transforms import check_resize_method
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
 
 
 def image_text_batches(
@@ -35,6 +36,7 @@ def image_text_batches(
     num_workers: int,
     process_index: int = 0,
     process_count: int = 1,
+    context_length: int = CONTEXT_LENGTH,
     keep_end_token: bool = True,
     shuffle: bool = True,
 ) -> Iterator[tuple[ImageTextBatch, list[str]]]:
@@ -52,6 +54,7 @@ def image_text_batches(
         num_threads: that load in parallel, in each worker; 0 loads in the caller.
         num_workers: processes to spawn for loading; 0 uses threads alone. Workers need a main
             module guarded by ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
+        context_length: tokens a caption is cut or padded to.
         keep_end_token: see ``text.tokenizer.tokenize``.
         shuffle: anew in every epoch; False keeps the order of the source.
 
@@ -75,11 +78,13 @@ def image_text_batches(
         )
     order = grain.MapDataset.range(len(source))
     order = (order.seed(seed).shuffle() if shuffle else order).repeat()
-    load = LoadImageText(source, order, shard, images, flip_probability, seed, keep_end_token)
+    load = LoadImageText(
+        source, order, shard, images, flip_probability, seed, context_length, keep_end_token
+    )
     positions = grain.MapDataset.range(start_record // process_count, sys.maxsize)
     examples = _iterate(positions.map(load), num_threads, num_workers)
     return (
-        batch_image_text(group, images.canvas_sizes)
+        batch_image_text(group, images.canvas_sizes, context_length)
         for group in _groups(examples, shard.local_batch_size)
     )
 

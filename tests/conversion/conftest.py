@@ -1,4 +1,10 @@
-"""Golden weights and the small writers that the conversion tests share."""
+"""Golden weights and the small writers that the conversion tests share.
+
+``pico_clip*``, ``*layouts*``, ``small_legacy.pth`` and ``embeddings.pth`` were written by torch
+2.13 and safetensors 0.8. pico is a ResNet CLIP of width 2 in the names of ``shapes_pico_clip.json``
+with the weights of ``make_weights.py``, saved with torch.save (zip; legacy, in a wrapper and with
+``module.``) and, partly in fp16 with OpenAI's three scalars, with torch.jit.trace(...).save.
+"""
 
 import json
 import math

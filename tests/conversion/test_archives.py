@@ -177,6 +177,20 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, program):
         read_tensors(write_zip(tmp_path / "a.pth", program + b"."))
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        # A memo of four billion entries, and a byte array of as many bytes as 64 bits count.
+        b"Nr\xff\xff\xff\xff.",
+        b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",
+        b"}" * 3 + b"X\x01\x00\x00\x00as" * 2 + b".",
+    ],
+)
+def test_sizes_that_a_pickle_claims_are_not_allocated(tmp_path, program):
+    with pytest.raises(CheckpointMismatch, match=r"a\.pth"):
+        read_tensors(write_zip(tmp_path / "a.pth", program))
+
+
 def test_big_endian_files_are_refused(tmp_path):
     path = write_zip(tmp_path / "a.pth", tensor_pickle() + b".", byteorder="big")
     with pytest.raises(CheckpointMismatch, match="little-endian"):

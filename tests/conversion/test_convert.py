@@ -179,8 +179,24 @@ def test_unknown_tensors_are_listed(tmp_path, make_state_dict, write_safetensors
 
 def test_a_file_that_is_no_clip_is_refused(tmp_path, write_safetensors):
     source = write_safetensors({"fc.weight": np.zeros((2, 2), np.float32)})
-    with pytest.raises(CheckpointMismatch, match=r"model\.safetensors.*visual\.layer1"):
+    with pytest.raises(CheckpointMismatch, match=r"model\.safetensors.*image tower.*fc\.weight"):
         convert_checkpoint(source, tmp_path / "model")
+
+
+def test_a_localizer_is_not_taken_for_a_student(tmp_path, write_safetensors):
+    names = ["backbone.stem.conv1.weight", "proposal_generator.rpn_head.conv.weight"]
+    source = write_safetensors({name: np.zeros((1, 3, 7, 7), np.float32) for name in names})
+    with pytest.raises(CheckpointMismatch, match="found a localizer"):
+        convert_checkpoint(source, tmp_path / "model")
+
+
+def test_text_of_another_width_is_refused_with_both_shapes(
+    tmp_path, make_state_dict, write_safetensors
+):
+    tensors = make_state_dict("pico_clip")
+    tensors["text_projection"] = np.zeros((16, 9), np.float32)
+    with pytest.raises(CheckpointMismatch, match=r"expected shape \(16, 8\), found \(16, 9\)"):
+        convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
 
 
 @pytest.mark.parametrize(

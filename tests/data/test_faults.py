@@ -44,4 +44,4 @@ def test_only_the_first_texts_are_logged(caplog):
 
 def test_a_limit_that_is_no_fraction_is_refused():
     with pytest.raises(ValueError, match="limit_fraction"):
-        FaultCounter(limit_fraction=5, minimum=1)
+        FaultCounter(limit_fraction=5.0, minimum=1)

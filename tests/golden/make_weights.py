@@ -1,4 +1,5 @@
 # ruff: noqa
+# fmt: off
 """Deterministic random weights, NumPy only.  make_tensor(name, shape, seed) is a pure function of its arguments:
 
     rng = np.random.default_rng(zlib.crc32(name.encode()) ^ seed)          # PCG64

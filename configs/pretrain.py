@@ -1,0 +1,294 @@
+"""Region-text pretraining.
+
+  --config=configs/pretrain.py               the embedded experiment on drawn scenes
+  --config=configs/pretrain.py:rn50_coco     the paper's RN50 on a COCO folder
+  --config=configs/pretrain.py:rn50_cc3m     the paper's RN50 on CC3M as TSV pairs
+  --config=configs/pretrain.py:rn50x4_cc3m   the paper's RN50x4
+  --config=configs/pretrain.py:vitb16_coco   ViT-B/16 on a COCO folder
+
+The recipes of the paper follow spec/models_pretrain sections 3 to 5: what the reference's pretrain.sh and
+its yaml files set. regionclip_jax/config.py says what each key means.
+"""
+
+import ml_collections
+
+CLIP_CANVASES = ((800, 1344), (1344, 800), (1344, 1344))
+
+
+def rn50_coco() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.job = "pretrain"
+    config.matmul_precision = "default"
+
+    config.student = dict(
+        preset="RN50",
+        # A model directory from scripts/convert_checkpoint.py.
+        init_from="checkpoints/clip_rn50",
+        dtype="float32",
+    )
+    # Static in the paper: the CLIP that the student starts from.
+    config.teacher = dict(preset="RN50", init_from="checkpoints/clip_rn50", dtype="float32")
+
+    config.data = dict(
+        source="coco_folder",
+        path="data/coco",
+        split="train2017",
+        short_side=800,
+        max_long_side=1333,
+        resize_method="bicubic_truncate",
+        # Multiples of 32 that hold every picture of this resize: landscape, portrait, mixed batches.
+        canvas_sizes=CLIP_CANVASES,
+        flip_probability=0.5,
+        context_length=77,
+        num_threads=16,
+        num_workers=0,
+        # A web-scale set has broken files; a run should not die of them, nor hide them.
+        fault_fraction=0.01,
+        fault_minimum=100,
+    )
+
+    config.concepts = dict(
+        # One concept a line, e.g. the nouns of the captions (paper: 4,764 from COCO captions).
+        names_file="data/concepts.txt",
+        templates="clip",
+    )
+
+    config.regions = dict(
+        num_proposals=300,
+        num_regions=100,
+        box_grid=8,
+        temperature=0.01,
+        # Fixed in the reference, whatever the student's is.
+        teacher_temperature=0.01,
+        concept_threshold=0.1,
+        # 96 images on 32 GPUs: the reference's region losses see 3 images.
+        images_per_group=3,
+        image_text_weight=1.0,
+        distillation_weight=1.0,
+        contrastive_weight=1.0,
+        # The reference's global box covers the padding too ("canvas").
+        global_box="image",
+        regions_per_chunk=25,
+        roi_align="auto",
+    )
+
+    config.optimizer = dict(
+        kind="sgd",
+        # For batch 96; nothing scales it to another batch.
+        learning_rate=0.002,
+        schedule="multistep",
+        boundaries=(300_000, 525_000),
+        gamma=0.1,
+        warmup_factor=0.001,
+        warmup_steps=1000,
+        momentum=0.9,
+        weight_decay=1e-4,
+        clip_per_tensor_norm=5.0,
+        no_decay_patterns=(),
+        # Stem and layer1 (FREEZE_AT 2), every batch norm, the text tower.
+        frozen_patterns=(
+            "visual/stem/",
+            "visual/layer1/",
+            "norm",
+            "^text/",
+            "^logit_scale",
+        ),
+    )
+
+    config.run = dict(
+        num_steps=600_000,
+        batch_size=96,
+        seed=0,
+        log_every=50,
+        checkpoint_every=5000,
+        checkpoints_to_keep=3,
+    )
+    return config
+
+
+def rn50_cc3m() -> ml_collections.ConfigDict:
+    config = rn50_coco()
+    config.data.source = "tsv_pairs"
+    config.data.path = "data/cc3m"
+    config.data.split = ""
+    return config
+
+
+def rn50x4_cc3m() -> ml_collections.ConfigDict:
+    config = rn50_cc3m()
+    for model in (config.student, config.teacher):
+        model.preset = "RN50x4"
+        model.init_from = "checkpoints/clip_rn50x4"
+    return config
+
+
+def vitb16_coco() -> ml_collections.ConfigDict:
+    """Not a recipe of the paper: its reference never got its ViT branch to work."""
+    config = rn50_coco()
+    for model in (config.student, config.teacher):
+        model.preset = "ViT-B/16"
+        model.init_from = "checkpoints/clip_vitb16"
+    config.optimizer.kind = "adamw"
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.no_decay_patterns = ("bias$", "ln_", "embedding$")
+    # The first half of the blocks, as the ResNet recipe freezes its first stages.
+    config.optimizer.frozen_patterns = (
+        "visual/patch_embedding",
+        "visual/class_embedding",
+        "visual/positional_embedding",
+        "visual/ln_pre",
+        "visual/blocks/block[0-5]/",
+        "^text/",
+        "^logit_scale",
+    )
+    # Self-attention over an 800 x 1344 canvas would see 4,200 patches; the grid was made for 196.
+    config.data.short_side = 448
+    config.data.max_long_side = 746
+    config.data.canvas_sizes = ((448, 752), (752, 448), (752, 752))
+    return config
+
+
+def scenes() -> ml_collections.ConfigDict:
+    """The embedded experiment: about 8 minutes on 2 CPU cores, no download."""
+    config = ml_collections.ConfigDict()
+    config.job = "scenes_experiment"
+    config.matmul_precision = "default"
+    config.seed = 0
+
+    config.scenes = dict(
+        seed=0,
+        side=96,
+        # What a CLIP sees of the web: mostly one large thing.
+        num_closeups=8000,
+        # What RegionCLIP is pretrained on: several smaller things.
+        num_scenes=6000,
+        num_test=800,
+        closeup_things=(1, 1),
+        closeup_sizes=(0.45, 0.95),
+        scene_things=(2, 4),
+        scene_sizes=(0.25, 0.5),
+        overlap=0.25,
+        typicality=0.7,
+        clutter=10,
+    )
+
+    model = dict(preset="scenes", init_from="", dtype="float32")
+    data = dict(
+        source="array_record",
+        path="",
+        split="",
+        short_side=None,
+        max_long_side=None,
+        resize_method="bicubic_truncate",
+        canvas_sizes=((96, 96),),
+        # Mirrored things keep their names.
+        flip_probability=0.5,
+        context_length=32,
+        num_threads=2,
+        num_workers=0,
+        fault_fraction=0.01,
+        fault_minimum=10,
+    )
+    optimizer = dict(
+        kind="adamw",
+        learning_rate=3e-3,
+        schedule="cosine",
+        boundaries=(),
+        gamma=1.0,
+        warmup_factor=0.0,
+        warmup_steps=50,
+        momentum=0.9,
+        weight_decay=0.05,
+        clip_per_tensor_norm=None,
+        no_decay_patterns=("bias$", "scale$"),
+        frozen_patterns=(),
+    )
+    run = dict(
+        num_steps=700,
+        batch_size=64,
+        seed=0,
+        log_every=50,
+        checkpoint_every=200,
+        checkpoints_to_keep=2,
+    )
+
+    config.train_clip = ml_collections.ConfigDict(
+        dict(
+            job="train_clip",
+            matmul_precision="default",
+            model=model,
+            data=data,
+            optimizer=optimizer,
+            run=run,
+        )
+    )
+
+    config.pretrain = ml_collections.ConfigDict(
+        dict(
+            job="pretrain",
+            matmul_precision="default",
+            student=model,
+            teacher=model,
+            data=data,
+            concepts=dict(names_file="", templates="plain"),
+            regions=dict(
+                num_proposals=64,
+                num_regions=12,
+                box_grid=8,
+                # The small CLIP learns a temperature near this one, as CLIP learned 0.01.
+                temperature=0.07,
+                teacher_temperature=0.07,
+                concept_threshold=0.5,
+                images_per_group=None,
+                image_text_weight=1.0,
+                distillation_weight=1.0,
+                contrastive_weight=1.0,
+                global_box="image",
+                regions_per_chunk=None,
+                roi_align="auto",
+            ),
+            optimizer=dict(
+                optimizer,
+                learning_rate=1e-3,
+                warmup_steps=20,
+                weight_decay=0.01,
+                no_decay_patterns=("bias$",),
+                frozen_patterns=("norm", "^text/", "^logit_scale"),
+            ),
+            run=dict(run, num_steps=150, batch_size=32, log_every=25, checkpoint_every=75),
+        )
+    )
+
+    config.evaluation = dict(
+        source="array_record",
+        path="",
+        split="",
+        class_split="scenes",
+        short_side=None,
+        max_long_side=None,
+        resize_method="bilinear_round",
+        canvas_sizes=((96, 96),),
+        batch_size=32,
+        max_boxes=4,
+        temperature=0.07,
+        max_detections=100,
+        regions_per_chunk=None,
+        roi_align="auto",
+        templates="plain",
+        context_length=32,
+        num_threads=2,
+        fault_fraction=0.01,
+    )
+    return config
+
+
+RECIPES = {
+    recipe.__name__: recipe for recipe in (scenes, rn50_coco, rn50_cc3m, rn50x4_cc3m, vitb16_coco)
+}
+
+
+def get_config(recipe: str = "scenes") -> ml_collections.ConfigDict:
+    if recipe not in RECIPES:
+        raise ValueError(f"configs/pretrain.py: {recipe!r} is none of {sorted(RECIPES)}")
+    return RECIPES[recipe]()

@@ -1,0 +1,295 @@
+"""The sections of a recipe, and the door at which a config file becomes them.
+
+A config file (``configs/*.py``) builds a ``ConfigDict``: the wire format, with variants and overrides
+from the command line. ``parse`` turns it into these frozen dataclasses. There are no defaults: a recipe
+is complete, so reading it is enough. Below ``jobs/`` nobody has heard of a config.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot run, with the key and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """A CLIP model."""
+
+    # Name in models.presets; must agree with the card of `init_from`.
+    preset: str
+    # Model directory (scripts/convert_checkpoint.py or a training job writes one); "" starts fresh.
+    init_from: str
+    # Type of the computation: "float32" or "bfloat16". Parameters and losses stay float32.
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """Pictures with captions, as batches."""
+
+    # "coco_folder", "tsv_pairs" or "array_record".
+    source: str
+    # Folder (or .tsv file) of the source.
+    path: str
+    # Split of a COCO folder, e.g. "train2017"; "" for the other sources.
+    split: str
+    # Short side and cap of the long side in pixels after resizing; None keeps pictures as they are.
+    short_side: int | None
+    max_long_side: int | None
+    # "bicubic_truncate" (the reference's pretraining) or "bilinear_round" (its detection).
+    resize_method: str
+    # Static canvas sizes (height, width); a batch takes the smallest that holds all its pictures.
+    canvas_sizes: tuple[tuple[int, int], ...]
+    # Probability of a mirrored picture.
+    flip_probability: float
+    # Tokens a caption is cut or padded to, at most 77; a cut caption keeps its end token.
+    context_length: int
+    # Threads that read and decode, in each process and each worker.
+    num_threads: int
+    # Worker processes; 0 reads in threads of the training process.
+    num_workers: int
+    # The run stops when more than this share of the records seen could not be used ...
+    fault_fraction: float
+    # ... and at least this many of them.
+    fault_minimum: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSection:
+    """Optimizer, schedule, and what is trained."""
+
+    # "sgd" (the reference's, coupled decay) or "adamw".
+    kind: str
+    learning_rate: float
+    # "multistep" or "cosine".
+    schedule: str
+    # multistep: steps at which the rate is multiplied by gamma, and the factor warm-up starts from.
+    boundaries: tuple[int, ...]
+    gamma: float
+    warmup_factor: float
+    # Steps of linear warm-up.
+    warmup_steps: int
+    momentum: float
+    weight_decay: float
+    # Largest L2 norm of any one gradient tensor; None for no clipping.
+    clip_per_tensor_norm: float | None
+    # Parameters whose path matches are not decayed.
+    no_decay_patterns: tuple[str, ...]
+    # Parameters whose path matches are not trained.
+    frozen_patterns: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSection:
+    """How long, how large, how often."""
+
+    num_steps: int
+    # Images of the global batch.
+    batch_size: int
+    seed: int
+    log_every: int
+    checkpoint_every: int
+    checkpoints_to_keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ConceptsSection:
+    """The concept pool."""
+
+    # Text file, one name a line (what follows a tab or comma is ignored); "" for the scenes' own.
+    names_file: str
+    # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
+    templates: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionsSection:
+    """Regions, pseudo-labels and losses (paper section 3; spec: models_pretrain 3)."""
+
+    # Random boxes drawn per picture, and how many of them are sampled.
+    num_proposals: int
+    num_regions: int
+    # Corners of random boxes lie on a grid of this many pixels.
+    box_grid: int
+    # Temperature of the student's losses, and of the teacher's labels.
+    temperature: float
+    teacher_temperature: float
+    # Regions whose best concept has a teacher probability above this are used.
+    concept_threshold: float
+    # Images whose regions are each other's negatives; None means the global batch. The reference
+    # computes the region losses per GPU.
+    images_per_group: int | None
+    image_text_weight: float
+    distillation_weight: float
+    contrastive_weight: float
+    # The global feature covers the "image" or, as in the reference, the padded "canvas".
+    global_box: str
+    # Regions of each picture that pass layer4 at once, rematerialised; None for all.
+    regions_per_chunk: int | None
+    # "auto", "matmul" or "gather" (ops.roi_align).
+    roi_align: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSection:
+    """Recognition of ground-truth boxes, zero-shot."""
+
+    # "coco_folder" or "array_record", its folder and split.
+    source: str
+    path: str
+    split: str
+    # Base and novel classes: "coco_48_17", "scenes", or "none" for one group of all classes.
+    class_split: str
+    short_side: int | None
+    max_long_side: int | None
+    resize_method: str
+    canvas_sizes: tuple[tuple[int, int], ...]
+    batch_size: int
+    # Rows for ground-truth boxes of an image; more in one image are an error.
+    max_boxes: int
+    temperature: float
+    max_detections: int
+    regions_per_chunk: int | None
+    roi_align: str
+    templates: str
+    context_length: int
+    num_threads: int
+    # The run stops when more than this share of the images could not be used.
+    fault_fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesSection:
+    """The drawn world of the embedded experiment (data.scenes)."""
+
+    seed: int
+    # Side of the square pictures in pixels.
+    side: int
+    # Number of pictures: single things seen from near and far, scenes, and held-out scenes.
+    num_closeups: int
+    num_scenes: int
+    num_test: int
+    # Things a picture, smallest and largest, and their size as a share of the side.
+    closeup_things: tuple[int, int]
+    closeup_sizes: tuple[float, float]
+    scene_things: tuple[int, int]
+    scene_sizes: tuple[float, float]
+    # Largest share of the smaller thing that may be covered.
+    overlap: float
+    # Probability that a thing shows its category's typical colour, and likewise its texture.
+    typicality: float
+    # Random strokes behind the things.
+    clutter: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainClipConfig:
+    job: str
+    # jax_default_matmul_precision: "default" (fast) or "highest" (fp32 parity on accelerators).
+    matmul_precision: str
+    model: ModelSection
+    data: DataSection
+    optimizer: OptimizerSection
+    run: RunSection
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    job: str
+    matmul_precision: str
+    student: ModelSection
+    teacher: ModelSection
+    data: DataSection
+    concepts: ConceptsSection
+    regions: RegionsSection
+    optimizer: OptimizerSection
+    run: RunSection
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    job: str
+    matmul_precision: str
+    # Model directories by the name they get in the results, e.g. {"student": "workdir/model"}.
+    models: dict[str, str]
+    # Type of the computation, as in ModelSection.
+    dtype: str
+    evaluation: EvaluationSection
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesExperimentConfig:
+    """The embedded experiment: teacher, RegionCLIP, table. Paths inside it are set by the job."""
+
+    job: str
+    matmul_precision: str
+    # Of everything drawn at random but the pictures: initial weights, order, boxes.
+    seed: int
+    scenes: ScenesSection
+    train_clip: TrainClipConfig
+    pretrain: PretrainConfig
+    evaluation: EvaluationSection
+
+
+Section = typing.TypeVar("Section")
+
+
+def parse(section: type[Section], config: Any, where: str = "config") -> Section:
+    """A section from a ``ConfigDict`` or dict, strictly.
+
+    Raises:
+        ConfigError: a key that does not exist (with the one that was probably meant), one that is
+            missing, or a value of another type.
+    """
+    if not isinstance(config, ml_collections.ConfigDict | dict):
+        raise ConfigError(f"{where}: expected a section with keys, found {config!r}")
+    given = dict(config.items())
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for key in given:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {sorted(fields)}"
+            raise ConfigError(f"{where}.{key}: no such key{hint}")
+    missing = [name for name in fields if name not in given]
+    if missing:
+        raise ConfigError(f"{where}: missing {missing}; a recipe states every key")
+    hints = typing.get_type_hints(section)
+    values = {
+        name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
+    }
+    return section(**values)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return parse(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        variable = len(arguments) == 2 and arguments[1] is Ellipsis
+        if not variable and len(value) != len(arguments):
+            raise ConfigError(f"{where}: expected {len(arguments)} values, found {value!r}")
+        kinds = [arguments[0]] * len(value) if variable else arguments
+        return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
+    if origin is dict and isinstance(value, ml_collections.ConfigDict | dict):
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, float, str) and type(value) is kind:
+        return value
+    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
+
+
+def as_plain(section: Any) -> dict:
+    """A section as nested dicts of JSON values."""
+    return dataclasses.asdict(section)

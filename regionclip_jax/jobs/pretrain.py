@@ -1,0 +1,72 @@
+"""RegionCLIP pretraining: a frozen teacher names regions, a student learns from them and captions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from regionclip_jax.config import PretrainConfig, as_plain
+from regionclip_jax.jobs import assembly, concept_pool, training_run
+from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
+from regionclip_jax.steps.train_state import create_train_state
+
+
+def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> Path:
+    """Trains and returns the student's model directory.
+
+    Args:
+        concepts: names of the pool when the recipe names no file.
+    """
+    source = assembly.build_image_text_source(config.data)
+    student = assembly.build_model(config.student, frozen_norm=True)
+    teacher = assembly.build_model(config.teacher, frozen_norm=True)
+    student_start = assembly.initial_variables(config.student, config.run.seed)
+    teacher_variables = (
+        student_start
+        if config.teacher == config.student
+        else assembly.initial_variables(config.teacher, config.run.seed)
+    )
+
+    # The student's own text tower is frozen, so both pools are fixed for the whole run.
+    names = concept_pool.read_names(config.concepts, concepts)
+    logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
+    pools = {
+        role: concept_pool.cached_vocabulary(
+            workdir / f"{role}_vocabulary.npz",
+            model,
+            variables,
+            names,
+            config.concepts.templates,
+            config.data.context_length,
+        )
+        for role, model, variables in (
+            ("student", student, student_start),
+            ("teacher", teacher, teacher_variables),
+        )
+    }
+    frozen = Frozen(
+        teacher=teacher_variables,
+        teacher_concepts=pools["teacher"].embeddings,
+        student_concepts=pools["student"].embeddings,
+    )
+    optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
+    settings = assembly.pretrain_settings(config.regions, config.run.seed)
+    return training_run.train(
+        workdir,
+        config.run,
+        name="pretrain",
+        settings=as_plain(config),
+        architecture=assembly.architecture(config.student),
+        make_state=lambda: create_train_state(
+            student_start, config.optimizer.frozen_patterns, optimizer
+        ),
+        make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings),
+        frozen=frozen,
+        stream=lambda start: assembly.stream_batches(
+            config.data,
+            source,
+            batch_size=config.run.batch_size,
+            seed=config.run.seed,
+            start_record=start,
+        ),
+    )

@@ -1,0 +1,141 @@
+"""The embedded experiment: draw pictures, train a small CLIP, run RegionCLIP, compare.
+
+A story of three stories, and the only job that calls jobs: train_clip (the teacher and the student's
+start), pretrain, evaluate. No ground-truth box is used before the evaluation.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from regionclip_jax.artifacts.results import write_detections, write_results
+from regionclip_jax.config import ScenesExperimentConfig, ScenesSection, as_plain
+from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
+from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
+from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
+from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.writers import make_writer
+
+_NEAR, _FAR, _HELD_OUT = 0, 1, 2
+
+
+def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
+    """Runs or resumes everything; returns the metrics of teacher and student."""
+    seconds: dict[str, float] = {}
+    _timed(seconds, "drawing", lambda: draw(config.scenes, workdir / "data"))
+
+    train_clip_config = _with_seed(config.train_clip, config.seed)
+    train_clip_config = _with_data(train_clip_config, workdir / "data" / "whole_pictures")
+    teacher = _timed(
+        seconds, "teacher", lambda: train_clip.run(train_clip_config, workdir / "teacher")
+    )
+
+    pretrain_config = _with_seed(config.pretrain, config.seed)
+    pretrain_config = _with_data(pretrain_config, workdir / "data" / "scenes")
+    start = {"init_from": str(teacher)}
+    pretrain_config = dataclasses.replace(
+        pretrain_config,
+        student=dataclasses.replace(pretrain_config.student, **start),
+        teacher=dataclasses.replace(pretrain_config.teacher, **start),
+    )
+    student = _timed(
+        seconds,
+        "pretraining",
+        lambda: pretrain.run(pretrain_config, workdir / "student", CONCEPTS),
+    )
+
+    section = dataclasses.replace(config.evaluation, path=str(workdir / "data" / "held_out"))
+    models = {"teacher": teacher, "student": student}
+    evaluations = _timed(
+        seconds,
+        "evaluation",
+        lambda: {
+            name: evaluate.evaluate_model(path, section, pretrain_config.student.dtype)
+            for name, path in models.items()
+        },
+    )
+    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+    if jax.process_index() == 0:
+        _write(config, workdir, evaluations, metrics, seconds)
+    return metrics
+
+
+def draw(section: ScenesSection, directory: Path) -> None:
+    """Draws the three data sets; complete ones are kept."""
+
+    def pictures(stream: int, num_things, sizes) -> Pictures:
+        return Pictures(
+            stream=stream,
+            seed=section.seed,
+            side=section.side,
+            num_things=num_things,
+            sizes=sizes,
+            overlap=section.overlap,
+            typicality=section.typicality,
+            clutter=section.clutter,
+        )
+
+    near = pictures(_NEAR, section.closeup_things, section.closeup_sizes)
+    far = pictures(_FAR, section.scene_things, section.scene_sizes)
+    held_out = dataclasses.replace(far, stream=_HELD_OUT)
+    write_pictures(
+        directory / "whole_pictures",
+        {"closeups": (near, section.num_closeups), "scenes": (far, section.num_scenes)},
+        with_boxes=False,
+    )
+    write_pictures(
+        directory / "scenes", {"scenes": (far, section.num_scenes)}, with_boxes=False
+    )
+    write_pictures(
+        directory / "held_out", {"scenes": (held_out, section.num_test)}, with_boxes=True
+    )
+
+
+def _write(config, workdir: Path, evaluations, metrics, seconds) -> None:
+    for name, evaluation in evaluations.items():
+        write_detections(workdir / f"detections_{name}.json", evaluation.results)
+    details = {
+        "what": "zero-shot recognition of ground-truth boxes on held-out drawn scenes, in percent; "
+        "weights trained here from random, so the numbers say nothing about real pictures",
+        "novel_classes": list(NOVEL_SHAPES),
+        "seed": config.seed,
+        "scenes_seed": config.scenes.seed,
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "per_category": {n: e.per_category for n, e in evaluations.items()},
+        "most_confused": {n: e.confused for n, e in evaluations.items()},
+        "config": as_plain(config),
+    }
+    write_results(workdir / "results.json", metrics, details=details)
+    picture = recognition_gallery.draw(
+        workdir / "data" / "held_out",
+        {name: evaluation.results for name, evaluation in evaluations.items()},
+        class_names=SHAPES,
+    )
+    recognition_gallery.write(workdir / "regions.png", picture)
+    with make_writer(workdir, just_logging=False) as writer:
+        writer.write_images(0, {"regions": picture[None].astype(np.float32) / 255})
+    evaluate.report(workdir, metrics, step=config.pretrain.run.num_steps)
+    spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
+    print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
+    print(f"picture: {workdir / 'regions.png'}", flush=True)
+
+
+def _timed(seconds: dict[str, float], name: str, work: Callable):
+    logging.info("scenes: %s", name)
+    began = time.monotonic()
+    result = work()
+    seconds[name] = time.monotonic() - began
+    return result
+
+
+def _with_seed(config, seed: int):
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
+
+
+def _with_data(config, path: Path):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path)))

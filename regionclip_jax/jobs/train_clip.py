@@ -1,0 +1,41 @@
+"""Whole-image contrastive training of a CLIP from captions."""
+
+from pathlib import Path
+
+from regionclip_jax.config import TrainClipConfig, as_plain
+from regionclip_jax.jobs import assembly, training_run
+from regionclip_jax.steps.train_clip_step import make_train_clip_step
+from regionclip_jax.steps.train_state import create_train_state
+
+
+def run(config: TrainClipConfig, workdir: Path) -> Path:
+    """Trains and returns the model directory."""
+    source = assembly.build_image_text_source(config.data)
+    model = assembly.build_model(config.model, frozen_norm=False)
+    optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
+
+    def make_state():
+        variables = assembly.initial_variables(config.model, config.run.seed)
+        return create_train_state(variables, config.optimizer.frozen_patterns, optimizer)
+
+    def make_step():
+        step = make_train_clip_step(model, optimizer)
+        return lambda state, frozen, batch: step(state, batch)
+
+    return training_run.train(
+        workdir,
+        config.run,
+        name="train_clip",
+        settings=as_plain(config),
+        architecture=assembly.architecture(config.model),
+        make_state=make_state,
+        make_step=make_step,
+        frozen={},
+        stream=lambda start: assembly.stream_batches(
+            config.data,
+            source,
+            batch_size=config.run.batch_size,
+            seed=config.run.seed,
+            start_record=start,
+        ),
+    )
