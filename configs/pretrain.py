@@ -6,8 +6,8 @@
   --config=configs/pretrain.py:rn50x4_cc3m   the paper's RN50x4
   --config=configs/pretrain.py:vitb16_coco   ViT-B/16 on a COCO folder
 
-The recipes of the paper follow spec/models_pretrain sections 3 to 5: what the reference's pretrain.sh and
-its yaml files set. regionclip_jax/config.py says what each key means.
+The recipes of the paper follow spec/models_pretrain sections 3 to 5: what the reference's
+pretrain.sh and its yaml files set. regionclip_jax/config.py says what each key means.
 """
 
 import ml_collections
@@ -36,7 +36,8 @@ def rn50_coco() -> ml_collections.ConfigDict:
         short_side=800,
         max_long_side=1333,
         resize_method="bicubic_truncate",
-        # Multiples of 32 that hold every picture of this resize: landscape, portrait, mixed batches.
+        # Multiples of 32 that hold every picture of this resize: landscape, portrait, mixed
+        # batches.
         canvas_sizes=CLIP_CANVASES,
         flip_probability=0.5,
         context_length=77,

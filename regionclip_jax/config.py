@@ -1,8 +1,9 @@
 """The sections of a recipe, and the door at which a config file becomes them.
 
-A config file (``configs/*.py``) builds a ``ConfigDict``: the wire format, with variants and overrides
-from the command line. ``parse`` turns it into these frozen dataclasses. There are no defaults: a recipe
-is complete, so reading it is enough. Below ``jobs/`` nobody has heard of a config.
+A config file (``configs/*.py``) builds a ``ConfigDict``: the wire format, with variants and
+overrides from the command line. ``parse`` turns it into these frozen dataclasses. There are no
+defaults: a recipe is complete, so reading it is enough. Below ``jobs/`` nobody has heard of a
+config.
 """
 
 import dataclasses

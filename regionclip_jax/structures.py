@@ -5,8 +5,8 @@ Legend of the shapes in this package:
   G ground-truth boxes (padded)   R regions of an image           C concepts or classes
   D embedding                     K detections of an image        h, w cells of a feature map
 
-Boxes are float32 ``(x1, y1, x2, y2)`` in pixels of the canvas unless a name says otherwise. An image
-lies in the top left corner of its canvas; ``sizes`` holds the ``(height, width)`` of its real
+Boxes are float32 ``(x1, y1, x2, y2)`` in pixels of the canvas unless a name says otherwise. An
+image lies in the top left corner of its canvas; ``sizes`` holds the ``(height, width)`` of its real
 pixels. A ``mask`` is True where a row is real; rows it marks False hold zeros.
 """
 

@@ -1,4 +1,4 @@
-"""The only translator: sections of a recipe into sources, models, optimizers and steps' settings."""
+"""The only translator: sections of a recipe into sources, models, optimizers, settings."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

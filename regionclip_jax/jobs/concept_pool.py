@@ -73,7 +73,7 @@ def cached_vocabulary(
     templates: str,
     context_length: int,
 ) -> Vocabulary:
-    """The vocabulary at ``path`` if the same text tower made it of the same names, else a new one."""
+    """The vocabulary at ``path`` if this text tower made it of these names, else a new one."""
     encoder = describe_encoder(model.config, variables["params"])
     if path.is_file():
         known = Vocabulary.load(path)

@@ -1,5 +1,6 @@
 """Zero-shot recognition of ground-truth boxes: the table of a paper, on any COCO-format data."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +80,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict:
 def report(workdir: Path, metrics: Mapping[str, Mapping[str, float | None]], step: int) -> None:
     """Prints the table and writes the numbers to TensorBoard."""
     print(comparison_table(metrics), flush=True)
-    with make_writer(workdir, just_logging=False) as writer:
+    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
         for name, values in metrics.items():
             known = {f"{name}/{k}": v for k, v in values.items() if v is not None}
             writer.write_scalars(step, known)
@@ -179,8 +180,8 @@ def _classes(source, section: EvaluationSection) -> Classes:
     wanted = [name for members in groups.values() for name in members]
     if unknown := sorted(set(wanted) - set(names)):
         raise ConfigError(
-            f"evaluation.class_split: {section.class_split!r} names {unknown[:5]}, which {source!r} "
-            "does not have; choose another split or 'none'"
+            f"evaluation.class_split: {section.class_split!r} names {unknown[:5]}, which "
+            f"{source!r} does not have; choose another split or 'none'"
         )
     rows = [row for row, name in enumerate(names) if not wanted or name in set(wanted)]
     chosen = tuple(names[row] for row in rows)

@@ -1,4 +1,4 @@
-"""RegionCLIP pretraining: a frozen teacher names regions, a student learns from them and captions."""
+"""RegionCLIP pretraining: a teacher names regions, a student learns from them and captions."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,9 +1,10 @@
 """The embedded experiment: draw pictures, train a small CLIP, run RegionCLIP, compare.
 
-A story of three stories, and the only job that calls jobs: train_clip (the teacher and the student's
-start), pretrain, evaluate. No ground-truth box is used before the evaluation.
+A story of three stories, and the only job that calls jobs: train_clip (the teacher and the
+student's start), pretrain, evaluate. No ground-truth box is used before the evaluation.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -88,9 +89,7 @@ def draw(section: ScenesSection, directory: Path) -> None:
         {"closeups": (near, section.num_closeups), "scenes": (far, section.num_scenes)},
         with_boxes=False,
     )
-    write_pictures(
-        directory / "scenes", {"scenes": (far, section.num_scenes)}, with_boxes=False
-    )
+    write_pictures(directory / "scenes", {"scenes": (far, section.num_scenes)}, with_boxes=False)
     write_pictures(
         directory / "held_out", {"scenes": (held_out, section.num_test)}, with_boxes=True
     )
@@ -117,7 +116,7 @@ def _write(config, workdir: Path, evaluations, metrics, seconds) -> None:
         class_names=SHAPES,
     )
     recognition_gallery.write(workdir / "regions.png", picture)
-    with make_writer(workdir, just_logging=False) as writer:
+    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
         writer.write_images(0, {"regions": picture[None].astype(np.float32) / 255})
     evaluate.report(workdir, metrics, step=config.pretrain.run.num_steps)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())

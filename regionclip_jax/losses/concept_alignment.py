@@ -1,9 +1,9 @@
-"""How regions are held against the concept pool: logits, the teacher's labels, and groups of images.
+"""Regions against the concept pool: logits, the teacher's labels, and groups of images.
 
-Paper section 3.2-3.3; spec: models_pretrain 3.8-3.9. The reference computes both region losses, their means
-and the rule "if no region passes the threshold keep all" on each GPU alone (3 images), so negatives come
-from 3 images. Here that group of images is an explicit argument, and the number of devices never changes
-the objective.
+Paper section 3.2-3.3; spec: models_pretrain 3.8-3.9. The reference computes both region losses,
+their means and the rule "if no region passes the threshold keep all" on each GPU alone (3 images),
+so negatives come from 3 images. Here that group of images is an explicit argument, and the number
+of devices never changes the objective.
 """
 
 import flax.struct
@@ -25,7 +25,7 @@ class PseudoLabels:
 
 
 def group_regions(x: Array, images_per_group: int | None) -> Array:
-    """``[B, R, ...]`` to ``[groups, images_per_group * R, ...]``; None makes one group of the batch.
+    """``[B, R, ...]`` to ``[groups, images_per_group * R, ...]``; None makes one group of all.
 
     Raises:
         ValueError: the batch does not divide into groups.
@@ -50,7 +50,7 @@ def concept_logits(
 def label_regions(
     logits: Float[Array, "groups M C"], mask: Bool[Array, "groups M"], threshold: float
 ) -> PseudoLabels:
-    """The teacher's labels: its most likely concept, kept where its probability is above ``threshold``.
+    """The teacher's labels: its likeliest concept, kept where its probability is above a threshold.
 
     The comparison is strict; a group in which nothing passes keeps all its real regions (spec 3.8).
     """

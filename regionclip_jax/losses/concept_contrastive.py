@@ -10,11 +10,12 @@ from regionclip_jax.losses.concept_alignment import PseudoLabels, mean_over_grou
 def concept_contrastive_loss(
     student_logits: Float[Array, "groups M C"], labels: PseudoLabels
 ) -> Float[Array, ""]:
-    """Minus the log of the probability that falls on regions labelled alike (spec: models_pretrain 3.9.2).
+    """Minus the log of the probability on regions labelled alike (spec: models_pretrain 3.9.2).
 
-    The reference builds the K x K matrix of kept regions against the concepts they were labelled with;
-    a concept named by n regions stands in it n times. So the same number comes from the logits over all
-    concepts, each shifted by log n and excluded where n = 0: no K x K matrix, no gather of embeddings.
+    The reference builds the K x K matrix of kept regions against the concepts they were labelled
+    with; a concept named by n regions stands in it n times. So the same number comes from the
+    logits over all concepts, each shifted by log n and excluded where n = 0: no K x K matrix, no
+    gather of embeddings.
     """
     num_concepts = student_logits.shape[-1]
     named = jax.nn.one_hot(labels.targets, num_concepts, dtype=jnp.float32)

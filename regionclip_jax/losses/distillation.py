@@ -12,8 +12,9 @@ def distillation_loss(
 ) -> Float[Array, ""]:
     """KL(teacher || student) per kept region, averaged (spec: models_pretrain 3.9.1).
 
-    The reference takes ``softmax(...).log()``, which becomes infinite where a probability underflows;
-    log-softmax is the same number without that (spec 7.4). Terms of zero teacher probability are 0.
+    The reference takes ``softmax(...).log()``, which becomes infinite where a probability
+    underflows; log-softmax is the same number without that (spec 7.4). Terms of zero teacher
+    probability are 0.
     """
     log_student = jax.nn.log_softmax(student_logits.astype(jnp.float32), axis=-1)
     teacher = labels.probabilities

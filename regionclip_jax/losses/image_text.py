@@ -1,7 +1,7 @@
-"""The image-text contrastive loss over the global batch (paper eq. 5; spec: models_pretrain 3.7, 3.10).
+"""The image-text contrastive loss over the global batch (spec: models_pretrain 3.7, 3.10).
 
-Under ``jit`` with a sharded batch axis these arrays are the global batch, so the reference's gather with
-gradient has no counterpart here: this is the loss whose gradient that gather computes.
+Under ``jit`` with a sharded batch axis these arrays are the global batch, so the reference's gather
+with gradient has no counterpart here: this is the loss whose gradient that gather computes.
 """
 
 import jax

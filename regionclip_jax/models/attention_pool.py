@@ -1,9 +1,9 @@
 """CLIP's attention pooling, with the one query that matters.
 
 Spec: models_pretrain 1.8. The reference computes queries, keys and values of every token and keeps
-token 0 of the result. Here the same number comes from re-association (kernels 7): the query is the mean
-token only; ``score_j = (W_k,h^T q_h) . x_j`` (its constant ``q . b_k`` cancels in the softmax) and
-``output_h = W_v,h (sum_j a_j x_j) + b_v,h``, so keys and values of the tokens never exist.
+token 0 of the result. Here the same number comes from re-association (kernels 7): the query is the
+mean token only; ``score_j = (W_k,h^T q_h) . x_j`` (its constant ``q . b_k`` cancels in the softmax)
+and ``output_h = W_v,h (sum_j a_j x_j) + b_v,h``, so keys and values of the tokens never exist.
 ``k_proj/bias`` therefore has no effect; it is kept so that checkpoints survive a round trip.
 """
 
@@ -43,7 +43,7 @@ class AttentionPool(nn.Module):
         num, height, width, channels = x.shape
         if (height, width) != (self.grid_size, self.grid_size):
             raise ValueError(
-                f"attention pool: expected a grid of {self.grid_size}x{self.grid_size} features, got "
+                f"attention pool: expected {self.grid_size}x{self.grid_size} features, found "
                 f"{height}x{width}; set the RoIAlign output size to {2 * self.grid_size}"
             )
         init = nn.initializers.normal(channels**-0.5)

@@ -1,9 +1,9 @@
 """CLIP: an image tower that embeds regions and whole pictures by one path, and a text tower.
 
-Paper section 3.1; spec: models_pretrain 1 and 2. The ResNet towers embed a whole picture as the region
-that covers it (at the training resolution RoIAlign is then the identity, so this *is* CLIP); ViT towers
-keep their class token for whole pictures. Nothing here is normalised to unit length: the losses and the
-classifier do that.
+Paper section 3.1; spec: models_pretrain 1 and 2. The ResNet towers embed a whole picture as the
+region that covers it (at the training resolution RoIAlign is then the identity, so this *is* CLIP);
+ViT towers keep their class token for whole pictures. Nothing here is normalised to unit length: the
+losses and the classifier do that.
 """
 
 import flax.linen as nn
@@ -51,9 +51,7 @@ class CLIP(nn.Module):
             c.vocab_size, c.context_length, c.text_width, c.text_heads, c.text_layers,
             c.embed_dim, self.dtype,
         )  # fmt: skip
-        self.logit_scale = self.param(
-            "logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ()
-        )
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
     @property
     def stride(self) -> int:
@@ -117,7 +115,8 @@ def encode_regions(
         model: the CLIP module; ``variables`` its frozen-norm variables.
         feature_map: ``image_features(...).map``.
         boxes: canvas pixels; an empty box gives some finite embedding that the caller masks.
-        regions_per_chunk: regions of each picture embedded at once. Crops and layer4's activations of
+        regions_per_chunk: regions of each picture embedded at once. Crops and layer4's activations
+        of
             one chunk are all that ever exists, forward and backward; None means all in one.
         implementation: of RoIAlign, see ``ops.roi_align``.
     """
@@ -142,7 +141,7 @@ def encode_regions(
 
 
 def init_variables(config: CLIPConfig, key: PRNGKeyArray) -> dict:
-    """Fresh variables, ``{"params", "batch_stats"}``; use under ``jax.eval_shape`` for shapes alone."""
+    """Fresh variables, ``{"params", "batch_stats"}``; ``jax.eval_shape`` gives shapes alone."""
     side = config.image_resolution
     variables = CLIP(config).init(
         key, jnp.zeros((1, side, side, 3)), jnp.zeros((1, config.context_length), jnp.int32)

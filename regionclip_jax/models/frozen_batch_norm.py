@@ -1,8 +1,8 @@
 """Batch normalisation, frozen (the reference) or live (training from scratch).
 
-Spec: models_pretrain 1.4. The reference runs every norm of the CLIP trunk frozen: an affine map with
-eps 1e-5 made of four stored vectors. ``train_clip`` needs live statistics to learn from nothing; any
-later job uses the same variables with ``frozen=True``.
+Spec: models_pretrain 1.4. The reference runs every norm of the CLIP trunk frozen: an affine map
+with eps 1e-5 made of four stored vectors. ``train_clip`` needs live statistics to learn from
+nothing; any later job uses the same variables with ``frozen=True``.
 """
 
 import flax.linen as nn
@@ -17,9 +17,9 @@ MOMENTUM = 0.9
 class BatchNorm(nn.Module):
     """Per-channel normalisation over the last axis.
 
-    Parameters ``scale`` and ``bias``; collection ``batch_stats`` holds ``mean`` and ``var``. Live mode
-    normalises by the batch it sees (the global batch under ``jit`` with a sharded batch axis) and
-    updates the statistics when ``batch_stats`` is mutable.
+    Parameters ``scale`` and ``bias``; collection ``batch_stats`` holds ``mean`` and ``var``. Live
+    mode normalises by the batch it sees (the global batch under ``jit`` with a sharded batch axis)
+    and updates the statistics when ``batch_stats`` is mutable.
     """
 
     frozen: bool = True

@@ -109,9 +109,9 @@ class Stage(nn.Module):
     def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w out"]:
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
-            x = Bottleneck(
-                self.planes, stride, self.frozen_norm, self.dtype, name=f"block{index}"
-            )(x)
+            x = Bottleneck(self.planes, stride, self.frozen_norm, self.dtype, name=f"block{index}")(
+                x
+            )
         return x
 
 

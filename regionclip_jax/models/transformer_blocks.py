@@ -1,4 +1,4 @@
-"""The residual attention block that CLIP's text and ViT towers share (spec: models_pretrain 2.1)."""
+"""The residual attention block of CLIP's text and ViT towers (spec: models_pretrain 2.1)."""
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ class LayerNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with separate q, k, v projections and head width ``width / heads``."""
+    """Multi-head self-attention with separate q, k, v projections; heads share the width."""
 
     num_heads: int
     num_layers: int

@@ -1,11 +1,11 @@
 """CLIP's ViT image tower, with a dense form for regions.
 
-Spec: models_pretrain 1.10 for the tower. The reference never got its ViT branch to work, so the region
-path is a choice: as MaskCLIP (Zhou et al., ECCV 2022) and CLIPSelf (Wu et al., ICLR 2024) do, the last
-block's attention is replaced by each patch token's own value and output projection (residual and MLP
-stay, as in CLIPSelf), the tokens pass ``ln_post``, a region is their RoIAligned average, and the
-projection comes last (it is linear, so pooling before it changes nothing). The class token of the
-ordinary last block remains the embedding of the whole picture.
+Spec: models_pretrain 1.10 for the tower. The reference never got its ViT branch to work, so the
+region path is a choice: as MaskCLIP (Zhou et al., ECCV 2022) and CLIPSelf (Wu et al., ICLR 2024)
+do, the last block's attention is replaced by each patch token's own value and output projection
+(residual and MLP stay, as in CLIPSelf), the tokens pass ``ln_post``, a region is their RoIAligned
+average, and the projection comes last (it is linear, so pooling before it changes nothing). The
+class token of the ordinary last block remains the embedding of the whole picture.
 """
 
 import flax.linen as nn
@@ -54,7 +54,7 @@ class VisionTransformer(nn.Module):
         self.projection = self.param("projection", init, (self.width, self.embed_dim))
 
     def _positions(self, height: int, width: int) -> Float[Array, "T width"]:
-        """Positional embeddings for a grid of ``height x width`` patches (bicubic, class row kept)."""
+        """Embeddings of the positions of ``height x width`` patches (bicubic; class row kept)."""
         if (height, width) == (self.grid_size, self.grid_size):
             return self.positional_embedding
         grid = self.positional_embedding[1:].reshape(self.grid_size, self.grid_size, self.width)

@@ -1,13 +1,14 @@
 """RoIAlign: fixed-size crops of a feature map at box positions, by bilinear sampling.
 
 Spec: models_pretrain 1.7 (torchvision's compiled kernel). A sample contributes nothing when it lies
-beyond -1 or beyond the map's length, is clamped into the map otherwise, and each bin is the mean over
-its samples. With ``sampling_ratio=0`` the number of samples of a bin is ``ceil(size / P)``, per box and
-per axis; an empty or inverted box then has none and gives zeros. Bilinear sampling is separable, which
-gives two exact implementations:
+beyond -1 or beyond the map's length, is clamped into the map otherwise, and each bin is the mean
+over its samples. With ``sampling_ratio=0`` the number of samples of a bin is ``ceil(size / P)``,
+per box and per axis; an empty or inverted box then has none and gives zeros. Bilinear sampling is
+separable, which gives two exact implementations:
 
 ``matmul``  one matrix per box and axis, ``out = W_y F W_x^T``. For accelerators and small maps.
-``gather``  one box at a time, one row read per (sample, corner). For large maps on CPUs, where it is 4
+``gather``  one box at a time, one row read per (sample, corner). For large maps on CPUs, where it
+is 4
             to 9 times faster than the matrices.
 ``auto``    picks by the backend and the size of the map when the function is traced.
 
@@ -42,8 +43,8 @@ def roi_align(
         output_size: P, or (P, Q) for height and width.
         spatial_scale: cells per canvas pixel, e.g. 1/16.
         sampling_ratio: samples per bin and axis; 0 chooses ``ceil(size / P)`` per box.
-        aligned: shift by half a cell (detectron2's ROIAlignV2); False also widens boxes to one cell.
-        implementation: "matmul", "gather" or "auto".
+        aligned: shift by half a cell (detectron2's ROIAlignV2); False also widens boxes to one
+        cell. implementation: "matmul", "gather" or "auto".
 
     Raises:
         ValueError: unknown implementation.

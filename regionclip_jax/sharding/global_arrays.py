@@ -22,8 +22,8 @@ def to_global_batch(batch: Tree, mesh: Mesh) -> Tree:
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """A copy of every leaf on every device.
 
-    A real copy: a ``device_put`` may alias the buffer it is given, and a step that donates its state
-    would then delete the caller's arrays.
+    A real copy: a ``device_put`` may alias the buffer it is given, and a step that donates its
+    state would then delete the caller's arrays.
     """
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.device_put(np.array(x), sharding), tree)
@@ -32,19 +32,19 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 def replicated_like(tree: Tree, mesh: Mesh) -> Tree:
     """Shapes, types and replicated shardings of a tree of arrays or shapes, for a restore."""
     sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def local_rows(tree: Tree) -> Tree:
     """This process's rows of global arrays that are split along their first axis, as numpy."""
     return jax.tree.map(
-        lambda x: np.concatenate(
-            [np.asarray(s.data) for s in sorted(x.addressable_shards, key=_first_row)]
-        )
-        if not x.is_fully_replicated
-        else np.asarray(x),
+        lambda x: (
+            np.concatenate(
+                [np.asarray(s.data) for s in sorted(x.addressable_shards, key=_first_row)]
+            )
+            if not x.is_fully_replicated
+            else np.asarray(x)
+        ),
         tree,
     )
 
@@ -54,7 +54,7 @@ def _first_row(shard) -> int:
 
 
 def gather_json(records: list) -> list:
-    """Every process's list of JSON values, joined in process order; the identity for one process."""
+    """Every process's list of JSON values, joined in process order."""
     if jax.process_count() == 1:
         return records
     encoded = np.frombuffer(json.dumps(records).encode(), np.uint8)

@@ -1,7 +1,8 @@
 """Recognition of given boxes: which class is in each of them, and the best pairs of an image.
 
-Paper section 3.4 and 4.2 (zero-shot inference with ground-truth boxes); spec: detector_eval 0. Scores are the
-softmax over the classes' cosines and the zero background logit, all over the temperature.
+Paper section 3.4 and 4.2 (zero-shot inference with ground-truth boxes); spec: detector_eval 0.
+Scores are the softmax over the classes' cosines and the zero background logit, all over the
+temperature.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,12 @@
 """One update of RegionCLIP pretraining (paper section 3; spec: models_pretrain 3), top to bottom.
 
-Regions of each picture -> the frozen teacher names them with concepts -> the student learns from the
-named regions (contrastive, distillation) and from the captions (image-text).
+Regions of each picture -> the frozen teacher names them with concepts -> the student learns from
+the named regions (contrastive, distillation) and from the captions (image-text).
 
-Two knowing departures from the reference: its released forward crashes on the global box, whose meaning
-(the region that covers the picture) is implemented here; and that box covers the padded canvas there, so
-padding leaks into the global feature, while here it covers the picture's own pixels unless
-``global_box="canvas"`` asks for the reference's.
+Two knowing departures from the reference: its released forward crashes on the global box, whose
+meaning (the region that covers the picture) is implemented here; and that box covers the padded
+canvas there, so padding leaks into the global feature, while here it covers the picture's own
+pixels unless ``global_box="canvas"`` asks for the reference's.
 """
 
 import dataclasses

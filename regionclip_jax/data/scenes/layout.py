@@ -15,7 +15,7 @@ from regionclip_jax.data.scenes.vocabulary import (
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object. ``centre`` and ``size`` (side of its unit square) in pixels, ``angle`` radians."""
+    """One object. ``centre`` and ``size`` (of its square) in pixels, ``angle`` in radians."""
 
     shape: str
     colour: str

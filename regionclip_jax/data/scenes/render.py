@@ -22,8 +22,8 @@ def render(layout: Layout, side: int, clutter: int, rng: np.random.Generator):
         rng: for everything a layout leaves open (grain, strokes, shades).
 
     Returns:
-        ``(pixels uint8 [side, side, 3], boxes float32 [n, 4] xyxy, visible bool [n])``: tight boxes of
-        the visible part of each thing, and whether enough of it is visible.
+        ``(pixels uint8 [side, side, 3], boxes float32 [n, 4] xyxy, visible bool [n])``: tight boxes
+        of the visible part of each thing, and whether enough of it is visible.
     """
     big = side * _OVERSAMPLING
     background = Image.fromarray(_background(layout.background, side, rng))
