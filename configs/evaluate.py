@@ -2,7 +2,8 @@
 
   --config=configs/evaluate.py:coco_gt --config.models.student=workdir/model
 
-coco_gt is the paper's zero-shot setting with ground-truth boxes on COCO's 48 base and 17 novel classes.
+coco_gt is the paper's zero-shot setting with ground-truth boxes on COCO's 48 base and 17 novel
+classes.
 regionclip_jax/config.py says what each key means.
 """
 

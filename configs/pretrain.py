@@ -132,7 +132,7 @@ def vitb16_coco() -> ml_collections.ConfigDict:
     config.optimizer.kind = "adamw"
     config.optimizer.learning_rate = 1e-5
     config.optimizer.weight_decay = 0.1
-    config.optimizer.no_decay_patterns = ("bias$", "ln_", "embedding$")
+    config.optimizer.no_decay_patterns = ("bias$", "ln_")
     # The first half of the blocks, as the ResNet recipe freezes its first stages.
     config.optimizer.frozen_patterns = (
         "visual/patch_embedding",
@@ -166,12 +166,12 @@ def scenes() -> ml_collections.ConfigDict:
         num_scenes=6000,
         num_test=800,
         closeup_things=(1, 1),
-        closeup_sizes=(0.45, 0.95),
+        closeup_sizes=(0.4, 0.95),
         scene_things=(2, 4),
-        scene_sizes=(0.25, 0.5),
-        overlap=0.25,
-        typicality=0.7,
-        clutter=10,
+        scene_sizes=(0.3, 0.55),
+        overlap=0.2,
+        typicality=0.8,
+        clutter=5,
     )
 
     model = dict(preset="scenes", init_from="", dtype="float32")
@@ -193,7 +193,7 @@ def scenes() -> ml_collections.ConfigDict:
     )
     optimizer = dict(
         kind="adamw",
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         schedule="cosine",
         boundaries=(),
         gamma=1.0,
@@ -206,11 +206,11 @@ def scenes() -> ml_collections.ConfigDict:
         frozen_patterns=(),
     )
     run = dict(
-        num_steps=700,
-        batch_size=64,
+        num_steps=1200,
+        batch_size=32,
         seed=0,
-        log_every=50,
-        checkpoint_every=200,
+        log_every=100,
+        checkpoint_every=300,
         checkpoints_to_keep=2,
     )
 
@@ -257,7 +257,7 @@ def scenes() -> ml_collections.ConfigDict:
                 no_decay_patterns=("bias$",),
                 frozen_patterns=("norm", "^text/", "^logit_scale"),
             ),
-            run=dict(run, num_steps=150, batch_size=32, log_every=25, checkpoint_every=75),
+            run=dict(run, num_steps=400, log_every=50, checkpoint_every=100),
         )
     )
 

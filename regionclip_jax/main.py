@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/pretrain.py or configs/pretrain.py:rn50_coco."
@@ -34,8 +35,10 @@ def main(argv: list[str]) -> None:
 
     from regionclip_jax import config as config_module
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
+    from regionclip_jax.data.faults import TooManyFaults
     from regionclip_jax.reporting.console import log_own_progress
     from regionclip_jax.training.loop import Preempted
+    from regionclip_jax.training.nan_guard import NonFiniteMetric
 
     log_own_progress()
     try:
@@ -47,17 +50,56 @@ def main(argv: list[str]) -> None:
             raise config_module.ConfigError(f"config.job: {name!r} is none of {sorted(_JOBS)}")
         class_name, module = _JOBS[name]
         config = config_module.parse(getattr(config_module, class_name), recipe)
-        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+        try:
+            jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+        except ValueError as error:
+            raise config_module.ConfigError(f"config.matmul_precision: {error}") from error
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
         importlib.import_module(module).run(config, workdir)
-    except (config_module.ConfigError, CheckpointMismatch, FileNotFoundError) as error:
+    except (
+        config_module.ConfigError,
+        CheckpointMismatch,
+        TooManyFaults,
+        NonFiniteMetric,
+        FileNotFoundError,
+        FileExistsError,
+    ) as error:
         sys.exit(f"regionclip_jax: {error}")
     except Preempted as error:
         print(f"regionclip_jax: {error}", file=sys.stderr)
         sys.exit(_PREEMPTED)
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """As absl does it, but for what is wrong with a recipe: one line instead of a traceback."""
+    try:
+        remaining = flags.FLAGS(arguments)
+        # A recipe that could not be read says so when it is used first.
+        _CONFIG.value.get("job")
+        return remaining
+    except UnsupportedOperationError as error:
+        # ml_collections cannot tell the type of a key that is None.
+        reason = f"{str(error).split('. ')[0]}; set it in a recipe file of your own"
+    except flags.Error as error:
+        reason = _without_traceback(str(error))
+    except (AttributeError, KeyError) as error:
+        while isinstance(error.args[0], Exception):
+            error = error.args[0]
+        reason = f"no such key in --config: {' '.join(str(error.args[0]).split())}"
+    except OSError:
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        reason = f"--config: {path!r} cannot be read; give a recipe such as configs/pretrain.py"
+    sys.exit(f"regionclip_jax: {reason} (--helpfull lists all flags)")
+
+
+def _without_traceback(text: str) -> str:
+    """ml_collections' message for a recipe that raised, with only the last place and the error."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    places = [line for line in lines if line.startswith('File "')]
+    return f"{lines[0]} {lines[-1]} ({places[-1]})" if places else " ".join(lines)
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -6,6 +6,7 @@ complete. Reading runs no code from the files.
 """
 
 import functools
+import hashlib
 import os
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def unflatten(leaves: dict[str, object]) -> dict:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def variables_hash(variables: dict) -> str:
+    """SHA-256 of names, shapes and fp32 numbers: which model this is, wherever it came from."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(variables).items()):
+        array = np.ascontiguousarray(leaf, dtype=np.float32)
+        digest.update(f"{path} {array.shape}\n".encode())
+        digest.update(array)
+    return digest.hexdigest()
 
 
 def save_variables(path: str | Path, variables: dict) -> None:

@@ -10,6 +10,10 @@ from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
 
 
+class BatchError(ValueError):
+    """Sound records that do not fit the static shapes of a batch: a limit must be raised."""
+
+
 def batch_image_text(
     examples: Sequence[ImageTextExample | Fault],
     canvas_sizes: Sequence[Size],
@@ -22,7 +26,7 @@ def batch_image_text(
         The batch (numpy), a row for each example, and the texts of the faults.
 
     Raises:
-        ValueError: each picture fits a canvas, but no canvas holds all.
+        BatchError: each picture fits a canvas, but no canvas holds all.
     """
     images, sizes, mask = _stack_images(examples, canvas_sizes)
     tokens = np.zeros((len(examples), context_length), np.int32)
@@ -46,7 +50,7 @@ def batch_detection(
         image id 0 and scale 1.
 
     Raises:
-        ValueError: an image has more than ``max_boxes`` boxes (cutting some off would falsify a
+        BatchError: an image has more than ``max_boxes`` boxes (cutting some off would falsify a
             metric), or no canvas holds all pictures.
     """
     images, sizes, mask = _stack_images(examples, canvas_sizes)
@@ -60,7 +64,7 @@ def batch_detection(
         example = examples[row]
         number = len(example.boxes)
         if number > max_boxes:
-            raise ValueError(
+            raise BatchError(
                 f"image {example.key} has {number} boxes, more than max_boxes {max_boxes}: "
                 f"set max_boxes to at least {number}"
             )
@@ -68,7 +72,7 @@ def batch_detection(
         box_mask[row, :number] = True
         image_ids[row], scales[row] = example.image_id, example.scale
     if image_ids.size and image_ids.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"image id {image_ids.max()} does not fit 32 bits: renumber the images")
+        raise BatchError(f"image id {image_ids.max()} does not fit 32 bits: renumber the images")
     batch = DetectionBatch(
         images=images,
         sizes=sizes,
@@ -91,7 +95,7 @@ def _stack_images(examples: Sequence, canvas_sizes: Sequence[Size]):
     height, width = (int(side) for side in sizes.max(0))
     canvas = smallest_canvas(canvas_sizes, height, width)
     if canvas is None:
-        raise ValueError(
+        raise BatchError(
             f"no canvas of {tuple(canvas_sizes)} holds all pictures of one batch, which reach "
             f"{height} x {width} (height x width): add a canvas of at least that size"
         )

@@ -8,6 +8,10 @@ from absl import logging
 _TEXTS_IN_ERROR = 3
 
 
+class TooManyFaults(RuntimeError):
+    """A larger share of the records than the recipe allows could not be used."""
+
+
 class FaultCounter:
     """Counts faults against records; a few broken files are normal, a wrong path is not.
 
@@ -36,7 +40,7 @@ class FaultCounter:
             faults: their texts.
 
         Raises:
-            RuntimeError: at least ``minimum`` faults, and their share passes the limit.
+            TooManyFaults: at least ``minimum`` faults, and their share passes the limit.
         """
         self.num_records += num_records
         for text in faults:
@@ -49,7 +53,7 @@ class FaultCounter:
         allowed = self._limit_fraction * self.num_records
         if self.num_faults >= max(1, self._minimum) and self.num_faults > allowed:
             last = "\n  ".join(self._last)
-            raise RuntimeError(
+            raise TooManyFaults(
                 f"{self.num_faults} of {self.num_records} records could not be used, more than the "
                 f"limit of {self._limit_fraction:.2%}. Repair the data or raise the limit. "
                 f"The last ones:\n  {last}"

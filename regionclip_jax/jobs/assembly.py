@@ -1,12 +1,14 @@
 """The only translator: sections of a recipe into sources, models, optimizers, settings."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
+from jax.sharding import Mesh
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
@@ -17,28 +19,57 @@ from regionclip_jax.config import (
     ModelSection,
     OptimizerSection,
     RegionsSection,
+    RunSection,
 )
+from regionclip_jax.data.batching import BatchError
 from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.pipeline import image_text_batches
+from regionclip_jax.data.pipeline import detection_batches, image_text_batches
+from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
+from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.pretrain_step import PretrainSettings
-from regionclip_jax.structures import ImageTextBatch
+from regionclip_jax.steps.train_state import TrainState, create_train_state
+from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 from regionclip_jax.training import schedules
 from regionclip_jax.training.initialization import merge_parameters
 from regionclip_jax.training.optimizer import make_optimizer
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_GLOBAL_BOXES = ("image", "canvas")
+_ROI_ALIGNS = ("auto", "matmul", "gather")
 
 
 def choose(table: dict, name: str, key: str):
     """``table[name]``, or an error that lists what there is."""
-    if name not in table:
-        raise ConfigError(f"{key}: {name!r} is none of {sorted(table)}")
+    _require_one_of(table, name, key)
     return table[name]
+
+
+def _require_one_of(names: Iterable[str], name: str, key: str) -> None:
+    if name not in names:
+        raise ConfigError(f"{key}: {name!r} is none of {sorted(names)}")
+
+
+@contextlib.contextmanager
+def blame(key: str) -> Iterator[None]:
+    """What refuses its arguments within is a mistake in the recipe at ``key``, not a bug.
+
+    For building things from a section, never around training: there a ValueError is a bug and
+    keeps its traceback.
+
+    Raises:
+        ConfigError: instead of a ValueError that is not of a class of our own.
+    """
+    try:
+        yield
+    except (ConfigError, CheckpointMismatch):
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -81,7 +112,9 @@ def build_image_text_source(section: DataSection):
     }
     make = choose(makers, section.source, "data.source")
     _require_path(section.path, section.source, "data.path")
-    source = make()
+    with blame("data"):
+        source = make()
+    _require_kind(source, IMAGE_TEXT, "data.path")
     logging.info("%r: %d records", source, len(source))
     return source
 
@@ -93,7 +126,9 @@ def build_detection_source(section: EvaluationSection):
     }
     make = choose(makers, section.source, "evaluation.source")
     _require_path(section.path, section.source, "evaluation.path")
-    source = make()
+    with blame("evaluation"):
+        source = make()
+    _require_kind(source, DETECTION, "evaluation.path")
     logging.info("%r: %d records", source, len(source))
     return source
 
@@ -106,37 +141,73 @@ def _require_path(path: str, source: str, key: str) -> None:
         )
 
 
+def _require_kind(source, kind: str, key: str) -> None:
+    found = getattr(source, "kind", kind)
+    if found != kind:
+        raise ConfigError(f"{key}: {source!r} holds {found} records; give a folder of {kind} ones")
+
+
 def stream_batches(
     section: DataSection, source, *, batch_size: int, seed: int, start_record: int
 ) -> Iterator[ImageTextBatch]:
     """This process's batches from a record count on; faulty records are counted and limited."""
-    faults = FaultCounter(section.fault_fraction, section.fault_minimum)
-    stream = image_text_batches(
-        source,
-        batch_size=batch_size,
-        short_side=section.short_side,
-        max_long_side=section.max_long_side,
-        resize_method=section.resize_method,
-        canvas_sizes=section.canvas_sizes,
-        flip_probability=section.flip_probability,
-        seed=seed,
-        start_record=start_record,
-        num_threads=section.num_threads,
-        num_workers=section.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        context_length=section.context_length,
+    with blame("data"):
+        faults = FaultCounter(section.fault_fraction, section.fault_minimum)
+        stream = image_text_batches(
+            source,
+            batch_size=batch_size,
+            short_side=section.short_side,
+            max_long_side=section.max_long_side,
+            resize_method=section.resize_method,
+            canvas_sizes=section.canvas_sizes,
+            flip_probability=section.flip_probability,
+            seed=seed,
+            start_record=start_record,
+            num_threads=section.num_threads,
+            num_workers=section.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            context_length=section.context_length,
+        )
+    return _counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
+
+
+def detection_pass(section: EvaluationSection, source) -> Iterator[DetectionBatch]:
+    """This process's batches of one pass; records that cannot be used are counted and limited."""
+    with blame("evaluation"):
+        faults = FaultCounter(section.fault_fraction, minimum=1)
+        stream = detection_batches(
+            source,
+            batch_size=section.batch_size,
+            short_side=section.short_side,
+            max_long_side=section.max_long_side,
+            resize_method=section.resize_method,
+            canvas_sizes=section.canvas_sizes,
+            max_boxes=section.max_boxes,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=section.num_threads,
+        )
+    # A row of padding is neither a record nor a fault.
+    return _counted(
+        stream, faults, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
     )
 
-    def counted():
+
+def _counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -> Iterator:
+    """The batches of a stream alone; their faults go to the counter."""
+    with contextlib.closing(stream):
         try:
             for batch, texts in stream:
-                faults.add(len(batch.mask), texts)
+                faults.add(count(batch, texts), texts)
                 yield batch
-        finally:
-            stream.close()
+        except BatchError as error:
+            raise ConfigError(f"{key}: {error}") from error
 
-    return counted()
+
+def build_mesh(batch_size: int, key: str) -> Mesh:
+    with blame(key):
+        return make_mesh(batch_size)
 
 
 def build_schedule(section: OptimizerSection, num_steps: int) -> optax.Schedule:
@@ -152,21 +223,50 @@ def build_schedule(section: OptimizerSection, num_steps: int) -> optax.Schedule:
             section.learning_rate, warmup_steps=section.warmup_steps, total_steps=num_steps
         ),
     }
-    return choose(makers, section.schedule, "optimizer.schedule")()
+    make = choose(makers, section.schedule, "optimizer.schedule")
+    with blame("optimizer"):
+        return make()
 
 
 def build_optimizer(section: OptimizerSection, num_steps: int) -> optax.GradientTransformation:
-    return make_optimizer(
-        section.kind,
-        build_schedule(section, num_steps),
-        weight_decay=section.weight_decay,
-        momentum=section.momentum,
-        clip_per_tensor_norm=section.clip_per_tensor_norm,
-        no_decay_patterns=section.no_decay_patterns,
-    )
+    schedule = build_schedule(section, num_steps)
+    with blame("optimizer"):
+        return make_optimizer(
+            section.kind,
+            schedule,
+            weight_decay=section.weight_decay,
+            momentum=section.momentum,
+            clip_per_tensor_norm=section.clip_per_tensor_norm,
+            no_decay_patterns=section.no_decay_patterns,
+        )
 
 
-def pretrain_settings(section: RegionsSection, seed: int) -> PretrainSettings:
+def build_state(
+    section: OptimizerSection, variables: dict, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state at step 0; patterns that match no parameter are refused."""
+    with blame("optimizer"):
+        return create_train_state(variables, section.frozen_patterns, optimizer)
+
+
+def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSettings:
+    """The numbers of the objective.
+
+    Raises:
+        ConfigError: numbers that exclude each other, or a choice that does not exist.
+    """
+    _require_one_of(_GLOBAL_BOXES, section.global_box, "regions.global_box")
+    _require_one_of(_ROI_ALIGNS, section.roi_align, "regions.roi_align")
+    if section.num_regions > section.num_proposals:
+        raise ConfigError(
+            f"regions.num_regions: {section.num_regions} cannot be sampled from "
+            f"regions.num_proposals {section.num_proposals}; lower the one or raise the other"
+        )
+    if run.batch_size % (section.images_per_group or run.batch_size):
+        raise ConfigError(
+            f"regions.images_per_group: {section.images_per_group} does not divide run.batch_size "
+            f"{run.batch_size}; choose a divisor, or None for the whole batch"
+        )
     return PretrainSettings(
         num_proposals=section.num_proposals,
         num_regions=section.num_regions,
@@ -181,5 +281,5 @@ def pretrain_settings(section: RegionsSection, seed: int) -> PretrainSettings:
         global_box=section.global_box,
         regions_per_chunk=section.regions_per_chunk,
         roi_align=section.roi_align,
-        seed=seed,
+        seed=run.seed,
     )

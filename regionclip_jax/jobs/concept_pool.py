@@ -1,5 +1,6 @@
 """Names to embeddings: the concept pool of pretraining and the classes of an evaluation."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from absl import logging
 
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
 from regionclip_jax.config import ConceptsSection, ConfigError
-from regionclip_jax.jobs.assembly import choose
+from regionclip_jax.jobs.assembly import blame, choose
 from regionclip_jax.models.clip import CLIP
+from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize
@@ -37,7 +39,8 @@ def read_names(section: ConceptsSection, default: Sequence[str]) -> tuple[str, .
     path = Path(section.names_file)
     if not path.is_file():
         raise ConfigError(f"concepts.names_file: {path} does not exist; give an existing text file")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    with blame(f"concepts.names_file: {path}"):
+        lines = path.read_text(encoding="utf-8").splitlines()
     names = [line.split("\t")[0].split(",")[0].strip() for line in lines]
     names = [name for name in names if name]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -53,16 +56,26 @@ def embed_names(
     """Raw text features of every name, averaged over the templates (spec: models_pretrain 2.5)."""
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
     step = jax.jit(make_embed_text_step(model))
-    rows = []
-    for start in range(0, len(names), _NAMES_PER_CALL):
-        some = names[start : start + _NAMES_PER_CALL]
-        texts = [text for name in some for text in prompts_for(name, chosen)]
-        tokens = np.zeros((_NAMES_PER_CALL * len(chosen), context_length), np.int32)
-        tokens[: len(texts)] = tokenize(texts, context_length)
-        features = np.asarray(step(variables, tokens), np.float32)[: len(texts)]
-        rows.append(features.reshape(len(some), len(chosen), -1).mean(1))
+    tokens = tokenize([t for name in names for t in prompts_for(name, chosen)], context_length)
+    # What stands behind the end token never matters, so the columns no prompt reaches are cut:
+    # prompts are five times shorter than the context.
+    length = min(context_length, -(-int((tokens > 0).sum(1).max()) // 8) * 8)
+    tokens = tokens[:, :length]
+    per_call = _NAMES_PER_CALL * len(chosen)
+    began, rows = time.monotonic(), []
+    for start in range(0, len(tokens), per_call):
+        some = np.zeros((per_call, length), np.int32)
+        some[: len(tokens) - start] = tokens[start : start + per_call]
+        rows.append(np.asarray(step(variables, some), np.float32))
+        done = min(start + per_call, len(tokens))
+        seconds_left = (time.monotonic() - began) / done * (len(tokens) - done)
+        logging.log_every_n_seconds(
+            logging.INFO, "embedded %d of %d prompts, %s left", 10,
+            done, len(tokens), readable_seconds(seconds_left),
+        )  # fmt: skip
+    features = np.concatenate(rows)[: len(tokens)].reshape(len(names), len(chosen), -1)
     encoder = describe_encoder(model.config, variables["params"])
-    return Vocabulary(tuple(names), np.concatenate(rows), tuple(chosen), encoder)
+    return Vocabulary(tuple(names), features.mean(1), tuple(chosen), encoder)
 
 
 def cached_vocabulary(

@@ -12,8 +12,6 @@ from absl import logging
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.config import ConfigError, EvaluateConfig, EvaluationSection, as_plain
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.pipeline import detection_batches
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
 from regionclip_jax.evaluation import coco, predictions, recognition
 from regionclip_jax.jobs import assembly, concept_pool
@@ -26,7 +24,6 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
-from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.predict_step import make_recognize_step
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
 from regionclip_jax.text.prompts import prepare_class_name
@@ -99,7 +96,7 @@ def evaluate_model(directory: Path, section: EvaluationSection, dtype: str) -> E
         section.templates,
         section.context_length,
     )
-    mesh = make_mesh(section.batch_size)
+    mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     step = jax.jit(
         make_recognize_step(
             model,
@@ -118,20 +115,7 @@ def evaluate_model(directory: Path, section: EvaluationSection, dtype: str) -> E
     truth = []
 
     def batches():
-        faults = FaultCounter(section.fault_fraction, minimum=1)
-        for batch, texts in detection_batches(
-            source,
-            batch_size=section.batch_size,
-            short_side=section.short_side,
-            max_long_side=section.max_long_side,
-            resize_method=section.resize_method,
-            canvas_sizes=section.canvas_sizes,
-            max_boxes=section.max_boxes,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=section.num_threads,
-        ):
-            faults.add(int(batch.mask.sum()) + len(texts), texts)
+        for batch in assembly.detection_pass(section, source):
             batch = _only(batch, classes)
             truth.extend(_truth(batch, classes))
             yield batch

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from absl import logging
 
+from regionclip_jax.artifacts.model_checkpoint import variables_hash
+from regionclip_jax.artifacts.vocabulary import describe_encoder
 from regionclip_jax.config import PretrainConfig, as_plain
 from regionclip_jax.jobs import assembly, concept_pool, training_run
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
-from regionclip_jax.steps.train_state import create_train_state
 
 
 def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> Path:
@@ -30,36 +31,40 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
     # The student's own text tower is frozen, so both pools are fixed for the whole run.
     names = concept_pool.read_names(config.concepts, concepts)
     logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
-    pools = {
-        role: concept_pool.cached_vocabulary(
-            workdir / f"{role}_vocabulary.npz",
-            model,
-            variables,
-            names,
-            config.concepts.templates,
-            config.data.context_length,
+    templates, length = config.concepts.templates, config.data.context_length
+    student_pool = concept_pool.cached_vocabulary(
+        workdir / "vocabulary.npz", student, student_start, names, templates, length
+    )
+    same_text_tower = student_pool.encoder == describe_encoder(
+        teacher.config, teacher_variables["params"]
+    )
+    teacher_pool = (
+        student_pool
+        if same_text_tower
+        else concept_pool.cached_vocabulary(
+            workdir / "teacher_vocabulary.npz", teacher, teacher_variables, names, templates, length
         )
-        for role, model, variables in (
-            ("student", student, student_start),
-            ("teacher", teacher, teacher_variables),
-        )
-    }
+    )
     frozen = Frozen(
         teacher=teacher_variables,
-        teacher_concepts=pools["teacher"].embeddings,
-        student_concepts=pools["student"].embeddings,
+        teacher_concepts=teacher_pool.embeddings,
+        student_concepts=student_pool.embeddings,
     )
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
-    settings = assembly.pretrain_settings(config.regions, config.run.seed)
+    settings = assembly.pretrain_settings(config.regions, config.run)
     return training_run.train(
         workdir,
         config.run,
         name="pretrain",
         settings=as_plain(config),
+        contents={
+            "records": len(source),
+            "concepts": names,
+            "student_text_tower": pools["student"].encoder["parameters_sha256"],
+            "teacher": variables_hash(teacher_variables),
+        },
         architecture=assembly.architecture(config.student),
-        make_state=lambda: create_train_state(
-            student_start, config.optimizer.frozen_patterns, optimizer
-        ),
+        make_state=lambda: assembly.build_state(config.optimizer, student_start, optimizer),
         make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings),
         frozen=frozen,
         stream=lambda start: assembly.stream_batches(

@@ -5,7 +5,6 @@ from pathlib import Path
 from regionclip_jax.config import TrainClipConfig, as_plain
 from regionclip_jax.jobs import assembly, training_run
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
-from regionclip_jax.steps.train_state import create_train_state
 
 
 def run(config: TrainClipConfig, workdir: Path) -> Path:
@@ -16,7 +15,7 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
 
     def make_state():
         variables = assembly.initial_variables(config.model, config.run.seed)
-        return create_train_state(variables, config.optimizer.frozen_patterns, optimizer)
+        return assembly.build_state(config.optimizer, variables, optimizer)
 
     def make_step():
         step = make_train_clip_step(model, optimizer)
@@ -27,6 +26,7 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
         config.run,
         name="train_clip",
         settings=as_plain(config),
+        contents={"records": len(source)},
         architecture=assembly.architecture(config.model),
         make_state=make_state,
         make_step=make_step,

@@ -1,21 +1,22 @@
 """The frame every training job runs in: resume, loop, metrics, guards, checkpoints, export."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 from absl import logging
+from jax.sharding import Mesh
 
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
-from regionclip_jax.config import RunSection
+from regionclip_jax.config import ConfigError, RunSection
+from regionclip_jax.jobs.assembly import build_mesh
 from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.reporting.overview import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.progress import Progress
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.sharding.global_arrays import replicate, replicated_like, to_global_batch
-from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.training import loop
 from regionclip_jax.training.checkpointing import TrainingCheckpoints
@@ -24,13 +25,37 @@ from regionclip_jax.training.nan_guard import only_if_finite, require_finite
 
 MODEL_FOLDER = "model"
 
+# What may be another when a run goes on: where files lie, how fast records come, how the same
+# numbers are computed, and of `run` the cadence. Everything else decides what is learned.
+_MAY_CHANGE = frozenset(
+    {
+        "matmul_precision",
+        "model.init_from",
+        "student.init_from",
+        "teacher.init_from",
+        "data.path",
+        "data.num_threads",
+        "data.num_workers",
+        "data.fault_fraction",
+        "data.fault_minimum",
+        "concepts.names_file",
+        "regions.regions_per_chunk",
+        "regions.roi_align",
+        "run.num_steps",
+        "run.log_every",
+        "run.checkpoint_every",
+        "run.checkpoints_to_keep",
+    }
+)
+
 
 def train(
     workdir: Path,
     run: RunSection,
     *,
     name: str,
-    settings: dict,
+    settings: Mapping,
+    contents: Mapping,
     architecture: CLIPConfig,
     make_state: Callable[[], TrainState],
     make_step: Callable,
@@ -42,6 +67,8 @@ def train(
     Args:
         name: of the job, for the model's card.
         settings: the recipe as plain values, for TensorBoard and the checkpoints' card.
+        contents: JSON-able facts about what lies behind the recipe's paths (number of records,
+            hash of the teacher); like the settings they must be the same on resuming.
         make_state: the state at step 0.
         make_step: ``(state, frozen, batch) -> (state, metrics)`` builder; jitted here, once, with
             the state donated.
@@ -50,30 +77,90 @@ def train(
 
     Returns:
         The model directory that was exported, ``workdir/model``.
+
+    Raises:
+        CheckpointMismatch: ``workdir`` holds a run of another recipe.
+        ConfigError: it is already further than ``run.num_steps``.
     """
-    mesh = make_mesh(run.batch_size)
-    card = {"job": name, "batch_size": run.batch_size, "seed": run.seed} | {
-        key: settings[key] for key in settings if key != "run"
-    }
+    mesh = build_mesh(run.batch_size, "run.batch_size")
     checkpoints = TrainingCheckpoints(
-        workdir / "checkpoints", max_to_keep=run.checkpoints_to_keep, card=card
+        workdir / "checkpoints",
+        max_to_keep=run.checkpoints_to_keep,
+        card=resume_card(settings, contents),
     )
-    restored = checkpoints.restore_latest(replicated_like(jax.eval_shape(make_state), mesh))
-    if restored is None:
-        state, start_step = replicate(make_state(), mesh), 0
-    else:
-        state, position = restored
-        start_step = position["step"]
-        logging.info("%s: resumes after step %d", workdir, start_step)
-    frozen = replicate(frozen, mesh)
-    step = jax.jit(make_step(), donate_argnums=0)
+    # Closing waits for the checkpoint that is being written, also on the way out of an error.
+    with contextlib.closing(checkpoints):
+        restored = checkpoints.restore_latest(replicated_like(jax.eval_shape(make_state), mesh))
+        if restored is None:
+            state, start_step = replicate(make_state(), mesh), 0
+        else:
+            state, position = restored
+            start_step = position["step"]
+            logging.info("%s: resumes after step %d", workdir, start_step)
+        if start_step > run.num_steps:
+            raise ConfigError(
+                f"run.num_steps: {run.num_steps}, but {workdir} holds a run that has done "
+                f"{start_step}; ask for more steps, or start another run with another --workdir"
+            )
+        if start_step < run.num_steps:
+            state = _run_steps(
+                workdir,
+                run,
+                settings,
+                state,
+                start_step,
+                checkpoints,
+                _placed(make_step(), replicate(frozen, mesh), mesh),
+                stream,
+            )
+    model = workdir / MODEL_FOLDER
+    save_model(model, jax.device_get(state.variables), ModelCard(architecture, {"run": name}))
+    logging.info("%s: model written", model)
+    return model
+
+
+def resume_card(settings: Mapping, contents: Mapping) -> dict:
+    """What must be the same in the run that saved a checkpoint and in the one that resumes it.
+
+    ``run.num_steps`` is part of it where the schedule is drawn over it: a cosine of another length
+    would be another learning rate from the first step on.
+    """
+    may_change = _MAY_CHANGE
+    if settings["optimizer"]["schedule"] == "cosine":
+        may_change = may_change - {"run.num_steps"}
+    card = {"contents": dict(contents)}
+    for section, values in settings.items():
+        if isinstance(values, Mapping):
+            values = {k: v for k, v in values.items() if f"{section}.{k}" not in may_change}
+        if section not in may_change:
+            card[section] = values
+    return card
+
+
+def _placed(step: Callable, frozen, mesh: Mesh) -> Callable:
+    """The step, jitted, over this process's numpy batches."""
+    jitted = jax.jit(step, donate_argnums=0)
 
     def run_step(state, batch):
         batch = to_global_batch(batch, mesh)
         # Whatever would cross from host to device unnoticed in here is a mistake.
         with jax.transfer_guard("disallow"):
-            return step(state, frozen, batch)
+            return jitted(state, frozen, batch)
 
+    return run_step
+
+
+def _run_steps(
+    workdir: Path,
+    run: RunSection,
+    settings: Mapping,
+    state: TrainState,
+    start_step: int,
+    checkpoints: TrainingCheckpoints,
+    run_step: Callable,
+    stream: Callable[[int], Iterator],
+) -> TrainState:
+    """The steps that are left, with metrics, guards and checkpoints."""
     is_first_process = jax.process_index() == 0
     with contextlib.closing(make_writer(workdir, just_logging=not is_first_process)) as writer:
         if start_step == 0:
@@ -85,13 +172,13 @@ def train(
                 },
             )
         metrics = MetricAccumulator()
+        last_step = start_step
 
         def fetch():
             values = metrics.compute()
-            require_finite(progress_step[0], values, last_good=checkpoints.latest())
+            require_finite(last_step, values, last_good=checkpoints.latest())
             return values
 
-        progress_step = [start_step]
         progress = Progress(
             num_steps=run.num_steps,
             images_per_step=run.batch_size,
@@ -100,7 +187,8 @@ def train(
         )
 
         def collect(step_number, state, step_metrics):
-            progress_step[0] = step_number
+            nonlocal last_step
+            last_step = step_number
             metrics.add(step_metrics)
 
         def save(step_number, state, step_metrics):
@@ -108,25 +196,18 @@ def train(
                 checkpoints.save(step_number, state, records=step_number * run.batch_size)
 
         guarded_save = only_if_finite(save, checkpoints.latest)
-        if start_step < run.num_steps:
-            batches = stream(start_step * run.batch_size)
-            with contextlib.closing(batches):
-                state = loop.run(
-                    run_step,
-                    state,
-                    batches,
-                    start_step=start_step,
-                    num_steps=run.num_steps,
-                    hooks=[
-                        (1, collect),
-                        (1, progress.started),
-                        (run.log_every, progress.report),
-                        (run.checkpoint_every, guarded_save),
-                    ],
-                    on_preempt=guarded_save,
-                )
-    checkpoints.close()
-    model = workdir / MODEL_FOLDER
-    save_model(model, jax.device_get(state.variables), ModelCard(architecture, {"run": name}))
-    logging.info("%s: model written", model)
-    return model
+        with contextlib.closing(stream(start_step * run.batch_size)) as batches:
+            return loop.run(
+                run_step,
+                state,
+                batches,
+                start_step=start_step,
+                num_steps=run.num_steps,
+                hooks=[
+                    (1, collect),
+                    (1, progress.started),
+                    (run.log_every, progress.report),
+                    (run.checkpoint_every, guarded_save),
+                ],
+                on_preempt=guarded_save,
+            )

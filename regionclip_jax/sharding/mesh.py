@@ -18,7 +18,7 @@ def make_mesh(batch_size: int) -> Mesh:
     devices = jax.devices()
     if batch_size % len(devices):
         raise ValueError(
-            f"run.batch_size {batch_size} does not divide among {len(devices)} devices "
+            f"batch size {batch_size} does not divide among {len(devices)} devices "
             f"({devices[0].platform}); choose a multiple of {len(devices)}"
         )
     # Auto: the compiler chooses the collectives (jax.make_mesh defaults to explicit axis types).

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+
 _LISTED = 10
 
 
@@ -24,8 +26,8 @@ def merge_parameters(target_abstract, source, where: str):
         the same kind (float16 to float32, say).
 
     Raises:
-        ValueError: lists up to 10 each of the missing names, the unused names and the tensors with
-            another shape or kind.
+        CheckpointMismatch: lists up to 10 each of the missing names, the unused names and the
+            tensors with another shape or kind.
     """
     wanted, given = _by_path(target_abstract), _by_path(source)
     missing = [path for path in wanted if path not in given]
@@ -45,7 +47,7 @@ def merge_parameters(target_abstract, source, where: str):
         if names
     ]
     if problems:
-        raise ValueError(
+        raise CheckpointMismatch(
             f"{where}: its parameters do not fit the model ({len(wanted)} tensors). "
             f"{'. '.join(problems)}. Choose the architecture the file was written with, or "
             "convert the file again."

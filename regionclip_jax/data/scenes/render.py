@@ -44,7 +44,7 @@ def render(layout: Layout, side: int, clutter: int, rng: np.random.Generator):
 
     pixels = np.asarray(canvas.reduce(_OVERSAMPLING), np.float32)
     pixels = pixels * np.float32(rng.uniform(0.75, 1.15))
-    pixels += 9 * rng.standard_normal(pixels.shape, np.float32)
+    pixels += 6 * rng.standard_normal(pixels.shape, np.float32)
     owner_pixels = np.asarray(owner)
     boxes, visible = np.zeros((len(areas), 4), np.float32), np.zeros(len(areas), bool)
     for index, area in enumerate(areas):

@@ -1,0 +1,118 @@
+"""Times one pretraining step and its parts, side by side in one run.
+
+  python scripts/benchmark.py --preset=RN50 --images=2 --height=576 --width=1024 --regions=100
+
+Weights are random: they change no time. The first call of everything (compilation) is not counted;
+the median of the repeats is printed. Compare lines of one run, not seconds of two machines.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from regionclip_jax.models.clip import CLIP, encode_regions, init_variables
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.roi_align import roi_align
+from regionclip_jax.ops.sampling import random_boxes
+from regionclip_jax.steps.pretrain_step import Frozen, PretrainSettings, make_pretrain_step
+from regionclip_jax.steps.train_state import create_train_state
+from regionclip_jax.structures import ImageTextBatch
+
+
+def seconds(work, repeats: int) -> float:
+    jax.block_until_ready(work())
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(work())
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--height", type=int, default=576)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--regions", type=int, default=100)
+    parser.add_argument("--concepts", type=int, default=1000)
+    parser.add_argument("--chunk", type=int, default=25, help="regions of an image at once")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+
+    config = PRESETS[args.preset]
+    model = CLIP(config, dtype=jnp.dtype(args.dtype))
+    variables = init_variables(config, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    sizes = jnp.tile(jnp.array([[args.height, args.width]], jnp.int32), (args.images, 1))
+    shape = (args.images, args.height, args.width, 3)
+    tokens = np.zeros((args.images, 77), np.int32)
+    tokens[:, :10] = rng.integers(1, 49406, (args.images, 10))
+    tokens[:, 10] = 49407
+    batch = ImageTextBatch(
+        images=jnp.array(rng.integers(0, 256, shape, np.uint8)),
+        sizes=sizes,
+        tokens=jnp.array(tokens),
+        mask=jnp.ones(args.images, bool),
+    )
+    concepts = jnp.array(rng.standard_normal((args.concepts, config.embed_dim)), jnp.float32)
+    settings = PretrainSettings(
+        num_proposals=300, num_regions=args.regions, box_grid=8, temperature=0.01,
+        teacher_temperature=0.01, concept_threshold=0.1, images_per_group=None,
+        image_text_weight=1.0, distillation_weight=1.0, contrastive_weight=1.0,
+        global_box="image", regions_per_chunk=args.chunk, roi_align="auto", seed=0,
+    )  # fmt: skip
+    optimizer = optax.sgd(0.002, momentum=0.9)
+    patterns = ["norm", "visual/stem/", "visual/layer1/", "^text/", "^logit_scale"]
+    if config.is_vit:
+        patterns = ["visual/patch_embedding", "^text/", "^logit_scale"]
+    frozen = Frozen(teacher=variables, teacher_concepts=concepts, student_concepts=concepts)
+    step = jax.jit(make_pretrain_step(model, model, optimizer, settings))
+    state = create_train_state(variables, patterns, optimizer)
+
+    pixels = normalize_for_clip(batch.images, sizes)
+    boxes = random_boxes(jax.random.key(0), sizes, args.regions, 8)
+    features = jax.jit(lambda v, p: model.apply(v, p, method=model.image_features).map)
+    feature_map = features(variables, pixels)
+    regions = jax.jit(lambda v, f, b: encode_regions(model, v, f, b, regions_per_chunk=args.chunk))
+    region_gradient = jax.jit(
+        jax.grad(
+            lambda v, f, b: encode_regions(model, v, f, b, regions_per_chunk=args.chunk).sum(),
+            argnums=(0, 1),
+        )
+    )
+    texts = jax.jit(lambda v, t: model.apply(v, t, method=model.encode_text))
+
+    def align(implementation):
+        return jax.jit(
+            lambda f, b: roi_align(
+                f, b, model.crop_size, 1 / model.stride, implementation=implementation
+            ).mean((2, 3))
+        )
+
+    print(f"{args.preset} {args.dtype} on {jax.devices()[0]}, {shape} pixels, "
+          f"{args.regions} regions an image, {args.concepts} concepts")  # fmt: skip
+    rows = {
+        "image features, forward": lambda: features(variables, pixels),
+        "RoIAlign, gather": lambda: align_gather(feature_map, boxes),
+        "RoIAlign, matmul": lambda: align_matmul(feature_map, boxes),
+        "regions (RoIAlign, layer4, pool), forward": lambda: regions(variables, feature_map, boxes),
+        "regions, forward and backward": lambda: region_gradient(variables, feature_map, boxes),
+        "captions, forward": lambda: texts(variables, batch.tokens),
+        "whole step (teacher, student, losses, update)": lambda: step(state, frozen, batch),
+    }
+    align_gather, align_matmul = align("gather"), align("matmul")
+    for name, work in rows.items():
+        print(f"  {name:48s} {seconds(work, args.repeats):8.3f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What a user gets wrong: one clear line that names the place and the remedy, and no traceback."""
+
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.command
+
+
+def test_a_key_that_does_not_exist_is_refused_with_the_one_meant(run_main, complaint, tmp_path):
+    done = run_main("configs/pretrain.py", tmp_path, "--config.scenes.num_closeup=1")
+    assert 'Did you mean "num_closeups"' in complaint(done)
+
+
+def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(run_main, complaint, tmp_path):
+    message = complaint(run_main("configs/pretrain.py:rn51_coco", tmp_path))
+    assert "'rn51_coco' is none of" in message and "rn50_coco" in message
+
+
+def test_a_recipe_that_does_not_exist_is_named(run_main, complaint, tmp_path):
+    assert "configs/pretain.py" in complaint(run_main("configs/pretain.py", tmp_path))
+
+
+def test_a_value_of_another_type_is_refused_with_its_key(run_main, complaint, tmp_path):
+    message = complaint(run_main("configs/pretrain.py", tmp_path, "--config.seed=abc"))
+    assert "config.seed" in message and "abc" in message
+
+
+def test_a_missing_data_folder_is_named_with_the_flag_that_sets_it(
+    run_main, complaint, pretrain_recipe, tmp_path
+):
+    done = run_main(pretrain_recipe, tmp_path, "--config.data.path=nowhere")
+    message = complaint(done)
+    assert "data.path: 'nowhere' does not exist" in message and "--config.data.path" in message
+
+
+def test_a_captions_file_without_captions_is_named(run_main, complaint, pretrain_recipe, tmp_path):
+    message = complaint(run_main(pretrain_recipe, tmp_path, "--config.data.split=empty"))
+    assert "captions_empty.json has no captions: expected" in message
+
+
+def test_a_missing_concepts_file_is_named(run_main, complaint, pretrain_recipe, tmp_path):
+    flag = "--config.concepts.names_file=nouns.txt"
+    message = complaint(run_main(pretrain_recipe, tmp_path, flag))
+    assert "concepts.names_file: nouns.txt does not exist" in message
+
+
+def test_weights_of_another_architecture_are_refused(
+    run_main, complaint, pretrain_recipe, model_directory, tmp_path
+):
+    done = run_main(pretrain_recipe, tmp_path, "--config.student.preset=tiny")
+    message = complaint(done)
+    assert f"{model_directory}: holds scenes, the recipe wants preset 'tiny'" in message
+
+
+def test_a_model_directory_with_a_cut_file_is_refused(
+    run_main, complaint, pretrain_recipe, model_directory, tmp_path
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(model_directory, broken)
+    largest = max((p for p in broken.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    flags = [f"--config.{role}.init_from={broken}" for role in ("student", "teacher")]
+    message = complaint(run_main(pretrain_recipe, tmp_path / "run", *flags))
+    assert str(broken) in message and "again" in message
+
+
+def test_drawn_pictures_of_another_recipe_are_not_overwritten(run_main, complaint, tmp_path):
+    few = [f"--config.scenes.num_{kind}=2" for kind in ("closeups", "scenes", "test")]
+    (tmp_path / "data" / "whole_pictures").mkdir(parents=True)
+    message = complaint(run_main("configs/pretrain.py", tmp_path, *few))
+    assert "whole_pictures" in message and "delete it or choose another path" in message

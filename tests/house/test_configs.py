@@ -1,0 +1,178 @@
+"""Every recipe that is shipped parses, and its step traces at its real sizes."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+
+from regionclip_jax import config as config_module
+from regionclip_jax.config import (
+    ConfigError,
+    EvaluateConfig,
+    PretrainConfig,
+    RunSection,
+    ScenesExperimentConfig,
+    TrainClipConfig,
+    as_plain,
+    parse,
+)
+from regionclip_jax.jobs import assembly
+from regionclip_jax.main import _JOBS
+from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
+from regionclip_jax.steps.train_clip_step import make_train_clip_step
+from regionclip_jax.structures import ImageTextBatch
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = {path.stem: runpy.run_path(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
+VARIANTS = [(stem, name) for stem, module in RECIPES.items() for name in module["RECIPES"]]
+
+
+def recipe(stem: str, variant: str):
+    config = RECIPES[stem]["get_config"](variant)
+    class_name, _ = _JOBS[config.job]
+    return parse(getattr(config_module, class_name), config)
+
+
+def training_recipes(stem: str, variant: str):
+    """The training configs in a recipe: itself, or the two of the embedded experiment."""
+    config = recipe(stem, variant)
+    if isinstance(config, ScenesExperimentConfig):
+        return [config.train_clip, config.pretrain]
+    return [config]
+
+
+def abstract_batch(size: int, height: int, width: int, length: int) -> ImageTextBatch:
+    return ImageTextBatch(
+        images=jax.ShapeDtypeStruct((size, height, width, 3), jnp.uint8),
+        sizes=jax.ShapeDtypeStruct((size, 2), jnp.int32),
+        tokens=jax.ShapeDtypeStruct((size, length), jnp.int32),
+        mask=jax.ShapeDtypeStruct((size,), jnp.bool_),
+    )
+
+
+def fresh(section):
+    """The section without its file: a shape does not depend on the weights."""
+    return dataclasses.replace(section, init_from="")
+
+
+def abstract_variables(section):
+    return jax.eval_shape(lambda: assembly.initial_variables(fresh(section), 0))
+
+
+def test_every_config_file_offers_its_default_recipe():
+    for module in RECIPES.values():
+        assert module["get_config"]().job in _JOBS
+
+
+@pytest.mark.parametrize(("stem", "variant"), VARIANTS)
+def test_every_variant_parses_strictly(stem, variant):
+    config = recipe(stem, variant)
+    kinds = (TrainClipConfig, PretrainConfig, EvaluateConfig, ScenesExperimentConfig)
+    assert isinstance(config, kinds)
+    assert as_plain(config)["job"] == config.job
+
+
+@pytest.mark.parametrize("stem", list(RECIPES))
+def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(stem):
+    with pytest.raises(ValueError, match="'nope' is none of"):
+        RECIPES[stem]["get_config"]("nope")
+
+
+@pytest.mark.parametrize(
+    ("stem", "variant"),
+    [pair for pair in VARIANTS if pair[0] != "evaluate"],
+)
+def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, variant):
+    for config in training_recipes(stem, variant):
+        optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
+        # Nothing is allocated: RN50x4 with 96 canvases would not fit here.
+        if isinstance(config, TrainClipConfig):
+            model = assembly.build_model(config.model, frozen_norm=False)
+            variables, frozen = abstract_variables(config.model), ()
+            step = make_train_clip_step(model, optimizer)
+        else:
+            student = assembly.build_model(config.student, frozen_norm=True)
+            teacher = assembly.build_model(config.teacher, frozen_norm=True)
+            variables = abstract_variables(config.student)
+            dim = teacher.config.embed_dim
+            pool = jax.ShapeDtypeStruct((4764, dim), jnp.float32)
+            frozen = (Frozen(abstract_variables(config.teacher), pool, pool),)
+            settings = assembly.pretrain_settings(config.regions, config.run)
+            step = make_pretrain_step(student, teacher, optimizer, settings)
+        state = jax.eval_shape(
+            lambda v, c=config, o=optimizer: assembly.build_state(c.optimizer, v, o), variables
+        )
+        height, width = config.data.canvas_sizes[0]
+        batch = abstract_batch(config.run.batch_size, height, width, config.data.context_length)
+        after, metrics = jax.eval_shape(step, state, *frozen, batch)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), state
+        )
+        assert all(metric.shape == () for metric in metrics.values())
+
+
+def run_section(**changes) -> dict:
+    known = dict(
+        num_steps=1, batch_size=1, seed=0, log_every=1, checkpoint_every=1, checkpoints_to_keep=1
+    )
+    return known | changes
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match=r"config\.batchsize: .* did you mean 'batch_size'"):
+        parse(RunSection, run_section(batchsize=2))
+
+
+def test_an_unknown_key_deep_in_a_recipe_is_named_with_its_path():
+    config = RECIPES["pretrain"]["get_config"]("rn50_coco")
+    with config.unlocked():
+        config.regions.num_region = 3
+    with pytest.raises(ConfigError, match=r"config\.regions\.num_region: .*'num_regions'"):
+        parse(PretrainConfig, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": "10"}, r"config\.num_steps: expected int, found '10'"),
+        ({"num_steps": 1.5}, r"config\.num_steps: expected int, found 1\.5"),
+        ({"num_steps": True}, r"config\.num_steps: expected int, found True"),
+        ({"seed": None}, r"config\.seed: expected int, found None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_key(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(RunSection, run_section(**changes))
+
+
+def test_a_missing_key_is_named():
+    config = run_section()
+    del config["seed"]
+    with pytest.raises(ConfigError, match=r"missing \['seed'\]"):
+        parse(RunSection, config)
+
+
+def test_a_section_that_is_a_value_is_refused():
+    config = RECIPES["pretrain"]["get_config"]("rn50_coco").to_dict()
+    with pytest.raises(ConfigError, match=r"config\.run: expected a section"):
+        parse(PretrainConfig, config | {"run": 3})
+
+
+def test_canvases_are_pairs():
+    config = RECIPES["pretrain"]["get_config"]("rn50_coco").to_dict()
+    config["data"]["canvas_sizes"] = ((800,),)
+    with pytest.raises(ConfigError, match=r"config\.data\.canvas_sizes: expected 2 values"):
+        parse(PretrainConfig, config)
+
+
+def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
+    config = RECIPES["pretrain"]["get_config"]("rn50_coco").to_dict()
+    config["data"]["canvas_sizes"] = [[800, 1344]]
+    config["optimizer"]["learning_rate"] = 1
+    parsed = parse(PretrainConfig, ml_collections.ConfigDict(config))
+    assert parsed.data.canvas_sizes == ((800, 1344),)
+    assert parsed.optimizer.learning_rate == 1.0
