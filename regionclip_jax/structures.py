@@ -11,47 +11,51 @@ pixels. A ``mask`` is True where a row is real; rows it marks False hold zeros.
 """
 
 import flax.struct
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
+
+# numpy on the host, jax on the device.
+AnyArray = Array | np.ndarray
 
 
 @flax.struct.dataclass
 class ImageTextBatch:
     """Pictures with one caption each, for contrastive training and region pretraining."""
 
-    images: UInt8[Array, "B H W 3"]
-    sizes: Int[Array, "B 2"]
-    tokens: Int[Array, "B L"]
-    mask: Bool[Array, " B"]
+    images: UInt8[AnyArray, "B H W 3"]
+    sizes: Int[AnyArray, "B 2"]
+    tokens: Int[AnyArray, "B L"]
+    mask: Bool[AnyArray, " B"]
 
 
 @flax.struct.dataclass
 class DetectionBatch:
     """Pictures with ground-truth boxes. ``scales`` are canvas pixels per original pixel (y, x)."""
 
-    images: UInt8[Array, "B H W 3"]
-    sizes: Int[Array, "B 2"]
-    boxes: Float[Array, "B G 4"]
-    classes: Int[Array, "B G"]
-    box_mask: Bool[Array, "B G"]
-    image_ids: Int[Array, " B"]
-    scales: Float[Array, "B 2"]
-    mask: Bool[Array, " B"]
+    images: UInt8[AnyArray, "B H W 3"]
+    sizes: Int[AnyArray, "B 2"]
+    boxes: Float[AnyArray, "B G 4"]
+    classes: Int[AnyArray, "B G"]
+    box_mask: Bool[AnyArray, "B G"]
+    image_ids: Int[AnyArray, " B"]
+    scales: Float[AnyArray, "B 2"]
+    mask: Bool[AnyArray, " B"]
 
 
 @flax.struct.dataclass
 class Regions:
     """Candidate regions of each image, with objectness where a localizer gave one (else zeros)."""
 
-    boxes: Float[Array, "B R 4"]
-    scores: Float[Array, "B R"]
-    mask: Bool[Array, "B R"]
+    boxes: Float[AnyArray, "B R 4"]
+    scores: Float[AnyArray, "B R"]
+    mask: Bool[AnyArray, "B R"]
 
 
 @flax.struct.dataclass
 class Detections:
     """The K best (box, class) pairs of each image, best first."""
 
-    boxes: Float[Array, "B K 4"]
-    scores: Float[Array, "B K"]
-    classes: Int[Array, "B K"]
-    mask: Bool[Array, "B K"]
+    boxes: Float[AnyArray, "B K 4"]
+    scores: Float[AnyArray, "B K"]
+    classes: Int[AnyArray, "B K"]
+    mask: Bool[AnyArray, "B K"]

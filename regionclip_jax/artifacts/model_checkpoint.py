@@ -68,7 +68,8 @@ def load_variables(path: str | Path) -> dict:
     """Reads a tree written by ``save_variables`` as numpy arrays, on any number of devices.
 
     Raises:
-        CheckpointMismatch: there is no complete Orbax checkpoint at ``path``.
+        CheckpointMismatch: there is no complete Orbax checkpoint at ``path``, or its files are cut
+            or changed.
     """
     path = Path(path).absolute()
     # Orbax writes its metadata last.
@@ -80,7 +81,14 @@ def load_variables(path: str | Path) -> dict:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         saved = checkpointer.metadata(path).item_metadata.tree
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-        return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=restore_args))
+        try:
+            return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=restore_args))
+        except ValueError as error:
+            raise CheckpointMismatch(
+                f"{path}: expected an Orbax checkpoint, found one with damaged files "
+                f"({str(error).splitlines()[0]}); copy it again or write it again "
+                "(scripts/convert_checkpoint.py, or the training job that exports it)"
+            ) from error
 
 
 def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:

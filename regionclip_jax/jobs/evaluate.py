@@ -131,9 +131,7 @@ def evaluate_model(directory: Path, section: EvaluationSection, dtype: str) -> E
         category_groups=groups,
         max_detections=section.max_detections,
     )
-    top1 = recognition.region_top1(
-        found.predicted, found.actual, class_groups={k: v for k, v in classes.groups.items()}
-    )
+    top1 = recognition.region_top1(found.predicted, found.actual, class_groups=classes.groups)
     confused = recognition.most_confused(found.predicted, found.actual, names=classes.names)
     logging.info(
         "%s: %d images, %d boxes; most confused: %s",
@@ -142,8 +140,10 @@ def evaluate_model(directory: Path, section: EvaluationSection, dtype: str) -> E
         len(found.actual),
         ", ".join(f"{true} as {guess} ({n})" for true, guess, n in confused[:5]),
     )
+    # On ground-truth boxes AP is the same at every IoU threshold, so AP50 says it all.
+    metrics = {f"AP50_{group}": scores["summary"][f"AP50_{group}"] for group in classes.groups}
     return Evaluation(
-        metrics=scores["summary"] | top1,
+        metrics=metrics | {f"top1_{group}": top1[f"top1_{group}"] for group in classes.groups},
         per_category=scores["per_category"],
         confused=confused,
         results=found.results,

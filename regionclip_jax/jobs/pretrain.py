@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import logging
 
 from regionclip_jax.artifacts.model_checkpoint import variables_hash
-from regionclip_jax.artifacts.vocabulary import describe_encoder
+from regionclip_jax.artifacts.vocabulary import text_tower_hash
 from regionclip_jax.config import PretrainConfig, as_plain
 from regionclip_jax.jobs import assembly, concept_pool, training_run
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
@@ -35,9 +35,8 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
     student_pool = concept_pool.cached_vocabulary(
         workdir / "vocabulary.npz", student, student_start, names, templates, length
     )
-    same_text_tower = student_pool.encoder == describe_encoder(
-        teacher.config, teacher_variables["params"]
-    )
+    student_text_tower = student_pool.encoder["parameters_sha256"]
+    same_text_tower = student_text_tower == text_tower_hash(teacher_variables["params"])
     teacher_pool = (
         student_pool
         if same_text_tower
@@ -60,7 +59,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
         contents={
             "records": len(source),
             "concepts": names,
-            "student_text_tower": pools["student"].encoder["parameters_sha256"],
+            "student_text_tower": student_text_tower,
             "teacher": variables_hash(teacher_variables),
         },
         architecture=assembly.architecture(config.student),

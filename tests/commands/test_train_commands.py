@@ -1,0 +1,254 @@
+"""Training, resuming and evaluating as typed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.artifacts.results import read_detections, read_results
+
+pytestmark = pytest.mark.command
+
+PREEMPTED = 75
+NUM_STEPS = 24
+
+SCENES = [
+    "--config.scenes.side=48",
+    "--config.scenes.num_closeups=128",
+    "--config.scenes.num_scenes=128",
+    "--config.scenes.num_test=32",
+    "--config.train_clip.data.canvas_sizes=((48,48),)",
+    "--config.train_clip.run.num_steps=4",
+    "--config.train_clip.run.batch_size=16",
+    "--config.train_clip.run.log_every=2",
+    "--config.train_clip.optimizer.warmup_steps=2",
+    "--config.pretrain.data.canvas_sizes=((48,48),)",
+    "--config.pretrain.run.num_steps=4",
+    "--config.pretrain.run.batch_size=16",
+    "--config.pretrain.run.log_every=2",
+    "--config.pretrain.optimizer.warmup_steps=2",
+    "--config.evaluation.canvas_sizes=((48,48),)",
+]
+
+
+def parameters(model: Path) -> dict[str, np.ndarray]:
+    return flatten(load_model(model)[0])
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    """Steps that are completely on disk."""
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def scenes_workdir(run_main, tmp_path_factory) -> Path:
+    """The embedded experiment, four steps of each training."""
+    workdir = tmp_path_factory.mktemp("scenes")
+    done = run_main("configs/pretrain.py", workdir, *SCENES)
+    assert done.returncode == 0, done.stderr
+    assert "AP50_novel" in done.stdout and "results.json" in done.stdout
+    return workdir
+
+
+def test_the_embedded_experiment_leaves_numbers_a_picture_and_events(scenes_workdir, read_events):
+    results = read_results(scenes_workdir / "results.json")
+    assert set(results) == {"format", "details", "teacher", "student"}
+    for model in ("teacher", "student"):
+        for metric in ("AP50_novel", "AP50_base", "AP50_all", "top1_novel"):
+            assert 0 <= results[model][metric] <= 100
+        # The classes share the boxes, so novel and base bound all.
+        low, high = sorted((results[model]["AP50_novel"], results[model]["AP50_base"]))
+        assert low <= results[model]["AP50_all"] <= high
+        assert len(read_detections(scenes_workdir / f"detections_{model}.json")) > 100
+    assert (scenes_workdir / "regions.png").read_bytes().startswith(b"\x89PNG")
+
+    events = read_events(scenes_workdir)
+    assert events["teacher/AP50_all"] == [(4, pytest.approx(results["teacher"]["AP50_all"], abs=1e-3))]
+    assert any(tag.startswith("regions") for tag in events)
+    for run, losses in (("teacher", ["loss"]), ("student", ["loss", "loss_distillation"])):
+        events = read_events(scenes_workdir / run)
+        for loss in losses:
+            assert [step for step, _ in events[loss]] == [2, 4]
+            assert all(np.isfinite(value) for _, value in events[loss])
+        assert any("config" in tag for tag in events), sorted(events)
+
+
+def test_the_student_keeps_its_frozen_text_tower_and_learns_the_rest(scenes_workdir):
+    teacher = parameters(scenes_workdir / "teacher" / "model")
+    student = parameters(scenes_workdir / "student" / "model")
+    moved = {path for path in teacher if not np.array_equal(teacher[path], student[path])}
+    assert moved and not any(path.startswith("params/text/") for path in moved)
+    assert not any("norm" in path or path.startswith("batch_stats") for path in moved)
+    assert "params/visual/attention_pool/c_proj/kernel" in moved
+
+
+def test_a_finished_experiment_is_evaluated_again_without_training(
+    run_main, scenes_workdir, read_events
+):
+    before = read_results(scenes_workdir / "results.json")
+    done = run_main("configs/pretrain.py", scenes_workdir, *SCENES)
+    assert done.returncode == 0, done.stderr
+    assert "step 2/4" not in done.stderr and "resumes after step 4" in done.stderr
+    after = read_results(scenes_workdir / "results.json")
+    assert after["teacher"] == before["teacher"] and after["student"] == before["student"]
+    assert [step for step, _ in read_events(scenes_workdir / "student")["loss"]] == [2, 4]
+
+
+def test_another_seed_in_the_same_workdir_is_refused(run_main, complaint, scenes_workdir):
+    message = complaint(run_main("configs/pretrain.py", scenes_workdir, *SCENES, "--config.seed=5"))
+    assert "run.seed: there 0, here 5" in message and "--workdir" in message
+
+
+@pytest.fixture(scope="module")
+def whole_run(run_main, pretrain_recipe, tmp_path_factory) -> Path:
+    """A pretraining that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    done = run_main(pretrain_recipe, workdir, f"--config.run.num_steps={NUM_STEPS}")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_a_run_that_is_terminated_then_killed_ends_as_one_that_never_stopped(
+    command, run_main, pretrain_recipe, whole_run, tmp_path
+):
+    flags = [f"--config.run.num_steps={NUM_STEPS}"]
+
+    def interrupt(number: signal.Signals, after_step: int) -> int:
+        process = subprocess.Popen(
+            **command(pretrain_recipe, tmp_path, *flags),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            deadline = time.monotonic() + 200
+            while max(checkpoints(tmp_path), default=0) <= after_step:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            os.kill(process.pid, number)
+            return process.wait(timeout=100)
+        finally:
+            process.kill()
+
+    assert interrupt(signal.SIGTERM, after_step=0) == PREEMPTED
+    terminated = max(checkpoints(tmp_path))
+    assert 3 <= terminated < NUM_STEPS and not (tmp_path / "model").exists()
+    assert interrupt(signal.SIGKILL, after_step=terminated) == -signal.SIGKILL
+    killed = max(checkpoints(tmp_path))
+    assert terminated < killed < NUM_STEPS and not (tmp_path / "model").exists()
+    done = run_main(pretrain_recipe, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"resumes after step {killed}" in done.stderr
+
+    expected, found = parameters(whole_run / "model"), parameters(tmp_path / "model")
+    assert expected.keys() == found.keys()
+    for path in expected:
+        np.testing.assert_array_equal(expected[path], found[path], err_msg=path)
+
+
+def test_resuming_with_another_batch_size_is_refused_with_both_values(
+    run_main, complaint, pretrain_recipe, whole_run
+):
+    done = run_main(
+        pretrain_recipe, whole_run, "--config.run.batch_size=8", "--config.run.num_steps=30"
+    )
+    assert "run.batch_size: there 4, here 8" in complaint(done)
+
+
+def test_a_run_goes_on_with_more_steps_and_with_its_data_elsewhere(
+    run_main, complaint, pretrain_recipe, whole_run, coco_folder, tmp_path
+):
+    (tmp_path / "moved").symlink_to(coco_folder)
+    flags = [f"--config.data.path={tmp_path / 'moved'}", "--config.data.num_threads=2"]
+    more = f"--config.run.num_steps={NUM_STEPS + 1}"
+    done = run_main(pretrain_recipe, whole_run, more, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"resumes after step {NUM_STEPS}" in done.stderr
+    fewer = run_main(pretrain_recipe, whole_run, "--config.run.num_steps=3")
+    message = complaint(fewer)
+    assert "run.num_steps: 3" in message and f"has done {NUM_STEPS + 1}" in message
+
+
+def test_an_absurd_learning_rate_stops_the_run_and_keeps_the_last_good_checkpoint(
+    run_main, complaint, pretrain_recipe, tmp_path
+):
+    flags = ["--config.optimizer.boundaries=(2,)", "--config.optimizer.gamma=1e30"]
+    flags += ["--config.run.checkpoint_every=2", "--config.run.num_steps=12"]
+    done = run_main(pretrain_recipe, tmp_path, *flags)
+    message = complaint(done)
+    assert "metric 'gradient_norm'" in message or "metric 'loss" in message
+    assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '2'}" in message
+    assert checkpoints(tmp_path) == [2] and not (tmp_path / "model").exists()
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(tmp_path / "checkpoints" / "2" / "state")
+    assert all(np.isfinite(leaf).all() for leaf in flatten(state).values())
+
+
+def test_too_many_records_that_cannot_be_used_stop_the_run(
+    run_main, complaint, pretrain_recipe, tmp_path
+):
+    done = run_main(pretrain_recipe, tmp_path, "--config.data.fault_minimum=1")
+    message = complaint(done)
+    assert "records could not be used, more than the limit of 1.00%" in message
+    assert "broken.jpg" in message or "blank.jpg" in message
+
+
+@pytest.fixture(scope="module")
+def many_canvases(run_main, pretrain_recipe, tmp_path_factory) -> Path:
+    """Pretraining on lying, upright and square canvases, with two records that cannot be used."""
+    workdir = tmp_path_factory.mktemp("canvases")
+    flags = ["--config.data.canvas_sizes=((64,96),(96,64),(96,96))", "--config.run.batch_size=2"]
+    done = run_main(pretrain_recipe, workdir, *flags, "--config.run.num_steps=14")
+    assert done.returncode == 0, done.stderr
+    assert "skipped a record" in done.stderr
+    return workdir
+
+
+def test_records_that_cannot_be_used_are_skipped_and_counted(many_canvases, read_events):
+    skipped = read_events(many_canvases)["skipped_records"]
+    # Two epochs of 14 records in 14 batches of 2: both faults twice.
+    assert sum(value for _, value in skipped) == 4
+
+
+def test_a_pretrained_model_is_evaluated_on_instances(
+    run_main, evaluate_recipe, many_canvases, coco_folder, tmp_path
+):
+    flag = f"--config.models.student={many_canvases / 'model'}"
+    done = run_main(evaluate_recipe, tmp_path, flag)
+    assert done.returncode == 0, done.stderr
+    results = read_results(tmp_path / "results.json")
+    assert 0 <= results["student"]["AP50_all"] <= 100 and 0 <= results["student"]["top1"] <= 100
+    assert set(results["details"]["per_category"]["student"]) == {"cat", "dog", "sheep"}
+
+    truth = json.loads((coco_folder / "annotations" / "instances_val.json").read_text())
+    wanted = {i["id"]: [] for i in truth["images"]}
+    for annotation in truth["annotations"]:
+        wanted[annotation["image_id"]].append(annotation["bbox"])
+    found = read_detections(tmp_path / "detections_student.json")
+    assert {d["category_id"] for d in found} == {3, 7, 12}
+    for image, boxes in wanted.items():
+        mine = np.array([d["bbox"] for d in found if d["image_id"] == image])
+        # Every box with every class, in pixels of the original picture.
+        assert len(mine) == 3 * len(boxes)
+        distance = np.abs(mine[:, None] - np.array(boxes)[None]).max(-1)
+        assert distance.min(1).max() < 0.02 and distance.min(0).max() < 0.02
+
+
+def test_a_model_that_is_not_there_is_named(run_main, complaint, evaluate_recipe, tmp_path):
+    message = complaint(run_main(evaluate_recipe, tmp_path, "--config.models.student=nowhere"))
+    assert "nowhere: expected a model directory" in message
+
+
+def test_more_boxes_than_rows_are_refused_with_the_number_needed(
+    run_main, complaint, evaluate_recipe, model_directory, tmp_path
+):
+    flags = [f"--config.models.student={model_directory}", "--config.evaluation.max_boxes=1"]
+    message = complaint(run_main(evaluate_recipe, tmp_path, *flags))
+    assert "evaluation: image" in message and "set max_boxes to at least" in message
