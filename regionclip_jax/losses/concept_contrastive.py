@@ -20,11 +20,9 @@ def concept_contrastive_loss(
     num_concepts = student_logits.shape[-1]
     named = jax.nn.one_hot(labels.targets, num_concepts, dtype=jnp.float32)
     multiplicity = (named * labels.keep[..., None]).sum(-2, keepdims=True)
-    log_multiplicity = jnp.where(
-        multiplicity > 0, jnp.log(jnp.maximum(multiplicity, 1.0)), -jnp.inf
-    )
+    # Finite, so that a group in which nothing is kept has a finite gradient too.
+    log_multiplicity = jnp.where(multiplicity > 0, jnp.log(jnp.maximum(multiplicity, 1.0)), -1e9)
     logits = student_logits.astype(jnp.float32) + log_multiplicity
     chosen = jnp.take_along_axis(logits, labels.targets[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - chosen
-    # A region that is not kept may carry a label nobody kept, whose logit is -inf.
-    return mean_over_groups(jnp.where(labels.keep, loss, 0.0), labels.keep)
+    return mean_over_groups(loss, labels.keep)

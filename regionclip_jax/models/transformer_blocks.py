@@ -25,6 +25,20 @@ class LayerNorm(nn.Module):
         return (normalised * scale + bias).astype(x.dtype)
 
 
+class _SquareDense(nn.Module):
+    """A dense layer as wide as its input."""
+
+    kernel_init: nn.initializers.Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, width))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with separate q, k, v projections; heads share the width."""
 
@@ -38,7 +52,7 @@ class SelfAttention(nn.Module):
         self.v_proj = self._projection()
         self.out_proj = self._projection((2 * self.num_layers) ** -0.5)
 
-    def _projection(self, gain: float = 1.0) -> nn.DenseGeneral:
+    def _projection(self, gain: float = 1.0) -> _SquareDense:
         init = nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
         return _SquareDense(init, self.dtype)
 
@@ -60,20 +74,6 @@ class SelfAttention(nn.Module):
     def values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
         """Each token's own value, projected: attention in which every token sees only itself."""
         return self.out_proj(self.v_proj(x))
-
-
-class _SquareDense(nn.Module):
-    """A dense layer as wide as its input."""
-
-    kernel_init: nn.initializers.Initializer
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        width = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (width, width))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
-        return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
 class MLP(nn.Module):

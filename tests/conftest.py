@@ -1,0 +1,166 @@
+"""Eight simulated devices, checked shapes, and the reference's arrays, for all tests.
+
+Golden arrays (``golden/*.npz``) were computed by the PyTorch reference, microsoft/RegionCLIP at
+4b8513b and openai/CLIP, in fp32 on a CPU, from weights that ``golden/make_weights.py`` rebuilds
+from the names and shapes in ``golden/shapes_*.json``. Files too large for the repository are read
+from the folder that the environment variable REGIONCLIP_GOLDEN names, by tests marked slow.
+"""
+
+import functools
+import math
+import os
+import runpy
+import sys
+import types
+from pathlib import Path
+
+import beartype
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+GOLDEN = Path(__file__).parent / "golden"
+LARGE_GOLDEN = "REGIONCLIP_GOLDEN"
+
+# Only this process has eight devices: what tests start as commands keeps the machine's own. Parity
+# is parity of fp32: accelerators may not round the inputs of matrix products.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+settings.register_profile(
+    "quick",
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("quick")
+
+
+def _check_functions(function, **_):
+    # Dataclasses are spared: jax also builds them of shapes, shardings and placeholders.
+    return function if function.__name__ == "__init__" else beartype.beartype(function)
+
+
+# The hook wants a typechecker by the name of an importable module.
+_typechecker = types.ModuleType("device_side_typechecker")
+_typechecker.check = _check_functions
+sys.modules[_typechecker.__name__] = _typechecker
+install_import_hook(
+    [f"regionclip_jax.{room}" for room in ("ops", "models", "losses", "steps")],
+    f"{_typechecker.__name__}.check",
+)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """``golden(name)``: the arrays of ``golden/{name}.npz`` by name."""
+    return lambda name: _load(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def large_golden_folder() -> Path:
+    folder = os.environ.get(LARGE_GOLDEN)
+    if not folder:
+        pytest.skip(f"{LARGE_GOLDEN} does not name the folder of the large golden files")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def large_golden(large_golden_folder):
+    """As ``golden``, from the folder of large files."""
+    return lambda name: _load(large_golden_folder / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def reference_tensors():
+    """``reference_tensors(arch, tower)``: the reference's random weights by OpenAI's names."""
+    from regionclip_jax.conversion.regionclip_keys import to_openai
+
+    make_state_dict = runpy.run_path(str(GOLDEN / "make_weights.py"))["make_state_dict"]
+
+    def tensors(arch: str, tower: str = "student", root: Path = GOLDEN) -> dict[str, np.ndarray]:
+        renamed, _ = to_openai(make_state_dict(arch, root=root), tower)
+        # RegionCLIP's own text tower has no logit scale.
+        return {"logit_scale": np.float32(math.log(1 / 0.07)), **renamed}
+
+    return tensors
+
+
+@pytest.fixture(scope="session")
+def to_variables():
+    """``to_variables(tensors, config)``: a model's variables, without a tower the file lacks."""
+    from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
+    from regionclip_jax.conversion.clip_keys import origin, to_parameter
+
+    def convert(tensors: dict[str, np.ndarray], config) -> dict:
+        leaves = {}
+        for path, leaf in flatten(abstract_variables(config)).items():
+            where = origin(path.partition("/")[2], len(leaf.shape))
+            if where.name in tensors:
+                leaves[path] = jnp.asarray(to_parameter(tensors[where.name], where))
+                assert leaves[path].shape == leaf.shape, path
+        return unflatten(leaves)
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def relative_error():
+    """Largest difference over the largest number of the second array."""
+
+    def error(found, expected) -> float:
+        found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+        assert found.shape == expected.shape, (found.shape, expected.shape)
+        return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+    return error
+
+
+@pytest.fixture(scope="session")
+def nano_variables(nano_configs):
+    """``nano_variables(name, seed)``: fresh variables of one of ``nano_configs``.
+
+    Drawn by NumPy: compiling the modules' own initialisers takes longer than most tests.
+    """
+    from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
+
+    def draw(rng, path: str, shape: tuple[int, ...]):
+        if path.endswith(("scale", "var")):
+            return np.ones(shape)
+        if path.endswith(("bias", "mean")):
+            return np.zeros(shape)
+        if path.endswith("logit_scale"):
+            return np.log(1 / 0.07)
+        return rng.standard_normal(shape) * (2 / math.prod(shape[:-1])) ** 0.5
+
+    def variables(name: str, seed: int = 0) -> dict:
+        rng = np.random.default_rng(seed)
+        shapes = flatten(abstract_variables(nano_configs[name]))
+        leaves = {path: draw(rng, path, leaf.shape) for path, leaf in shapes.items()}
+        return unflatten({path: jnp.asarray(x, jnp.float32) for path, x in leaves.items()})
+
+    return functools.cache(variables)
+
+
+@pytest.fixture(scope="session")
+def nano_configs():
+    """Two architectures small enough to train in a test: a ResNet of 64 px and a ViT of 64 px."""
+    from regionclip_jax.models.presets import CLIPConfig
+
+    text = dict(
+        embed_dim=32, vocab_size=600, context_length=16, text_width=64, text_heads=1, text_layers=1
+    )
+    return {
+        "resnet": CLIPConfig(64, (1, 1, 1, 1), 8, None, 4, **text),
+        "vit": CLIPConfig(64, 2, 64, 16, 2, **text),
+    }

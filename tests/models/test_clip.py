@@ -1,0 +1,109 @@
+"""Regions and whole pictures by one path."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
+from regionclip_jax.models.presets import PRESETS, preset_name
+
+
+@pytest.fixture(scope="module")
+def resnet(nano_configs, nano_variables):
+    return CLIP(nano_configs["resnet"]), nano_variables("resnet")
+
+
+def random_boxes(num, height, width, seed=0):
+    corners = np.random.default_rng(seed).uniform(0, 1, (2, num, 2, 2)) * [width, height]
+    corners.sort(axis=2)
+    return jnp.asarray(corners.reshape(2, num, 4), jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(model, variables, pixels, boxes):
+    features = model.apply(variables, pixels, method=model.image_features)
+    return encode_regions(model, variables, features.map, boxes)
+
+
+@pytest.mark.property
+def test_chunks_change_neither_embeddings_nor_gradients(resnet, relative_error):
+    """Five regions in chunks of two: the last chunk is padded."""
+    model, variables = resnet
+    feature_map = jax.random.normal(jax.random.key(1), (2, 6, 8, 128))
+    boxes = random_boxes(5, 96, 128)
+    weights = jax.random.normal(jax.random.key(2), (2, 5, 32))
+
+    def weighted_sum(params, feature_map, chunk):
+        out = encode_regions(
+            model, {**variables, "params": params}, feature_map, boxes,
+            regions_per_chunk=chunk,
+        )  # fmt: skip
+        return (out * weights).sum(), out
+
+    grad = jax.jit(jax.grad(weighted_sum, (0, 1), has_aux=True), static_argnums=2)
+    (whole_params, whole_map), whole = grad(variables["params"], feature_map, None)
+    (params, feature_gradient), out = grad(variables["params"], feature_map, 2)
+    assert relative_error(out, whole) < 1e-5
+    assert relative_error(feature_gradient, whole_map) < 1e-5
+    layer4 = whole_params["visual"]["layer4"]["block0"]["conv2"]["kernel"]
+    assert relative_error(params["visual"]["layer4"]["block0"]["conv2"]["kernel"], layer4) < 1e-5
+    for found, expected in zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.property
+def test_a_picture_of_the_training_size_is_the_region_that_covers_it(resnet, relative_error):
+    model, variables = resnet
+    x = jax.random.normal(jax.random.key(3), (2, 64, 64, 3))
+    encode = jax.jit(lambda x: model.apply(variables, x, method=model.encode_image))
+    boxes = whole_image_boxes(jnp.full((2, 2), 64))[:, None]
+    whole = encode(x)
+    assert relative_error(embed(model, variables, x, boxes)[:, 0], whole) < 1e-5
+    narrow = encode(x[:, :, :48])
+    assert narrow.shape == whole.shape and np.isfinite(np.asarray(narrow)).all()
+
+
+@pytest.mark.property
+def test_padding_reaches_regions_only_near_the_pictures_edge(resnet, relative_error):
+    """What holds of a picture on a larger canvas. Padded cells are zero at the input but not after
+    the first norm, while a picture without padding ends in the convolutions' own zeros. A cell of
+    ``res4`` sees 28 pixels beyond itself and RoIAlign one more cell, so regions that end 44 pixels
+    before the picture's edge are equal, others are close; and the picture's own box does not know
+    how large the padding beyond those 44 pixels is."""
+    model, variables = resnet
+
+    picture = jax.random.normal(jax.random.key(4), (1, 128, 128, 3))
+    boxes = jnp.array([[0.0, 0, 80, 80], [20, 10, 75, 83], [0, 0, 128, 128]])[None]
+    alone = embed(model, variables, picture, boxes)[0]
+    padded = {}
+    for side in (64, 128):
+        canvas = jnp.pad(picture, ((0, 0), (0, side), (0, side), (0, 0)))
+        padded[side] = embed(model, variables, canvas, boxes)[0]
+    assert relative_error(padded[64][:2], alone[:2]) < 1e-5
+    assert relative_error(padded[64], padded[128]) < 1e-5
+    assert relative_error(padded[64][2], alone[2]) > 1e-3
+
+
+def test_every_resnet_preset_has_heads_of_64_channels():
+    for name, preset in PRESETS.items():
+        channels = preset.vision_width * (1 if preset.is_vit else 32)
+        assert channels // preset.vision_heads == 64, name
+        assert preset.text_width // preset.text_heads == 64, name
+        assert preset_name(preset) == name
+    assert [PRESETS[n].grid_size for n in ("RN50", "RN50x4", "ViT-B/16")] == [7, 9, 14]
+    assert [CLIP(PRESETS[n]).crop_size for n in ("RN50", "RN50x4", "ViT-B/16")] == [14, 18, 1]
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_bf16_embeddings_are_close_to_fp32(nano_configs, nano_variables, relative_error, name):
+    config, variables = nano_configs[name], nano_variables(name)
+    x = jax.random.normal(jax.random.key(5), (2, 64, 64, 3))
+    tokens = jnp.array([[598, 4, 5, 599], [598, 9, 599, 0]])
+    expected = jax.jit(CLIP(config).apply)(variables, x, tokens)
+    found = jax.jit(CLIP(config, dtype=jnp.bfloat16).apply)(variables, x, tokens)
+    for half, full in zip(found[:2], expected[:2], strict=True):
+        assert half.dtype == jnp.bfloat16
+        assert relative_error(np.asarray(half, np.float32), full) < 5e-2

@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.models.text_transformer import TextTransformer
+from regionclip_jax.models.transformer_blocks import LayerNorm, quick_gelu
+
+TOWER = TextTransformer(
+    vocab_size=50, context_length=12, width=32, num_heads=2, num_layers=2, embed_dim=8
+)
+apply = jax.jit(TOWER.apply)
+# 49 ends a text.
+TOKENS = jnp.array([[48, 3, 4, 49, 0, 0, 0, 0], [48, 5, 49, 0, 0, 0, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(TOWER.init)(jax.random.key(0), TOKENS)
+
+
+@pytest.mark.property
+def test_what_stands_behind_the_end_token_never_matters(variables):
+    texts = apply(variables, TOKENS)
+    changed = apply(variables, TOKENS.at[0, 4:].set(7).at[1, 3:].set(11))
+    np.testing.assert_array_equal(texts, changed)
+    longer = apply(variables, jnp.pad(TOKENS, ((0, 0), (0, 4))))
+    np.testing.assert_allclose(longer, texts, atol=1e-6)
+    shorter = apply(variables, TOKENS[:, :4])
+    np.testing.assert_allclose(shorter, texts, atol=1e-6)
+    assert np.abs(apply(variables, TOKENS.at[0, 1].set(7)) - texts)[0].max() > 1e-3
+
+
+def test_a_text_without_its_end_token_is_read_at_its_start_token(variables):
+    """The reference's behaviour (spec 2.2): such a text's embedding knows nothing of its words."""
+    cut = jnp.array([[48, 3, 4, 5]])
+    other = jnp.array([[48, 6, 7, 8]])
+    np.testing.assert_array_equal(apply(variables, cut), apply(variables, other))
+
+
+def test_quick_gelu_of_one():
+    assert quick_gelu(jnp.array(1.0)) == pytest.approx(0.8457958, abs=1e-6)
+
+
+def test_layer_norm_is_computed_in_fp32_and_cast_back():
+    x = jnp.asarray(np.random.default_rng(0).normal(100, 1, (4, 64)), jnp.bfloat16)
+    norm = LayerNorm()
+    y = norm.apply(norm.init(jax.random.key(0), x), x)
+    x32 = np.asarray(x, np.float32)
+    expected = (x32 - x32.mean(-1, keepdims=True)) / np.sqrt(x32.var(-1, keepdims=True) + 1e-5)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, atol=0.02)

@@ -1,0 +1,127 @@
+"""The dense form of the ViT, which the reference does not have."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.models.clip import CLIP, encode_regions
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def image_features(model, variables, pixels):
+    return model.apply(variables, pixels, method=model.image_features)
+
+
+@pytest.fixture(scope="module")
+def vit(nano_configs, nano_variables):
+    return CLIP(nano_configs["vit"]), nano_variables("vit")
+
+
+def pixels(height, width):
+    return jax.random.normal(jax.random.key(1), (2, height, width, 3))
+
+
+def layer_norm(x, params):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+
+
+def plain_dense_map(params, x, patch, num_heads):
+    """The dense tokens by the definition: ordinary blocks, then values only in the last one."""
+    num, height, width, _ = x.shape
+    h, w = height // patch, width // patch
+    patches = x.reshape(num, h, patch, w, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    kernel = params["patch_embedding"]["kernel"]
+    tokens = patches.reshape(num, h * w, -1) @ kernel.reshape(-1, kernel.shape[-1])
+    first = np.broadcast_to(params["class_embedding"], (num, 1, tokens.shape[-1]))
+    tokens = np.concatenate([first, tokens], 1) + params["positional_embedding"]
+    tokens = layer_norm(tokens, params["ln_pre"])
+
+    def dense(x, p):
+        return x @ p["kernel"] + p["bias"]
+
+    def mlp(x, block):
+        hidden = dense(layer_norm(x, block["ln_2"]), block["mlp"]["c_fc"])
+        return x + dense(hidden / (1 + np.exp(-1.702 * hidden)), block["mlp"]["c_proj"])
+
+    def attention(x, p):
+        shape = (*x.shape[:2], num_heads, x.shape[2] // num_heads)
+        q, k, v = (dense(x, p[f"{letter}_proj"]).reshape(shape) for letter in "qkv")
+        scores = np.einsum("nqhd,nkhd->nhqk", q, k) / np.sqrt(shape[-1])
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        return dense(np.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape), p["out_proj"])
+
+    *blocks, last = (params["blocks"][f"block{i}"] for i in range(len(params["blocks"])))
+    for block in blocks:
+        tokens = mlp(
+            tokens + attention(layer_norm(tokens, block["ln_1"]), block["attention"]), block
+        )
+    tokens = tokens[:, 1:]
+    values = dense(layer_norm(tokens, last["ln_1"]), last["attention"]["v_proj"])
+    tokens = mlp(tokens + dense(values, last["attention"]["out_proj"]), last)
+    return layer_norm(tokens, params["ln_post"]).reshape(num, h, w, -1)
+
+
+@pytest.mark.property
+def test_the_dense_map_equals_a_plain_formula(vit, relative_error):
+    model, variables = vit
+    # Biases start at zero, where a lost one would not show.
+    noise = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: x + 0.1 * noise.standard_normal(x.shape), variables)
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
+    x = pixels(64, 64)
+    features = image_features(model, variables, x)
+    params = jax.tree.map(np.float64, variables["params"]["visual"])
+    assert relative_error(features.map, plain_dense_map(params, np.float64(x), 16, 2)) < 1e-5
+
+
+@pytest.mark.property
+def test_positions_are_untouched_at_the_training_grid_and_smooth_elsewhere(vit):
+    model, variables = vit
+    # A constant and two ramps over the grid: resizing keeps the one and stretches the others.
+    rows, columns = jnp.meshgrid(jnp.arange(4.0), jnp.arange(4.0), indexing="ij")
+    grid = jnp.stack([jnp.full((4, 4), 5.0), rows, columns] + [rows * 0] * 61, -1)
+    table = jnp.concatenate([jnp.full((1, 64), -3.0), grid.reshape(16, 64)])
+    params = variables["params"]
+    visual = {**params["visual"], "positional_embedding": table}
+    variables = {"params": {**params, "visual": visual}}
+
+    def positions(height, width):
+        return model.apply(
+            variables, height, width, method=lambda m, *grid: m.visual._positions(*grid)
+        )
+
+    np.testing.assert_array_equal(positions(4, 4), table)
+    resized = positions(8, 4)
+    np.testing.assert_array_equal(resized[0], -3.0)
+    resized = np.asarray(resized[1:]).reshape(8, 4, 64)
+    np.testing.assert_allclose(resized[..., 0], 5.0, rtol=1e-6)
+    np.testing.assert_allclose(resized[3:5, :, 1].T, np.tile([1.25, 1.75], (4, 1)), atol=1e-5)
+    np.testing.assert_allclose(resized[..., 2], np.tile(np.arange(4.0), (8, 1)), atol=1e-6)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("height,width", [(64, 64), (64, 96)])
+def test_the_region_of_the_whole_canvas_is_the_mean_of_the_dense_tokens_projected(
+    vit, relative_error, height, width
+):
+    model, variables = vit
+    features = image_features(model, variables, pixels(height, width))
+    boxes = jnp.broadcast_to(jnp.array([0.0, 0.0, width, height]), (2, 1, 4))
+    regions = encode_regions(model, variables, features.map, boxes)
+    projection = np.asarray(variables["params"]["visual"]["projection"])
+    expected = np.asarray(features.map).mean((1, 2)) @ projection
+    assert relative_error(regions[:, 0], expected) < 1e-5
+
+
+def test_the_whole_picture_is_the_class_token_of_the_ordinary_tower(vit):
+    model, variables = vit
+    x = pixels(64, 96)
+    features = image_features(model, variables, x)
+    encode = jax.jit(lambda v, x: model.apply(v, x, method=model.encode_image))
+    np.testing.assert_array_equal(features.whole, encode(variables, x))
+    assert features.map.shape == (2, 4, 6, 64)

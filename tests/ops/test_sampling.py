@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
+from regionclip_jax.structures import Regions
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+@pytest.mark.property
+@given(seed=seeds, num_real=st.integers(0, 9))
+def test_a_sample_of_regions_is_a_subset_without_repetition_real_ones_first(seed, num_real):
+    numbers = jnp.arange(2 * 9, dtype=jnp.float32).reshape(2, 9)
+    # The second picture has all nine; which rows are real is not a matter of their order.
+    shuffled = np.random.default_rng(seed).permutation(9) < num_real
+    mask = jnp.asarray(np.stack([shuffled, np.ones(9, bool)]))
+    regions = Regions(boxes=numbers[..., None] + jnp.zeros(4), scores=numbers, mask=mask)
+    sample = sample_regions(jax.random.key(seed), regions, 5)
+    assert sample.boxes.shape == (2, 5, 4)
+    np.testing.assert_array_equal(sample.boxes[..., 2], sample.scores)
+    for image in range(2):
+        chosen = np.asarray(sample.scores[image]).astype(int) - 9 * image
+        assert len(set(chosen)) == 5
+        np.testing.assert_array_equal(sample.mask[image], np.asarray(mask[image])[chosen])
+        count = min(5, int(mask[image].sum()))
+        assert sample.mask[image, :count].all() and not sample.mask[image, count:].any()
+
+
+@pytest.mark.property
+def test_every_region_is_equally_likely_to_be_sampled():
+    numbers = jnp.broadcast_to(jnp.arange(8.0), (2000, 8))
+    mask = jnp.broadcast_to(jnp.arange(8) < 6, (2000, 8))
+    regions = Regions(boxes=jnp.zeros((2000, 8, 4)), scores=numbers, mask=mask)
+    sample = sample_regions(jax.random.key(0), regions, 3)
+    frequency = np.bincount(np.asarray(sample.scores).astype(int).ravel(), minlength=8) / 2000
+    np.testing.assert_allclose(frequency[:6], 0.5, atol=0.05)
+    np.testing.assert_array_equal(frequency[6:], 0)
+
+
+@pytest.mark.property
+@given(
+    seed=seeds,
+    sizes=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=4, max_size=4),
+)
+def test_random_boxes_lie_on_the_grid_inside_each_picture_and_are_not_empty(seed, sizes):
+    grid = 8
+    boxes = np.asarray(random_boxes(jax.random.key(seed), jnp.asarray(sizes), 50, grid))
+    height, width = np.asarray(sizes).T[..., None]
+    x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
+    assert (boxes >= 0).all() and (x2 <= width).all() and (y2 <= height).all()
+    assert (x2 > x1).all() and (y2 > y1).all()
+    for low, high, side in ((x1, x2, width), (y1, y2, height)):
+        assert (low % grid == 0).all()
+        # A picture smaller than a cell ends before the grid's first line.
+        assert np.where(side < grid, high == side, high % grid == 0).all()
+
+
+@pytest.mark.property
+def test_random_boxes_reach_every_place_of_the_grid():
+    boxes = np.asarray(random_boxes(jax.random.key(0), jnp.array([[24, 32]]), 2000, 8))[0]
+    assert len({tuple(box) for box in boxes}) == (4 * 5 // 2) * (3 * 4 // 2)
+
+
+def test_pictures_without_pixels_have_no_boxes():
+    mask = box_mask(jnp.array([[10, 20], [0, 0]]), 3)
+    np.testing.assert_array_equal(mask, [[True] * 3, [False] * 3])
+    boxes = random_boxes(jax.random.key(0), jnp.array([[0, 0]]), 3, 8)
+    np.testing.assert_array_equal(boxes, 0)

@@ -1,0 +1,80 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.models.clip import CLIP, encode_regions
+from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.steps.embed_step import make_embed_text_step
+from regionclip_jax.steps.predict_step import make_recognize_step
+from regionclip_jax.structures import DetectionBatch
+
+
+@pytest.fixture(scope="module")
+def recognized(nano_configs, nano_variables):
+    """A batch of two pictures with four and two boxes, five classes, and what is recognised."""
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, 64, (2, 4, 2, 2)), axis=2).reshape(2, 4, 4)
+    box_mask = np.array([[True] * 4, [True, True, False, False]])
+    batch = DetectionBatch(
+        images=rng.integers(0, 256, (2, 64, 64, 3), np.uint8),
+        sizes=np.array([[64, 64], [64, 50]], np.int32),
+        boxes=np.where(box_mask[..., None], corners, 0).astype(np.float32),
+        classes=np.zeros((2, 4), np.int32),
+        box_mask=box_mask,
+        image_ids=np.arange(2, dtype=np.int32),
+        scales=np.ones((2, 2), np.float32),
+        mask=np.ones(2, bool),
+    )
+    batch = jax.tree.map(jnp.asarray, batch)
+    model, variables = CLIP(nano_configs["resnet"]), nano_variables("resnet")
+    classes = jax.random.normal(jax.random.key(0), (5, 32))
+    step = make_recognize_step(
+        model, temperature=0.1, max_detections=12, regions_per_chunk=3, roi_align="auto"
+    )
+
+    @jax.jit
+    def embed(variables, batch):
+        pixels = normalize_for_clip(batch.images, batch.sizes)
+        features = model.apply(variables, pixels, method=model.image_features)
+        return encode_regions(model, variables, features.map, batch.boxes)
+
+    return batch, classes, embed(variables, batch), jax.jit(step)(variables, classes, batch)
+
+
+def test_scores_are_a_softmax_over_the_classes_and_a_zero_background(recognized):
+    batch, classes, embeddings, found = recognized
+    unit = [
+        np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True) for x in (embeddings, classes)
+    ]
+    powers = np.exp(unit[0] @ unit[1].T / 0.1)
+    scores = powers / (1 + powers.sum(-1, keepdims=True))
+    real = np.asarray(batch.box_mask)
+    np.testing.assert_array_equal(found.top_class[real], scores.argmax(-1)[real])
+    np.testing.assert_allclose(found.top_score[real], scores.max(-1)[real], rtol=1e-4)
+    best = np.sort(scores[0].ravel())[::-1][:12]
+    np.testing.assert_allclose(found.detections.scores[0], best, rtol=1e-4)
+
+
+def test_detections_are_the_best_pairs_of_real_boxes_in_order(recognized):
+    batch, _, _, found = recognized
+    detections = jax.tree.map(np.asarray, found.detections)
+    assert detections.boxes.shape == (2, 12, 4)
+    # Two real boxes of five classes fill ten of the second picture's twelve places.
+    np.testing.assert_array_equal(detections.mask.sum(-1), [12, 10])
+    assert (np.diff(detections.scores, axis=-1) <= 0).all()
+    for image in range(2):
+        own = {tuple(b) for b in np.asarray(batch.boxes[image])[np.asarray(batch.box_mask[image])]}
+        kept = detections.mask[image]
+        assert {tuple(b) for b in detections.boxes[image][kept]} <= own
+        pairs = zip(map(tuple, detections.boxes[image]), detections.classes[image], strict=True)
+        assert len(set(list(pairs)[: kept.sum()])) == kept.sum()
+
+
+def test_the_text_step_is_the_text_tower(nano_configs, nano_variables):
+    model, variables = CLIP(nano_configs["resnet"]), nano_variables("resnet")
+    tokens = jnp.array([[598, 5, 599] + [0] * 13, [598, 6, 7, 599] + [0] * 12])
+    texts = jax.jit(make_embed_text_step(model))(variables, tokens)
+    expected = jax.jit(lambda v, t: model.apply(v, t, method=model.encode_text))(variables, tokens)
+    np.testing.assert_array_equal(texts, expected)
+    assert texts.shape == (2, 32)
