@@ -134,16 +134,25 @@ def test_boxes_of_exact_multiples_get_the_exact_number_of_samples(
         assert relative_error(crops, expected) < 1e-5
 
 
+@pytest.mark.parametrize("known_at_compile_time", [False, True])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_sample_on_the_edge_of_the_map_is_kept(relative_error, implementation):
+def test_a_sample_on_the_edge_of_the_map_is_kept(
+    relative_error, implementation, known_at_compile_time
+):
     """Bins of 3 cells from -0.5: the last sample is at exactly 20 = the map's length, which is
-    inside (kernels T2)."""
+    inside (kernels T2). Other sizes, whose bins are no whole cells, come along."""
     features = np.random.default_rng(1).standard_normal((1, 20, 20, 2)).astype(np.float32)
-    boxes = np.array([[[0, 0, 336, 336]]], np.float32)
+    sizes = np.arange(330, 352, dtype=np.float32)
+    boxes = np.stack([0 * sizes, 0 * sizes, sizes, sizes], -1)[None]
     expected, _ = plain_roi_align(features, boxes, (7, 7), 1 / 16)
-    crops = jax.jit(lambda f, b: roi_align(f, b, 7, 1 / 16, implementation=implementation))(
-        features, boxes
-    )
+
+    def align(features, boxes):
+        return roi_align(features, boxes, 7, 1 / 16, implementation=implementation)
+
+    if known_at_compile_time:
+        crops = jax.jit(lambda features: align(features, jnp.asarray(boxes)))(features)
+    else:
+        crops = jax.jit(align)(features, boxes)
     assert relative_error(crops, expected) < 1e-5
 
 
