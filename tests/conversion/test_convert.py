@@ -17,7 +17,8 @@ TOLERANCE = 1e-4
 def encode(directory, pixels, tokens):
     variables, card = load_model(directory)
     with jax.default_matmul_precision("highest"):
-        return CLIP(card.architecture).apply(variables, pixels.transpose(0, 2, 3, 1), tokens)
+        encode_both = jax.jit(CLIP(card.architecture).apply)
+        return encode_both(variables, pixels.transpose(0, 2, 3, 1), tokens)
 
 
 def assert_close(found, expected):
