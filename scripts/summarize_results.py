@@ -1,6 +1,6 @@
 """Mean and spread over runs: a Markdown table from several results.json.
 
-  python scripts/summarize_results.py workdir/seed0 workdir/seed1 workdir/seed2
+python scripts/summarize_results.py workdir/seed0 workdir/seed1 workdir/seed2
 """
 
 import argparse

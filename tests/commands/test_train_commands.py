@@ -71,7 +71,9 @@ def test_the_embedded_experiment_leaves_numbers_a_picture_and_events(scenes_work
     assert (scenes_workdir / "regions.png").read_bytes().startswith(b"\x89PNG")
 
     events = read_events(scenes_workdir)
-    assert events["teacher/AP50_all"] == [(4, pytest.approx(results["teacher"]["AP50_all"], abs=1e-3))]
+    assert events["teacher/AP50_all"] == [
+        (4, pytest.approx(results["teacher"]["AP50_all"], abs=1e-3))
+    ]
     assert any(tag.startswith("regions") for tag in events)
     for run, losses in (("teacher", ["loss"]), ("student", ["loss", "loss_distillation"])):
         events = read_events(scenes_workdir / run)
