@@ -198,7 +198,7 @@ def scenes() -> ml_collections.ConfigDict:
         boundaries=(),
         gamma=1.0,
         warmup_factor=0.0,
-        warmup_steps=50,
+        warmup_steps=200,
         momentum=0.9,
         weight_decay=0.05,
         clip_per_tensor_norm=None,

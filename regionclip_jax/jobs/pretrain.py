@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import optax
 from absl import logging
 
 from regionclip_jax.artifacts.model_checkpoint import variables_hash
 from regionclip_jax.artifacts.vocabulary import text_tower_hash
-from regionclip_jax.config import PretrainConfig, as_plain
+from regionclip_jax.config import ConfigError, PretrainConfig, as_plain
 from regionclip_jax.jobs import assembly, concept_pool, training_run
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
+from regionclip_jax.steps.train_state import TrainState
 
 
 def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> Path:
@@ -63,7 +65,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             "teacher": variables_hash(teacher_variables),
         },
         architecture=assembly.architecture(config.student),
-        make_state=lambda: assembly.build_state(config.optimizer, student_start, optimizer),
+        make_state=lambda: _build_state(config, student_start, optimizer),
         make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings),
         frozen=frozen,
         stream=lambda start: assembly.stream_batches(
@@ -74,3 +76,21 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             start_record=start,
         ),
     )
+
+
+def _build_state(
+    config: PretrainConfig, student_start: dict, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state at step 0.
+
+    Raises:
+        ConfigError: the text tower would be trained, and leave the concept pool behind.
+    """
+    state = assembly.build_state(config.optimizer, student_start, optimizer)
+    if "text" in state.params:
+        raise ConfigError(
+            f"optimizer.frozen_patterns: {list(config.optimizer.frozen_patterns)} leave parameters "
+            "of the text tower to train, but the concept pool is embedded by it once, at the "
+            "start; add '^text/'"
+        )
+    return state

@@ -82,7 +82,10 @@ PRESETS: dict[str, CLIPConfig] = {
     "ViT-L/14": _vit(224, 24, 1024, 14, 768, 768),
     "ViT-L/14@336": _vit(336, 24, 1024, 14, 768, 768),
     "tiny": _resnet(224, (1, 1, 1, 1), 16, 64, 128, text_layers=2),
-    "scenes": _resnet(96, (1, 1, 1, 1), 16, 64, 64, text_layers=2),
+    # With CLIP's 64 units a head this width has one head; with it some seeds never leave the start.
+    "scenes": dataclasses.replace(
+        _resnet(96, (1, 1, 1, 1), 16, 64, 64, text_layers=2), text_heads=4
+    ),
 }
 
 

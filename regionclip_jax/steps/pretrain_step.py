@@ -189,7 +189,7 @@ def make_pretrain_step(
         metrics = {
             "loss": total,
             **{f"loss_{name}": loss for name, loss in losses.items()},
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "labels_kept": labels.keep.sum() / real,
             "labels_confidence": jnp.where(
                 group_regions(regions.mask, settings.images_per_group), labels.confidence, 0.0

@@ -40,7 +40,7 @@ def make_train_clip_step(
         metrics = {
             "loss": loss,
             "temperature": temperature,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "skipped_records": (~batch.mask).sum(),
         }
         return apply_gradients(state, gradients, optimizer, batch_stats), metrics
