@@ -1,0 +1,116 @@
+"""Whose rounding is it? The step's gradients in double precision against the reference's fp32.
+
+Run as a script in a process of its own, because the whole package is put into double precision by
+giving ``jnp.float32`` another meaning before it is imported. RN50's gradients pass some twenty
+layers of ReLUs; where an input is zero within rounding, two correct fp32 programs disagree.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_in_double_precision_rn50s_gradients_equal_the_references(large_golden_folder):
+    """Measured: the reference's fp32 is 1.2e-4 (layer4) and 3.2e-4 (layer2) from our float64,
+    1.9e-6 in the attention pool. Our fp32 is as near in all stored tensors but the first of layer2
+    (7e-3), whose gradient comes through a convolution in which single channels of 128 differ by up
+    to 3e-2 while the median is 1e-4.
+    """
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(
+        [sys.executable, __file__, str(large_golden_folder)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert len(errors) == 6
+    for name, error in errors.items():
+        assert error < (1e-5 if "attnpool" in name else 5e-4), (name, error)
+
+
+def main(folder: Path) -> None:
+    jnp.float32 = jnp.float64
+    step = _load(TESTS / "steps" / "test_pretrain_parity.py")
+    from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
+    from regionclip_jax.conversion.clip_keys import origin, to_parameter
+    from regionclip_jax.conversion.regionclip_keys import to_openai
+    from regionclip_jax.models.clip import CLIP
+    from regionclip_jax.models.presets import PRESETS
+    from regionclip_jax.ops.normalization import normalize_for_clip
+    from regionclip_jax.steps.pretrain_step import Frozen, label_with_teacher, pretrain_losses
+    from regionclip_jax.steps.train_state import model_variables, split_parameters
+
+    config = PRESETS["RN50"]
+    tensors = _load(TESTS / "golden" / "make_weights.py").make_state_dict(
+        "rn50_pretrain", root=folder
+    )
+
+    def variables(tower: str) -> dict:
+        named = {"logit_scale": np.log(1 / 0.07), **to_openai(tensors, tower)[0]}
+        leaves = {}
+        for path, leaf in flatten(abstract_variables(config)).items():
+            where = origin(path.partition("/")[2], len(leaf.shape))
+            if where.name in named:
+                leaves[path] = jnp.asarray(to_parameter(named[where.name], where), jnp.float64)
+        return unflatten(leaves)
+
+    arrays = dict(np.load(folder / "pretrain_rn50.npz"))
+    settings = step.settings_of(arrays)
+    batch, regions = step.stored_batch(arrays)
+    regions = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float64), regions)
+    model = CLIP(config, dtype=jnp.float64)
+    student = variables("student")
+    concepts = jnp.asarray(arrays["concept_emb"], jnp.float64)
+    frozen = Frozen(variables("teacher"), concepts, concepts)
+    params, frozen_params = split_parameters(student["params"], step.FROZEN)
+
+    @jax.jit
+    def pull(params, frozen_params, batch_stats, frozen, batch, regions):
+        pixels = normalize_for_clip(batch.images, batch.sizes)
+        labels = label_with_teacher(model, frozen, pixels, regions, settings)
+
+        def total(params):
+            everything = model_variables(params, frozen_params, batch_stats)
+            losses = pretrain_losses(
+                model, everything, frozen, batch, pixels, regions, labels, settings
+            )
+            return sum(losses.values())
+
+        return jax.grad(total)(params)
+
+    gradients = pull(params, frozen_params, student["batch_stats"], frozen, batch, regions)
+    found = dict(step.to_torch_layout(path, g) for path, g in flatten(gradients).items())
+    errors = {}
+    for key, expected in arrays.items():
+        if key.startswith("grad:"):
+            gradient = found[key.removeprefix("grad:")]
+            assert gradient.dtype == np.float64
+            if gradient.shape != expected.shape:
+                gradient = gradient.reshape(-1)[:: gradient.size // 4096][: expected.size]
+            error = np.abs(gradient - expected).max() / np.abs(expected).max()
+            errors[key.removeprefix("grad:")] = float(error)
+    assert all(math.isfinite(error) for error in errors.values())
+    print(json.dumps(errors))
+
+
+def _load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
