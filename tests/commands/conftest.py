@@ -36,6 +36,7 @@ def get_config():
     config.data.canvas_sizes = ((96, 96),)
     config.data.num_threads = 1
     config.data.context_length = 16
+    config.data.fault_fraction, config.data.fault_minimum = 0.01, 100
     config.concepts.names_file, config.concepts.templates = {concepts!r}, "plain"
     config.regions.num_proposals, config.regions.num_regions = 12, 6
     config.regions.images_per_group, config.regions.regions_per_chunk = 2, 6
@@ -70,10 +71,12 @@ def environment(tmp_path_factory):
     """One CPU device as in a plain shell, and one compilation cache for all runs of the session."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+    return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        # A run spends most of its time compiling; programs for a few steps need not be the best.
+        "XLA_FLAGS": "--xla_backend_optimization_level=1",
         "PYTHONPATH": str(ROOT),
     }
 

@@ -4,6 +4,9 @@ import shutil
 
 import pytest
 
+from regionclip_jax.data.records import ImageTextRecord
+from regionclip_jax.data.writers import write_array_record
+
 pytestmark = pytest.mark.command
 
 
@@ -62,11 +65,21 @@ def test_a_model_directory_with_a_cut_file_is_refused(
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     flags = [f"--config.{role}.init_from={broken}" for role in ("student", "teacher")]
     done = run_main(pretrain_recipe, tmp_path / "run", *flags)
-    # Orbax's threads print tracebacks of their own before; the last word is ours.
     assert done.returncode == 1
-    last = done.stderr[done.stderr.rindex("regionclip_jax: ") :]
-    assert f"{broken / 'params'}: expected" in last and "damaged files" in last
-    assert "copy it again" in last and "Traceback" not in last
+    # Orbax's threads print tracebacks of their own before and after what is ours.
+    ours = done.stderr[done.stderr.rindex("regionclip_jax: ") :].partition("Traceback")[0]
+    assert f"{broken / 'params'}: expected" in ours and "damaged files" in ours
+    assert "copy it again" in ours and "CheckpointMismatch" not in done.stderr
+
+
+def test_a_shard_of_records_that_was_cut_is_named(run_main, complaint, pretrain_recipe, tmp_path):
+    records = [ImageTextRecord(f"{i}", b"", ("a cat",)) for i in range(3)]
+    write_array_record(records, tmp_path / "set", 2, {})
+    shard = tmp_path / "set" / "shard-00001.arrayrecord"
+    shard.write_bytes(shard.read_bytes()[:-100_000])
+    flags = ["--config.data.source=array_record", f"--config.data.path={tmp_path / 'set'}"]
+    message = complaint(run_main(pretrain_recipe, tmp_path / "run", *flags))
+    assert f"data: {shard}: expected an ArrayRecord file" in message and "copy it" in message
 
 
 def test_drawn_pictures_of_another_recipe_are_not_overwritten(run_main, complaint, tmp_path):

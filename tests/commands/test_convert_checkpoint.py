@@ -49,12 +49,24 @@ def test_embeddings_and_names_become_a_vocabulary(tmp_path):
 
 
 @pytest.mark.command
-def test_a_cut_archive_gives_one_line_with_file_and_remedy(tmp_path):
-    cut = tmp_path / "RN50.pt"
-    cut.write_bytes((GOLDEN / "pico_clip.pth").read_bytes()[:10_000])
-    done = run("--source", cut, "--output", tmp_path / "model")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ((GOLDEN / "pico_clip.pth").read_bytes()[:10_000], "download"),
+        (b"<html>404 Not Found</html>", "download"),
+        (None, "No such file"),
+    ],
+    ids=["cut", "a page", "missing"],
+)
+def test_a_file_that_is_no_archive_gives_one_line_with_its_name_and_the_remedy(
+    tmp_path, content, message
+):
+    source = tmp_path / "RN50.pt"
+    if content is not None:
+        source.write_bytes(content)
+    done = run("--source", source, "--output", tmp_path / "model")
     assert done.returncode == 1
-    assert "RN50.pt" in done.stderr and "download" in done.stderr
+    assert "RN50.pt" in done.stderr and message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "model").exists()
 

@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
+from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.writers import write_array_record
 
@@ -106,3 +106,25 @@ def test_a_manifest_that_disagrees_with_its_shards_is_refused(tmp_path):
     path.write_text(json.dumps(manifest | {"format": 99}))
     with pytest.raises(ValueError, match="format 1"):
         ArrayRecordSource(tmp_path / "set")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no shard"])
+def test_a_shard_that_was_cut_is_named_with_the_remedy(tmp_path, damage):
+    write_array_record(text_records(4), tmp_path / "set", 2, {})
+    shard = tmp_path / "set" / "shard-00001.arrayrecord"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(ValueError, match=r"shard-00001\.arrayrecord: expected .*copy it again"):
+        ArrayRecordSource(tmp_path / "set")
+
+
+def test_a_record_whose_bytes_changed_is_one_fault_and_the_others_are_read(tmp_path):
+    records = [ImageTextRecord(f"k{i}", bytes(5000), (f"caption {i}",)) for i in range(4)]
+    write_array_record(records, tmp_path / "set", 4, {})
+    shard = tmp_path / "set" / "shard-00000.arrayrecord"
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"caption 1")] ^= 1
+    shard.write_bytes(data)
+    source = ArrayRecordSource(tmp_path / "set")
+    with pytest.raises(RecordError, match=r"record #1: .*[Cc]orrupted"):
+        source[1]
+    assert [source[i] for i in (0, 2, 3)] == [records[i] for i in (0, 2, 3)]

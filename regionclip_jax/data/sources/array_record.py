@@ -23,7 +23,7 @@ class ArrayRecordSource:
 
     Raises:
         FileNotFoundError: the directory, its manifest or a shard is missing.
-        ValueError: the manifest and the shards disagree.
+        ValueError: the manifest and the shards disagree, or a shard is cut or changed.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -36,7 +36,7 @@ class ArrayRecordSource:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
-        self._encoded = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        self._encoded = _open(paths)
         if len(self._encoded) != manifest["count"]:
             raise ValueError(
                 f"{self._directory}: the manifest counts {manifest['count']} records, the shards "
@@ -49,8 +49,24 @@ class ArrayRecordSource:
     def __getitem__(self, index: int) -> ImageTextRecord | DetectionRecord:
         try:
             return decode_record(self._encoded[index])
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: a checksum of ArrayRecord's
             raise RecordError(repr(self), f"#{index}", str(error)) from error
 
     def __repr__(self) -> str:
         return f"ArrayRecordSource({str(self._directory)!r})"
+
+
+def _open(paths: list[pathlib.Path]) -> grain.sources.ArrayRecordDataSource:
+    """All shards as one; ArrayRecord's own error does not say which of them is damaged."""
+    try:
+        return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+    except RuntimeError:
+        for path in paths:
+            try:
+                grain.sources.ArrayRecordDataSource([str(path)])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{path}: expected an ArrayRecord file, found one that is cut or changed "
+                    f"({error}): copy it again or write the directory again"
+                ) from error
+        raise

@@ -1,0 +1,142 @@
+"""What a user gets from a package index: the wheel, unpacked beside nothing of the repository."""
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.command
+
+ROOT = Path(__file__).parents[2]
+# What the build reads. A copy, because a build writes beside its sources and believes what it finds
+# there from an earlier one.
+SOURCES = ("regionclip_jax", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "third_party")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in SOURCES:
+        source, target = ROOT / name, folder / "source" / name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=skip)
+        else:
+            shutil.copy(source, target)
+    # Without isolation nothing is downloaded; without its cache nothing is taken from before.
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+    build += ["--no-index", "--no-cache-dir", "--wheel-dir", folder / "dist", folder / "source"]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    (path,) = (folder / "dist").iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(unpacked, tmp_path_factory):
+    """Runs code that finds the package in the unpacked wheel only, in an empty folder."""
+
+    def python(code: str) -> str:
+        start = f"import sys; sys.path.insert(0, {str(unpacked)!r})\n"
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", start + code],
+            cwd=tmp_path_factory.mktemp("elsewhere"),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return python
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
+    package = ROOT / "regionclip_jax"
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    rooms = {file.split("/")[1] for file in files if file.count("/") > 1}
+    assert {"ops", "models", "jobs", "data", "text"} <= rooms
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == files
+
+
+def test_every_folder_of_the_package_is_a_room_with_a_docstring():
+    for folder in (ROOT / "regionclip_jax").rglob("*"):
+        if folder.is_dir() and folder.name != "__pycache__":
+            assert (folder / "__init__.py").read_text().startswith('"""'), folder
+
+
+def test_the_wheel_carries_its_licence_its_notice_and_what_it_needs(unpacked):
+    (info,) = unpacked.glob("*.dist-info")
+    metadata = email.message_from_string((info / "METADATA").read_text())
+    assert metadata["Name"] == "regionclip_jax" and metadata["Requires-Python"] == ">=3.11"
+    held = {path.name: path.read_text() for path in info.rglob("*") if path.is_file()}
+    assert held["LICENSE"] == (ROOT / "LICENSE").read_text()
+    assert held["NOTICE"] == (ROOT / "third_party" / "NOTICE").read_text()
+    needed = {
+        re.split("[<>=]", name)[0] for name in metadata.get_all("Requires-Dist") if ";" not in name
+    }
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "grain", "pillow"} <= needed
+    assert not needed & {"torch", "tensorflow"}
+
+
+def test_text_is_tokenised_without_a_file_of_the_repository(run):
+    code = """
+import regionclip_jax
+from regionclip_jax.text.prompts import TEMPLATES, prompts_for
+from regionclip_jax.text.tokenizer import tokenize
+print(regionclip_jax.__file__)
+print(*tokenize(["a photo of a cat"])[0, :8].tolist(), len(prompts_for("cat", TEMPLATES)))
+"""
+    place, answer = run(code).splitlines()
+    assert "unpacked" in place
+    # CLIP's published ids of these words.
+    assert answer == "49406 320 1125 539 320 2368 49407 0 81"
+
+
+def test_the_device_side_pulls_in_no_framework_of_the_host(run):
+    code = """
+import importlib, pkgutil
+for room in ("ops", "models", "losses", "steps"):
+    package = importlib.import_module(f"regionclip_jax.{room}")
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+print("regionclip_jax.steps.pretrain_step" in sys.modules)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    imported, names = run(code).splitlines()
+    assert imported == "True"
+    forbidden = {"tensorflow", "torch", "grain", "clu", "orbax"}
+    assert not forbidden & set(names.split())
+
+
+def test_the_command_answers_from_the_wheel(run):
+    code = """
+import runpy
+sys.argv = ["regionclip_jax.main", "--helpfull"]
+try:
+    runpy.run_module("regionclip_jax.main", run_name="__main__")
+except SystemExit as leaving:
+    print("left with", leaving.code)
+"""
+    said = run(code)
+    assert "--workdir" in said and "left with 1" in said

@@ -1,0 +1,204 @@
+"""Recipes of jobs that take seconds: drawn pictures of 64 pixels, networks of a few channels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from regionclip_jax import config as sections
+from regionclip_jax.artifacts.model_card import ModelCard
+from regionclip_jax.artifacts.model_checkpoint import (
+    abstract_variables,
+    flatten,
+    save_model,
+    unflatten,
+)
+from regionclip_jax.data.scenes.dataset import Pictures, draw_record
+from regionclip_jax.data.scenes.vocabulary import SHAPES
+from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.models.presets import PRESETS, CLIPConfig
+
+SIDE, LENGTH, NUM_RECORDS = 64, 24, 24
+
+_TEXT = dict(vocab_size=49408, context_length=77, text_width=16, text_heads=2, text_layers=1)
+NANO = {
+    "nano_vit": CLIPConfig(64, 1, 16, 16, 2, embed_dim=12, **_TEXT),
+    "nano_resnet": CLIPConfig(64, (1, 1, 1, 1), 8, None, 4, embed_dim=20, **_TEXT),
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nano_presets():
+    """The presets ``nano_vit`` (D 12) and ``nano_resnet`` (D 20), for recipes to name."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, preset in NANO.items():
+            patch.setitem(PRESETS, name, preset)
+        yield
+
+
+@pytest.fixture(scope="session")
+def nano_weights():
+    """``nano_weights(preset, seed)``: variables drawn by NumPy, as initialising compiles long."""
+
+    def draw(preset: str, seed: int) -> dict:
+        rng = np.random.default_rng(seed)
+
+        def value(path, shape):
+            name = path.rsplit("/", 1)[-1]
+            constants = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0, "logit_scale": 2.6}
+            if name in constants:
+                return np.full(shape, constants[name], np.float32)
+            fan_in = float(np.prod(shape[:-1])) if name == "kernel" else 1.0
+            return (rng.standard_normal(shape) / fan_in**0.5).astype(np.float32)
+
+        shapes = flatten(abstract_variables(NANO[preset]))
+        return unflatten({path: value(path, leaf.shape) for path, leaf in shapes.items()})
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory, nano_presets, nano_weights):
+    """``model_directory(preset, seed)``: a model directory with random weights."""
+    folder, made = tmp_path_factory.mktemp("models"), {}
+
+    def make(preset: str, seed: int = 0) -> str:
+        directory = folder / f"{preset}-{seed}"
+        if directory not in made:
+            card = ModelCard(NANO[preset], {"run": "test"})
+            save_model(directory, nano_weights(preset, seed), card)
+            made[directory] = True
+        return str(directory)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def drawn():
+    """``drawn(index, with_boxes)``: a record of the drawn world."""
+    world = Pictures(0, 0, SIDE, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
+    return lambda index, with_boxes: draw_record(world, index, with_boxes)
+
+
+@pytest.fixture(scope="session")
+def pairs_directory(tmp_path_factory, drawn):
+    """Pictures with captions."""
+    directory = tmp_path_factory.mktemp("data") / "pairs"
+    write_array_record((drawn(i, False) for i in range(NUM_RECORDS)), directory, 64, {})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def boxes_directory(tmp_path_factory, drawn):
+    """Pictures with boxes: 20, so that the last batch of 8 has rows of padding."""
+    directory = tmp_path_factory.mktemp("data") / "boxes"
+    description = {"category_names": list(SHAPES)}
+    write_array_record((drawn(i, True) for i in range(20)), directory, 64, description)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def data(pairs_directory) -> sections.DataSection:
+    return sections.DataSection(
+        source="array_record",
+        path=str(pairs_directory),
+        split="",
+        short_side=None,
+        max_long_side=None,
+        resize_method="bicubic_truncate",
+        canvas_sizes=((SIDE, SIDE),),
+        flip_probability=0.5,
+        context_length=LENGTH,
+        num_threads=1,
+        num_workers=0,
+        fault_fraction=0.1,
+        fault_minimum=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def evaluation(boxes_directory) -> sections.EvaluationSection:
+    return sections.EvaluationSection(
+        source="array_record",
+        path=str(boxes_directory),
+        split="",
+        class_split="scenes",
+        short_side=None,
+        max_long_side=None,
+        resize_method="bilinear_round",
+        canvas_sizes=((SIDE, SIDE),),
+        batch_size=8,
+        max_boxes=3,
+        temperature=0.1,
+        max_detections=100,
+        regions_per_chunk=None,
+        roi_align="auto",
+        templates="plain",
+        context_length=LENGTH,
+        num_threads=1,
+        fault_fraction=0.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def optimizer() -> sections.OptimizerSection:
+    return sections.OptimizerSection(
+        kind="sgd",
+        learning_rate=0.05,
+        schedule="multistep",
+        boundaries=(100,),
+        gamma=0.1,
+        warmup_factor=1.0,
+        warmup_steps=0,
+        momentum=0.9,
+        weight_decay=0.0,
+        clip_per_tensor_norm=None,
+        no_decay_patterns=(),
+        frozen_patterns=("^text/", "^logit_scale"),
+    )
+
+
+@pytest.fixture(scope="session")
+def run_section() -> sections.RunSection:
+    return sections.RunSection(
+        num_steps=2, batch_size=8, seed=0, log_every=1, checkpoint_every=1, checkpoints_to_keep=2
+    )
+
+
+@pytest.fixture(scope="session")
+def regions() -> sections.RegionsSection:
+    return sections.RegionsSection(
+        num_proposals=6,
+        num_regions=3,
+        box_grid=8,
+        temperature=0.1,
+        teacher_temperature=0.1,
+        concept_threshold=0.1,
+        images_per_group=4,
+        image_text_weight=1.0,
+        distillation_weight=1.0,
+        contrastive_weight=1.0,
+        global_box="image",
+        regions_per_chunk=None,
+        roi_align="auto",
+    )
+
+
+@pytest.fixture(scope="session")
+def model_section():
+    """``model_section(preset, init_from)``."""
+    return lambda preset, init_from="": sections.ModelSection(preset, str(init_from), "float32")
+
+
+@pytest.fixture(scope="session")
+def changed():
+    """``changed(config, {"run.seed": 3})``: the config with other values at these keys."""
+
+    def change(config, values: dict):
+        for key, value in values.items():
+            head, _, rest = key.partition(".")
+            value = change(getattr(config, head), {rest: value}) if rest else value
+            config = dataclasses.replace(config, **{head: value})
+        return config
+
+    return change

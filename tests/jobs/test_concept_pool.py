@@ -1,0 +1,151 @@
+import jax
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, text_tower_hash
+from regionclip_jax.config import ConceptsSection, ConfigError
+from regionclip_jax.jobs import concept_pool
+from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.text.prompts import TEMPLATES, prompts_for
+from regionclip_jax.text.tokenizer import tokenize
+
+NAMES = ("cat", "traffic light", "tree")
+
+
+def section(names_file) -> ConceptsSection:
+    return ConceptsSection(names_file=str(names_file), templates="plain")
+
+
+@pytest.fixture(scope="module")
+def clip(nano_presets, nano_weights):
+    return CLIP(PRESETS["nano_vit"]), nano_weights("nano_vit", 0)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The names that were embedded, a tuple a call; each time to other numbers."""
+    calls = []
+
+    def embed(model, variables, names, templates, context_length):
+        calls.append(tuple(names))
+        return Vocabulary(
+            tuple(names),
+            np.random.default_rng(len(calls)).random((len(names), 12), np.float32),
+            {"plain": concept_pool.PLAIN_TEMPLATES, "clip": TEMPLATES}[templates],
+            describe_encoder(model.config, variables["params"]),
+        )
+
+    monkeypatch.setattr(concept_pool, "embed_names", embed)
+    return calls
+
+
+def test_names_are_read_a_line_each_without_what_follows_them(tmp_path):
+    file = tmp_path / "nouns.txt"
+    file.write_text("cat\t120\n\ntraffic light , 7\n  tree  \n", encoding="utf-8")
+    assert concept_pool.read_names(section(file), ("unused",)) == NAMES
+
+
+def test_without_a_file_the_given_names_are_used_or_a_file_is_asked_for():
+    assert concept_pool.read_names(section(""), ["a", "b"]) == ("a", "b")
+    with pytest.raises(ConfigError, match=r"concepts\.names_file=PATH"):
+        concept_pool.read_names(section(""), ())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no names; expected one a line"),
+        (b" \n\t5\n", "holds no names"),
+        (b"cat\ndog\ncat\t3\n", r"names \['cat'\] come more than once"),
+        (b"caf\xe9\n", "codec can't decode"),
+    ],
+)
+def test_a_names_file_that_cannot_be_a_pool_is_refused_with_its_path(tmp_path, content, message):
+    file = tmp_path / "nouns.txt"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        concept_pool.read_names(section(file), NAMES)
+    assert "concepts.names_file" in str(caught.value) and str(file) in str(caught.value)
+
+
+def test_a_names_file_that_is_missing_is_named_and_nothing_takes_its_place(tmp_path):
+    with pytest.raises(ConfigError, match=r"nouns\.txt does not exist"):
+        concept_pool.read_names(section(tmp_path / "nouns.txt"), NAMES)
+
+
+def test_an_embedding_is_the_plain_mean_over_the_templates_of_the_whole_context(clip):
+    model, variables = clip
+    # More names than are embedded in one call, so that there are several and the last is padded.
+    names = [*NAMES, *(f"a thing with number {n}" for n in range(8))]
+    vocabulary = concept_pool.embed_names(model, variables, names, "plain", 77)
+    assert vocabulary.names == tuple(names)
+    assert vocabulary.templates == concept_pool.PLAIN_TEMPLATES
+    encode = jax.jit(lambda v, tokens: model.apply(v, tokens, method=model.encode_text))
+    for row in (0, 1, len(names) - 1):
+        prompts = prompts_for(names[row], concept_pool.PLAIN_TEMPLATES)
+        assert len(prompts) == len(concept_pool.PLAIN_TEMPLATES)
+        features = np.asarray(encode(variables, tokenize(prompts, 77)))
+        np.testing.assert_allclose(
+            vocabulary.embeddings[row], features.mean(0), rtol=1e-4, atol=1e-5
+        )
+    assert np.ptp(np.linalg.norm(vocabulary.embeddings, axis=1)) > 1e-3  # raw, not normalised
+
+
+def test_the_templates_of_the_paper_are_another_choice_and_others_are_refused(clip):
+    vocabulary = concept_pool.embed_names(*clip, ["cat"], "clip", 24)
+    assert vocabulary.templates == tuple(TEMPLATES) and vocabulary.embeddings.shape == (1, 12)
+    with pytest.raises(ConfigError, match=r"'long' is none of \['clip', 'plain'\]"):
+        concept_pool.embed_names(*clip, ["cat"], "long", 24)
+
+
+def test_a_pool_is_embedded_once_and_then_read_from_its_file(clip, tmp_path, counted):
+    path = tmp_path / "vocabulary.npz"
+    first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+    again = concept_pool.cached_vocabulary(path, *clip, list(NAMES), "plain", 24)
+    assert counted == [NAMES]
+    np.testing.assert_array_equal(first.embeddings, again.embeddings)
+    assert again.encoder["parameters_sha256"] == text_tower_hash(clip[1]["params"])
+
+
+@pytest.mark.parametrize("what", ["names", "order", "templates", "text tower"])
+def test_a_pool_is_embedded_anew_and_kept_when_something_else_is_asked_for(
+    clip, nano_weights, tmp_path, counted, what
+):
+    path, (model, variables) = tmp_path / "vocabulary.npz", clip
+    first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+    names, templates = NAMES, "plain"
+    if what == "names":
+        names = ("cat", "dog", "tree")
+    elif what == "order":
+        names = NAMES[::-1]
+    elif what == "templates":
+        templates = "clip"
+    else:
+        variables = nano_weights("nano_vit", 1)
+    other = concept_pool.cached_vocabulary(path, model, variables, names, templates, 24)
+    assert counted == [NAMES, names] and other.names == names
+    assert not np.array_equal(other.embeddings, first.embeddings)
+    # The file is now the new one's.
+    concept_pool.cached_vocabulary(path, model, variables, names, templates, 24)
+    assert len(counted) == 2
+
+
+def test_other_image_weights_with_the_same_text_tower_share_the_pool(
+    clip, nano_weights, tmp_path, counted
+):
+    path, (model, variables) = tmp_path / "vocabulary.npz", clip
+    concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+    params = {**nano_weights("nano_vit", 1)["params"], "text": variables["params"]["text"]}
+    same_words = {"params": params, "batch_stats": {}}
+    concept_pool.cached_vocabulary(path, model, same_words, NAMES, "plain", 24)
+    assert counted == [NAMES]
+
+
+def test_a_damaged_pool_is_refused_with_its_file(clip, tmp_path, counted):
+    path = tmp_path / "vocabulary.npz"
+    concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz: .*make it again"):
+        concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)

@@ -1,0 +1,176 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.results import read_detections, read_results
+from regionclip_jax.config import ConfigError, EvaluateConfig
+from regionclip_jax.data.records import DetectionRecord
+from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
+from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.jobs import evaluate
+from regionclip_jax.steps.predict_step import Recognition
+from regionclip_jax.structures import Detections
+from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """``answers(choose)``: instead of a model, ``choose(batch)`` names the class of every box."""
+
+    def use(choose):
+        def make(model, *, temperature, max_detections, regions_per_chunk, roi_align):
+            def step(variables, embeddings, batch):
+                classes = np.where(batch.box_mask, choose(batch), 0)
+                # Mistakes are made with confidence.
+                scores = np.where(classes == batch.classes, 0.8, 0.9).astype(np.float32)
+                detections = Detections(batch.boxes, scores, classes, batch.box_mask)
+                return Recognition(classes, scores, detections)
+
+            return step
+
+        monkeypatch.setattr(evaluate, "make_recognize_step", make)
+        # No program and no devices: the answers are NumPy's.
+        monkeypatch.setattr(evaluate.jax, "jit", lambda step: step)
+        monkeypatch.setattr(evaluate, "to_global_batch", lambda batch, mesh: batch)
+        monkeypatch.setattr(evaluate, "local_rows", lambda result: result)
+        monkeypatch.setattr(
+            evaluate.concept_pool, "embed_names", lambda *a: type("V", (), {"embeddings": a[2]})
+        )
+        monkeypatch.setattr(evaluate, "replicate", lambda tree, mesh: tree)
+
+    return use
+
+
+@pytest.fixture(scope="module")
+def config(evaluation, model_directory) -> EvaluateConfig:
+    return EvaluateConfig(
+        job="evaluate",
+        matmul_precision="default",
+        models={"student": model_directory("nano_vit")},
+        dtype="float32",
+        evaluation=evaluation,
+    )
+
+
+def test_an_evaluation_leaves_a_table_numbers_and_detections(
+    config, boxes_directory, tmp_path, capsys
+):
+    metrics = evaluate.run(config, tmp_path)
+    results = read_results(tmp_path / "results.json")
+    groups = ("novel", "base", "all")
+    names = [f"{kind}_{group}" for kind in ("AP50", "top1") for group in groups]
+    assert list(metrics["student"]) == names == list(results["student"])
+    assert all(0 <= value <= 100 for value in metrics["student"].values())
+    assert set(results["details"]["per_category"]["student"]) == set(SHAPES)
+    assert results["details"]["models"] == config.models
+    table = capsys.readouterr().out
+    assert all(name in table for name in [*names, "student"])
+
+    source = ArrayRecordSource(boxes_directory)
+    found = read_detections(tmp_path / "detections_student.json")
+    for record in (source[i] for i in range(len(source))):
+        mine = [d for d in found if d["image_id"] == record.image_id]
+        # Every box with every class, as at most three boxes have 48 of the 100 detections.
+        assert len(mine) == len(record.boxes) * len(SHAPES)
+        boxes = {tuple(d["bbox"]) for d in mine}
+        x1, y1, x2, y2 = record.boxes.T
+        expected = np.stack([x1, y1, x2 - x1, y2 - y1], 1)
+        assert boxes == {tuple(map(float, box)) for box in expected}
+
+
+def test_right_answers_score_a_hundred_in_every_group(config, answers):
+    answers(lambda batch: batch.classes)
+    found = evaluate.evaluate_model(config.models["student"], config.evaluation, "float32")
+    assert found.metrics == pytest.approx(dict.fromkeys(found.metrics, 100.0))
+    assert not found.confused
+
+
+def test_a_group_counts_only_its_own_classes(config, answers, boxes_directory):
+    source = ArrayRecordSource(boxes_directory)
+    classes = np.concatenate([source[i].classes for i in range(len(source))])
+    novel = [SHAPES.index(name) for name in NOVEL_SHAPES]
+    is_novel = np.isin(classes, novel)
+    scapegoat = np.bincount(classes[~is_novel]).argmax()
+    # Base boxes are named rightly, novel ones all as one base class.
+    answers(lambda batch: np.where(np.isin(batch.classes, novel), scapegoat, batch.classes))
+    found = evaluate.evaluate_model(config.models["student"], config.evaluation, "float32")
+    assert 0 < is_novel.mean() < 1
+    assert found.metrics["top1_novel"] == 0 and found.metrics["AP50_novel"] == 0
+    assert found.metrics["top1_base"] == 100
+    assert found.metrics["top1_all"] == pytest.approx(100 * (1 - is_novel.mean()))
+    # A base class pays for what is named by it.
+    assert 50 < found.metrics["AP50_base"] < 99
+    assert found.per_category[SHAPES[scapegoat]]["AP50"] < 99
+    assert {guess for _, guess, _ in found.confused} == {SHAPES[scapegoat]}
+
+
+@pytest.fixture(scope="module")
+def coco_like(tmp_path_factory, drawn):
+    """Boxes of one base, one novel and one class of neither group; names in an order of its own."""
+    neither = "unicorn"
+    names = (neither, *COCO_NOVEL_17, *COCO_BASE_48)
+    picture = drawn(0, False).image
+    kinds = np.array([0, names.index(COCO_BASE_48[3]), names.index(COCO_NOVEL_17[5])], np.int32)
+    boxes = np.array([[0, 0, 20, 20], [10, 10, 50, 40], [5, 30, 30, 60]], np.float32)
+    record = DetectionRecord("only", picture, boxes, kinds, np.zeros(3, bool), 7)
+    directory = tmp_path_factory.mktemp("coco_like") / "set"
+    write_array_record([record], directory, 8, {"category_names": list(names)})
+    return directory
+
+
+def test_a_split_leaves_out_boxes_of_classes_it_does_not_name(config, answers, coco_like):
+    section = dataclasses.replace(config.evaluation, path=str(coco_like), class_split="coco_48_17")
+    answers(lambda batch: batch.classes)
+    found = evaluate.evaluate_model(config.models["student"], section, "float32")
+    assert found.metrics == pytest.approx(dict.fromkeys(found.metrics, 100.0))
+    rated = {name for name, scores in found.per_category.items() if scores["AP50"] is not None}
+    assert rated == {COCO_BASE_48[3], COCO_NOVEL_17[5]} and len(found.per_category) == 65
+    # Ids count the source's own classes from 1.
+    names = ("unicorn", *COCO_NOVEL_17, *COCO_BASE_48)
+    assert {names[result["category_id"] - 1] for result in found.results} == rated
+    boxes = sorted(result["bbox"] for result in found.results)
+    assert boxes == [[5, 30, 25, 30], [10, 10, 40, 30]]
+
+
+def test_without_a_split_there_is_one_group_of_all_classes(config, answers, coco_like):
+    section = dataclasses.replace(config.evaluation, path=str(coco_like), class_split="none")
+    answers(lambda batch: batch.classes)
+    found = evaluate.evaluate_model(config.models["student"], section, "float32")
+    assert found.metrics == pytest.approx({"AP50_all": 100.0, "top1_all": 100.0})
+    assert len(found.results) == 3 and "unicorn" in found.per_category
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("lvis", r"evaluation\.class_split: 'lvis' is none of \['coco_48_17', 'none', 'scenes'\]"),
+        ("coco_48_17", r"evaluation\.class_split: 'coco_48_17' names \[.*\], which ArrayRecord"),
+    ],
+)
+def test_a_split_that_does_not_fit_the_data_is_refused(config, split, message):
+    section = dataclasses.replace(config.evaluation, class_split=split)
+    with pytest.raises(ConfigError, match=message):
+        evaluate.evaluate_model(config.models["student"], section, "float32")
+
+
+def test_boxes_without_category_names_are_refused(config, drawn, tmp_path):
+    write_array_record([drawn(0, True)], tmp_path / "set", 8, {})
+    section = dataclasses.replace(config.evaluation, path=str(tmp_path / "set"))
+    with pytest.raises(ConfigError, match=r"evaluation\.path: .* names no categories"):
+        evaluate.evaluate_model(config.models["student"], section, "float32")
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_written(config, tmp_path):
+    with pytest.raises(CheckpointMismatch, match="nowhere: expected a model directory"):
+        evaluate.run(dataclasses.replace(config, models={"a": "nowhere"}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_split_of_the_drawn_world_is_its_vocabulary_s(boxes_directory, evaluation):
+    classes = evaluate._classes(ArrayRecordSource(boxes_directory), evaluation)
+    assert classes.names == SHAPES and classes.ids == tuple(range(1, len(SHAPES) + 1))
+    groups = {name: {SHAPES[k] for k in members} for name, members in classes.groups.items()}
+    assert groups == {"novel": set(NOVEL_SHAPES), "base": set(BASE_SHAPES), "all": set(SHAPES)}

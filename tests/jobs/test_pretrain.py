@@ -1,0 +1,182 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
+from regionclip_jax.config import ConceptsSection, ConfigError, PretrainConfig
+from regionclip_jax.jobs import pretrain
+from regionclip_jax.models.presets import PRESETS
+
+NAMES = ("cat", "dog", "tree", "ring")
+
+
+@pytest.fixture(scope="module")
+def config(data, regions, optimizer, run_section, model_section, model_directory) -> PretrainConfig:
+    """A ResNet teaches a ViT of another width, on the given names."""
+    return PretrainConfig(
+        job="pretrain",
+        matmul_precision="default",
+        student=model_section("nano_vit", model_directory("nano_vit")),
+        teacher=model_section("nano_resnet", model_directory("nano_resnet")),
+        data=data,
+        concepts=ConceptsSection(names_file="", templates="plain"),
+        regions=regions,
+        optimizer=optimizer,
+        run=run_section,
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, pretrain.run(config, workdir, NAMES)
+
+
+def test_a_student_learns_from_a_teacher_of_another_architecture(pretrained, nano_weights):
+    workdir, model = pretrained
+    variables, card = load_model(model)
+    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "pretrain"}
+    start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
+    for path in start:
+        frozen = path.startswith("params/text/") or path == "params/logit_scale"
+        assert np.array_equal(start[path], end[path]) == frozen, path
+
+
+def test_two_text_towers_have_two_pools_of_the_same_names(pretrained, nano_weights):
+    workdir, _ = pretrained
+    pools = {
+        "nano_vit": Vocabulary.load(workdir / "vocabulary.npz"),
+        "nano_resnet": Vocabulary.load(workdir / "teacher_vocabulary.npz"),
+    }
+    for preset, pool in pools.items():
+        assert pool.names == NAMES and pool.embeddings.shape == (4, PRESETS[preset].embed_dim)
+        made_by = text_tower_hash(nano_weights(preset, 0)["params"])
+        assert pool.encoder["parameters_sha256"] == made_by
+
+
+def refused(error, config, workdir, names=NAMES) -> str:
+    with pytest.raises(error) as caught:
+        pretrain.run(config, workdir, names)
+    return str(caught.value)
+
+
+def test_another_teacher_or_another_pool_at_resume_is_refused_naming_both(
+    pretrained, config, changed, model_directory
+):
+    workdir, _ = pretrained
+    longer = changed(config, {"run.num_steps": 3})
+    other = model_directory("nano_resnet", seed=1)
+    message = refused(CheckpointMismatch, changed(longer, {"teacher.init_from": other}), workdir)
+    assert "contents.teacher: there '" in message and "--workdir" in message
+    message = refused(CheckpointMismatch, longer, workdir, ("cat", "cow", "tree", "ring"))
+    assert "contents.concepts.1: there 'dog', here 'cow'" in message
+    other = model_directory("nano_vit", seed=1)
+    message = refused(CheckpointMismatch, changed(longer, {"student.init_from": other}), workdir)
+    assert "contents.student_text_tower: there '" in message
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_weights_of_another_architecture_are_refused_naming_both(
+    config, changed, model_directory, tmp_path, role
+):
+    preset = {"student": "nano_vit", "teacher": "nano_resnet"}[role]
+    (other,) = {"nano_vit", "nano_resnet"} - {preset}
+    wrong = changed(config, {f"{role}.init_from": model_directory(other)})
+    message = refused(CheckpointMismatch, wrong, tmp_path)
+    assert f"holds {other}, the recipe wants preset '{preset}'" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_tower_that_would_leave_its_pool_behind_is_refused(
+    config, changed, tmp_path, quick_pools
+):
+    trains_text = changed(config, {"optimizer.frozen_patterns": ("^logit_scale",)})
+    message = refused(ConfigError, trains_text, tmp_path)
+    assert "optimizer.frozen_patterns: ['^logit_scale']" in message and "add '^text/'" in message
+
+
+def test_a_recipe_without_names_asks_for_a_file(config, tmp_path):
+    message = refused(ConfigError, config, tmp_path, names=())
+    assert "concepts.names_file" in message
+
+
+@pytest.fixture
+def quick_pools(monkeypatch):
+    """Pools without an encoder: what is asked for, by the name of the file."""
+    asked = {}
+
+    def pool(path, model, variables, names, templates, context_length):
+        asked[path.name] = (model.config, tuple(names), templates, context_length)
+        encoder = {"parameters_sha256": text_tower_hash(variables["params"])}
+        rows = np.ones((len(names), model.config.embed_dim), np.float32)
+        return Vocabulary(tuple(names), rows, ("{}",), encoder)
+
+    monkeypatch.setattr(pretrain.concept_pool, "cached_vocabulary", pool)
+    return asked
+
+
+@pytest.fixture
+def trained_with(monkeypatch):
+    """What the frame is given, instead of a training."""
+    given = {}
+    monkeypatch.setattr(
+        pretrain.training_run, "train", lambda workdir, run, **rest: given.update(rest, run=run)
+    )
+    return given
+
+
+def test_towers_with_the_same_words_share_one_pool(
+    config, model_section, model_directory, tmp_path, quick_pools, trained_with, nano_weights
+):
+    same = model_section("nano_vit", model_directory("nano_vit"))
+    pretrain.run(dataclasses.replace(config, teacher=same), tmp_path, NAMES)
+    assert set(quick_pools) == {"vocabulary.npz"}
+    frozen = trained_with["frozen"]
+    np.testing.assert_array_equal(frozen.teacher_concepts, frozen.student_concepts)
+    start, teacher = flatten(nano_weights("nano_vit", 0)), flatten(frozen.teacher)
+    assert all(np.array_equal(teacher[path], start[path]) for path in start)
+
+
+def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
+    config, changed, tmp_path, quick_pools, trained_with, nano_weights
+):
+    names = tmp_path / "names.txt"
+    names.write_text("moon\nkey\n")
+    pretrain.run(changed(config, {"concepts.names_file": str(names)}), tmp_path, NAMES)
+    expected = ("moon", "key"), "plain", config.data.context_length
+    assert quick_pools == {
+        "vocabulary.npz": (PRESETS["nano_vit"], *expected),
+        "teacher_vocabulary.npz": (PRESETS["nano_resnet"], *expected),
+    }
+    frozen = trained_with["frozen"]
+    assert frozen.student_concepts.shape == (2, 12) and frozen.teacher_concepts.shape == (2, 20)
+    start, teacher = flatten(nano_weights("nano_resnet", 0)), flatten(frozen.teacher)
+    assert start.keys() == teacher.keys()
+    assert all(np.array_equal(teacher[path], start[path]) for path in start)
+
+
+def test_the_seed_of_the_run_decides_weights_regions_and_order(
+    config, changed, monkeypatch, tmp_path, quick_pools, trained_with, nano_weights
+):
+    seen = {"weights": []}
+
+    def weights(section, seed):
+        seen["weights"].append(seed)
+        return nano_weights(section.preset, 0)
+
+    def steps(student, teacher, optimizer, settings):
+        seen["regions"] = settings.seed
+
+    def stream(section, source, *, batch_size, seed, start_record):
+        seen["order"] = (seed, batch_size, start_record)
+
+    monkeypatch.setattr(pretrain.assembly, "initial_variables", weights)
+    monkeypatch.setattr(pretrain.assembly, "stream_batches", stream)
+    monkeypatch.setattr(pretrain, "make_pretrain_step", steps)
+    pretrain.run(changed(config, {"run.seed": 41}), tmp_path, NAMES)
+    trained_with["make_step"]()
+    trained_with["stream"](16)
+    assert seen == {"weights": [41, 41], "regions": 41, "order": (41, 8, 16)}

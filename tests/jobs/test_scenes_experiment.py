@@ -1,0 +1,176 @@
+"""The story of three stories: what is handed from one to the next. The jobs are stood in for."""
+
+import dataclasses
+import hashlib
+
+import pytest
+
+from regionclip_jax import config as sections
+from regionclip_jax.artifacts.results import read_results
+from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
+from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
+from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.jobs import scenes_experiment
+from regionclip_jax.jobs.evaluate import Evaluation
+
+SCENES = sections.ScenesSection(
+    seed=5,
+    side=48,
+    num_closeups=5,
+    num_scenes=7,
+    num_test=3,
+    closeup_things=(1, 1),
+    closeup_sizes=(0.5, 0.9),
+    scene_things=(2, 3),
+    scene_sizes=(0.3, 0.5),
+    overlap=0.2,
+    typicality=0.8,
+    clutter=1,
+)
+
+
+@pytest.fixture(scope="module")
+def config(data, evaluation, optimizer, regions, run_section, model_section):
+    fresh = model_section("nano_vit")
+    shared = dict(
+        matmul_precision="default",
+        data=dataclasses.replace(data, path=""),
+        optimizer=optimizer,
+        run=run_section,
+    )
+    concepts = sections.ConceptsSection(names_file="", templates="plain")
+    return sections.ScenesExperimentConfig(
+        job="scenes_experiment",
+        matmul_precision="default",
+        seed=23,
+        scenes=SCENES,
+        train_clip=sections.TrainClipConfig(job="train_clip", model=fresh, **shared),
+        pretrain=sections.PretrainConfig(
+            job="pretrain",
+            student=fresh,
+            teacher=fresh,
+            concepts=concepts,
+            regions=regions,
+            **shared,
+        ),
+        evaluation=dataclasses.replace(evaluation, path=""),
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn_sets(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("scenes") / "data"
+    scenes_experiment.draw(SCENES, directory)
+    names = ("whole_pictures", "scenes", "held_out")
+    sources = {name: ArrayRecordSource(directory / name) for name in names}
+    return {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
+
+
+def test_the_sets_that_are_trained_on_hold_pictures_and_captions_but_no_box(drawn_sets):
+    for name, count in (("whole_pictures", 5 + 7), ("scenes", 7)):
+        records = drawn_sets[name]
+        assert len(records) == count
+        assert {type(record) for record in records} == {ImageTextRecord}
+        assert all(len(record.captions) == 1 and not record.tags for record in records)
+
+
+def test_only_the_held_out_set_has_boxes_and_none_of_its_pictures_is_trained_on(drawn_sets):
+    def pictures(name):
+        return {hashlib.sha256(record.image).digest() for record in drawn_sets[name]}
+
+    held_out = drawn_sets["held_out"]
+    assert len(held_out) == 3 and {type(record) for record in held_out} == {DetectionRecord}
+    assert sum(len(record.boxes) for record in held_out) >= 3
+    assert len(pictures("held_out")) == 3
+    assert not pictures("held_out") & (pictures("whole_pictures") | pictures("scenes"))
+    # RegionCLIP sees the scenes its teacher saw, and no close-ups.
+    assert pictures("scenes") < pictures("whole_pictures")
+
+
+@pytest.fixture
+def stood_in(monkeypatch, tmp_path, drawn_sets):
+    """Runs the experiment without its jobs; returns what each was called with."""
+    calls = []
+    numbers = {"teacher": 40.0, "student": 60.0}
+
+    def train_clip(config, workdir):
+        calls.append(("train_clip", config, workdir))
+        return workdir / "model"
+
+    def pretrain(config, workdir, concepts):
+        calls.append(("pretrain", config, workdir, concepts))
+        return workdir / "model"
+
+    def evaluate_model(directory, section, dtype):
+        calls.append(("evaluate", directory, section, dtype))
+        return Evaluation({"AP50_novel": numbers[directory.parent.name]}, {}, [], [])
+
+    monkeypatch.setattr(scenes_experiment.train_clip, "run", train_clip)
+    monkeypatch.setattr(scenes_experiment.pretrain, "run", pretrain)
+    monkeypatch.setattr(scenes_experiment.evaluate, "evaluate_model", evaluate_model)
+
+    def run(config):
+        calls.clear()
+        return scenes_experiment.run(config, tmp_path), list(calls)
+
+    return run
+
+
+def test_one_seed_reaches_both_trainings_but_not_the_pictures(
+    stood_in, config, changed, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(scenes_experiment, "draw", lambda section, path: drawn.append(section))
+    monkeypatch.setattr(scenes_experiment, "_write", lambda *arguments: None)
+    for seed in (23, 24):
+        _, calls = stood_in(changed(config, {"seed": seed}))
+        assert [call[1].run.seed for call in calls[:2]] == [seed, seed]
+    assert drawn == [SCENES, SCENES]
+
+
+def test_teacher_and_student_start_where_they_should_and_boxes_are_only_evaluated(
+    stood_in, config, tmp_path
+):
+    metrics, calls = stood_in(config)
+    assert [call[0] for call in calls] == ["train_clip", "pretrain", "evaluate", "evaluate"]
+    (_, first, first_workdir), (_, second, second_workdir, concepts) = calls[:2]
+    data = tmp_path / "data"
+    assert first.data.path == str(data / "whole_pictures") and first.model.init_from == ""
+    teacher = first_workdir / "model"
+    assert second.data.path == str(data / "scenes")
+    assert second.student.init_from == second.teacher.init_from == str(teacher)
+    assert concepts == CONCEPTS
+    assert [call[1] for call in calls[2:]] == [teacher, second_workdir / "model"]
+    assert {call[2].path for call in calls[2:]} == {str(data / "held_out")}
+    # Nothing else of the recipe is touched.
+    assert dataclasses.replace(first, data=config.train_clip.data, run=config.train_clip.run) == (
+        config.train_clip
+    )
+    assert (second.regions, second.optimizer) == (config.pretrain.regions, optimizer_of(config))
+    assert metrics == {"teacher": {"AP50_novel": 40.0}, "student": {"AP50_novel": 60.0}}
+
+
+def optimizer_of(config):
+    return config.pretrain.optimizer
+
+
+def test_the_numbers_the_picture_and_the_recipe_are_left_behind(stood_in, config, tmp_path, capsys):
+    stood_in(config)
+    results = read_results(tmp_path / "results.json")
+    assert results["student"] == {"AP50_novel": 60.0}
+    details = results["details"]
+    assert (details["seed"], details["scenes_seed"]) == (23, 5)
+    assert details["novel_classes"] == list(NOVEL_SHAPES) and set(NOVEL_SHAPES) < set(SHAPES)
+    assert details["config"]["scenes"]["num_closeups"] == 5
+    assert set(details["seconds"]) == {"drawing", "teacher", "pretraining", "evaluation"}
+    assert (tmp_path / "regions.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "+20.0" in said and str(tmp_path / "results.json") in said
+
+
+def test_another_world_in_the_same_directory_is_refused_before_any_training(
+    stood_in, config, changed
+):
+    stood_in(config)
+    with pytest.raises(FileExistsError, match="whole_pictures holds another data set"):
+        stood_in(changed(config, {"scenes.typicality": 0.1}))

@@ -1,0 +1,84 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.config import TrainClipConfig
+from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.jobs import assembly, train_clip
+from regionclip_jax.models.presets import PRESETS
+
+
+@pytest.fixture(scope="module")
+def config(data, optimizer, run_section, model_section, model_directory) -> TrainClipConfig:
+    return TrainClipConfig(
+        job="train_clip",
+        matmul_precision="default",
+        model=model_section("nano_vit", model_directory("nano_vit")),
+        data=data,
+        optimizer=dataclasses.replace(optimizer, frozen_patterns=()),
+        run=run_section,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """Two steps of it."""
+    workdir = tmp_path_factory.mktemp("train_clip")
+    return workdir, train_clip.run(config, workdir)
+
+
+def test_both_towers_and_the_temperature_are_trained(trained, nano_weights):
+    workdir, model = trained
+    assert model == workdir / "model"
+    variables, card = load_model(model)
+    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "train_clip"}
+    start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
+    moved = {path for path in start if not np.array_equal(start[path], end[path])}
+    for path in ("logit_scale", "text/projection", "visual/projection", "text/token_embedding"):
+        assert f"params/{path}" in moved
+    assert all(np.isfinite(leaf).all() for leaf in end.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("run.seed", 4, "run.seed: there 0, here 4"),
+        ("model.dtype", "bfloat16", "model.dtype: there 'float32', here 'bfloat16'"),
+        ("data.path", "more", "contents.records: there 24, here 16"),
+    ],
+)
+def test_a_run_of_other_settings_is_not_continued(
+    trained, config, changed, drawn, tmp_path, key, value, message
+):
+    if value == "more":
+        value = str(tmp_path / "more")
+        write_array_record((drawn(i, False) for i in range(16)), value, 64, {})
+    with pytest.raises(CheckpointMismatch) as caught:
+        train_clip.run(changed(config, {key: value, "run.num_steps": 3}), trained[0])
+    assert message in str(caught.value)
+
+
+def test_the_seed_of_the_run_decides_the_weights_and_the_order(
+    config, changed, monkeypatch, tmp_path
+):
+    seen = {}
+
+    def weights(section, seed):
+        seen["weights"] = seed
+
+    def stream(section, source, *, batch_size, seed, start_record):
+        seen["order"] = (seed, batch_size, start_record)
+
+    def train(workdir, run, *, make_state, stream, **others):
+        make_state()
+        stream(16)
+
+    monkeypatch.setattr(assembly, "initial_variables", weights)
+    monkeypatch.setattr(assembly, "build_state", lambda *arguments: None)
+    monkeypatch.setattr(assembly, "stream_batches", stream)
+    monkeypatch.setattr(train_clip.training_run, "train", train)
+    train_clip.run(changed(config, {"run.seed": 41}), tmp_path)
+    assert seen == {"weights": 41, "order": (41, 8, 16)}

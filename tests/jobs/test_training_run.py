@@ -1,0 +1,235 @@
+"""The frame of a training job, around a step that takes no time to compile."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from regionclip_jax import config as sections
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.config import ConfigError, as_plain
+from regionclip_jax.jobs import training_run
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.steps.train_state import apply_gradients, create_train_state
+from regionclip_jax.training.nan_guard import NonFiniteMetric
+
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """As much of a recipe as the frame looks at."""
+
+    data: sections.DataSection
+    optimizer: sections.OptimizerSection
+    run: sections.RunSection
+
+
+@pytest.fixture
+def recipe(data, optimizer, run_section):
+    return Recipe(data, optimizer, dataclasses.replace(run_section, num_steps=4))
+
+
+def step(state, frozen, batch):
+    """Moves what is trained by numbers of the batch, of the frozen argument and of the state."""
+    total = batch["x"].sum() * frozen["factor"]
+    gradients = jax.tree.map(lambda p: 1e-3 * (total + p), state.params)
+    metrics = {"loss": total, "skipped_records": (batch["x"] < 0).sum()}
+    return apply_gradients(state, gradients, OPTIMIZER), metrics
+
+
+@pytest.fixture
+def train(nano_weights, tmp_path):
+    """``train(recipe)`` in one working directory; ``train.started`` lists where streams began."""
+    started = []
+    weights = nano_weights("nano_vit", 0)
+
+    def stream(start, batch_size, broken_from):
+        started.append(start)
+        for position in range(start, 10**6, batch_size):
+            x = position + np.arange(batch_size, dtype=np.float32)
+            yield {"x": x * 1e-3 if position < broken_from else x * np.nan}
+
+    def run(recipe, *, workdir=tmp_path, make_step=lambda: step, broken_from=10**6, **contents):
+        return training_run.train(
+            workdir,
+            recipe.run,
+            name="test",
+            settings=as_plain(recipe),
+            contents={"records": 24, **contents},
+            architecture=PRESETS["nano_vit"],
+            make_state=lambda: create_train_state(weights, ("^text/",), OPTIMIZER),
+            make_step=make_step,
+            frozen={"factor": np.float32(0.5)},
+            stream=lambda start: stream(start, recipe.run.batch_size, broken_from),
+        )
+
+    run.started = started
+    return run
+
+
+def checkpoints(workdir) -> list[int]:
+    names = (path.name for path in (workdir / "checkpoints").iterdir())
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def test_a_run_leaves_checkpoints_events_and_a_model_that_moved(
+    train, recipe, tmp_path, nano_weights
+):
+    model = train(recipe)
+    assert model == tmp_path / "model" and checkpoints(tmp_path) == [3, 4]
+    assert list(tmp_path.glob("events.*"))
+    variables, card = load_model(model)
+    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "test"}
+    start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
+    assert start.keys() == end.keys()
+    for path in start:
+        assert np.array_equal(start[path], end[path]) == path.startswith("params/text/"), path
+
+
+def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(train, recipe, changed, tmp_path):
+    longer = changed(recipe, {"run.num_steps": 6})
+    whole = flatten(load_model(train(longer, workdir=tmp_path / "whole"))[0])
+    train(recipe, workdir=tmp_path / "parts")
+    parts = flatten(load_model(train(longer, workdir=tmp_path / "parts"))[0])
+    assert train.started == [0, 0, 4 * 8]
+    for path in whole:
+        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+
+
+def test_a_finished_run_is_exported_again_without_a_step(train, recipe):
+    before = flatten(load_model(train(recipe))[0])
+
+    def no_step():
+        raise AssertionError("a step was built")
+
+    after = flatten(load_model(train(recipe, make_step=no_step))[0])
+    assert train.started == [0]
+    for path in before:
+        np.testing.assert_array_equal(before[path], after[path])
+
+
+def test_fewer_steps_than_were_done_are_refused_naming_both(train, recipe, changed):
+    train(recipe)
+    with pytest.raises(ConfigError, match=r"run\.num_steps: 2, but .* has done 4; .*--workdir"):
+        train(changed(recipe, {"run.num_steps": 2}))
+
+
+@pytest.mark.parametrize(
+    ("key", "there", "here"),
+    [
+        ("run.seed", 0, 1),
+        ("run.batch_size", 8, 16),
+        ("optimizer.learning_rate", 0.05, 0.1),
+        ("optimizer.schedule", "multistep", "cosine"),
+        ("data.context_length", 24, 32),
+        ("data.flip_probability", 0.5, 0.0),
+    ],
+)
+def test_a_setting_that_is_changed_at_resume_is_refused_naming_both_values(
+    train, recipe, changed, key, there, here
+):
+    train(changed(recipe, {"run.num_steps": 1}))
+    with pytest.raises(CheckpointMismatch) as caught:
+        train(changed(recipe, {key: here}))
+    message = str(caught.value)
+    assert f"{key}: there {there!r}, here {here!r}" in message and "--workdir" in message
+
+
+def test_other_contents_behind_the_same_paths_are_refused_naming_both(train, recipe, changed):
+    train(changed(recipe, {"run.num_steps": 1}), teacher="abc")
+    with pytest.raises(CheckpointMismatch, match=r"contents\.teacher: there 'abc', here 'def'"):
+        train(recipe, teacher="def")
+
+
+def test_where_files_lie_and_how_often_is_logged_may_change(train, recipe, changed, tmp_path):
+    train(changed(recipe, {"run.num_steps": 1}))
+    moved = {
+        "data.path": "/elsewhere",
+        "data.num_threads": 3,
+        "data.fault_fraction": 0.5,
+        "run.log_every": 2,
+        "run.checkpoint_every": 3,
+        "run.checkpoints_to_keep": 5,
+    }
+    train(changed(recipe, moved))
+    assert train.started == [0, 8] and checkpoints(tmp_path) == [1, 3, 4]
+
+
+def test_the_length_may_not_change_where_the_schedule_is_drawn_over_it(recipe, changed):
+    longer = {"run.num_steps": 9}
+    for schedule, same in (("multistep", True), ("cosine", False)):
+        first = changed(recipe, {"optimizer.schedule": schedule})
+        second = changed(first, longer)
+        cards = [training_run.resume_card(as_plain(config), {}) for config in (first, second)]
+        assert (cards[0] == cards[1]) == same
+
+
+def test_what_may_change_are_keys_that_exist():
+    def keys(section) -> set[str]:
+        hints = typing.get_type_hints(section)
+        inner = {
+            f"{name}.{key}"
+            for name, kind in hints.items()
+            if dataclasses.is_dataclass(kind)
+            for key in keys(kind)
+        }
+        return set(hints) | inner
+
+    known = keys(sections.TrainClipConfig) | keys(sections.PretrainConfig)
+    assert training_run._MAY_CHANGE <= known
+
+
+def test_a_metric_that_is_not_finite_stops_the_run_at_the_last_good_checkpoint(
+    train, recipe, tmp_path
+):
+    with pytest.raises(NonFiniteMetric, match="metric 'loss' is nan") as caught:
+        train(recipe, broken_from=2 * 8)
+    assert str(tmp_path / "checkpoints" / "2") in str(caught.value)
+    assert checkpoints(tmp_path) == [1, 2] and not (tmp_path / "model").exists()
+
+
+def test_a_parameter_that_is_not_finite_is_not_saved_though_the_loss_is(train, recipe, tmp_path):
+    def make_step():
+        def broken(state, frozen, batch):
+            after, metrics = step(state, frozen, batch)
+            poison = jnp.where(after.step == 3, jnp.nan, 0.0)
+            params = {**after.params, "logit_scale": after.params["logit_scale"] + poison}
+            return after.replace(params=params), metrics
+
+        return broken
+
+    with pytest.raises(NonFiniteMetric, match="tensor 'params/logit_scale', expected finite"):
+        train(recipe, make_step=make_step)
+    assert checkpoints(tmp_path) == [1, 2] and not (tmp_path / "model").exists()
+
+
+def test_a_batch_that_does_not_divide_among_the_devices_is_refused(train, recipe, changed):
+    with pytest.raises(ConfigError, match=r"run\.batch_size: .* 12 does not divide among 8"):
+        train(changed(recipe, {"run.batch_size": 12}))
+
+
+def test_batches_on_several_canvases_are_programs_of_one_run():
+    mesh = training_run.build_mesh(8, "run.batch_size")
+
+    def sum_up(state, frozen, batch):
+        return state + batch["images"].sum(dtype=jnp.int32) * frozen, {}
+
+    placed = training_run.replicate((jnp.int32(0), jnp.int32(2)), mesh)
+    run_step = training_run._placed(sum_up, placed[1], mesh)
+    state = placed[0]
+    for height, width in ((2, 3), (3, 2), (2, 3)):
+        state, _ = run_step(state, {"images": np.ones((8, height, width, 3), np.uint8)})
+    assert int(state) == 3 * 2 * 8 * 18
+
+
+def test_what_would_cross_to_the_devices_in_the_loop_unnoticed_is_refused():
+    mesh = training_run.build_mesh(8, "run.batch_size")
+    add = training_run._placed(lambda state, frozen, batch: state + frozen, np.ones(3), mesh)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        add(jnp.zeros(3), {"x": np.zeros(8, np.float32)})

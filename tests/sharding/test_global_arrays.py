@@ -1,0 +1,146 @@
+"""Crossing between host and devices: eight devices here, and two processes of two devices each."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.sharding.global_arrays import (
+    gather_json,
+    local_rows,
+    replicate,
+    replicated_like,
+    to_global_batch,
+)
+from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.structures import ImageTextBatch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(16)
+
+
+@pytest.fixture
+def batch() -> ImageTextBatch:
+    rng = np.random.default_rng(0)
+    return ImageTextBatch(
+        images=rng.integers(0, 256, (16, 4, 6, 3), np.uint8),
+        sizes=rng.integers(1, 5, (16, 2)).astype(np.int32),
+        tokens=rng.integers(0, 9, (16, 7)).astype(np.int32),
+        mask=rng.random(16) < 0.5,
+    )
+
+
+def test_a_batch_is_split_by_rows_and_keeps_its_structure_and_types(mesh, batch):
+    placed = to_global_batch(batch, mesh)
+    assert isinstance(placed, ImageTextBatch)
+    for before, after in zip(jax.tree.leaves(batch), jax.tree.leaves(placed), strict=True):
+        assert (after.shape, after.dtype) == (before.shape, before.dtype)
+        for number, device in enumerate(mesh.devices.flat):
+            (shard,) = [s for s in after.addressable_shards if s.device == device]
+            np.testing.assert_array_equal(shard.data, before[2 * number : 2 * number + 2])
+
+
+def test_rows_come_back_in_their_order(mesh, batch):
+    back = local_rows(to_global_batch(batch, mesh))
+    for before, after in zip(jax.tree.leaves(batch), jax.tree.leaves(back), strict=True):
+        assert isinstance(after, np.ndarray)
+        np.testing.assert_array_equal(before, after)
+
+
+def test_rows_that_are_split_in_another_order_than_the_devices_come_back_in_their_own():
+    axis_types = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ("outer", "inner"), axis_types=axis_types)
+    spec = jax.sharding.PartitionSpec(("inner", "outer"))
+    rows = np.arange(16.0).reshape(16, 1)
+    placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, spec))
+    np.testing.assert_array_equal(local_rows({"rows": placed})["rows"], rows)
+
+
+def test_a_replicated_result_comes_back_once(mesh):
+    value = replicate({"loss": np.float32(3), "rows": np.arange(8)}, mesh)
+    back = local_rows(value)
+    assert back["loss"].shape == () and back["loss"] == 3
+    np.testing.assert_array_equal(back["rows"], np.arange(8))
+
+
+def test_every_device_gets_a_copy_that_outlives_donation(mesh):
+    original = jnp.arange(6.0)
+    for given in (original, jax.device_put(np.arange(6.0, dtype=np.float32))):
+        copy = replicate({"w": given}, mesh)
+        assert copy["w"].is_fully_replicated and len(copy["w"].addressable_shards) == 8
+        jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(copy)
+        assert copy["w"].is_deleted()
+        np.testing.assert_array_equal(given, np.arange(6.0))
+
+
+def test_a_restore_target_has_the_state_s_shapes_and_types_on_every_device(mesh):
+    state = jax.eval_shape(lambda: {"w": jnp.zeros((3, 2), jnp.bfloat16), "step": jnp.int32(0)})
+    target = replicated_like(state, mesh)
+    placed = replicate({"w": jnp.zeros((3, 2), jnp.bfloat16), "step": jnp.int32(0)}, mesh)
+    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
+    assert described == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), placed)
+
+
+def test_one_process_gathers_its_own_records():
+    records = [{"image_id": 1}, {"image_id": 2}]
+    assert gather_json(records) == records
+
+
+TWO_PROCESSES = """
+import json, sys
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from regionclip_jax.sharding.global_arrays import gather_json, local_rows, to_global_batch
+from regionclip_jax.sharding.mesh import make_mesh
+mesh, me = make_mesh(8), jax.process_index()
+rows = to_global_batch({"x": 10.0 * me + np.arange(4.0, dtype=np.float32)}, mesh)
+step = jax.jit(lambda tree: {"total": tree["x"].sum(), "double": 2 * tree["x"]})
+out = local_rows(step(rows))
+# Of different lengths: the first process has nothing to say.
+records = gather_json([{"id": me, "name": "\\u00e9"}] * (3 * me))
+print("RESULT", json.dumps([rows["x"].shape, float(out["total"]), out["double"].tolist(), records]))
+"""
+
+
+@pytest.mark.command
+def test_two_processes_see_one_batch_keep_their_own_rows_and_join_their_records():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, address, str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for number in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for number, (out, error) in enumerate(said):
+        assert processes[number].returncode == 0, error[-3000:]
+        (line,) = [line for line in out.splitlines() if line.startswith("RESULT ")]
+        shape, total, double, records = json.loads(line.removeprefix("RESULT "))
+        assert shape == [8] and total == 0 + 1 + 2 + 3 + 10 + 11 + 12 + 13
+        assert double == [2 * (10 * number + row) for row in range(4)]
+        assert records == [{"id": 1, "name": "é"}] * 3
