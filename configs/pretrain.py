@@ -240,7 +240,8 @@ def scenes() -> ml_collections.ConfigDict:
                 # The small CLIP learns a temperature near this one, as CLIP learned 0.01.
                 temperature=0.07,
                 teacher_temperature=0.07,
-                concept_threshold=0.5,
+                # At 0.5 half of the random boxes keep their label; few of them hold just one thing.
+                concept_threshold=0.9,
                 images_per_group=None,
                 image_text_weight=1.0,
                 distillation_weight=1.0,

@@ -19,6 +19,10 @@ class ConfigError(ValueError):
     """A recipe that cannot run, with the key and the remedy."""
 
 
+# A whole number of at least 1.
+Count = typing.NewType("Count", int)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
     """A CLIP model."""
@@ -53,7 +57,7 @@ class DataSection:
     # Tokens a caption is cut or padded to, at most 77; a cut caption keeps its end token.
     context_length: int
     # Threads that read and decode, in each process and each worker.
-    num_threads: int
+    num_threads: Count
     # Worker processes; 0 reads in threads of the training process.
     num_workers: int
     # The run stops when more than this share of the records seen could not be used ...
@@ -91,13 +95,13 @@ class OptimizerSection:
 class RunSection:
     """How long, how large, how often."""
 
-    num_steps: int
+    num_steps: Count
     # Images of the global batch.
-    batch_size: int
+    batch_size: Count
     seed: int
-    log_every: int
-    checkpoint_every: int
-    checkpoints_to_keep: int
+    log_every: Count
+    checkpoint_every: Count
+    checkpoints_to_keep: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +119,8 @@ class RegionsSection:
     """Regions, pseudo-labels and losses (paper section 3; spec: models_pretrain 3)."""
 
     # Random boxes drawn per picture, and how many of them are sampled.
-    num_proposals: int
-    num_regions: int
+    num_proposals: Count
+    num_regions: Count
     # Corners of random boxes lie on a grid of this many pixels.
     box_grid: int
     # Temperature of the student's losses, and of the teacher's labels.
@@ -152,7 +156,7 @@ class EvaluationSection:
     max_long_side: int | None
     resize_method: str
     canvas_sizes: tuple[tuple[int, int], ...]
-    batch_size: int
+    batch_size: Count
     # Rows for ground-truth boxes of an image; more in one image are an error.
     max_boxes: int
     temperature: float
@@ -161,7 +165,7 @@ class EvaluationSection:
     roi_align: str
     templates: str
     context_length: int
-    num_threads: int
+    num_threads: Count
     # The run stops when more than this share of the images could not be used.
     fault_fraction: float
 
@@ -174,9 +178,9 @@ class ScenesSection:
     # Side of the square pictures in pixels.
     side: int
     # Number of pictures: single things seen from near and far, scenes, and held-out scenes.
-    num_closeups: int
-    num_scenes: int
-    num_test: int
+    num_closeups: Count
+    num_scenes: Count
+    num_test: Count
     # Things a picture, smallest and largest, and their size as a share of the side.
     closeup_things: tuple[int, int]
     closeup_sizes: tuple[float, float]
@@ -288,7 +292,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if kind in (int, float, str) and type(value) is kind:
         return value
-    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, found {value!r}")
+    if kind is Count and type(value) is int and value >= 1:
+        return value
+    expected = "a whole number of at least 1" if kind is Count else getattr(kind, "__name__", kind)
+    raise ConfigError(f"{where}: expected {expected}, found {value!r}")
 
 
 def as_plain(section: Any) -> dict:

@@ -85,8 +85,8 @@ class Vocabulary:
         path = Path(path)
         if not path.is_file():
             raise CheckpointMismatch(
-                f"{path}: expected a vocabulary, found no file; make one with "
-                "scripts/extract_concept_features.py or scripts/convert_checkpoint.py --vocabulary"
+                f"{path}: expected a vocabulary, found no file; a pretraining run makes "
+                "one, or scripts/convert_checkpoint.py --vocabulary"
             )
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -162,7 +162,7 @@ def require_matching(vocabulary: Vocabulary, encoder: dict) -> None:
         raise CheckpointMismatch(
             f"vocabulary of {len(vocabulary.names)} names with {dim}-dimensional embeddings, made "
             f"by {_describe(made_by)}, does not fit the model: {_describe(encoder)}; embed its "
-            "names again with this model (scripts/extract_concept_features.py)"
+            "names again with this model"
         )
 
 

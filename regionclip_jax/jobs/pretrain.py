@@ -30,27 +30,27 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
         else assembly.initial_variables(config.teacher, config.run.seed)
     )
 
-    # The student's own text tower is frozen, so both pools are fixed for the whole run.
     names = concept_pool.read_names(config.concepts, concepts)
     logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
-    templates, length = config.concepts.templates, config.data.context_length
-    student_pool = concept_pool.cached_vocabulary(
-        workdir / "vocabulary.npz", student, student_start, names, templates, length
-    )
-    student_text_tower = student_pool.encoder["parameters_sha256"]
-    same_text_tower = student_text_tower == text_tower_hash(teacher_variables["params"])
-    teacher_pool = (
-        student_pool
-        if same_text_tower
-        else concept_pool.cached_vocabulary(
-            workdir / "teacher_vocabulary.npz", teacher, teacher_variables, names, templates, length
+    student_text_tower = text_tower_hash(student_start["params"])
+
+    def embed_pools() -> Frozen:
+        """The text towers are frozen, so both pools are fixed for the whole run."""
+        how = (names, config.concepts.templates, config.data.context_length)
+        student_pool = concept_pool.cached_vocabulary(
+            workdir / "vocabulary.npz", student, student_start, *how
         )
-    )
-    frozen = Frozen(
-        teacher=teacher_variables,
-        teacher_concepts=teacher_pool.embeddings,
-        student_concepts=student_pool.embeddings,
-    )
+        teacher_pool = student_pool
+        if student_text_tower != text_tower_hash(teacher_variables["params"]):
+            teacher_pool = concept_pool.cached_vocabulary(
+                workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how
+            )
+        return Frozen(
+            teacher=teacher_variables,
+            teacher_concepts=teacher_pool.embeddings,
+            student_concepts=student_pool.embeddings,
+        )
+
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
     settings = assembly.pretrain_settings(config.regions, config.run)
     return training_run.train(
@@ -67,7 +67,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
         architecture=assembly.architecture(config.student),
         make_state=lambda: _build_state(config, student_start, optimizer),
         make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings),
-        frozen=frozen,
+        make_frozen=embed_pools,
         stream=lambda start: assembly.stream_batches(
             config.data,
             source,

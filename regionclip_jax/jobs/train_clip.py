@@ -30,7 +30,7 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
         architecture=assembly.architecture(config.model),
         make_state=make_state,
         make_step=make_step,
-        frozen={},
+        make_frozen=dict,
         stream=lambda start: assembly.stream_batches(
             config.data,
             source,

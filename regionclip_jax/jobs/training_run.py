@@ -59,7 +59,7 @@ def train(
     architecture: CLIPConfig,
     make_state: Callable[[], TrainState],
     make_step: Callable,
-    frozen,
+    make_frozen: Callable,
     stream: Callable[[int], Iterator],
 ) -> Path:
     """Trains to ``run.num_steps``, from the newest checkpoint in ``workdir`` if there is one.
@@ -72,7 +72,8 @@ def train(
         make_state: the state at step 0.
         make_step: ``(state, frozen, batch) -> (state, metrics)`` builder; jitted here, once, with
             the state donated.
-        frozen: what the step only reads; replicated on the mesh.
+        make_frozen: what the step only reads; replicated on the mesh. Called when the run is known
+            to be the same one and to have steps left, so a refused run changes nothing.
         stream: global record count -> this process's batches from there on.
 
     Returns:
@@ -110,7 +111,7 @@ def train(
                 state,
                 start_step,
                 checkpoints,
-                _placed(make_step(), replicate(frozen, mesh), mesh),
+                _placed(make_step(), replicate(make_frozen(), mesh), mesh),
                 stream,
             )
     model = workdir / MODEL_FOLDER

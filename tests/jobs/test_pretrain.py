@@ -67,6 +67,7 @@ def test_another_teacher_or_another_pool_at_resume_is_refused_naming_both(
     pretrained, config, changed, model_directory
 ):
     workdir, _ = pretrained
+    pools = {path: path.read_bytes() for path in workdir.glob("*.npz")}
     longer = changed(config, {"run.num_steps": 3})
     other = model_directory("nano_resnet", seed=1)
     message = refused(CheckpointMismatch, changed(longer, {"teacher.init_from": other}), workdir)
@@ -76,6 +77,7 @@ def test_another_teacher_or_another_pool_at_resume_is_refused_naming_both(
     other = model_directory("nano_vit", seed=1)
     message = refused(CheckpointMismatch, changed(longer, {"student.init_from": other}), workdir)
     assert "contents.student_text_tower: there '" in message
+    assert pools == {path: path.read_bytes() for path in workdir.glob("*.npz")}
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -133,8 +135,8 @@ def test_towers_with_the_same_words_share_one_pool(
 ):
     same = model_section("nano_vit", model_directory("nano_vit"))
     pretrain.run(dataclasses.replace(config, teacher=same), tmp_path, NAMES)
+    frozen = trained_with["make_frozen"]()
     assert set(quick_pools) == {"vocabulary.npz"}
-    frozen = trained_with["frozen"]
     np.testing.assert_array_equal(frozen.teacher_concepts, frozen.student_concepts)
     start, teacher = flatten(nano_weights("nano_vit", 0)), flatten(frozen.teacher)
     assert all(np.array_equal(teacher[path], start[path]) for path in start)
@@ -146,12 +148,12 @@ def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
     names = tmp_path / "names.txt"
     names.write_text("moon\nkey\n")
     pretrain.run(changed(config, {"concepts.names_file": str(names)}), tmp_path, NAMES)
+    frozen = trained_with["make_frozen"]()
     expected = ("moon", "key"), "plain", config.data.context_length
     assert quick_pools == {
         "vocabulary.npz": (PRESETS["nano_vit"], *expected),
         "teacher_vocabulary.npz": (PRESETS["nano_resnet"], *expected),
     }
-    frozen = trained_with["frozen"]
     assert frozen.student_concepts.shape == (2, 12) and frozen.teacher_concepts.shape == (2, 20)
     start, teacher = flatten(nano_weights("nano_resnet", 0)), flatten(frozen.teacher)
     assert start.keys() == teacher.keys()

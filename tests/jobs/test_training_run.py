@@ -65,7 +65,7 @@ def train(nano_weights, tmp_path):
             architecture=PRESETS["nano_vit"],
             make_state=lambda: create_train_state(weights, ("^text/",), OPTIMIZER),
             make_step=make_step,
-            frozen={"factor": np.float32(0.5)},
+            make_frozen=lambda: {"factor": np.float32(0.5)},
             stream=lambda start: stream(start, recipe.run.batch_size, broken_from),
         )
 

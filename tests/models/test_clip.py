@@ -87,12 +87,14 @@ def test_padding_reaches_regions_only_near_the_pictures_edge(resnet, relative_er
     assert relative_error(padded[64][2], alone[2]) > 1e-3
 
 
-def test_every_resnet_preset_has_heads_of_64_channels():
+def test_presets_are_found_by_their_sizes_and_published_ones_have_heads_of_64_channels():
     for name, preset in PRESETS.items():
+        assert preset_name(preset) == name
         channels = preset.vision_width * (1 if preset.is_vit else 32)
         assert channels // preset.vision_heads == 64, name
-        assert preset.text_width // preset.text_heads == 64, name
-        assert preset_name(preset) == name
+        # One head of 64 channels over so narrow a tower learns on some seeds only.
+        text_channels = 16 if name == "scenes" else 64
+        assert preset.text_width // preset.text_heads == text_channels, name
     assert [PRESETS[n].grid_size for n in ("RN50", "RN50x4", "ViT-B/16")] == [7, 9, 14]
     assert [CLIP(PRESETS[n]).crop_size for n in ("RN50", "RN50x4", "ViT-B/16")] == [14, 18, 1]
 
