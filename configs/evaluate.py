@@ -34,7 +34,6 @@ def coco_gt() -> ml_collections.ConfigDict:
         regions_per_chunk=25,
         roi_align="auto",
         templates="clip",
-        context_length=77,
         num_threads=8,
         fault_fraction=0.0,
     )

@@ -278,7 +278,6 @@ def scenes() -> ml_collections.ConfigDict:
         regions_per_chunk=None,
         roi_align="auto",
         templates="plain",
-        context_length=32,
         num_threads=2,
         fault_fraction=0.01,
     )

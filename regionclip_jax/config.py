@@ -164,7 +164,6 @@ class EvaluationSection:
     regions_per_chunk: int | None
     roi_align: str
     templates: str
-    context_length: int
     num_threads: Count
     # The run stops when more than this share of the images could not be used.
     fault_fraction: float

@@ -50,21 +50,19 @@ def read_names(section: ConceptsSection, default: Sequence[str]) -> tuple[str, .
     return tuple(names)
 
 
-def embed_names(
-    model: CLIP, variables: dict, names: Sequence[str], templates: str, context_length: int
-) -> Vocabulary:
+def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: str) -> Vocabulary:
     """Raw text features of every name, averaged over the templates (spec: models_pretrain 2.5)."""
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
     step = jax.jit(make_embed_text_step(model))
-    tokens = tokenize([t for name in names for t in prompts_for(name, chosen)], context_length)
+    prompts = [prompt for name in names for prompt in prompts_for(name, chosen)]
+    tokens = tokenize(prompts, model.config.context_length)
     # What stands behind the end token never matters, so the columns no prompt reaches are cut:
     # prompts are five times shorter than the context.
-    length = min(context_length, -(-int((tokens > 0).sum(1).max()) // 8) * 8)
-    tokens = tokens[:, :length]
+    tokens = tokens[:, : -(-int((tokens > 0).sum(1).max()) // 8) * 8]
     per_call = _NAMES_PER_CALL * len(chosen)
     began, rows = time.monotonic(), []
     for start in range(0, len(tokens), per_call):
-        some = np.zeros((per_call, length), np.int32)
+        some = np.zeros((per_call, tokens.shape[1]), np.int32)
         some[: len(tokens) - start] = tokens[start : start + per_call]
         rows.append(np.asarray(step(variables, some), np.float32))
         done = min(start + per_call, len(tokens))
@@ -84,7 +82,6 @@ def cached_vocabulary(
     variables: dict,
     names: Sequence[str],
     templates: str,
-    context_length: int,
 ) -> Vocabulary:
     """The vocabulary at ``path`` if this text tower made it of these names, else a new one."""
     encoder = describe_encoder(model.config, variables["params"])
@@ -95,7 +92,7 @@ def cached_vocabulary(
         if known.names == tuple(names) and same_templates and same_encoder:
             return known
     logging.info("%s: embedding %d names", path, len(names))
-    vocabulary = embed_names(model, variables, names, templates, context_length)
+    vocabulary = embed_names(model, variables, names, templates)
     if jax.process_index() == 0:
         vocabulary.save(path)
     return vocabulary

@@ -94,7 +94,6 @@ def evaluate_model(directory: Path, section: EvaluationSection, dtype: str) -> E
         variables,
         [prepare_class_name(name) for name in classes.names],
         section.templates,
-        section.context_length,
     )
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     step = jax.jit(

@@ -36,7 +36,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
 
     def embed_pools() -> Frozen:
         """The text towers are frozen, so both pools are fixed for the whole run."""
-        how = (names, config.concepts.templates, config.data.context_length)
+        how = (names, config.concepts.templates)
         student_pool = concept_pool.cached_vocabulary(
             workdir / "vocabulary.npz", student, student_start, *how
         )

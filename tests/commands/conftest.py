@@ -56,7 +56,7 @@ def get_config():
     config.evaluation.short_side, config.evaluation.max_long_side = 64, 96
     config.evaluation.canvas_sizes = ((64, 96), (96, 64), (96, 96))
     config.evaluation.max_boxes, config.evaluation.regions_per_chunk = 4, 4
-    config.evaluation.templates, config.evaluation.context_length = "plain", 16
+    config.evaluation.templates = "plain"
     config.evaluation.num_threads = 1
     return config
 """

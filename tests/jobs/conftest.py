@@ -134,7 +134,6 @@ def evaluation(boxes_directory) -> sections.EvaluationSection:
         regions_per_chunk=None,
         roi_align="auto",
         templates="plain",
-        context_length=LENGTH,
         num_threads=1,
         fault_fraction=0.0,
     )

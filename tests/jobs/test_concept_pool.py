@@ -28,7 +28,7 @@ def counted(monkeypatch):
     """The names that were embedded, a tuple a call; each time to other numbers."""
     calls = []
 
-    def embed(model, variables, names, templates, context_length):
+    def embed(model, variables, names, templates):
         calls.append(tuple(names))
         return Vocabulary(
             tuple(names),
@@ -79,7 +79,7 @@ def test_an_embedding_is_the_plain_mean_over_the_templates_of_the_whole_context(
     model, variables = clip
     # More names than are embedded in one call, so that there are several and the last is padded.
     names = [*NAMES, *(f"a thing with number {n}" for n in range(8))]
-    vocabulary = concept_pool.embed_names(model, variables, names, "plain", 77)
+    vocabulary = concept_pool.embed_names(model, variables, names, "plain")
     assert vocabulary.names == tuple(names)
     assert vocabulary.templates == concept_pool.PLAIN_TEMPLATES
     encode = jax.jit(lambda v, tokens: model.apply(v, tokens, method=model.encode_text))
@@ -94,16 +94,16 @@ def test_an_embedding_is_the_plain_mean_over_the_templates_of_the_whole_context(
 
 
 def test_the_templates_of_the_paper_are_another_choice_and_others_are_refused(clip):
-    vocabulary = concept_pool.embed_names(*clip, ["cat"], "clip", 24)
+    vocabulary = concept_pool.embed_names(*clip, ["cat"], "clip")
     assert vocabulary.templates == tuple(TEMPLATES) and vocabulary.embeddings.shape == (1, 12)
     with pytest.raises(ConfigError, match=r"'long' is none of \['clip', 'plain'\]"):
-        concept_pool.embed_names(*clip, ["cat"], "long", 24)
+        concept_pool.embed_names(*clip, ["cat"], "long")
 
 
 def test_a_pool_is_embedded_once_and_then_read_from_its_file(clip, tmp_path, counted):
     path = tmp_path / "vocabulary.npz"
-    first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
-    again = concept_pool.cached_vocabulary(path, *clip, list(NAMES), "plain", 24)
+    first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
+    again = concept_pool.cached_vocabulary(path, *clip, list(NAMES), "plain")
     assert counted == [NAMES]
     np.testing.assert_array_equal(first.embeddings, again.embeddings)
     assert again.encoder["parameters_sha256"] == text_tower_hash(clip[1]["params"])
@@ -114,7 +114,7 @@ def test_a_pool_is_embedded_anew_and_kept_when_something_else_is_asked_for(
     clip, nano_weights, tmp_path, counted, what
 ):
     path, (model, variables) = tmp_path / "vocabulary.npz", clip
-    first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+    first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
     names, templates = NAMES, "plain"
     if what == "names":
         names = ("cat", "dog", "tree")
@@ -124,11 +124,11 @@ def test_a_pool_is_embedded_anew_and_kept_when_something_else_is_asked_for(
         templates = "clip"
     else:
         variables = nano_weights("nano_vit", 1)
-    other = concept_pool.cached_vocabulary(path, model, variables, names, templates, 24)
+    other = concept_pool.cached_vocabulary(path, model, variables, names, templates)
     assert counted == [NAMES, names] and other.names == names
     assert not np.array_equal(other.embeddings, first.embeddings)
     # The file is now the new one's.
-    concept_pool.cached_vocabulary(path, model, variables, names, templates, 24)
+    concept_pool.cached_vocabulary(path, model, variables, names, templates)
     assert len(counted) == 2
 
 
@@ -136,16 +136,16 @@ def test_other_image_weights_with_the_same_text_tower_share_the_pool(
     clip, nano_weights, tmp_path, counted
 ):
     path, (model, variables) = tmp_path / "vocabulary.npz", clip
-    concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+    concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
     params = {**nano_weights("nano_vit", 1)["params"], "text": variables["params"]["text"]}
     same_words = {"params": params, "batch_stats": {}}
-    concept_pool.cached_vocabulary(path, model, same_words, NAMES, "plain", 24)
+    concept_pool.cached_vocabulary(path, model, same_words, NAMES, "plain")
     assert counted == [NAMES]
 
 
 def test_a_damaged_pool_is_refused_with_its_file(clip, tmp_path, counted):
     path = tmp_path / "vocabulary.npz"
-    concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+    concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz: .*make it again"):
-        concept_pool.cached_vocabulary(path, *clip, NAMES, "plain", 24)
+        concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")

@@ -110,8 +110,8 @@ def quick_pools(monkeypatch):
     """Pools without an encoder: what is asked for, by the name of the file."""
     asked = {}
 
-    def pool(path, model, variables, names, templates, context_length):
-        asked[path.name] = (model.config, tuple(names), templates, context_length)
+    def pool(path, model, variables, names, templates):
+        asked[path.name] = (model.config, tuple(names), templates)
         encoder = {"parameters_sha256": text_tower_hash(variables["params"])}
         rows = np.ones((len(names), model.config.embed_dim), np.float32)
         return Vocabulary(tuple(names), rows, ("{}",), encoder)
@@ -149,7 +149,7 @@ def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
     names.write_text("moon\nkey\n")
     pretrain.run(changed(config, {"concepts.names_file": str(names)}), tmp_path, NAMES)
     frozen = trained_with["make_frozen"]()
-    expected = ("moon", "key"), "plain", config.data.context_length
+    expected = ("moon", "key"), "plain"
     assert quick_pools == {
         "vocabulary.npz": (PRESETS["nano_vit"], *expected),
         "teacher_vocabulary.npz": (PRESETS["nano_resnet"], *expected),
