@@ -58,6 +58,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
         num_proposals=300,
         num_regions=100,
         box_grid=8,
+        box_sides=None,
         temperature=0.01,
         # Fixed in the reference, whatever the student's is.
         teacher_temperature=0.01,
@@ -237,11 +238,12 @@ def scenes() -> ml_collections.ConfigDict:
                 num_proposals=64,
                 num_regions=12,
                 box_grid=8,
+                # About as large as the things: most of the reference's boxes hold none or several.
+                box_sides=(0.25, 0.6),
                 # The small CLIP learns a temperature near this one, as CLIP learned 0.01.
                 temperature=0.07,
                 teacher_temperature=0.07,
-                # At 0.5 half of the random boxes keep their label; few of them hold just one thing.
-                concept_threshold=0.9,
+                concept_threshold=0.5,
                 images_per_group=None,
                 image_text_weight=1.0,
                 distillation_weight=1.0,

@@ -122,7 +122,10 @@ class RegionsSection:
     num_proposals: Count
     num_regions: Count
     # Corners of random boxes lie on a grid of this many pixels.
-    box_grid: int
+    box_grid: Count
+    # Shortest and longest side of random boxes, as shares of the picture's; None draws as the
+    # reference does, where slivers and nearly whole pictures are common.
+    box_sides: tuple[float, float] | None
     # Temperature of the student's losses, and of the teacher's labels.
     temperature: float
     teacher_temperature: float

@@ -65,7 +65,7 @@ def main():
     )
     concepts = jnp.array(rng.standard_normal((args.concepts, config.embed_dim)), jnp.float32)
     settings = PretrainSettings(
-        num_proposals=300, num_regions=args.regions, box_grid=8, temperature=0.01,
+        num_proposals=300, num_regions=args.regions, box_grid=8, box_sides=None, temperature=0.01,
         teacher_temperature=0.01, concept_threshold=0.1, images_per_group=None,
         image_text_weight=1.0, distillation_weight=1.0, contrastive_weight=1.0,
         global_box="image", regions_per_chunk=args.chunk, roi_align="auto", seed=0,

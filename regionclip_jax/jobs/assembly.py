@@ -267,10 +267,16 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
             f"regions.images_per_group: {section.images_per_group} does not divide run.batch_size "
             f"{run.batch_size}; choose a divisor, or None for the whole batch"
         )
+    if section.box_sides is not None and not 0 < section.box_sides[0] <= section.box_sides[1] <= 1:
+        raise ConfigError(
+            f"regions.box_sides: expected the shortest and the longest side as shares of the "
+            f"picture's, above 0 and at most 1, found {section.box_sides}"
+        )
     return PretrainSettings(
         num_proposals=section.num_proposals,
         num_regions=section.num_regions,
         box_grid=section.box_grid,
+        box_sides=section.box_sides,
         temperature=section.temperature,
         teacher_temperature=section.teacher_temperature,
         concept_threshold=section.concept_threshold,

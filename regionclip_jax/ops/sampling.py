@@ -23,7 +23,11 @@ def sample_regions(key: PRNGKeyArray, regions: Regions, num_samples: int) -> Reg
 
 
 def random_boxes(
-    key: PRNGKeyArray, sizes: Int[Array, "B 2"], num_boxes: int, grid: int
+    key: PRNGKeyArray,
+    sizes: Int[Array, "B 2"],
+    num_boxes: int,
+    grid: int,
+    sides: tuple[float, float] | None = None,
 ) -> Float[Array, "B R 4"]:
     """Boxes with corners on a grid of ``grid`` pixels, anywhere in each picture.
 
@@ -31,16 +35,32 @@ def random_boxes(
     one uniform over those right of and below it. The reference draws one set on the padded batch
     canvas and shares it among the images, so boxes may lie on padding; here every picture has its
     own draw within its own pixels. Pictures smaller than one grid cell get their whole box.
+
+    Args:
+        key: of all draws.
+        sizes: (height, width) of each picture's real pixels.
+        num_boxes: R, of each picture.
+        grid: pixels.
+        sides: None for the reference's draw, in which slivers and nearly whole pictures are common.
+            Else the shortest and longest side as shares of the picture's; width and height are
+            uniform between them (to a grid cell), then the place is.
     """
     cells = jnp.maximum(sizes // grid, 1)[:, None, ::-1]
-    low_key, high_key = jax.random.split(key)
+    low_key, span_key = jax.random.split(key)
     shape = (sizes.shape[0], num_boxes, 2)
-    low = jnp.floor(jax.random.uniform(low_key, shape) * cells)
-    low = jnp.minimum(low, cells - 1)
-    span = jnp.floor(jax.random.uniform(high_key, shape) * (cells - low)) + 1
-    high = jnp.minimum(low + span, cells)
+
+    def whole_number_up_to(key, limit):
+        return jnp.minimum(jnp.floor(jax.random.uniform(key, shape) * (limit + 1)), limit)
+
+    if sides is None:
+        low = whole_number_up_to(low_key, cells - 1)
+        span = 1 + whole_number_up_to(span_key, cells - low - 1)
+    else:
+        shortest, longest = (jnp.maximum(jnp.round(share * cells), 1) for share in sides)
+        span = shortest + whole_number_up_to(span_key, longest - shortest)
+        low = whole_number_up_to(low_key, cells - span)
     limit = sizes[:, None, ::-1].astype(jnp.float32)
-    return jnp.concatenate([low * grid, jnp.minimum(high * grid, limit)], -1)
+    return jnp.concatenate([low * grid, jnp.minimum((low + span) * grid, limit)], -1)
 
 
 def box_mask(sizes: Int[Array, "B 2"], num_boxes: int) -> Bool[Array, "B R"]:

@@ -51,6 +51,7 @@ class PretrainSettings:
     num_proposals: int
     num_regions: int
     box_grid: int
+    box_sides: tuple[float, float] | None
     temperature: float
     teacher_temperature: float
     concept_threshold: float
@@ -69,7 +70,9 @@ def propose_regions(
 ) -> Regions:
     """``num_regions`` of ``num_proposals`` random boxes of every picture."""
     propose_key, sample_key = jax.random.split(key)
-    boxes = random_boxes(propose_key, sizes, settings.num_proposals, settings.box_grid)
+    boxes = random_boxes(
+        propose_key, sizes, settings.num_proposals, settings.box_grid, settings.box_sides
+    )
     mask = box_mask(sizes, settings.num_proposals)
     proposals = Regions(boxes=boxes, scores=jnp.zeros(mask.shape), mask=mask)
     return sample_regions(sample_key, proposals, settings.num_regions)

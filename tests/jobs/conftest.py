@@ -170,6 +170,7 @@ def regions() -> sections.RegionsSection:
         num_proposals=6,
         num_regions=3,
         box_grid=8,
+        box_sides=None,
         temperature=0.1,
         teacher_temperature=0.1,
         concept_threshold=0.1,

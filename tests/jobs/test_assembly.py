@@ -243,6 +243,7 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
         num_proposals=9,
         num_regions=7,
         box_grid=5,
+        box_sides=(0.2, 0.7),
         temperature=0.31,
         teacher_temperature=0.37,
         concept_threshold=0.41,
@@ -261,6 +262,9 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
     ("changes", "message"),
     [
         ({"num_regions": 7}, r"regions\.num_regions: 7 .*regions\.num_proposals 6"),
+        ({"box_sides": (0.6, 0.2)}, r"regions\.box_sides: .* at most 1, found \(0\.6, 0\.2\)"),
+        ({"box_sides": (0.0, 0.2)}, r"regions\.box_sides: .* above 0"),
+        ({"box_sides": (0.5, 1.2)}, r"regions\.box_sides: .* at most 1"),
         ({"images_per_group": 3}, r"regions\.images_per_group: 3 .*run\.batch_size 8"),
         ({"global_box": "all"}, r"regions\.global_box: 'all' is none of \['canvas', 'image'\]"),
         ({"roi_align": "fast"}, r"regions\.roi_align: 'fast' is none of"),

@@ -65,6 +65,22 @@ def test_random_boxes_reach_every_place_of_the_grid():
     assert len({tuple(box) for box in boxes}) == (4 * 5 // 2) * (3 * 4 // 2)
 
 
+@pytest.mark.property
+@given(seed=seeds, sides=st.lists(st.floats(0.05, 1), min_size=2, max_size=2).map(sorted))
+def test_boxes_of_chosen_sides_keep_to_them_wherever_they_lie(seed, sides):
+    sizes, grid = jnp.array([[160, 80], [40, 240]]), 8
+    boxes = np.asarray(random_boxes(jax.random.key(seed), sizes, 300, grid, tuple(sides)))
+    cells = np.asarray(sizes)[:, None, ::-1] // grid
+    low, high = boxes[..., :2] / grid, boxes[..., 2:] / grid
+    assert (low >= 0).all() and (high <= cells).all() and (low % 1 == 0).all()
+    shortest, longest = (np.maximum(np.round(np.float32(side) * cells), 1) for side in sides)
+    assert (high - low >= shortest).all() and (high - low <= longest).all()
+    # All lengths occur, and the places at both ends.
+    assert ((high - low).min(1) == shortest[:, 0]).all()
+    assert ((high - low).max(1) == longest[:, 0]).all()
+    assert (low.min(1) == 0).all() and (high.max(1) == cells[:, 0]).all()
+
+
 def test_pictures_without_pixels_have_no_boxes():
     mask = box_mask(jnp.array([[10, 20], [0, 0]]), 3)
     np.testing.assert_array_equal(mask, [[True] * 3, [False] * 3])

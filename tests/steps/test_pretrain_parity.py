@@ -34,6 +34,7 @@ def settings_of(arrays) -> PretrainSettings:
         num_proposals=24,
         num_regions=24,
         box_grid=8,
+        box_sides=None,
         temperature=float(arrays["matching_temp"]),
         teacher_temperature=float(arrays["teacher_temp"]),
         concept_threshold=float(arrays["concept_thres"]),

@@ -23,6 +23,7 @@ SETTINGS = PretrainSettings(
     num_proposals=12,
     num_regions=5,
     box_grid=8,
+    box_sides=None,
     temperature=0.1,
     teacher_temperature=0.1,
     concept_threshold=0.3,
