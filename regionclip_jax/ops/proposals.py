@@ -1,0 +1,83 @@
+"""What a region proposal network proposes: its outputs to the best distinct boxes.
+
+Spec: detector_eval 1.8.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from regionclip_jax.ops.box_coder import decode_deltas
+from regionclip_jax.ops.boxes import clip_boxes, valid_boxes
+from regionclip_jax.ops.nms import nms_by_group
+from regionclip_jax.structures import AnyArray, Regions
+
+
+@functools.partial(
+    jax.jit, static_argnames=("pre_nms_topk", "post_nms_topk", "nms_threshold", "min_size")
+)
+def select_proposals(
+    logits: list[Float[Array, "B _"]],
+    deltas: list[Float[Array, "B _ 4"]],
+    anchors: list[Float[AnyArray, "_ 4"]],
+    sizes: Int[Array, "B 2"],
+    *,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    nms_threshold: float,
+    min_size: float = 0.0,
+) -> Regions:
+    """Decodes each level's best anchors and keeps the best boxes that do not overlap too much.
+
+    The best ``pre_nms_topk`` of each level are decoded; boxes that are not finite are dropped, the
+    rest is clipped to the picture and dropped if a side is not longer than ``min_size``; boxes
+    suppress those of their own level; the best ``post_nms_topk`` of all levels are returned. No
+    gradient flows back, as in the reference.
+
+    Args:
+        logits: objectness before any sigmoid, per level, in the order of ``anchors``.
+        deltas: of each anchor, encoded with weights (1, 1, 1, 1).
+        anchors: xyxy canvas pixels, per level; the same for all pictures.
+        sizes: (height, width) of each picture's real pixels. A picture without pixels has no
+            proposals.
+        pre_nms_topk: per level.
+        post_nms_topk: R, in total.
+        nms_threshold: IoU, between 0 and 1.
+        min_size: canvas pixels, after clipping.
+
+    Returns:
+        Boxes by descending score, which is the raw logit, as in the reference. (Of equal ones the
+        lower level, then the lower anchor, comes first; the reference's order is undefined.)
+
+    Raises:
+        ValueError: lists of different lengths; a threshold that is not between 0 and 1.
+    """
+    boxes, scores, levels = [], [], []
+    for level, (level_logits, level_deltas, level_anchors) in enumerate(
+        zip(logits, deltas, anchors, strict=True)
+    ):
+        count = min(pre_nms_topk, level_logits.shape[1])
+        best_logits, best = jax.lax.top_k(level_logits, count)
+        best_deltas = jnp.take_along_axis(level_deltas, best[..., None], 1).astype(jnp.float32)
+        boxes.append(decode_deltas(best_deltas, jnp.asarray(level_anchors)[best]))
+        scores.append(best_logits.astype(jnp.float32))
+        levels.append(jnp.full(count, level, jnp.int32))
+    boxes, scores = jax.lax.stop_gradient((jnp.concatenate(boxes, 1), jnp.concatenate(scores, 1)))
+    finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores)
+    boxes = clip_boxes(boxes, sizes)
+    mask = finite & valid_boxes(boxes, min_size)
+    levels = jnp.concatenate(levels)
+
+    def select(boxes, scores, mask):
+        chosen, kept = nms_by_group(
+            boxes, scores, levels, mask, iou_threshold=nms_threshold, max_outputs=post_nms_topk
+        )
+        return Regions(
+            boxes=jnp.where(kept[:, None], boxes[chosen], 0.0),
+            scores=jnp.where(kept, scores[chosen], 0.0),
+            mask=kept,
+        )
+
+    return jax.vmap(select)(boxes, scores, mask)

@@ -1,0 +1,137 @@
+"""Boxes against the reference's IoU and against plain NumPy, to the last bit where it matters."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionclip_jax.ops.boxes import (
+    box_area,
+    clip_boxes,
+    intersection_and_union,
+    iou_exceeds,
+    pairwise_iou,
+    scale_boxes,
+    valid_boxes,
+)
+
+THRESHOLDS = (0.05, 0.3, 1 / 3, 0.5, 0.6, 0.7, 0.9, 0.999, 1.0)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def overlaps_more(boxes, others, threshold):
+    return iou_exceeds(*intersection_and_union(boxes, others), threshold)
+
+
+def plain_areas(boxes, others):
+    """Intersections and unions of all pairs, rounded to float32 after every operation."""
+
+    def area(x):
+        return (x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1])
+
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    high = np.minimum(boxes[:, None, 2:], others[:, 2:])
+    sides = np.maximum(high - low, np.float32(0))
+    intersection = sides[..., 0] * sides[..., 1]
+    return intersection, area(boxes)[:, None] + area(others) - intersection
+
+
+@pytest.mark.parity
+def test_iou_equals_the_references(golden):
+    """Measured: bit-equal."""
+    arrays = golden("nms")
+    boxes, others = jnp.asarray(arrays["bt_src"][:60]), jnp.asarray(arrays["bt_tgt"][:50])
+    np.testing.assert_allclose(pairwise_iou(boxes, others), arrays["iou"], rtol=0, atol=1e-6)
+
+
+def test_boxes_that_touch_or_are_empty_or_inverted_have_no_iou_with_any():
+    boxes = jnp.array(
+        [[0, 0, 4, 4], [4, 0, 8, 4], [1, 1, 1, 3], [1, 1, 1, 1], [3, 3, 1, 1], [3, 1, 1, 3]],
+        jnp.float32,
+    )
+    np.testing.assert_array_equal(pairwise_iou(boxes, boxes), np.diag([1, 1, 0, 0, 0, 0]))
+    np.testing.assert_array_equal(box_area(boxes), [16, 16, 0, 0, 4, -4])
+    assert not overlaps_more(boxes, boxes, 0.0)[2:].any()
+
+
+def test_iou_of_known_boxes_has_the_known_value():
+    boxes = jnp.array([[[0, 0, 10, 10]], [[5, 5, 15, 15]]], jnp.float32)
+    others = jnp.array([[[0, 0, 10, 5], [5, 5, 15, 15]], [[5, 5, 15, 15], [20, 0, 30, 9]]])
+    expected = [[[0.5, 25 / 175]], [[1.0, 0.0]]]
+    np.testing.assert_allclose(pairwise_iou(boxes, others.astype(jnp.float32)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+def test_an_iou_near_the_threshold_is_compared_as_a_correctly_rounded_quotient(threshold):
+    """Unions of all sizes; intersections are the nearest floats to threshold x union, and up to two
+    further away."""
+    rng = np.random.default_rng(0)
+    union = (rng.uniform(1, 2, 100_000) * 2.0 ** rng.integers(-10, 24, 100_000)).astype(np.float32)
+    intersection = (union.astype(np.float64) * threshold).astype(np.float32)
+    steps = rng.integers(-2, 3, 100_000).astype(np.int32)
+    intersection = (intersection.view(np.int32) + steps).view(np.float32)
+    expected = (intersection / union).astype(np.float64) > threshold
+    assert 0.3 < expected.mean() < 0.7
+    found = jax.jit(lambda i, u: iou_exceeds(i, u, threshold))(intersection, union)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.property
+@given(seed=st.integers(0, 10**6), threshold=st.sampled_from(THRESHOLDS[:7]))
+def test_boxes_on_a_grid_overlap_more_than_a_threshold_just_where_numpy_says_so(seed, threshold):
+    """On a grid of sevenths IoUs fall on the thresholds, and areas do not fit in float32: a product
+    fused with a sum changes some of these decisions."""
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 42, (2, 300, 2))
+    sides = rng.integers(-2, 42, (2, 300, 2))
+    boxes, others = (np.concatenate([corners, corners + sides], -1) / 7).astype(np.float32)
+    intersection, union = plain_areas(boxes, others)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = (intersection / union).astype(np.float64) > threshold
+    np.testing.assert_array_equal(overlaps_more(boxes, others, threshold), expected)
+
+
+def test_thresholds_are_real_numbers_and_are_compared_strictly():
+    def exceeds(intersection, union, threshold):
+        return bool(iou_exceeds(jnp.float32(intersection), jnp.float32(union), threshold))
+
+    assert exceeds(3, 10, 0.3)  # float32(0.3) is more than 0.3,
+    assert not exceeds(9, 10, 0.9)  # float32(0.9) is less than 0.9.
+    assert not exceeds(1, 2, 0.5)
+    assert not exceeds(7, 7, 1.0)
+    assert exceeds(1e-6, 1, 0.0) and not exceeds(0, 1, 0.0)
+
+
+def test_nan_overlaps_nothing():
+    boxes = jnp.array([[0, 0, 4, 4], [0, jnp.nan, 4, 4], [-jnp.inf, 0, jnp.inf, 4]], jnp.float32)
+    found = overlaps_more(boxes, boxes, 0.1)
+    assert found[0, 0] and found.sum() == 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_no_iou_can_have_is_refused(threshold):
+    with pytest.raises(ValueError, match=r"IoU threshold .*expected a number from 0 to 1"):
+        iou_exceeds(jnp.ones(1), jnp.ones(1), threshold)
+
+
+def test_boxes_are_clipped_to_the_real_pixels_of_their_own_picture():
+    boxes = jnp.array([[[-5, -5, 50, 50], [3, 4, 5, 6]]] * 2, jnp.float32)
+    clipped = clip_boxes(boxes, jnp.array([[10, 20], [30, 4]]))
+    expected = [[[0, 0, 20, 10], [3, 4, 5, 6]], [[0, 0, 4, 30], [3, 4, 4, 6]]]
+    np.testing.assert_array_equal(clipped, expected)
+
+
+def test_scales_are_given_as_y_and_x():
+    boxes = jnp.array([[[1, 2, 3, 4]]], jnp.float32)
+    np.testing.assert_array_equal(scale_boxes(boxes, jnp.array([[10.0, 2.0]])), [[[2, 20, 6, 40]]])
+
+
+def test_a_valid_box_is_finite_and_longer_than_the_least_side_both_ways():
+    boxes = [[0, 0, 2, 2], [0, 0, 1, 2], [0, 0, 2, 1], [2, 2, 0, 0], [0, 0, np.inf, 2]]
+    boxes = jnp.array([*boxes, [0, 0, np.nan, 2], [0, 0, 0, 0]], jnp.float32)
+    assert valid_boxes(boxes).tolist() == [True, True, True, False, False, False, False]
+    assert valid_boxes(boxes, 1.0).tolist() == [True, False, False, False, False, False, False]

@@ -1,0 +1,174 @@
+"""Greedy NMS against the reference's kept boxes, and against a plain loop."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionclip_jax.ops.nms import nms, nms_by_group, nms_per_class
+
+THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
+
+
+def overlaps_more(boxes, box, threshold):
+    """Which boxes' IoU with ``box``, computed in float32, exceeds a real number."""
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    intersection = np.maximum(high - low, np.float32(0)).prod(-1)
+    areas, area = (boxes[:, 2:] - boxes[:, :2]).prod(-1), (box[2:] - box[:2]).prod()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (intersection / (areas + area - intersection)).astype(np.float64) > threshold
+
+
+def plain_nms(boxes, scores, groups, mask, threshold):
+    kept, alive = [], mask.copy()
+    for i in np.argsort(-scores, kind="stable"):
+        if alive[i]:
+            kept.append(int(i))
+            alive &= ~(overlaps_more(boxes, boxes[i], threshold) & (groups == groups[i]))
+    return kept
+
+
+def draw(seed, num_boxes):
+    """Boxes, scores, groups and mask. Boxes lie on a coarse grid, some are empty or inverted, and
+    scores are few, so that both IoUs and scores have ties."""
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.integers(0, 24, (num_boxes, 2)), rng.integers(-1, 12, (num_boxes, 2))
+    boxes = (np.concatenate([corners, corners + sides], -1) / rng.choice([1, 3, 7])).astype("f4")
+    scores = (rng.integers(-20, 20, num_boxes) / 8).astype(np.float32)
+    return boxes, scores, rng.integers(0, 3, num_boxes).astype("i4"), rng.random(num_boxes) < 0.8
+
+
+def real_rows(indices, real):
+    """Indices of the real rows, after checking that these come first and the others are 0."""
+    indices, real = np.asarray(indices), np.asarray(real)
+    assert not indices[~real].any() and real.tolist() == sorted(real, reverse=True)
+    return indices[real].tolist()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "name,threshold", [*(("grid", t) for t in THRESHOLDS), ("rand", 0.3), ("rand", 0.7)]
+)
+def test_kept_boxes_and_their_order_equal_the_references(golden, name, threshold):
+    """600 random boxes; 400 on a grid, with ties of scores and IoUs equal to the threshold."""
+    arrays = golden("nms")
+    boxes, scores = jnp.asarray(arrays[f"{name}_boxes"]), jnp.asarray(arrays[f"{name}_scores"])
+    groups, mask = jnp.asarray(arrays[f"{name}_classes"]), jnp.ones(scores.shape, bool)
+    how = dict(iou_threshold=threshold, max_outputs=scores.size)
+    assert real_rows(*nms(boxes, scores, mask, **how)) == arrays[f"{name}_nms_{threshold}"].tolist()
+    found = real_rows(*nms_by_group(boxes, scores, groups, mask, **how))
+    assert found == arrays[f"{name}_batched_{threshold}"].tolist()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("threshold", [0.0, 0.4999, 0.5, 0.5001, 1.0])
+def test_an_iou_equal_to_the_threshold_is_kept_as_by_the_reference(golden, threshold):
+    """Boxes that are halves and doubles of one another, with ties of scores."""
+    arrays = golden("nms")
+    boxes, scores = jnp.asarray(arrays["edge_boxes"]), jnp.asarray(arrays["edge_scores"])
+    found = nms(boxes, scores, jnp.ones(6, bool), iou_threshold=threshold, max_outputs=6)
+    assert real_rows(*found) == arrays[f"edge_nms_{threshold}"].tolist()
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_45000_boxes_are_kept_as_by_the_reference(large_golden):
+    arrays = large_golden("nms")
+    boxes, scores = jnp.asarray(arrays["big_boxes"]), jnp.asarray(arrays["big_scores"])
+    groups = jnp.asarray(arrays["big_classes"], jnp.int32)
+    mask = jnp.ones(scores.shape, bool)
+    found = nms_by_group(boxes, scores, groups, mask, iou_threshold=0.5, max_outputs=scores.size)
+    assert real_rows(*found) == arrays["big_batched_0.5"].tolist()
+
+
+@pytest.mark.property
+@given(
+    seed=st.integers(0, 10**6),
+    num_boxes=st.sampled_from([0, 600]),
+    threshold=st.sampled_from([0.3, 0.5]),
+    max_outputs=st.sampled_from([30, 300]),
+)
+def test_kept_boxes_equal_those_of_a_plain_loop(seed, num_boxes, threshold, max_outputs):
+    boxes, scores, groups, mask = draw(seed, num_boxes)
+    found = nms_by_group(
+        *(jnp.asarray(x) for x in (boxes, scores, groups, mask)),
+        iou_threshold=threshold,
+        max_outputs=max_outputs,
+    )
+    assert found[0].shape == (max_outputs,)
+    expected = plain_nms(boxes, scores, groups, mask, threshold)
+    assert real_rows(*found) == expected[:max_outputs]
+
+
+@pytest.mark.property
+@given(seed=st.integers(0, 10**6), num_boxes=st.sampled_from([0, 60]))
+def test_nms_per_class_equals_a_plain_loop_over_boxes_and_classes(seed, num_boxes):
+    boxes, _, _, mask = draw(seed, num_boxes)
+    scores = np.random.default_rng(seed).integers(0, 20, (num_boxes, 7)).astype("f4") / 8
+    kept = plain_nms(
+        np.repeat(boxes, 7, 0),
+        scores.reshape(-1),
+        np.tile(np.arange(7), num_boxes),
+        (mask[:, None] & (scores > 0.5)).reshape(-1),
+        0.3,
+    )[:200]
+    indices, classes, best_scores, real = nms_per_class(
+        jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(mask),
+        score_threshold=0.5, iou_threshold=0.3, max_outputs=200,
+    )  # fmt: skip
+    assert real_rows(indices, real) == [i // 7 for i in kept]
+    assert real_rows(classes, real) == [i % 7 for i in kept]
+    assert real_rows(best_scores, real) == [scores.flat[i] for i in kept]
+
+
+def test_nms_per_class_goes_on_until_enough_are_kept_or_nothing_is_left():
+    """90 copies of one box for each of 80 classes: the best 4,500 candidates are of 50 classes."""
+    boxes = jnp.tile(jnp.array([[2.0, 2, 9, 8]]), (90, 1))
+    scores = 1 - jnp.arange(80.0) / 100 - jnp.arange(90.0)[:, None] / 10_000
+    how = dict(score_threshold=0.0, iou_threshold=0.5)
+    mask = jnp.ones(90, bool)
+    indices, classes, _, real = nms_per_class(boxes, scores, mask, **how, max_outputs=60)
+    assert real.all() and not indices.any() and classes.tolist() == list(range(60))
+    indices, classes, _, real = nms_per_class(boxes, scores, mask, **how, max_outputs=100)
+    assert real.sum() == 80 and classes[:80].tolist() == list(range(80))
+
+
+@pytest.mark.property
+def test_a_batch_gives_what_its_images_give_one_by_one():
+    """Images that end after different numbers of rounds, one of them empty."""
+    images = [draw(seed, 600) for seed in range(4)]
+    batch = [jnp.stack([jnp.asarray(image[i]) for image in images]) for i in range(4)]
+    batch[3] = batch[3].at[1].set(False)
+    groups = functools.partial(nms_by_group, iou_threshold=0.3, max_outputs=70)
+    found = jax.jit(jax.vmap(groups))(*batch)
+    assert found[1].any(1).tolist() == [True, False, True, True]
+    for image in range(4):
+        alone = groups(*(x[image] for x in batch))
+        assert real_rows(*alone) == real_rows(*(x[image] for x in found))
+
+    def per_class(boxes, scores, groups, mask):
+        scores = jnp.stack([scores, -scores, groups * 0.5], 1)
+        how = dict(score_threshold=0.2, iou_threshold=0.3, max_outputs=70)
+        return nms_per_class(boxes, scores, mask, **how)
+
+    found = jax.jit(jax.vmap(per_class))(*batch)
+    for image in range(4):
+        for one, many in zip(per_class(*(x[image] for x in batch)), found, strict=True):
+            np.testing.assert_array_equal(one, many[image])
+
+
+def test_rows_that_do_not_exist_neither_suppress_nor_come_out_whatever_they_hold():
+    boxes = jnp.array([[jnp.nan] * 4, [0, 0, 4, 4], [0, 0, 4, 5], [0, 0, 4, 4]])
+    scores = jnp.array([jnp.nan, jnp.inf, 1.0, -jnp.inf])
+    mask = jnp.array([False, False, True, True])
+    assert real_rows(*nms(boxes, scores, mask, iou_threshold=0.9, max_outputs=4)) == [2, 3]
+    assert real_rows(*nms(boxes, scores, mask, iou_threshold=0.5, max_outputs=4)) == [2]
+
+
+def test_a_threshold_that_no_iou_can_have_is_refused():
+    with pytest.raises(ValueError, match="IoU threshold 50.0: expected a number from 0 to 1"):
+        nms(jnp.zeros((3, 4)), jnp.ones(3), jnp.ones(3, bool), iou_threshold=50.0, max_outputs=3)

@@ -1,0 +1,210 @@
+"""Proposals against the reference's, from the same logits and deltas, and rule by rule."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
+from regionclip_jax.ops.proposals import select_proposals
+
+RATIOS = (0.5, 1.0, 2.0)
+C4_SIZES = (32, 64, 128, 256, 512)
+LIMITS = {"c4": 6000, "fpn": 1000}
+ANCHORS = np.array([[0, 0, 8, 8], [0, 0, 8, 9], [20, 20, 30, 30], [4, 0, 12, 8]], np.float32)
+
+
+def network_outputs(arrays, kind):
+    """Logits, deltas and anchors per level, in this package's layout."""
+    logits, deltas, anchors = [], [], []
+    for level in range(1 if kind == "c4" else 5):
+        x = arrays[f"logits_l{level}"]
+        batch, per_cell, height, width = x.shape
+        logits.append(jnp.asarray(x.transpose(0, 2, 3, 1).reshape(batch, -1)))
+        x = arrays[f"deltas_l{level}"].reshape(batch, per_cell, 4, height, width)
+        deltas.append(jnp.asarray(x.transpose(0, 3, 4, 1, 2).reshape(batch, -1, 4)))
+        sizes = C4_SIZES if kind == "c4" else (32 * 2**level,)
+        stride = 16 if kind == "c4" else 4 * 2**level
+        anchors.append(grid_anchors(height, width, stride, cell_anchors(sizes, RATIOS)))
+    return logits, deltas, anchors
+
+
+def assert_same(found, image, boxes, logits):
+    """The same boxes with the same logits in the same order: no two logits here are equal but two
+    of ``rpn_fpn_rn50``."""
+    assert found.mask[image].all()
+    np.testing.assert_array_equal(found.scores[image, : len(logits)], logits)
+    np.testing.assert_allclose(found.boxes[image, : len(boxes)], boxes, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("threshold", [0.7, 0.9])
+@pytest.mark.parametrize("kind", LIMITS)
+def test_proposals_and_their_order_equal_the_references(golden, kind, threshold):
+    """C4: two pictures of different sizes, the first 250 boxes. FPN: the smaller picture, all 1,000
+    boxes; deltas beyond the best 1,000 of a level are left out. Measured: within 6.1e-5 px."""
+    arrays = golden(f"proposals_{kind}_tiny")
+    sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
+    found = select_proposals(
+        *network_outputs(arrays, kind), sizes,
+        pre_nms_topk=LIMITS[kind], post_nms_topk=1000, nms_threshold=threshold,
+    )  # fmt: skip
+    for image in range(len(sizes)):
+        suffix = f"{image}_nms{threshold}"
+        assert_same(found, image, arrays[f"boxes{suffix}"], arrays[f"logits{suffix}"])
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("rpn_c4_tiny", "rpn_c4_tiny_nms0.7", "rpn_fpn_tiny", "rpn_fpn_tiny_nms0.7"),
+        *("rpn_c4_rn50", "rpn_fpn_rn50"),
+    ],
+)
+def test_all_proposals_of_the_full_arrays_equal_the_references(large_golden, name):
+    """Measured: within 1.3e-4 px."""
+    arrays = large_golden(name)
+    flags = json.loads(str(arrays["flags"]))
+    sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
+    found = select_proposals(
+        *network_outputs(arrays, flags["kind"]), sizes,
+        pre_nms_topk=flags["pre"], post_nms_topk=flags["post"], nms_threshold=flags["nms"],
+    )  # fmt: skip
+    for image in range(len(sizes)):
+        logits = arrays[f"objectness_logits{image}"]
+        assert_same(found, image, arrays[f"boxes{image}"], logits)
+
+
+def select(logits, anchors=ANCHORS, deltas=None, size=(32, 32), **changes):
+    """Proposals of one picture with one level: boxes, scores and mask."""
+    logits = jnp.asarray(logits, jnp.float32)
+    deltas = jnp.zeros((len(logits), 4)) if deltas is None else jnp.asarray(deltas, jnp.float32)
+    limits = dict(pre_nms_topk=50, post_nms_topk=4, nms_threshold=0.7) | changes
+    found = select_proposals(
+        [logits[None]], [deltas[None]], [anchors], jnp.array([size], jnp.int32), **limits
+    )
+    return np.asarray(found.boxes[0]), found.scores[0].tolist(), found.mask[0].tolist()
+
+
+def test_suppressed_boxes_leave_rows_of_zeros_at_the_end():
+    boxes, scores, mask = select([1.0, 2, -3, 0])
+    assert mask == [True, True, True, False] and scores == [2, 0, -3, 0]
+    np.testing.assert_array_equal(boxes, ANCHORS[[1, 3, 2, 0]] * [[1], [1], [1], [0]])
+
+
+def test_the_best_are_chosen_before_suppression_and_again_after_it():
+    """The anchor of logit 1 is suppressed."""
+    assert select([1.0, 2, -3, 0], pre_nms_topk=3)[1] == [2, 0, 0, 0]
+    assert select([1.0, 2, -3, 0], post_nms_topk=2)[1] == [2, 0]
+
+
+def test_boxes_are_clipped_before_they_are_compared():
+    """The first two anchors differ below the fifth row only."""
+    boxes, scores, _ = select([1.0, 2, -3, 0], size=(5, 32), nms_threshold=0.99)
+    assert scores == [2, 0, 0, 0]
+    np.testing.assert_array_equal(boxes[:2], [[0, 0, 8, 5], [4, 0, 12, 5]])
+
+
+def test_boxes_with_a_side_not_longer_than_the_least_are_dropped():
+    assert select([1.0, 2, 3, 0], min_size=8.0, nms_threshold=1.0)[1] == [3, 0, 0, 0]
+    # Outside the picture a box has no sides after clipping.
+    assert select([1.0, 2, 3, 0], size=(20, 20), nms_threshold=1.0)[1] == [2, 1, 0, 0]
+
+
+def test_a_picture_without_pixels_has_no_proposals():
+    assert not any(select([1.0, 2, -3, 0], size=(0, 0))[2])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_boxes_and_logits_that_are_not_finite_are_dropped_though_clipping_would_mend_some(bad):
+    _, scores, mask = select([bad, 2, 1, 0])
+    assert scores == [2, 1, 0, 0] and mask == [True, True, True, False]
+    deltas = np.zeros((4, 4))
+    deltas[1, 0] = bad
+    boxes, scores, _ = select([0.5, 2, 1, 0], deltas=deltas)
+    assert scores == [1, 0.5, 0, 0] and np.isfinite(boxes).all()
+
+
+def test_boxes_do_not_suppress_those_of_other_levels():
+    logits = [jnp.array([[1.0, 0.5]]), jnp.array([[2.0, 1.5, -1]])]
+    deltas = [jnp.zeros((1, 2, 4)), jnp.zeros((1, 3, 4))]
+    boxes = np.array([[0, 0, 8, 8]] * 3, np.float32)
+    found = select_proposals(
+        logits, deltas, [boxes[:2], boxes], jnp.array([[32, 32]]),
+        pre_nms_topk=2, post_nms_topk=3, nms_threshold=0.5,
+    )  # fmt: skip
+    assert found.scores.tolist() == [[2, 1, 0]] and found.mask.tolist() == [[True, True, False]]
+
+
+def random_outputs(seed, batch):
+    rng = np.random.default_rng(seed)
+    anchors = [grid_anchors(8, 8, 8, cell_anchors((16,), RATIOS)), cell_anchors((32, 64), RATIOS)]
+    # Few different logits: ties are frequent.
+    logits = [jnp.asarray(rng.integers(-9, 9, (batch, len(a))), jnp.float32) for a in anchors]
+    deltas = [jnp.asarray(rng.normal(0, 0.3, (batch, len(a), 4)), jnp.float32) for a in anchors]
+    return logits, deltas, anchors
+
+
+@pytest.mark.property
+def test_a_batch_gives_what_its_pictures_give_one_by_one():
+    logits, deltas, anchors = random_outputs(0, 3)
+    sizes = jnp.array([[64, 60], [0, 0], [30, 64]])
+    how = dict(pre_nms_topk=100, post_nms_topk=60, nms_threshold=0.5)
+    together = select_proposals(logits, deltas, anchors, sizes, **how)
+    for image in range(3):
+        rows = slice(image, image + 1)
+        alone = select_proposals(
+            [x[rows] for x in logits], [x[rows] for x in deltas], anchors, sizes[rows], **how
+        )
+        for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(x[rows], y, rtol=0, atol=1e-5)
+
+
+def test_of_equal_logits_the_lower_level_and_the_lower_anchor_come_first():
+    """Nothing is suppressed at a threshold of 1."""
+    logits, deltas, anchors = random_outputs(1, 1)
+    found = select_proposals(
+        logits, [0 * x for x in deltas], [a + 100 for a in anchors], jnp.array([[300, 300]]),
+        pre_nms_topk=1000, post_nms_topk=150, nms_threshold=1.0,
+    )  # fmt: skip
+    all_logits = np.concatenate(logits, 1)[0]
+    order = np.argsort(-all_logits, kind="stable")[:150]
+    np.testing.assert_array_equal(found.scores[0], all_logits[order])
+    expected = np.concatenate(anchors)[order] + 100
+    np.testing.assert_allclose(found.boxes[0], expected, rtol=0, atol=1e-4)
+
+
+def test_no_gradient_flows_back():
+    logits, deltas, anchors = random_outputs(2, 1)
+
+    def total(logits, deltas):
+        found = select_proposals(
+            logits, deltas, anchors, jnp.array([[64, 64]]),
+            pre_nms_topk=100, post_nms_topk=20, nms_threshold=0.5,
+        )  # fmt: skip
+        return found.boxes.sum() + found.scores.sum()
+
+    gradients = jax.jit(jax.grad(total, (0, 1)))(logits, deltas)
+    assert not any(x.any() for x in jax.tree.leaves(gradients))
+
+
+def test_bfloat16_outputs_are_decoded_in_float32():
+    logits, deltas, anchors = random_outputs(3, 1)
+    found = select_proposals(
+        *jax.tree.map(lambda x: x.astype(jnp.bfloat16), (logits, deltas)), anchors,
+        jnp.array([[64, 64]]), pre_nms_topk=100, post_nms_topk=20, nms_threshold=0.5,
+    )  # fmt: skip
+    assert found.boxes.dtype == found.scores.dtype == jnp.float32
+
+
+def test_lists_of_different_lengths_are_refused():
+    logits, deltas, anchors = random_outputs(4, 1)
+    with pytest.raises(ValueError, match="shorter"):
+        select_proposals(
+            logits, deltas, anchors[:1], jnp.array([[64, 64]]),
+            pre_nms_topk=100, post_nms_topk=20, nms_threshold=0.5,
+        )  # fmt: skip

@@ -1,0 +1,186 @@
+"""Soft NMS against the reference's picks and scores, and against a plain loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionclip_jax.ops.soft_nms import soft_nms, soft_nms_by_group, soft_nms_per_class
+
+METHODS = ("gaussian", "linear", "hard")
+
+
+def plain_soft_nms(boxes, scores, groups, method, prune_threshold, sigma=0.5, iou_threshold=0.5):
+    """Indices and lowered scores, all in float32."""
+    rows, scores = np.arange(len(boxes)), scores.copy()
+    indices, taken = [], []
+    while rows.size:
+        best = rows[scores[rows].argmax()]
+        indices.append(int(best))
+        taken.append(scores[best])
+        low = np.maximum(boxes[:, :2], boxes[best, :2])
+        high = np.minimum(boxes[:, 2:], boxes[best, 2:])
+        intersection = np.maximum(high - low, np.float32(0)).prod(-1)
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+        union = np.where(intersection > 0, areas + areas[best] - intersection, np.float32(1))
+        iou = np.where(groups == groups[best], intersection / union, np.float32(0))
+        scores *= {
+            "gaussian": np.exp(-(iou**2) / np.float32(sigma)),
+            "linear": np.where(iou > np.float32(iou_threshold), 1 - iou, np.float32(1)),
+            "hard": np.where(iou >= np.float32(iou_threshold), np.float32(0), np.float32(1)),
+        }[method]
+        rows = rows[(rows != best) & (scores[rows] > prune_threshold)]
+    return indices, np.array(taken, np.float32)
+
+
+def draw(seed, num_boxes, grid):
+    """Boxes, scores and groups; on a grid with ties of IoUs and scores, empty and inverted boxes.
+    Otherwise without ties, since these depend on how exp is rounded."""
+    rng = np.random.default_rng(seed)
+    if grid:
+        corners, sides = rng.integers(0, 24, (num_boxes, 2)), rng.integers(-1, 12, (num_boxes, 2))
+        scores = rng.integers(0, 20, num_boxes) / 20
+    else:
+        corners, sides = rng.uniform(0, 24, (num_boxes, 2)), rng.uniform(2, 12, (num_boxes, 2))
+        scores = rng.permutation(num_boxes) / num_boxes
+    boxes = np.concatenate([corners, corners + sides], -1).astype(np.float32)
+    return boxes, scores.astype(np.float32), rng.integers(0, 3, num_boxes).astype(np.int32)
+
+
+def real_rows(indices, scores, real):
+    """Indices and scores of real rows, after checking that these come first, the others are 0."""
+    indices, scores, real = np.asarray(indices), np.asarray(scores), np.asarray(real)
+    assert not indices[~real].any() and not scores[~real].any()
+    assert real.tolist() == sorted(real, reverse=True)
+    return indices[real].tolist(), scores[real]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("prune_threshold", [0.001, 0.05])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["rand", "grid"])
+def test_picks_and_scores_equal_the_references(golden, name, method, prune_threshold):
+    """300 boxes. Measured: scores within 6.0e-8, by group (where the reference shifts boxes) within
+    2.0e-6."""
+    arrays = golden("nms")
+    boxes, scores, groups = (
+        jnp.asarray(arrays[f"{name}_{x}"][:300]) for x in ("boxes", "scores", "classes")
+    )
+    how = dict(method=method, prune_threshold=prune_threshold, max_outputs=300)
+    mask = jnp.ones(300, bool)
+    found = {
+        "soft": soft_nms(boxes, scores, mask, **how),
+        "bsoft": soft_nms_by_group(boxes, scores, groups, mask, **how),
+    }
+    for kind, tolerance in (("soft", 2e-7), ("bsoft", 5e-6)):
+        indices, lowered = real_rows(*found[kind])
+        expected = f"{name}_{kind}_{method}_{prune_threshold}"
+        assert indices == arrays[f"{expected}_keep"].tolist()
+        np.testing.assert_allclose(lowered, arrays[f"{expected}_scores"], rtol=0, atol=tolerance)
+
+
+@pytest.mark.property
+@given(
+    seed=st.integers(0, 10**6),
+    method=st.sampled_from(METHODS),
+    num_boxes=st.sampled_from([0, 1, 80]),
+    prune_threshold=st.sampled_from([0.0, 0.001, 0.3]),
+)
+def test_picks_and_scores_equal_those_of_a_plain_loop(seed, method, num_boxes, prune_threshold):
+    boxes, scores, groups = draw(seed, num_boxes, grid=method != "gaussian")
+    arrays = [jnp.asarray(x) for x in (boxes, scores, groups)]
+    mask = jnp.ones(num_boxes, bool)
+    how = dict(method=method, prune_threshold=prune_threshold, iou_threshold=0.3, sigma=0.4)
+    for found, plain_groups in (
+        (soft_nms(arrays[0], arrays[1], mask, **how, max_outputs=90), np.zeros_like(groups)),
+        (soft_nms_by_group(*arrays, mask, **how, max_outputs=90), groups),
+    ):
+        indices, lowered = real_rows(*found)
+        expected, expected_scores = plain_soft_nms(boxes, scores, plain_groups, **how)
+        assert indices == expected
+        np.testing.assert_allclose(lowered, expected_scores, rtol=1e-5)
+
+
+@pytest.mark.property
+@given(
+    seed=st.integers(0, 10**6),
+    method=st.sampled_from(METHODS),
+    prune_threshold=st.sampled_from([0.001, 0.6, 2.0]),
+)
+def test_soft_nms_per_class_equals_soft_nms_of_all_pairs_of_boxes_and_classes(
+    seed, method, prune_threshold
+):
+    """A threshold of 2 leaves only the very best, which always comes out."""
+    boxes, _, _ = draw(seed, 40, grid=True)
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(0, 30, (40, 5)) / 30).astype(np.float32)
+    mask = rng.random(40) < 0.8
+    how = dict(method=method, prune_threshold=prune_threshold, max_outputs=150)
+    *found, real = soft_nms_per_class(
+        jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(mask), score_threshold=0.2, **how
+    )
+    indices, *expected = soft_nms_by_group(
+        jnp.repeat(boxes, 5, 0),
+        jnp.asarray(scores.reshape(-1)),
+        jnp.tile(jnp.arange(5, dtype=jnp.int32), 40),
+        jnp.asarray((mask[:, None] & (scores > 0.2)).reshape(-1)),
+        **how,
+    )
+    np.testing.assert_array_equal(real, expected[1])
+    for x, y in zip(found, (indices // 5, indices % 5, expected[0]), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert real.any() and (prune_threshold < 2 or real.sum() == 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_without_boxes_or_classes_nothing_comes_out(shape):
+    boxes, mask = jnp.zeros((shape[0], 4)), jnp.ones(shape[0], bool)
+    found = soft_nms_per_class(boxes, jnp.ones(shape), mask, score_threshold=0.0, max_outputs=7)
+    assert all(x.shape == (7,) and not x.any() for x in found)
+
+
+def test_the_first_outputs_do_not_depend_on_how_many_are_wanted():
+    boxes, scores, groups = (jnp.asarray(x) for x in draw(3, 80, grid=True))
+    arguments = boxes, scores, groups, jnp.ones(80, bool)
+    few = soft_nms_by_group(*arguments, max_outputs=10)
+    for x, y in zip(few, soft_nms_by_group(*arguments, max_outputs=70), strict=True):
+        np.testing.assert_array_equal(x, y[:10])
+
+
+def test_rows_that_do_not_exist_neither_lower_scores_nor_come_out():
+    boxes = jnp.array([[0, 0, 4, 4], [0, 0, 4, 4], [jnp.nan] * 4, [9, 9, 10, 10]])
+    scores = jnp.array([1.0, 0.5, jnp.nan, 0.25])
+    found = soft_nms(boxes, scores, jnp.array([False, True, False, True]), max_outputs=4)
+    indices, lowered = real_rows(*found)
+    assert indices == [1, 3] and lowered.tolist() == [0.5, 0.25]
+
+
+def test_a_batch_gives_what_its_images_give_one_by_one():
+    """Images that run out of boxes after different numbers of rounds, one of them empty."""
+    boxes, scores, groups = (
+        jnp.stack([jnp.asarray(draw(seed, 60, grid=True)[i]) for seed in range(3)])
+        for i in range(3)
+    )
+    mask = jnp.array([60, 0, 20])[:, None] > jnp.arange(60)
+
+    def by_group(boxes, scores, groups, mask):
+        return soft_nms_by_group(boxes, scores, groups, mask, max_outputs=50)
+
+    def per_class(boxes, scores, groups, mask):
+        scores = jnp.stack([scores, 1 - scores, groups * 0.3], 1)
+        return soft_nms_per_class(boxes, scores, mask, score_threshold=0.1, max_outputs=50)
+
+    for function in (by_group, per_class):
+        found = jax.jit(jax.vmap(function))(boxes, scores, groups, mask)
+        assert found[-1].any(1).tolist() == [True, False, True]
+        for image in range(3):
+            alone = function(boxes[image], scores[image], groups[image], mask[image])
+            for x, y in zip(found, alone, strict=True):
+                np.testing.assert_allclose(x[image], y, rtol=1e-6)
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="'cubic'; expected one of gaussian, linear, hard"):
+        soft_nms(jnp.zeros((2, 4)), jnp.ones(2), jnp.ones(2, bool), method="cubic", max_outputs=2)
