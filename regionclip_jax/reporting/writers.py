@@ -6,6 +6,8 @@ that the import looks in. Where TensorFlow is installed, CLU is left exactly as 
 """
 
 import importlib.util
+import itertools
+import os
 import sys
 import types
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ import tensorboardX
 from tensorboardX.summary import hparams as hparams_summary
 
 _MODULE = "clu.metric_writers.summary_writer"
+_opened = itertools.count()
 
 
 def make_writer(workdir: str | Path | None, *, just_logging: bool):
@@ -59,7 +62,9 @@ class EventFileWriter:
     """
 
     def __init__(self, log_dir: str | Path):
-        self._writer = tensorboardX.SummaryWriter(logdir=str(log_dir))
+        # tensorboardX names files by the second and truncates the one that it finds.
+        unique = f".{os.getpid()}.{next(_opened)}"
+        self._writer = tensorboardX.SummaryWriter(logdir=str(log_dir), filename_suffix=unique)
 
     def write_scalars(self, step: int, scalars: Mapping[str, object]) -> None:
         for name, value in scalars.items():

@@ -43,6 +43,20 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # hparams make no second run
 
 
+def test_writers_opened_in_the_same_second_keep_each_others_events(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
+    for step in range(3):
+        writer = writers.EventFileWriter(tmp_path)
+        writer.write_scalars(step, {"loss": 0.5 * step})
+        writer.close()
+    kept = [
+        (event.step, event.value)
+        for file in tmp_path.iterdir()
+        for event in read(file).Scalars("loss")
+    ]
+    assert sorted(kept) == [(0, 0.0), (1, 0.5), (2, 1.0)]
+
+
 def test_the_writer_counts_as_a_clu_metric_writer(tmp_path):
     writers.install_summary_writer_bridge()
     from clu import metric_writers
