@@ -1,6 +1,7 @@
 """Turns checkpoints of CLIP and RegionCLIP into a model directory; needs no PyTorch.
 
     python scripts/convert_checkpoint.py --source RN50.pt --output models/rn50
+    python scripts/convert_checkpoint.py --localizer rpn_coco_48.pth --output models/rn50
 
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors. No code from
 it is run. What was not used is listed; what does not fit is refused.
@@ -10,7 +11,11 @@ import argparse
 import sys
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.conversion.convert import convert_checkpoint, convert_vocabulary
+from regionclip_jax.conversion.convert import (
+    convert_checkpoint,
+    convert_localizer,
+    convert_vocabulary,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,14 +36,19 @@ def main(arguments: list[str] | None = None) -> int:
         help="checkpoint to take the text tower from, for RegionCLIP files saved without one",
     )
     parser.add_argument(
+        "--localizer",
+        metavar="FILE",
+        help="checkpoint with a proposal generator and its backbone, to store as DIR/localizer",
+    )
+    parser.add_argument(
         "--vocabulary",
         metavar="FILE",
         help="bare tensor of class embeddings [C, D] to store as DIR/vocabulary.npz",
     )
     parser.add_argument("--names", metavar="TXT", help="their names, one a line")
     options = parser.parse_args(arguments)
-    if options.source is None and options.vocabulary is None:
-        parser.error("give --source, --vocabulary with --names, or both")
+    if not (options.source or options.localizer or options.vocabulary):
+        parser.error("give --source, --localizer, --vocabulary with --names, or several of them")
     if (options.vocabulary is None) != (options.names is None):
         parser.error("--vocabulary and --names go together")
     if options.source is None and options.text_from is not None:
@@ -49,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
                 options.source, options.output, tower=options.tower, text_from=options.text_from
             )
             print(conversion.summary())
+        if options.localizer is not None:
+            print(convert_localizer(options.localizer, options.output).summary())
         if options.vocabulary is not None:
             vocabulary = convert_vocabulary(options.vocabulary, options.names, options.output)
             print(

@@ -100,7 +100,8 @@ def reference_tensors():
 def to_variables():
     """``to_variables(tensors, config)``: a model's variables, without a tower the file lacks."""
     from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
-    from regionclip_jax.conversion.clip_keys import origin, to_parameter
+    from regionclip_jax.conversion.clip_keys import origin
+    from regionclip_jax.conversion.layouts import to_parameter
 
     def convert(tensors: dict[str, np.ndarray], config) -> dict:
         leaves = {}
@@ -112,6 +113,31 @@ def to_variables():
         return unflatten(leaves)
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def reference_localizer():
+    """``reference_localizer(arch)``: config and variables of the reference's random localizer."""
+    from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+    from regionclip_jax.conversion import localizer_keys
+    from regionclip_jax.conversion.architecture import infer_localizer_config
+    from regionclip_jax.conversion.layouts import build_variables
+
+    make_state_dict = runpy.run_path(str(GOLDEN / "make_weights.py"))["make_state_dict"]
+
+    def localizer(arch: str, root: Path = GOLDEN):
+        tensors, _ = localizer_keys.to_bare_names(make_state_dict(arch, root=root), arch)
+        config = infer_localizer_config(tensors, arch)
+        variables, _ = build_variables(
+            abstract_localizer(config),
+            localizer_keys.origins(config),
+            tensors,
+            where=arch,
+            remedy="",
+        )
+        return config, jax.tree.map(jnp.asarray, variables)
+
+    return localizer
 
 
 @pytest.fixture(scope="session")

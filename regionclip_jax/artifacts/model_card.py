@@ -1,7 +1,8 @@
 """``card.json``: what a model directory says of itself.
 
 Format 1: {"format": 1, "architecture": {fields of CLIPConfig}, "preset": "RN50" or null,
-"source": {"file": name, "sha256": hex} or {"run": name}, "version": package version}.
+"source": {"file": name, "sha256": hex} or {"run": name}, "version": package version}. A localizer's
+card has the fields of LocalizerConfig and no preset.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import json
 from pathlib import Path
 
 import regionclip_jax
+from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.presets import CLIPConfig, preset_name
 
 FORMAT = 1
@@ -36,15 +38,13 @@ class ModelCard:
         """Name of the preset with this architecture, if there is one."""
         return preset_name(self.architecture)
 
+    @property
+    def label(self) -> str:
+        """The architecture in words, for messages."""
+        return self.preset or str(self.architecture)
+
     def to_json(self) -> str:
-        content = {
-            "format": FORMAT,
-            "architecture": dataclasses.asdict(self.architecture),
-            "preset": self.preset,
-            "source": self.source,
-            "version": self.version,
-        }
-        return json.dumps(content, indent=2) + "\n"
+        return _to_json(self, preset=self.preset)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "ModelCard":
@@ -53,31 +53,63 @@ class ModelCard:
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CheckpointMismatch(
-                f"{path}: expected JSON ({error}); convert or export the model again"
-            ) from error
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise CheckpointMismatch(
-                f"{path}: expected model card format {FORMAT}, found {found!r}; use the version of "
-                "regionclip_jax that wrote it, or convert the model again with this one"
-            )
-        fields = {field.name for field in dataclasses.fields(CLIPConfig)}
-        architecture = content.get("architecture")
-        if not isinstance(architecture, dict) or set(architecture) != fields:
-            given = sorted(architecture) if isinstance(architecture, dict) else architecture
-            raise CheckpointMismatch(
-                f"{path}: architecture: expected the fields {sorted(fields)}, found {given}; "
-                "convert or export the model again"
-            )
-        layers = architecture["vision_layers"]
-        config = CLIPConfig(
-            **{
-                **architecture,
-                "vision_layers": tuple(layers) if isinstance(layers, list) else layers,
-            }
+        return cls(*_parse(text, path, CLIPConfig))
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalizerCard:
+    """Architecture and origin of a localizer, as ``ModelCard`` of a model."""
+
+    architecture: LocalizerConfig
+    source: dict[str, str]
+    version: str = regionclip_jax.__version__
+
+    @property
+    def label(self) -> str:
+        """The architecture in words, for messages."""
+        return f"localizer, {self.architecture.variant}"
+
+    def to_json(self) -> str:
+        return _to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "LocalizerCard":
+        """Parses a card; ``path`` is the file that errors name.
+
+        Raises:
+            CheckpointMismatch: not JSON, another format number, or other architecture fields.
+        """
+        return cls(*_parse(text, path, LocalizerConfig))
+
+
+def _to_json(card: ModelCard | LocalizerCard, **more) -> str:
+    architecture = dataclasses.asdict(card.architecture)
+    content = {"format": FORMAT, "architecture": architecture, **more}
+    content |= {"source": card.source, "version": card.version}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _parse(text: str, path: str | Path, config_class: type) -> tuple:
+    """Architecture, source and version."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CheckpointMismatch(
+            f"{path}: expected JSON ({error}); convert or export the model again"
+        ) from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise CheckpointMismatch(
+            f"{path}: expected model card format {FORMAT}, found {found!r}; use the version of "
+            "regionclip_jax that wrote it, or convert the model again with this one"
         )
-        return cls(config, content.get("source", {}), content.get("version", "unknown"))
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    architecture = content.get("architecture")
+    if not isinstance(architecture, dict) or set(architecture) != fields:
+        given = sorted(architecture) if isinstance(architecture, dict) else architecture
+        raise CheckpointMismatch(
+            f"{path}: architecture: expected the fields {sorted(fields)}, found {given}; "
+            "convert or export the model again"
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
+    return config_class(**values), content.get("source", {}), content.get("version", "unknown")

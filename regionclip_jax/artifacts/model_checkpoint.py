@@ -14,7 +14,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from regionclip_jax.artifacts.model_card import FILE_NAME, CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.model_card import (
+    FILE_NAME,
+    CheckpointMismatch,
+    LocalizerCard,
+    ModelCard,
+)
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.presets import CLIPConfig
 
@@ -100,9 +105,24 @@ def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
     Raises:
         CheckpointMismatch: the variables are not those of ``card.architecture``.
     """
-    directory = Path(directory)
+    expected = abstract_variables(card.architecture)
+    save_sealed(Path(directory), variables, expected, card)
+
+
+def save_sealed(
+    directory: Path, variables: dict, expected: dict, card: ModelCard | LocalizerCard
+) -> None:
+    """Writes ``params/`` and then the card, its seal, of a model or of a part of one.
+
+    Args:
+        variables: ``{"params", "batch_stats"}``.
+        expected: a tree of the same shapes; another one is refused.
+
+    Raises:
+        CheckpointMismatch: the variables have other names or shapes.
+    """
     leaves = flatten(variables)
-    _require_architecture(directory, leaves, card)
+    _require_shapes(directory, leaves, expected, card)
     directory.mkdir(parents=True, exist_ok=True)
     card_path = directory / FILE_NAME
     if jax.process_index() == 0:
@@ -128,7 +148,7 @@ def load_card(directory: str | Path) -> ModelCard:
     if not path.is_file():
         raise CheckpointMismatch(
             f"{directory}: expected a model directory with {FILE_NAME}, found "
-            f"{_describe_folder(Path(directory))}; make one with scripts/convert_checkpoint.py or "
+            f"{describe_folder(Path(directory))}; make one with scripts/convert_checkpoint.py or "
             "a training job (a directory without a card was never finished: write it again)"
         )
     return ModelCard.from_json(path.read_text(encoding="utf-8"), path)
@@ -143,18 +163,26 @@ def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
     Raises:
         CheckpointMismatch: no complete model is there, or its arrays are not what its card says.
     """
-    directory = Path(directory)
     card = load_card(directory)
-    variables = load_variables(directory / PARAMS_NAME)
-    leaves = flatten(variables)
-    _require_architecture(directory, leaves, card)
-    return unflatten(leaves), card
+    expected = abstract_variables(card.architecture)
+    return load_sealed(Path(directory), expected, card), card
 
 
-def _require_architecture(directory: Path, leaves: dict, card: ModelCard) -> None:
-    expected = {
-        path: leaf.shape for path, leaf in flatten(abstract_variables(card.architecture)).items()
-    }
+def load_sealed(directory: Path, expected: dict, card: ModelCard | LocalizerCard) -> dict:
+    """Reads what ``save_sealed`` wrote, as numpy arrays; ``card`` is the one that lies there.
+
+    Raises:
+        CheckpointMismatch: incomplete or damaged files, or other names or shapes than expected.
+    """
+    leaves = flatten(load_variables(directory / PARAMS_NAME))
+    _require_shapes(directory, leaves, expected, card)
+    return unflatten(leaves)
+
+
+def _require_shapes(
+    directory: Path, leaves: dict, expected: dict, card: ModelCard | LocalizerCard
+) -> None:
+    expected = {path: leaf.shape for path, leaf in flatten(expected).items()}
     found = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     problems = [
         f"{path}: missing, expected {expected[path]}"
@@ -171,7 +199,7 @@ def _require_architecture(directory: Path, leaves: dict, card: ModelCard) -> Non
     if problems:
         raise CheckpointMismatch(
             f"{directory}: {len(problems)} variables do not fit the architecture "
-            f"{card.preset or card.architecture}:\n  "
+            f"{card.label}:\n  "
             + "\n  ".join(summarise(problems))
             + "\nconvert or export the model again, with the card of its own architecture"
         )
@@ -183,7 +211,8 @@ def summarise(lines: list[str]) -> list[str]:
     return lines[:MAX_NAMED] + ([f"... and {more} more"] if more > 0 else [])
 
 
-def _describe_folder(directory: Path) -> str:
+def describe_folder(directory: Path) -> str:
+    """What a directory holds, for errors."""
     if not directory.is_dir():
         return "no such directory"
     names = sorted(path.name for path in directory.iterdir())

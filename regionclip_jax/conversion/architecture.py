@@ -1,6 +1,7 @@
-"""Shapes of tensors to the architecture they belong to (spec: models_pretrain 1.1).
+"""Shapes of tensors to the architecture they belong to.
 
-Everything but the number of heads follows from shapes; heads are 64 wide in every CLIP.
+Spec: models_pretrain 1.1, detector_eval 9.4. Everything but the number of attention heads follows
+from names and shapes; heads are 64 wide in every CLIP.
 """
 
 import math
@@ -9,6 +10,8 @@ import re
 import numpy as np
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion.localizer_keys import BACKBONE, HEAD, trunk_prefix
+from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.presets import CLIPConfig
 
 HEAD_WIDTH = 64
@@ -22,23 +25,10 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     """
 
     def shape(name: str, num_dims: int) -> tuple[int, ...]:
-        if name not in tensors:
-            raise CheckpointMismatch(
-                f"{file_name}: expected a CLIP image tower with the tensor {name!r} (OpenAI's "
-                f"name), found tensors such as {sorted(tensors)[:5]}; give a CLIP or RegionCLIP "
-                "checkpoint"
-            )
-        found = tensors[name].shape
-        if len(found) != num_dims:
-            raise CheckpointMismatch(
-                f"{file_name}: {name}: expected {num_dims} dimensions, found the shape {found}; "
-                "the file is not a CLIP model"
-            )
-        return found
+        return _shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
 
     def count(pattern: str) -> int:
-        matches = (re.match(pattern, name) for name in tensors)
-        return 1 + max((int(match[1]) for match in matches if match), default=-1)
+        return _count(tensors, pattern)
 
     if "visual.proj" in tensors or "visual.class_embedding" in tensors:
         width, _, _, patch = shape("visual.conv1.weight", 4)
@@ -77,6 +67,56 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         text_heads=max(1, text_width // HEAD_WIDTH),
         text_layers=count(r"transformer\.resblocks\.(\d+)\."),
     )
+
+
+def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> LocalizerConfig:
+    """Architecture of a localizer from its tensors by detectron2's names.
+
+    Raises:
+        CheckpointMismatch: a tensor that fixes the architecture is missing or has a wrong rank.
+    """
+    lateral = f"{BACKBONE}fpn_lateral2"
+    has_pyramid = f"{lateral}.weight" in tensors
+    trunk = trunk_prefix(has_pyramid)
+    is_clip = f"{trunk}layer1.0.conv1.weight" in tensors
+
+    def width(name: str) -> int:
+        return _shape(tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)")[0]
+
+    first, stages = ("layer1", range(1, 5)) if is_clip else ("res2", range(2, 6))
+    pattern = rf"{re.escape(trunk)}{first[:-1]}%d\.(\d+)\."
+    blocks = [_count(tensors, pattern % stage) for stage in stages]
+    return LocalizerConfig(
+        trunk="clip" if is_clip else "detectron",
+        blocks=tuple(number for number in blocks if number),
+        stem_width=width(f"{trunk}conv3.weight" if is_clip else f"{trunk}stem.conv1.weight"),
+        bottleneck_width=width(f"{trunk}{first}.0.conv1.weight"),
+        features=width(f"{trunk}{first}.0.conv3.weight"),
+        pyramid_channels=width(f"{lateral}.weight") if has_pyramid else None,
+        pyramid_norm=f"{lateral}.norm.weight" in tensors,
+        head_convs=max(1, _count(tensors, rf"{re.escape(HEAD)}conv\.conv(\d+)\.")),
+    )
+
+
+def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise CheckpointMismatch(
+            f"{where}: expected the tensor {name!r}, found tensors such as {sorted(tensors)[:5]}; "
+            "give a whole checkpoint of this kind"
+        )
+    found = tensors[name].shape
+    if len(found) != num_dims:
+        raise CheckpointMismatch(
+            f"{where}: {name}: expected {num_dims} dimensions, found the shape {found}; give a "
+            "checkpoint of this kind"
+        )
+    return found
+
+
+def _count(tensors, pattern: str) -> int:
+    """One more than the largest number that the pattern's group finds in a name."""
+    matches = (re.match(pattern, name) for name in tensors)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
 def _grid_side(rows: int, file_name: str) -> int:

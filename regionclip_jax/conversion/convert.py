@@ -14,13 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from regionclip_jax.artifacts import model_checkpoint
-from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, save_localizer
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard, ModelCard
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary
-from regionclip_jax.conversion import clip_keys, huggingface_keys, regionclip_keys
-from regionclip_jax.conversion.architecture import infer_config
+from regionclip_jax.conversion import (
+    clip_keys,
+    huggingface_keys,
+    localizer_keys,
+    regionclip_keys,
+)
+from regionclip_jax.conversion.architecture import infer_config, infer_localizer_config
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
-from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.conversion.layouts import build_variables
 
 # RegionCLIP drops the logit scale and divides by the temperature 0.01: its inverse is CLIP's limit.
 DEFAULT_LOGIT_SCALE = np.array(np.log(100.0), np.float32)
@@ -35,7 +41,7 @@ _BOOKKEEPING = re.compile(
 class Conversion:
     """What a conversion did: ``num_used`` tensors were used, ``bookkeeping`` and ``unused`` not."""
 
-    card: ModelCard
+    card: ModelCard | LocalizerCard
     num_used: int
     bookkeeping: tuple[str, ...]
     unused: tuple[str, ...]
@@ -44,7 +50,7 @@ class Conversion:
     def summary(self) -> str:
         """For people: the architecture, the counts, the unused tensors by their first names."""
         lines = [
-            f"architecture: {self.card.preset or self.card.architecture}",
+            f"architecture: {self.card.label}",
             f"tensors: {self.num_used} used, {len(self.bookkeeping)} of bookkeeping, "
             f"{len(self.unused)} others unused",
         ]
@@ -97,59 +103,47 @@ def convert_checkpoint(
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
-    variables, used = build_variables(config, renamed, source.name)
-    taken = {own_name for name in used for own_name in names[name]}
-    left = [name for name in tensors if name not in taken]
+    variables, used = build_variables(
+        model_checkpoint.abstract_variables(config),
+        clip_keys.origin,
+        renamed,
+        where=f"{source.name} as {config}",
+        remedy="check that the file is one whole CLIP; towers of different models (a teacher with "
+        "the student's text) need --text-from",
+    )
     card = ModelCard(config, {"file": source.name, "sha256": file_sha256(source)})
     model_checkpoint.save_model(output, variables, card)
-    return Conversion(
-        card,
-        len(taken),
-        tuple(name for name in left if _BOOKKEEPING.fullmatch(name)),
-        tuple(name for name in left if not _BOOKKEEPING.fullmatch(name)),
-        tuple(notes),
-    )
+    taken = {own_name for name in used for own_name in names[name]}
+    return _conversion(card, tensors, taken, notes)
 
 
-def build_variables(
-    config: CLIPConfig, tensors: dict[str, np.ndarray], file_name: str
-) -> tuple[dict, set[str]]:
-    """Variables of ``models.clip`` from tensors by OpenAI's names.
+def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
+    """Adds the localizer of a detectron2 checkpoint to the model directory ``output``.
 
-    Returns:
-        ``{"params", "batch_stats"}`` of fp32 arrays, and the names that were used.
+    Args:
+        source: RegionCLIP's ``rpn_*.pth`` or another R-CNN of detectron2, whose backbone and
+            proposal generator are taken; or a fine-tuned RegionCLIP, whose ``offline_`` ones are.
+        output: a model directory, whose localizer is replaced; or a new directory for it alone.
 
     Raises:
-        CheckpointMismatch: naming each tensor that is missing, not of floating point, or whose
-            shape differs, with both shapes.
+        CheckpointMismatch: the file has no localizer, lacks tensors of it, or has some of other
+            shapes.
     """
-    expected = model_checkpoint.flatten(model_checkpoint.abstract_variables(config))
-    leaves, used, problems = {}, set(), []
-    for path, leaf in expected.items():
-        _, _, below = path.partition("/")
-        where = clip_keys.origin(below, len(leaf.shape))
-        shape = clip_keys.source_shape(leaf.shape, where)
-        if where.name not in tensors:
-            problems.append(f"{where.name}: missing, expected shape {shape}")
-            continue
-        tensor = tensors[where.name]
-        if tensor.shape != shape:
-            problems.append(f"{where.name}: expected shape {shape}, found {tensor.shape}")
-        elif tensor.dtype.kind not in "fV":
-            problems.append(f"{where.name}: expected floating point, found {tensor.dtype}")
-        else:
-            leaves[path] = clip_keys.to_parameter(tensor, where)
-            used.add(where.name)
-    if problems:
-        # A packed tensor stands for three parameters.
-        problems = list(dict.fromkeys(problems))
-        raise CheckpointMismatch(
-            f"{file_name}: {len(problems)} tensors do not fit {config}:\n  "
-            + "\n  ".join(model_checkpoint.summarise(problems))
-            + "\ncheck that the file is one whole CLIP; towers of different models (a teacher with "
-            "the student's text) need --text-from"
-        )
-    return model_checkpoint.unflatten(leaves), used
+    source = Path(source)
+    tensors = regionclip_keys.strip_common_prefix(read_tensors(source))
+    renamed, names = localizer_keys.to_bare_names(tensors, source.name)
+    config = infer_localizer_config(renamed, source.name)
+    variables, used = build_variables(
+        abstract_localizer(config),
+        localizer_keys.origins(config),
+        renamed,
+        where=f"{source.name} as a localizer, {config.variant}",
+        remedy="check that the file is one whole R-CNN of detectron2 with a ResNet of bottlenecks "
+        "and five sizes and three ratios of anchors",
+    )
+    card = LocalizerCard(config, {"file": source.name, "sha256": file_sha256(source)})
+    save_localizer(output, variables, card)
+    return _conversion(card, tensors, {names[name] for name in used}, notes=[])
 
 
 def convert_vocabulary(
@@ -187,7 +181,7 @@ def convert_vocabulary(
         if card.architecture.embed_dim != embeddings.shape[1]:
             raise CheckpointMismatch(
                 f"{source}: expected embeddings of width D = {card.architecture.embed_dim}, that "
-                f"of the model in {output} ({card.preset or card.source}), found "
+                f"of the model in {output} ({card.label}), found "
                 f"{embeddings.shape[1]}; give embeddings of this model, or another --output"
             )
     encoder = {
@@ -203,6 +197,17 @@ def convert_vocabulary(
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _conversion(card, tensors, taken: set[str], notes: list[str]) -> Conversion:
+    left = [name for name in tensors if name not in taken]
+    return Conversion(
+        card,
+        len(taken),
+        tuple(name for name in left if _BOOKKEEPING.fullmatch(name)),
+        tuple(name for name in left if not _BOOKKEEPING.fullmatch(name)),
+        tuple(notes),
+    )
 
 
 def _read_model(path: Path) -> dict[str, np.ndarray]:
@@ -231,8 +236,8 @@ def _require_tower(path: Path, tensors: dict[str, np.ndarray], tower: str) -> No
     if any(name.startswith("proposal_generator.") for name in tensors):
         raise CheckpointMismatch(
             f"{path}: expected a CLIP or RegionCLIP model, found a localizer "
-            "(proposal_generator.*, with a backbone of its own); give the file of the recognition "
-            "model"
+            "(proposal_generator.*, with a backbone of its own); give it as --localizer, and the "
+            "file of the recognition model as --source"
         )
     student, teacher = (regionclip_keys.has_tower(tensors, t) for t in ("student", "teacher"))
     if tower == "teacher" and not teacher:

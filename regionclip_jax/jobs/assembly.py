@@ -97,7 +97,7 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
     variables, card = load_model(section.init_from)
     if card.architecture != config:
         raise CheckpointMismatch(
-            f"{section.init_from}: holds {card.preset or card.architecture}, the recipe wants "
+            f"{section.init_from}: holds {card.label}, the recipe wants "
             f"preset {section.preset!r}; choose the recipe of that architecture or another file"
         )
     shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))

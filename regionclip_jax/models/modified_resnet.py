@@ -6,11 +6,11 @@ NHWC. The trunk's output (``res4``) has stride 16.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regionclip_jax.models.attention_pool import AttentionPool
+from regionclip_jax.models.convolution import Conv
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
 
 EXPANSION = 4
@@ -24,35 +24,6 @@ def average_pool_2x2(x: Float[Array, "N H W channels"]) -> Float[Array, "N H2 W2
     return x.reshape(num, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
-class Conv(nn.Module):
-    """A 3x3 (padding 1) or 1x1 convolution without bias."""
-
-    features: int
-    kernel_size: int
-    strides: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w features"]:
-        size = self.kernel_size
-        shape = (size, size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
-        if size == 1:
-            # The same number as a matrix product, whose gradient is several times faster on CPU.
-            return x @ kernel[0, 0]
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.strides, self.strides),
-            [(size // 2, size // 2)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-
-def _conv(features: int, kernel: int, dtype, name: str, strides: int = 1) -> Conv:
-    return Conv(features, kernel, strides, dtype, name=name)
-
-
 class Stem(nn.Module):
     """Pixels to features of stride 4."""
 
@@ -64,7 +35,7 @@ class Stem(nn.Module):
     def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w channels"]:
         plan = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
         for index, (features, strides) in enumerate(plan, start=1):
-            x = _conv(features, 3, self.dtype, f"conv{index}", strides)(x)
+            x = Conv(features, 3, strides, self.dtype, name=f"conv{index}")(x)
             x = nn.relu(BatchNorm(self.frozen_norm, name=f"norm{index}")(x))
         return average_pool_2x2(x)
 
@@ -80,18 +51,20 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w out"]:
         shortcut = x
-        out = _conv(self.planes, 1, self.dtype, "conv1")(x)
+        out = Conv(self.planes, 1, 1, self.dtype, name="conv1")(x)
         out = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(out))
-        out = _conv(self.planes, 3, self.dtype, "conv2")(out)
+        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(out)
         out = nn.relu(BatchNorm(self.frozen_norm, name="norm2")(out))
         if self.stride > 1:
             out = average_pool_2x2(out)
-        out = _conv(self.planes * EXPANSION, 1, self.dtype, "conv3")(out)
+        out = Conv(self.planes * EXPANSION, 1, 1, self.dtype, name="conv3")(out)
         out = BatchNorm(self.frozen_norm, name="norm3")(out)
         if self.stride > 1 or x.shape[-1] != self.planes * EXPANSION:
             if self.stride > 1:
                 shortcut = average_pool_2x2(shortcut)
-            shortcut = _conv(self.planes * EXPANSION, 1, self.dtype, "downsample_conv")(shortcut)
+            shortcut = Conv(self.planes * EXPANSION, 1, 1, self.dtype, name="downsample_conv")(
+                shortcut
+            )
             shortcut = BatchNorm(self.frozen_norm, name="downsample_norm")(shortcut)
         return nn.relu(out + shortcut)
 

@@ -1,10 +1,12 @@
-"""Pixels as the models want them (spec: models_pretrain 1.11)."""
+"""Pixels as the models want them (spec: models_pretrain 1.11, detector_eval 1.1)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Blue, green, red, of values 0 to 255.
+DETECTRON_MEAN = (103.53, 116.28, 123.675)
 
 
 def real_pixels(sizes: Int[Array, "B 2"], height: int, width: int) -> Bool[Array, "B H W"]:
@@ -20,4 +22,12 @@ def normalize_for_clip(
     """RGB canvases to CLIP's input; padding becomes 0 after normalisation, as in the reference."""
     pixels = images.astype(jnp.float32) / 255.0
     pixels = (pixels - jnp.asarray(CLIP_MEAN, jnp.float32)) / jnp.asarray(CLIP_STD, jnp.float32)
+    return jnp.where(real_pixels(sizes, *images.shape[1:3])[..., None], pixels, 0.0)
+
+
+def normalize_for_detectron(
+    images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
+) -> Float[Array, "B H W 3"]:
+    """RGB canvases to BGR minus the mean, not divided by anything; padding becomes 0 after it."""
+    pixels = images[..., ::-1].astype(jnp.float32) - jnp.asarray(DETECTRON_MEAN, jnp.float32)
     return jnp.where(real_pixels(sizes, *images.shape[1:3])[..., None], pixels, 0.0)

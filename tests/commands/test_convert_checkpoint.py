@@ -74,7 +74,7 @@ def test_a_file_that_is_no_archive_gives_one_line_with_its_name_and_the_remedy(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --source"),
+        ([], "give --source, --localizer"),
         (["--vocabulary", "a"], "go together"),
         (["--vocabulary", "a", "--names", "b", "--text-from", "c"], "needs --source"),
     ],

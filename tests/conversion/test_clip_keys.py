@@ -6,7 +6,8 @@ import pytest
 
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
 from regionclip_jax.conversion.architecture import infer_config
-from regionclip_jax.conversion.clip_keys import Layout, Origin, origin, source_shape, to_parameter
+from regionclip_jax.conversion.clip_keys import origin
+from regionclip_jax.conversion.layouts import Layout, Origin, source_shape, to_parameter
 from regionclip_jax.models.presets import PRESETS
 
 # Tensors of the image tower: models_pretrain 6.0 for RN50; the others from their depths.

@@ -1,0 +1,107 @@
+"""From torch's tensors to our parameters: which tensor, in which layout, and whether all fit.
+
+The map is driven by our tree: each leaf knows the one tensor it is made of (its ``Origin``), so
+what a file lacks and what it has left over both follow by comparing sets of names.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+
+# Names of a leaf in flax -> in torch.
+NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+DENSE = {"kernel": "weight", "bias": "bias"}
+
+
+class Layout(Enum):
+    """How a torch tensor becomes a flax one."""
+
+    SAME = "as it is"
+    LINEAR = "[out, in] -> [in, out]"
+    CONVOLUTION = "OIHW -> HWIO"
+
+
+class Origin(NamedTuple):
+    """The tensor a parameter comes from: ``third`` q, k, v = 0, 1, 2 of a packed one, else None."""
+
+    name: str
+    layout: Layout
+    third: int | None = None
+
+
+def source_shape(shape: tuple[int, ...], where: Origin) -> tuple[int, ...]:
+    """Shape the torch tensor must have for a parameter of ``shape``."""
+    if where.layout is Layout.CONVOLUTION:
+        shape = (shape[3], shape[2], shape[0], shape[1])
+    elif where.layout is Layout.LINEAR:
+        shape = shape[::-1]
+    if where.third is not None:
+        shape = (3 * shape[0], *shape[1:])
+    return tuple(shape)
+
+
+def to_parameter(tensor: np.ndarray, where: Origin) -> np.ndarray:
+    """A torch tensor in our layout, as contiguous fp32: exact for fp16, bf16 and fp32."""
+    if where.third is not None:
+        rows = tensor.shape[0] // 3
+        tensor = tensor[where.third * rows : (where.third + 1) * rows]
+    if where.layout is Layout.CONVOLUTION:
+        tensor = tensor.transpose(2, 3, 1, 0)
+    elif where.layout is Layout.LINEAR:
+        tensor = tensor.T
+    return np.array(tensor, np.float32, order="C")
+
+
+def build_variables(
+    expected: dict,
+    origin: Callable[[str, int], Origin],
+    tensors: dict[str, np.ndarray],
+    *,
+    where: str,
+    remedy: str,
+) -> tuple[dict, set[str]]:
+    """Variables of the shapes ``expected`` from tensors by the names that ``origin`` gives.
+
+    Args:
+        expected: ``{"params", "batch_stats"}`` of shapes.
+        origin: (path below its collection, number of dimensions) -> the tensor it is made of.
+        where: the file and what it should be, for errors.
+        remedy: what errors advise.
+
+    Returns:
+        ``{"params", "batch_stats"}`` of fp32 arrays, and the names that were used.
+
+    Raises:
+        CheckpointMismatch: naming each tensor that is missing, not of floating point, or whose
+            shape differs, with both shapes.
+    """
+    leaves, used, problems = {}, set(), []
+    for path, leaf in model_checkpoint.flatten(expected).items():
+        _, _, below = path.partition("/")
+        source = origin(below, len(leaf.shape))
+        shape = source_shape(leaf.shape, source)
+        if source.name not in tensors:
+            problems.append(f"{source.name}: missing, expected shape {shape}")
+            continue
+        tensor = tensors[source.name]
+        if tensor.shape != shape:
+            problems.append(f"{source.name}: expected shape {shape}, found {tensor.shape}")
+        elif tensor.dtype.kind not in "fV":
+            problems.append(f"{source.name}: expected floating point, found {tensor.dtype}")
+        else:
+            leaves[path] = to_parameter(tensor, source)
+            used.add(source.name)
+    if problems:
+        # A packed tensor stands for three parameters.
+        problems = list(dict.fromkeys(problems))
+        raise CheckpointMismatch(
+            f"{where}: {len(problems)} tensors do not fit:\n  "
+            + "\n  ".join(model_checkpoint.summarise(problems))
+            + f"\n{remedy}"
+        )
+    return model_checkpoint.unflatten(leaves), used

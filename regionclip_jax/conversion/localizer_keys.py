@@ -1,0 +1,103 @@
+"""Detectron2's names of a localizer's tensors, for every parameter path of ``models.localizer``.
+
+Spec: detector_eval 9.1-9.4. A detector's own backbone and proposal generator have bare names; in a
+fine-tuned RegionCLIP, whose ``backbone.`` is the recognition tower, the localizer's begin with
+``offline_``.
+"""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion.layouts import DENSE, NORM, Layout, Origin
+from regionclip_jax.models.localizer import LocalizerConfig
+
+BACKBONE, HEAD = "backbone.", "proposal_generator.rpn_head."
+_OFFLINE = "offline_"
+
+# (pattern of a parameter path, name of the module, names of the leaves); T stands for the trunk.
+_DETECTRON = [
+    (r"trunk/stem/conv1", r"Tstem.conv1", DENSE),
+    (r"trunk/stem/norm1", r"Tstem.conv1.norm", NORM),
+    (r"trunk/res(\d)/block(\d+)/conv(\d)", r"Tres\1.\2.conv\3", DENSE),
+    (r"trunk/res(\d)/block(\d+)/norm(\d)", r"Tres\1.\2.conv\3.norm", NORM),
+    (r"trunk/res(\d)/block(\d+)/shortcut_conv", r"Tres\1.\2.shortcut", DENSE),
+    (r"trunk/res(\d)/block(\d+)/shortcut_norm", r"Tres\1.\2.shortcut.norm", NORM),
+]
+_CLIP = [
+    (r"trunk/stem/conv(\d)", r"Tconv\1", DENSE),
+    (r"trunk/stem/norm(\d)", r"Tbn\1", NORM),
+    (r"trunk/layer(\d)/block(\d+)/conv(\d)", r"Tlayer\1.\2.conv\3", DENSE),
+    (r"trunk/layer(\d)/block(\d+)/norm(\d)", r"Tlayer\1.\2.bn\3", NORM),
+    (r"trunk/layer(\d)/block(\d+)/downsample_conv", r"Tlayer\1.\2.downsample.0", DENSE),
+    (r"trunk/layer(\d)/block(\d+)/downsample_norm", r"Tlayer\1.\2.downsample.1", NORM),
+]
+_PYRAMID = [
+    (r"pyramid/(lateral|output)(\d)", BACKBONE + r"fpn_\1\2", DENSE),
+    (r"pyramid/(lateral|output)(\d)_norm", BACKBONE + r"fpn_\1\2.norm", NORM),
+]
+_PREDICTORS = [
+    (r"head/objectness", HEAD + "objectness_logits", DENSE),
+    (r"head/deltas", HEAD + "anchor_deltas", DENSE),
+]
+
+
+def trunk_prefix(has_pyramid: bool) -> str:
+    """What the names of the trunk's tensors begin with."""
+    return f"{BACKBONE}bottom_up." if has_pyramid else BACKBONE
+
+
+def to_bare_names(
+    tensors: dict[str, np.ndarray], file_name: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Takes the one localizer of a file.
+
+    Returns:
+        Its tensors as ``backbone.*`` and ``proposal_generator.*``, and the file's own name of each.
+
+    Raises:
+        CheckpointMismatch: there is none; ``file_name`` is what the error calls the file.
+    """
+    offline = any(name.startswith(_OFFLINE + HEAD) for name in tensors)
+    if not offline and not any(name.startswith(HEAD) for name in tensors):
+        raise CheckpointMismatch(
+            f"{file_name}: expected a localizer ({HEAD}* with a backbone.*, or both with "
+            f"{_OFFLINE}), found tensors such as {list(tensors)[:3]}; give RegionCLIP's rpn_*.pth "
+            "or another R-CNN of detectron2"
+        )
+    prefix = _OFFLINE if offline else ""
+    names = {
+        name.removeprefix(prefix): name
+        for name in tensors
+        if name.startswith((prefix + BACKBONE, prefix + "proposal_generator."))
+    }
+    return {bare: tensors[name] for bare, name in names.items()}, names
+
+
+def origins(config: LocalizerConfig) -> Callable[[str, int], Origin]:
+    """``(path below its collection, number of dimensions) -> Origin`` for this variant.
+
+    The function raises KeyError for a path that no rule names: a module was added to ``models`` and
+    not here.
+    """
+    trunk = trunk_prefix(config.pyramid_channels is not None)
+    rules = _CLIP if config.trunk == "clip" else _DETECTRON
+    # Detectron2 numbers the head's convolutions only where there is more than one.
+    conv = HEAD + (r"conv.conv\1" if config.head_convs > 1 else "conv")
+    modules = [*rules, *_PYRAMID, *_PREDICTORS, (r"head/conv(\d)", conv, DENSE)]
+
+    def origin(path: str, num_dims: int) -> Origin:
+        module, _, leaf = path.rpartition("/")
+        for pattern, name, leaves in modules:
+            match = re.fullmatch(pattern, module)
+            if match and leaf in leaves:
+                name = re.sub("^T", trunk, match.expand(name))
+                layout = Layout.CONVOLUTION if num_dims == 4 else Layout.SAME
+                return Origin(f"{name}.{leaves[leaf]}", layout)
+        raise KeyError(
+            f"{path}: no rule of conversion/localizer_keys.py names the tensor it comes from"
+        )
+
+    return origin

@@ -1,0 +1,94 @@
+"""Detectron2's ResNet, the trunk of the reference's localizers.
+
+Spec: detector_eval 1.2. A 7x7 stem and a max pool; bottlenecks whose first 1x1 convolution strides
+(``STRIDE_IN_1X1``); every norm frozen. NHWC.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regionclip_jax.models.convolution import Conv
+from regionclip_jax.models.frozen_batch_norm import BatchNorm
+
+
+class Stem(nn.Module):
+    """Pixels to features of stride 4."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w width"]:
+        x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x)
+        x = nn.relu(BatchNorm(name="norm1")(x))
+        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+class Bottleneck(nn.Module):
+    """1x1 (which strides), 3x3, 1x1, and a shortcut that is projected where channels change."""
+
+    planes: int
+    features: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W channels"]) -> Float[Array, "B h w features"]:
+        out = Conv(self.planes, 1, self.stride, self.dtype, name="conv1")(x)
+        out = nn.relu(BatchNorm(name="norm1")(out))
+        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(out)
+        out = nn.relu(BatchNorm(name="norm2")(out))
+        out = Conv(self.features, 1, 1, self.dtype, name="conv3")(out)
+        out = BatchNorm(name="norm3")(out)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, 1, self.stride, self.dtype, name="shortcut_conv")(x)
+            x = BatchNorm(name="shortcut_norm")(x)
+        return nn.relu(out + x)
+
+
+class Stage(nn.Module):
+    """``num_blocks`` bottlenecks; the first one strides."""
+
+    planes: int
+    features: int
+    num_blocks: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W channels"]) -> Float[Array, "B h w features"]:
+        for index in range(self.num_blocks):
+            stride = self.stride if index == 0 else 1
+            block = Bottleneck(self.planes, self.features, stride, self.dtype, name=f"block{index}")
+            x = block(x)
+        return x
+
+
+class DetectronResNet(nn.Module):
+    """All stages' outputs: res2 (stride 4), res3 (8), res4 (16) and, with four counts, res5 (32).
+
+    ``bottleneck_width`` and ``features`` are res2's; both double from stage to stage.
+    """
+
+    blocks: tuple[int, ...]
+    stem_width: int
+    bottleneck_width: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+        x = Stem(self.stem_width, self.dtype, name="stem")(pixels.astype(self.dtype))
+        outputs = []
+        for index, num_blocks in enumerate(self.blocks):
+            x = Stage(
+                self.bottleneck_width * 2**index,
+                self.features * 2**index,
+                num_blocks,
+                1 if index == 0 else 2,
+                self.dtype,
+                name=f"res{index + 2}",
+            )(x)
+            outputs.append(x)
+        return outputs

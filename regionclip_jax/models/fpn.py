@@ -1,0 +1,45 @@
+"""Feature pyramid (spec: detector_eval 1.3): p2 to p6 from a trunk's four stages. NHWC."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from regionclip_jax.models.convolution import Conv
+from regionclip_jax.models.frozen_batch_norm import BatchNorm
+
+
+class FPN(nn.Module):
+    """Lateral 1x1 convolutions, nearest upsampling from coarse to fine, 3x3 output convolutions.
+
+    With ``norm`` (the large-scale-jitter variant) convolutions have a frozen batch norm, without it
+    a bias.
+    """
+
+    channels: int
+    norm: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, stages: list[Float[Array, "B _ _ _"]]) -> list[Float[Array, "B _ _ c"]]:
+        """Features of stride 4, 8, 16, 32 to levels of stride 4, 8, 16, 32, 64.
+
+        Raises:
+            ValueError: a stage is not exactly twice as large as the next.
+        """
+        levels, above = [], None
+        for number in reversed(range(2, 2 + len(stages))):
+            x = self._convolve(stages[number - 2], 1, f"lateral{number}")
+            if above is not None:
+                if x.shape[1:3] != (2 * above.shape[1], 2 * above.shape[2]):
+                    raise ValueError(
+                        f"feature pyramid: levels of {x.shape[1:3]} and {above.shape[1:3]} cells; "
+                        "the sides of the canvas must be multiples of 32"
+                    )
+                x = x + above.repeat(2, 1).repeat(2, 2)
+            above = x
+            levels.insert(0, self._convolve(x, 3, f"output{number}"))
+        return [*levels, levels[-1][:, ::2, ::2]]
+
+    def _convolve(self, x, kernel_size: int, name: str):
+        x = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, name=name)(x)
+        return BatchNorm(name=f"{name}_norm")(x) if self.norm else x

@@ -1,0 +1,201 @@
+"""The localizer: a class-agnostic region proposal network on a trunk of its own.
+
+Spec: detector_eval 1. Four variants, told apart by ``LocalizerConfig``: a ResNet's res4 (C4), a
+feature pyramid (FPN), the pyramid with norms and a deeper head (large-scale jitter), the pyramid on
+CLIP's ResNet. It sees the canvas that CLIP sees, normalised for its own trunk.
+
+A canvas is larger than its picture, and zeros right of and below it take part in convolutions that
+cross the border; so they do in the reference's batches, where the canvas is that of the batch.
+"""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from regionclip_jax.models import modified_resnet
+from regionclip_jax.models.detectron_resnet import DetectronResNet
+from regionclip_jax.models.fpn import FPN
+from regionclip_jax.models.rpn_head import RPNHead
+from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
+from regionclip_jax.ops.normalization import (
+    normalize_for_clip,
+    normalize_for_detectron,
+    real_pixels,
+)
+from regionclip_jax.ops.proposals import select_proposals
+from regionclip_jax.structures import Regions
+
+ANCHOR_SIZES = (32, 64, 128, 256, 512)
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalizerConfig:
+    """Sizes of a localizer. ``LocalizerConfig()`` is the reference's ResNet50-C4."""
+
+    trunk: Literal["detectron", "clip"] = "detectron"
+    # Bottlenecks of res2, res3, ...; the last stage is the C4 feature map, or the pyramid's top.
+    blocks: tuple[int, ...] = (3, 4, 6)
+    stem_width: int = 64
+    # Of res2: channels inside and after its bottlenecks.
+    bottleneck_width: int = 64
+    features: int = 256
+    # Of a feature pyramid; None means one level, the trunk's last.
+    pyramid_channels: int | None = None
+    pyramid_norm: bool = False
+    head_convs: int = 1
+
+    @property
+    def variant(self) -> str:
+        """In words, for messages."""
+        trunk = "CLIP's ResNet" if self.trunk == "clip" else "detectron2's ResNet"
+        if self.pyramid_channels is None:
+            return f"{trunk}, C4"
+        return f"{trunk}, feature pyramid{' with norms' if self.pyramid_norm else ''}"
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Canvas pixels a cell, of each level."""
+        if self.pyramid_channels is None:
+            return (2 ** (len(self.blocks) + 1),)
+        return tuple(2 ** (level + 2) for level in range(len(self.blocks) + 1))
+
+    @property
+    def anchor_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Sizes of the anchors of each level: all on one, or one on each of the pyramid's five."""
+        if self.pyramid_channels is None:
+            return (ANCHOR_SIZES,)
+        return tuple((size,) for size in ANCHOR_SIZES)
+
+
+class ClipTrunk(nn.Module):
+    """The four stages of CLIP's ResNet."""
+
+    blocks: tuple[int, ...]
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+        x = modified_resnet.Stem(self.width, True, self.dtype, name="stem")(
+            pixels.astype(self.dtype)
+        )
+        outputs = []
+        for index, num_blocks in enumerate(self.blocks):
+            stride = 1 if index == 0 else 2
+            x = modified_resnet.Stage(
+                self.width * 2**index,
+                num_blocks,
+                stride,
+                True,
+                self.dtype,
+                name=f"layer{index + 1}",
+            )(x)
+            outputs.append(x)
+        return outputs
+
+
+class Localizer(nn.Module):
+    """Canvases to objectness logits and box deltas of every anchor of every level."""
+
+    config: LocalizerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        c = self.config
+        if c.trunk == "clip":
+            self.trunk = ClipTrunk(c.blocks, c.stem_width, self.dtype)
+        else:
+            self.trunk = DetectronResNet(
+                c.blocks, c.stem_width, c.bottleneck_width, c.features, self.dtype
+            )
+        if c.pyramid_channels is not None:
+            self.pyramid = FPN(c.pyramid_channels, c.pyramid_norm, self.dtype)
+        num_anchors = len(c.anchor_sizes[0]) * len(ASPECT_RATIOS)
+        self.head = RPNHead(num_anchors, c.head_convs, self.dtype)
+
+    def feature_levels(
+        self, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
+    ) -> list[Float[Array, "B _ _ _"]]:
+        """What the head sees: res4, or p2 to p6."""
+        normalize = normalize_for_clip if self.config.trunk == "clip" else normalize_for_detectron
+        stages = self.trunk(normalize(images, sizes))
+        return stages[-1:] if self.config.pyramid_channels is None else self.pyramid(stages)
+
+    def predict(
+        self, features: Float[Array, "B h w c"]
+    ) -> tuple[Float[Array, "B anchors"], Float[Array, "B anchors 4"]]:
+        """Logits and deltas of one level, as ``RPNHead``."""
+        return self.head(features)
+
+    def __call__(
+        self, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
+    ) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]]]:
+        """Logits (before any sigmoid) and deltas, fp32, by level.
+
+        Raises:
+            ValueError: a pyramid, and a side of the canvas is no multiple of 32.
+        """
+        outputs = [self.predict(level) for level in self.feature_levels(images, sizes)]
+        return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
+
+
+def propose(
+    localizer: Localizer,
+    variables: dict,
+    images: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    *,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    nms_threshold: float,
+    min_size: float = 0.0,
+) -> Regions:
+    """The best distinct boxes of each picture, by descending objectness logit, R = post_nms_topk.
+
+    Cells that exist only because the canvas is larger than the picture propose nothing: the
+    anchors are those the reference has for the picture alone (padded for a pyramid to a multiple of
+    32, as there). In its batches the padding proposes too; that is an accident of batching.
+
+    Args:
+        sizes: (height, width) of each picture's real pixels.
+        pre_nms_topk, post_nms_topk, nms_threshold, min_size: as in ``ops.proposals``.
+
+    Raises:
+        ValueError: as ``Localizer`` and ``ops.proposals.select_proposals``.
+    """
+    config = localizer.config
+    levels = localizer.apply(variables, images, sizes, method=localizer.feature_levels)
+    divisor = max(config.strides[:-1], default=config.strides[0])
+    padded = -(-sizes // divisor) * divisor
+    logits, deltas, anchors = [], [], []
+    for features, stride, anchor_sizes in zip(
+        levels, config.strides, config.anchor_sizes, strict=True
+    ):
+        height, width = features.shape[1:3]
+        cells = cell_anchors(anchor_sizes, ASPECT_RATIOS)
+        anchors.append(grid_anchors(height, width, stride, cells))
+        level_logits, level_deltas = localizer.apply(variables, features, method=localizer.predict)
+        real = real_pixels(-(-padded // stride), height, width)
+        real = real.reshape(real.shape[0], -1).repeat(len(cells), axis=1)
+        logits.append(jnp.where(real, level_logits, -jnp.inf))
+        deltas.append(level_deltas)
+    return select_proposals(
+        logits,
+        deltas,
+        anchors,
+        sizes,
+        pre_nms_topk=pre_nms_topk,
+        post_nms_topk=post_nms_topk,
+        nms_threshold=nms_threshold,
+        min_size=min_size,
+    )
+
+
+def init_localizer(config: LocalizerConfig, key: PRNGKeyArray) -> dict:
+    """Fresh variables, ``{"params", "batch_stats"}``; ``jax.eval_shape`` gives shapes alone."""
+    images, sizes = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64)
+    return dict(Localizer(config).init(key, images, sizes))

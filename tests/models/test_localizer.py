@@ -1,0 +1,249 @@
+"""The localizer: against the reference where it ran, against plain NumPy where it did not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
+from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
+
+STEPS = {"c4": (2,), "fpn": (6, 4, 2, 1, 1)}  # cells between those the golden file keeps
+NANO = LocalizerConfig(
+    blocks=(2, 1, 1, 1), stem_width=3, bottleneck_width=2, features=4, pyramid_channels=5
+)
+VARIANTS = {
+    "jitter": dataclasses.replace(NANO, pyramid_norm=True, head_convs=2),
+    "clip": dataclasses.replace(NANO, trunk="clip", stem_width=4, bottleneck_width=4, features=16),
+}
+
+
+def on_canvas(image, canvas):
+    """An RGB picture [3, h, w] at the top left of a canvas, and its size."""
+    images = np.zeros((1, *canvas, 3), np.uint8)
+    images[0, : image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
+    return jnp.asarray(images), jnp.array([image.shape[1:]], jnp.int32)
+
+
+def as_reference(levels, shapes, steps, per_anchor):
+    """Outputs [B, anchors(, 4)] as the reference's maps, of every ``step``-th cell."""
+    maps = []
+    for x, (height, width), step in zip(levels, shapes, steps, strict=True):
+        x = np.asarray(x).reshape(len(x), height, width, -1, per_anchor)
+        x = x.transpose(0, 3, 4, 1, 2).reshape(len(x), -1, height, width)
+        maps.append(x[:, :, ::step, ::step])
+    return maps
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", STEPS)
+def test_head_outputs_equal_the_references_on_a_padded_canvas(
+    golden, reference_localizer, relative_error, kind
+):
+    """Measured: 1.4e-6 (C4), 2.5e-6 (pyramid); fp32 sums in another order explain it."""
+    arrays = golden("localizer_tiny")
+    config, variables = reference_localizer(f"tiny_rpn_{kind}")
+    localizer = Localizer(config)
+    height, width = canvas = tuple(int(side) for side in arrays[f"{kind}_canvas"])
+    logits, deltas = jax.jit(localizer.apply)(variables, *on_canvas(arrays["image1_uint8"], canvas))
+    shapes = [(-(-height // s), -(-width // s)) for s in config.strides]
+    for name, found in (
+        ("logits", as_reference(logits, shapes, STEPS[kind], 1)),
+        ("deltas", as_reference(deltas, shapes, STEPS[kind], 4)),
+    ):
+        for level, x in enumerate(found):
+            assert relative_error(x, arrays[f"{kind}_{name}_l{level}"]) < 1e-5, (name, level)
+
+
+@pytest.mark.parity
+def test_res4_equals_the_references(golden, reference_localizer, relative_error):
+    arrays = golden("localizer_tiny")
+    config, variables = reference_localizer("tiny_rpn_c4")
+    localizer = Localizer(config)
+    images, sizes = on_canvas(arrays["image1_uint8"], (252, 448))
+    (res4,) = localizer.apply(variables, images, sizes, method=localizer.feature_levels)
+    found = res4.transpose(0, 3, 1, 2)[:, ::4, ::2, ::2]
+    assert relative_error(found, arrays["c4_feat"]) < 1e-5
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STEPS)
+def test_proposals_of_a_full_resnet50_equal_the_references(
+    large_golden, large_golden_folder, reference_localizer, relative_error, kind
+):
+    """From pixels, so near-ties of logits may change places: 99% of rows have to be in theirs."""
+    arrays = large_golden(f"rpn_{kind}_rn50")
+    config, variables = reference_localizer(f"rn50_detector_rpn_{kind}", root=large_golden_folder)
+    localizer = Localizer(config)
+    canvas = tuple(int(side) for side in arrays["padded_shape"][-2:])
+    images, sizes = on_canvas(arrays["image0_uint8"], canvas)
+    logits, _ = jax.jit(localizer.apply)(variables, images, sizes)
+    shapes = [(-(-canvas[0] // s), -(-canvas[1] // s)) for s in config.strides]
+    for level, x in enumerate(as_reference(logits, shapes, [1] * len(shapes), 1)):
+        assert relative_error(x, arrays[f"logits_l{level}"][:1]) < 1e-4, level
+    limit = 6000 if kind == "c4" else 1000
+    found = jax.jit(
+        lambda v, i, s: propose(
+            localizer, v, i, s, pre_nms_topk=limit, post_nms_topk=1000, nms_threshold=0.9
+        )
+    )(variables, images, sizes)
+    expected = arrays["boxes0"]
+    same = np.abs(np.asarray(found.boxes[0, : len(expected)]) - expected).max(1) < 0.05
+    assert found.mask[0].sum() == len(expected) and same.mean() > 0.99
+
+
+def random_variables(config: LocalizerConfig, seed: int = 0) -> dict:
+    """Statistics and scales unlike one another, so that a mistaken norm shows."""
+    rng = np.random.default_rng(seed)
+
+    def value(path, shape):
+        if path.endswith(("scale", "var")):
+            return rng.uniform(0.5, 1.5, shape)
+        if path.endswith(("bias", "mean")):
+            return 0.1 * rng.standard_normal(shape)
+        return rng.standard_normal(shape) / np.prod(shape[:-1]) ** 0.5
+
+    shapes = flatten(abstract_localizer(config))
+    return unflatten({p: value(p, x.shape).astype(np.float32) for p, x in shapes.items()})
+
+
+class Plain:
+    """The formula in float64 loops over kernel positions, sharing nothing with the package."""
+
+    def __init__(self, variables):
+        self.leaves = {p: np.asarray(x, np.float64) for p, x in flatten(variables).items()}
+
+    def conv(self, x, path, step=1):
+        kernel = self.leaves[f"params/{path}/kernel"]
+        size, pad = len(kernel), len(kernel) // 2
+        x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+        height, width = (x.shape[0] - size) // step + 1, (x.shape[1] - size) // step + 1
+        out = np.zeros((height, width, kernel.shape[-1]))
+        for i in range(size):
+            for j in range(size):
+                window = x[i : i + height * step : step, j : j + width * step : step]
+                out += window[:height, :width] @ kernel[i, j]
+        return out + self.leaves.get(f"params/{path}/bias", 0.0)
+
+    def norm(self, x, path):
+        scale, bias = (self.leaves[f"params/{path}/{leaf}"] for leaf in ("scale", "bias"))
+        mean, var = (self.leaves[f"batch_stats/{path}/{leaf}"] for leaf in ("mean", "var"))
+        return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+    def layer(self, x, at, number, step=1):
+        """Convolution, norm, ReLU."""
+        x = self.norm(self.conv(x, f"{at}/conv{number}", step), f"{at}/norm{number}")
+        return np.maximum(x, 0)
+
+    def detectron_trunk(self, pixels, blocks):
+        x = pixels[..., ::-1] - np.array([103.53, 116.28, 123.675])
+        x = np.pad(self.layer(x, "trunk/stem", 1, 2), ((1, 1), (1, 1), (0, 0)))
+        side = x.shape[0] // 2 - 1
+        # Padding with zeros is padding with -inf here: nothing after a ReLU is below 0.
+        shifted = [x[i : i + 2 * side, j : j + 2 * side] for i in range(3) for j in range(3)]
+        x, outputs = np.max([y[::2, ::2] for y in shifted], 0), []
+        for stage, number in enumerate(blocks, start=2):
+            for block in range(number):
+                at, step = f"trunk/res{stage}/block{block}", 1 if block or stage == 2 else 2
+                y = self.layer(self.layer(x, at, 1, step), at, 2)
+                y = self.norm(self.conv(y, f"{at}/conv3"), f"{at}/norm3")
+                if block == 0:
+                    x = self.norm(self.conv(x, f"{at}/shortcut_conv", step), f"{at}/shortcut_norm")
+                x = np.maximum(x + y, 0)
+            outputs.append(x)
+        return outputs
+
+    def clip_trunk(self, pixels, blocks):
+        mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+        x = (pixels / 255 - mean) / std
+        for number, step in ((1, 2), (2, 1), (3, 1)):
+            x = self.layer(x, "trunk/stem", number, step)
+        x, outputs = halve(x), []
+        for stage, number in enumerate(blocks, start=1):
+            for block in range(number):
+                at, shrink = f"trunk/layer{stage}/block{block}", stage > 1 and block == 0
+                y = self.layer(self.layer(x, at, 1), at, 2)
+                y = halve(y) if shrink else y
+                y = self.norm(self.conv(y, f"{at}/conv3"), f"{at}/norm3")
+                if block == 0:
+                    x = halve(x) if shrink else x
+                    x = self.norm(self.conv(x, f"{at}/downsample_conv"), f"{at}/downsample_norm")
+                x = np.maximum(x + y, 0)
+            outputs.append(x)
+        return outputs
+
+    def pyramid(self, stages, norm):
+        def convolve(x, name):
+            x = self.conv(x, f"pyramid/{name}")
+            return self.norm(x, f"pyramid/{name}_norm") if norm else x
+
+        above, levels = 0.0, []
+        for number in (5, 4, 3, 2):
+            x = convolve(stages[number - 2], f"lateral{number}")
+            above = x + (np.kron(above, np.ones((2, 2, 1))) if number < 5 else 0.0)
+            levels.insert(0, convolve(above, f"output{number}"))
+        return [*levels, levels[-1][::2, ::2]]
+
+    def head(self, x, num_convs):
+        for i in range(num_convs):
+            x = np.maximum(self.conv(x, f"head/conv{i}"), 0)
+        return self.conv(x, "head/objectness").ravel(), self.conv(x, "head/deltas").reshape(-1, 4)
+
+
+def halve(x):
+    return (x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_without_golden_arrays_equal_the_formula(name, relative_error):
+    """Large-scale jitter (norms in the pyramid, two convolutions in the head) and CLIP's trunk."""
+    config = VARIANTS[name]
+    variables = random_variables(config)
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    logits, deltas = jax.jit(Localizer(config).apply)(
+        variables, jnp.asarray(image[None]), jnp.array([[64, 64]], jnp.int32)
+    )
+    plain = Plain(variables)
+    trunk = plain.clip_trunk if config.trunk == "clip" else plain.detectron_trunk
+    levels = plain.pyramid(trunk(image.astype(np.float64), config.blocks), config.pyramid_norm)
+    for level, features in enumerate(levels):
+        expected_logits, expected_deltas = plain.head(features, config.head_convs)
+        assert relative_error(logits[level][0], expected_logits) < 1e-5
+        assert relative_error(deltas[level][0], expected_deltas) < 1e-5
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("pyramid", [None, 5])
+def test_proposals_of_a_picture_do_not_come_from_the_canvas_around_it(pyramid):
+    """With a trunk that sees nothing every anchor is as good: all that is left are the cells."""
+    blocks = (1, 1, 1) if pyramid is None else (1, 1, 1, 1)
+    config = dataclasses.replace(NANO, blocks=blocks, pyramid_channels=pyramid)
+    localizer = Localizer(config)
+    blind = jax.tree.map(lambda x: jnp.zeros(x.shape), abstract_localizer(config))
+    found = {}
+    for canvas in ((64, 96), (128, 160)):
+        found[canvas] = propose(
+            localizer,
+            blind,
+            jnp.zeros((1, *canvas, 3), jnp.uint8),
+            jnp.array([[50, 70]], jnp.int32),
+            pre_nms_topk=500,
+            post_nms_topk=300,
+            nms_threshold=0.9,
+        )
+    small, large = found.values()
+    assert 10 < small.mask.sum() == large.mask.sum()
+    np.testing.assert_array_equal(small.boxes, large.boxes)
+    assert (small.boxes[0, :, 2] <= 70).all() and (small.boxes[0, :, 3] <= 50).all()
+
+
+def test_a_canvas_that_a_pyramid_cannot_halve_is_refused():
+    localizer = Localizer(NANO)
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape), abstract_localizer(NANO))
+    with pytest.raises(ValueError, match="multiples of 32"):
+        localizer.apply(variables, jnp.zeros((1, 48, 64, 3), jnp.uint8), jnp.array([[48, 64]]))
