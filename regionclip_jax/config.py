@@ -48,7 +48,8 @@ class DataSection:
     # Short side and cap of the long side in pixels after resizing; None keeps pictures as they are.
     short_side: int | None
     max_long_side: int | None
-    # "bicubic_truncate" (the reference's pretraining) or "bilinear_round" (its detection).
+    # "bicubic_truncate" (the reference's pretraining), "bicubic_uncapped" (the same, with its
+    # oversight for long pictures) or "bilinear_round" (its detection).
     resize_method: str
     # Static canvas sizes (height, width); a batch takes the smallest that holds all its pictures.
     canvas_sizes: tuple[tuple[int, int], ...]

@@ -94,17 +94,14 @@ class ImageLoading:
         """The picture, and the factors (y, x) it was resized by.
 
         Raises:
-            RecordError: not decodable, too narrow to resize, or larger than every canvas.
+            RecordError: not decodable, or larger than every canvas.
         """
         original = decode_image(data, source=source, key=key)
         image = original
         if self.short_side is not None:
-            try:
-                image = resize_short_side(
-                    image, self.short_side, self.max_long_side, self.resize_method
-                )
-            except ValueError as error:
-                raise RecordError(source, key, str(error)) from error
+            image = resize_short_side(
+                image, self.short_side, self.max_long_side, self.resize_method
+            )
         height, width = image.shape[:2]
         if smallest_canvas(self.canvas_sizes, height, width) is None:
             raise RecordError(

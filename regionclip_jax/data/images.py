@@ -31,11 +31,7 @@ def decode_image(
             with Image.open(io.BytesIO(data)) as image:
                 if apply_orientation:
                     image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I;16"):
-                    # Pillow would clip 16 bits to 8, which turns most of the picture white.
-                    gray = (np.asarray(image) >> 8).astype(np.uint8)
-                    return np.repeat(gray[..., None], 3, axis=-1)
-                return np.asarray(image.convert("RGB"))
+                return to_rgb(image)
     except (
         UnidentifiedImageError,
         Image.DecompressionBombError,
@@ -45,3 +41,12 @@ def decode_image(
     ) as error:
         what = f"{len(data)} bytes that Pillow cannot decode: {type(error).__name__}: {error}"
         raise RecordError(source, key, what) from error
+
+
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """Pixels of an opened picture, as it is stored: grayscale, palette and CMYK become RGB."""
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits to 8, which turns most of the picture white.
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=-1)
+    return np.asarray(image.convert("RGB"))

@@ -6,6 +6,7 @@ from PIL import Image
 
 _RESAMPLING = {
     "bicubic_truncate": Image.Resampling.BICUBIC,
+    "bicubic_uncapped": Image.Resampling.BICUBIC,
     "bilinear_round": Image.Resampling.BILINEAR,
 }
 
@@ -21,33 +22,31 @@ def resized_size(
 ) -> tuple[int, int]:
     """``(height, width)`` after the short side became ``short``, the long one at most ``max_long``.
 
-    ``bicubic_truncate`` is the rule of pretraining (spec 4.4): fractions are cut off, and a picture
-    whose short side is right already stays as it is even if its long side passes ``max_long``.
-    ``bilinear_round`` is the rule of detection (spec 7.13): rounded half up, always capped.
+    ``bicubic_truncate`` is the rule of pretraining (spec 4.4): fractions are cut off.
+    ``bilinear_round`` is the rule of detection (spec 7.13): rounded half up. Neither makes a side
+    0, as the reference would of a picture of 1 x 5000. ``bicubic_uncapped`` is the first with the
+    reference's oversight: a picture whose short side is right already stays as it is, even if its
+    long side passes ``max_long``.
 
     Raises:
-        ValueError: an unknown method, or a picture so narrow that a side would become 0.
+        ValueError: an unknown method.
     """
     check_resize_method(method)
     low, high = min(height, width), max(height, width)
-    if method == "bicubic_truncate":
-        if low == short:
-            return height, width
-        new_low, new_high = short, int(short * high / low)
-        if new_high > max_long:
-            new_low, new_high = int(max_long * short / new_high), max_long
-    else:
+    if method == "bilinear_round":
         scale = short / low
         exact_low, exact_high = float(short), scale * high
         if exact_high > max_long:
             shrink = max_long / exact_high
             exact_low, exact_high = exact_low * shrink, exact_high * shrink
         new_low, new_high = int(exact_low + 0.5), int(exact_high + 0.5)
-    if new_low < 1:
-        raise ValueError(
-            f"{height} x {width} (height x width) is too narrow to be resized to sides "
-            f"{short} and at most {max_long}: its short side would become 0"
-        )
+    else:
+        if low == short and (high <= max_long or method == "bicubic_uncapped"):
+            return height, width
+        new_low, new_high = short, int(short * high / low)
+        if new_high > max_long:
+            new_low, new_high = int(max_long * short / new_high), max_long
+    new_low = max(new_low, 1)
     return (new_low, new_high) if height <= width else (new_high, new_low)
 
 
@@ -58,7 +57,7 @@ def resize_short_side(
 
     Args:
         short, max_long: in pixels; the sizes follow :func:`resized_size`.
-        method: ``"bicubic_truncate"`` (pretraining) or ``"bilinear_round"`` (detection).
+        method: one of :func:`resized_size`.
 
     Raises:
         ValueError: as :func:`resized_size`.

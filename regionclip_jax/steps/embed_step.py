@@ -1,10 +1,11 @@
-"""Texts to embeddings, in fixed-size pieces."""
+"""Texts and regions to embeddings, in fixed-size pieces; not normalised."""
 
 from collections.abc import Callable
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
-from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.clip import CLIP, encode_regions
+from regionclip_jax.ops.normalization import normalize_for_clip
 
 
 def make_embed_text_step(model: CLIP) -> Callable[[dict, Int[Array, "N L"]], Float[Array, "N D"]]:
@@ -12,5 +13,30 @@ def make_embed_text_step(model: CLIP) -> Callable[[dict, Int[Array, "N L"]], Flo
 
     def step(variables: dict, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
         return model.apply(variables, tokens, method=model.encode_text)
+
+    return step
+
+
+def make_embed_regions_step(
+    model: CLIP, *, regions_per_chunk: int | None, roi_align: str = "auto"
+) -> Callable[..., Float[Array, "B R D"]]:
+    """``(variables, images, sizes, boxes) -> embeddings`` of boxes in canvas pixels."""
+
+    def step(
+        variables: dict,
+        images: UInt8[Array, "B H W 3"],
+        sizes: Int[Array, "B 2"],
+        boxes: Float[Array, "B R 4"],
+    ) -> Float[Array, "B R D"]:
+        pixels = normalize_for_clip(images, sizes)
+        features = model.apply(variables, pixels, method=model.image_features)
+        return encode_regions(
+            model,
+            variables,
+            features.map,
+            boxes,
+            regions_per_chunk=regions_per_chunk,
+            implementation=roi_align,
+        )
 
     return step

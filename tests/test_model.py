@@ -1,0 +1,127 @@
+"""The public face: five lines of Python, and what it refuses."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import regionclip_jax
+from regionclip_jax import model as model_module
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.model_checkpoint import save_model
+from regionclip_jax.data.records import RecordError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, nano_variables, nano_configs):
+    directory = tmp_path_factory.mktemp("models") / "nano"
+    save_model(directory, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {}))
+    return regionclip_jax.load(directory, short_side=64, max_long_side=128)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+
+
+BOXES = np.array([[5, 5, 40, 50], [50, 10, 85, 30], [0, 0, 90, 60]], np.float32)
+
+
+def test_regions_of_a_picture_become_rows_in_the_order_of_the_boxes(model, picture):
+    found = model.encode_regions(picture, BOXES)
+    assert isinstance(found, np.ndarray) and found.shape == (3, 32) and np.isfinite(found).all()
+    np.testing.assert_allclose(model.encode_regions(picture, BOXES[::-1])[::-1], found, atol=1e-5)
+    assert model.encode_regions(picture, np.zeros((0, 4))).shape == (0, 32)
+
+
+def test_a_picture_may_be_an_array_a_pil_picture_or_a_path(model, picture, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    expected = model.encode_regions(picture, BOXES)
+    for same in (Image.fromarray(picture), path, str(path)):
+        np.testing.assert_array_equal(model.encode_regions(same, BOXES), expected)
+
+
+def test_boxes_are_in_pixels_of_the_picture_as_given(model, picture):
+    """An enlarged picture with enlarged boxes shows the same things."""
+    large = np.asarray(Image.fromarray(picture).resize((180, 120), Image.Resampling.BICUBIC))
+    small, large = model.encode_regions(picture, BOXES), model.encode_regions(large, 2 * BOXES)
+    cosines = (small * large).sum(1) / np.linalg.norm(small, axis=1) / np.linalg.norm(large, axis=1)
+    assert cosines.min() > 0.95
+
+
+def test_the_same_shapes_are_compiled_once(model, picture):
+    model.encode_regions(picture, BOXES)
+    before = model._embed_regions._cache_size()
+    model.encode_regions(picture[:, :80], BOXES[:1])
+    model.encode_regions(picture, np.repeat(BOXES, 8, 0))
+    assert model._embed_regions._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    "mode", ["L", "P", "CMYK", "RGBA", "1", "LA", "I;16"], ids=lambda m: m.replace(";", "")
+)
+def test_every_kind_of_picture_is_read(model, mode):
+    picture = Image.fromarray(np.full((40, 50), 20000, np.uint16)) if mode == "I;16" else None
+    picture = picture or Image.new("RGB", (50, 40), (120, 60, 20)).convert(mode)
+    found = model.encode_regions(picture, [[0, 0, 20, 20]])
+    assert found.shape == (1, 32) and np.isfinite(found).all()
+
+
+def test_a_file_is_turned_as_its_exif_says(model, picture, tmp_path):
+    turned = Image.fromarray(picture).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 270 degrees to look at it
+    turned.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(model_module.read_picture(tmp_path / "turned.png"), picture)
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (3, 2)])
+def test_a_picture_of_any_proportions_fits_a_canvas(model, shape):
+    picture = np.zeros((*shape, 3), np.uint8)
+    found = model.encode_regions(picture, [[0, 0, shape[1], shape[0]]])
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0, 0, 5]], r"expected \[R, 4\]"),
+        ([1, 2, 3, 4], r"expected \[R, 4\]"),
+        ([[0, 0, 5, 5], [8, 8, 5, 9]], "row 1 is .*x1 < x2"),
+        ([[0, 0, np.nan, 5]], "row 0"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(model, picture, boxes, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode_regions(picture, boxes)
+
+
+def test_pictures_that_are_none_are_refused(model, picture, tmp_path):
+    with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\].*float64 \[60, 90, 3\]"):
+        model.encode_regions(picture / 255, BOXES)
+    with pytest.raises(ValueError, match=r"found uint8 \[3, 60, 90\]"):
+        model.encode_regions(picture.transpose(2, 0, 1), BOXES)
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    with pytest.raises(RecordError, match="cut.jpg"):
+        model.encode_regions(tmp_path / "cut.jpg", BOXES)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "found none"),
+        (["cat", " "], "an empty name"),
+        (["cat", "dog", "cat "], r"\['cat'\] more than once"),
+        ("cat, dog", "expected a list of names, found the string"),
+    ],
+)
+def test_names_that_are_none_are_refused(model, names, message):
+    with pytest.raises(ValueError, match=message):
+        model.encode_text(names)
+
+
+def test_a_folder_without_a_model_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(CheckpointMismatch, match="convert_checkpoint.py"):
+        regionclip_jax.load(tmp_path)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        regionclip_jax.lode  # noqa: B018
