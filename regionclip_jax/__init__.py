@@ -1,12 +1,12 @@
 """RegionCLIP (CVPR 2022) in JAX and Flax: CLIP models that learn regions from captions."""
 
+import importlib
+
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
     # The device side is imported on machines without the libraries that a model directory needs.
     if name == "load":
-        from regionclip_jax.model import load
-
-        return load
+        return importlib.import_module("regionclip_jax.model").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

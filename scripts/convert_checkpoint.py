@@ -10,6 +10,7 @@ it is run. What was not used is listed; what does not fit is refused.
 import argparse
 import sys
 
+from regionclip_jax import self_check
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.convert import (
     convert_checkpoint,
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.source, options.output, tower=options.tower, text_from=options.text_from
             )
             print(conversion.summary())
+            print(f"self-check: {self_check.write(options.output)}")
         if options.localizer is not None:
             print(convert_localizer(options.localizer, options.output).summary())
         if options.vocabulary is not None:

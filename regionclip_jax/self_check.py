@@ -1,0 +1,117 @@
+"""One drawn picture, and what a model said of it when it was written: does it still say the same?
+
+``self_check.json`` lies in a model directory beside the weights::
+
+    {"format": 1, "picture": PNG in base64, "boxes": [[x1, y1, x2, y2], ...], "names": [...],
+     "templates": "plain", "cosines": [[one for each name], ... one row a box]}
+
+A model that was damaged, or that this machine computes wrongly, does not pass. Of random weights it
+says as much as of trained ones: it compares numbers, it does not judge them.
+"""
+
+import base64
+import io
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.data.scenes.dataset import Pictures, draw_record
+from regionclip_jax.data.scenes.vocabulary import SHAPES
+from regionclip_jax.model import RegionCLIP, load
+
+FILE_NAME = "self_check.json"
+FORMAT = 1
+# Cosines of fp32 differ by 1e-6 from machine to machine; another model's differ by 0.1.
+TOLERANCE = 1e-3
+_TEMPLATES = "plain"
+_NUM_NAMES = 5
+_PICTURE = Pictures(
+    stream=0, seed=0, side=192, num_things=(3, 3), sizes=(0.3, 0.4), overlap=0.1, typicality=1.0,
+    clutter=0,
+)  # fmt: skip
+
+
+class Comparison(NamedTuple):
+    """What a model says of the boxes now, and what it said when it was written."""
+
+    found: Float[np.ndarray, "R C"]
+    expected: Float[np.ndarray, "R C"]
+
+    @property
+    def difference(self) -> float:
+        """The largest one; infinite where a number is not finite."""
+        if not np.isfinite(self.found).all():
+            return float("inf")
+        return float(np.abs(self.found - self.expected).max())
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= TOLERANCE
+
+
+def write(directory: str | Path) -> Path:
+    """Lets the model of ``directory`` look at the drawn picture and notes what it says."""
+    record = draw_record(_PICTURE, 0, with_boxes=True)
+    shown = [SHAPES[k] for k in dict.fromkeys(record.classes.tolist())]
+    names = (shown + [name for name in SHAPES if name not in shown])[:_NUM_NAMES]
+    boxes = record.boxes.tolist()
+    cosines = _cosines(_load(directory), record.image, boxes, names)
+    content = {
+        "format": FORMAT,
+        "picture": base64.b64encode(record.image).decode(),
+        "boxes": boxes,
+        "names": names,
+        "templates": _TEMPLATES,
+        "cosines": np.round(cosines.astype(float), 6).tolist(),
+    }
+    path = Path(directory) / FILE_NAME
+    partial = path.with_name(f"{FILE_NAME}.partial")
+    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def compare(directory: str | Path) -> Comparison:
+    """Asks the model again.
+
+    Raises:
+        CheckpointMismatch: there is no readable self-check, or no complete model.
+    """
+    path = Path(directory) / FILE_NAME
+    if not path.is_file():
+        raise CheckpointMismatch(
+            f"{path}: expected the scores a model wrote down, found no file; "
+            "scripts/convert_checkpoint.py writes it, scripts/doctor.py --write makes it anew"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        picture = base64.b64decode(content["picture"])
+        boxes, names = content["boxes"], content["names"]
+        expected = np.array(content["cosines"], np.float64)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointMismatch(
+            f"{path}: expected a self-check of format {FORMAT}, found something else ({error}); "
+            "make it anew with scripts/doctor.py --write"
+        ) from error
+    return Comparison(_cosines(_load(directory), picture, boxes, names), expected)
+
+
+def _load(directory: str | Path) -> RegionCLIP:
+    return load(directory, short_side=192, max_long_side=192)
+
+
+def _cosines(model: RegionCLIP, picture: bytes, boxes, names) -> np.ndarray:
+    with Image.open(io.BytesIO(picture)) as image, jax.default_matmul_precision("highest"):
+        regions = model.encode_regions(image, boxes)
+        texts = model.encode_text(names, templates=_TEMPLATES)
+    regions = regions / np.linalg.norm(regions, axis=1, keepdims=True)
+    return regions @ (texts / np.linalg.norm(texts, axis=1, keepdims=True)).T

@@ -1,0 +1,72 @@
+"""A model says of a drawn picture what it said when it was written, or the doctor says so."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from regionclip_jax import self_check
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.model_checkpoint import load_model, save_model
+
+DOCTOR = Path(__file__).parents[1] / "scripts" / "doctor.py"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, nano_variables, nano_configs):
+    directory = tmp_path_factory.mktemp("models") / "nano"
+    save_model(directory, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {"run": "t"}))
+    self_check.write(directory)
+    return directory
+
+
+@pytest.fixture
+def directory(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def doctor():
+    return runpy.run_path(str(DOCTOR))["main"]
+
+
+def test_an_untouched_model_passes_and_is_described(directory, doctor, capsys):
+    assert doctor([str(directory)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("all is well\n")
+    variables, _ = load_model(directory)
+    assert "model: CLIPConfig" in printed and "SHA-256" in printed and "jax 0." in printed
+    content = json.loads((directory / self_check.FILE_NAME).read_text())
+    cosines = np.array(content["cosines"])
+    assert cosines.shape == (len(content["boxes"]), 5) and len(cosines) == 3
+    assert 0.01 < np.ptp(cosines) and np.abs(cosines).max() <= 1
+
+
+def test_changed_weights_are_found_and_named_in_the_last_line(directory, doctor, capsys):
+    variables, card = load_model(directory)
+    variables["params"]["visual"]["layer4"]["block0"]["conv2"]["kernel"] *= 1.5
+    save_model(directory, variables, card)
+    assert not self_check.compare(directory).passed
+    assert doctor([str(directory)]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"wrong: {directory}") and "convert or copy the model again" in last
+    assert doctor(["--write", str(directory)]) == 0
+
+
+@pytest.mark.parametrize("content", [None, "not json", "{}", '{"format": 2}'])
+def test_a_self_check_that_is_none_is_refused_with_the_remedy(directory, content):
+    path = directory / self_check.FILE_NAME
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CheckpointMismatch, match="doctor.py --write"):
+        self_check.compare(directory)
+
+
+def test_numbers_that_are_not_finite_do_not_pass():
+    expected = np.zeros((1, 2))
+    assert self_check.Comparison(expected, expected).passed
+    assert not self_check.Comparison(np.array([[0.0, np.nan]]), expected).passed
