@@ -30,6 +30,7 @@ from regionclip_jax.jobs.concept_pool import embed_names
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.steps.embed_step import make_embed_regions_step
+from regionclip_jax.text.class_lists import check_names
 
 Picture = np.ndarray | Image.Image | str | Path
 _RESIZE = "bilinear_round"
@@ -105,7 +106,7 @@ class RegionCLIP:
         Raises:
             ValueError: no name, an empty one, or one that comes twice.
         """
-        names = check_names(names)
+        names = check_names(names, "names")
         return embed_names(self._model, self._variables, names, templates)
 
     def encode_regions(
@@ -227,19 +228,3 @@ def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
             "pixels of the picture (not x, y, width, height)"
         )
     return boxes
-
-
-def check_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Names, stripped.
-
-    Raises:
-        ValueError: no name, an empty one, or one that comes twice; or one string instead of a list.
-    """
-    if isinstance(names, str):
-        raise ValueError(f"names: expected a list of names, found the string {names!r}")
-    stripped = tuple(name.strip() for name in names)
-    twice = sorted({name for name in stripped if stripped.count(name) > 1})
-    if not stripped or not all(stripped) or twice:
-        what = f"{twice[:5]} more than once" if twice else "an empty name" if stripped else "none"
-        raise ValueError(f"names: expected names that are not empty and differ, found {what}")
-    return stripped
