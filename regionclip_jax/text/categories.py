@@ -4,10 +4,12 @@ The split into 48 base and 17 novel categories is that of Bansal et al. (2018), 
 Detection", in the order RegionCLIP uses; the other 15 of the 80 categories are in neither.
 """
 
+import collections
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 from regionclip_jax.text.prompts import prepare_class_name
 
@@ -42,6 +44,9 @@ COCO_OVD_65: tuple[str, ...] = tuple(name for name in COCO_80 if name not in _CO
 COCO_BASE_48: tuple[str, ...] = tuple(name for name in COCO_OVD_65 if name not in COCO_NOVEL_17)
 
 
+LVIS_FREQUENCIES: dict[str, str] = {"r": "rare", "c": "common", "f": "frequent"}
+
+
 @dataclasses.dataclass(frozen=True)
 class LvisCategory:
     """One category of LVIS: its name as words, and ``"r"``, ``"c"`` or ``"f"`` (rare, common,
@@ -55,12 +60,16 @@ class LvisCategory:
 def read_lvis_categories(path: str | os.PathLike) -> tuple[LvisCategory, ...]:
     """The categories of an LVIS annotation file in ascending id, names prepared for prompts.
 
+    The name is that of the field ``name``, from which RegionCLIP's authors made their prompts
+    (spec 8.3), not the first synonym, which differs for one category.
+
     Args:
         path: of ``lvis_v1_*.json``, or of a JSON list of its ``categories``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or its categories have no ``frequency``.
+        ValueError: not JSON, a category without id, name or frequency (a COCO file), an unknown
+            frequency, or an id or prepared name that occurs twice.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -74,7 +83,31 @@ def read_lvis_categories(path: str | os.PathLike) -> tuple[LvisCategory, ...]:
         ]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected LVIS categories with id, name and frequency, found {error!r}: "
-            "is this the annotation file of another data set?"
+            f"{path}: expected LVIS categories with id, name and frequency, found {error!r}: is "
+            "this a COCO file? Give the original lvis_v1_train.json or lvis_v1_val.json"
         ) from error
+    for category in categories:
+        if category.frequency not in LVIS_FREQUENCIES:
+            raise ValueError(
+                f"{path}: category {category.id}: 'frequency': expected one of "
+                f"{tuple(LVIS_FREQUENCIES)}, found {category.frequency!r}"
+            )
+    for field in ("id", "name"):
+        counts = collections.Counter(getattr(category, field) for category in categories)
+        if double := [value for value, count in counts.items() if count > 1]:
+            raise ValueError(
+                f"{path}: {counts[double[0]]} categories have the {field} {double[0]!r}; give each "
+                "its own, or text and numbers could not tell them apart"
+            )
     return tuple(sorted(categories, key=lambda category: category.id))
+
+
+def lvis_groups(categories: Sequence[LvisCategory]) -> dict[str, tuple[str, ...]]:
+    """Names by frequency, in the order given: ``{"rare": ..., "common": ..., "frequent": ...}``.
+
+    The open-vocabulary split of LVIS trains on common and frequent and calls rare novel (spec 5.5).
+    """
+    return {
+        group: tuple(category.name for category in categories if category.frequency == letter)
+        for letter, group in LVIS_FREQUENCIES.items()
+    }

@@ -1,12 +1,19 @@
+import contextlib
 import copy
+import io
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from regionclip_jax.evaluation.coco import coco_ap50
 
 GROUPS = {"base": {1, 2}, "novel": {7}}
+SIZES = ("APs", "APm", "APl")
 
 
 def annotation(number, image, category, box, **more):
@@ -51,9 +58,8 @@ def evaluate(truth, results, **options):
 def test_perfect_boxes_have_all_of_the_precision(truth, capsys):
     before, results = copy.deepcopy(truth), perfect(truth)
     scores = evaluate(truth, results)
-    assert scores["summary"] == pytest.approx(
-        {"AP50_base": 100.0, "AP50_novel": 100.0, "AP50": 100.0, "AP": 100.0}
-    )
+    everything = dict.fromkeys(["AP50_base", "AP50_novel", "AP", "AP50", "AP75", *SIZES], 100.0)
+    assert scores["summary"] == pytest.approx(everything | {"APl": None})  # none is that large
     assert scores["per_category"]["owl"] == pytest.approx({"AP50": 100.0, "AP": 100.0})
     assert capsys.readouterr().out == ""
     assert truth == before and results == perfect(truth)  # arguments are left as they were
@@ -70,7 +76,8 @@ def test_a_category_without_ground_truth_has_no_number_and_does_not_count(truth)
 
 def test_no_detections_at_all_are_zero(truth):
     summary = evaluate(truth, [])["summary"]
-    assert summary == {"AP50_base": 0.0, "AP50_novel": 0.0, "AP50": 0.0, "AP": 0.0}
+    assert summary.pop("APl") is None
+    assert set(summary.values()) == {0.0} and "AP50_novel" in summary
 
 
 def test_ground_truth_without_any_box_has_no_numbers(truth):
@@ -168,3 +175,105 @@ def test_results_that_do_not_belong_are_refused(truth, change, message):
 def test_a_group_with_an_unknown_category_is_refused(truth):
     with pytest.raises(ValueError, match=r"group 'novel' names categories \[8, 9\]"):
         coco_ap50(truth, [], category_groups={"novel": {7, 8, 9}})
+
+
+def test_equal_scores_count_in_the_order_given(truth):
+    good, bad = perfect(truth)[3], perfect(truth)[3] | {"bbox": [0, 0, 9, 9]}
+    truth["annotations"] = [truth["annotations"][3]]  # one owl: found second its precision is 1/2
+    summary = {key: evaluate(truth, pair)["summary"]["AP50_novel"] for key, pair in
+               {"good first": [good, bad], "bad first": [bad, good]}.items()}  # fmt: skip
+    assert summary == pytest.approx({"good first": 100.0, "bad first": 50.0})
+
+
+def test_equal_scores_of_two_images_count_by_image_id(truth):
+    good, bad = perfect(truth)[3], perfect(truth)[3] | {"bbox": [0, 0, 9, 9]}
+    truth["annotations"] = [truth["annotations"][3]]
+    for image, expected in ((10, 50.0), (12, 100.0)):
+        for results in ([good, bad | {"image_id": image}], [bad | {"image_id": image}, good]):
+            assert evaluate(truth, results)["summary"]["AP50_novel"] == pytest.approx(expected)
+
+
+def test_an_annotation_with_the_id_zero_can_be_found(truth):
+    truth["annotations"][1]["id"] = 0  # pycocotools itself takes the id for "no match"
+    assert evaluate(truth, perfect(truth))["summary"]["AP50_novel"] == pytest.approx(100.0)
+
+
+def test_objects_are_large_by_their_area_not_by_their_box(truth):
+    truth["annotations"][0]["area"] = 5000  # of a box of 400
+    summary = evaluate(truth, [r for r in perfect(truth) if r["image_id"] == 11])["summary"]
+    # Medium: cup 11 found and cup 10 not, owl 11 found; owl 10 of 900 pixels alone is small.
+    assert [summary[size] for size in SIZES] == pytest.approx([0.0, 100 * (51 / 101 + 1) / 2, None])
+
+
+def instances(seed: int) -> dict:
+    """Images without boxes, categories without images, crowd regions, all sizes."""
+    draws = np.random.default_rng(seed)
+    annotations = []
+    for image in range(3, 60, 4):
+        for _ in range(draws.integers(0, 12)):
+            box = [*draws.uniform(0, 300, 2), *np.exp(draws.uniform(2, 5.5, 2))]
+            number, category = len(annotations) + 1, int(draws.choice([2, 3, 5, 8, 13]))
+            more = {"area": box[2] * box[3] * draws.uniform(0.4, 1), "iscrowd": 0}
+            more["iscrowd"] = int(draws.random() < 0.1)
+            annotations.append(annotation(number, image, category, [*map(float, box)], **more))
+    return {
+        "images": [{"id": image} for image in range(59, 2, -4)],
+        "categories": [{"id": i, "name": f"kind {i}"} for i in (21, 13, 8, 5, 3, 2)],
+        "annotations": annotations,
+    }
+
+
+def perturbed(truth: dict, seed: int) -> list[dict]:
+    """Boxes moved and enlarged, lost, doubled, mistaken; scores of one decimal, so many tie."""
+    draws = np.random.default_rng(seed)
+    categories = [category["id"] for category in truth["categories"]]
+    results = []
+    for entry in truth["annotations"] * 2:
+        x, y, width, height = entry["bbox"]
+        shift, scale = draws.normal(0, 0.1, 2), np.exp(draws.normal(0, 0.15, 2))
+        box = [x + shift[0] * width, y + shift[1] * height, width * scale[0], height * scale[1]]
+        category = entry["category_id"] if draws.random() < 0.8 else draws.choice(categories)
+        score = round(float(draws.random()), 1)
+        if draws.random() < 0.8:
+            results.append(
+                {"image_id": entry["image_id"], "category_id": int(category), "score": score}
+                | {"bbox": [float(number) for number in box]}
+            )
+    return results
+
+
+def used_directly(truth: dict, results: list[dict]) -> dict[str, float]:
+    """What a user of pycocotools reads."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(truth)
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(results)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = ("AP", "AP50", "AP75", *SIZES)
+    return dict(zip(names, 100 * evaluation.stats[:6], strict=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_standard_numbers_are_those_of_pycocotools_used_directly(seed):
+    truth = instances(seed)
+    results = perturbed(truth, seed)
+    summary = coco_ap50(truth, results, category_groups={})["summary"]
+    assert summary == pytest.approx(used_directly(truth, results), abs=1e-9)
+    assert 1 < summary["AP"] < summary["AP50"] < 99
+
+
+def test_real_annotations_give_the_numbers_of_pycocotools():
+    folder = os.environ.get("REGIONCLIP_DATA")
+    if not folder:
+        pytest.skip("REGIONCLIP_DATA does not name a folder with data in COCO's layout")
+    files = sorted(Path(folder).glob("annotations/instances_*.json"))
+    assert files, f"{folder} has no annotations/instances_*.json"
+    for path in files:
+        truth = json.loads(path.read_text())
+        results = perturbed(truth, seed=0)
+        summary = coco_ap50(path, results, category_groups={})["summary"]
+        print(path.name, len(truth["annotations"]), "annotations", len(results), "results", summary)
+        assert summary == pytest.approx(used_directly(truth, results), abs=1e-9)

@@ -5,8 +5,8 @@ import sys
 
 # What the host side needs and such a machine may lack.
 HOST_LIBRARIES = (
-    "absl clu grain orbax PIL pycocotools ml_collections tensorflow tensorflow_datasets torch "
-    "tensorboardX ftfy instant_clip_tokenizer"
+    "absl clu faster_coco_eval grain orbax PIL pycocotools ml_collections tensorflow "
+    "tensorflow_datasets torch tensorboardX ftfy instant_clip_tokenizer"
 )
 
 DEVICE_SIDE = """

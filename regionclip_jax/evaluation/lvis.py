@@ -1,0 +1,153 @@
+"""LVIS v1 average precision of boxes by faster-coco-eval: the extra ``lvis`` (spec 5.5).
+
+LVIS labels each image with some of its 1203 categories only ("federated"), hence its rules:
+
+- A detection counts only where its category was looked for: where the image has annotations of it,
+  or names it in ``neg_category_ids``. Elsewhere it is ignored.
+- Where the image names the category in ``not_exhaustive_category_ids``, detections that match
+  nothing are ignored.
+- The best 300 detections of an image count, over all categories.
+- APr, APc, APf are means over the categories of one frequency: rare, common, frequent in training.
+
+The numbers are those of the official tool, the lvis package, whose last release (0.5.3) does not
+run with current NumPy. faster-coco-eval knows all of its rules but one: its limit of detections is
+per image *and category*, so the best 300 are chosen here, before the other rules as in the official
+tool (a detection that is then ignored has used up its place). Of detections that score alike, here
+and there, those given first are better in one image, those of the smaller id among images.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from regionclip_jax.evaluation.ground_truth import (
+    FREQUENCIES,
+    as_detections,
+    percent,
+    read_lvis,
+)
+
+# Axes of a precision array: area, threshold (0.5 to 0.95), recall (0 to 1), category.
+_AREAS = ("all", "small", "medium", "large")
+_SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
+_AT_50, _AT_75, _SHAPE = 0, 5, (4, 10, 101)
+
+
+def lvis_ap(
+    ground_truth: Mapping | str | Path,
+    results: Sequence[Mapping],
+    *,
+    max_detections: int = 300,
+) -> dict[str, dict]:
+    """Evaluate boxes by the rules of LVIS v1.
+
+    Args:
+        ground_truth: LVIS v1 annotations (categories with ``frequency``, images with
+            ``neg_category_ids`` and ``not_exhaustive_category_ids``) or the path of such a JSON.
+            Boxes are ``[x, y, width, height]`` in original pixels.
+        results: ``{"image_id", "category_id", "bbox", "score"}`` each; may be empty.
+        max_detections: the best so many of an image count.
+
+    Returns:
+        ``{"summary": {"AP": ..., "AP50": ..., "AP75": ..., "APs": ..., "APm": ..., "APl": ...,
+        "APr": ..., "APc": ..., "APf": ...}, "per_category": {name: {"AP50": ..., "AP": ...}}}`` in
+        percent. None where no category has such ground truth; a category without ground truth is
+        left out of every mean. Sizes are as in ``evaluation.coco``.
+
+    Raises:
+        ModuleNotFoundError: faster-coco-eval is not installed.
+        ValueError: a result of an unknown image or category, a box or score that is not finite, or
+            a file that is not sound LVIS v1.
+    """
+    truth = read_lvis(ground_truth)
+    detections = _best_of_each_image(as_detections(results, truth), max_detections)
+    annotated, detected = _by_category(truth.annotations), _by_category(detections)
+    images = {image["id"]: image for image in truth.images}
+    categories = sorted(truth.categories, key=lambda category: category["id"])
+    # One category at a time, with the images that have something of it: asked for all at once, the
+    # library keeps a record of each of LVIS's 19,809 x 1,203 pairs of image and category.
+    precision = np.full((*_SHAPE, len(categories)), -1.0)
+    evaluate = _evaluator(max_detections)
+    for i, category in enumerate(categories):
+        if boxes := annotated[category["id"]]:
+            precision[..., i] = evaluate(category, images, boxes, detected[category["id"]])
+    everywhere = precision[_AREAS.index("all")]
+    summary = {
+        "AP": percent(everywhere),
+        "AP50": percent(everywhere[_AT_50]),
+        "AP75": percent(everywhere[_AT_75]),
+    }
+    for name, size in _SIZES.items():
+        summary[name] = percent(precision[_AREAS.index(size)])
+    for frequency in FREQUENCIES:
+        members = [i for i, c in enumerate(categories) if c["frequency"] == frequency]
+        summary[f"AP{frequency}"] = percent(everywhere[..., members])
+    per_category = {
+        category["name"]: {
+            "AP50": percent(everywhere[_AT_50, :, i]),
+            "AP": percent(everywhere[..., i]),
+        }
+        for i, category in enumerate(categories)
+    }
+    return {"summary": summary, "per_category": per_category}
+
+
+def _best_of_each_image(detections: list[dict], limit: int) -> list[dict]:
+    of_image = defaultdict(list)
+    for detection in detections:
+        of_image[detection["image_id"]].append(detection)
+    best = []
+    for found in of_image.values():  # sorting is stable
+        best += sorted(found, key=lambda detection: -detection["score"])[:limit]
+    return best
+
+
+def _by_category(entries: list[dict]) -> defaultdict[int, list[dict]]:
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[entry["category_id"]].append(entry)
+    return groups
+
+
+def _evaluator(max_detections: int) -> Callable[[Mapping, Mapping, list, list], np.ndarray]:
+    """``evaluate(category, images by id, annotations, detections)`` -> [area, threshold, recall]"""
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ModuleNotFoundError as error:
+        if error.name != "faster_coco_eval":
+            raise
+        raise ModuleNotFoundError(
+            "evaluating LVIS needs faster-coco-eval: pip install 'regionclip_jax[lvis]'",
+            name=error.name,
+        ) from error
+
+    def evaluate(category, images, annotations, detections):
+        occupied = sorted({entry["image_id"] for entry in [*annotations, *detections]})
+        federated = ("id", "neg_category_ids", "not_exhaustive_category_ids")
+        shown = [{key: images[image][key] for key in federated} for image in occupied]
+
+        def index(entries):
+            content = {"images": shown, "categories": [category], "annotations": entries}
+            return COCO(content, print_function=_silent)
+
+        evaluation = COCOeval_faster(
+            index(annotations),
+            index(detections),
+            "bbox",
+            ranges={"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]},
+            lvis_style=True,
+            print_function=_silent,
+        )
+        evaluation.params.maxDets = [max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        # [threshold, recall, category, area, limit], each of the last three but area once.
+        return np.moveaxis(evaluation.eval["precision"][:, :, 0, :, 0], -1, 0)
+
+    return evaluate
+
+
+def _silent(*_) -> None:
+    """In place of the library's progress messages, one set for each category."""

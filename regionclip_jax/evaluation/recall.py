@@ -1,0 +1,112 @@
+"""Recall of proposals: does the localizer find the objects, whatever they are?
+
+Beside AP this tells a bad localizer from bad recognition. The rule is pycocotools' without
+categories (``useCats = 0``): at each IoU threshold the proposals choose in the order of their rank,
+each the box it overlaps most among those still free. A maximal matching could find a few boxes
+more, where an early proposal takes the box that a later one needed.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU; the first gives recall, their mean gives AR
+NEVER = np.iinfo(np.int32).max  # the rank at which a box is found that no proposal finds
+
+
+def found_at(
+    boxes: Float[np.ndarray, "G 4"], proposals: Float[np.ndarray, "N 4"]
+) -> Int[np.ndarray, "T G"]:
+    """Rank of the proposal that finds each box of one image, at each of ``THRESHOLDS``.
+
+    Small enough to gather from all processes, which the proposals themselves are not.
+
+    Args:
+        boxes: xyxy, without crowd regions: those would take only proposals that find nothing else.
+        proposals: xyxy in the same frame, best first.
+
+    Returns:
+        int32, 0 for the best proposal, ``NEVER`` where none finds the box.
+
+    Raises:
+        ValueError: arrays of other shapes, or numbers that are not finite.
+    """
+    boxes, proposals = np.asarray(boxes, np.float64), np.asarray(proposals, np.float64)
+    for name, array in (("boxes", boxes), ("proposals", proposals)):
+        if array.ndim != 2 or array.shape[1] != 4:
+            raise ValueError(
+                f"proposal recall: {name} have shape {array.shape}, expected [count, 4] xyxy; an "
+                "image without any has [0, 4]"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"proposal recall: {name} hold numbers that are not finite; their maker is broken"
+            )
+    ranks = np.full((len(THRESHOLDS), len(boxes)), NEVER, np.int32)
+    if not len(boxes):
+        return ranks
+    overlaps = _iou(proposals, boxes)
+    every = np.arange(len(THRESHOLDS))
+    for rank in np.flatnonzero(overlaps.max(axis=1) >= THRESHOLDS[0]):
+        free = np.where(ranks == NEVER, overlaps[rank], -1.0)
+        best = len(boxes) - 1 - np.argmax(free[:, ::-1], axis=1)  # of equal ones the last
+        found = free[every, best] >= THRESHOLDS
+        ranks[every[found], best[found]] = rank
+    return ranks
+
+
+def summarize_recall(
+    ranks: Sequence[Int[np.ndarray, "T _"]], *, limits: Sequence[int] = (100, 300, 1000)
+) -> dict[str, float | None]:
+    """Recall over all boxes of all images, in percent.
+
+    Args:
+        ranks: of each image what ``found_at`` says.
+        limits: so many proposals of an image count.
+
+    Returns:
+        ``{"recall@100": ..., "AR@100": ..., ...}``: at IoU 0.5, and the mean over 0.5 to 0.95.
+        None when there are no boxes.
+    """
+    every = np.concatenate([np.asarray(image, np.int32) for image in ranks] or [_NO_BOX], axis=1)
+    summary: dict[str, float | None] = {}
+    for limit in limits:
+        found = every < limit
+        summary[f"recall@{limit}"] = 100.0 * float(found[0].mean()) if found.size else None
+        summary[f"AR@{limit}"] = 100.0 * float(found.mean()) if found.size else None
+    return summary
+
+
+def proposal_recall(
+    boxes: Sequence[Float[np.ndarray, "_ 4"]],
+    proposals: Sequence[Float[np.ndarray, "_ 4"]],
+    *,
+    limits: Sequence[int] = (100, 300, 1000),
+) -> dict[str, float | None]:
+    """``summarize_recall`` of boxes and ranked proposals, both one array for each image.
+
+    Raises:
+        ValueError: not as many images in one as in the other, or as ``found_at``.
+    """
+    if len(boxes) != len(proposals):
+        raise ValueError(
+            f"proposal recall: boxes of {len(boxes)} images, proposals of {len(proposals)}; give "
+            "both for each image, [0, 4] where there are none"
+        )
+    ranks = [found_at(*image) for image in zip(boxes, proposals, strict=True)]
+    return summarize_recall(ranks, limits=limits)
+
+
+_NO_BOX = np.empty((len(THRESHOLDS), 0), np.int32)
+
+
+def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """IoU [N, G] of xyxy boxes [N, 4] and [G, 4]."""
+    low = np.maximum(first[:, None, :2], second[:, :2])
+    high = np.minimum(first[:, None, 2:], second[:, 2:])
+    common = np.clip(high - low, 0.0, None).prod(axis=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1] - common
+    # A pair of boxes without area has no union.
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

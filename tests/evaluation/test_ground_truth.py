@@ -1,0 +1,131 @@
+import copy
+import json
+
+import pytest
+
+from regionclip_jax.evaluation.ground_truth import keep_categories, read_coco, read_lvis
+
+
+@pytest.fixture
+def coco():
+    return {
+        "images": [{"id": 10}, {"id": 11}, {"id": 12}],
+        "categories": [{"id": 1, "name": "cup"}, {"id": 7, "name": "owl"}],
+        "annotations": [
+            {"id": 4, "image_id": 10, "category_id": 1, "bbox": [0, 0, 2, 3]},
+            {"id": 0, "image_id": 11, "category_id": 7, "bbox": [0, 0, 9, 9], "area": 5},
+        ],
+    }
+
+
+@pytest.fixture
+def lvis(coco):
+    lists = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    return coco | {
+        "images": [image | lists for image in coco["images"]],
+        "categories": [category | {"frequency": "r"} for category in coco["categories"]],
+    }
+
+
+def doubled(content, key, entry=0):
+    return content | {key: [*content[key], content[key][entry]]}
+
+
+def written(tmp_path, content):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_annotations_get_what_they_lack_and_numbers_from_one(coco):
+    before = copy.deepcopy(coco)
+    truth = read_coco(coco)
+    assert [(a["id"], a["area"], a["iscrowd"]) for a in truth.annotations] == [(1, 6, 0), (2, 5, 0)]
+    assert coco == before
+
+
+@pytest.mark.parametrize("read", [read_coco, read_lvis])
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("images", r"image id 10 occurs 2 times \(1 such ids\).*remove the doubles"),
+        ("annotations", "annotation id 4 occurs 2 times"),
+        ("categories", "category id 1 occurs 2 times"),
+    ],
+)
+def test_ids_that_occur_twice_are_refused_by_file_and_id(lvis, coco, tmp_path, read, key, message):
+    content = doubled(coco if read is read_coco else lvis, key)
+    with pytest.raises(ValueError, match=rf"instances\.json: {message}"):
+        read(written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("images", {"id": None}, "1 of kind image have no 'id'"),
+        ("categories", {"name": None}, "1 of kind category have no 'name'"),
+        ("categories", {"name": "owl"}, "2 categories have the name 'owl'"),
+        ("annotations", {"image_id": 99}, "annotation 4 is of image 99 and category 1"),
+        ("annotations", {"category_id": 3}, "annotation 4 is of image 10 and category 3"),
+        ("annotations", {"bbox": None}, r"annotation 4: 'bbox': expected \[x, y, .*found None"),
+        ("annotations", {"bbox": [0, 0, 1]}, r"annotation 4: 'bbox'"),
+        ("annotations", {"bbox": [0, 0, 1, float("inf")]}, r"annotation 4: 'bbox'"),
+    ],
+)
+def test_an_entry_that_cannot_be_meant_is_refused(coco, key, change, message):
+    coco[key][0] |= change
+    with pytest.raises(ValueError, match=message):
+        read_coco(coco)
+
+
+@pytest.mark.parametrize(
+    ("key", "mark"),
+    [
+        ("categories", {"frequency": "r"}),
+        ("images", {"neg_category_ids": [1]}),
+        ("images", {"not_exhaustive_category_ids": []}),
+    ],
+)
+def test_an_lvis_file_is_refused_as_coco(coco, tmp_path, key, mark):
+    coco[key][-1] |= mark
+    message = rf"instances\.json.*{next(iter(mark))}.*LVIS file.*evaluation\.lvis"
+    for read in (read_coco, lambda path: keep_categories(path, ["cup"])):
+        with pytest.raises(ValueError, match=message):
+            read(written(tmp_path, coco))
+
+
+def test_a_coco_file_is_refused_as_lvis(coco, tmp_path):
+    message = r"instances\.json: category 1: 'frequency'.*found None.*evaluation\.coco"
+    with pytest.raises(ValueError, match=message):
+        read_lvis(written(tmp_path, coco))
+
+
+@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
+def test_an_lvis_image_that_does_not_say_what_was_looked_for_is_refused(lvis, key):
+    del lvis["images"][1][key]
+    with pytest.raises(ValueError, match=f"image 11: no '{key}'"):
+        read_lvis(lvis)
+
+
+@pytest.mark.parametrize("mark", ["iscrowd", "ignore"])
+def test_lvis_has_no_crowd_regions(lvis, mark):
+    lvis["annotations"][1][mark] = 0
+    assert len(read_lvis(lvis).annotations) == 2
+    lvis["annotations"][1][mark] = 1
+    with pytest.raises(ValueError, match="annotation 0 is marked as crowd or to be ignored"):
+        read_lvis(lvis)
+
+
+def test_some_categories_keep_their_ids_and_the_images_that_show_them(coco):
+    crowd = {"id": 5, "image_id": 12, "category_id": 7, "bbox": [0, 0, 1, 1], "iscrowd": 1}
+    coco["annotations"].append(crowd)
+    assert keep_categories(coco, {"owl"}) == {
+        "images": [{"id": 11}, {"id": 12}],
+        "categories": [{"id": 7, "name": "owl"}],
+        "annotations": coco["annotations"][1:],
+    }
+
+
+def test_a_category_that_the_file_lacks_is_named(coco, tmp_path):
+    with pytest.raises(ValueError, match=r"instances\.json: no categories \['bee'\] among the 2"):
+        keep_categories(written(tmp_path, coco), ["cup", "bee"])
