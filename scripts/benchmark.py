@@ -85,7 +85,9 @@ def main():
     regions = jax.jit(lambda v, f, b: encode_regions(model, v, f, b, regions_per_chunk=args.chunk))
     region_gradient = jax.jit(
         jax.grad(
-            lambda v, f, b: encode_regions(model, v, f, b, regions_per_chunk=args.chunk).sum(),
+            lambda v, f, b: encode_regions(
+                model, v, f, b, regions_per_chunk=args.chunk, differentiated=True
+            ).sum(),
             argnums=(0, 1),
         )
     )

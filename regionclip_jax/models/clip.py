@@ -108,6 +108,7 @@ def encode_regions(
     *,
     regions_per_chunk: int | None = None,
     implementation: str = "auto",
+    differentiated: bool = False,
 ) -> Float[Array, "B R D"]:
     """Embeds boxes: RoIAlign, then layer4 and attention pooling, in rematerialised chunks.
 
@@ -115,14 +116,18 @@ def encode_regions(
         model: the CLIP module; ``variables`` its frozen-norm variables.
         feature_map: ``image_features(...).map``.
         boxes: canvas pixels; an empty box gives some finite embedding that the caller masks.
-        regions_per_chunk: regions of each picture embedded at once. Crops and layer4's activations
-        of
-            one chunk are all that ever exists, forward and backward; None means all in one.
+        regions_per_chunk: regions of each picture embedded at once, at most. Crops and layer4's
+            activations of one chunk are all that ever exists, forward and backward; None means all
+            in one.
         implementation: of RoIAlign, see ``ops.roi_align``.
+        differentiated: the caller takes gradients of it. Changes no number: XLA's CPU backend
+            computes a convolution's kernel gradient 20 times slower inside a loop, so there the
+            chunks are then unrolled.
     """
     num_images, num_regions, _ = boxes.shape
-    size = min(regions_per_chunk or num_regions, num_regions)
-    num_chunks = -(-num_regions // size)
+    num_chunks = -(-num_regions // min(regions_per_chunk or num_regions, num_regions))
+    # Equal chunks: with the whole picture as region 101, chunks of 25 would pad to 125.
+    size = -(-num_regions // num_chunks)
     padded = jnp.pad(boxes, ((0, 0), (0, num_chunks * size - num_regions), (0, 0)))
     chunks = padded.reshape(num_images, num_chunks, size, 4).swapaxes(0, 1)
 
@@ -136,7 +141,10 @@ def encode_regions(
 
     if num_chunks == 1:
         return embed(chunks[0])
-    out = jax.lax.map(jax.checkpoint(embed), chunks)
+    unroll = num_chunks if differentiated and jax.default_backend() == "cpu" else 1
+    _, out = jax.lax.scan(
+        lambda carry, chunk: (carry, jax.checkpoint(embed)(chunk)), None, chunks, unroll=unroll
+    )
     return out.swapaxes(0, 1).reshape(num_images, num_chunks * size, -1)[:, :num_regions]
 
 

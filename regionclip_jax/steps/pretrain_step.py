@@ -130,6 +130,7 @@ def embed_with_student(
         boxes,
         regions_per_chunk=settings.regions_per_chunk,
         implementation=settings.roi_align,
+        differentiated=True,
     )
     if features.whole is None:
         return embeddings[:, 1:], embeddings[:, 0]
