@@ -8,8 +8,7 @@ separable, which gives two exact implementations:
 
 ``matmul``  one matrix per box and axis, ``out = W_y F W_x^T``. For accelerators and small maps.
 ``gather``  one box at a time, one row read per (sample, corner). For large maps on CPUs, where it
-is 4
-            to 9 times faster than the matrices.
+            is 4 to 9 times faster than the matrices.
 ``auto``    picks by the backend and the size of the map when the function is traced.
 
 Gradients flow to the features only; boxes get none, as in torchvision.
@@ -44,7 +43,8 @@ def roi_align(
         spatial_scale: cells per canvas pixel, e.g. 1/16.
         sampling_ratio: samples per bin and axis; 0 chooses ``ceil(size / P)`` per box.
         aligned: shift by half a cell (detectron2's ROIAlignV2); False also widens boxes to one
-        cell. implementation: "matmul", "gather" or "auto".
+            cell.
+        implementation: "matmul", "gather" or "auto".
 
     Raises:
         ValueError: unknown implementation.
