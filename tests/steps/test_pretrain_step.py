@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from regionclip_jax.models.clip import CLIP
+from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
     PretrainSettings,
@@ -95,6 +96,19 @@ def test_eight_devices_make_the_update_of_one(start, pair_batch, shard, assert_s
     found, metrics = step(state8, frozen8, batch8)
     for name, value in expected_metrics.items():
         assert metrics[name] == pytest.approx(float(value), rel=1e-4), name
+    assert_same_update(state, found, expected)
+
+
+def test_a_split_state_makes_the_update_of_a_whole_one(start, pair_batch, assert_same_update):
+    """Parameters and momenta over two devices, the batch over four pairs of them."""
+    step, state, frozen = start("resnet")
+    expected, _ = step(state, frozen, pair_batch)
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    placed = jax.device_put(state, parameter_shardings(state, mesh))
+    whole = jax.device_put(frozen, jax.NamedSharding(mesh, jax.P()))
+    batch = jax.device_put(pair_batch, jax.NamedSharding(mesh, jax.P("data")))
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(placed.opt_state))
+    found, _ = step(placed, whole, batch)
     assert_same_update(state, found, expected)
 
 

@@ -1,0 +1,64 @@
+"""Every parameter of every architecture has a rule, and the rules split what is large."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
+from regionclip_jax.models.localizer import LocalizerConfig
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.sharding.partition_rules import parameter_shardings
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def split_bytes(shapes, shardings):
+    """Bytes of a device's share over bytes of all."""
+    shares = [
+        np.prod(sharding.shard_shape(leaf.shape)) / np.prod(leaf.shape)
+        for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+    ]
+    sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)]
+    return np.dot(shares, sizes) / np.sum(sizes)
+
+
+@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/16", "ViT-L/14@336", "tiny", "scenes"])
+def test_half_of_nearly_all_numbers_lies_on_each_of_two_devices(mesh, name):
+    shapes = abstract_variables(PRESETS[name])
+    shardings = parameter_shardings(shapes, mesh)
+    assert split_bytes(shapes, shardings) < 0.51
+    found = {path: s.spec for path, s in flatten(shardings).items()}
+    assert found["params/text/token_embedding"] == PartitionSpec("fsdp", None)
+    assert found["params/logit_scale"] == PartitionSpec()
+
+
+def test_localizers_and_optimizer_states_are_covered(mesh):
+    import optax
+
+    shapes = abstract_localizer(LocalizerConfig(blocks=(3, 4, 6, 3), pyramid_channels=256))
+    assert split_bytes(shapes, parameter_shardings(shapes, mesh)) < 0.51
+    state = jax.eval_shape(optax.adamw(1e-3).init, abstract_variables(PRESETS["scenes"])["params"])
+    assert split_bytes(state, parameter_shardings(state, mesh)) < 0.52
+
+
+def test_without_an_fsdp_axis_and_where_it_does_not_divide_tensors_stay_whole(mesh):
+    shapes = abstract_variables(PRESETS["scenes"])
+    for sharding in jax.tree.leaves(parameter_shardings(shapes, make_mesh(8))):
+        assert sharding.is_fully_replicated
+    odd = {"params": {"head": {"kernel": jnp.zeros((1, 1, 4, 15))}}}
+    (sharding,) = jax.tree.leaves(parameter_shardings(odd, mesh))
+    assert sharding.is_fully_replicated
+
+
+def test_a_parameter_without_a_rule_is_named(mesh):
+    with pytest.raises(ValueError, match=r"params/new/gate \(3,\): no rule.*add a rule"):
+        parameter_shardings({"params": {"new": {"gate": jnp.zeros(3)}}}, mesh)
+    with pytest.raises(ValueError, match="head/kernel"):
+        parameter_shardings({"head": {"kernel": jnp.zeros(3)}}, mesh)
