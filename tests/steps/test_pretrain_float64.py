@@ -44,7 +44,8 @@ def main(folder: Path) -> None:
     jnp.float32 = jnp.float64
     step = _load(TESTS / "steps" / "test_pretrain_parity.py")
     from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
-    from regionclip_jax.conversion.clip_keys import origin, to_parameter
+    from regionclip_jax.conversion.clip_keys import origin
+    from regionclip_jax.conversion.layouts import to_parameter
     from regionclip_jax.conversion.regionclip_keys import to_openai
     from regionclip_jax.models.clip import CLIP
     from regionclip_jax.models.presets import PRESETS
