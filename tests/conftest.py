@@ -97,6 +97,12 @@ def reference_tensors():
 
 
 @pytest.fixture(scope="session")
+def reference_tensor():
+    """``reference_tensor(name, shape)``: one of the reference's random weights by its own name."""
+    return runpy.run_path(str(GOLDEN / "make_weights.py"))["make_tensor"]
+
+
+@pytest.fixture(scope="session")
 def to_variables():
     """``to_variables(tensors, config)``: a model's variables, without a tower the file lacks."""
     from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten

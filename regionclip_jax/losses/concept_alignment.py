@@ -1,4 +1,4 @@
-"""Regions against the concept pool: logits, the teacher's labels, and groups of images.
+"""Regions against the concept pool: the teacher's labels, and groups of images.
 
 Paper section 3.2-3.3; spec: models_pretrain 3.8-3.9. The reference computes both region losses,
 their means and the rule "if no region passes the threshold keep all" on each GPU alone (3 images),
@@ -10,8 +10,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-
-from regionclip_jax.losses.normalize import unit_length
 
 
 @flax.struct.dataclass
@@ -38,13 +36,6 @@ def group_regions(x: Array, images_per_group: int | None) -> Array:
             "choose a divisor, or None for the whole batch"
         )
     return x.reshape(num_images // size, size * x.shape[1], *x.shape[2:])
-
-
-def concept_logits(
-    regions: Float[Array, "... D"], concepts: Float[Array, "C D"], temperature: float
-) -> Float[Array, "... C"]:
-    """Cosines of regions and concepts over the temperature, fp32."""
-    return unit_length(regions) @ unit_length(concepts).T / temperature
 
 
 def label_regions(

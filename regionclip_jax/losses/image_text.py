@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from regionclip_jax.losses.normalize import unit_length
+from regionclip_jax.ops.unit_length import unit_length
 
 
 def image_text_loss(

@@ -11,12 +11,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.models.modified_resnet import ModifiedResNet
 from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.models.text_transformer import TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer
+from regionclip_jax.ops.crops import crop_and_resize
+from regionclip_jax.ops.normalization import normalize_crops_for_clip
 from regionclip_jax.ops.roi_align import roi_align
 
 
@@ -124,23 +126,64 @@ def encode_regions(
             computes a convolution's kernel gradient 20 times slower inside a loop, so there the
             chunks are then unrolled.
     """
-    num_images, num_regions, _ = boxes.shape
-    num_chunks = -(-num_regions // min(regions_per_chunk or num_regions, num_regions))
-    # Equal chunks: with the whole picture as region 101, chunks of 25 would pad to 125.
-    size = -(-num_regions // num_chunks)
-    padded = jnp.pad(boxes, ((0, 0), (0, num_chunks * size - num_regions), (0, 0)))
-    chunks = padded.reshape(num_images, num_chunks, size, 4).swapaxes(0, 1)
 
     def embed(chunk):
         crops = roi_align(
             feature_map, chunk, model.crop_size, 1 / model.stride, implementation=implementation
         )
-        crops = crops.reshape(num_images * size, *crops.shape[2:])
-        out = model.apply(variables, crops, method=model.embed_crops)
-        return out.reshape(num_images, size, -1)
+        return _apply_to_crops(model, variables, crops, model.embed_crops)
 
+    return _in_chunks(embed, boxes, regions_per_chunk, differentiated)
+
+
+def encode_crops(
+    model: CLIP,
+    variables: dict,
+    images: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    boxes: Float[Array, "B R 4"],
+    *,
+    regions_per_chunk: int | None = None,
+) -> Float[Array, "B R D"]:
+    """Embeds boxes as pictures of their own: cut out, resized, and through the whole image tower.
+
+    What CLIP does without RegionCLIP (paper figure 1), at the price of one tower a box. Boxes are
+    squashed to the square of the training resolution; see ``ops.crops``.
+
+    Args:
+        model, variables, regions_per_chunk: as in ``encode_regions``.
+        images: canvases, not normalised.
+        sizes: (height, width) of each picture's real pixels.
+        boxes: canvas pixels; one without pixels gives the embedding of a black picture.
+    """
+
+    def embed(chunk):
+        crops = crop_and_resize(images, chunk, sizes, model.config.image_resolution)
+        crops = normalize_crops_for_clip(crops)
+        return _apply_to_crops(model, variables, crops, model.encode_image)
+
+    return _in_chunks(embed, boxes, regions_per_chunk, differentiated=False)
+
+
+def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R D"]:
+    num_images, num_regions = crops.shape[:2]
+    flat = crops.reshape(num_images * num_regions, *crops.shape[2:])
+    out = model.apply(variables, flat, method=method)
+    return out.reshape(num_images, num_regions, out.shape[-1])
+
+
+def _in_chunks(
+    embed, boxes, regions_per_chunk: int | None, differentiated: bool
+) -> Float[Array, "B R D"]:
+    """``embed``, of so many boxes of each picture at once; rematerialised."""
+    num_images, num_regions, _ = boxes.shape
+    num_chunks = -(-num_regions // min(regions_per_chunk or num_regions, num_regions))
     if num_chunks == 1:
-        return embed(chunks[0])
+        return embed(boxes)
+    # Equal chunks: with the whole picture as region 101, chunks of 25 would pad to 125.
+    size = -(-num_regions // num_chunks)
+    padded = jnp.pad(boxes, ((0, 0), (0, num_chunks * size - num_regions), (0, 0)))
+    chunks = padded.reshape(num_images, num_chunks, size, 4).swapaxes(0, 1)
     unroll = num_chunks if differentiated and jax.default_backend() == "cpu" else 1
     _, out = jax.lax.scan(
         lambda carry, chunk: (carry, jax.checkpoint(embed)(chunk)), None, chunks, unroll=unroll

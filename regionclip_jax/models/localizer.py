@@ -161,15 +161,19 @@ def propose(
     32, as there). In its batches the padding proposes too; that is an accident of batching.
 
     Args:
+        images: canvases of any size; for a pyramid they are enlarged to a multiple of 32.
         sizes: (height, width) of each picture's real pixels.
         pre_nms_topk, post_nms_topk, nms_threshold, min_size: as in ``ops.proposals``.
 
     Raises:
-        ValueError: as ``Localizer`` and ``ops.proposals.select_proposals``.
+        ValueError: as ``ops.proposals.select_proposals``.
     """
     config = localizer.config
-    levels = localizer.apply(variables, images, sizes, method=localizer.feature_levels)
     divisor = max(config.strides[:-1], default=config.strides[0])
+    if config.pyramid_channels is not None:
+        bottom, right = (-side % divisor for side in images.shape[1:3])
+        images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
+    levels = localizer.apply(variables, images, sizes, method=localizer.feature_levels)
     padded = -(-sizes // divisor) * divisor
     logits, deltas, anchors = [], [], []
     for features, stride, anchor_sizes in zip(

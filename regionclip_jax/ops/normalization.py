@@ -20,9 +20,14 @@ def normalize_for_clip(
     images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
 ) -> Float[Array, "B H W 3"]:
     """RGB canvases to CLIP's input; padding becomes 0 after normalisation, as in the reference."""
-    pixels = images.astype(jnp.float32) / 255.0
-    pixels = (pixels - jnp.asarray(CLIP_MEAN, jnp.float32)) / jnp.asarray(CLIP_STD, jnp.float32)
+    pixels = normalize_crops_for_clip(images.astype(jnp.float32))
     return jnp.where(real_pixels(sizes, *images.shape[1:3])[..., None], pixels, 0.0)
+
+
+def normalize_crops_for_clip(crops: Float[Array, "*crops P Q 3"]) -> Float[Array, "*crops P Q 3"]:
+    """RGB values from 0 to 255 to CLIP's input, for pictures without padding."""
+    mean, std = jnp.asarray(CLIP_MEAN, jnp.float32), jnp.asarray(CLIP_STD, jnp.float32)
+    return (crops / 255.0 - mean) / std
 
 
 def normalize_for_detectron(

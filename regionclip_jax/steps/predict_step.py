@@ -1,30 +1,118 @@
-"""Recognition of given boxes: which class is in each of them, and the best pairs of an image.
+"""What is where: recognition of given boxes, and detection from pixels to original pixels.
 
-Paper section 3.4 and 4.2 (zero-shot inference with ground-truth boxes); spec: detector_eval 0.
-Scores are the softmax over the classes' cosines and the zero background logit, all over the
-temperature.
+Paper sections 3.4 and 4.2 (zero-shot inference); spec: detector_eval 0, 3.5, 3.6 and 5.4. Regions
+of each picture, given or proposed -> an embedding of each -> softmax over the classes' cosines and
+the zero background logit, all over the temperature -> the best pairs of box and class.
+
+A region is embedded from "features", cut out of the map of the whole picture (RegionCLIP), or from
+"crops", cut out of the pixels and put through the whole tower (plain CLIP, paper figure 1).
 """
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
-from regionclip_jax.losses.concept_alignment import concept_logits
-from regionclip_jax.models.clip import CLIP, encode_regions
+from regionclip_jax.models.box_head import regress_boxes
+from regionclip_jax.models.clip import CLIP, encode_crops, encode_regions
+from regionclip_jax.models.concept_classifier import class_probabilities
+from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
 from regionclip_jax.ops.normalization import normalize_for_clip
-from regionclip_jax.structures import DetectionBatch, Detections
+from regionclip_jax.structures import DetectionBatch, Detections, Regions
 
 
 @flax.struct.dataclass
 class Recognition:
-    """The best class of every given box, and the image's best (box, class) pairs."""
+    """The best class of every given box, and the image's best (box, class) pairs.
+
+    The detections are in pixels of the original images, like those of the detect step.
+    """
 
     top_class: Int[Array, "B G"]
     top_score: Float[Array, "B G"]
     detections: Detections
+
+
+@flax.struct.dataclass
+class DetectorVariables:
+    """What a detect step reads: CLIP's variables, raw class embeddings; the others may be None."""
+
+    clip: Any
+    class_embeddings: Float[Array, "C D"]
+    localizer: Any = None
+    # Of ``models.box_head.BoxHead``; without one, detections are the regions as they are.
+    box_head: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposalSettings:
+    """How many boxes a localizer proposes. The defaults are the reference's for zero-shot."""
+
+    # Of each level of a pyramid; 6000 for the one level of a C4.
+    pre_nms_topk: int = 1000
+    post_nms_topk: int = 1000
+    nms_threshold: float = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectSettings:
+    """From embeddings to detections. The defaults are the reference's for COCO with proposals."""
+
+    temperature: float = 0.01
+    # "features" or "crops".
+    embed_from: str = "features"
+    # "reference" (the root of probability x raw logit), "sigmoid" (of its sigmoid), or "none".
+    objectness: str = "reference"
+    score_threshold: float = 0.001
+    # "hard", or soft: "gaussian", "linear".
+    nms: str = "hard"
+    nms_threshold: float = 0.5
+    soft_nms_sigma: float = 0.5
+    soft_nms_prune: float = 0.001
+    max_detections: int = 100
+    # Report probabilities without objectness, which still orders (the reference's VIS; hard NMS).
+    report_probabilities: bool = False
+    regions_per_chunk: int | None = None
+    roi_align: str = "auto"
+
+
+def embed_boxes(
+    model: CLIP,
+    variables: dict,
+    images: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    boxes: Float[Array, "B R 4"],
+    *,
+    embed_from: str,
+    regions_per_chunk: int | None,
+    roi_align: str,
+) -> Float[Array, "B R D"]:
+    """Embeddings of boxes (canvas pixels) by either way.
+
+    Raises:
+        ValueError: ``embed_from`` is neither "features" nor "crops".
+    """
+    if embed_from == "crops":
+        return encode_crops(
+            model, variables, images, sizes, boxes, regions_per_chunk=regions_per_chunk
+        )
+    if embed_from != "features":
+        raise ValueError(f"embed_from {embed_from!r}; expected features or crops")
+    pixels = normalize_for_clip(images, sizes)
+    features = model.apply(variables, pixels, method=model.image_features)
+    return encode_regions(
+        model,
+        variables,
+        features.map,
+        boxes,
+        regions_per_chunk=regions_per_chunk,
+        implementation=roi_align,
+    )
 
 
 def make_recognize_step(
@@ -34,36 +122,137 @@ def make_recognize_step(
     max_detections: int,
     regions_per_chunk: int | None,
     roi_align: str,
+    embed_from: str = "features",
 ) -> Callable[[dict, Float[Array, "C D"], DetectionBatch], Recognition]:
-    """Builds ``(variables, class embeddings, batch) -> Recognition`` for the batch's own boxes."""
+    """Builds ``(variables, class embeddings, batch) -> Recognition`` for the batch's own boxes.
+
+    All pairs of box and class compete, without suppression: this measures names, not boxes.
+    """
 
     def step(
         variables: dict, class_embeddings: Float[Array, "C D"], batch: DetectionBatch
     ) -> Recognition:
-        pixels = normalize_for_clip(batch.images, batch.sizes)
-        features = model.apply(variables, pixels, method=model.image_features)
-        embeddings = encode_regions(
+        embeddings = embed_boxes(
             model,
             variables,
-            features.map,
+            batch.images,
+            batch.sizes,
             batch.boxes,
+            embed_from=embed_from,
             regions_per_chunk=regions_per_chunk,
-            implementation=roi_align,
+            roi_align=roi_align,
         )
-        logits = concept_logits(embeddings, class_embeddings, temperature)
-        background = jnp.zeros((*logits.shape[:-1], 1))
-        scores = jax.nn.softmax(jnp.concatenate([logits, background], -1), axis=-1)[..., :-1]
+        scores = class_probabilities(embeddings, class_embeddings, temperature)
         scores = jnp.where(batch.box_mask[..., None], scores, -1.0)
         num_images, num_boxes, num_classes = scores.shape
         count = min(max_detections, num_boxes * num_classes)
         best, index = jax.lax.top_k(scores.reshape(num_images, -1), count)
         boxes = jnp.take_along_axis(batch.boxes, (index // num_classes)[..., None], axis=1)
+        detections = Detections(
+            boxes=boxes, scores=best, classes=index % num_classes, mask=best > 0
+        )
         return Recognition(
             top_class=scores.argmax(-1),
             top_score=scores.max(-1),
-            detections=Detections(
-                boxes=boxes, scores=best, classes=index % num_classes, mask=best > 0
-            ),
+            detections=to_original_pixels(detections, batch.sizes, batch.scales),
+        )
+
+    return step
+
+
+def detect_regions(
+    model: CLIP,
+    settings: DetectSettings,
+    variables: DetectorVariables,
+    images: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    scales: Float[Array, "B 2"],
+    regions: Regions,
+) -> Detections:
+    """Detections among given regions.
+
+    Args:
+        images: canvases.
+        sizes: (height, width) of each picture's real pixels.
+        scales: canvas pixels per original pixel, (y, x).
+        regions: canvas pixels, with objectness logits unless ``settings.objectness`` is "none".
+
+    Returns:
+        Pixels of the original images, K = ``settings.max_detections``. Rows in between may be
+        masked: boxes without area are chosen before they are dropped, as in the reference.
+    """
+    embeddings = embed_boxes(
+        model,
+        variables.clip,
+        images,
+        sizes,
+        regions.boxes,
+        embed_from=settings.embed_from,
+        regions_per_chunk=settings.regions_per_chunk,
+        roi_align=settings.roi_align,
+    )
+    boxes = regions.boxes
+    if variables.box_head is not None:
+        boxes = regress_boxes(variables.box_head, embeddings, boxes)
+    probabilities = class_probabilities(
+        embeddings, variables.class_embeddings, settings.temperature
+    )
+    scores, has_scores = fuse_objectness(probabilities, regions.scores, settings.objectness)
+    detections = select_detections(
+        boxes,
+        scores,
+        regions.mask & has_scores,
+        sizes,
+        score_threshold=settings.score_threshold,
+        nms=settings.nms,
+        nms_threshold=settings.nms_threshold,
+        soft_nms_sigma=settings.soft_nms_sigma,
+        soft_nms_prune=settings.soft_nms_prune,
+        max_detections=settings.max_detections,
+        reported_scores=probabilities if settings.report_probabilities else None,
+    )
+    return to_original_pixels(detections, sizes, scales)
+
+
+def make_detect_step(
+    model: CLIP,
+    settings: DetectSettings,
+    *,
+    localizer: Localizer | None = None,
+    proposals: ProposalSettings | None = None,
+) -> Callable[[DetectorVariables, DetectionBatch], Detections]:
+    """Builds ``(variables, batch) -> Detections``: uint8 canvases to original pixels, one program.
+
+    Args:
+        localizer: proposes the regions, as ``proposals`` says (None: ``ProposalSettings()``).
+            Without one the batch's own boxes are the regions, which no box head moves.
+
+    Raises:
+        ValueError: objectness without a localizer; a batch's own boxes have none.
+    """
+    if localizer is None and settings.objectness != "none":
+        raise ValueError(
+            f"objectness {settings.objectness!r} without a localizer: given boxes have no "
+            'objectness; set "none"'
+        )
+    proposals = proposals or ProposalSettings()
+
+    def step(variables: DetectorVariables, batch: DetectionBatch) -> Detections:
+        if localizer is None:
+            regions = Regions(batch.boxes, jnp.zeros(batch.box_mask.shape), batch.box_mask)
+            variables = variables.replace(box_head=None)
+        else:
+            regions = propose(
+                localizer,
+                variables.localizer,
+                batch.images,
+                batch.sizes,
+                pre_nms_topk=proposals.pre_nms_topk,
+                post_nms_topk=proposals.post_nms_topk,
+                nms_threshold=proposals.nms_threshold,
+            )
+        return detect_regions(
+            model, settings, variables, batch.images, batch.sizes, batch.scales, regions
         )
 
     return step

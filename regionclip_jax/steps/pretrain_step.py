@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from regionclip_jax.losses.concept_alignment import (
     PseudoLabels,
-    concept_logits,
     group_regions,
     label_regions,
 )
@@ -29,6 +28,7 @@ from regionclip_jax.losses.concept_contrastive import concept_contrastive_loss
 from regionclip_jax.losses.distillation import distillation_loss
 from regionclip_jax.losses.image_text import image_text_loss
 from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
+from regionclip_jax.models.concept_classifier import concept_logits
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regionclip_jax.losses.concept_alignment import (
-    concept_logits,
     group_regions,
     label_regions,
     mean_over_groups,
@@ -166,17 +165,6 @@ def test_the_threshold_is_strict_and_when_nothing_passes_all_real_regions_are_ke
     # The rule holds in each group alone.
     two = label(np.concatenate([logits, 0 * logits]), np.concatenate([mask, mask]), 0.5)
     np.testing.assert_array_equal(two.keep, [[False, True, False, False], mask[0]])
-
-
-@pytest.mark.property
-@given(seed=seeds)
-def test_concept_logits_are_cosines_over_the_temperature(seed):
-    rng = np.random.default_rng(seed)
-    regions, concepts = rng.standard_normal((2, 3, 5)), 9 * rng.standard_normal((4, 5))
-    expected = np.einsum("brd,cd->brc", regions, concepts) / 0.05
-    expected /= np.linalg.norm(regions, axis=-1)[..., None] * np.linalg.norm(concepts, axis=-1)
-    found = concept_logits(*(jnp.asarray(x, jnp.float32) for x in (regions, concepts)), 0.05)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_regions_are_grouped_image_by_image():

@@ -1,0 +1,41 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionclip_jax.models.concept_classifier import class_probabilities, concept_logits
+
+
+def cosines_over(regions, concepts, temperature):
+    cosines = np.einsum("...d,cd->...c", regions, concepts)
+    cosines /= np.linalg.norm(regions, axis=-1)[..., None] * np.linalg.norm(concepts, axis=-1)
+    return cosines / temperature
+
+
+def draw(seed):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((2, 3, 5)), 9 * rng.standard_normal((4, 5))
+
+
+@pytest.mark.property
+@given(seed=st.integers(0, 2**32 - 1))
+def test_concept_logits_are_cosines_over_the_temperature(seed):
+    regions, concepts = draw(seed)
+    found = concept_logits(*(jnp.asarray(x, jnp.float32) for x in (regions, concepts)), 0.05)
+    np.testing.assert_allclose(found, cosines_over(regions, concepts, 0.05), atol=2e-5)
+
+
+@pytest.mark.property
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_background_takes_its_share_with_a_logit_of_zero(seed):
+    regions, concepts = draw(seed)
+    powers = np.exp(cosines_over(regions, concepts, 0.1))
+    expected = powers / (1 + powers.sum(-1, keepdims=True))
+    found = class_probabilities(*(jnp.asarray(x, jnp.float32) for x in (regions, concepts)), 0.1)
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_a_region_without_direction_is_shared_out_evenly():
+    found = class_probabilities(jnp.zeros((1, 5)), jnp.ones((3, 5)), 0.01)
+    np.testing.assert_allclose(found, [[0.25, 0.25, 0.25]])
