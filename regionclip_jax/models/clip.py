@@ -177,8 +177,8 @@ def _in_chunks(
 ) -> Float[Array, "B R D"]:
     """``embed``, of so many boxes of each picture at once; rematerialised."""
     num_images, num_regions, _ = boxes.shape
-    num_chunks = -(-num_regions // min(regions_per_chunk or num_regions, num_regions))
-    if num_chunks == 1:
+    num_chunks = -(-num_regions // (regions_per_chunk or max(num_regions, 1)))
+    if num_chunks <= 1:
         return embed(boxes)
     # Equal chunks: with the whole picture as region 101, chunks of 25 would pad to 125.
     size = -(-num_regions // num_chunks)
