@@ -148,14 +148,17 @@ class RegionsSection:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSection:
-    """Recognition of ground-truth boxes, zero-shot."""
+    """Zero-shot recognition of given boxes, or detection, with the official metrics."""
 
-    # "coco_folder" or "array_record", its folder and split.
+    # "coco_folder", "lvis_folder" or "array_record", its folder and split.
     source: str
     path: str
     split: str
-    # Base and novel classes: "coco_48_17", "scenes", or "none" for one group of all classes.
+    # Groups of classes: "coco_48_17" and "scenes" (novel, base), "lvis" (rare, common, frequent, by
+    # LVIS's metrics), or "none" for one group of all classes.
     class_split: str
+    # Class embeddings (.npz) to use; "" embeds the data's class names with the model's text tower.
+    vocabulary: str
     short_side: int | None
     max_long_side: int | None
     resize_method: str
@@ -163,8 +166,31 @@ class EvaluationSection:
     batch_size: Count
     # Rows for ground-truth boxes of an image; more in one image are an error.
     max_boxes: int
+    # Where to look: "ground_truth", "localizer" or "windows" (sliding ones).
+    regions: str
+    # Model directory whose localizer proposes; "" means that of the model itself.
+    localizer: str
+    # Proposals of a picture; candidates of each level before suppression; its IoU threshold.
+    num_proposals: Count
+    pre_nms_topk: Count
+    proposal_nms_threshold: float
+    # Sides of the windows as shares of the picture's.
+    window_sides: tuple[float, ...]
+    # Regions are cut out of the "features" (RegionCLIP) or of the pixels ("crops": plain CLIP on
+    # each region, paper figure 1).
+    embed_from: str
     temperature: float
-    max_detections: int
+    # How objectness joins the probability: "reference" (root of the product with the raw logit, as
+    # the reference does it), "sigmoid" (of its sigmoid, as was probably meant), or "none".
+    objectness: str
+    # Scores up to this are dropped.
+    score_threshold: float
+    # Suppression within a class: "hard", or soft: "gaussian", "linear".
+    nms: str
+    nms_threshold: float
+    soft_nms_sigma: float
+    soft_nms_prune: float
+    max_detections: Count
     regions_per_chunk: int | None
     roi_align: str
     templates: str

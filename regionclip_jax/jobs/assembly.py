@@ -27,10 +27,20 @@ from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
+from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.models.clip import CLIP, init_variables
+from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
 from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.steps.predict_step import (
+    DetectSettings,
+    FindRegions,
+    ProposalSettings,
+    given_boxes,
+    proposals_of,
+    windows,
+)
 from regionclip_jax.steps.pretrain_step import PretrainSettings
 from regionclip_jax.steps.train_state import TrainState, create_train_state
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
@@ -41,6 +51,9 @@ from regionclip_jax.training.optimizer import make_optimizer
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _GLOBAL_BOXES = ("image", "canvas")
 _ROI_ALIGNS = ("auto", "matmul", "gather")
+_OBJECTNESS = ("none", "reference", "sigmoid")
+_NMS = ("hard", "gaussian", "linear")
+_EMBED_FROM = ("features", "crops")
 
 
 def choose(table: dict, name: str, key: str):
@@ -123,6 +136,7 @@ def build_detection_source(section: EvaluationSection):
     makers = {
         "array_record": lambda: ArrayRecordSource(section.path),
         "coco_folder": lambda: CocoInstancesSource(section.path, section.split),
+        "lvis_folder": lambda: LvisInstancesSource(section.path, section.split),
     }
     make = choose(makers, section.source, "evaluation.source")
     _require_path(section.path, section.source, "evaluation.path")
@@ -289,3 +303,61 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
         roi_align=section.roi_align,
         seed=run.seed,
     )
+
+
+def detect_settings(section: EvaluationSection) -> DetectSettings:
+    """From embeddings to detections.
+
+    Raises:
+        ConfigError: a choice that does not exist, or objectness where nothing has it.
+    """
+    for names, key in (
+        (_OBJECTNESS, "objectness"),
+        (_NMS, "nms"),
+        (_EMBED_FROM, "embed_from"),
+        (_ROI_ALIGNS, "roi_align"),
+    ):
+        _require_one_of(names, getattr(section, key), f"evaluation.{key}")
+    if section.objectness != "none" and section.regions != "localizer":
+        raise ConfigError(
+            f"evaluation.objectness: {section.objectness!r} with evaluation.regions "
+            f"{section.regions!r}, which have no objectness; set it to 'none', or regions to "
+            "'localizer'"
+        )
+    return DetectSettings(
+        temperature=section.temperature,
+        embed_from=section.embed_from,
+        objectness=section.objectness,
+        score_threshold=section.score_threshold,
+        nms=section.nms,
+        nms_threshold=section.nms_threshold,
+        soft_nms_sigma=section.soft_nms_sigma,
+        soft_nms_prune=section.soft_nms_prune,
+        max_detections=section.max_detections,
+        regions_per_chunk=section.regions_per_chunk,
+        roi_align=section.roi_align,
+    )
+
+
+def build_find_regions(section: EvaluationSection, localizer: Localizer | None) -> FindRegions:
+    """Where a model looks; ``localizer`` where the section asks for one."""
+
+    def sliding() -> FindRegions:
+        if not section.window_sides or not all(0 < side <= 1 for side in section.window_sides):
+            raise ConfigError(
+                f"evaluation.window_sides: {section.window_sides}, expected shares of the "
+                "picture's side above 0 and at most 1, such as (0.3, 0.5)"
+            )
+        return windows(section.window_sides)
+
+    proposals = ProposalSettings(
+        pre_nms_topk=section.pre_nms_topk,
+        post_nms_topk=section.num_proposals,
+        nms_threshold=section.proposal_nms_threshold,
+    )
+    makers: dict[str, Callable[[], FindRegions]] = {
+        "ground_truth": lambda: given_boxes,
+        "localizer": lambda: proposals_of(localizer, proposals),
+        "windows": sliding,
+    }
+    return choose(makers, section.regions, "evaluation.regions")()

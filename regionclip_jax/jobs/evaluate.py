@@ -1,6 +1,13 @@
-"""Zero-shot recognition of ground-truth boxes: the table of a paper, on any COCO-format data."""
+"""Zero-shot recognition of given boxes, or detection: the tables of a paper, on anyone's data.
+
+For every model: where to look (ground-truth boxes, a localizer's proposals, sliding windows), what
+is there (text embeddings of the class names), and the official metrics of the data. Beside AP stand
+region top-1 on given boxes, or the recall of the proposals, so that bad recognition and a bad
+localizer can be told apart.
+"""
 
 import contextlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +16,18 @@ import jax
 import numpy as np
 from absl import logging
 
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
+from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.config import ConfigError, EvaluateConfig, EvaluationSection, as_plain
-from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
-from regionclip_jax.evaluation import coco, predictions, recognition
-from regionclip_jax.jobs import assembly, concept_pool
+from regionclip_jax.evaluation import coco, lvis, predictions, recall, recognition
+from regionclip_jax.evaluation.ground_truth import keep_categories
+from regionclip_jax.jobs import assembly, concept_pool, detection_gallery
+from regionclip_jax.jobs.evaluated_classes import LVIS, Classes, choose_classes, keep_only
 from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.sharding.global_arrays import (
@@ -24,24 +36,12 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
-from regionclip_jax.steps.predict_step import make_recognize_step
-from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
-from regionclip_jax.text.prompts import prepare_class_name
+from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
+from regionclip_jax.structures import DetectionBatch
 
-_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
-    "scenes": {"novel": tuple(NOVEL_SHAPES), "base": tuple(BASE_SHAPES)},
-    "coco_48_17": {"novel": COCO_NOVEL_17, "base": COCO_BASE_48},
-    "none": {},
-}
-
-
-class Classes(NamedTuple):
-    """The classes an evaluation is about: names, COCO ids, row in the source, groups by index."""
-
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
-    source_rows: tuple[int, ...]
-    groups: dict[str, set[int]]
+GROUND_TRUTH, LOCALIZER = "ground_truth", "localizer"
+_COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_LVIS_NUMBERS = ("AP", "APr", "APc", "APf", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Evaluation(NamedTuple):
@@ -51,18 +51,25 @@ class Evaluation(NamedTuple):
     per_category: dict[str, dict]
     confused: list
     results: list[dict]
+    # Which boxes and weights the numbers saw.
+    saw: dict[str, str]
+    images_per_second: float | None
+    class_names: dict[int, str]
 
 
 def run(config: EvaluateConfig, workdir: Path) -> dict:
-    """Evaluates every model of the config on the same boxes; writes ``results.json``."""
+    """Evaluates every model of the config on the same pictures; writes ``results.json``."""
     evaluations = {
-        name: evaluate_model(Path(path), config.evaluation, config.dtype)
+        name: evaluate_model(
+            Path(path), config.evaluation, config.dtype, workdir / f"vocabulary_{name}.npz"
+        )
         for name, path in config.models.items()
     }
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     if jax.process_index() == 0:
         details = {
-            "boxes": "ground truth",
+            "saw": {name: e.saw for name, e in evaluations.items()},
+            "images_per_second": {n: e.images_per_second for n, e in evaluations.items()},
             "models": config.models,
             "evaluation": as_plain(config.evaluation),
             "per_category": {n: e.per_category for n, e in evaluations.items()},
@@ -70,122 +77,186 @@ def run(config: EvaluateConfig, workdir: Path) -> dict:
         write_results(workdir / "results.json", metrics, details=details)
         for name, evaluation in evaluations.items():
             write_detections(workdir / f"detections_{name}.json", evaluation.results)
-        report(workdir, metrics, step=0)
+        picture = detection_gallery.draw(
+            assembly.build_detection_source(config.evaluation),
+            {name: evaluation.results for name, evaluation in evaluations.items()},
+            class_names=next(iter(evaluations.values())).class_names,
+            subtitle="; ".join(f"{n}: {e.saw['boxes']}" for n, e in evaluations.items()),
+        )
+        write_png(workdir / "detections.png", picture)
+        for name, evaluation in evaluations.items():
+            rate = evaluation.images_per_second
+            print(f"{name}: {', '.join(f'{k}: {v}' for k, v in evaluation.saw.items())}"
+                  + (f", {rate:.1f} images/s" if rate else ""))  # fmt: skip
+        report(workdir, metrics, step=0, picture=picture)
     return metrics
 
 
-def report(workdir: Path, metrics: Mapping[str, Mapping[str, float | None]], step: int) -> None:
-    """Prints the table and writes the numbers to TensorBoard."""
+def report(
+    workdir: Path,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    step: int,
+    picture: np.ndarray,
+) -> None:
+    """Prints the table and writes the numbers and the picture to TensorBoard."""
     print(comparison_table(metrics), flush=True)
     with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
         for name, values in metrics.items():
             known = {f"{name}/{k}": v for k, v in values.items() if v is not None}
             writer.write_scalars(step, known)
+        writer.write_images(step, {"regions": picture[None].astype(np.float32) / 255})
 
 
-def evaluate_model(directory: Path, section: EvaluationSection, dtype: str) -> Evaluation:
-    """Recognition of ground-truth boxes by one model directory."""
+def evaluate_model(
+    directory: Path, section: EvaluationSection, dtype: str, vocabulary_path: Path
+) -> Evaluation:
+    """One model directory on all pictures.
+
+    Args:
+        vocabulary_path: where the embedded class names are kept, and found the next time.
+
+    Raises:
+        CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not fit.
+        ConfigError: the section contradicts itself or the data.
+    """
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
     source = assembly.build_detection_source(section)
-    classes = _classes(source, section)
-    vocabulary = concept_pool.embed_names(
-        model,
-        variables,
-        [prepare_class_name(name) for name in classes.names],
-        section.templates,
-    )
+    classes = choose_classes(source, section)
+    saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
+    localizer = localizer_variables = None
+    if section.regions == LOCALIZER:
+        localizer_variables, localizer_card = load_localizer(section.localizer or directory)
+        localizer = Localizer(localizer_card.architecture, model.dtype)
+        saw["boxes"] = f"proposals of {_origin(section.localizer or directory, localizer_card)}"
+    vocabulary = _vocabulary(section, classes, model, variables, vocabulary_path)
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     step = jax.jit(
-        make_recognize_step(
+        make_predict_step(
             model,
-            temperature=section.temperature,
-            max_detections=section.max_detections,
-            regions_per_chunk=section.regions_per_chunk,
-            roi_align=section.roi_align,
+            assembly.detect_settings(section),
+            assembly.build_find_regions(section, localizer),
         )
     )
-    variables, embeddings = replicate((variables, vocabulary.embeddings), mesh)
+    frozen = replicate(
+        DetectorVariables(variables, vocabulary.embeddings, localizer_variables), mesh
+    )
+    on_given_boxes = section.regions == GROUND_TRUTH
+    truth, ranks, clock = [], {}, _Clock()
 
-    def predict(batch):
-        recognition_ = local_rows(step(variables, embeddings, to_global_batch(batch, mesh)))
-        return recognition_.detections, recognition_.top_class
-
-    truth = []
+    def predict(batch: DetectionBatch):
+        found = local_rows(step(frozen, to_global_batch(batch, mesh)))
+        clock.count(int(batch.mask.sum()))
+        if on_given_boxes:
+            return found.detections, found.most_probable_class
+        for row in np.flatnonzero(batch.mask):
+            boxes = batch.boxes[row][batch.box_mask[row]]
+            proposals = found.regions.boxes[row][found.regions.mask[row]]
+            ranks[int(batch.image_ids[row])] = recall.found_at(boxes, proposals).tolist()
+        return found.detections, None
 
     def batches():
         for batch in assembly.detection_pass(section, source):
-            batch = _only(batch, classes)
+            batch = keep_only(batch, classes)
             truth.extend(_truth(batch, classes))
             yield batch
 
     found = predictions.run(predict, batches(), category_ids=classes.ids, gather=gather_json)
-    dataset = _coco_dataset(gather_json(truth), classes)
+    metrics, per_category, results = _official(section, source, classes, truth, found.results)
+    confused = []
+    if on_given_boxes:
+        top1 = recognition.region_top1(found.predicted, found.actual, class_groups=classes.groups)
+        metrics |= {f"top1_{group}": top1[f"top1_{group}"] for group in classes.groups}
+        confused = recognition.most_confused(found.predicted, found.actual, names=classes.names)
+    else:
+        everywhere = dict(gather_json(list(ranks.items())))
+        metrics |= recall.summarize_recall([np.array(r, np.int32) for r in everywhere.values()])
+    logging.info(
+        "%s: %d images, %d boxes found%s",
+        directory,
+        found.num_images,
+        len(found.results),
+        "".join(f"; {true} as {guess} ({n})" for true, guess, n in confused[:5]),
+    )
+    return Evaluation(
+        metrics=metrics,
+        per_category=per_category,
+        confused=confused,
+        results=results,
+        saw=saw,
+        images_per_second=clock.rate,
+        class_names=dict(zip(classes.ids, classes.names, strict=True)),
+    )
+
+
+class _Clock:
+    """Images per second, without the first batch, which is compiled."""
+
+    def __init__(self):
+        self._began: float | None = None
+        self._images = 0
+        self.rate: float | None = None
+
+    def count(self, images: int) -> None:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now
+            return
+        self._images += images
+        self.rate = round(self._images / max(now - self._began, 1e-9), 2)
+
+
+def _origin(directory: str | Path, card) -> str:
+    source = card.source.get("file") or f"run {card.source.get('run', 'unknown')}"
+    return f"{directory} ({card.label}, {source})"
+
+
+def _vocabulary(section, classes: Classes, model, variables, path: Path) -> Vocabulary:
+    """Class embeddings in the order of the classes."""
+    if not section.vocabulary:
+        return concept_pool.cached_vocabulary(
+            path, model, variables, classes.names, section.templates
+        )
+    given = Vocabulary.load(section.vocabulary)
+    require_matching(given, describe_encoder(model.config, variables["params"]))
+    rows = {name: row for row, name in enumerate(given.names)}
+    if missing := [name for name in classes.names if name not in rows]:
+        raise ConfigError(
+            f"evaluation.vocabulary: {section.vocabulary} lacks {len(missing)} of "
+            f"{len(classes.names)} classes: {missing[:5]}; give the embeddings of these classes, "
+            "or leave it empty to embed their names"
+        )
+    order = [rows[name] for name in classes.names]
+    return Vocabulary(classes.names, given.embeddings[order], given.templates, given.encoder)
+
+
+def _official(section, source, classes: Classes, truth, results) -> tuple[dict, dict, list]:
+    """The data's own metrics: summary, per category, and the results they are of."""
+    path = getattr(source, "annotations_path", None)
+    if section.class_split == LVIS:
+        scores = lvis.lvis_ap(path, results, max_detections=section.max_detections)
+        return {k: scores["summary"][k] for k in _LVIS_NUMBERS}, scores["per_category"], results
+    if path is None:
+        dataset = _coco_dataset(gather_json(truth), classes)
+    else:
+        # The file knows areas and crowds, which batches do not carry. Of a split only pictures with
+        # a box of its classes count, as in the reference.
+        dataset = path
+        if len(classes.ids) < len(source.category_names):
+            dataset = keep_categories(path, classes.source_names)
+            kept = {image["id"] for image in dataset["images"]}
+            results = [result for result in results if result["image_id"] in kept]
     groups = {
         name: {classes.ids[index] for index in members} for name, members in classes.groups.items()
     }
     scores = coco.coco_ap50(
-        dataset,
-        found.results,
-        category_groups=groups,
-        max_detections=section.max_detections,
+        dataset, results, category_groups=groups, max_detections=section.max_detections
     )
-    top1 = recognition.region_top1(found.predicted, found.actual, class_groups=classes.groups)
-    confused = recognition.most_confused(found.predicted, found.actual, names=classes.names)
-    logging.info(
-        "%s: %d images, %d boxes; most confused: %s",
-        directory,
-        found.num_images,
-        len(found.actual),
-        ", ".join(f"{true} as {guess} ({n})" for true, guess, n in confused[:5]),
-    )
-    # On ground-truth boxes AP is the same at every IoU threshold, so AP50 says it all.
-    metrics = {f"AP50_{group}": scores["summary"][f"AP50_{group}"] for group in classes.groups}
-    return Evaluation(
-        metrics=metrics | {f"top1_{group}": top1[f"top1_{group}"] for group in classes.groups},
-        per_category=scores["per_category"],
-        confused=confused,
-        results=found.results,
-    )
-
-
-def _classes(source, section: EvaluationSection) -> Classes:
-    """The source's classes, or those of the split it is evaluated with.
-
-    Raises:
-        ConfigError: the split names classes the source does not have.
-    """
-    names = tuple(source.category_names)
-    if not names:
-        raise ConfigError(f"evaluation.path: {source!r} names no categories; use detection data")
-    ids = tuple(getattr(source, "category_ids", range(1, len(names) + 1)))
-    groups = assembly.choose(_SPLITS, section.class_split, "evaluation.class_split")
-    wanted = [name for members in groups.values() for name in members]
-    if unknown := sorted(set(wanted) - set(names)):
-        raise ConfigError(
-            f"evaluation.class_split: {section.class_split!r} names {unknown[:5]}, which "
-            f"{source!r} does not have; choose another split or 'none'"
-        )
-    rows = [row for row, name in enumerate(names) if not wanted or name in set(wanted)]
-    chosen = tuple(names[row] for row in rows)
-    by_index = {
-        group: {chosen.index(name) for name in members} for group, members in groups.items()
-    }
-    return Classes(
-        names=chosen,
-        ids=tuple(int(ids[row]) for row in rows),
-        source_rows=tuple(rows),
-        groups=by_index | {"all": set(range(len(chosen)))},
-    )
-
-
-def _only(batch, classes: Classes):
-    """The batch without boxes of other classes, its classes counted among ``classes``."""
-    index = np.full(max(classes.source_rows) + 2, -1)
-    index[list(classes.source_rows)] = np.arange(len(classes.source_rows))
-    mapped = index[np.minimum(batch.classes, len(index) - 1)]
-    keep = batch.box_mask & (mapped >= 0)
-    return batch.replace(classes=np.where(keep, mapped, 0).astype(np.int32), box_mask=keep)
+    summary = {f"AP50_{group}": scores["summary"][f"AP50_{group}"] for group in classes.groups}
+    if section.regions != GROUND_TRUTH:
+        # On given boxes AP is the same at every IoU threshold, so AP50 says it all.
+        summary |= {key: scores["summary"][key] for key in _COCO_NUMBERS}
+    return summary, scores["per_category"], results
 
 
 def _truth(batch, classes: Classes) -> list[dict]:
@@ -216,6 +287,7 @@ def _coco_dataset(images: list[dict], classes: Classes) -> dict:
         "images": [{"id": image["id"]} for image in images],
         "annotations": [{"id": n, **a} for n, a in enumerate(annotations, start=1)],
         "categories": [
-            {"id": i, "name": name} for i, name in zip(classes.ids, classes.names, strict=True)
+            {"id": i, "name": name}
+            for i, name in zip(classes.ids, classes.source_names, strict=True)
         ],
     }

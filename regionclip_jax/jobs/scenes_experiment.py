@@ -4,14 +4,12 @@ A story of three stories, and the only job that calls jobs: train_clip (the teac
 student's start), pretrain, evaluate. No ground-truth box is used before the evaluation.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import logging
 
 from regionclip_jax.artifacts.results import write_detections, write_results
@@ -20,7 +18,6 @@ from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.reporting.writers import make_writer
 
 _NEAR, _FAR, _HELD_OUT = 0, 1, 2
 
@@ -56,7 +53,12 @@ def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
         seconds,
         "evaluation",
         lambda: {
-            name: evaluate.evaluate_model(path, section, pretrain_config.student.dtype)
+            name: evaluate.evaluate_model(
+                path,
+                section,
+                pretrain_config.student.dtype,
+                workdir / name / "class_vocabulary.npz",
+            )
             for name, path in models.items()
         },
     )
@@ -116,9 +118,7 @@ def _write(config, workdir: Path, evaluations, metrics, seconds) -> None:
         class_names=SHAPES,
     )
     recognition_gallery.write(workdir / "regions.png", picture)
-    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
-        writer.write_images(0, {"regions": picture[None].astype(np.float32) / 255})
-    evaluate.report(workdir, metrics, step=config.pretrain.run.num_steps)
+    evaluate.report(workdir, metrics, step=config.pretrain.run.num_steps, picture=picture)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
     print(f"picture: {workdir / 'regions.png'}", flush=True)

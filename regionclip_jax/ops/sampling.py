@@ -1,7 +1,10 @@
-"""Random choices with fixed sizes and explicit keys: subsets of regions, random boxes."""
+"""Boxes and subsets of boxes with fixed sizes: random ones by explicit keys, and windows."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from regionclip_jax.structures import Regions
@@ -61,6 +64,25 @@ def random_boxes(
         low = whole_number_up_to(low_key, cells - span)
     limit = sizes[:, None, ::-1].astype(jnp.float32)
     return jnp.concatenate([low * grid, jnp.minimum((low + span) * grid, limit)], -1)
+
+
+def grid_boxes(sizes: Int[Array, "B 2"], sides: tuple[float, ...]) -> Float[Array, "B R 4"]:
+    """Sliding windows of each picture: for those without a localizer.
+
+    Args:
+        sizes: (height, width) of each picture's real pixels.
+        sides: of the windows, as shares of the picture's; each moves by at most a third of itself.
+
+    Returns:
+        R boxes, the same shares of every picture: all windows of the first side, then the next.
+    """
+    shares = []
+    for side in sides:
+        steps = math.ceil((1 - side) / (side / 3)) + 1
+        y, x = np.meshgrid(*[np.linspace(0, 1 - side, steps)] * 2, indexing="ij")
+        shares.append(np.stack([x, y, x + side, y + side], -1).reshape(-1, 4))
+    picture = jnp.tile(sizes[:, None, ::-1].astype(jnp.float32), 2)
+    return jnp.asarray(np.concatenate(shares), jnp.float32) * picture
 
 
 def box_mask(sizes: Int[Array, "B 2"], num_boxes: int) -> Bool[Array, "B R"]:

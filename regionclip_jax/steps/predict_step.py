@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -23,19 +22,8 @@ from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
 from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.sampling import box_mask, grid_boxes
 from regionclip_jax.structures import DetectionBatch, Detections, Regions
-
-
-@flax.struct.dataclass
-class Recognition:
-    """The best class of every given box, and the image's best (box, class) pairs.
-
-    The detections are in pixels of the original images, like those of the detect step.
-    """
-
-    top_class: Int[Array, "B G"]
-    top_score: Float[Array, "B G"]
-    detections: Detections
 
 
 @flax.struct.dataclass
@@ -47,6 +35,21 @@ class DetectorVariables:
     localizer: Any = None
     # Of ``models.box_head.BoxHead``; without one, detections are the regions as they are.
     box_head: Any = None
+
+
+@flax.struct.dataclass
+class Prediction:
+    """What a model says of a batch, and where it looked."""
+
+    # Pixels of the original images.
+    detections: Detections
+    # Canvas pixels, best first.
+    regions: Regions
+    # Of each region, whatever was detected there.
+    most_probable_class: Int[Array, "B R"]
+
+
+FindRegions = Callable[[DetectorVariables, DetectionBatch], Regions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,52 +118,7 @@ def embed_boxes(
     )
 
 
-def make_recognize_step(
-    model: CLIP,
-    *,
-    temperature: float,
-    max_detections: int,
-    regions_per_chunk: int | None,
-    roi_align: str,
-    embed_from: str = "features",
-) -> Callable[[dict, Float[Array, "C D"], DetectionBatch], Recognition]:
-    """Builds ``(variables, class embeddings, batch) -> Recognition`` for the batch's own boxes.
-
-    All pairs of box and class compete, without suppression: this measures names, not boxes.
-    """
-
-    def step(
-        variables: dict, class_embeddings: Float[Array, "C D"], batch: DetectionBatch
-    ) -> Recognition:
-        embeddings = embed_boxes(
-            model,
-            variables,
-            batch.images,
-            batch.sizes,
-            batch.boxes,
-            embed_from=embed_from,
-            regions_per_chunk=regions_per_chunk,
-            roi_align=roi_align,
-        )
-        scores = class_probabilities(embeddings, class_embeddings, temperature)
-        scores = jnp.where(batch.box_mask[..., None], scores, -1.0)
-        num_images, num_boxes, num_classes = scores.shape
-        count = min(max_detections, num_boxes * num_classes)
-        best, index = jax.lax.top_k(scores.reshape(num_images, -1), count)
-        boxes = jnp.take_along_axis(batch.boxes, (index // num_classes)[..., None], axis=1)
-        detections = Detections(
-            boxes=boxes, scores=best, classes=index % num_classes, mask=best > 0
-        )
-        return Recognition(
-            top_class=scores.argmax(-1),
-            top_score=scores.max(-1),
-            detections=to_original_pixels(detections, batch.sizes, batch.scales),
-        )
-
-    return step
-
-
-def detect_regions(
+def predict_regions(
     model: CLIP,
     settings: DetectSettings,
     variables: DetectorVariables,
@@ -168,8 +126,8 @@ def detect_regions(
     sizes: Int[Array, "B 2"],
     scales: Float[Array, "B 2"],
     regions: Regions,
-) -> Detections:
-    """Detections among given regions.
+) -> Prediction:
+    """What is in given regions, and the detections among them.
 
     Args:
         images: canvases.
@@ -178,8 +136,8 @@ def detect_regions(
         regions: canvas pixels, with objectness logits unless ``settings.objectness`` is "none".
 
     Returns:
-        Pixels of the original images, K = ``settings.max_detections``. Rows in between may be
-        masked: boxes without area are chosen before they are dropped, as in the reference.
+        Detections with K = ``settings.max_detections``. Rows in between may be masked: boxes
+        without area are chosen before they are dropped, as in the reference.
     """
     embeddings = embed_boxes(
         model,
@@ -211,7 +169,63 @@ def detect_regions(
         max_detections=settings.max_detections,
         reported_scores=probabilities if settings.report_probabilities else None,
     )
-    return to_original_pixels(detections, sizes, scales)
+    return Prediction(
+        detections=to_original_pixels(detections, sizes, scales),
+        regions=regions,
+        most_probable_class=probabilities.argmax(-1),
+    )
+
+
+def given_boxes(variables: DetectorVariables, batch: DetectionBatch) -> Regions:
+    """The batch's own boxes; they have no objectness."""
+    return Regions(batch.boxes, jnp.zeros(batch.box_mask.shape), batch.box_mask)
+
+
+def proposals_of(localizer: Localizer, settings: ProposalSettings) -> FindRegions:
+    """Proposals of a localizer, whose variables are among the detector's."""
+
+    def find(variables: DetectorVariables, batch: DetectionBatch) -> Regions:
+        return propose(
+            localizer,
+            variables.localizer,
+            batch.images,
+            batch.sizes,
+            pre_nms_topk=settings.pre_nms_topk,
+            post_nms_topk=settings.post_nms_topk,
+            nms_threshold=settings.nms_threshold,
+        )
+
+    return find
+
+
+def windows(sides: tuple[float, ...]) -> FindRegions:
+    """Sliding windows (``ops.sampling.grid_boxes``), where there is no localizer."""
+
+    def find(variables: DetectorVariables, batch: DetectionBatch) -> Regions:
+        boxes = grid_boxes(batch.sizes, sides)
+        mask = box_mask(batch.sizes, boxes.shape[1])
+        return Regions(boxes, jnp.zeros(mask.shape), mask)
+
+    return find
+
+
+def make_predict_step(
+    model: CLIP, settings: DetectSettings, find_regions: FindRegions
+) -> Callable[[DetectorVariables, DetectionBatch], Prediction]:
+    """Builds ``(variables, batch) -> Prediction``: uint8 canvases in, one program.
+
+    Args:
+        find_regions: ``given_boxes``, ``proposals_of(...)`` or ``windows(...)``. Only proposals
+            have objectness, so with the others ``settings.objectness`` has to be "none".
+    """
+
+    def step(variables: DetectorVariables, batch: DetectionBatch) -> Prediction:
+        regions = find_regions(variables, batch)
+        return predict_regions(
+            model, settings, variables, batch.images, batch.sizes, batch.scales, regions
+        )
+
+    return step
 
 
 def make_detect_step(
@@ -221,7 +235,7 @@ def make_detect_step(
     localizer: Localizer | None = None,
     proposals: ProposalSettings | None = None,
 ) -> Callable[[DetectorVariables, DetectionBatch], Detections]:
-    """Builds ``(variables, batch) -> Detections``: uint8 canvases to original pixels, one program.
+    """Builds ``(variables, batch) -> Detections``: the detections of ``make_predict_step`` alone.
 
     Args:
         localizer: proposes the regions, as ``proposals`` says (None: ``ProposalSettings()``).
@@ -235,24 +249,14 @@ def make_detect_step(
             f"objectness {settings.objectness!r} without a localizer: given boxes have no "
             'objectness; set "none"'
         )
-    proposals = proposals or ProposalSettings()
+    find_regions = given_boxes
+    if localizer is not None:
+        find_regions = proposals_of(localizer, proposals or ProposalSettings())
+    predict = make_predict_step(model, settings, find_regions)
 
     def step(variables: DetectorVariables, batch: DetectionBatch) -> Detections:
         if localizer is None:
-            regions = Regions(batch.boxes, jnp.zeros(batch.box_mask.shape), batch.box_mask)
             variables = variables.replace(box_head=None)
-        else:
-            regions = propose(
-                localizer,
-                variables.localizer,
-                batch.images,
-                batch.sizes,
-                pre_nms_topk=proposals.pre_nms_topk,
-                post_nms_topk=proposals.post_nms_topk,
-                nms_threshold=proposals.nms_threshold,
-            )
-        return detect_regions(
-            model, settings, variables, batch.images, batch.sizes, batch.scales, regions
-        )
+        return predict(variables, batch).detections
 
     return step

@@ -21,8 +21,8 @@ from regionclip_jax.steps.predict_step import (
     DetectorVariables,
     DetectSettings,
     ProposalSettings,
-    detect_regions,
     make_detect_step,
+    predict_regions,
 )
 from regionclip_jax.structures import DetectionBatch, Regions
 
@@ -212,10 +212,10 @@ def test_stored_proposals_and_pixels_become_the_references_detections(
         clip, class_embeddings, box_head=box_head if tag == "rpn_delta" else None
     )
     batch, regions = make_batch(arrays), stored_regions(arrays, proposals_of(tag))
-    detect = jax.jit(detect_regions, static_argnums=(0, 1))
-    found = detect(
+    predict = jax.jit(predict_regions, static_argnums=(0, 1))
+    found = predict(
         model, settings_of(tag), variables, batch.images, batch.sizes, batch.scales, regions
-    )
+    ).detections
     for image in range(2):
         order = arrays[f"rpn_mul_scores{image}"] if tag == "rpn_mul_vis" else None
         assert_equal_up_to_ties(found, arrays, tag, image, order)
@@ -269,7 +269,7 @@ def test_detections_of_rn50_from_stored_proposals_are_the_references(rn50, tag):
     arrays, model, clip, class_embeddings = rn50
     settings = settings_of(tag, temperature=0.01, regions_per_chunk=100)
     batch, regions = make_batch(arrays), stored_regions(arrays, proposals_of(tag))
-    found = jax.jit(detect_regions, static_argnums=(0, 1))(
+    found = jax.jit(predict_regions, static_argnums=(0, 1))(
         model,
         settings,
         DetectorVariables(clip, class_embeddings),
@@ -277,7 +277,7 @@ def test_detections_of_rn50_from_stored_proposals_are_the_references(rn50, tag):
         batch.sizes,
         batch.scales,
         regions,
-    )
+    ).detections
     for image in range(2):
         order = arrays[f"rpn_mul_scores{image}"] if tag == "rpn_mul_vis" else None
         assert_equal_up_to_ties(found, arrays, tag, image, order)

@@ -6,7 +6,13 @@ import pytest
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.steps.embed_step import make_embed_text_step
-from regionclip_jax.steps.predict_step import make_recognize_step
+from regionclip_jax.steps.predict_step import (
+    DetectorVariables,
+    DetectSettings,
+    given_boxes,
+    make_predict_step,
+    windows,
+)
 from regionclip_jax.structures import DetectionBatch
 
 
@@ -29,9 +35,11 @@ def recognized(nano_configs, nano_variables):
     batch = jax.tree.map(jnp.asarray, batch)
     model, variables = CLIP(nano_configs["resnet"]), nano_variables("resnet")
     classes = jax.random.normal(jax.random.key(0), (5, 32))
-    step = make_recognize_step(
-        model, temperature=0.1, max_detections=12, regions_per_chunk=3, roi_align="auto"
-    )
+    settings = DetectSettings(
+        temperature=0.1, max_detections=12, regions_per_chunk=3, objectness="none",
+        nms_threshold=1.0, score_threshold=0.0,
+    )  # fmt: skip
+    step = jax.jit(make_predict_step(model, settings, given_boxes))
 
     @jax.jit
     def embed(variables, batch):
@@ -39,7 +47,8 @@ def recognized(nano_configs, nano_variables):
         features = model.apply(variables, pixels, method=model.image_features)
         return encode_regions(model, variables, features.map, batch.boxes)
 
-    return batch, classes, embed(variables, batch), jax.jit(step)(variables, classes, batch)
+    found = step(DetectorVariables(variables, classes), batch)
+    return batch, classes, embed(variables, batch), found
 
 
 def test_scores_are_a_softmax_over_the_classes_and_a_zero_background(recognized):
@@ -50,8 +59,7 @@ def test_scores_are_a_softmax_over_the_classes_and_a_zero_background(recognized)
     powers = np.exp(unit[0] @ unit[1].T / 0.1)
     scores = powers / (1 + powers.sum(-1, keepdims=True))
     real = np.asarray(batch.box_mask)
-    np.testing.assert_array_equal(found.top_class[real], scores.argmax(-1)[real])
-    np.testing.assert_allclose(found.top_score[real], scores.max(-1)[real], rtol=1e-4)
+    np.testing.assert_array_equal(found.most_probable_class[real], scores.argmax(-1)[real])
     best = np.sort(scores[0].ravel())[::-1][:12]
     np.testing.assert_allclose(found.detections.scores[0], best, rtol=1e-4)
 
@@ -64,11 +72,29 @@ def test_detections_are_the_best_pairs_of_real_boxes_in_order(recognized):
     np.testing.assert_array_equal(detections.mask.sum(-1), [12, 10])
     assert (np.diff(detections.scores, axis=-1) <= 0).all()
     for image in range(2):
-        own = {tuple(b) for b in np.asarray(batch.boxes[image])[np.asarray(batch.box_mask[image])]}
+        limit = np.asarray(batch.sizes)[image, [1, 0, 1, 0]]
+        real = np.asarray(batch.boxes[image])[np.asarray(batch.box_mask[image])]
+        own = {tuple(box) for box in np.minimum(real, limit)}
         kept = detections.mask[image]
         assert {tuple(b) for b in detections.boxes[image][kept]} <= own
         pairs = zip(map(tuple, detections.boxes[image]), detections.classes[image], strict=True)
         assert len(set(list(pairs)[: kept.sum()])) == kept.sum()
+
+
+def test_windows_cover_every_picture_and_nothing_else(recognized, nano_configs, nano_variables):
+    batch, classes, _, _ = recognized
+    settings = DetectSettings(temperature=0.1, objectness="none", max_detections=5)
+    step = jax.jit(make_predict_step(CLIP(nano_configs["resnet"]), settings, windows((0.4, 1.0))))
+    found = step(DetectorVariables(nano_variables("resnet"), classes), batch)
+    boxes = np.asarray(found.regions.boxes)
+    assert boxes.shape == (2, 6 * 6 + 1, 4) and found.regions.mask.all()
+    np.testing.assert_allclose(boxes[:, -1], [[0, 0, 64, 64], [0, 0, 50, 64]], atol=1e-4)
+    np.testing.assert_allclose(boxes[:, :-1].max((0, 1)), [64, 64, 64, 64], atol=26)
+    covered = np.zeros((64, 50), bool)
+    for x1, y1, x2, y2 in boxes[1, :-1].round().astype(int):
+        covered[y1:y2, x1:x2] = True
+    assert covered.all() and boxes[1, :, 2].max() <= 50.001
+    assert found.detections.mask.sum() == 10
 
 
 def test_the_text_step_is_the_text_tower(nano_configs, nano_variables):

@@ -32,7 +32,7 @@ class CocoCaptionsSource:
     def __init__(self, root: str | os.PathLike, split: str, missing_limit: int = 0):
         self._root, self._split = pathlib.Path(root), split
         path = self._root / "annotations" / f"captions_{split}.json"
-        content = _read_annotations(path)
+        content = read_annotations(path)
         captions: dict[int, list[str]] = {}
         for annotation in content["annotations"]:
             if "caption" not in annotation:
@@ -57,7 +57,7 @@ class CocoCaptionsSource:
 
     def __getitem__(self, index: int) -> ImageTextRecord:
         name, captions = self._records[index]
-        image = _read_image(self._root / self._split / name, repr(self), name)
+        image = read_image(self._root / self._split / name, repr(self), name)
         return ImageTextRecord(name, image, captions)
 
     def __repr__(self) -> str:
@@ -71,6 +71,7 @@ class CocoInstancesSource:
     picture; what is empty then is dropped.
 
     Attributes:
+        annotations_path: the annotation file.
         category_names: by class.
         category_ids: by class, as in the annotation file, for the official metrics.
         report: counts of what was found, clipped and dropped.
@@ -81,8 +82,8 @@ class CocoInstancesSource:
 
     def __init__(self, root: str | os.PathLike, split: str, missing_limit: int = 0):
         self._root, self._split = pathlib.Path(root), split
-        path = self._root / "annotations" / f"instances_{split}.json"
-        content = _read_annotations(path)
+        path = self.annotations_path = self._root / "annotations" / f"instances_{split}.json"
+        content = read_annotations(path)
         if not content.get("categories"):
             raise ValueError(
                 f"{path} has no categories: expected COCO's instances file of the split"
@@ -92,8 +93,8 @@ class CocoInstancesSource:
         self.category_ids = tuple(category["id"] for category in categories)
         names, self.missing_images = _list_images(content, self._root / split, missing_limit)
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-        self.report = {"boxes": 0, "crowd_boxes": 0, "boxes_clipped": 0, "boxes_dropped_empty": 0}
-        boxes = self._read_boxes(path, content["annotations"], sizes)
+        boxes, counts = read_boxes(path, content["annotations"], self.category_ids, sizes)
+        self.report = counts
         empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
         self._records = [(i, name, *boxes.get(i, empty)) for i, name in names.items()]
         self.report |= {
@@ -107,48 +108,72 @@ class CocoInstancesSource:
 
     def __getitem__(self, index: int) -> DetectionRecord:
         image_id, name, boxes, classes, crowd = self._records[index]
-        image = _read_image(self._root / self._split / name, repr(self), name)
+        image = read_image(self._root / self._split / name, repr(self), name)
         return DetectionRecord(name, image, boxes, classes, crowd, image_id)
 
     def __repr__(self) -> str:
         return f"CocoInstancesSource({str(self._root)!r}, {self._split!r})"
 
-    def _read_boxes(self, path: pathlib.Path, annotations: list, sizes: dict) -> dict:
-        """Arrays (boxes, classes, crowd) by image id; counts into the report."""
-        class_of = {category_id: i for i, category_id in enumerate(self.category_ids)}
-        rows: dict[int, list] = {}
-        for annotation in annotations:
-            image_id, category = annotation["image_id"], annotation.get("category_id")
-            if "bbox" not in annotation or category not in class_of or image_id not in sizes:
-                raise ValueError(
-                    f"{path}: annotation {annotation.get('id')} lacks a bbox, or its category "
-                    f"{category} or image {image_id} is not listed: repair the file"
-                )
-            height, width = sizes[image_id]
-            x, y, w, h = annotation["bbox"]
-            box = np.array([x, y, x + w, y + h], np.float64)
-            clipped = box.clip(0, (width, height, width, height)).astype(np.float32)
-            # Written so that a NaN counts as empty.
-            if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
-                self.report["boxes_dropped_empty"] += 1
-                continue
-            # COCO rounds to hundredths, so that many boxes end 0.01 outside; those do not count.
-            self.report["boxes_clipped"] += bool(np.abs(clipped - box).max() > 0.02)
-            is_crowd = bool(annotation.get("iscrowd", 0))
-            self.report["crowd_boxes"] += is_crowd
-            self.report["boxes"] += 1
-            rows.setdefault(image_id, []).append((clipped, class_of[category], is_crowd))
-        return {
-            image_id: (
-                np.stack([box for box, _, _ in row]),
-                np.array([index for _, index, _ in row], np.int32),
-                np.array([crowd for _, _, crowd in row], bool),
+
+def read_boxes(
+    path: pathlib.Path, annotations: list, category_ids: tuple[int, ...], sizes: dict
+) -> tuple[dict, dict[str, int]]:
+    """Boxes of an annotation file, clipped to their pictures.
+
+    Args:
+        path: of the file, for errors.
+        annotations: with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height).
+        category_ids: by class.
+        sizes: image id -> (height, width).
+
+    Returns:
+        Image id -> (boxes [n, 4] xyxy, classes [n], crowd [n]); and counts for a report.
+
+    Raises:
+        ValueError: an annotation without a box, or of a category or an image that is not listed.
+    """
+    class_of = {category_id: i for i, category_id in enumerate(category_ids)}
+    counts = {"boxes": 0, "crowd_boxes": 0, "boxes_clipped": 0, "boxes_dropped_empty": 0}
+    rows: dict[int, list] = {}
+    for annotation in annotations:
+        image_id, category = annotation["image_id"], annotation.get("category_id")
+        if "bbox" not in annotation or category not in class_of or image_id not in sizes:
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id')} lacks a bbox, or its category "
+                f"{category} or image {image_id} is not listed: repair the file"
             )
-            for image_id, row in rows.items()
-        }
+        height, width = sizes[image_id]
+        x, y, w, h = annotation["bbox"]
+        box = np.array([x, y, x + w, y + h], np.float64)
+        clipped = box.clip(0, (width, height, width, height)).astype(np.float32)
+        # Written so that a NaN counts as empty.
+        if not (clipped[2] > clipped[0] and clipped[3] > clipped[1]):
+            counts["boxes_dropped_empty"] += 1
+            continue
+        # COCO rounds to hundredths, so that many boxes end 0.01 outside; those do not count.
+        counts["boxes_clipped"] += bool(np.abs(clipped - box).max() > 0.02)
+        is_crowd = bool(annotation.get("iscrowd", 0))
+        counts["crowd_boxes"] += is_crowd
+        counts["boxes"] += 1
+        rows.setdefault(image_id, []).append((clipped, class_of[category], is_crowd))
+    arrays = {
+        image_id: (
+            np.stack([box for box, _, _ in row]),
+            np.array([index for _, index, _ in row], np.int32),
+            np.array([crowd for _, _, crowd in row], bool),
+        )
+        for image_id, row in rows.items()
+    }
+    return arrays, counts
 
 
-def _read_annotations(path: pathlib.Path) -> dict:
+def read_annotations(path: pathlib.Path) -> dict:
+    """A file with ``images`` and ``annotations``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or something else.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist: expected COCO's layout, ROOT/annotations/ beside ROOT/SPLIT/; "
@@ -189,7 +214,12 @@ def _list_images(
     return {i: name for i, name in sorted(names.items()) if name in present}, missing
 
 
-def _read_image(path: pathlib.Path, source: str, key: str) -> bytes:
+def read_image(path: pathlib.Path, source: str, key: str) -> bytes:
+    """An encoded picture.
+
+    Raises:
+        RecordError: the file cannot be read; ``source`` and ``key`` name the record.
+    """
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,0 +1,92 @@
+"""The classes an evaluation is about: names, ids, groups, and batches that hold no others."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from regionclip_jax.config import ConfigError, EvaluationSection
+from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
+from regionclip_jax.jobs.assembly import blame, choose
+from regionclip_jax.structures import DetectionBatch
+from regionclip_jax.text.categories import (
+    COCO_BASE_48,
+    COCO_NOVEL_17,
+    lvis_groups,
+    read_lvis_categories,
+)
+from regionclip_jax.text.prompts import prepare_class_name
+
+LVIS = "lvis"
+_SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "scenes": {"novel": tuple(NOVEL_SHAPES), "base": tuple(BASE_SHAPES)},
+    "coco_48_17": {"novel": COCO_NOVEL_17, "base": COCO_BASE_48},
+    "none": {},
+    # Every class is in one of the three groups, which the annotation file tells.
+    LVIS: {},
+}
+
+
+class Classes(NamedTuple):
+    """Names as words, as in the source, ids, rows in the source, and groups by class index."""
+
+    names: tuple[str, ...]
+    source_names: tuple[str, ...]
+    ids: tuple[int, ...]
+    source_rows: tuple[int, ...]
+    groups: dict[str, set[int]]
+
+
+def choose_classes(source, section: EvaluationSection) -> Classes:
+    """The source's classes, or those of the split it is evaluated with.
+
+    Raises:
+        ConfigError: the split names classes the source does not have, or is not of its kind.
+    """
+    source_names = tuple(source.category_names)
+    if not source_names:
+        raise ConfigError(f"evaluation.path: {source!r} names no categories; use detection data")
+    ids = tuple(getattr(source, "category_ids", range(1, len(source_names) + 1)))
+    groups = choose(_SPLITS, section.class_split, "evaluation.class_split")
+    wanted = {name for members in groups.values() for name in members}
+    if unknown := sorted(wanted - set(source_names)):
+        raise ConfigError(
+            f"evaluation.class_split: {section.class_split!r} names {unknown[:5]}, which "
+            f"{source!r} does not have; choose another split or 'none'"
+        )
+    rows = [row for row, name in enumerate(source_names) if not wanted or name in wanted]
+    chosen = tuple(source_names[row] for row in rows)
+    names = tuple(prepare_class_name(name) for name in chosen)
+    if section.class_split == LVIS:
+        groups, searched = _frequencies(source), names
+    else:
+        searched = chosen
+    by_index = {
+        group: {searched.index(name) for name in members} for group, members in groups.items()
+    }
+    return Classes(
+        names=names,
+        source_names=chosen,
+        ids=tuple(int(ids[row]) for row in rows),
+        source_rows=tuple(rows),
+        groups=by_index | {"all": set(range(len(chosen)))},
+    )
+
+
+def _frequencies(source) -> dict[str, tuple[str, ...]]:
+    path = getattr(source, "annotations_path", None)
+    if path is None:
+        raise ConfigError(
+            f"evaluation.class_split: 'lvis' needs an LVIS annotation file, which {source!r} does "
+            "not have; use source 'lvis_folder', or another split"
+        )
+    with blame("evaluation.path"):
+        return lvis_groups(read_lvis_categories(path))
+
+
+def keep_only(batch: DetectionBatch, classes: Classes) -> DetectionBatch:
+    """The batch without boxes of other classes, its classes counted among ``classes``."""
+    index = np.full(max(classes.source_rows) + 2, -1)
+    index[list(classes.source_rows)] = np.arange(len(classes.source_rows))
+    mapped = index[np.minimum(batch.classes, len(index) - 1)]
+    keep = batch.box_mask & (mapped >= 0)
+    return batch.replace(classes=np.where(keep, mapped, 0).astype(np.int32), box_mask=keep)
