@@ -1,7 +1,8 @@
-"""Run a prediction function over batches and bring the answers home to the original images.
+"""Run a prediction function over batches and put its answers into COCO's form.
 
-Coordinates: the model answers in canvas pixels; COCO wants ``[x, y, width, height]`` in pixels of
-the original image. ``batch.scales`` (canvas pixels per original pixel, y first) leads back.
+Coordinates: predictions are in pixels of the original images already (``steps.predict_step``); COCO
+wants them as ``[x, y, width, height]``. The boxes of a batch are in canvas pixels, from where
+``to_original_xywh`` leads back.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,8 +37,8 @@ def run(
     """Predict every image of ``batches``.
 
     Args:
-        predict_fn: batch -> (Detections in canvas pixels, best class per ground-truth box [B, G] or
-            None), as numpy arrays.
+        predict_fn: batch -> (Detections in pixels of the original images, best class per
+            ground-truth box [B, G] or None), as numpy arrays.
         batches: this process's share. Images with ``mask`` False are padding and dropped.
         category_ids: class index -> category id of the results.
         gather: this process's records -> those of all processes; the identity for one process.
@@ -80,17 +81,15 @@ def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRec
             f"image {image_id}: predicted class {classes.max()} with {len(category_ids)} category "
             "ids; pass the ids of the classes the model was given"
         )
-    boxes_xywh = to_original_xywh(boxes, sizes=batch.sizes[row], scales=batch.scales[row])
-    for box, score, class_index in zip(boxes_xywh, scores, classes, strict=True):
-        if box[2] > 0 and box[3] > 0:  # nothing of the others lies inside the image
-            record["results"].append(
-                {
-                    "image_id": image_id,
-                    "category_id": int(category_ids[class_index]),
-                    "bbox": box.tolist(),
-                    "score": float(score),
-                }
-            )
+    for box, score, class_index in zip(_to_xywh(boxes), scores, classes, strict=True):
+        record["results"].append(
+            {
+                "image_id": image_id,
+                "category_id": int(category_ids[class_index]),
+                "bbox": box.tolist(),
+                "score": float(score),
+            }
+        )
     if box_classes is not None:
         real = np.asarray(batch.box_mask[row], bool)
         record["predicted"] = np.asarray(box_classes[row])[real].tolist()
@@ -99,7 +98,7 @@ def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRec
 
 
 def to_original_xywh(boxes: np.ndarray, *, sizes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Boxes of one image from the canvas to its original, clipped to it.
+    """Boxes of one image, such as its ground truth, from the canvas to its original, clipped to it.
 
     Args:
         boxes: [K, 4] xyxy, canvas pixels.
@@ -112,8 +111,11 @@ def to_original_xywh(boxes: np.ndarray, *, sizes: np.ndarray, scales: np.ndarray
     height, width = sizes
     limit = np.array([width, height, width, height], np.float64)
     scale = np.asarray(scales, np.float64)[[1, 0, 1, 0]]
-    x1, y1, x2, y2 = (np.clip(boxes, 0.0, limit) / scale).T
-    return np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
+    return _to_xywh(np.clip(boxes, 0.0, limit) / scale)
+
+
+def _to_xywh(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _concatenated(records: list[ImageRecord], key: str) -> np.ndarray:

@@ -21,16 +21,16 @@ def batch(image_ids, mask):
     )
 
 
-BOXES = [[10, 5, 30, 25], [40, 30, 70, 60], [52, 0, 58, 9], [0, 0, 9, 9]]
+BOXES = [[5, 10, 15, 50], [20, 60, 25, 80], [0, 0, 9, 9]]
 
 
 def predict(batch):
     count = len(batch.image_ids)
     detections = Detections(
         boxes=np.tile(np.array(BOXES, np.float32), (count, 1, 1)),
-        scores=np.tile(np.array([0.9, 0.8, 0.7, 0.0], np.float32), (count, 1)),
-        classes=np.tile(np.array([1, 2, 0, 0], np.int32), (count, 1)),
-        mask=np.tile(np.array([True, True, True, False]), (count, 1)),
+        scores=np.tile(np.array([0.9, 0.8, 0.0], np.float32), (count, 1)),
+        classes=np.tile(np.array([1, 2, 0], np.int32), (count, 1)),
+        mask=np.tile(np.array([True, True, False]), (count, 1)),
     )
     return detections, np.tile(np.array([[2, 1]], np.int32), (count, 1))
 
@@ -39,14 +39,21 @@ def run(predict_fn, batches, gather=lambda records: records, category_ids=IDS):
     return predictions.run(predict_fn, batches, category_ids=category_ids, gather=gather)
 
 
-def test_boxes_come_home_clipped_scaled_and_as_xywh():
+def test_real_detections_become_xywh_as_they_are():
     answers = run(predict, [batch([5], [True])])
     assert answers.results == [
         {"image_id": 5, "category_id": 7, "bbox": [5, 10, 10, 40], "score": pytest.approx(0.9)},
         {"image_id": 5, "category_id": 90, "bbox": [20, 60, 5, 20], "score": pytest.approx(0.8)},
-    ]  # the third box lies in the padding, the fourth is masked
+    ]  # the third box is masked
     np.testing.assert_array_equal(answers.predicted, [2])
     np.testing.assert_array_equal(answers.actual, [2])
+
+
+def test_boxes_of_a_canvas_come_home_clipped_scaled_and_as_xywh():
+    boxes = np.array([[10, 5, 30, 25], [40, 30, 70, 60], [52, 0, 58, 9]], np.float32)
+    one = batch([5], [True])
+    found = predictions.to_original_xywh(boxes, sizes=one.sizes[0], scales=one.scales[0])
+    np.testing.assert_array_equal(found, [[5, 10, 10, 40], [20, 60, 5, 20], [25, 0, 0, 18]])
 
 
 def test_padding_and_doubles_are_dropped_and_images_sorted():

@@ -11,7 +11,8 @@ from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHA
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import evaluate
-from regionclip_jax.steps.predict_step import Recognition
+from regionclip_jax.jobs.evaluated_classes import choose_classes
+from regionclip_jax.steps.predict_step import Prediction
 from regionclip_jax.structures import Detections
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
 
@@ -21,27 +22,38 @@ def answers(monkeypatch):
     """``answers(choose)``: instead of a model, ``choose(batch)`` names the class of every box."""
 
     def use(choose):
-        def make(model, *, temperature, max_detections, regions_per_chunk, roi_align):
-            def step(variables, embeddings, batch):
+        def make(model, settings, find_regions):
+            def step(variables, batch):
                 classes = np.where(batch.box_mask, choose(batch), 0)
                 # Mistakes are made with confidence.
                 scores = np.where(classes == batch.classes, 0.8, 0.9).astype(np.float32)
                 detections = Detections(batch.boxes, scores, classes, batch.box_mask)
-                return Recognition(classes, scores, detections)
+                return Prediction(detections, find_regions(variables, batch), classes)
 
             return step
 
-        monkeypatch.setattr(evaluate, "make_recognize_step", make)
+        monkeypatch.setattr(evaluate, "make_predict_step", make)
         # No program and no devices: the answers are NumPy's.
         monkeypatch.setattr(evaluate.jax, "jit", lambda step: step)
         monkeypatch.setattr(evaluate, "to_global_batch", lambda batch, mesh: batch)
         monkeypatch.setattr(evaluate, "local_rows", lambda result: result)
         monkeypatch.setattr(
-            evaluate.concept_pool, "embed_names", lambda *a: type("V", (), {"embeddings": a[2]})
+            evaluate.concept_pool,
+            "cached_vocabulary",
+            lambda *a: type("V", (), {"embeddings": a[3]}),
         )
         monkeypatch.setattr(evaluate, "replicate", lambda tree, mesh: tree)
 
     return use
+
+
+@pytest.fixture
+def evaluate_student(tmp_path):
+    def run(config, section):
+        path = tmp_path / "vocabulary.npz"
+        return evaluate.evaluate_model(config.models["student"], section, "float32", path)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +93,14 @@ def test_an_evaluation_leaves_a_table_numbers_and_detections(
         assert boxes == {tuple(map(float, box)) for box in expected}
 
 
-def test_right_answers_score_a_hundred_in_every_group(config, answers):
+def test_right_answers_score_a_hundred_in_every_group(evaluate_student, config, answers):
     answers(lambda batch: batch.classes)
-    found = evaluate.evaluate_model(config.models["student"], config.evaluation, "float32")
+    found = evaluate_student(config, config.evaluation)
     assert found.metrics == pytest.approx(dict.fromkeys(found.metrics, 100.0))
     assert not found.confused
 
 
-def test_a_group_counts_only_its_own_classes(config, answers, boxes_directory):
+def test_a_group_counts_only_its_own_classes(evaluate_student, config, answers, boxes_directory):
     source = ArrayRecordSource(boxes_directory)
     classes = np.concatenate([source[i].classes for i in range(len(source))])
     novel = [SHAPES.index(name) for name in NOVEL_SHAPES]
@@ -96,7 +108,7 @@ def test_a_group_counts_only_its_own_classes(config, answers, boxes_directory):
     scapegoat = np.bincount(classes[~is_novel]).argmax()
     # Base boxes are named rightly, novel ones all as one base class.
     answers(lambda batch: np.where(np.isin(batch.classes, novel), scapegoat, batch.classes))
-    found = evaluate.evaluate_model(config.models["student"], config.evaluation, "float32")
+    found = evaluate_student(config, config.evaluation)
     assert 0 < is_novel.mean() < 1
     assert found.metrics["top1_novel"] == 0 and found.metrics["AP50_novel"] == 0
     assert found.metrics["top1_base"] == 100
@@ -121,10 +133,12 @@ def coco_like(tmp_path_factory, drawn):
     return directory
 
 
-def test_a_split_leaves_out_boxes_of_classes_it_does_not_name(config, answers, coco_like):
+def test_a_split_leaves_out_boxes_of_classes_it_does_not_name(
+    evaluate_student, config, answers, coco_like
+):
     section = dataclasses.replace(config.evaluation, path=str(coco_like), class_split="coco_48_17")
     answers(lambda batch: batch.classes)
-    found = evaluate.evaluate_model(config.models["student"], section, "float32")
+    found = evaluate_student(config, section)
     assert found.metrics == pytest.approx(dict.fromkeys(found.metrics, 100.0))
     rated = {name for name, scores in found.per_category.items() if scores["AP50"] is not None}
     assert rated == {COCO_BASE_48[3], COCO_NOVEL_17[5]} and len(found.per_category) == 65
@@ -135,10 +149,12 @@ def test_a_split_leaves_out_boxes_of_classes_it_does_not_name(config, answers, c
     assert boxes == [[5, 30, 25, 30], [10, 10, 40, 30]]
 
 
-def test_without_a_split_there_is_one_group_of_all_classes(config, answers, coco_like):
+def test_without_a_split_there_is_one_group_of_all_classes(
+    evaluate_student, config, answers, coco_like
+):
     section = dataclasses.replace(config.evaluation, path=str(coco_like), class_split="none")
     answers(lambda batch: batch.classes)
-    found = evaluate.evaluate_model(config.models["student"], section, "float32")
+    found = evaluate_student(config, section)
     assert found.metrics == pytest.approx({"AP50_all": 100.0, "top1_all": 100.0})
     assert len(found.results) == 3 and "unicorn" in found.per_category
 
@@ -146,21 +162,24 @@ def test_without_a_split_there_is_one_group_of_all_classes(config, answers, coco
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("lvis", r"evaluation\.class_split: 'lvis' is none of \['coco_48_17', 'none', 'scenes'\]"),
+        (
+            "lviss",
+            r"evaluation\.class_split: 'lviss' is none of \['coco_48_17', 'lvis', 'none', 'scenes'\]",
+        ),
         ("coco_48_17", r"evaluation\.class_split: 'coco_48_17' names \[.*\], which ArrayRecord"),
     ],
 )
-def test_a_split_that_does_not_fit_the_data_is_refused(config, split, message):
+def test_a_split_that_does_not_fit_the_data_is_refused(evaluate_student, config, split, message):
     section = dataclasses.replace(config.evaluation, class_split=split)
     with pytest.raises(ConfigError, match=message):
-        evaluate.evaluate_model(config.models["student"], section, "float32")
+        evaluate_student(config, section)
 
 
-def test_boxes_without_category_names_are_refused(config, drawn, tmp_path):
+def test_boxes_without_category_names_are_refused(evaluate_student, config, drawn, tmp_path):
     write_array_record([drawn(0, True)], tmp_path / "set", 8, {})
     section = dataclasses.replace(config.evaluation, path=str(tmp_path / "set"))
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* names no categories"):
-        evaluate.evaluate_model(config.models["student"], section, "float32")
+        evaluate_student(config, section)
 
 
 def test_a_model_that_is_not_there_is_refused_before_anything_is_written(config, tmp_path):
@@ -170,7 +189,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_written(config,
 
 
 def test_the_split_of_the_drawn_world_is_its_vocabulary_s(boxes_directory, evaluation):
-    classes = evaluate._classes(ArrayRecordSource(boxes_directory), evaluation)
+    classes = choose_classes(ArrayRecordSource(boxes_directory), evaluation)
     assert classes.names == SHAPES and classes.ids == tuple(range(1, len(SHAPES) + 1))
     groups = {name: {SHAPES[k] for k in members} for name, members in classes.groups.items()}
     assert groups == {"novel": set(NOVEL_SHAPES), "base": set(BASE_SHAPES), "all": set(SHAPES)}

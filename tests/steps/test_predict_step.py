@@ -29,7 +29,7 @@ def recognized(nano_configs, nano_variables):
         classes=np.zeros((2, 4), np.int32),
         box_mask=box_mask,
         image_ids=np.arange(2, dtype=np.int32),
-        scales=np.ones((2, 2), np.float32),
+        scales=np.array([[0.5, 2.0], [0.25, 0.5]], np.float32),
         mask=np.ones(2, bool),
     )
     batch = jax.tree.map(jnp.asarray, batch)
@@ -71,10 +71,10 @@ def test_detections_are_the_best_pairs_of_real_boxes_in_order(recognized):
     # Two real boxes of five classes fill ten of the second picture's twelve places.
     np.testing.assert_array_equal(detections.mask.sum(-1), [12, 10])
     assert (np.diff(detections.scores, axis=-1) <= 0).all()
-    for image in range(2):
-        limit = np.asarray(batch.sizes)[image, [1, 0, 1, 0]]
-        real = np.asarray(batch.boxes[image])[np.asarray(batch.box_mask[image])]
-        own = {tuple(box) for box in np.minimum(real, limit)}
+    for image, limit in enumerate(([64, 64], [50, 64])):
+        boxes = np.minimum(batch.boxes[image], np.array(limit * 2, np.float32))
+        boxes /= np.asarray(batch.scales[image])[[1, 0, 1, 0]]  # powers of two: exact
+        own = {tuple(box) for box in boxes[np.asarray(batch.box_mask[image])]}
         kept = detections.mask[image]
         assert {tuple(b) for b in detections.boxes[image][kept]} <= own
         pairs = zip(map(tuple, detections.boxes[image]), detections.classes[image], strict=True)
