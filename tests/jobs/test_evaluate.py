@@ -1,10 +1,14 @@
 import dataclasses
+import json
 
+import jax
 import numpy as np
 import pytest
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, save_localizer
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard
 from regionclip_jax.artifacts.results import read_detections, read_results
+from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.config import ConfigError, EvaluateConfig
 from regionclip_jax.data.records import DetectionRecord
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
@@ -12,9 +16,12 @@ from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.jobs.evaluated_classes import choose_classes
+from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.steps.predict_step import Prediction
 from regionclip_jax.structures import Detections
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
+
+SIDE = 64
 
 
 @pytest.fixture
@@ -163,8 +170,8 @@ def test_without_a_split_there_is_one_group_of_all_classes(
     ("split", "message"),
     [
         (
-            "lviss",
-            r"evaluation\.class_split: 'lviss' is none of \['coco_48_17', 'lvis', 'none', 'scenes'\]",
+            "votes",
+            r"class_split: 'votes' is none of \['coco_48_17', 'lvis', 'none', 'scenes'\]",
         ),
         ("coco_48_17", r"evaluation\.class_split: 'coco_48_17' names \[.*\], which ArrayRecord"),
     ],
@@ -193,3 +200,151 @@ def test_the_split_of_the_drawn_world_is_its_vocabulary_s(boxes_directory, evalu
     assert classes.names == SHAPES and classes.ids == tuple(range(1, len(SHAPES) + 1))
     groups = {name: {SHAPES[k] for k in members} for name, members in classes.groups.items()}
     assert groups == {"novel": set(NOVEL_SHAPES), "base": set(BASE_SHAPES), "all": set(SHAPES)}
+
+
+@pytest.fixture(scope="module")
+def nano_localizer(tmp_path_factory) -> str:
+    """A directory with nothing but a localizer: a pyramid of random weights."""
+    config = LocalizerConfig(
+        blocks=(1, 1, 1, 1), stem_width=4, bottleneck_width=4, features=8, pyramid_channels=8
+    )
+    rng = np.random.default_rng(0)
+
+    def value(leaf):
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) == 4 else 1.0
+        return (rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
+
+    variables = jax.tree.map(value, abstract_localizer(config))
+    variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
+    # Proposals are the anchors as they are.
+    variables["params"]["head"]["deltas"] = jax.tree.map(
+        np.zeros_like, variables["params"]["head"]["deltas"]
+    )
+    directory = tmp_path_factory.mktemp("models") / "localizer_only"
+    save_localizer(directory, variables, LocalizerCard(config, {"file": "rpn.pth"}))
+    return str(directory)
+
+
+@pytest.mark.parametrize("regions", ["windows", "localizer"])
+def test_detection_is_scored_by_ap_and_by_the_recall_of_its_regions(
+    config, nano_localizer, tmp_path, regions, capsys
+):
+    section = dataclasses.replace(
+        config.evaluation,
+        regions=regions,
+        localizer=nano_localizer if regions == "localizer" else "",
+        objectness="sigmoid" if regions == "localizer" else "none",
+        nms_threshold=0.5,
+    )
+    evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path)
+    results = read_results(tmp_path / "results.json")
+    metrics = results["student"]
+    ap = [f"AP50_{group}" for group in ("novel", "base", "all")]
+    found = ["recall@100", "AR@100", "recall@300", "AR@300", "recall@1000", "AR@1000"]
+    assert list(metrics) == [*ap, "AP", "AP50", "AP75", "APs", "APm", "APl", *found]
+    assert 0 < metrics["recall@100"] <= 100 and metrics["AP50"] == metrics["AP50_all"]
+    saw = results["details"]["saw"]["student"]
+    assert "run test" in saw["weights"]
+    if regions == "localizer":
+        assert "rpn.pth" in saw["boxes"] and "proposals of" in capsys.readouterr().out
+        # Fifty proposals are fewer than a hundred.
+        assert metrics["recall@100"] == metrics["recall@1000"]
+    else:
+        assert saw["boxes"] == "windows"
+    assert results["details"]["images_per_second"]["student"] > 0
+    assert (tmp_path / "detections.png").read_bytes().startswith(b"\x89PNG")
+    assert len(read_detections(tmp_path / "detections_student.json")) > 20
+
+
+def test_what_contradicts_itself_is_refused(config, evaluate_student):
+    section = config.evaluation
+    for change, message in (
+        ({"objectness": "reference"}, r"evaluation\.objectness: 'reference' with .*ground_truth"),
+        ({"regions": "windows", "window_sides": ()}, r"evaluation\.window_sides: \(\)"),
+        ({"regions": "guesses"}, r"evaluation\.regions: 'guesses' is none of"),
+        ({"nms": "fuzzy"}, r"evaluation\.nms: 'fuzzy' is none of"),
+        ({"class_split": "lvis"}, "needs an LVIS annotation file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluate_student(config, dataclasses.replace(section, **change))
+    with pytest.raises(CheckpointMismatch, match="--localizer"):
+        evaluate_student(config, dataclasses.replace(section, regions="localizer"))
+
+
+def test_a_vocabulary_has_to_hold_the_classes_and_may_hold_more(config, evaluate_student, tmp_path):
+    rng = np.random.default_rng(0)
+    encoder = {"architecture": None, "parameters_sha256": None}
+    embeddings = rng.standard_normal((len(SHAPES) + 1, 12)).astype(np.float32)
+    path = tmp_path / "given.npz"
+    section = dataclasses.replace(config.evaluation, vocabulary=str(path))
+    metrics = []
+    for order in (range(len(SHAPES)), reversed(range(len(SHAPES)))):
+        names = ["unicorn", *(SHAPES[i] for i in order)]
+        rows = [len(SHAPES) if name == "unicorn" else SHAPES.index(name) for name in names]
+        Vocabulary(tuple(names), embeddings[rows], (), encoder).save(path)
+        metrics.append(evaluate_student(config, section).metrics)
+    assert metrics[0] == metrics[1]
+    Vocabulary(SHAPES[1:], embeddings[: len(SHAPES) - 1], (), encoder).save(path)
+    with pytest.raises(ConfigError, match=rf"lacks 1 of {len(SHAPES)} classes: \['{SHAPES[0]}'\]"):
+        evaluate_student(config, section)
+    Vocabulary(SHAPES, embeddings[1:, :5], (), encoder).save(path)
+    with pytest.raises(CheckpointMismatch, match="5-dimensional"):
+        evaluate_student(config, section)
+
+
+CATEGORIES = [{"id": 3, "name": "red_thing", "frequency": "r"},
+              {"id": 9, "name": "common_thing", "frequency": "c"},
+              {"id": 11, "name": "thing", "frequency": "f"}]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, drawn):
+    """Two pictures with boxes in COCO's and in LVIS's layout."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    images, annotations = [], []
+    for number in range(2):
+        (tmp_path / "val2017" / f"{number}.png").write_bytes(drawn(number, False).image)
+        images.append({
+            "id": number + 5, "file_name": f"{number}.png", "height": SIDE, "width": SIDE,
+            "coco_url": f"http://images/val2017/{number}.png",
+            "neg_category_ids": [11], "not_exhaustive_category_ids": [],
+        })  # fmt: skip
+        for k, category in enumerate((3, 9)):
+            annotations.append({
+                "id": 2 * number + k + 1, "image_id": number + 5, "category_id": category,
+                "bbox": [4 + 20 * k, 6, 20, 30], "area": 600,
+            })  # fmt: skip
+    lvis = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    (tmp_path / "annotations" / "lvis_v1_val.json").write_text(json.dumps(lvis))
+    plain = [{k: v for k, v in i.items() if "category" not in k} for i in images]
+    names = [{"id": c["id"], "name": c["name"]} for c in CATEGORIES]
+    crowd = {"id": 50, "image_id": 5, "category_id": 11, "bbox": [0, 0, 40, 40], "iscrowd": 1}
+    coco = {"images": plain, "annotations": [*annotations, crowd], "categories": names}
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(coco))
+    return tmp_path
+
+
+def test_lvis_is_scored_by_its_own_rules(config, answers, evaluate_student, folder):
+    section = dataclasses.replace(
+        config.evaluation,
+        source="lvis_folder", path=str(folder), split="val", class_split="lvis", max_detections=300,
+    )  # fmt: skip
+    answers(lambda batch: batch.classes)
+    found = evaluate_student(config, section)
+    assert found.metrics["AP"] == found.metrics["APr"] == found.metrics["APc"] == 100
+    assert found.metrics["APf"] is None and found.metrics["top1_rare"] == 100
+    assert {r["category_id"] for r in found.results} == {3, 9}
+    assert found.class_names[3] == "red thing"
+
+
+def test_a_coco_file_is_scored_with_its_crowds(config, answers, evaluate_student, folder):
+    section = dataclasses.replace(
+        config.evaluation,
+        source="coco_folder", path=str(folder), split="val2017", class_split="none",
+    )  # fmt: skip
+    answers(lambda batch: batch.classes)
+    found = evaluate_student(config, section)
+    assert found.metrics == {"AP50_all": 100.0, "top1_all": 100.0}
+    # A crowd is neither asked about nor missed.
+    assert len(found.results) == 4 and found.per_category["thing"]["AP50"] is None

@@ -101,9 +101,10 @@ def stood_in(monkeypatch, tmp_path, drawn_sets):
         calls.append(("pretrain", config, workdir, concepts))
         return workdir / "model"
 
-    def evaluate_model(directory, section, dtype):
+    def evaluate_model(directory, section, dtype, vocabulary_path):
         calls.append(("evaluate", directory, section, dtype))
-        return Evaluation({"AP50_novel": numbers[directory.parent.name]}, {}, [], [])
+        numbers_found = {"AP50_novel": numbers[directory.parent.name]}
+        return Evaluation(numbers_found, {}, [], [], {}, None, {})
 
     monkeypatch.setattr(scenes_experiment.train_clip, "run", train_clip)
     monkeypatch.setattr(scenes_experiment.pretrain, "run", pretrain)

@@ -17,9 +17,9 @@ from regionclip_jax.steps.predict_step import (
     DetectorVariables,
     DetectSettings,
     ProposalSettings,
-    detect_regions,
     embed_boxes,
     make_detect_step,
+    predict_regions,
 )
 from regionclip_jax.structures import DetectionBatch, Regions
 
@@ -63,13 +63,14 @@ def class_embeddings():
 
 @pytest.fixture(scope="module")
 def detect(resnet, class_embeddings):
-    """``detect(settings, batch, regions, box_head)``: the jitted ``detect_regions``."""
+    """``detect(settings, batch, regions, box_head)``: detections of the jitted ``predict_regions``."""
     model, clip = resnet
-    run = jax.jit(detect_regions, static_argnums=(0, 1))
+    run = jax.jit(predict_regions, static_argnums=(0, 1))
 
     def call(settings, batch, regions, box_head=None):
         variables = DetectorVariables(clip, class_embeddings, box_head=box_head)
-        return run(model, settings, variables, batch.images, batch.sizes, batch.scales, regions)
+        pixels = batch.images, batch.sizes, batch.scales
+        return run(model, settings, variables, *pixels, regions).detections
 
     return call
 

@@ -1,0 +1,57 @@
+import json
+
+import numpy as np
+import pytest
+
+from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
+
+
+@pytest.fixture
+def content():
+    images = [
+        {"id": 8, "height": 10, "width": 20, "coco_url": "http://x/train2017/b.jpg"},
+        {"id": 3, "height": 10, "width": 20, "coco_url": "http://x/val2017/a.jpg"},
+    ]
+    for image in images:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    return {
+        "images": images,
+        "annotations": [{"id": 1, "image_id": 8, "category_id": 7, "bbox": [2, 3, 30, 4]}],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, pictures=("train2017/b.jpg", "val2017/a.jpg")):
+        for name in ("annotations", "train2017", "val2017"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        for picture in pictures:
+            (tmp_path / picture).write_bytes(picture.encode())
+        (tmp_path / "annotations" / "lvis_v1_val.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def test_pictures_lie_where_their_url_says_and_come_in_order_of_their_ids(write, content):
+    source = LvisInstancesSource(write(content), "val")
+    assert source.category_names == ("dog", "cat") and source.category_ids == (2, 7)
+    first, second = source[0], source[1]
+    assert (first.image_id, first.image, len(first.boxes)) == (3, b"val2017/a.jpg", 0)
+    assert (second.image_id, second.image) == (8, b"train2017/b.jpg")
+    np.testing.assert_array_equal(second.boxes, [[2, 3, 20, 7]])
+    assert second.classes.tolist() == [1] and not second.crowd.any()
+    assert source.report["boxes_clipped"] == 1 and len(source) == 2
+
+
+def test_a_coco_file_a_missing_picture_or_file_are_refused(write, content):
+    root = write(content, pictures=("val2017/a.jpg",))
+    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 2 pictures .*train2017/b\.jpg"):
+        LvisInstancesSource(root, "val")
+    with pytest.raises(FileNotFoundError, match="lvis_v1_train.json"):
+        LvisInstancesSource(root, "train")
+    for image in content["images"]:
+        del image["neg_category_ids"]
+    with pytest.raises(ValueError, match=r"image 8: expected coco_url and neg_category_ids"):
+        LvisInstancesSource(write(content), "val")
