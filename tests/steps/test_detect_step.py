@@ -63,7 +63,7 @@ def class_embeddings():
 
 @pytest.fixture(scope="module")
 def detect(resnet, class_embeddings):
-    """``detect(settings, batch, regions, box_head)``: detections of the jitted ``predict_regions``."""
+    """``detect(settings, batch, regions, box_head)``: detections of ``predict_regions``, jitted."""
     model, clip = resnet
     run = jax.jit(predict_regions, static_argnums=(0, 1))
 
