@@ -63,7 +63,8 @@ def run(config: EvaluateConfig, workdir: Path) -> dict:
         name: evaluate_model(
             Path(path), config.evaluation, config.dtype, workdir / f"vocabulary_{name}.npz"
         )
-        for name, path in config.models.items()
+        # A recipe's dictionaries are sorted by name; a teacher is what a student is compared with.
+        for name, path in sorted(config.models.items(), key=lambda item: item[0] != "teacher")
     }
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     if jax.process_index() == 0:
