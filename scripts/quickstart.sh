@@ -7,5 +7,11 @@ cd "$(dirname "$0")/.."
 make_environment ""
 workdir="${1:-workdir/scenes}"
 [ $# -gt 0 ] && shift
-exec .venv/bin/python -m regionclip_jax.main \
+.venv/bin/python -m regionclip_jax.main \
   --config=configs/pretrain.py --workdir="$workdir" "$@"
+echo "detection: the same two models, with sliding windows instead of given boxes"
+exec .venv/bin/python -m regionclip_jax.main \
+  --config=configs/evaluate.py:scenes --workdir="$workdir/detection" \
+  --config.evaluation.path="$workdir/data/held_out" \
+  --config.models.teacher="$workdir/teacher/model" \
+  --config.models.student="$workdir/student/model"
