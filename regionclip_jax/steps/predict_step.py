@@ -6,6 +6,10 @@ the zero background logit, all over the temperature -> the best pairs of box and
 
 A region is embedded from "features", cut out of the map of the whole picture (RegionCLIP), or from
 "crops", cut out of the pixels and put through the whole tower (plain CLIP, paper figure 1).
+
+The reference detects one picture at a time, without padding (but for the pyramid's, to 32), so its
+detections are those of a canvas that fits. On a larger one both towers' convolutions see zeros that
+are not their own padding, and proposals and scores near the right and lower border move.
 """
 
 import dataclasses
