@@ -55,8 +55,11 @@ def rn50_coco() -> ml_collections.ConfigDict:
     )
 
     config.regions = dict(
+        localizer="",
         num_proposals=300,
         num_regions=100,
+        pre_nms_topk=1000,
+        proposal_nms_threshold=0.5,
         box_grid=8,
         box_sides=None,
         temperature=0.01,
@@ -235,8 +238,11 @@ def scenes() -> ml_collections.ConfigDict:
             data=data,
             concepts=dict(names_file="", templates="plain"),
             regions=dict(
+                localizer="",
                 num_proposals=64,
                 num_regions=12,
+                pre_nms_topk=1000,
+                proposal_nms_threshold=0.5,
                 box_grid=8,
                 # About as large as the things: most of the reference's boxes hold none or several.
                 box_sides=(0.25, 0.6),

@@ -119,9 +119,15 @@ class ConceptsSection:
 class RegionsSection:
     """Regions, pseudo-labels and losses (paper section 3; spec: models_pretrain 3)."""
 
-    # Random boxes drawn per picture, and how many of them are sampled.
+    # Model directory whose localizer proposes regions, as in the paper; "" draws random boxes, as
+    # the reference also offers.
+    localizer: str
+    # Proposals or random boxes of a picture, and how many of them are sampled.
     num_proposals: Count
     num_regions: Count
+    # Of a localizer: candidates of each level before suppression, and its IoU threshold.
+    pre_nms_topk: Count
+    proposal_nms_threshold: float
     # Corners of random boxes lie on a grid of this many pixels.
     box_grid: Count
     # Shortest and longest side of random boxes, as shares of the picture's; None draws as the

@@ -289,6 +289,8 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
     return PretrainSettings(
         num_proposals=section.num_proposals,
         num_regions=section.num_regions,
+        pre_nms_topk=section.pre_nms_topk,
+        proposal_nms_threshold=section.proposal_nms_threshold,
         box_grid=section.box_grid,
         box_sides=section.box_sides,
         temperature=section.temperature,

@@ -6,10 +6,12 @@ from pathlib import Path
 import optax
 from absl import logging
 
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import variables_hash
 from regionclip_jax.artifacts.vocabulary import text_tower_hash
 from regionclip_jax.config import ConfigError, PretrainConfig, as_plain
 from regionclip_jax.jobs import assembly, concept_pool, training_run
+from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_state import TrainState
 
@@ -30,6 +32,16 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
         else assembly.initial_variables(config.teacher, config.run.seed)
     )
 
+    localizer = localizer_variables = None
+    if config.regions.localizer:
+        localizer_variables, card = load_localizer(config.regions.localizer)
+        localizer = Localizer(card.architecture, student.dtype)
+        logging.info("regions: proposals of %s (%s)", config.regions.localizer, card.label)
+    else:
+        logging.info(
+            "regions: random boxes; the paper's are a localizer's: --config.regions.localizer=DIR"
+        )
+
     names = concept_pool.read_names(config.concepts, concepts)
     logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
     student_text_tower = text_tower_hash(student_start["params"])
@@ -49,6 +61,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             teacher=teacher_variables,
             teacher_concepts=teacher_pool.embeddings,
             student_concepts=student_pool.embeddings,
+            localizer=localizer_variables,
         )
 
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
@@ -63,10 +76,11 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             "concepts": names,
             "student_text_tower": student_text_tower,
             "teacher": variables_hash(teacher_variables),
+            "localizer": localizer_variables and variables_hash(localizer_variables),
         },
         architecture=assembly.architecture(config.student),
         make_state=lambda: _build_state(config, student_start, optimizer),
-        make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings),
+        make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings, localizer),
         make_frozen=embed_pools,
         stream=lambda start: assembly.stream_batches(
             config.data,

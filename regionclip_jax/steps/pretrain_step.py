@@ -17,7 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.losses.concept_alignment import (
     PseudoLabels,
@@ -29,6 +29,7 @@ from regionclip_jax.losses.distillation import distillation_loss
 from regionclip_jax.losses.image_text import image_text_loss
 from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
 from regionclip_jax.models.concept_classifier import concept_logits
+from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
@@ -42,6 +43,8 @@ class Frozen:
     teacher: Any
     teacher_concepts: Float[Array, "C Dt"]
     student_concepts: Float[Array, "C D"]
+    # Variables of the localizer; None where regions are random boxes.
+    localizer: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,8 @@ class PretrainSettings:
 
     num_proposals: int
     num_regions: int
+    pre_nms_topk: int
+    proposal_nms_threshold: float
     box_grid: int
     box_sides: tuple[float, float] | None
     temperature: float
@@ -65,16 +70,32 @@ class PretrainSettings:
     seed: int
 
 
-def propose_regions(
-    key: PRNGKeyArray, sizes: Int[Array, "B 2"], settings: PretrainSettings
+def find_regions(
+    key: PRNGKeyArray,
+    images: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    settings: PretrainSettings,
+    localizer: Localizer | None,
+    localizer_variables: Any,
 ) -> Regions:
-    """``num_regions`` of ``num_proposals`` random boxes of every picture."""
+    """``num_regions`` of ``num_proposals`` boxes of every picture: proposed, or else random."""
     propose_key, sample_key = jax.random.split(key)
-    boxes = random_boxes(
-        propose_key, sizes, settings.num_proposals, settings.box_grid, settings.box_sides
-    )
-    mask = box_mask(sizes, settings.num_proposals)
-    proposals = Regions(boxes=boxes, scores=jnp.zeros(mask.shape), mask=mask)
+    if localizer is not None:
+        proposals = propose(
+            localizer,
+            localizer_variables,
+            images,
+            sizes,
+            pre_nms_topk=settings.pre_nms_topk,
+            post_nms_topk=settings.num_proposals,
+            nms_threshold=settings.proposal_nms_threshold,
+        )
+    else:
+        boxes = random_boxes(
+            propose_key, sizes, settings.num_proposals, settings.box_grid, settings.box_sides
+        )
+        mask = box_mask(sizes, settings.num_proposals)
+        proposals = Regions(boxes=boxes, scores=jnp.zeros(mask.shape), mask=mask)
     return sample_regions(sample_key, proposals, settings.num_regions)
 
 
@@ -167,6 +188,7 @@ def make_pretrain_step(
     teacher: CLIP,
     optimizer: optax.GradientTransformation,
     settings: PretrainSettings,
+    localizer: Localizer | None = None,
 ) -> Callable[[TrainState, Frozen, ImageTextBatch], tuple[TrainState, dict]]:
     """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's."""
     weights = {
@@ -178,7 +200,8 @@ def make_pretrain_step(
     def step(state: TrainState, frozen: Frozen, batch: ImageTextBatch) -> tuple[TrainState, dict]:
         pixels = normalize_for_clip(batch.images, batch.sizes)
         sizes = jnp.where(batch.mask[:, None], batch.sizes, 0)
-        regions = propose_regions(step_key(settings.seed, state.step), sizes, settings)
+        key = step_key(settings.seed, state.step)
+        regions = find_regions(key, batch.images, sizes, settings, localizer, frozen.localizer)
         labels = label_with_teacher(teacher, frozen, pixels, regions, settings)
 
         def loss_fn(params):

@@ -181,8 +181,11 @@ def run_section() -> sections.RunSection:
 @pytest.fixture(scope="session")
 def regions() -> sections.RegionsSection:
     return sections.RegionsSection(
+        localizer="",
         num_proposals=6,
         num_regions=3,
+        pre_nms_topk=50,
+        proposal_nms_threshold=0.7,
         box_grid=8,
         box_sides=None,
         temperature=0.1,

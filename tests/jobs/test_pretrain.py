@@ -169,7 +169,8 @@ def test_the_seed_of_the_run_decides_weights_regions_and_order(
         seen["weights"].append(seed)
         return nano_weights(section.preset, 0)
 
-    def steps(student, teacher, optimizer, settings):
+    def steps(student, teacher, optimizer, settings, localizer):
+        assert localizer is None
         seen["regions"] = settings.seed
 
     def stream(section, source, *, batch_size, seed, start_record):

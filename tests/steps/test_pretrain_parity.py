@@ -33,6 +33,8 @@ def settings_of(arrays) -> PretrainSettings:
     return PretrainSettings(
         num_proposals=24,
         num_regions=24,
+        pre_nms_topk=40,
+        proposal_nms_threshold=0.9,
         box_grid=8,
         box_sides=None,
         temperature=float(arrays["matching_temp"]),

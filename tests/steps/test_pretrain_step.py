@@ -8,13 +8,14 @@ import optax
 import pytest
 
 from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
     PretrainSettings,
     embed_with_student,
+    find_regions,
     make_pretrain_step,
-    propose_regions,
 )
 from regionclip_jax.steps.train_state import create_train_state
 from regionclip_jax.structures import Regions
@@ -23,6 +24,8 @@ OPTIMIZER = optax.sgd(0.02, momentum=0.9)
 SETTINGS = PretrainSettings(
     num_proposals=12,
     num_regions=5,
+    pre_nms_topk=40,
+    proposal_nms_threshold=0.9,
     box_grid=8,
     box_sides=None,
     temperature=0.1,
@@ -140,7 +143,8 @@ def test_batches_with_skipped_records_even_without_any_other_keep_the_step_finit
 
 def test_regions_are_drawn_anew_in_every_step_inside_each_picture(pair_batch):
     sizes = pair_batch.sizes.at[7].set(0)
-    draws = [propose_regions(jax.random.key(k), sizes, SETTINGS) for k in range(2)]
+    keys = map(jax.random.key, range(2))
+    draws = [find_regions(k, pair_batch.images, sizes, SETTINGS, None, None) for k in keys]
     assert (draws[0].boxes != draws[1].boxes).any()
     for regions in draws:
         assert regions.boxes.shape == (8, 5, 4)
@@ -173,3 +177,29 @@ def test_the_whole_pictures_box_ends_with_the_picture_unless_the_canvas_is_asked
     assert relative_error(canvas, wide_canvas) > 1e-2
     (_, bare_image), (_, bare_canvas) = (embed(picture, 0, b) for b in ("image", "canvas"))
     np.testing.assert_array_equal(bare_image, bare_canvas)
+
+
+def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
+    start, pair_batch, reference_localizer, nano_configs
+):
+    step, state, frozen = start("resnet")
+    config, variables = reference_localizer("tiny_rpn_fpn")
+    localizer = Localizer(config)
+    images, sizes = pair_batch.images, pair_batch.sizes.at[7].set(0)
+    key, settings = jax.random.key(0), dataclasses.replace(SETTINGS, num_proposals=30)
+    found = find_regions(key, images, sizes, settings, localizer, variables)
+    everything = propose(
+        localizer, variables, images, sizes,
+        pre_nms_topk=settings.pre_nms_topk, post_nms_topk=30, nms_threshold=0.9,
+    )  # fmt: skip
+    assert found.boxes.shape == (8, 5, 4) and found.mask[:7].all() and not found.mask[7].any()
+    for image in range(7):
+        known = {tuple(box) for box in np.asarray(everything.boxes[image])}
+        mine = {tuple(box) for box in np.asarray(found.boxes[image])}
+        assert len(mine) == 5 and mine <= known
+    model = CLIP(nano_configs["resnet"])
+    proposing = jax.jit(make_pretrain_step(model, model, OPTIMIZER, settings, localizer))
+    _, first = proposing(state, frozen.replace(localizer=variables), pair_batch)
+    for _ in range(8):
+        state, last = proposing(state, frozen.replace(localizer=variables), pair_batch)
+    assert last["loss"] < first["loss"]
