@@ -104,8 +104,8 @@ def pretraining(args) -> dict:
 
     pixels = normalize_for_clip(batch.images, sizes)
     boxes = random_boxes(jax.random.key(0), sizes, args.regions, 8)
-    features = jax.jit(lambda v, p: model.apply(v, p, method=model.image_features).map)
-    feature_map = features(variables, pixels)
+    features = jax.jit(lambda v, p: model.apply(v, p, sizes, method=model.image_features))
+    image_features = features(variables, pixels)
     regions = jax.jit(lambda v, f, b: encode_regions(model, v, f, b, regions_per_chunk=args.chunk))
     region_gradient = jax.jit(
         jax.grad(
@@ -113,6 +113,7 @@ def pretraining(args) -> dict:
                 model, v, f, b, regions_per_chunk=args.chunk, differentiated=True
             ).sum(),
             argnums=(0, 1),
+            allow_int=True,
         )
     )
     texts = jax.jit(lambda v, t: model.apply(v, t, method=model.encode_text))
@@ -127,10 +128,12 @@ def pretraining(args) -> dict:
     align_gather, align_matmul = align("gather"), align("matmul")
     return {
         "image features, forward": lambda: features(variables, pixels),
-        "RoIAlign, gather": lambda: align_gather(feature_map, boxes),
-        "RoIAlign, matmul": lambda: align_matmul(feature_map, boxes),
-        "regions (RoIAlign, layer4, pool), forward": lambda: regions(variables, feature_map, boxes),
-        "regions, forward and backward": lambda: region_gradient(variables, feature_map, boxes),
+        "RoIAlign, gather": lambda: align_gather(image_features.map, boxes),
+        "RoIAlign, matmul": lambda: align_matmul(image_features.map, boxes),
+        "regions (RoIAlign, layer4, pool), forward": lambda: regions(
+            variables, image_features, boxes
+        ),
+        "regions, forward and backward": lambda: region_gradient(variables, image_features, boxes),
         "captions, forward": lambda: texts(variables, batch.tokens),
         "whole step (teacher, student, losses, update)": lambda: step(state, frozen, batch),
     }
@@ -175,16 +178,17 @@ def detection(args) -> dict:
     @jax.jit
     def features(clip):
         pixels = normalize_for_clip(images, sizes)
-        return model.apply(clip, pixels, method=model.image_features).map
+        return model.apply(clip, pixels, sizes, method=model.image_features)
 
     @jax.jit
-    def crops(feature_map):
+    def crops(image_features):
         # Their mean, so that a thousand crops need not be kept.
-        return roi_align(feature_map, boxes, model.crop_size, 1 / model.stride).mean((2, 3))
+        crops = roi_align(image_features.map, boxes, model.crop_size, 1 / model.stride)
+        return crops.mean((2, 3))
 
     @jax.jit
-    def embed(clip, feature_map):
-        return encode_regions(model, clip, feature_map, boxes, regions_per_chunk=args.chunk)
+    def embed(clip, image_features):
+        return encode_regions(model, clip, image_features, boxes, regions_per_chunk=args.chunk)
 
     @jax.jit
     def choose(embeddings, classes):
@@ -199,7 +203,7 @@ def detection(args) -> dict:
             max_detections=100,
         )
 
-    feature_map = features(clip)
+    image_features = features(clip)
     embeddings = jnp.array(
         rng.standard_normal((args.images, args.regions, config.embed_dim)), jnp.float32
     )
@@ -207,8 +211,8 @@ def detection(args) -> dict:
         "localizer: trunk and pyramid": lambda: pyramid(localizer_variables),
         "localizer: all, to proposals": lambda: proposals(localizer_variables),
         "image features (to res4)": lambda: features(clip),
-        "RoIAlign": lambda: crops(feature_map),
-        "regions: RoIAlign, layer4, pool": lambda: embed(clip, feature_map),
+        "RoIAlign": lambda: crops(image_features),
+        "regions: RoIAlign, layer4, pool": lambda: embed(clip, image_features),
         "classifier, softmax, NMS per class": lambda: choose(embeddings, classes),
         "all, from canvases to detections": lambda: everything(variables, batch),
     }

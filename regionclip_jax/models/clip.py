@@ -28,6 +28,8 @@ class ImageFeatures:
 
     map: Float[Array, "B h w channels"]
     whole: Float[Array, "B D"] | None
+    # Each picture's part of the map, (height, width); None where the map is taken whole.
+    cells: Int[Array, "B 2"] | None = None
 
 
 class CLIP(nn.Module):
@@ -65,11 +67,20 @@ class CLIP(nn.Module):
         """Side of the RoIAligned crops that ``embed_crops`` takes."""
         return 1 if self.config.is_vit else 2 * self.config.grid_size
 
-    def image_features(self, pixels: Float[Array, "B H W 3"]) -> ImageFeatures:
-        """Normalised pixels (ops.normalization) to the features that regions are cut from."""
+    def image_features(
+        self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None = None
+    ) -> ImageFeatures:
+        """Normalised pixels (ops.normalization) to the features that regions are cut from.
+
+        Args:
+            sizes: (height, width) of each picture. With them a ResNet's features are those of the
+                picture alone; without, the canvas around it leaks in, as in the reference's
+                batches. A ViT attends to the whole canvas either way.
+        """
         if self.config.is_vit:
             return ImageFeatures(*self.visual.features(pixels))
-        return ImageFeatures(self.visual.feature_map(pixels), None)
+        feature_map, cells = self.visual.feature_map(pixels, sizes)
+        return ImageFeatures(feature_map, None, cells)
 
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         return self.visual.embed_crops(crops)
@@ -105,7 +116,7 @@ def whole_image_boxes(sizes: Int[Array, "B 2"]) -> Float[Array, "B 4"]:
 def encode_regions(
     model: CLIP,
     variables: dict,
-    feature_map: Float[Array, "B h w channels"],
+    features: ImageFeatures,
     boxes: Float[Array, "B R 4"],
     *,
     regions_per_chunk: int | None = None,
@@ -116,7 +127,7 @@ def encode_regions(
 
     Args:
         model: the CLIP module; ``variables`` its frozen-norm variables.
-        feature_map: ``image_features(...).map``.
+        features: ``image_features(...)``.
         boxes: canvas pixels; an empty box gives some finite embedding that the caller masks.
         regions_per_chunk: regions of each picture embedded at once, at most. Crops and layer4's
             activations of one chunk are all that ever exists, forward and backward; None means all
@@ -129,7 +140,12 @@ def encode_regions(
 
     def embed(chunk):
         crops = roi_align(
-            feature_map, chunk, model.crop_size, 1 / model.stride, implementation=implementation
+            features.map,
+            chunk,
+            model.crop_size,
+            1 / model.stride,
+            extents=features.cells,
+            implementation=implementation,
         )
         return _apply_to_crops(model, variables, crops, model.embed_crops)
 

@@ -1,9 +1,37 @@
-"""The convolution that all trunks share."""
+"""The convolution that all trunks share.
+
+A picture lies in the corner of a larger canvas. The rest of the canvas, zero at first, is zero no
+longer after a norm and an activation, and leaks into the picture's border. ``Cells`` are the
+(height, width) of each picture's own part of a map; with them the rest counts as zeros before every
+convolution, as the padding of a picture by itself does, and features do not depend on the canvas.
+None leaves the rest as it is: a batch of the reference's pretraining.
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from regionclip_jax.ops.normalization import real_pixels
+
+Cells = Int[Array, "N 2"] | None
+
+
+def zero_outside(x: Float[Array, "N H W channels"], cells: Cells) -> Float[Array, "N H W channels"]:
+    """The map with zeros outside each picture's own part."""
+    if cells is None:
+        return x
+    return jnp.where(real_pixels(cells, *x.shape[1:3])[..., None], x, jnp.zeros((), x.dtype))
+
+
+def after_stride(cells: Cells) -> Cells:
+    """A picture's part after a convolution, or a padded pool, of stride 2."""
+    return None if cells is None else (cells + 1) // 2
+
+
+def after_pool(cells: Cells) -> Cells:
+    """A picture's part after a 2x2 pool, which leaves out an odd last row or column."""
+    return None if cells is None else cells // 2
 
 
 class Conv(nn.Module):
@@ -19,7 +47,9 @@ class Conv(nn.Module):
     use_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w features"]:
+    def __call__(
+        self, x: Float[Array, "N H W channels"], cells: Cells = None
+    ) -> Float[Array, "N h w features"]:
         size, step = self.kernel_size, self.strides
         shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
@@ -28,7 +58,7 @@ class Conv(nn.Module):
             x = x[:, ::step, ::step] @ kernel[0, 0]
         else:
             x = jax.lax.conv_general_dilated(
-                x,
+                zero_outside(x, cells),
                 kernel,
                 (step, step),
                 [(size // 2, size // 2)] * 2,

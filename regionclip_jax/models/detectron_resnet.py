@@ -8,20 +8,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regionclip_jax.models.convolution import Conv
+from regionclip_jax.models.convolution import Cells, Conv, after_stride, zero_outside
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
 
 
 class Stem(nn.Module):
-    """Pixels to features of stride 4."""
+    """Pixels to features of stride 4; ``cells`` are the pictures' sizes in pixels."""
 
     width: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w width"]:
-        x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x)
+    def __call__(
+        self, x: Float[Array, "B H W 3"], cells: Cells = None
+    ) -> Float[Array, "B h w width"]:
+        x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x, cells)
         x = nn.relu(BatchNorm(name="norm1")(x))
+        # Zeros are as good as minus infinity: nothing is below them.
+        x = zero_outside(x, after_stride(cells))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
@@ -34,10 +38,15 @@ class Bottleneck(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W channels"]) -> Float[Array, "B h w features"]:
+    def __call__(
+        self, x: Float[Array, "B H W channels"], cells: Cells = None
+    ) -> Float[Array, "B h w features"]:
         out = Conv(self.planes, 1, self.stride, self.dtype, name="conv1")(x)
         out = nn.relu(BatchNorm(name="norm1")(out))
-        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(out)
+        # The first convolution has strode already.
+        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(
+            out, after_stride(cells) if self.stride == 2 else cells
+        )
         out = nn.relu(BatchNorm(name="norm2")(out))
         out = Conv(self.features, 1, 1, self.dtype, name="conv3")(out)
         out = BatchNorm(name="norm3")(out)
@@ -57,11 +66,14 @@ class Stage(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W channels"]) -> Float[Array, "B h w features"]:
+    def __call__(
+        self, x: Float[Array, "B H W channels"], cells: Cells = None
+    ) -> Float[Array, "B h w features"]:
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
             block = Bottleneck(self.planes, self.features, stride, self.dtype, name=f"block{index}")
-            x = block(x)
+            x = block(x, cells)
+            cells = after_stride(cells) if stride == 2 else cells
         return x
 
 
@@ -78,17 +90,21 @@ class DetectronResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
-        x = Stem(self.stem_width, self.dtype, name="stem")(pixels.astype(self.dtype))
-        outputs = []
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
+    ) -> list[Float[Array, "B _ _ _"]]:
+        x = Stem(self.stem_width, self.dtype, name="stem")(pixels.astype(self.dtype), sizes)
+        cells, outputs = after_stride(after_stride(sizes)), []
         for index, num_blocks in enumerate(self.blocks):
+            stride = 1 if index == 0 else 2
             x = Stage(
                 self.bottleneck_width * 2**index,
                 self.features * 2**index,
                 num_blocks,
-                1 if index == 0 else 2,
+                stride,
                 self.dtype,
                 name=f"res{index + 2}",
-            )(x)
+            )(x, cells)
+            cells = after_stride(cells) if stride == 2 else cells
             outputs.append(x)
         return outputs

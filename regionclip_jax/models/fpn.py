@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regionclip_jax.models.convolution import Conv
+from regionclip_jax.models.convolution import Cells, Conv
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
 
 
@@ -20,15 +20,20 @@ class FPN(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, stages: list[Float[Array, "B _ _ _"]]) -> list[Float[Array, "B _ _ c"]]:
+    def __call__(
+        self, stages: list[Float[Array, "B _ _ _"]], cells: list[Cells]
+    ) -> list[Float[Array, "B _ _ c"]]:
         """Features of stride 4, 8, 16, 32 to levels of stride 4, 8, 16, 32, 64.
+
+        Args:
+            cells: each picture's part of every stage.
 
         Raises:
             ValueError: a stage is not exactly twice as large as the next.
         """
         levels, above = [], None
         for number in reversed(range(2, 2 + len(stages))):
-            x = self._convolve(stages[number - 2], 1, f"lateral{number}")
+            x = self._convolve(stages[number - 2], None, 1, f"lateral{number}")
             if above is not None:
                 if x.shape[1:3] != (2 * above.shape[1], 2 * above.shape[2]):
                     raise ValueError(
@@ -37,9 +42,9 @@ class FPN(nn.Module):
                     )
                 x = x + above.repeat(2, 1).repeat(2, 2)
             above = x
-            levels.insert(0, self._convolve(x, 3, f"output{number}"))
+            levels.insert(0, self._convolve(x, cells[number - 2], 3, f"output{number}"))
         return [*levels, levels[-1][:, ::2, ::2]]
 
-    def _convolve(self, x, kernel_size: int, name: str):
-        x = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, name=name)(x)
+    def _convolve(self, x, cells: Cells, kernel_size: int, name: str):
+        x = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, name=name)(x, cells)
         return BatchNorm(name=f"{name}_norm")(x) if self.norm else x

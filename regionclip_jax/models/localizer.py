@@ -4,8 +4,9 @@ Spec: detector_eval 1. Four variants, told apart by ``LocalizerConfig``: a ResNe
 feature pyramid (FPN), the pyramid with norms and a deeper head (large-scale jitter), the pyramid on
 CLIP's ResNet. It sees the canvas that CLIP sees, normalised for its own trunk.
 
-A canvas is larger than its picture, and zeros right of and below it take part in convolutions that
-cross the border; so they do in the reference's batches, where the canvas is that of the batch.
+What it says of a picture does not depend on the canvas: everything is computed as for the picture
+alone (``models.convolution``), padded for a pyramid to a multiple of 32, as the reference does when
+it evaluates. In the reference's batches of several pictures the padding leaks into them.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.models import modified_resnet
+from regionclip_jax.models.convolution import Cells, after_pool
 from regionclip_jax.models.detectron_resnet import DetectronResNet
 from regionclip_jax.models.fpn import FPN
 from regionclip_jax.models.rpn_head import RPNHead
@@ -70,6 +72,17 @@ class LocalizerConfig:
             return (ANCHOR_SIZES,)
         return tuple((size,) for size in ANCHOR_SIZES)
 
+    def padded_sizes(self, sizes: Int[Array, "B 2"]) -> Int[Array, "B 2"]:
+        """Pixels that count as the picture: for a pyramid a multiple of 32, as in the reference."""
+        if self.pyramid_channels is None:
+            return sizes
+        divisor = self.strides[-2]
+        return -(-sizes // divisor) * divisor
+
+    def level_cells(self, sizes: Int[Array, "B 2"]) -> list[Int[Array, "B 2"]]:
+        """Each picture's part of every level."""
+        return [-(-self.padded_sizes(sizes) // stride) for stride in self.strides]
+
 
 class ClipTrunk(nn.Module):
     """The four stages of CLIP's ResNet."""
@@ -79,11 +92,13 @@ class ClipTrunk(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+    def __call__(
+        self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
+    ) -> list[Float[Array, "B _ _ _"]]:
         x = modified_resnet.Stem(self.width, True, self.dtype, name="stem")(
-            pixels.astype(self.dtype)
+            pixels.astype(self.dtype), sizes
         )
-        outputs = []
+        cells, outputs = modified_resnet.stem_cells(sizes), []
         for index, num_blocks in enumerate(self.blocks):
             stride = 1 if index == 0 else 2
             x = modified_resnet.Stage(
@@ -93,7 +108,8 @@ class ClipTrunk(nn.Module):
                 True,
                 self.dtype,
                 name=f"layer{index + 1}",
-            )(x)
+            )(x, cells)
+            cells = after_pool(cells) if stride == 2 else cells
             outputs.append(x)
         return outputs
 
@@ -122,24 +138,30 @@ class Localizer(nn.Module):
     ) -> list[Float[Array, "B _ _ _"]]:
         """What the head sees: res4, or p2 to p6."""
         normalize = normalize_for_clip if self.config.trunk == "clip" else normalize_for_detectron
-        stages = self.trunk(normalize(images, sizes))
-        return stages[-1:] if self.config.pyramid_channels is None else self.pyramid(stages)
+        padded = self.config.padded_sizes(sizes)
+        stages = self.trunk(normalize(images, sizes), padded)
+        if self.config.pyramid_channels is None:
+            return stages[-1:]
+        return self.pyramid(stages, self.config.level_cells(sizes)[:-1])
 
     def predict(
-        self, features: Float[Array, "B h w c"]
+        self, features: Float[Array, "B h w c"], cells: Int[Array, "B 2"]
     ) -> tuple[Float[Array, "B anchors"], Float[Array, "B anchors 4"]]:
-        """Logits and deltas of one level, as ``RPNHead``."""
-        return self.head(features)
+        """Logits and deltas of one level, as ``RPNHead``; ``cells`` as of ``level_cells``."""
+        return self.head(features, cells)
 
     def __call__(
         self, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
     ) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]]]:
-        """Logits (before any sigmoid) and deltas, fp32, by level.
+        """Logits (before any sigmoid) and deltas, fp32, by level; of all cells of the canvas.
 
         Raises:
             ValueError: a pyramid, and a side of the canvas is no multiple of 32.
         """
-        outputs = [self.predict(level) for level in self.feature_levels(images, sizes)]
+        levels = zip(
+            self.feature_levels(images, sizes), self.config.level_cells(sizes), strict=True
+        )
+        outputs = [self.predict(features, cells) for features, cells in levels]
         return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
 
 
@@ -169,21 +191,21 @@ def propose(
         ValueError: as ``ops.proposals.select_proposals``.
     """
     config = localizer.config
-    divisor = max(config.strides[:-1], default=config.strides[0])
     if config.pyramid_channels is not None:
-        bottom, right = (-side % divisor for side in images.shape[1:3])
+        bottom, right = (-side % config.strides[-2] for side in images.shape[1:3])
         images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
     levels = localizer.apply(variables, images, sizes, method=localizer.feature_levels)
-    padded = -(-sizes // divisor) * divisor
     logits, deltas, anchors = [], [], []
-    for features, stride, anchor_sizes in zip(
-        levels, config.strides, config.anchor_sizes, strict=True
+    for features, level_cells, stride, anchor_sizes in zip(
+        levels, config.level_cells(sizes), config.strides, config.anchor_sizes, strict=True
     ):
         height, width = features.shape[1:3]
         cells = cell_anchors(anchor_sizes, ASPECT_RATIOS)
         anchors.append(grid_anchors(height, width, stride, cells))
-        level_logits, level_deltas = localizer.apply(variables, features, method=localizer.predict)
-        real = real_pixels(-(-padded // stride), height, width)
+        level_logits, level_deltas = localizer.apply(
+            variables, features, level_cells, method=localizer.predict
+        )
+        real = real_pixels(level_cells, height, width)
         real = real.reshape(real.shape[0], -1).repeat(len(cells), axis=1)
         logits.append(jnp.where(real, level_logits, -jnp.inf))
         deltas.append(level_deltas)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regionclip_jax.models.attention_pool import AttentionPool
-from regionclip_jax.models.convolution import Conv
+from regionclip_jax.models.convolution import Cells, Conv, after_pool, after_stride
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
 
 EXPANSION = 4
@@ -25,19 +25,27 @@ def average_pool_2x2(x: Float[Array, "N H W channels"]) -> Float[Array, "N H2 W2
 
 
 class Stem(nn.Module):
-    """Pixels to features of stride 4."""
+    """Pixels to features of stride 4; ``cells`` are the pictures' sizes in pixels."""
 
     width: int
     frozen_norm: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N h w channels"]:
+    def __call__(
+        self, x: Float[Array, "N H W 3"], cells: Cells = None
+    ) -> Float[Array, "N h w channels"]:
         plan = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
         for index, (features, strides) in enumerate(plan, start=1):
-            x = Conv(features, 3, strides, self.dtype, name=f"conv{index}")(x)
+            x = Conv(features, 3, strides, self.dtype, name=f"conv{index}")(x, cells)
             x = nn.relu(BatchNorm(self.frozen_norm, name=f"norm{index}")(x))
+            cells = after_stride(cells) if strides == 2 else cells
         return average_pool_2x2(x)
+
+
+def stem_cells(sizes: Cells) -> Cells:
+    """A picture's part of the stem's output, from its size in pixels."""
+    return after_pool(after_stride(sizes))
 
 
 class Bottleneck(nn.Module):
@@ -49,11 +57,13 @@ class Bottleneck(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w out"]:
+    def __call__(
+        self, x: Float[Array, "N H W channels"], cells: Cells = None
+    ) -> Float[Array, "N h w out"]:
         shortcut = x
         out = Conv(self.planes, 1, 1, self.dtype, name="conv1")(x)
         out = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(out))
-        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(out)
+        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(out, cells)
         out = nn.relu(BatchNorm(self.frozen_norm, name="norm2")(out))
         if self.stride > 1:
             out = average_pool_2x2(out)
@@ -79,12 +89,15 @@ class Stage(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w out"]:
+    def __call__(
+        self, x: Float[Array, "N H W channels"], cells: Cells = None
+    ) -> Float[Array, "N h w out"]:
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
             x = Bottleneck(self.planes, stride, self.frozen_norm, self.dtype, name=f"block{index}")(
-                x
+                x, cells
             )
+            cells = after_pool(cells) if stride == 2 else cells
         return x
 
 
@@ -128,10 +141,23 @@ class ModifiedResNet(nn.Module):
             self.grid_size, self.num_heads, self.embed_dim, self.dtype
         )
 
-    def feature_map(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w channels"]:
-        """Normalised pixels to ``res4`` (stride 16, 16 * width channels)."""
-        x = self.stem(pixels.astype(self.dtype))
-        return self.layer3(self.layer2(self.layer1(x)))
+    def feature_map(
+        self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
+    ) -> tuple[Float[Array, "B h w channels"], Cells]:
+        """Normalised pixels to ``res4`` (stride 16, 16 * width channels).
+
+        Args:
+            sizes: (height, width) of each picture, to keep the canvas around it out; see
+                ``models.convolution``.
+
+        Returns:
+            The map, and each picture's part of it (None without ``sizes``).
+        """
+        cells = stem_cells(sizes)
+        x = self.stem(pixels.astype(self.dtype), sizes)
+        x = self.layer2(self.layer1(x, cells), cells)
+        cells = after_pool(cells)
+        return self.layer3(x, cells), after_pool(cells)
 
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         """Crops of ``res4`` through layer4 and attention pooling; not normalised."""

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regionclip_jax.models.convolution import Conv
+from regionclip_jax.models.convolution import Cells, Conv
 
 
 class RPNHead(nn.Module):
@@ -16,13 +16,13 @@ class RPNHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, "B h w c"]
+        self, features: Float[Array, "B h w c"], cells: Cells = None
     ) -> tuple[Float[Array, "B anchors"], Float[Array, "B anchors 4"]]:
         """Logits and deltas in the order of ``ops.anchors``: rows, columns, anchors of a cell."""
         num, channels = features.shape[0], features.shape[-1]
         x = features
         for index in range(self.num_convs):
-            x = nn.relu(Conv(channels, 3, 1, self.dtype, True, name=f"conv{index}")(x))
+            x = nn.relu(Conv(channels, 3, 1, self.dtype, True, name=f"conv{index}")(x, cells))
         logits = Conv(self.num_anchors, 1, 1, self.dtype, True, name="objectness")(x)
         deltas = Conv(4 * self.num_anchors, 1, 1, self.dtype, True, name="deltas")(x)
         return (

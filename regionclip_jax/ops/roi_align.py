@@ -32,6 +32,7 @@ def roi_align(
     *,
     sampling_ratio: int = 0,
     aligned: bool = True,
+    extents: Int[Array, "B 2"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B R P Q channels"]:
     """Crops ``boxes`` out of ``features``.
@@ -44,6 +45,8 @@ def roi_align(
         sampling_ratio: samples per bin and axis; 0 chooses ``ceil(size / P)`` per box.
         aligned: shift by half a cell (detectron2's ROIAlignV2); False also widens boxes to one
             cell.
+        extents: (height, width) in cells of each picture's own part of its map, where samples end;
+            None means all of it.
         implementation: "matmul", "gather" or "auto".
 
     Raises:
@@ -53,14 +56,20 @@ def roi_align(
     # The barrier keeps XLA from folding boxes known at compile time into rounded reciprocals, which
     # would undo what ``_divide`` is for.
     boxes = jax.lax.optimization_barrier(jax.lax.stop_gradient(boxes.astype(jnp.float32)))
+    if extents is None:
+        extents = jnp.tile(jnp.array([features.shape[1:3]], jnp.int32), (features.shape[0], 1))
     if implementation == "auto":
         cells = features.shape[1] * features.shape[2]
         on_cpu = jax.default_backend() == "cpu"
         implementation = "gather" if on_cpu and cells >= _GATHER_MIN_CELLS else "matmul"
     if implementation == "matmul":
-        return _align_by_matmul(features, boxes, size, spatial_scale, sampling_ratio, aligned)
+        return _align_by_matmul(
+            features, boxes, extents, size, spatial_scale, sampling_ratio, aligned
+        )
     if implementation == "gather":
-        return _align_by_gather(features, boxes, size, spatial_scale, sampling_ratio, aligned)
+        return _align_by_gather(
+            features, boxes, extents, size, spatial_scale, sampling_ratio, aligned
+        )
     raise ValueError(f"roi_align: implementation {implementation!r}; expected matmul, gather, auto")
 
 
@@ -100,12 +109,14 @@ def _sample_positions(start, length, count, sample, bins):
 # --- matmul ---------------------------------------------------------------------------------------
 
 
-def _interpolation_matrix(low, high, num_bins, extent, scale, sampling_ratio, aligned):
-    """[..., num_bins, extent] weights of every cell in the mean of every bin."""
+def _interpolation_matrix(low, high, extent, num_cells, num_bins, scale, sampling_ratio, aligned):
+    """[..., num_bins, num_cells] weights of every cell in the mean of every bin; samples end at
+    ``extent``, one for each image."""
     start, length, count = _bins(low, high, num_bins, scale, sampling_ratio, aligned)
     bins = jnp.arange(num_bins, dtype=jnp.float32)
-    cells = jnp.arange(extent, dtype=jnp.float32)
+    cells = jnp.arange(num_cells, dtype=jnp.float32)
     expand = functools.partial(jnp.expand_dims, axis=-1)
+    extent = extent.astype(jnp.float32)[:, None, None]
 
     def add_sample(sample, weights):
         at = _sample_positions(expand(start), expand(length), expand(count), sample, bins)
@@ -116,16 +127,17 @@ def _interpolation_matrix(low, high, num_bins, extent, scale, sampling_ratio, al
 
     # The number of samples depends on the boxes (and is large for boxes far beyond the map), so the
     # loop's length is dynamic: a static bound would be silently wrong for unclipped boxes.
-    weights = jnp.zeros((*start.shape, num_bins, extent))
+    weights = jnp.zeros((*start.shape, num_bins, num_cells))
     weights = jax.lax.fori_loop(0, count.max(initial=0), add_sample, weights)
     return weights / jnp.maximum(count, 1).astype(jnp.float32)[..., None, None]
 
 
-def _align_by_matmul(features, boxes, size, scale, sampling_ratio, aligned):
+def _align_by_matmul(features, boxes, extents, size, scale, sampling_ratio, aligned):
     height, width = features.shape[1:3]
     x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
-    rows = _interpolation_matrix(y1, y2, size[0], height, scale, sampling_ratio, aligned)
-    columns = _interpolation_matrix(x1, x2, size[1], width, scale, sampling_ratio, aligned)
+    how = scale, sampling_ratio, aligned
+    rows = _interpolation_matrix(y1, y2, extents[:, 0], height, size[0], *how)
+    columns = _interpolation_matrix(x1, x2, extents[:, 1], width, size[1], *how)
     rows, columns = (jax.lax.stop_gradient(w).astype(features.dtype) for w in (rows, columns))
     partial = jnp.einsum("brqw,bhwc->brhqc", columns, features)
     return jnp.einsum("brph,brhqc->brpqc", rows, partial)
@@ -134,9 +146,9 @@ def _align_by_matmul(features, boxes, size, scale, sampling_ratio, aligned):
 # --- gather ---------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _align_by_gather(features, boxes, size, scale, sampling_ratio, aligned):
-    table, geometry = _gather_setup(features, boxes, size, scale, sampling_ratio, aligned)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _align_by_gather(features, boxes, extents, size, scale, sampling_ratio, aligned):
+    table, geometry = _gather_setup(features, boxes, extents, size, scale, sampling_ratio, aligned)
     channels = features.shape[-1]
 
     def align_box(box_geometry):
@@ -151,15 +163,15 @@ def _align_by_gather(features, boxes, size, scale, sampling_ratio, aligned):
     return crops.reshape(*boxes.shape[:2], *size, channels).astype(features.dtype)
 
 
-def _gather_forward(features, boxes, size, scale, sampling_ratio, aligned):
-    out = _align_by_gather(features, boxes, size, scale, sampling_ratio, aligned)
+def _gather_forward(features, boxes, extents, size, scale, sampling_ratio, aligned):
+    out = _align_by_gather(features, boxes, extents, size, scale, sampling_ratio, aligned)
     # The features are needed for their shape and type only; XLA drops the unused buffer.
-    return out, (features, boxes)
+    return out, (features, boxes, extents)
 
 
 def _gather_backward(size, scale, sampling_ratio, aligned, residuals, cotangent):
-    features, boxes = residuals
-    table, geometry = _gather_setup(features, boxes, size, scale, sampling_ratio, aligned)
+    features, boxes, extents = residuals
+    table, geometry = _gather_setup(features, boxes, extents, size, scale, sampling_ratio, aligned)
     channels = features.shape[-1]
     cotangent = cotangent.astype(jnp.float32).reshape(-1, *size, channels)
 
@@ -174,38 +186,38 @@ def _gather_backward(size, scale, sampling_ratio, aligned, residuals, cotangent)
 
     gradient = jnp.zeros(table.shape, jnp.float32)
     gradient, _ = jax.lax.scan(scatter_box, gradient, (geometry, cotangent))
-    return gradient.reshape(features.shape).astype(features.dtype), jnp.zeros_like(boxes)
+    return gradient.reshape(features.shape).astype(features.dtype), jnp.zeros_like(boxes), None
 
 
 _align_by_gather.defvjp(_gather_forward, _gather_backward)
 
 
-def _gather_setup(features, boxes, size, scale, sampling_ratio, aligned):
-    """The maps as one table of cells, and per box (image, axis geometries)."""
+def _gather_setup(features, boxes, extents, size, scale, sampling_ratio, aligned):
+    """The maps as one table of cells, and per box (image, its extent, axis geometries)."""
     num_images, height, width, channels = features.shape
     table = features.reshape(num_images * height * width, channels)
     flat = boxes.reshape(-1, 4)
     images = jnp.repeat(jnp.arange(num_images), boxes.shape[1])
     y_axis = _bins(flat[:, 1], flat[:, 3], size[0], scale, sampling_ratio, aligned)
     x_axis = _bins(flat[:, 0], flat[:, 2], size[1], scale, sampling_ratio, aligned)
-    return table, (images, y_axis, x_axis)
+    return table, (images, extents[images], y_axis, x_axis)
 
 
 def _num_corners(box_geometry) -> Int[Array, ""]:
-    _, (_, _, y_count), (_, _, x_count) = box_geometry
+    _, _, (_, _, y_count), (_, _, x_count) = box_geometry
     return 4 * y_count * x_count
 
 
 def _corner(box_geometry, step, shape, size):
     """Table rows and weights, both [P, Q], of one (sample, corner) pair of one box."""
-    image, (y_start, y_length, y_count), (x_start, x_length, x_count) = box_geometry
+    image, extent, (y_start, y_length, y_count), (x_start, x_length, x_count) = box_geometry
     _, height, width, _ = shape
     sample, corner = step // 4, step % 4
     y_cell, y_weight = _axis_corner(
-        y_start, y_length, y_count, sample // x_count, corner // 2, size[0], height
+        y_start, y_length, y_count, sample // x_count, corner // 2, size[0], extent[0]
     )
     x_cell, x_weight = _axis_corner(
-        x_start, x_length, x_count, sample % x_count, corner % 2, size[1], width
+        x_start, x_length, x_count, sample % x_count, corner % 2, size[1], extent[1]
     )
     indices = (image * height + y_cell[:, None]) * width + x_cell[None, :]
     total = jnp.maximum(y_count * x_count, 1).astype(jnp.float32)
@@ -217,9 +229,10 @@ def _axis_corner(start, length, count, sample, upper, num_bins, extent):
     bins = jnp.arange(num_bins, dtype=jnp.float32)
     at = _sample_positions(start, length, count, sample.astype(jnp.float32), bins)
     inside = (at >= -1.0) & (at <= extent)
-    at = jnp.clip(at, 0.0, extent - 1.0)
+    # A picture without pixels has no extent; its cell 0 exists all the same.
+    at = jnp.maximum(jnp.minimum(at, extent - 1.0), 0.0)
     low = jnp.floor(at)
     fraction = at - low
     weight = jnp.where(upper == 1, fraction, 1.0 - fraction)
-    cell = jnp.minimum(low.astype(jnp.int32) + upper, extent - 1)
+    cell = jnp.maximum(jnp.minimum(low.astype(jnp.int32) + upper, extent - 1), 0)
     return cell, jnp.where(inside, weight, 0.0)

@@ -29,11 +29,11 @@ def make_embed_regions_step(
         boxes: Float[Array, "B R 4"],
     ) -> Float[Array, "B R D"]:
         pixels = normalize_for_clip(images, sizes)
-        features = model.apply(variables, pixels, method=model.image_features)
+        features = model.apply(variables, pixels, sizes, method=model.image_features)
         return encode_regions(
             model,
             variables,
-            features.map,
+            features,
             boxes,
             regions_per_chunk=regions_per_chunk,
             implementation=roi_align,

@@ -7,9 +7,8 @@ the zero background logit, all over the temperature -> the best pairs of box and
 A region is embedded from "features", cut out of the map of the whole picture (RegionCLIP), or from
 "crops", cut out of the pixels and put through the whole tower (plain CLIP, paper figure 1).
 
-The reference detects one picture at a time, without padding (but for the pyramid's, to 32), so its
-detections are those of a canvas that fits. On a larger one both towers' convolutions see zeros that
-are not their own padding, and proposals and scores near the right and lower border move.
+The reference detects one picture at a time, without padding (but for the pyramid's, to 32). So do
+the ResNets here, whatever the canvas and the other pictures of a batch (``models.convolution``).
 """
 
 import dataclasses
@@ -111,11 +110,11 @@ def embed_boxes(
     if embed_from != "features":
         raise ValueError(f"embed_from {embed_from!r}; expected features or crops")
     pixels = normalize_for_clip(images, sizes)
-    features = model.apply(variables, pixels, method=model.image_features)
+    features = model.apply(variables, pixels, sizes, method=model.image_features)
     return encode_regions(
         model,
         variables,
-        features.map,
+        features,
         boxes,
         regions_per_chunk=regions_per_chunk,
         implementation=roi_align,

@@ -111,7 +111,7 @@ def label_with_teacher(
     embeddings = encode_regions(
         teacher,
         frozen.teacher,
-        features.map,
+        features,
         regions.boxes,
         regions_per_chunk=settings.regions_per_chunk,
         implementation=settings.roi_align,
@@ -147,7 +147,7 @@ def embed_with_student(
     embeddings = encode_regions(
         student,
         variables,
-        features.map,
+        features,
         boxes,
         regions_per_chunk=settings.regions_per_chunk,
         implementation=settings.roi_align,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
+from regionclip_jax.models.clip import CLIP, ImageFeatures, encode_regions, whole_image_boxes
 from regionclip_jax.models.presets import PRESETS, preset_name
 
 
@@ -25,7 +25,7 @@ def random_boxes(num, height, width, seed=0):
 @functools.partial(jax.jit, static_argnums=0)
 def embed(model, variables, pixels, boxes):
     features = model.apply(variables, pixels, method=model.image_features)
-    return encode_regions(model, variables, features.map, boxes)
+    return encode_regions(model, variables, features, boxes)
 
 
 @pytest.mark.property
@@ -38,7 +38,7 @@ def test_chunks_change_neither_embeddings_nor_gradients(resnet, relative_error):
 
     def weighted_sum(params, feature_map, chunk):
         out = encode_regions(
-            model, {**variables, "params": params}, feature_map, boxes,
+            model, {**variables, "params": params}, ImageFeatures(feature_map, None), boxes,
             regions_per_chunk=chunk,
         )  # fmt: skip
         return (out * weights).sum(), out

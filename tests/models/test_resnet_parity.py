@@ -38,7 +38,7 @@ def embeddings(model, variables, pixels, rois):
     whole = model.apply(variables, pixels, method=model.encode_image)
     features = model.apply(variables, pixels, method=model.image_features)
     crops = roi_align(features.map, rois[None], model.crop_size, 1 / model.stride)
-    regions = encode_regions(model, variables, features.map, rois[None])
+    regions = encode_regions(model, variables, features, rois[None])
     return whole, crops[0].mean((1, 2)), regions[0]
 
 

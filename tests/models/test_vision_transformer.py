@@ -112,7 +112,7 @@ def test_the_region_of_the_whole_canvas_is_the_mean_of_the_dense_tokens_projecte
     model, variables = vit
     features = image_features(model, variables, pixels(height, width))
     boxes = jnp.broadcast_to(jnp.array([0.0, 0.0, width, height]), (2, 1, 4))
-    regions = encode_regions(model, variables, features.map, boxes)
+    regions = encode_regions(model, variables, features, boxes)
     projection = np.asarray(variables["params"]["visual"]["projection"])
     expected = np.asarray(features.map).mean((1, 2)) @ projection
     assert relative_error(regions[:, 0], expected) < 1e-5

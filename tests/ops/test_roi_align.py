@@ -246,3 +246,33 @@ def test_bf16_features_give_bf16_crops_close_to_fp32(relative_error, implementat
 def test_an_unknown_implementation_is_refused():
     with pytest.raises(ValueError, match="'scatter'; expected matmul, gather, auto"):
         roi_align(jnp.ones((1, 4, 4, 1)), jnp.ones((1, 1, 4)), 2, 1.0, implementation="scatter")
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("implementation", ["matmul", "gather"])
+def test_samples_end_with_each_pictures_own_part_of_the_map(implementation, relative_error):
+    """As if the map were cut there: forward, and the gradient of the cells that are left."""
+    rng = np.random.default_rng(3)
+    features = jnp.asarray(rng.standard_normal((2, 9, 11, 3)), jnp.float32)
+    low = rng.uniform(-20, 150, (2, 12, 2))
+    boxes = jnp.asarray(np.concatenate([low, low + rng.uniform(0, 90, low.shape)], -1), jnp.float32)
+    extents = jnp.array([[7, 10], [5, 4]])
+
+    def crop(features, boxes, extents):
+        return roi_align(
+            features, boxes, (4, 3), 1 / 16, extents=extents, implementation=implementation
+        )
+
+    def gradient(features, boxes, extents):
+        weights = jnp.cos(jnp.arange(12 * 4 * 3 * 3.0)).reshape(1, 12, 4, 3, 3)
+        return jax.grad(lambda f: (crop(f, boxes, extents) * weights).sum())(features)
+
+    for image, (height, width) in enumerate(extents.tolist()):
+        one = slice(image, image + 1)
+        cut = features[one, :height, :width]
+        expected = crop(cut, boxes[one], None)
+        assert relative_error(crop(features, boxes, extents)[one], expected) < 1e-6
+        found = gradient(features[one], boxes[one], extents[one])
+        expected = gradient(cut, boxes[one], None)
+        assert relative_error(found[:, :height, :width], expected) < 1e-6
+        assert not found[:, height:].any() and not found[:, :, width:].any()

@@ -90,7 +90,7 @@ def test_the_best_pairs_by_the_root_of_probability_times_sigmoid_come_out(
     def embed(clip, batch):
         pixels = normalize_for_clip(batch.images, batch.sizes)
         features = model.apply(clip, pixels, method=model.image_features)
-        return encode_regions(model, clip, features.map, batch.boxes)
+        return encode_regions(model, clip, features, batch.boxes)
 
     unit = [
         np.asarray(x, np.float64) / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -45,7 +45,7 @@ def recognized(nano_configs, nano_variables):
     def embed(variables, batch):
         pixels = normalize_for_clip(batch.images, batch.sizes)
         features = model.apply(variables, pixels, method=model.image_features)
-        return encode_regions(model, variables, features.map, batch.boxes)
+        return encode_regions(model, variables, features, batch.boxes)
 
     found = step(DetectorVariables(variables, classes), batch)
     return batch, classes, embed(variables, batch), found
