@@ -10,31 +10,47 @@ Boxes are xyxy in pixels of the picture as given. Pictures are resized and put o
 sizes, so that each function is compiled once for each of them.
 """
 
+import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image
 
 from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
-from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
-from regionclip_jax.data.canvas import Size, place_on_canvas, smallest_canvas
-from regionclip_jax.data.images import decode_image, to_rgb
-from regionclip_jax.data.transforms import resize_short_side, scale_boxes
+from regionclip_jax.artifacts.vocabulary import (
+    FILE_NAME,
+    Vocabulary,
+    describe_encoder,
+    require_matching,
+)
+from regionclip_jax.data.pictures import Picture, Placed, place
+from regionclip_jax.data.transforms import scale_boxes
 from regionclip_jax.jobs.assembly import compute_dtype
 from regionclip_jax.jobs.concept_pool import embed_names
 from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.steps.embed_step import make_embed_regions_step
+from regionclip_jax.steps.predict_step import (
+    DetectorVariables,
+    DetectSettings,
+    ProposalSettings,
+    given_boxes,
+    make_predict_step,
+    proposals_of,
+)
+from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.class_lists import check_names
 
-Picture = np.ndarray | Image.Image | str | Path
-_RESIZE = "bilinear_round"
 _REGIONS_PER_CHUNK = 25
+AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +62,19 @@ class Detected:
     classes: Int[np.ndarray, " K"]  # rows of the vocabulary
     names: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.scores)
+
 
 @dataclasses.dataclass(frozen=True)
-class _Canvas:
-    """One picture as the device sees it; ``scale`` is canvas pixels per pixel of it (y, x)."""
+class Proposed:
+    """Where a localizer sees things in one picture, best first."""
 
-    image: np.ndarray
-    size: tuple[int, int]
-    scale: np.ndarray
+    boxes: Float[np.ndarray, "R 4"]  # xyxy, pixels of the picture as given
+    logits: Float[np.ndarray, " R"]  # objectness, before any sigmoid
+
+    def __len__(self) -> int:
+        return len(self.logits)
 
 
 class RegionCLIP:
@@ -62,12 +83,23 @@ class RegionCLIP:
     Attributes:
         card: architecture and origin of the weights.
         config: ``card.architecture``.
+        temperature: of the softmax over classes, learned with the weights (CLIP's: 0.01).
+        has_localizer: whether it can find regions by itself.
     """
 
-    def __init__(self, directory: str | Path, *, dtype: str, short_side: int, max_long_side: int):
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        dtype: str,
+        short_side: int,
+        max_long_side: int,
+        batch_size: int,
+    ):
         self.directory = Path(directory)
         variables, self.card = load_model(directory)
         self.config = self.card.architecture
+        self.temperature = math.exp(-float(variables["params"]["logit_scale"]))
         self._model = CLIP(self.config, dtype=compute_dtype(dtype))
         self._variables = jax.device_put(variables)
         self._encoder = describe_encoder(self.config, variables["params"])
@@ -76,15 +108,12 @@ class RegionCLIP:
             localizer, card = load_localizer(directory)
             self._localizer = Localizer(card.architecture, self._model.dtype)
             self._localizer_variables = jax.device_put(localizer)
-        self._limits = short_side, max_long_side
-        self._canvas_sizes = canvas_sizes(short_side, max_long_side)
+        self.has_localizer = self._localizer is not None
+        self._limits, self._batch_size = (short_side, max_long_side), batch_size
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
         )
-
-    @property
-    def has_localizer(self) -> bool:
-        return self._localizer is not None
+        self._steps, self._vocabularies = {}, {}
 
     def encode_text(
         self, names: Sequence[str], *, templates: str = "clip"
@@ -100,14 +129,28 @@ class RegionCLIP:
         """
         return self.vocabulary(names, templates=templates).embeddings
 
-    def vocabulary(self, names: Sequence[str], *, templates: str = "clip") -> Vocabulary:
-        """As ``encode_text``, with the names and this text tower's hash: save it, load it, use it.
+    def vocabulary(self, names: AnyVocabulary = None, *, templates: str = "clip") -> Vocabulary:
+        """Names with their embeddings and this text tower's hash: save it, load it, use it.
+
+        Args:
+            names: embedded once, then remembered; or a Vocabulary, or the path of one (.npz), which
+                is checked to be this model's; None is the model directory's own.
 
         Raises:
+            CheckpointMismatch: there is no such file, or another text tower made it.
             ValueError: no name, an empty one, or one that comes twice.
         """
-        names = check_names(names, "names")
-        return embed_names(self._model, self._variables, names, templates)
+        if names is None:
+            names = self.directory / FILE_NAME
+        if isinstance(names, Path) or (isinstance(names, str) and names.endswith(".npz")):
+            names = Vocabulary.load(names)
+        if isinstance(names, Vocabulary):
+            require_matching(names, self._encoder)
+            return names
+        key = (check_names(names, "names"), templates)
+        if key not in self._vocabularies:
+            self._vocabularies[key] = embed_names(self._model, self._variables, *key)
+        return self._vocabularies[key]
 
     def encode_regions(
         self, image: Picture, boxes: Float[np.ndarray, "R 4"]
@@ -122,28 +165,151 @@ class RegionCLIP:
         Raises:
             ValueError: the boxes have another shape, or one is not finite or has no area.
         """
-        canvas = self._place(image)
         boxes = check_boxes(boxes)
-        rows = bucket(len(boxes))
-        padded = np.zeros((1, rows, 4), np.float32)
-        padded[0, : len(boxes)] = scale_boxes(boxes, *canvas.scale.tolist())
-        found = self._embed_regions(
-            self._variables, canvas.image[None], np.array([canvas.size], np.int32), padded
-        )
+        batch = _batch([place(image, *self._limits)], [boxes])
+        found = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
         return np.asarray(found[0, : len(boxes)], np.float32)
 
-    def _place(self, image: Picture) -> _Canvas:
-        original = read_picture(image)
-        resized = resize_short_side(original, *self._limits, _RESIZE)
-        size = smallest_canvas(self._canvas_sizes, *resized.shape[:2])
-        pixels = np.zeros((*size, 3), np.uint8)
-        place_on_canvas(resized, pixels)
-        scale = np.divide(resized.shape[:2], original.shape[:2], dtype=np.float32)
-        return _Canvas(pixels, resized.shape[:2], scale)
+    def classify(
+        self, embeddings: Float[np.ndarray, "R D"], vocabulary: AnyVocabulary = None
+    ) -> Float[np.ndarray, "R C"]:
+        """Probabilities of the classes for embeddings of regions; the background has the rest."""
+        classes = jnp.asarray(self.vocabulary(vocabulary).embeddings)
+        regions = jnp.asarray(embeddings)
+        return np.asarray(class_probabilities(regions, classes, self.temperature))
 
-    def _require(self, vocabulary: Vocabulary) -> Vocabulary:
-        require_matching(vocabulary, self._encoder)
-        return vocabulary
+    def propose(
+        self,
+        image: Picture | Sequence[Picture],
+        *,
+        num_proposals: int = 1000,
+        nms_threshold: float = 0.9,
+    ) -> Proposed | list[Proposed]:
+        """Where the localizer sees things, whatever they are.
+
+        Args:
+            image: as ``encode_regions``; or a list, for a list.
+
+        Raises:
+            CheckpointMismatch: the model has no localizer.
+        """
+        images, many = _listed(image)
+        proposals = self._proposals(num_proposals, nms_threshold)
+        settings = DetectSettings(objectness="none", max_detections=1)
+        no_classes = np.zeros((1, self.config.embed_dim), np.float32)
+        found = []
+        # Of the prediction only the regions are asked for, and only they are computed.
+        for placed, regions, row in self._run(
+            images, None, settings, proposals, no_classes, "regions"
+        ):
+            real = regions.mask[row]
+            boxes = scale_boxes(regions.boxes[row][real], *(1 / placed.scale).tolist())
+            found.append(Proposed(boxes, regions.scores[row][real]))
+        return found if many else found[0]
+
+    def detect(
+        self,
+        image: Picture | Sequence[Picture],
+        vocabulary: AnyVocabulary = None,
+        *,
+        boxes: Float[np.ndarray, "R 4"] | Sequence[np.ndarray] | None = None,
+        objectness: str = "reference",
+        score_threshold: float = 0.001,
+        nms: str = "hard",
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        num_proposals: int = 1000,
+        proposal_nms_threshold: float = 0.9,
+        embed_from: str = "features",
+    ) -> Detected | list[Detected]:
+        """Objects by name, zero-shot. The defaults are the reference's.
+
+        Args:
+            image: as ``encode_regions``; or a list, for a list.
+            vocabulary: class names, or what else ``self.vocabulary`` takes.
+            boxes: where to look, xyxy in pixels of the picture (a list of such arrays for a list of
+                pictures); None asks the localizer.
+            objectness: how the localizer's word counts: "reference", "sigmoid" or "none" (see
+                ``ops.detections``). Given boxes have none.
+            score_threshold: scores up to this are dropped.
+            nms, nms_threshold: "hard", or soft: "gaussian", "linear"; within a class.
+            max_detections: of each picture.
+            num_proposals, proposal_nms_threshold: of the localizer.
+            embed_from: "features", or "crops": every region by itself through the image tower.
+
+        Raises:
+            CheckpointMismatch: no localizer and no boxes, or a vocabulary of another text tower.
+            ValueError: boxes or names that are none.
+        """
+        images, many = _listed(image)
+        classes = self.vocabulary(vocabulary)
+        settings = DetectSettings(
+            temperature=self.temperature,
+            embed_from=embed_from,
+            objectness=objectness if boxes is None else "none",
+            score_threshold=score_threshold,
+            nms=nms,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+            regions_per_chunk=_REGIONS_PER_CHUNK,
+        )
+        given = proposals = None
+        if boxes is None:
+            proposals = self._proposals(num_proposals, proposal_nms_threshold)
+        else:
+            given = [check_boxes(own) for own in (boxes if many else [boxes])]
+            if len(given) != len(images):
+                raise ValueError(
+                    f"boxes: {len(given)} arrays, expected one for each of {len(images)} pictures"
+                )
+        found = []
+        for _, detections, row in self._run(
+            images, given, settings, proposals, classes.embeddings, "detections"
+        ):
+            real = detections.mask[row]
+            indices = detections.classes[row][real]
+            names = tuple(classes.names[k] for k in indices)
+            found.append(
+                Detected(detections.boxes[row][real], detections.scores[row][real], indices, names)
+            )
+        return found if many else found[0]
+
+    def _proposals(self, num_proposals: int, nms_threshold: float) -> ProposalSettings:
+        if self._localizer is None:
+            raise CheckpointMismatch(
+                f"{self.directory}: has no localizer to find regions with; add one with "
+                "scripts/convert_checkpoint.py --localizer FILE, or give boxes"
+            )
+        # As the reference: 6,000 candidates of the one level of a C4, 1,000 of each of a pyramid's.
+        candidates = 6000 if len(self._localizer.config.strides) == 1 else 1000
+        return ProposalSettings(candidates, num_proposals, nms_threshold)
+
+    def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
+        """(placed picture, a part of its batch's prediction, row in it), in the order given."""
+        key = (settings, proposals, part)
+        if key not in self._steps:
+            find = given_boxes if proposals is None else proposals_of(self._localizer, proposals)
+            predict = make_predict_step(self._model, settings, find)
+
+            def step(variables: DetectorVariables, batch: DetectionBatch):
+                return getattr(predict(variables, batch), part)
+
+            self._steps[key] = jax.jit(step)
+        variables = DetectorVariables(self._variables, embeddings, self._localizer_variables)
+        by_canvas = collections.defaultdict(list)
+        for number, image in enumerate(images):
+            placed = place(image, *self._limits)
+            by_canvas[placed.canvas.shape].append((number, placed))
+        results = {}
+        for members in by_canvas.values():
+            for start in range(0, len(members), self._batch_size):
+                some = members[start : start + self._batch_size]
+                own = [np.zeros((0, 4)) if boxes is None else boxes[number] for number, _ in some]
+                batch = _batch([placed for _, placed in some], own, self._batch_size)
+                answer = jax.device_get(self._steps[key](variables, batch))
+                for row, (number, placed) in enumerate(some):
+                    results[number] = (placed, answer, row)
+        return [results[number] for number in range(len(images))]
 
 
 def load(
@@ -152,6 +318,7 @@ def load(
     dtype: str = "float32",
     short_side: int = 800,
     max_long_side: int = 1333,
+    batch_size: int = 1,
 ) -> RegionCLIP:
     """Opens a model directory (scripts/convert_checkpoint.py or a training job makes one).
 
@@ -159,21 +326,18 @@ def load(
         dtype: "float32", or "bfloat16" where speed counts more than the last digits.
         short_side, max_long_side: pictures are resized to these, in pixels, as the reference does
             for detection.
+        batch_size: pictures of a list that go through at once, where they share a canvas.
 
     Raises:
         CheckpointMismatch: there is no complete model, or its arrays are not what its card says.
     """
-    return RegionCLIP(directory, dtype=dtype, short_side=short_side, max_long_side=max_long_side)
-
-
-def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
-    """Lying and upright canvases for pictures of 4:3 and of all longer shapes; multiples of 32."""
-    short, middle, long = (
-        -(-side // 32) * 32
-        for side in (short_side, round(short_side * 4 / 3), max(short_side, max_long_side))
+    return RegionCLIP(
+        directory,
+        dtype=dtype,
+        short_side=short_side,
+        max_long_side=max_long_side,
+        batch_size=batch_size,
     )
-    lying = {(short, min(middle, long)), (short, long)}
-    return tuple(sorted(lying | {(width, height) for height, width in lying}))
 
 
 def bucket(number: int) -> int:
@@ -182,29 +346,6 @@ def bucket(number: int) -> int:
     while rows < number:
         rows *= 2
     return rows
-
-
-def read_picture(image: Picture) -> np.ndarray:
-    """RGB uint8 [H, W, 3].
-
-    Raises:
-        RecordError: a file that is no picture.
-        ValueError: an array of another kind.
-    """
-    if isinstance(image, str | Path):
-        path = Path(image)
-        return decode_image(
-            path.read_bytes(), source=str(path.parent), key=path.name, apply_orientation=True
-        )
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.shape[2:] or (3,)) != (3,):
-        raise ValueError(
-            f"image: expected RGB uint8 [H, W, 3] or gray [H, W], found {pixels.dtype} "
-            f"{list(pixels.shape)}; convert it, e.g. with PIL's convert('RGB')"
-        )
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
 
 
 def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
@@ -228,3 +369,31 @@ def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
             "pixels of the picture (not x, y, width, height)"
         )
     return boxes
+
+
+def _listed(image) -> tuple[list, bool]:
+    many = isinstance(image, list | tuple)
+    return (list(image) if many else [image]), many
+
+
+def _batch(
+    pictures: Sequence[Placed], boxes: Sequence[np.ndarray], size: int = 1
+) -> DetectionBatch:
+    """Pictures of one canvas, their boxes scaled to it; rows of padding to ``size`` pictures."""
+    rows = bucket(max(map(len, boxes)))
+    batch = DetectionBatch(
+        images=np.zeros((size, *pictures[0].canvas.shape), np.uint8),
+        sizes=np.zeros((size, 2), np.int32),
+        boxes=np.zeros((size, rows, 4), np.float32),
+        classes=np.zeros((size, rows), np.int32),
+        box_mask=np.zeros((size, rows), bool),
+        image_ids=np.arange(size, dtype=np.int32),
+        scales=np.ones((size, 2), np.float32),
+        mask=np.arange(size) < len(pictures),
+    )
+    for row, (placed, own) in enumerate(zip(pictures, boxes, strict=True)):
+        batch.images[row], batch.sizes[row] = placed.canvas, placed.size
+        batch.boxes[row, : len(own)] = scale_boxes(own, *placed.scale.tolist())
+        batch.box_mask[row, : len(own)] = True
+        batch.scales[row] = placed.scale
+    return batch

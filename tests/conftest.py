@@ -185,6 +185,29 @@ def nano_variables(nano_configs):
 
 
 @pytest.fixture(scope="session")
+def nano_localizer():
+    """Card and variables of a pyramid of random weights whose proposals are its anchors."""
+    from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+    from regionclip_jax.artifacts.model_card import LocalizerCard
+    from regionclip_jax.models.localizer import LocalizerConfig
+
+    config = LocalizerConfig(
+        blocks=(1, 1, 1, 1), stem_width=4, bottleneck_width=4, features=8, pyramid_channels=8
+    )
+    rng = np.random.default_rng(0)
+
+    def value(leaf):
+        fan_in = math.prod(leaf.shape[:-1]) if len(leaf.shape) == 4 else 1
+        return (rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
+
+    variables = jax.tree.map(value, abstract_localizer(config))
+    variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
+    head = variables["params"]["head"]
+    head["deltas"] = jax.tree.map(np.zeros_like, head["deltas"])
+    return LocalizerCard(config, {"file": "rpn.pth"}), variables
+
+
+@pytest.fixture(scope="session")
 def nano_configs():
     """Two architectures small enough to train in a test: a ResNet of 64 px and a ViT of 64 px."""
     from regionclip_jax.models.presets import CLIPConfig

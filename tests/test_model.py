@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 import regionclip_jax
-from regionclip_jax import model as model_module
+from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
+from regionclip_jax.data.pictures import read_picture
 from regionclip_jax.data.records import RecordError
 
 
@@ -72,7 +73,7 @@ def test_a_file_is_turned_as_its_exif_says(model, picture, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 270 degrees to look at it
     turned.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(model_module.read_picture(tmp_path / "turned.png"), picture)
+    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), picture)
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (3, 2)])
@@ -125,3 +126,102 @@ def test_a_folder_without_a_model_is_refused_with_the_remedy(tmp_path):
         regionclip_jax.load(tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         regionclip_jax.lode  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory, nano_variables, nano_configs, nano_localizer):
+    """A model directory with a localizer."""
+    directory = tmp_path_factory.mktemp("models") / "detector"
+    save_model(directory, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {}))
+    card, variables = nano_localizer
+    save_localizer(directory, variables, card)
+    return regionclip_jax.load(directory, short_side=64, max_long_side=128, batch_size=2)
+
+
+NAMES = ["cat", "remote control", "dog"]
+
+
+def test_objects_are_detected_by_name_in_pixels_of_the_picture(detector, picture):
+    found = detector.detect(picture, NAMES, objectness="sigmoid")
+    assert len(found) > 5 and found.boxes.shape == (len(found), 4)
+    assert (np.diff(found.scores) <= 0).all() and 0 < found.scores.min() <= found.scores.max() < 1
+    assert found.names == tuple(NAMES[k] for k in found.classes)
+    assert (found.boxes >= 0).all() and (found.boxes <= [90, 60, 90, 60]).all()
+    large = np.asarray(Image.fromarray(picture).resize((180, 120), Image.Resampling.BICUBIC))
+    twice = detector.detect(large, NAMES, objectness="sigmoid")
+    assert 120 < twice.boxes[:, 2].max() <= 180 and 80 < twice.boxes[:, 3].max() <= 120
+    # Anchors tell pictures apart that are nearly the same, so only some boxes are the doubled ones.
+    best = {tuple(np.round(box)) for box in found.boxes}
+    doubled = {tuple(np.round(box / 2)) for box in twice.boxes}
+    assert len(best & doubled) > 0.2 * len(best)
+
+
+def test_a_list_of_pictures_gives_what_each_gives_alone(detector, picture):
+    pictures = [picture, picture[:, ::-1], picture.transpose(1, 0, 2), picture[:50]]
+    together = detector.detect(pictures, NAMES, objectness="sigmoid")
+    for one, found in zip(pictures, together, strict=True):
+        alone = detector.detect(one, NAMES, objectness="sigmoid")
+        np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-3)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+        assert found.names == alone.names
+
+
+def test_given_boxes_are_named_and_stay_where_they_are(detector, model, picture):
+    for each in (detector, model):
+        found = each.detect(picture, NAMES, boxes=BOXES, nms_threshold=1.0)
+        assert len(found) == len(BOXES) * len(NAMES)
+        rows = [np.abs(BOXES - box).max(1).argmin() for box in found.boxes]
+        np.testing.assert_allclose(found.boxes, BOXES[rows], atol=1e-3)
+        # The same as the parts say.
+        probabilities = each.classify(each.encode_regions(picture, BOXES), NAMES)
+        np.testing.assert_allclose(found.scores, probabilities[rows, found.classes], atol=1e-4)
+    pair = detector.detect([picture, picture], NAMES, boxes=[BOXES, BOXES[:1]])
+    assert len(pair[1]) == len(NAMES)
+    assert len(detector.detect(picture, NAMES, boxes=np.zeros((0, 4)))) == 0
+    with pytest.raises(ValueError, match="1 arrays, expected one for each of 2 pictures"):
+        detector.detect([picture, picture], NAMES, boxes=[BOXES])
+
+
+def test_regions_can_be_proposed_without_names(detector, picture):
+    found = detector.propose(picture, num_proposals=40)
+    assert found.boxes.shape == (len(found), 4) and 10 < len(found) <= 40
+    assert (np.diff(found.logits) <= 0).all()
+    assert detector.encode_regions(picture, found.boxes).shape == (len(found), 32)
+
+
+def test_without_a_localizer_boxes_are_needed(model, picture):
+    assert not model.has_localizer
+    for ask in (lambda: model.detect(picture, NAMES), lambda: model.propose(picture)):
+        with pytest.raises(CheckpointMismatch, match="--localizer FILE, or give boxes"):
+            ask()
+
+
+def test_a_vocabulary_is_used_from_memory_file_or_the_models_own_directory(
+    detector, model, picture, tmp_path, nano_variables, nano_configs
+):
+    vocabulary = detector.vocabulary(NAMES)
+    assert detector.vocabulary(list(NAMES)) is vocabulary
+    vocabulary.save(tmp_path / "pets.npz")
+    expected = detector.detect(picture, NAMES, boxes=BOXES)
+    for same in (vocabulary, tmp_path / "pets.npz", str(tmp_path / "pets.npz")):
+        found = detector.detect(picture, same, boxes=BOXES)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        assert found.names == expected.names
+    with pytest.raises(CheckpointMismatch, match="expected a vocabulary, found no file"):
+        detector.detect(picture, boxes=BOXES)
+
+    other = tmp_path / "other"
+    card = ModelCard(nano_configs["resnet"], {})
+    save_model(other, nano_variables("resnet", seed=1), card)
+    vocabulary.save(other / "vocabulary.npz")
+    with pytest.raises(CheckpointMismatch, match="does not fit the model"):
+        regionclip_jax.load(other).vocabulary()
+
+
+def test_few_programs_are_compiled(detector, picture):
+    detector.detect(picture, NAMES)
+    (step,) = [s for (settings, _, part), s in detector._steps.items()
+               if part == "detections" and settings.objectness == "reference"]  # fmt: skip
+    before = step._cache_size()
+    detector.detect([picture[:, :80]] * 3, NAMES)
+    assert step._cache_size() == before

@@ -20,6 +20,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "wrong": (206, 84, 0),
     "unjudged": (0, 102, 170),
 }
+# Of classes, in this order, then again: Okabe and Ito's and neighbours, all dark enough for white
+# letters.
+CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
+    (0, 102, 170), (206, 84, 0), (0, 128, 96), (170, 60, 130), (140, 100, 0), (90, 60, 160),
+    (0, 120, 150), (176, 32, 48), (70, 110, 20), (110, 80, 60),
+)  # fmt: skip
 _HALO = (255, 255, 255)
 _LABEL_TEXT = (255, 255, 255)
 _DASH = 5  # in line widths: dash and gap
@@ -28,11 +34,13 @@ Rectangle = tuple[float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """One box and what is said of it. ``box`` is xyxy in pixels of the picture it lies on."""
+    """One box and what is said of it. ``box`` is xyxy in pixels of the picture it lies on; without
+    a ``colour`` of its own it has that of its kind."""
 
     box: Sequence[float | int]
     text: str
     kind: Kind = "unjudged"
+    colour: tuple[int, int, int] | None = None
 
 
 def draw_marks(
@@ -68,7 +76,7 @@ def draw_marks(
     letters = font(max(11, round(min(canvas.size) / 21)))
     boxes = [_inside(mark.box, scale, canvas.size) for mark in marks]
     for mark, box in zip(marks, boxes, strict=True):
-        _draw_box(draw, box, mark.kind, line)
+        _draw_box(draw, box, mark, line)
     placed: list[Rectangle] = []
     for mark, box in zip(marks, boxes, strict=True):
         if mark.text:
@@ -89,19 +97,24 @@ def _inside(box, scale: float, size: tuple[int, int]) -> Rectangle:
     return x1, y1, min(max(x2 - 1, x1), right), min(max(y2 - 1, y1), bottom)
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: Rectangle, kind: Kind, line: int) -> None:
+def _draw_box(draw: ImageDraw.ImageDraw, box: Rectangle, mark: Mark, line: int) -> None:
+    colour = _colour(mark)
     x1, y1, x2, y2 = box
     halo = (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
     draw.rectangle(halo, outline=_HALO, width=line + 2)
-    if kind != "wrong":
-        draw.rectangle(box, outline=COLOURS[kind], width=line)
+    if mark.kind != "wrong":
+        draw.rectangle(box, outline=colour, width=line)
         return
     for start, end in _dashes(x1, x2, _DASH * line):
-        draw.rectangle((start, y1, end, min(y1 + line - 1, y2)), fill=COLOURS[kind])
-        draw.rectangle((start, max(y2 - line + 1, y1), end, y2), fill=COLOURS[kind])
+        draw.rectangle((start, y1, end, min(y1 + line - 1, y2)), fill=colour)
+        draw.rectangle((start, max(y2 - line + 1, y1), end, y2), fill=colour)
     for start, end in _dashes(y1, y2, _DASH * line):
-        draw.rectangle((x1, start, min(x1 + line - 1, x2), end), fill=COLOURS[kind])
-        draw.rectangle((max(x2 - line + 1, x1), start, x2, end), fill=COLOURS[kind])
+        draw.rectangle((x1, start, min(x1 + line - 1, x2), end), fill=colour)
+        draw.rectangle((max(x2 - line + 1, x1), start, x2, end), fill=colour)
+
+
+def _colour(mark: Mark) -> tuple[int, int, int]:
+    return mark.colour or COLOURS[mark.kind]
 
 
 def _dashes(start: float, end: float, period: int) -> list[tuple[float, float]]:
@@ -118,7 +131,7 @@ def _draw_label(draw, mark, box, letters, line, size, placed) -> Rectangle:
     width, height = right - left + 2 * pad, ascent + descent + pad
     x, y = _label_corner(box, width, height, line, size, placed)
     rectangle = (x, y, x + width, y + height)
-    draw.rounded_rectangle(rectangle, radius=pad, fill=COLOURS[mark.kind])
+    draw.rounded_rectangle(rectangle, radius=pad, fill=_colour(mark))
     draw.text((x + pad - left, y + height / 2), mark.text, _LABEL_TEXT, font=letters, anchor="lm")
     return rectangle
 

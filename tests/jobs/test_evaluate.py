@@ -1,12 +1,11 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, save_localizer
-from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard
+from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.config import ConfigError, EvaluateConfig
@@ -16,7 +15,6 @@ from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.jobs.evaluated_classes import choose_classes
-from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.steps.predict_step import Prediction
 from regionclip_jax.structures import Detections
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
@@ -203,36 +201,22 @@ def test_the_split_of_the_drawn_world_is_its_vocabulary_s(boxes_directory, evalu
 
 
 @pytest.fixture(scope="module")
-def nano_localizer(tmp_path_factory) -> str:
-    """A directory with nothing but a localizer: a pyramid of random weights."""
-    config = LocalizerConfig(
-        blocks=(1, 1, 1, 1), stem_width=4, bottleneck_width=4, features=8, pyramid_channels=8
-    )
-    rng = np.random.default_rng(0)
-
-    def value(leaf):
-        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) == 4 else 1.0
-        return (rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
-
-    variables = jax.tree.map(value, abstract_localizer(config))
-    variables["batch_stats"] = jax.tree.map(np.ones_like, variables["batch_stats"])
-    # Proposals are the anchors as they are.
-    variables["params"]["head"]["deltas"] = jax.tree.map(
-        np.zeros_like, variables["params"]["head"]["deltas"]
-    )
+def localizer_directory(tmp_path_factory, nano_localizer) -> str:
+    """A directory with nothing but a localizer."""
+    card, variables = nano_localizer
     directory = tmp_path_factory.mktemp("models") / "localizer_only"
-    save_localizer(directory, variables, LocalizerCard(config, {"file": "rpn.pth"}))
+    save_localizer(directory, variables, card)
     return str(directory)
 
 
 @pytest.mark.parametrize("regions", ["windows", "localizer"])
 def test_detection_is_scored_by_ap_and_by_the_recall_of_its_regions(
-    config, nano_localizer, tmp_path, regions, capsys
+    config, localizer_directory, tmp_path, regions, capsys
 ):
     section = dataclasses.replace(
         config.evaluation,
         regions=regions,
-        localizer=nano_localizer if regions == "localizer" else "",
+        localizer=localizer_directory if regions == "localizer" else "",
         objectness="sigmoid" if regions == "localizer" else "none",
         nms_threshold=0.5,
     )

@@ -1,0 +1,104 @@
+"""A picture in a user's hands, resized and put on one of a few canvases."""
+
+import dataclasses
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from regionclip_jax.data.canvas import Size, place_on_canvas, smallest_canvas
+from regionclip_jax.data.images import decode_image, to_rgb
+from regionclip_jax.data.transforms import resize_short_side
+
+Picture = np.ndarray | Image.Image | str | Path
+_RESIZE = "bilinear_round"
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A picture as the device sees it: its size on the canvas, and canvas pixels per pixel of it
+    as given, (y, x)."""
+
+    canvas: UInt8[np.ndarray, "H W 3"]
+    size: tuple[int, int]
+    scale: Float[np.ndarray, " 2"]
+
+
+def place(picture: Picture, short_side: int, max_long_side: int) -> Placed:
+    """Resizes as the reference does for detection, and chooses the smallest canvas.
+
+    Raises:
+        RecordError: a file that is no picture.
+        ValueError: an array of another kind.
+        FileNotFoundError: no such file.
+    """
+    original = read_picture(picture)
+    resized = resize_short_side(original, short_side, max_long_side, _RESIZE)
+    size = smallest_canvas(canvas_sizes(short_side, max_long_side), *resized.shape[:2])
+    canvas = np.zeros((*size, 3), np.uint8)
+    place_on_canvas(resized, canvas)
+    scale = np.divide(resized.shape[:2], original.shape[:2], dtype=np.float32)
+    return Placed(canvas, resized.shape[:2], scale)
+
+
+def read_picture(image: Picture) -> np.ndarray:
+    """RGB uint8 [H, W, 3].
+
+    Raises:
+        RecordError: a file that is no picture.
+        ValueError: an array of another kind.
+    """
+    if isinstance(image, str | Path):
+        path = Path(image)
+        return decode_image(
+            path.read_bytes(), source=str(path.parent), key=path.name, apply_orientation=True
+        )
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.shape[2:] or (3,)) != (3,):
+        raise ValueError(
+            f"image: expected RGB uint8 [H, W, 3] or gray [H, W], found {pixels.dtype} "
+            f"{list(pixels.shape)}; convert it, e.g. with PIL's convert('RGB')"
+        )
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+
+
+def list_pictures(given: Sequence[str]) -> list[Path]:
+    """Files for what a user names: files as they are, pictures directly in folders, globs.
+
+    Raises:
+        FileNotFoundError: one of them names nothing.
+    """
+    found: list[Path] = []
+    for name in given:
+        path = Path(name)
+        if path.is_dir():
+            some = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+        elif path.exists():
+            some = [path]
+        else:
+            some = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+        if not some:
+            raise FileNotFoundError(
+                f"{name}: expected a picture, a folder with pictures ({', '.join(_ENDINGS)}), or a "
+                "pattern such as 'photos/*.jpg', found none"
+            )
+        found += some
+    return list(dict.fromkeys(found))
+
+
+def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
+    """Lying and upright canvases for pictures of 4:3 and of all longer shapes; multiples of 32."""
+    short, middle, long = (
+        -(-side // 32) * 32
+        for side in (short_side, round(short_side * 4 / 3), max(short_side, max_long_side))
+    )
+    lying = {(short, min(middle, long)), (short, long)}
+    return tuple(sorted(lying | {(width, height) for height, width in lying}))

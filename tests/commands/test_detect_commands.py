@@ -1,0 +1,156 @@
+"""Detection as a user types it: pictures and words in, JSON, PNG and NPZ out."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
+from regionclip_jax.artifacts.model_card import ModelCard
+from regionclip_jax.artifacts.model_checkpoint import save_model
+from regionclip_jax.artifacts.vocabulary import Vocabulary
+
+ROOT = Path(__file__).parents[2]
+SIZES = ["--short_side", "64", "--max_long_side", "128"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, nano_variables, nano_configs, nano_localizer) -> str:
+    directory = tmp_path_factory.mktemp("models") / "nano"
+    save_model(directory, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {}))
+    card, variables = nano_localizer
+    save_localizer(directory, variables, card)
+    return str(directory)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Three pictures and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (60, 90)), ("b.jpg", (90, 60)), ("c.png", (1, 300))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    (folder / "notes.txt").write_text("no picture by its name")
+    return folder
+
+
+def command(name: str):
+    return runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]
+
+
+@pytest.mark.command
+def test_a_folder_becomes_json_and_pictures(checkpoint, photos, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, ROOT / "scripts" / "detect.py", "--checkpoint", checkpoint,
+            "--images", photos, "--classes", "cat, remote control", "--output", tmp_path / "out",
+            "--score", "0.1", "--max_boxes", "7", "--objectness", "sigmoid", *SIZES,
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "skipped: " in done.stderr and "broken.jpg" in done.stderr
+    assert "images/s" in done.stdout and "3 pictures" in done.stdout and "1 skipped" in done.stdout
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [Path(p["file"]).name for p in content["pictures"]] == ["a.png", "b.jpg", "c.png"]
+    assert content["classes"] == ["cat", "remote control"] and len(content["skipped"]) == 1
+    first = content["pictures"][0]
+    assert 0 < len(first["detections"]) <= 7
+    boxes = [tuple(d["box"]) for d in first["detections"]]
+    assert len(set(boxes)) == len(boxes)  # one name a box
+    for detection in first["detections"]:
+        x1, y1, x2, y2 = detection["box"]
+        assert 0 <= x1 < x2 <= 90 and 0 <= y1 < y2 <= 60
+        assert detection["class"] in content["classes"] and detection["score"] > 0.1
+    drawn = Image.open(tmp_path / "out" / first["drawn"])
+    assert drawn.size == (90, 60)
+
+
+def test_one_file_that_is_no_picture_is_an_error(checkpoint, photos, tmp_path, capsys):
+    arguments = ["--checkpoint", checkpoint, "--classes", "cat", *SIZES]
+    arguments += ["--output", str(tmp_path / "out"), "--images"]
+    detect = command("detect")
+    assert detect([*arguments, str(photos / "broken.jpg")]) == 1
+    assert "broken.jpg" in capsys.readouterr().err
+    assert detect([*arguments, str(photos / "*.gif")]) == 1
+    assert "found none" in capsys.readouterr().err
+    assert detect([*arguments, str(photos / "[ab].*")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("cat,cat", "more than once"),
+        ("", "an empty name"),
+        ("missing.txt", "missing.txt does not exist"),
+        (None, "expected a vocabulary, found no file"),
+        ("missing.npz", "expected a vocabulary, found no file"),
+    ],
+)
+def test_names_without_sense_are_refused_in_one_line(
+    checkpoint, photos, tmp_path, capsys, classes, message
+):
+    arguments = ["--checkpoint", checkpoint, "--images", str(photos)]
+    arguments += ["--output", str(tmp_path / "out")]
+    arguments += [] if classes is None else ["--classes", classes]
+    assert command("detect")(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tmp_path, capsys):
+    extract = command("extract_region_features")
+    start = ["--checkpoint", checkpoint, *SIZES, "--images", str(photos), "--output"]
+
+    assert extract([*start, str(tmp_path / "proposals"), "--num_proposals", "30"]) == 0
+    assert "3 pictures, 1 skipped" in capsys.readouterr().out
+    arrays = dict(np.load(tmp_path / "proposals" / "a.png.npz"))
+    assert set(arrays) == {"boxes", "features", "logits"}
+    assert 10 < len(arrays["boxes"]) <= 30 and arrays["features"].shape[1] == 32
+    assert {len(x) for x in arrays.values()} == {len(arrays["boxes"])}
+    assert np.linalg.norm(arrays["features"], axis=1).std() > 0  # not normalised
+
+    assert extract([*start, str(tmp_path / "detections"), "--classes", "cat, dog, bird"]) == 0
+    arrays = dict(np.load(tmp_path / "detections" / "b.jpg.npz"))
+    count = len(arrays["boxes"])
+    assert arrays["probabilities"].shape == (count, 3) and arrays["names"].tolist()[0] == "cat"
+    for name in ("features", "classes", "scores"):
+        assert len(arrays[name]) == count
+
+    given = {"a.png": [[0, 0, 20, 20], [5, 5, 80, 50]], "b.jpg": [], "c.png": [[0, 0, 9, 1]]}
+    (tmp_path / "boxes.json").write_text(json.dumps({**given, "broken.jpg": []}))
+    arguments = [*start, str(tmp_path / "given"), "--boxes", str(tmp_path / "boxes.json")]
+    assert extract(arguments) == 0
+    for name, boxes in given.items():
+        arrays = np.load(tmp_path / "given" / f"{name}.npz")
+        np.testing.assert_array_equal(arrays["boxes"], np.array(boxes).reshape(-1, 4))
+        assert arrays["features"].shape == (len(boxes), 32)
+
+    (tmp_path / "boxes.json").write_text(json.dumps(given))
+    assert extract(arguments) == 1
+    assert "no boxes for 1 pictures such as ['broken.jpg']" in capsys.readouterr().err
+
+
+def test_concepts_become_a_vocabulary_that_detection_takes(checkpoint, photos, tmp_path, capsys):
+    (tmp_path / "concepts.txt").write_text("cat\nremote control\n")
+    path = str(tmp_path / "concepts.npz")
+    arguments = ["--checkpoint", checkpoint, "--concepts", str(tmp_path / "concepts.txt")]
+    assert command("extract_concept_features")([*arguments, "--output", path]) == 0
+    assert "2 names, D = 32" in capsys.readouterr().out
+    vocabulary = Vocabulary.load(path)
+    assert vocabulary.names == ("cat", "remote control") and len(vocabulary.templates) == 81
+    detect = ["--checkpoint", checkpoint, "--images", str(photos / "a.png"), *SIZES]
+    detect += ["--classes", path, "--output", str(tmp_path / "out"), "--score", "0"]
+    assert command("detect")(detect) == 0
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())["classes"][0] == "cat"
