@@ -221,6 +221,7 @@ class RegionCLIP:
         num_proposals: int = 1000,
         proposal_nms_threshold: float = 0.9,
         embed_from: str = "features",
+        report_probabilities: bool = False,
     ) -> Detected | list[Detected]:
         """Objects by name, zero-shot. The defaults are the reference's.
 
@@ -236,6 +237,8 @@ class RegionCLIP:
             max_detections: of each picture.
             num_proposals, proposal_nms_threshold: of the localizer.
             embed_from: "features", or "crops": every region by itself through the image tower.
+            report_probabilities: scores are those of the classes alone, for people to read;
+                objectness still orders and thresholds (the reference's VIS; hard NMS only).
 
         Raises:
             CheckpointMismatch: no localizer and no boxes, or a vocabulary of another text tower.
@@ -251,6 +254,7 @@ class RegionCLIP:
             nms=nms,
             nms_threshold=nms_threshold,
             max_detections=max_detections,
+            report_probabilities=report_probabilities,
             regions_per_chunk=_REGIONS_PER_CHUNK,
         )
         given = proposals = None

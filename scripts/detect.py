@@ -3,8 +3,9 @@
     python scripts/detect.py --checkpoint checkpoints/clip_rn50 --images photos/ \\
         --classes "cat, remote control" --output found
 
-The model directory needs a localizer (scripts/convert_checkpoint.py --localizer). OUTPUT gets
-detections.json and, for every picture with a detection, NAME.png.
+A score is the class's probability. The model directory needs a localizer
+(scripts/convert_checkpoint.py --localizer). OUTPUT gets detections.json and, for every picture with
+a detection, NAME.png.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         "LVIS), or a vocabulary .npz; default: the model directory's own vocabulary.npz",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
-    parser.add_argument("--score", type=float, default=0.5, help="draw and keep scores above this")
+    parser.add_argument("--score", type=float, default=0.5, help="keep probabilities above this")
     parser.add_argument("--max_boxes", type=int, default=30, help="the best so many of a picture")
     parser.add_argument(
         "--all_names",
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--objectness", choices=("reference", "sigmoid", "none"), default="reference",
-        help="how the localizer's word counts in a score",
+        help="how the localizer's word counts in the order of detections",
     )  # fmt: skip
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)

@@ -14,6 +14,7 @@ def log_own_progress() -> None:
 
     Orbax and grain report every file at INFO through the same logger.
     """
+    logging.use_absl_handler()  # a script that is not an absl app has Python's own until then
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(
         lambda record: record.levelno >= 30 or record.pathname.startswith(_PACKAGE)

@@ -73,7 +73,7 @@ def draw_marks(
         canvas = canvas.resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
     line = max(2, round(min(canvas.size) / 110))
-    letters = font(max(11, round(min(canvas.size) / 21)))
+    letters = font(min(max(11, round(min(canvas.size) / 21)), 16 + round(min(canvas.size) / 400)))
     boxes = [_inside(mark.box, scale, canvas.size) for mark in marks]
     for mark, box in zip(marks, boxes, strict=True):
         _draw_box(draw, box, mark, line)
