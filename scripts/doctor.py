@@ -70,6 +70,9 @@ def examine(directory: Path, *, write: bool) -> None:
         print(f"  vocabulary: {len(vocabulary.names)} names, such as {vocabulary.names[:3]}")
     if write:
         print(f"  self-check written: {self_check.write(directory)}")
+    if not (directory / self_check.FILE_NAME).exists():
+        print("  self-check: none was written (training does not); --write makes one")
+        return
     result = self_check.compare(directory)
     print(f"  self-check: cosines differ by {result.difference:.2g} at most")
     if not result.passed:

@@ -45,6 +45,12 @@ def test_an_untouched_model_passes_and_is_described(directory, doctor, capsys):
     assert 0.01 < np.ptp(cosines) and np.abs(cosines).max() <= 1
 
 
+def test_a_model_without_a_self_check_is_no_worse_for_it(directory, doctor, capsys):
+    (directory / self_check.FILE_NAME).unlink()
+    assert doctor([str(directory)]) == 0
+    assert "none was written" in capsys.readouterr().out
+
+
 def test_changed_weights_are_found_and_named_in_the_last_line(directory, doctor, capsys):
     variables, card = load_model(directory)
     variables["params"]["visual"]["layer4"]["block0"]["conv2"]["kernel"] *= 1.5

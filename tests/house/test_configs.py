@@ -10,6 +10,8 @@ import ml_collections
 import pytest
 
 from regionclip_jax import config as config_module
+from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.config import (
     ConfigError,
     EvaluateConfig,
@@ -22,9 +24,13 @@ from regionclip_jax.config import (
 )
 from regionclip_jax.jobs import assembly
 from regionclip_jax.main import _JOBS
+from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.localizer import Localizer, LocalizerConfig
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
-from regionclip_jax.structures import ImageTextBatch
+from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {path.stem: runpy.run_path(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
@@ -178,3 +184,43 @@ def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
     parsed = parse(PretrainConfig, ml_collections.ConfigDict(config))
     assert parsed.data.canvas_sizes == ((800, 1344),)
     assert parsed.optimizer.learning_rate == 1.0
+
+
+@pytest.mark.parametrize("preset", ["RN50", "RN50x4"])
+@pytest.mark.parametrize("variant", ["coco_gt", "coco_rpn", "lvis_rpn", "lvis_gt_crops"])
+def test_evaluations_trace_at_their_real_sizes(variant, preset):
+    """The published models with the reference's localizer."""
+    section = recipe("evaluate", variant).evaluation
+    localizer_config = LocalizerConfig(blocks=(3, 4, 6, 3), pyramid_channels=256)
+    localizer = Localizer(localizer_config) if section.regions == "localizer" else None
+    step = make_predict_step(
+        CLIP(PRESETS[preset]),
+        assembly.detect_settings(section),
+        assembly.build_find_regions(section, localizer),
+    )
+    height, width = max(section.canvas_sizes)
+    size, boxes = section.batch_size, (section.batch_size, section.max_boxes)
+
+    def shape(*sides, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(sides, dtype)
+
+    batch = DetectionBatch(
+        images=shape(size, height, width, 3, dtype=jnp.uint8),
+        sizes=shape(size, 2, dtype=jnp.int32),
+        boxes=shape(*boxes, 4),
+        classes=shape(*boxes, dtype=jnp.int32),
+        box_mask=shape(*boxes, dtype=jnp.bool_),
+        image_ids=shape(size, dtype=jnp.int32),
+        scales=shape(size, 2),
+        mask=shape(size, dtype=jnp.bool_),
+    )
+    num_classes = 1203 if section.class_split == "lvis" else 65
+    variables = DetectorVariables(
+        model_checkpoint.abstract_variables(PRESETS[preset]),
+        shape(num_classes, PRESETS[preset].embed_dim),
+        localizer and abstract_localizer(localizer_config),
+    )
+    found = jax.eval_shape(step, variables, batch)
+    assert found.detections.boxes.shape == (size, section.max_detections, 4)
+    regions = section.num_proposals if localizer else section.max_boxes
+    assert found.regions.boxes.shape == (size, regions, 4)
