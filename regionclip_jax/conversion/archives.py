@@ -1,4 +1,5 @@
-"""Files of tensors into ``{name: array}``: torch's zip, TorchScript and legacy files, safetensors.
+"""Files of tensors into ``{name: array}``: torch's zip, TorchScript and legacy files, safetensors,
+and detectron2's pickles of NumPy arrays.
 
 Neither torch nor any code from the file is needed or run (``torch_pickle``). Spec: models_pretrain
 6.2, 6.3. Knowing limits: little-endian files, dense tensors, torch 0.4 or later.
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion.numpy_pickle import NumpyArray, read_numpy_pickle
 from regionclip_jax.conversion.torch_pickle import (
     DTYPES,
     Module,
@@ -45,6 +47,7 @@ _SAFETENSORS_MAX_HEADER = 100_000_000
 _MAX_DEPTH = 64
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, protocol=2)
 # What a damaged archive can make the standard zip reader raise.
 _ZIP_ERRORS = (
@@ -64,9 +67,9 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Reads every named tensor of a checkpoint, in the file's own names, layouts and dtypes.
 
     Args:
-        path: an OpenAI TorchScript archive, a ``torch.save`` file (zip or legacy) or safetensors.
-            Of a training checkpoint only the entry ``model`` (or ``state_dict``) is read; optimizer
-            state never leaves the disk.
+        path: an OpenAI TorchScript archive, a ``torch.save`` file (zip or legacy), safetensors, or
+            a pickle of NumPy arrays. Of a training checkpoint only the entry ``model`` (or
+            ``state_dict``) is read; optimizer state never leaves the disk.
 
     Returns:
         Arrays that may be read-only views of the file. A file that is one bare tensor gives it
@@ -85,10 +88,12 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             return _read_zip(path, file)
         if start == _LEGACY_START:
             return _read_legacy(path, file)
+        if start[:1] == pickle.PROTO and start[1:2] in _PROTOCOLS:
+            return _read_arrays(path, file)
     if len(start) > 8 and start[8:9] == b"{":
         return _read_safetensors(path)
     raise CheckpointMismatch(
-        f"{path}: expected a torch zip archive, a legacy torch pickle or safetensors, found a "
+        f"{path}: expected a torch zip archive, a torch or NumPy pickle or safetensors, found a "
         f"file that starts with {start[:12]!r}; check that the download is the checkpoint itself, "
         "not a web page, or save it again with torch.save(state_dict, path)"
     )
@@ -158,6 +163,14 @@ def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     return _load_all(path, _named_tensors(path, content), read_storage)
 
 
+def _read_arrays(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
+    """A pickle of NumPy arrays (detectron2's ``.pkl``)."""
+    tensors = _named_tensors(path, read_numpy_pickle(path, file))
+    if incomplete := [name for name, tensor in tensors.items() if not hasattr(tensor, "value")]:
+        raise damaged(path, f"array {incomplete[0]!r} has no numbers")
+    return {name: tensor.value for name, tensor in tensors.items()}
+
+
 def _wrong_endian(path: Path, order: str) -> CheckpointMismatch:
     return CheckpointMismatch(
         f"{path}: expected little-endian numbers, found byte order {order!r}; save it again with "
@@ -167,7 +180,7 @@ def _wrong_endian(path: Path, order: str) -> CheckpointMismatch:
 
 def _named_tensors(path: Path, content) -> dict[str, Tensor]:
     """Names of tensors as ``state_dict`` would give them, from an unpickled object."""
-    if isinstance(content, Tensor):
+    if isinstance(content, Tensor | NumpyArray):
         return {BARE_TENSOR: content}
     if isinstance(content, dict):
         for wrapper in ("model", "state_dict"):
@@ -185,7 +198,7 @@ def _named_tensors(path: Path, content) -> dict[str, Tensor]:
 
 
 def _collect(path: Path, value, name: str, tensors: dict[str, Tensor], parents: tuple[int, ...]):
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | NumpyArray):
         tensors[name] = value
         return
     children = value.attributes if isinstance(value, Module) else value

@@ -43,7 +43,7 @@ _STORAGES = {
     "UntypedStorage": "uint8",
 }
 # What a hostile or broken pickle can make the standard unpickler raise.
-_PICKLE_ERRORS = (
+PICKLE_ERRORS = (
     pickle.UnpicklingError,
     ArithmeticError,
     AssertionError,
@@ -119,14 +119,34 @@ def _keep_first(value, *_):
     return value
 
 
-class _TensorUnpickler(pickle._Unpickler):
-    """Unpickles tensors as ``Tensor`` and refuses every class and function that is not listed.
+class RestrictedUnpickler(pickle._Unpickler):
+    """Refuses every class and function that is not listed in ``allowed``.
 
     The standard library's Python implementation: its C twin allocates whatever size a damaged file
     names, which can exhaust the machine's memory. Checkpoints have some ten thousand opcodes.
     """
 
-    _allowed = {
+    allowed: dict[str, object] = {}
+
+    def __init__(self, path: Path, file: io.BufferedIOBase, *, encoding: str):
+        super().__init__(file, encoding=encoding)
+        self._path = path
+
+    def find_class(self, module: str, name: str):
+        full_name = f"{module}.{name}"
+        if full_name in self.allowed:
+            return self.allowed[full_name]
+        raise CheckpointMismatch(
+            f"{self._path}: refused: its pickle asks for {full_name}, which is not part of a "
+            "tensor, and to load it could run code; if you trust the file, open it with torch "
+            "where that is safe and save its tensors alone: torch.save({'model': state_dict}, path)"
+        )
+
+
+class _TensorUnpickler(RestrictedUnpickler):
+    """Unpickles tensors as ``Tensor``."""
+
+    allowed = {
         "collections.OrderedDict": collections.OrderedDict,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v3": _rebuild_tensor_of_dtype,
@@ -145,24 +165,17 @@ class _TensorUnpickler(pickle._Unpickler):
 
     def __init__(self, path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
         # torch writes UTF-8; Python 2's legacy files hold ASCII names.
-        super().__init__(file, encoding="utf-8")
-        self._path = path
+        super().__init__(path, file, encoding="utf-8")
         self._torchscript = torchscript
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str):
         full_name = f"{module}.{name}"
-        if full_name in self._allowed:
-            return self._allowed[full_name]
         if self._torchscript and full_name in self._allowed_in_torchscript:
             return self._allowed_in_torchscript[full_name]
         if self._torchscript and full_name.startswith("__torch__."):
             return Module
-        raise CheckpointMismatch(
-            f"{self._path}: refused: its pickle asks for {full_name}, which is not part of a "
-            "tensor, and to load it could run code; if you trust the file, open it with torch "
-            "where that is safe and save its tensors alone: torch.save({'model': state_dict}, path)"
-        )
+        return super().find_class(module, name)
 
     def persistent_load(self, pid):
         match pid:
@@ -187,7 +200,7 @@ def unpickle(path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
         content = unpickler.load()
     except CheckpointMismatch:
         raise
-    except _PICKLE_ERRORS as error:
+    except PICKLE_ERRORS as error:
         what = f"its pickle does not load ({type(error).__name__}: {error})"
         raise damaged(path, what) from error
     return content, unpickler.storages

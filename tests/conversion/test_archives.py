@@ -235,7 +235,7 @@ def test_a_damaged_file_is_refused_or_read_but_never_crashes(tmp_path_factory, g
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>not a model</html>", b"\x80\x02}.", b"PK\x03\x04"]
+    "content", [b"", b"<html>not a model</html>", b"\x80\x01}.", b"PK\x03\x04"]
 )
 def test_other_files_are_refused_with_a_remedy(tmp_path, content):
     path = tmp_path / "RN50.pt"
