@@ -4,7 +4,8 @@
     python scripts/convert_checkpoint.py --localizer rpn_coco_48.pth --output models/rn50
 
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
-also a .pkl of detectron2. No code from them is run. What was not used is listed; what does not fit is refused.
+also a .pkl of detectron2. No code from them is run. What was not used is listed; what does not fit
+is refused.
 """
 
 import argparse
