@@ -57,6 +57,8 @@ def get_config():
     config.evaluation.canvas_sizes = ((64, 96), (96, 64), (96, 96))
     config.evaluation.max_boxes, config.evaluation.regions_per_chunk = 4, 4
     config.evaluation.templates = "plain"
+    # Every box with every class.
+    config.evaluation.nms_threshold, config.evaluation.score_threshold = 1.0, 0.0
     config.evaluation.num_threads = 1
     return config
 """

@@ -89,7 +89,7 @@ def test_the_best_pairs_by_the_root_of_probability_times_sigmoid_come_out(
     @jax.jit
     def embed(clip, batch):
         pixels = normalize_for_clip(batch.images, batch.sizes)
-        features = model.apply(clip, pixels, method=model.image_features)
+        features = model.apply(clip, pixels, batch.sizes, method=model.image_features)
         return encode_regions(model, clip, features, batch.boxes)
 
     unit = [

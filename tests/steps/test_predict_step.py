@@ -44,7 +44,7 @@ def recognized(nano_configs, nano_variables):
     @jax.jit
     def embed(variables, batch):
         pixels = normalize_for_clip(batch.images, batch.sizes)
-        features = model.apply(variables, pixels, method=model.image_features)
+        features = model.apply(variables, pixels, batch.sizes, method=model.image_features)
         return encode_regions(model, variables, features, batch.boxes)
 
     found = step(DetectorVariables(variables, classes), batch)
