@@ -30,7 +30,7 @@ from regionclip_jax.artifacts.vocabulary import (
     describe_encoder,
     require_matching,
 )
-from regionclip_jax.data.pictures import Picture, Placed, place
+from regionclip_jax.data.pictures import Picture, check_boxes, make_batch, place
 from regionclip_jax.data.transforms import scale_boxes
 from regionclip_jax.jobs.assembly import compute_dtype
 from regionclip_jax.jobs.concept_pool import embed_names
@@ -166,7 +166,7 @@ class RegionCLIP:
             ValueError: the boxes have another shape, or one is not finite or has no area.
         """
         boxes = check_boxes(boxes)
-        batch = _batch([place(image, *self._limits)], [boxes])
+        batch = make_batch([place(image, *self._limits)], [boxes])
         found = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
         return np.asarray(found[0, : len(boxes)], np.float32)
 
@@ -309,7 +309,7 @@ class RegionCLIP:
             for start in range(0, len(members), self._batch_size):
                 some = members[start : start + self._batch_size]
                 own = [np.zeros((0, 4)) if boxes is None else boxes[number] for number, _ in some]
-                batch = _batch([placed for _, placed in some], own, self._batch_size)
+                batch = make_batch([placed for _, placed in some], own, self._batch_size)
                 answer = jax.device_get(self._steps[key](variables, batch))
                 for row, (number, placed) in enumerate(some):
                     results[number] = (placed, answer, row)
@@ -344,60 +344,6 @@ def load(
     )
 
 
-def bucket(number: int) -> int:
-    """Rows that ``number`` regions are padded to: few numbers, so few programs to compile."""
-    rows = _REGIONS_PER_CHUNK
-    while rows < number:
-        rows *= 2
-    return rows
-
-
-def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
-    """Boxes as float32.
-
-    Raises:
-        ValueError: another shape, or a box that is not finite or has no area.
-    """
-    boxes = np.asarray(boxes, np.float32)
-    if boxes.size == 0:
-        return np.zeros((0, 4), np.float32)
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(
-            f"boxes: expected [R, 4] as x1, y1, x2, y2, found the shape {list(boxes.shape)}"
-        )
-    good = np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    if not good.all():
-        row = int(np.argmin(good))
-        raise ValueError(
-            f"boxes: row {row} is {boxes[row].tolist()}, expected finite x1 < x2 and y1 < y2 in "
-            "pixels of the picture (not x, y, width, height)"
-        )
-    return boxes
-
-
 def _listed(image) -> tuple[list, bool]:
     many = isinstance(image, list | tuple)
     return (list(image) if many else [image]), many
-
-
-def _batch(
-    pictures: Sequence[Placed], boxes: Sequence[np.ndarray], size: int = 1
-) -> DetectionBatch:
-    """Pictures of one canvas, their boxes scaled to it; rows of padding to ``size`` pictures."""
-    rows = bucket(max(map(len, boxes)))
-    batch = DetectionBatch(
-        images=np.zeros((size, *pictures[0].canvas.shape), np.uint8),
-        sizes=np.zeros((size, 2), np.int32),
-        boxes=np.zeros((size, rows, 4), np.float32),
-        classes=np.zeros((size, rows), np.int32),
-        box_mask=np.zeros((size, rows), bool),
-        image_ids=np.arange(size, dtype=np.int32),
-        scales=np.ones((size, 2), np.float32),
-        mask=np.arange(size) < len(pictures),
-    )
-    for row, (placed, own) in enumerate(zip(pictures, boxes, strict=True)):
-        batch.images[row], batch.sizes[row] = placed.canvas, placed.size
-        batch.boxes[row, : len(own)] = scale_boxes(own, *placed.scale.tolist())
-        batch.box_mask[row, : len(own)] = True
-        batch.scales[row] = placed.scale
-    return batch

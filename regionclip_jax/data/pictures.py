@@ -1,4 +1,4 @@
-"""A picture in a user's hands, resized and put on one of a few canvases."""
+"""Pictures and boxes as users have them, on one of a few canvases, in batches of few shapes."""
 
 import dataclasses
 import glob
@@ -11,10 +11,12 @@ from PIL import Image
 
 from regionclip_jax.data.canvas import Size, place_on_canvas, smallest_canvas
 from regionclip_jax.data.images import decode_image, to_rgb
-from regionclip_jax.data.transforms import resize_short_side
+from regionclip_jax.data.transforms import resize_short_side, scale_boxes
+from regionclip_jax.structures import DetectionBatch
 
 Picture = np.ndarray | Image.Image | str | Path
 _RESIZE = "bilinear_round"
+_FEWEST_ROWS = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +104,61 @@ def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
     )
     lying = {(short, min(middle, long)), (short, long)}
     return tuple(sorted(lying | {(width, height) for height, width in lying}))
+
+
+def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
+    """Boxes as float32.
+
+    Raises:
+        ValueError: another shape, or a box that is not finite or has no area.
+    """
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.size == 0:
+        return np.zeros((0, 4), np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"boxes: expected [R, 4] as x1, y1, x2, y2, found the shape {list(boxes.shape)}"
+        )
+    good = np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if not good.all():
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"boxes: row {row} is {boxes[row].tolist()}, expected finite x1 < x2 and y1 < y2 in "
+            "pixels of the picture (not x, y, width, height)"
+        )
+    return boxes
+
+
+def make_batch(
+    pictures: Sequence[Placed], boxes: Sequence[np.ndarray], size: int = 1
+) -> DetectionBatch:
+    """Pictures of one canvas, their boxes scaled to it; rows of padding to ``size`` pictures.
+
+    Args:
+        boxes: of each picture, xyxy in pixels of it as given. Their rows are padded to one of few
+            numbers, so that few programs are compiled.
+    """
+    rows = _region_rows(max(map(len, boxes)))
+    batch = DetectionBatch(
+        images=np.zeros((size, *pictures[0].canvas.shape), np.uint8),
+        sizes=np.zeros((size, 2), np.int32),
+        boxes=np.zeros((size, rows, 4), np.float32),
+        classes=np.zeros((size, rows), np.int32),
+        box_mask=np.zeros((size, rows), bool),
+        image_ids=np.arange(size, dtype=np.int32),
+        scales=np.ones((size, 2), np.float32),
+        mask=np.arange(size) < len(pictures),
+    )
+    for row, (placed, own) in enumerate(zip(pictures, boxes, strict=True)):
+        batch.images[row], batch.sizes[row] = placed.canvas, placed.size
+        batch.boxes[row, : len(own)] = scale_boxes(own, *placed.scale.tolist())
+        batch.box_mask[row, : len(own)] = True
+        batch.scales[row] = placed.scale
+    return batch
+
+
+def _region_rows(number: int) -> int:
+    rows = _FEWEST_ROWS
+    while rows < number:
+        rows *= 2
+    return rows
