@@ -40,6 +40,8 @@ class DetectionBatch:
     image_ids: Int[AnyArray, " B"]
     scales: Float[AnyArray, "B 2"]
     mask: Bool[AnyArray, " B"]
+    # Of each thing, P x P cells over its box, 1 where it is; None where nobody asked for them.
+    object_masks: UInt8[AnyArray, "B G P P"] | None = None
 
 
 @flax.struct.dataclass
