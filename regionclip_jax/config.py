@@ -206,6 +206,100 @@ class EvaluationSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class DetectionDataSection:
+    """Pictures with boxes, as batches to train on."""
+
+    # As in EvaluationSection.
+    source: str
+    path: str
+    split: str
+    # An annotation file in COCO's format anywhere, whose pictures lie in `path`; "" for the
+    # source's own layout.
+    annotations: str
+    # Classes that are trained: "all"; the base classes "coco_base" (48), "lvis_base" (866) or
+    # "scenes_base" (12); or a text file with one name a line. Boxes of others are as if not there.
+    classes: str
+    # Short sides to choose from at each visit, and the cap of the long side; None keeps pictures
+    # as they are.
+    short_sides: tuple[int, ...] | None
+    max_long_side: int | None
+    # Large-scale jitter instead: smallest and largest factor of the canvas that a picture fills.
+    jitter: tuple[float, float] | None
+    resize_method: str
+    canvas_sizes: tuple[tuple[int, int], ...]
+    flip_probability: float
+    # Rows for boxes of an image; an image with more is refused at the start.
+    max_boxes: Count
+    # Images of a class in less than this share of all come more often (LVIS: 0.001); None: never.
+    repeat_threshold: float | None
+    # Batches of lying or of upright pictures alone, where sizes are known without opening them.
+    group_by_aspect: bool
+    num_threads: Count
+    num_workers: int
+    fault_fraction: float
+    fault_minimum: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalizerSection:
+    """A region proposal network to train."""
+
+    # Name in models.localizer_presets.
+    preset: str
+    # Model directory to start from: its localizer, or else (a CLIP trunk) its image tower; "" is
+    # random.
+    init_from: str
+    # "all" of that localizer, or its "trunk" alone, such as one trained on ImageNet.
+    init_part: str
+    # "frozen" (the reference's) or "live": a random start needs live batch norms.
+    norm: str
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorsSection:
+    """How anchors become examples (spec: detector_eval 7.2)."""
+
+    # Sampled of an image, and the largest share of positives among them.
+    anchors_per_image: Count
+    positive_fraction: float
+    # IoU below which an anchor is a negative, and from which it is a positive.
+    negative_below: float
+    positive_from: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorSection:
+    """The head that is trained on boxes (paper section 3.4; spec: detector_eval 3.8 to 3.10)."""
+
+    # Model directory whose localizer proposes; "" means that of model.init_from.
+    localizer: str
+    # Image tower: "pretrained" (model.init_from's, frozen norms), or "random" with live batch norms
+    # and the text tower of model.init_from: what pretraining is compared with.
+    image_tower: str
+    num_proposals: Count
+    pre_nms_topk: Count
+    proposal_nms_threshold: float
+    # Regions sampled of an image, the largest share of positives, and the IoU that makes one.
+    samples_per_image: Count
+    positive_fraction: float
+    positive_iou: float
+    temperature: float
+    # Weight of background regions in the classification loss.
+    background_weight: float
+    # Power of the focal scaling; None is the weighted cross entropy, which divides by the sum of
+    # the weights instead of the number of regions.
+    focal_gamma: float | None
+    # Side of the rasters that object masks are kept as; None trains no mask head.
+    mask_size: int | None
+    # Class embeddings (.npz); "" embeds the classes' names with the text tower.
+    vocabulary: str
+    templates: str
+    regions_per_chunk: int | None
+    roi_align: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ScenesSection:
     """The drawn world of the embedded experiment (data.scenes)."""
 
@@ -251,6 +345,32 @@ class PretrainConfig:
     regions: RegionsSection
     optimizer: OptimizerSection
     run: RunSection
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainLocalizerConfig:
+    job: str
+    matmul_precision: str
+    localizer: LocalizerSection
+    data: DetectionDataSection
+    anchors: AnchorsSection
+    optimizer: OptimizerSection
+    run: RunSection
+    # Pictures and settings of the average recall at the end; evaluation.path "" measures none.
+    evaluation: EvaluationSection
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDetectorConfig:
+    job: str
+    matmul_precision: str
+    model: ModelSection
+    data: DetectionDataSection
+    detector: DetectorSection
+    optimizer: OptimizerSection
+    run: RunSection
+    # Of the detector at the end, with the classes of the test; evaluation.path "" evaluates none.
+    evaluation: EvaluationSection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +445,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind in (int, float, str) and type(value) is kind:
+    if kind in (bool, int, float, str) and type(value) is kind:
         return value
     if kind is Count and type(value) is int and value >= 1:
         return value

@@ -22,6 +22,8 @@ _JOBS = {
     "scenes_experiment": ("ScenesExperimentConfig", "regionclip_jax.jobs.scenes_experiment"),
     "train_clip": ("TrainClipConfig", "regionclip_jax.jobs.train_clip"),
     "pretrain": ("PretrainConfig", "regionclip_jax.jobs.pretrain"),
+    "train_localizer": ("TrainLocalizerConfig", "regionclip_jax.jobs.train_localizer"),
+    "train_detector": ("TrainDetectorConfig", "regionclip_jax.jobs.train_detector"),
     "evaluate": ("EvaluateConfig", "regionclip_jax.jobs.evaluate"),
 }
 _PREEMPTED = 75  # EX_TEMPFAIL: start again and it goes on

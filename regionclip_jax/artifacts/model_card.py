@@ -44,7 +44,7 @@ class ModelCard:
         return self.preset or str(self.architecture)
 
     def to_json(self) -> str:
-        return _to_json(self, preset=self.preset)
+        return to_card(self, preset=self.preset)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "ModelCard":
@@ -53,7 +53,7 @@ class ModelCard:
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
         """
-        return cls(*_parse(text, path, CLIPConfig))
+        return cls(*from_card(text, path, CLIPConfig))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class LocalizerCard:
         return f"localizer, {self.architecture.variant}"
 
     def to_json(self) -> str:
-        return _to_json(self)
+        return to_card(self)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "LocalizerCard":
@@ -79,18 +79,23 @@ class LocalizerCard:
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
         """
-        return cls(*_parse(text, path, LocalizerConfig))
+        return cls(*from_card(text, path, LocalizerConfig))
 
 
-def _to_json(card: ModelCard | LocalizerCard, **more) -> str:
+def to_card(card, **more) -> str:
+    """The JSON of a card: a dataclass of architecture, source and version."""
     architecture = dataclasses.asdict(card.architecture)
     content = {"format": FORMAT, "architecture": architecture, **more}
     content |= {"source": card.source, "version": card.version}
     return json.dumps(content, indent=2) + "\n"
 
 
-def _parse(text: str, path: str | Path, config_class: type) -> tuple:
-    """Architecture, source and version."""
+def from_card(text: str, path: str | Path, config_class: type) -> tuple:
+    """Architecture, source and version of a card's JSON.
+
+    Raises:
+        CheckpointMismatch: as ``ModelCard.from_json``.
+    """
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:

@@ -58,6 +58,12 @@ def batch_detection(
     boxes = np.zeros((count, max_boxes, 4), np.float32)
     classes = np.zeros((count, max_boxes), np.int32)
     box_mask = np.zeros((count, max_boxes), bool)
+    object_masks = None
+    for row in np.flatnonzero(mask):
+        if examples[row].masks is not None:
+            shape = examples[row].masks.shape[1:]
+            object_masks = np.zeros((count, max_boxes, *shape), np.uint8)
+            break
     image_ids = np.zeros(count, np.int64)
     scales = np.ones((count, 2), np.float32)
     for row in np.flatnonzero(mask):
@@ -70,6 +76,8 @@ def batch_detection(
             )
         boxes[row, :number], classes[row, :number] = example.boxes, example.classes
         box_mask[row, :number] = True
+        if object_masks is not None:
+            object_masks[row, :number] = example.masks
         image_ids[row], scales[row] = example.image_id, example.scale
     if image_ids.size and image_ids.max() > np.iinfo(np.int32).max:
         raise BatchError(f"image id {image_ids.max()} does not fit 32 bits: renumber the images")
@@ -82,6 +90,7 @@ def batch_detection(
         image_ids=image_ids.astype(np.int32),
         scales=scales,
         mask=mask,
+        object_masks=object_masks,
     )
     return batch, _texts(examples)
 

@@ -37,7 +37,7 @@ class ImageTextExample(NamedTuple):
 class DetectionExample(NamedTuple):
     """``boxes`` float32 [n, 4] in pixels of the resized ``image``; ``scale`` (y, x) of the resize.
 
-    ``key`` is the record's, for messages.
+    ``key`` is the record's, for messages; ``masks`` are uint8 [n, P, P] over each box, or None.
     """
 
     image: np.ndarray
@@ -46,6 +46,7 @@ class DetectionExample(NamedTuple):
     image_id: int
     scale: np.ndarray
     key: str
+    masks: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

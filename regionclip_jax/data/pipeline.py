@@ -14,7 +14,9 @@ import grain
 
 from regionclip_jax.data.batching import batch_detection, batch_image_text
 from regionclip_jax.data.canvas import Size, check_canvases
+from regionclip_jax.data.detection_examples import DetectionAugmentation, LoadTrainingDetection
 from regionclip_jax.data.examples import ImageLoading, LoadDetection, LoadImageText, Shard
+from regionclip_jax.data.order import EpochOrder
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, Source
 from regionclip_jax.data.transforms import check_resize_method
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
@@ -71,11 +73,7 @@ def image_text_batches(
         Shard(batch_size, process_index, process_count),
         ImageLoading(short_side, max_long_side, resize_method, _as_sizes(canvas_sizes)),
     )
-    if start_record < 0 or start_record % batch_size:
-        raise ValueError(
-            f"start_record {start_record} is not a multiple of batch_size {batch_size}: resume "
-            "with the batch size of the run that is resumed, or start a new run"
-        )
+    _check_start(start_record, batch_size)
     order = grain.MapDataset.range(len(source))
     order = (order.seed(seed).shuffle() if shuffle else order).repeat()
     load = LoadImageText(
@@ -130,6 +128,77 @@ def detection_batches(
         batch_detection(group, images.canvas_sizes, max_boxes)
         for group in _groups(examples, shard.local_batch_size)
     )
+
+
+def detection_training_batches(
+    source: Source[DetectionRecord],
+    *,
+    order: EpochOrder,
+    batch_size: int,
+    short_sides: Sequence[int] | None,
+    max_long_side: int | None,
+    resize_method: str,
+    jitter: tuple[float, float] | None,
+    canvas_sizes: Sequence[Size],
+    max_boxes: int,
+    flip_probability: float,
+    seed: int,
+    start_record: int,
+    num_threads: int,
+    num_workers: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[tuple[DetectionBatch, list[str]]]:
+    """An endless stream of this process's part of each batch to train a detector on.
+
+    Arguments are those of :func:`image_text_batches`; see also ``DetectionAugmentation``.
+
+    Args:
+        source: without crowd boxes and unwanted classes, such as a ``TrainingSet``.
+        order: which record comes when.
+        max_boxes: G, number of box rows an image.
+
+    Raises:
+        ValueError: as :func:`image_text_batches`; ``jitter`` together with ``short_sides``, or on
+            several canvases.
+    """
+    sizes = _as_sizes(canvas_sizes)
+    if jitter is not None and (short_sides is not None or len(sizes) != 1):
+        raise ValueError(
+            f"jitter {jitter} sizes pictures by the one canvas: give no short_sides (found "
+            f"{short_sides}) and one canvas (found {sizes})"
+        )
+    shard, images = _check(
+        source,
+        Shard(batch_size, process_index, process_count),
+        ImageLoading(
+            max(short_sides) if short_sides else None, max_long_side, resize_method, sizes
+        ),
+    )
+    _check_start(start_record, batch_size)
+    augmentation = DetectionAugmentation(
+        tuple(short_sides) if short_sides else None,
+        max_long_side,
+        jitter,
+        resize_method,
+        sizes,
+        flip_probability,
+    )
+    load = LoadTrainingDetection(source, order, shard, augmentation, seed)
+    positions = grain.MapDataset.range(start_record // process_count, sys.maxsize)
+    examples = _iterate(positions.map(load), num_threads, num_workers)
+    return (
+        batch_detection(group, images.canvas_sizes, max_boxes)
+        for group in _groups(examples, shard.local_batch_size)
+    )
+
+
+def _check_start(start_record: int, batch_size: int) -> None:
+    if start_record < 0 or start_record % batch_size:
+        raise ValueError(
+            f"start_record {start_record} is not a multiple of batch_size {batch_size}: resume "
+            "with the batch size of the run that is resumed, or start a new run"
+        )
 
 
 def _as_sizes(canvas_sizes: Sequence[Size]) -> tuple[Size, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 
 class RecordError(Exception):
@@ -54,6 +54,7 @@ class DetectionRecord:
         crowd: True for a box around a group, which is neither a target nor an error.
         image_id: as in the annotation file, for the official metrics.
         captions: of the picture, where the source has them.
+        masks: of each object over its own box, where they were asked for (``object_masks``).
     """
 
     key: str
@@ -63,6 +64,7 @@ class DetectionRecord:
     crowd: Bool[np.ndarray, " G"]
     image_id: int
     captions: tuple[str, ...] = ()
+    masks: UInt8[np.ndarray, "G P P"] | None = None
 
 
 RecordT = TypeVar("RecordT", ImageTextRecord, DetectionRecord, covariant=True)

@@ -69,6 +69,37 @@ def resize_short_side(
     return np.asarray(picture.resize((width, height), _RESAMPLING[method]))
 
 
+def jitter_image(
+    image: UInt8[np.ndarray, "h w 3"],
+    canvas: tuple[int, int],
+    factors: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[UInt8[np.ndarray, "H W 3"], Float[np.ndarray, " 2"], Float[np.ndarray, " 2"]]:
+    """Large-scale jitter: a picture much smaller or larger than the canvas, cut to it.
+
+    As in detectron2: the picture is resized to fit a random factor of the canvas, keeping its
+    shape, and a random part of the canvas' size is cut out of a larger one. (A smaller one is
+    surrounded by gray there and counts as alone here: what is outside a picture is never seen.)
+
+    Args:
+        canvas: (height, width).
+        factors: smallest and largest, such as (0.1, 2.0).
+
+    Returns:
+        The picture; by what it was resized, (y, x); and where the part began, (y, x) in pixels of
+        the resized picture.
+    """
+    factor = rng.uniform(*factors)
+    height, width = image.shape[:2]
+    scale = min(factor * canvas[0] / height, factor * canvas[1] / width)
+    new = [max(1, int(side * scale + 0.5)) for side in (height, width)]
+    resized = np.asarray(Image.fromarray(image).resize(new[::-1], Image.Resampling.BILINEAR))
+    start = [int(rng.integers(max(0, n - c) + 1)) for n, c in zip(new, canvas, strict=True)]
+    part = resized[start[0] : start[0] + canvas[0], start[1] : start[1] + canvas[1]]
+    scales = np.divide(new, (height, width), dtype=np.float32)
+    return part, scales, np.array(start, np.float32)
+
+
 def flip_image(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     """Left becomes right."""
     flipped = np.empty_like(image)

@@ -13,8 +13,11 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.config import (
+    AnchorsSection,
     ConfigError,
     DataSection,
+    DetectionDataSection,
+    DetectorSection,
     EvaluationSection,
     ModelSection,
     OptimizerSection,
@@ -33,6 +36,8 @@ from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
 from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.steps.detector_step import DetectorSettings
+from regionclip_jax.steps.localizer_step import LocalizerSettings
 from regionclip_jax.steps.predict_step import (
     DetectSettings,
     FindRegions,
@@ -132,17 +137,34 @@ def build_image_text_source(section: DataSection):
     return source
 
 
-def build_detection_source(section: EvaluationSection):
+def build_boxes_source(
+    section: EvaluationSection | DetectionDataSection, key: str, mask_size: int | None = None
+):
+    """Pictures with boxes, to evaluate on or to train on.
+
+    Args:
+        key: of the section, for errors.
+        mask_size: side of the rasters of object masks; None reads none.
+    """
+    annotations = getattr(section, "annotations", "") or None
     makers = {
         "array_record": lambda: ArrayRecordSource(section.path),
-        "coco_folder": lambda: CocoInstancesSource(section.path, section.split),
-        "lvis_folder": lambda: LvisInstancesSource(section.path, section.split),
+        "coco_folder": lambda: CocoInstancesSource(
+            section.path, section.split, annotations=annotations, mask_size=mask_size
+        ),
+        "lvis_folder": lambda: LvisInstancesSource(
+            section.path, section.split, mask_size=mask_size
+        ),
     }
-    make = choose(makers, section.source, "evaluation.source")
-    _require_path(section.path, section.source, "evaluation.path")
-    with blame("evaluation"):
+    make = choose(makers, section.source, f"{key}.source")
+    if annotations and section.source != "coco_folder":
+        raise ConfigError(f"{key}.annotations: only source 'coco_folder' takes a file of its own")
+    if mask_size is not None and section.source == "array_record":
+        raise ConfigError("detector.mask_size: array_record holds no masks; set it to None")
+    _require_path(section.path, section.source, f"{key}.path")
+    with blame(key):
         source = make()
-    _require_kind(source, DETECTION, "evaluation.path")
+    _require_kind(source, DETECTION, f"{key}.path")
     logging.info("%r: %d records", source, len(source))
     return source
 
@@ -183,7 +205,7 @@ def stream_batches(
             process_count=jax.process_count(),
             context_length=section.context_length,
         )
-    return _counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
+    return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
 
 
 def detection_pass(section: EvaluationSection, source) -> Iterator[DetectionBatch]:
@@ -203,13 +225,18 @@ def detection_pass(section: EvaluationSection, source) -> Iterator[DetectionBatc
             num_threads=section.num_threads,
         )
     # A row of padding is neither a record nor a fault.
-    return _counted(
+    return counted(
         stream, faults, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
     )
 
 
-def _counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -> Iterator:
-    """The batches of a stream alone; their faults go to the counter."""
+def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -> Iterator:
+    """The batches of a stream alone; their faults go to the counter.
+
+    Args:
+        count: batch and texts of its faults -> number of records it took.
+        key: of the section, for errors.
+    """
     with contextlib.closing(stream):
         try:
             for batch, texts in stream:
@@ -301,6 +328,61 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
         distillation_weight=section.distillation_weight,
         contrastive_weight=section.contrastive_weight,
         global_box=section.global_box,
+        regions_per_chunk=section.regions_per_chunk,
+        roi_align=section.roi_align,
+        seed=run.seed,
+    )
+
+
+def norm_is_frozen(name: str, key: str) -> bool:
+    return choose({"frozen": True, "live": False}, name, key)
+
+
+def localizer_settings(section: AnchorsSection, run: RunSection) -> LocalizerSettings:
+    if not 0 <= section.negative_below <= section.positive_from <= 1:
+        raise ConfigError(
+            f"anchors: negative_below {section.negative_below} and positive_from "
+            f"{section.positive_from}: expected 0 <= negative_below <= positive_from <= 1"
+        )
+    return LocalizerSettings(
+        anchors_per_image=section.anchors_per_image,
+        positive_fraction=section.positive_fraction,
+        negative_below=section.negative_below,
+        positive_from=section.positive_from,
+        seed=run.seed,
+    )
+
+
+def detector_settings(
+    section: DetectorSection, run: RunSection, clip: CLIPConfig, pretrained: bool
+) -> DetectorSettings:
+    """The numbers of the objective.
+
+    Raises:
+        ConfigError: numbers that exclude each other, or that the model cannot have.
+    """
+    _require_one_of(_ROI_ALIGNS, section.roi_align, "detector.roi_align")
+    if not pretrained and section.regions_per_chunk is not None:
+        raise ConfigError(
+            f"detector.regions_per_chunk: {section.regions_per_chunk} with a random image tower, "
+            "whose live norms need all regions at once; set it to None"
+        )
+    if clip.is_vit and (section.mask_size is not None or not pretrained):
+        raise ConfigError(
+            "model.preset: a ViT has neither layer4's maps for masks nor batch norms for a random "
+            "image tower; choose a ResNet, or detector.mask_size None and image_tower 'pretrained'"
+        )
+    return DetectorSettings(
+        proposals=ProposalSettings(
+            section.pre_nms_topk, section.num_proposals, section.proposal_nms_threshold
+        ),
+        samples_per_image=section.samples_per_image,
+        positive_fraction=section.positive_fraction,
+        positive_iou=section.positive_iou,
+        temperature=section.temperature,
+        background_weight=section.background_weight,
+        focal_gamma=section.focal_gamma,
+        with_masks=section.mask_size is not None,
         regions_per_chunk=section.regions_per_chunk,
         roi_align=section.roi_align,
         seed=run.seed,

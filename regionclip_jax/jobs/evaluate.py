@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
@@ -79,7 +80,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict:
         for name, evaluation in evaluations.items():
             write_detections(workdir / f"detections_{name}.json", evaluation.results)
         picture = detection_gallery.draw(
-            assembly.build_detection_source(config.evaluation),
+            assembly.build_boxes_source(config.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
             class_names=next(iter(evaluations.values())).class_names,
             subtitle="; ".join(f"{n}: {e.saw['boxes']}" for n, e in evaluations.items()),
@@ -122,7 +123,7 @@ def evaluate_model(
     """
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
-    source = assembly.build_detection_source(section)
+    source = assembly.build_boxes_source(section, "evaluation")
     classes = choose_classes(source, section)
     saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
@@ -130,6 +131,11 @@ def evaluate_model(
         localizer_variables, localizer_card = load_localizer(section.localizer or directory)
         localizer = Localizer(localizer_card.architecture, model.dtype)
         saw["boxes"] = f"proposals of {_origin(section.localizer or directory, localizer_card)}"
+    box_head = None
+    if has_heads(directory) and section.regions != GROUND_TRUTH:
+        heads, _ = load_heads(directory)
+        box_head = {"params": heads["box_head"]}
+        saw["boxes"] += ", moved by the detector's box head"
     vocabulary = _vocabulary(section, classes, model, variables, vocabulary_path)
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     step = jax.jit(
@@ -140,7 +146,7 @@ def evaluate_model(
         )
     )
     frozen = replicate(
-        DetectorVariables(variables, vocabulary.embeddings, localizer_variables), mesh
+        DetectorVariables(variables, vocabulary.embeddings, localizer_variables, box_head), mesh
     )
     on_given_boxes = section.regions == GROUND_TRUTH
     truth, ranks, clock = [], {}, _Clock()

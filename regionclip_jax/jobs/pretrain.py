@@ -78,7 +78,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             "teacher": variables_hash(teacher_variables),
             "localizer": localizer_variables and variables_hash(localizer_variables),
         },
-        architecture=assembly.architecture(config.student),
+        export=training_run.as_clip(assembly.architecture(config.student)),
         make_state=lambda: _build_state(config, student_start, optimizer),
         make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings, localizer),
         make_frozen=embed_pools,

@@ -27,7 +27,7 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
         name="train_clip",
         settings=as_plain(config),
         contents={"records": len(source)},
-        architecture=assembly.architecture(config.model),
+        export=training_run.as_clip(assembly.architecture(config.model)),
         make_state=make_state,
         make_step=make_step,
         make_frozen=dict,

@@ -41,6 +41,15 @@ _MAY_CHANGE = frozenset(
         "concepts.names_file",
         "regions.regions_per_chunk",
         "regions.roi_align",
+        "regions.localizer",
+        "localizer.init_from",
+        "data.annotations",
+        "detector.localizer",
+        "detector.vocabulary",
+        "detector.regions_per_chunk",
+        "detector.roi_align",
+        # What comes after the training changes nothing of it.
+        "evaluation",
         "run.num_steps",
         "run.log_every",
         "run.checkpoint_every",
@@ -56,7 +65,7 @@ def train(
     name: str,
     settings: Mapping,
     contents: Mapping,
-    architecture: CLIPConfig,
+    export: Callable[[Path, dict, dict], None],
     make_state: Callable[[], TrainState],
     make_step: Callable,
     make_frozen: Callable,
@@ -69,6 +78,7 @@ def train(
         settings: the recipe as plain values, for TensorBoard and the checkpoints' card.
         contents: JSON-able facts about what lies behind the recipe's paths (number of records,
             hash of the teacher); like the settings they must be the same on resuming.
+        export: writes the model directory, given the variables and the source for its card.
         make_state: the state at step 0.
         make_step: ``(state, frozen, batch) -> (state, metrics)`` builder; jitted here, once, with
             the state donated.
@@ -115,9 +125,16 @@ def train(
                 stream,
             )
     model = workdir / MODEL_FOLDER
-    save_model(model, jax.device_get(state.variables), ModelCard(architecture, {"run": name}))
+    export(model, jax.device_get(state.variables), {"run": name})
     logging.info("%s: model written", model)
     return model
+
+
+def as_clip(architecture: CLIPConfig) -> Callable[[Path, dict, dict], None]:
+    """The ``export`` of jobs that train a CLIP and nothing else."""
+    return lambda directory, variables, source: save_model(
+        directory, variables, ModelCard(architecture, source)
+    )
 
 
 def resume_card(settings: Mapping, contents: Mapping) -> dict:

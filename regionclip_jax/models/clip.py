@@ -85,6 +85,13 @@ class CLIP(nn.Module):
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         return self.visual.embed_crops(crops)
 
+    def crop_features(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N p p out"]:
+        """Layer4's maps of crops; ``pool_crops`` of them is ``embed_crops``. ResNets only."""
+        return self.visual.crop_features(crops)
+
+    def pool_crops(self, maps: Float[Array, "N p p out"]) -> Float[Array, "N D"]:
+        return self.visual.pool_crops(maps)
+
     def encode_image(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
         """Whole canvases to embeddings."""
         features = self.image_features(pixels)
@@ -138,6 +145,35 @@ def encode_regions(
             chunks are then unrolled.
     """
 
+    return _of_crops(
+        model, variables, features, boxes, model.embed_crops,
+        regions_per_chunk, implementation, differentiated,
+    )  # fmt: skip
+
+
+def encode_region_maps(
+    model: CLIP,
+    variables: dict,
+    features: ImageFeatures,
+    boxes: Float[Array, "B R 4"],
+    *,
+    regions_per_chunk: int | None = None,
+    implementation: str = "auto",
+    differentiated: bool = False,
+) -> Float[Array, "B R p p out"]:
+    """Layer4's maps of boxes, from which a mask head draws; arguments as of ``encode_regions``.
+
+    ``model.pool_crops`` of them are the embeddings that ``encode_regions`` gives.
+    """
+    return _of_crops(
+        model, variables, features, boxes, model.crop_features,
+        regions_per_chunk, implementation, differentiated,
+    )  # fmt: skip
+
+
+def _of_crops(
+    model, variables, features, boxes, method, regions_per_chunk, implementation, differentiated
+) -> Float[Array, "B R *out"]:
     def embed(chunk):
         crops = roi_align(
             features.map,
@@ -147,7 +183,7 @@ def encode_regions(
             extents=features.cells,
             implementation=implementation,
         )
-        return _apply_to_crops(model, variables, crops, model.embed_crops)
+        return _apply_to_crops(model, variables, crops, method)
 
     return _in_chunks(embed, boxes, regions_per_chunk, differentiated)
 
@@ -181,16 +217,16 @@ def encode_crops(
     return _in_chunks(embed, boxes, regions_per_chunk, differentiated=False)
 
 
-def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R D"]:
+def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]:
     num_images, num_regions = crops.shape[:2]
     flat = crops.reshape(num_images * num_regions, *crops.shape[2:])
     out = model.apply(variables, flat, method=method)
-    return out.reshape(num_images, num_regions, out.shape[-1])
+    return out.reshape(num_images, num_regions, *out.shape[1:])
 
 
 def _in_chunks(
     embed, boxes, regions_per_chunk: int | None, differentiated: bool
-) -> Float[Array, "B R D"]:
+) -> Float[Array, "B R *out"]:
     """``embed``, of so many boxes of each picture at once; rematerialised."""
     num_images, num_regions, _ = boxes.shape
     num_chunks = -(-num_regions // (regions_per_chunk or max(num_regions, 1)))
@@ -204,7 +240,8 @@ def _in_chunks(
     _, out = jax.lax.scan(
         lambda carry, chunk: (carry, jax.checkpoint(embed)(chunk)), None, chunks, unroll=unroll
     )
-    return out.swapaxes(0, 1).reshape(num_images, num_chunks * size, -1)[:, :num_regions]
+    out = out.swapaxes(0, 1)
+    return out.reshape(num_images, num_chunks * size, *out.shape[3:])[:, :num_regions]
 
 
 def init_variables(config: CLIPConfig, key: PRNGKeyArray) -> dict:

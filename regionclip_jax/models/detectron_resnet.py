@@ -1,7 +1,7 @@
 """Detectron2's ResNet, the trunk of the reference's localizers.
 
 Spec: detector_eval 1.2. A 7x7 stem and a max pool; bottlenecks whose first 1x1 convolution strides
-(``STRIDE_IN_1X1``); every norm frozen. NHWC.
+(``STRIDE_IN_1X1``); every norm frozen, or live to train from scratch. NHWC.
 """
 
 import flax.linen as nn
@@ -16,6 +16,7 @@ class Stem(nn.Module):
     """Pixels to features of stride 4; ``cells`` are the pictures' sizes in pixels."""
 
     width: int
+    frozen_norm: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -23,7 +24,7 @@ class Stem(nn.Module):
         self, x: Float[Array, "B H W 3"], cells: Cells = None
     ) -> Float[Array, "B h w width"]:
         x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x, cells)
-        x = nn.relu(BatchNorm(name="norm1")(x))
+        x = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(x))
         # Zeros are as good as minus infinity: nothing is below them.
         x = zero_outside(x, after_stride(cells))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -35,6 +36,7 @@ class Bottleneck(nn.Module):
     planes: int
     features: int
     stride: int
+    frozen_norm: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -42,17 +44,17 @@ class Bottleneck(nn.Module):
         self, x: Float[Array, "B H W channels"], cells: Cells = None
     ) -> Float[Array, "B h w features"]:
         out = Conv(self.planes, 1, self.stride, self.dtype, name="conv1")(x)
-        out = nn.relu(BatchNorm(name="norm1")(out))
+        out = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(out))
         # The first convolution has strode already.
         out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(
             out, after_stride(cells) if self.stride == 2 else cells
         )
-        out = nn.relu(BatchNorm(name="norm2")(out))
+        out = nn.relu(BatchNorm(self.frozen_norm, name="norm2")(out))
         out = Conv(self.features, 1, 1, self.dtype, name="conv3")(out)
-        out = BatchNorm(name="norm3")(out)
+        out = BatchNorm(self.frozen_norm, name="norm3")(out)
         if x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, self.dtype, name="shortcut_conv")(x)
-            x = BatchNorm(name="shortcut_norm")(x)
+            x = BatchNorm(self.frozen_norm, name="shortcut_norm")(x)
         return nn.relu(out + x)
 
 
@@ -63,6 +65,7 @@ class Stage(nn.Module):
     features: int
     num_blocks: int
     stride: int
+    frozen_norm: bool
     dtype: jnp.dtype
 
     @nn.compact
@@ -71,8 +74,14 @@ class Stage(nn.Module):
     ) -> Float[Array, "B h w features"]:
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
-            block = Bottleneck(self.planes, self.features, stride, self.dtype, name=f"block{index}")
-            x = block(x, cells)
+            x = Bottleneck(
+                self.planes,
+                self.features,
+                stride,
+                self.frozen_norm,
+                self.dtype,
+                name=f"block{index}",
+            )(x, cells)
             cells = after_stride(cells) if stride == 2 else cells
         return x
 
@@ -87,13 +96,16 @@ class DetectronResNet(nn.Module):
     stem_width: int
     bottleneck_width: int
     features: int
+    frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
     ) -> list[Float[Array, "B _ _ _"]]:
-        x = Stem(self.stem_width, self.dtype, name="stem")(pixels.astype(self.dtype), sizes)
+        x = Stem(self.stem_width, self.frozen_norm, self.dtype, name="stem")(
+            pixels.astype(self.dtype), sizes
+        )
         cells, outputs = after_stride(after_stride(sizes)), []
         for index, num_blocks in enumerate(self.blocks):
             stride = 1 if index == 0 else 2
@@ -102,6 +114,7 @@ class DetectronResNet(nn.Module):
                 self.features * 2**index,
                 num_blocks,
                 stride,
+                self.frozen_norm,
                 self.dtype,
                 name=f"res{index + 2}",
             )(x, cells)

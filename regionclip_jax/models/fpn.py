@@ -11,12 +11,13 @@ from regionclip_jax.models.frozen_batch_norm import BatchNorm
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, nearest upsampling from coarse to fine, 3x3 output convolutions.
 
-    With ``norm`` (the large-scale-jitter variant) convolutions have a frozen batch norm, without it
+    With ``norm`` (the large-scale-jitter variant) convolutions have a batch norm, without it
     a bias.
     """
 
     channels: int
     norm: bool
+    frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -47,4 +48,4 @@ class FPN(nn.Module):
 
     def _convolve(self, x, cells: Cells, kernel_size: int, name: str):
         x = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, name=name)(x, cells)
-        return BatchNorm(name=f"{name}_norm")(x) if self.norm else x
+        return BatchNorm(self.frozen_norm, name=f"{name}_norm")(x) if self.norm else x

@@ -14,7 +14,8 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.models import modified_resnet
 from regionclip_jax.models.convolution import Cells, after_pool
@@ -72,6 +73,11 @@ class LocalizerConfig:
             return (ANCHOR_SIZES,)
         return tuple((size,) for size in ANCHOR_SIZES)
 
+    @property
+    def canvas_divisor(self) -> int:
+        """The sides of a canvas must be multiples of it."""
+        return self.strides[0 if self.pyramid_channels is None else -2]
+
     def padded_sizes(self, sizes: Int[Array, "B 2"]) -> Int[Array, "B 2"]:
         """Pixels that count as the picture: for a pyramid a multiple of 32, as in the reference."""
         if self.pyramid_channels is None:
@@ -81,6 +87,9 @@ class LocalizerConfig:
 
     def level_cells(self, sizes: Int[Array, "B 2"]) -> list[Int[Array, "B 2"]]:
         """Each picture's part of every level."""
+        if self.trunk == "clip" and self.pyramid_channels is None:
+            # Its pools leave out an odd last row, where detectron2's convolutions keep it.
+            return [-(-sizes // 2) // (stride // 2) for stride in self.strides]
         return [-(-self.padded_sizes(sizes) // stride) for stride in self.strides]
 
 
@@ -89,13 +98,14 @@ class ClipTrunk(nn.Module):
 
     blocks: tuple[int, ...]
     width: int
+    frozen_norm: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(
         self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
     ) -> list[Float[Array, "B _ _ _"]]:
-        x = modified_resnet.Stem(self.width, True, self.dtype, name="stem")(
+        x = modified_resnet.Stem(self.width, self.frozen_norm, self.dtype, name="stem")(
             pixels.astype(self.dtype), sizes
         )
         cells, outputs = modified_resnet.stem_cells(sizes), []
@@ -105,7 +115,7 @@ class ClipTrunk(nn.Module):
                 self.width * 2**index,
                 num_blocks,
                 stride,
-                True,
+                self.frozen_norm,
                 self.dtype,
                 name=f"layer{index + 1}",
             )(x, cells)
@@ -115,21 +125,30 @@ class ClipTrunk(nn.Module):
 
 
 class Localizer(nn.Module):
-    """Canvases to objectness logits and box deltas of every anchor of every level."""
+    """Canvases to objectness logits and box deltas of every anchor of every level.
+
+    ``frozen_norm=False`` gives live batch norms, to train one from scratch.
+    """
 
     config: LocalizerConfig
     dtype: jnp.dtype = jnp.float32
+    frozen_norm: bool = True
 
     def setup(self):
         c = self.config
         if c.trunk == "clip":
-            self.trunk = ClipTrunk(c.blocks, c.stem_width, self.dtype)
+            self.trunk = ClipTrunk(c.blocks, c.stem_width, self.frozen_norm, self.dtype)
         else:
             self.trunk = DetectronResNet(
-                c.blocks, c.stem_width, c.bottleneck_width, c.features, self.dtype
+                c.blocks,
+                c.stem_width,
+                c.bottleneck_width,
+                c.features,
+                self.frozen_norm,
+                self.dtype,
             )
         if c.pyramid_channels is not None:
-            self.pyramid = FPN(c.pyramid_channels, c.pyramid_norm, self.dtype)
+            self.pyramid = FPN(c.pyramid_channels, c.pyramid_norm, self.frozen_norm, self.dtype)
         num_anchors = len(c.anchor_sizes[0]) * len(ASPECT_RATIOS)
         self.head = RPNHead(num_anchors, c.head_convs, self.dtype)
 
@@ -157,12 +176,41 @@ class Localizer(nn.Module):
 
         Raises:
             ValueError: a pyramid, and a side of the canvas is no multiple of 32.
+
+        The canvas' sides are multiples of ``config.canvas_divisor``.
         """
         levels = zip(
             self.feature_levels(images, sizes), self.config.level_cells(sizes), strict=True
         )
         outputs = [self.predict(features, cells) for features, cells in levels]
         return [logits for logits, _ in outputs], [deltas for _, deltas in outputs]
+
+
+def level_anchors(
+    config: LocalizerConfig, height: int, width: int
+) -> list[Float[np.ndarray, "_ 4"]]:
+    """The anchors of every level of a canvas, in the order of a localizer's outputs."""
+    return [
+        grid_anchors(-(-height // stride), -(-width // stride), stride, _cell(sizes))
+        for stride, sizes in zip(config.strides, config.anchor_sizes, strict=True)
+    ]
+
+
+def real_anchors(
+    config: LocalizerConfig, sizes: Int[Array, "B 2"], height: int, width: int
+) -> list[Bool[Array, "B _"]]:
+    """Which of them belong to cells of the picture itself, not of the canvas around it."""
+    found = []
+    for cells, stride, anchor_sizes in zip(
+        config.level_cells(sizes), config.strides, config.anchor_sizes, strict=True
+    ):
+        real = real_pixels(cells, -(-height // stride), -(-width // stride))
+        found.append(real.reshape(len(sizes), -1).repeat(len(_cell(anchor_sizes)), axis=1))
+    return found
+
+
+def _cell(sizes: tuple[int, ...]) -> Float[np.ndarray, "A 4"]:
+    return cell_anchors(sizes, ASPECT_RATIOS)
 
 
 def propose(
@@ -183,7 +231,7 @@ def propose(
     32, as there). In its batches the padding proposes too; that is an accident of batching.
 
     Args:
-        images: canvases of any size; for a pyramid they are enlarged to a multiple of 32.
+        images: canvases of any size; enlarged here to a multiple of 16 (C4) or 32 (pyramid).
         sizes: (height, width) of each picture's real pixels.
         pre_nms_topk, post_nms_topk, nms_threshold, min_size: as in ``ops.proposals``.
 
@@ -191,24 +239,15 @@ def propose(
         ValueError: as ``ops.proposals.select_proposals``.
     """
     config = localizer.config
-    if config.pyramid_channels is not None:
-        bottom, right = (-side % config.strides[-2] for side in images.shape[1:3])
-        images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
-    levels = localizer.apply(variables, images, sizes, method=localizer.feature_levels)
-    logits, deltas, anchors = [], [], []
-    for features, level_cells, stride, anchor_sizes in zip(
-        levels, config.level_cells(sizes), config.strides, config.anchor_sizes, strict=True
-    ):
-        height, width = features.shape[1:3]
-        cells = cell_anchors(anchor_sizes, ASPECT_RATIOS)
-        anchors.append(grid_anchors(height, width, stride, cells))
-        level_logits, level_deltas = localizer.apply(
-            variables, features, level_cells, method=localizer.predict
-        )
-        real = real_pixels(level_cells, height, width)
-        real = real.reshape(real.shape[0], -1).repeat(len(cells), axis=1)
-        logits.append(jnp.where(real, level_logits, -jnp.inf))
-        deltas.append(level_deltas)
+    bottom, right = (-side % config.canvas_divisor for side in images.shape[1:3])
+    images = jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)))
+    height, width = images.shape[1:3]
+    logits, deltas = localizer.apply(variables, images, sizes)
+    real = real_anchors(config, sizes, height, width)
+    logits = [
+        jnp.where(exists, level, -jnp.inf) for exists, level in zip(real, logits, strict=True)
+    ]
+    anchors = level_anchors(config, height, width)
     return select_proposals(
         logits,
         deltas,

@@ -161,4 +161,12 @@ class ModifiedResNet(nn.Module):
 
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         """Crops of ``res4`` through layer4 and attention pooling; not normalised."""
-        return self.attention_pool(self.layer4(crops))
+        return self.pool_crops(self.crop_features(crops))
+
+    def crop_features(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N p p out"]:
+        """The first half of ``embed_crops``: layer4's maps, ``grid_size`` cells a side."""
+        return self.layer4(crops)
+
+    def pool_crops(self, maps: Float[Array, "N p p out"]) -> Float[Array, "N D"]:
+        """The second half of ``embed_crops``."""
+        return self.attention_pool(maps)

@@ -170,7 +170,7 @@ def test_a_batch_whose_pictures_fit_no_common_canvas_is_a_mistake_in_the_recipe(
 
 
 def test_an_evaluation_sees_every_record_once_and_padding_is_no_fault(evaluation):
-    source = assembly.build_detection_source(evaluation)
+    source = assembly.build_boxes_source(evaluation, "evaluation")
     batches = list(assembly.detection_pass(evaluation, source))
     assert [int(batch.mask.sum()) for batch in batches] == [8, 8, 4]
     ids = np.concatenate([batch.image_ids[batch.mask] for batch in batches])
@@ -185,7 +185,9 @@ def test_the_share_of_faults_in_an_evaluation_is_that_of_the_records(evaluation,
         section = dataclasses.replace(
             evaluation, path=str(tmp_path / "set"), fault_fraction=fraction
         )
-        batches = assembly.detection_pass(section, assembly.build_detection_source(section))
+        batches = assembly.detection_pass(
+            section, assembly.build_boxes_source(section, "evaluation")
+        )
         if is_refused:
             with pytest.raises(TooManyFaults, match="1 of 9 records"):
                 list(batches)
@@ -195,7 +197,7 @@ def test_the_share_of_faults_in_an_evaluation_is_that_of_the_records(evaluation,
 
 def test_an_image_with_more_boxes_than_rows_is_a_mistake_in_the_recipe(evaluation):
     section = dataclasses.replace(evaluation, max_boxes=1)
-    source = assembly.build_detection_source(section)
+    source = assembly.build_boxes_source(section, "evaluation")
     with pytest.raises(ConfigError, match="evaluation: image .* set max_boxes to at least"):
         list(assembly.detection_pass(section, source))
 

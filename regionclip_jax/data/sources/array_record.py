@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import grain
+import numpy as np
 
 from regionclip_jax.data.record_encoding import decode_record
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError
@@ -51,6 +52,15 @@ class ArrayRecordSource:
             return decode_record(self._encoded[index])
         except (ValueError, RuntimeError) as error:  # RuntimeError: a checksum of ArrayRecord's
             raise RecordError(repr(self), f"#{index}", str(error)) from error
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, classes and crowd flags of a detection record."""
+        record = self[index]
+        return record.boxes, record.classes, record.crowd
+
+    def upright(self, index: int) -> None:
+        """Whether a picture is higher than wide: not known without opening it."""
+        return None
 
     def __repr__(self) -> str:
         return f"ArrayRecordSource({str(self._directory)!r})"

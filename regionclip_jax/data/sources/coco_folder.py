@@ -9,7 +9,10 @@ import pathlib
 
 import numpy as np
 
+from regionclip_jax.data.object_masks import rasterize
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError
+
+NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), [])
 
 
 class CocoCaptionsSource:
@@ -78,11 +81,27 @@ class CocoInstancesSource:
         missing_images: names of the files that the annotations list but the folder lacks.
 
     Args and Raises: as :class:`CocoCaptionsSource`, with ``instances_{split}.json``.
+
+    Args:
+        annotations: a file in COCO's format that lies anywhere; the pictures are then those of
+            ``root/split``, or of ``root`` with an empty split.
+        mask_size: side P of the rasters of object masks; None reads none.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, missing_limit: int = 0):
-        self._root, self._split = pathlib.Path(root), split
-        path = self.annotations_path = self._root / "annotations" / f"instances_{split}.json"
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: str,
+        missing_limit: int = 0,
+        *,
+        annotations: str | os.PathLike | None = None,
+        mask_size: int | None = None,
+    ):
+        self._root, self._split, self._mask_size = pathlib.Path(root), split, mask_size
+        path = self._root / "annotations" / f"instances_{split}.json"
+        if annotations is not None:
+            path = pathlib.Path(annotations)
+        self.annotations_path = path
         content = read_annotations(path)
         if not content.get("categories"):
             raise ValueError(
@@ -95,8 +114,8 @@ class CocoInstancesSource:
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         boxes, counts = read_boxes(path, content["annotations"], self.category_ids, sizes)
         self.report = counts
-        empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
-        self._records = [(i, name, *boxes.get(i, empty)) for i, name in names.items()]
+        self._records = [(i, name, *boxes.get(i, NO_BOXES)) for i, name in names.items()]
+        self._sizes = sizes
         self.report |= {
             "images": len(self._records),
             "images_without_box": sum(i not in boxes for i in names),
@@ -107,9 +126,19 @@ class CocoInstancesSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> DetectionRecord:
-        image_id, name, boxes, classes, crowd = self._records[index]
+        image_id, name, boxes, classes, crowd, shapes = self._records[index]
         image = read_image(self._root / self._split / name, repr(self), name)
-        return DetectionRecord(name, image, boxes, classes, crowd, image_id)
+        masks = rasterize_all(shapes, boxes, crowd, self._mask_size, repr(self), name)
+        return DetectionRecord(name, image, boxes, classes, crowd, image_id, masks=masks)
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, classes and crowd flags of a record."""
+        return self._records[index][2:5]
+
+    def upright(self, index: int) -> bool:
+        """Whether a picture is higher than wide."""
+        height, width = self._sizes[self._records[index][0]]
+        return height > width
 
     def __repr__(self) -> str:
         return f"CocoInstancesSource({str(self._root)!r}, {self._split!r})"
@@ -127,7 +156,8 @@ def read_boxes(
         sizes: image id -> (height, width).
 
     Returns:
-        Image id -> (boxes [n, 4] xyxy, classes [n], crowd [n]); and counts for a report.
+        Image id -> (boxes [n, 4] xyxy, classes [n], crowd [n], segmentations); and counts for a
+        report.
 
     Raises:
         ValueError: an annotation without a box, or of a category or an image that is not listed.
@@ -155,16 +185,42 @@ def read_boxes(
         is_crowd = bool(annotation.get("iscrowd", 0))
         counts["crowd_boxes"] += is_crowd
         counts["boxes"] += 1
-        rows.setdefault(image_id, []).append((clipped, class_of[category], is_crowd))
+        shape = annotation.get("segmentation")
+        rows.setdefault(image_id, []).append((clipped, class_of[category], is_crowd, shape))
     arrays = {
         image_id: (
-            np.stack([box for box, _, _ in row]),
-            np.array([index for _, index, _ in row], np.int32),
-            np.array([crowd for _, _, crowd in row], bool),
+            np.stack([box for box, _, _, _ in row]),
+            np.array([index for _, index, _, _ in row], np.int32),
+            np.array([crowd for _, _, crowd, _ in row], bool),
+            [shape for _, _, _, shape in row],
         )
         for image_id, row in rows.items()
     }
     return arrays, counts
+
+
+def rasterize_all(
+    shapes: list,
+    boxes: np.ndarray,
+    crowd: np.ndarray,
+    mask_size: int | None,
+    source: str,
+    key: str,
+) -> np.ndarray | None:
+    """Rasters [n, P, P] of an image's objects; crowds have empty ones. None without a size.
+
+    Raises:
+        RecordError: an object that is no crowd has no polygons.
+    """
+    if mask_size is None:
+        return None
+    masks = np.zeros((len(boxes), mask_size, mask_size), np.uint8)
+    for row in np.flatnonzero(~crowd):
+        try:
+            masks[row] = rasterize(shapes[row], boxes[row], mask_size)
+        except ValueError as error:
+            raise RecordError(source, key, f"object {row}: {error}") from error
+    return masks
 
 
 def read_annotations(path: pathlib.Path) -> dict:

@@ -10,7 +10,13 @@ import pathlib
 import numpy as np
 
 from regionclip_jax.data.records import DetectionRecord
-from regionclip_jax.data.sources.coco_folder import read_annotations, read_boxes, read_image
+from regionclip_jax.data.sources.coco_folder import (
+    NO_BOXES,
+    rasterize_all,
+    read_annotations,
+    read_boxes,
+    read_image,
+)
 
 
 class LvisInstancesSource:
@@ -29,14 +35,15 @@ class LvisInstancesSource:
     Args:
         root: holds ``annotations/`` and the picture folders.
         split: ``"train"`` or ``"val"``.
+        mask_size: side P of the rasters of object masks; None reads none.
 
     Raises:
         FileNotFoundError: no annotation file, or a picture is missing.
         ValueError: the file is not one of LVIS v1.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str):
-        self._root, self._split = pathlib.Path(root), split
+    def __init__(self, root: str | os.PathLike, split: str, *, mask_size: int | None = None):
+        self._root, self._split, self._mask_size = pathlib.Path(root), split, mask_size
         path = self.annotations_path = self._root / "annotations" / f"lvis_v1_{split}.json"
         content = read_annotations(path)
         for image in content["images"]:
@@ -57,17 +64,27 @@ class LvisInstancesSource:
             )
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         boxes, self.report = read_boxes(path, content["annotations"], self.category_ids, sizes)
-        empty = (np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
-        self._records = [(i, name, *boxes.get(i, empty)) for i, name in sorted(files.items())]
+        self._records = [(i, name, *boxes.get(i, NO_BOXES)) for i, name in sorted(files.items())]
+        self._sizes = sizes
         self.report |= {"images": len(files)}
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> DetectionRecord:
-        image_id, name, boxes, classes, crowd = self._records[index]
+        image_id, name, boxes, classes, crowd, shapes = self._records[index]
         image = read_image(self._root / name, repr(self), name)
-        return DetectionRecord(name, image, boxes, classes, crowd, image_id)
+        masks = rasterize_all(shapes, boxes, crowd, self._mask_size, repr(self), name)
+        return DetectionRecord(name, image, boxes, classes, crowd, image_id, masks=masks)
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, classes and crowd flags of a record."""
+        return self._records[index][2:5]
+
+    def upright(self, index: int) -> bool:
+        """Whether a picture is higher than wide."""
+        height, width = self._sizes[self._records[index][0]]
+        return height > width
 
     def __repr__(self) -> str:
         return f"LvisInstancesSource({str(self._root)!r}, {self._split!r})"

@@ -1,0 +1,86 @@
+"""The heads of a fine-tuned detector: ``heads/card.json`` and ``heads/params/`` (Orbax).
+
+They lie in the model directory of the CLIP they were trained with, beside its ``localizer/``.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+import regionclip_jax
+from regionclip_jax.artifacts.model_card import FILE_NAME, CheckpointMismatch, from_card, to_card
+from regionclip_jax.artifacts.model_checkpoint import load_sealed, save_sealed
+from regionclip_jax.models.box_head import BoxHead
+from regionclip_jax.models.mask_head import MaskHead
+
+FOLDER_NAME = "heads"
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsConfig:
+    """Widths of what the heads read: region embeddings, and layer4's maps (None: no mask head)."""
+
+    embed_dim: int
+    mask_channels: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsCard:
+    """Architecture and origin, as ``ModelCard``; ``source`` names the classes it was trained on."""
+
+    architecture: HeadsConfig
+    source: dict
+    version: str = regionclip_jax.__version__
+
+    @property
+    def label(self) -> str:
+        """In words, for messages."""
+        return "box head" if self.architecture.mask_channels is None else "box and mask heads"
+
+    def to_json(self) -> str:
+        return to_card(self)
+
+
+def init_heads(config: HeadsConfig, key: jax.Array) -> dict:
+    """Fresh parameters by head; ``jax.eval_shape`` gives shapes alone."""
+    box_key, mask_key = jax.random.split(key)
+    heads = {"box_head": BoxHead().init(box_key, jnp.zeros((1, config.embed_dim)))["params"]}
+    if config.mask_channels is not None:
+        maps = jnp.zeros((1, 1, 1, config.mask_channels))
+        heads["mask_head"] = MaskHead().init(mask_key, maps)["params"]
+    return heads
+
+
+def _abstract(config: HeadsConfig) -> dict:
+    params = jax.eval_shape(lambda: init_heads(config, jax.random.key(0)))
+    return {"params": params, "batch_stats": {}}
+
+
+def save_heads(directory: str | Path, heads: dict, card: HeadsCard) -> None:
+    """Adds heads, parameters by name, to a model directory, replacing those that were there."""
+    variables = {"params": heads, "batch_stats": {}}
+    save_sealed(Path(directory) / FOLDER_NAME, variables, _abstract(card.architecture), card)
+
+
+def has_heads(directory: str | Path) -> bool:
+    """Whether a model directory is a detector's."""
+    return (Path(directory) / FOLDER_NAME).exists()
+
+
+def load_heads(directory: str | Path) -> tuple[dict, HeadsCard]:
+    """Reads the heads of a model directory: parameters by head, and the card.
+
+    Raises:
+        CheckpointMismatch: there are none that are complete, or they are not what the card says.
+    """
+    folder = Path(directory) / FOLDER_NAME
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise CheckpointMismatch(
+            f"{directory}: expected the heads of a detector in {FOLDER_NAME}/ with {FILE_NAME}; "
+            "train one with configs/train_detector.py (a folder without a card was never finished)"
+        )
+    card = HeadsCard(*from_card(path.read_text(encoding="utf-8"), path, HeadsConfig))
+    return load_sealed(folder, _abstract(card.architecture), card)["params"], card

@@ -1,0 +1,99 @@
+"""One visit of a detection record in training: resized or jittered, mirrored, boxes with it."""
+
+import dataclasses
+
+import numpy as np
+
+from regionclip_jax.data.canvas import Size
+from regionclip_jax.data.examples import DetectionExample, Fault, Shard
+from regionclip_jax.data.images import decode_image
+from regionclip_jax.data.object_masks import crop_masks
+from regionclip_jax.data.order import EpochOrder
+from regionclip_jax.data.records import DetectionRecord, RecordError, Source
+from regionclip_jax.data.transforms import (
+    flip_boxes,
+    flip_image,
+    jitter_image,
+    resize_short_side,
+    scale_boxes,
+)
+
+# As the reference: a box whose side is not longer is no box (spec: detector_eval 4.3).
+_SHORTEST_SIDE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionAugmentation:
+    """What happens to a picture and its boxes at each visit.
+
+    Args:
+        short_sides: of which one is drawn; None keeps the picture's size.
+        max_long_side: pixels.
+        jitter: smallest and largest factor of the canvas instead (``transforms.jitter_image``).
+        resize_method: see ``transforms.resized_size``.
+        canvas_sizes: jitter takes the first.
+        flip_probability: of a mirrored picture.
+    """
+
+    short_sides: tuple[int, ...] | None
+    max_long_side: int | None
+    jitter: tuple[float, float] | None
+    resize_method: str
+    canvas_sizes: tuple[Size, ...]
+    flip_probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadTrainingDetection:
+    """Local position -> example; a pure function of seed and position."""
+
+    source: Source[DetectionRecord]
+    order: EpochOrder
+    shard: Shard
+    augmentation: DetectionAugmentation
+    seed: int
+
+    def __call__(self, local: int) -> DetectionExample | Fault:
+        position = self.shard.global_position(local)
+        rng = np.random.default_rng((self.seed, position, 2))
+        name = repr(self.source)
+        try:
+            record = self.source[self.order[position]]
+            original = decode_image(record.image, source=name, key=record.key)
+        except RecordError as error:
+            return Fault(str(error))
+        return augment(record, original, self.augmentation, rng)
+
+
+def augment(
+    record: DetectionRecord,
+    original: np.ndarray,
+    augmentation: DetectionAugmentation,
+    rng: np.random.Generator,
+) -> DetectionExample:
+    """A picture and its boxes as one visit shows them; boxes that are then empty are dropped."""
+    image, offset = original, np.zeros(2)
+    if augmentation.jitter is not None:
+        image, scale, offset = jitter_image(
+            original, augmentation.canvas_sizes[0], augmentation.jitter, rng
+        )
+    else:
+        if augmentation.short_sides is not None:
+            short = augmentation.short_sides[rng.integers(len(augmentation.short_sides))]
+            image = resize_short_side(
+                original, short, augmentation.max_long_side, augmentation.resize_method
+            )
+        scale = np.divide(image.shape[:2], original.shape[:2], dtype=np.float32)
+    height, width = image.shape[:2]
+    whole = scale_boxes(record.boxes, *scale.tolist()) - np.tile(offset[::-1], 2)
+    whole = whole.astype(np.float32)
+    boxes = whole.clip(0, np.array([width, height, width, height], np.float32))
+    kept = ((boxes[:, 2:] - boxes[:, :2]) > _SHORTEST_SIDE).all(1)
+    whole, boxes, classes = whole[kept], boxes[kept], record.classes[kept]
+    masks = None
+    if record.masks is not None:
+        masks = crop_masks(record.masks[kept], whole, boxes)
+    if rng.random() < augmentation.flip_probability:
+        image, boxes = flip_image(image), flip_boxes(boxes, width)
+        masks = None if masks is None else masks[:, :, ::-1]
+    return DetectionExample(image, boxes, classes, record.image_id, scale, record.key, masks)

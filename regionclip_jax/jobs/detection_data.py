@@ -1,0 +1,115 @@
+"""Pictures with boxes to train on: sections of a recipe into a training set and its stream."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from regionclip_jax.config import ConfigError, DetectionDataSection
+from regionclip_jax.data.faults import FaultCounter
+from regionclip_jax.data.order import EpochOrder, repeat_factors
+from regionclip_jax.data.pipeline import detection_training_batches
+from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
+from regionclip_jax.data.training_set import TrainingSet
+from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted
+from regionclip_jax.structures import DetectionBatch
+from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
+
+_ALL, _LVIS_BASE = "all", "lvis_base"
+_BASE = {"coco_base": COCO_BASE_48, "scenes_base": tuple(BASE_SHAPES)}
+
+
+def build_training_set(section: DetectionDataSection, mask_size: int | None) -> TrainingSet:
+    """The pictures that have boxes of the classes that are trained; what was left out is logged.
+
+    Raises:
+        ConfigError: a class that the data do not have, an image with too many boxes, no boxes.
+    """
+    source = build_boxes_source(section, "data", mask_size)
+    names = _class_names(section, source)
+    with blame("data"):
+        training_set = TrainingSet(source, names, max_boxes=section.max_boxes)
+    report = ", ".join(f"{count} {what}" for what, count in training_set.report.items())
+    logging.info("%r: %d classes; %s", training_set, len(names), report)
+    if training_set.classes_without_box:
+        logging.warning(
+            "%d classes have no box to learn from: %s",
+            len(training_set.classes_without_box),
+            ", ".join(training_set.classes_without_box[:10]),
+        )
+    return training_set
+
+
+def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
+    if section.classes == _ALL:
+        return tuple(source.category_names)
+    if section.classes in _BASE:
+        wanted = set(_BASE[section.classes])
+        if missing := sorted(wanted - set(source.category_names)):
+            raise ConfigError(
+                f"data.classes: {section.classes!r} names {missing[:5]}, which {source!r} does "
+                "not have; choose 'all', or a text file with your base classes, one a line"
+            )
+        # In the order of the annotation file, whatever the list's is.
+        return tuple(name for name in source.category_names if name in wanted)
+    if section.classes == _LVIS_BASE:
+        with blame("data.classes"):
+            groups = lvis_groups(read_lvis_categories(source.annotations_path))
+        wanted = {*groups["common"], *groups["frequent"]}
+        return tuple(name for name in source.category_names if name in wanted)
+    path = Path(section.classes)
+    if not path.is_file():
+        raise ConfigError(
+            f"data.classes: {section.classes!r} is neither a file nor one of "
+            f"{sorted([_ALL, _LVIS_BASE, *_BASE])}; give a text file with one class a line"
+        )
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return tuple(name for name in names if name)
+
+
+def stream(
+    section: DetectionDataSection,
+    training_set: TrainingSet,
+    *,
+    batch_size: int,
+    seed: int,
+    start_record: int,
+) -> Iterator[DetectionBatch]:
+    """This process's batches from a record count on; faulty records are counted and limited."""
+    repeats = upright = None
+    with blame("data"):
+        if section.repeat_threshold is not None:
+            repeats = repeat_factors(
+                [training_set.classes_of(i) for i in range(len(training_set))],
+                len(training_set.category_names),
+                section.repeat_threshold,
+            )
+        if section.group_by_aspect:
+            upright = training_set.upright
+        faults = FaultCounter(section.fault_fraction, section.fault_minimum)
+        batches = detection_training_batches(
+            training_set,
+            order=EpochOrder(
+                len(training_set),
+                seed=seed,
+                batch_size=batch_size,
+                repeats=repeats,
+                upright=upright,
+            ),
+            batch_size=batch_size,
+            short_sides=section.short_sides,
+            max_long_side=section.max_long_side,
+            resize_method=section.resize_method,
+            jitter=section.jitter,
+            canvas_sizes=section.canvas_sizes,
+            max_boxes=section.max_boxes,
+            flip_probability=section.flip_probability,
+            seed=seed,
+            start_record=start_record,
+            num_threads=section.num_threads,
+            num_workers=section.num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    return counted(batches, faults, lambda batch, texts: len(batch.mask), "data")

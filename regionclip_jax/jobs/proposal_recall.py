@@ -1,0 +1,71 @@
+"""How many of the things a localizer proposes: average recall, over all, base and novel classes."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
+from regionclip_jax.config import EvaluationSection
+from regionclip_jax.evaluation import recall
+from regionclip_jax.jobs import assembly
+from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
+from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.sharding.global_arrays import (
+    gather_json,
+    local_rows,
+    replicate,
+    to_global_batch,
+)
+
+
+def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str, float | None]:
+    """``{"AR@100": ..., "recall@100": ..., "AR@100_novel": ..., ...}`` in percent.
+
+    Args:
+        directory: holds the localizer.
+        section: its pictures, classes and number of proposals; what is about names is not used.
+    """
+    variables, card = load_localizer(directory)
+    localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
+    source = assembly.build_boxes_source(section, "evaluation")
+    classes = choose_classes(source, section)
+    mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
+    variables = replicate(variables, mesh)
+
+    @jax.jit
+    def step(variables, batch):
+        return propose(
+            localizer,
+            variables,
+            batch.images,
+            batch.sizes,
+            pre_nms_topk=section.pre_nms_topk,
+            post_nms_topk=section.num_proposals,
+            nms_threshold=section.proposal_nms_threshold,
+        )
+
+    found = []
+    for batch in assembly.detection_pass(section, source):
+        batch = keep_only(batch, classes)
+        regions = local_rows(step(variables, to_global_batch(batch, mesh)))
+        for row in np.flatnonzero(batch.mask):
+            boxes = batch.boxes[row][batch.box_mask[row]]
+            ranks = recall.found_at(boxes, regions.boxes[row][regions.mask[row]])
+            kinds = batch.classes[row][batch.box_mask[row]]
+            found.append([int(batch.image_ids[row]), ranks.tolist(), kinds.tolist()])
+    everywhere = dict((image, (ranks, kinds)) for image, ranks, kinds in gather_json(found))
+    logging.info("%s: recall on %d images", directory, len(everywhere))
+    summary = {}
+    for group, members in classes.groups.items():
+        chosen = [
+            np.array(ranks, np.int32).reshape(len(recall.THRESHOLDS), -1)[
+                :, np.isin(kinds, sorted(members))
+            ]
+            for ranks, kinds in everywhere.values()
+        ]
+        suffix = "" if group == "all" else f"_{group}"
+        values = recall.summarize_recall(chosen)
+        summary |= {f"{name}{suffix}": value for name, value in values.items()}
+    return summary

@@ -1,0 +1,172 @@
+"""Training an open-vocabulary detector on base classes, and testing it on novel ones too."""
+
+from pathlib import Path
+
+import jax
+import optax
+from absl import logging
+
+from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, init_heads, save_heads
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_localizer
+from regionclip_jax.artifacts.model_card import LocalizerCard, ModelCard
+from regionclip_jax.artifacts.model_checkpoint import save_model, variables_hash
+from regionclip_jax.artifacts.vocabulary import (
+    Vocabulary,
+    describe_encoder,
+    require_matching,
+    text_tower_hash,
+)
+from regionclip_jax.config import ConfigError, EvaluateConfig, TrainDetectorConfig, as_plain
+from regionclip_jax.jobs import assembly, concept_pool, detection_data, evaluate, training_run
+from regionclip_jax.models.clip import CLIP, init_variables
+from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.steps.detector_step import (
+    BOX_HEAD,
+    MASK_HEAD,
+    FrozenDetectorParts,
+    clip_part,
+    make_detector_step,
+)
+from regionclip_jax.steps.train_state import TrainState
+from regionclip_jax.text.prompts import prepare_class_name
+
+
+def run(config: TrainDetectorConfig, workdir: Path) -> Path:
+    """Trains, evaluates if the recipe names pictures for it, and returns the detector's directory.
+
+    The directory is whole: CLIP with the trained image tower, the heads, a copy of the localizer.
+    """
+    section = config.detector
+    architecture = assembly.architecture(config.model)
+    pretrained = _is_pretrained(section.image_tower)
+    training_set = detection_data.build_training_set(config.data, section.mask_size)
+    localizer_variables, localizer_card = load_localizer(
+        section.localizer or config.model.init_from
+    )
+    model = assembly.build_model(config.model, frozen_norm=pretrained)
+    localizer = Localizer(localizer_card.architecture, model.dtype)
+    start = assembly.initial_variables(config.model, config.run.seed)
+    optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
+    settings = assembly.detector_settings(section, config.run, architecture, pretrained)
+    heads = HeadsConfig(
+        architecture.embed_dim,
+        architecture.vision_width * 32 if section.mask_size is not None else None,
+    )
+    names = tuple(prepare_class_name(name) for name in training_set.category_names)
+
+    def make_frozen() -> FrozenDetectorParts:
+        vocabulary = _class_embeddings(config, names, model, start, workdir)
+        return FrozenDetectorParts(localizer_variables, vocabulary.embeddings)
+
+    def export(directory: Path, variables: dict, source: dict) -> None:
+        save_model(directory, clip_part(variables), ModelCard(architecture, source))
+        card = LocalizerCard(localizer_card.architecture, localizer_card.source)
+        save_localizer(directory, localizer_variables, card)
+        parts = {k: v for k, v in variables["params"].items() if k in (BOX_HEAD, MASK_HEAD)}
+        save_heads(directory, parts, HeadsCard(heads, {**source, "classes": list(names)}))
+
+    directory = training_run.train(
+        workdir,
+        config.run,
+        name="train_detector",
+        settings=as_plain(config),
+        contents={
+            "records": len(training_set),
+            "classes": names,
+            "text_tower": text_tower_hash(start["params"]),
+            "localizer": variables_hash(localizer_variables),
+        },
+        export=export,
+        make_state=lambda: _build_state(config, start, heads, optimizer, pretrained),
+        make_step=lambda: make_detector_step(model, localizer, optimizer, settings),
+        make_frozen=make_frozen,
+        stream=lambda first: detection_data.stream(
+            config.data,
+            training_set,
+            batch_size=config.run.batch_size,
+            seed=config.run.seed,
+            start_record=first,
+        ),
+    )
+    if config.evaluation.path:
+        evaluate.run(
+            EvaluateConfig(
+                job="evaluate",
+                matmul_precision=config.matmul_precision,
+                models={"detector": str(directory)},
+                dtype=config.model.dtype,
+                evaluation=config.evaluation,
+            ),
+            workdir,
+        )
+    return directory
+
+
+def _is_pretrained(image_tower: str) -> bool:
+    if image_tower not in ("pretrained", "random"):
+        raise ConfigError(f"detector.image_tower: {image_tower!r} is none of pretrained, random")
+    return image_tower == "pretrained"
+
+
+def _build_state(
+    config: TrainDetectorConfig,
+    start: dict,
+    heads: HeadsConfig,
+    optimizer: optax.GradientTransformation,
+    pretrained: bool,
+) -> TrainState:
+    """The state at step 0: CLIP's parameters, and the heads' beside them.
+
+    Raises:
+        ConfigError: the text tower would be trained, and leave the class embeddings behind.
+    """
+    tower_key, heads_key = jax.random.split(jax.random.key(config.run.seed))
+    variables = start
+    if not pretrained:
+        logging.info("the image tower starts from random weights, with live batch norms")
+        fresh = init_variables(assembly.architecture(config.model), tower_key)
+        variables = {
+            "params": start["params"] | {"visual": fresh["params"]["visual"]},
+            "batch_stats": fresh["batch_stats"],
+        }
+    params = variables["params"] | init_heads(heads, heads_key)
+    state = assembly.build_state(
+        config.optimizer, {"params": params, "batch_stats": variables["batch_stats"]}, optimizer
+    )
+    if "text" in state.params:
+        raise ConfigError(
+            f"optimizer.frozen_patterns: {list(config.optimizer.frozen_patterns)} leave parameters "
+            "of the text tower to train, but the classes are embedded by it once; add '^text/'"
+        )
+    return state
+
+
+def _class_embeddings(
+    config: TrainDetectorConfig, names: tuple[str, ...], model: CLIP, start: dict, workdir: Path
+) -> Vocabulary:
+    """Embeddings of the trained classes, in their order.
+
+    Raises:
+        ConfigError: a vocabulary of other names, or of the same in another order.
+    """
+    section = config.detector
+    if not section.vocabulary:
+        return concept_pool.cached_vocabulary(
+            workdir / "vocabulary.npz", model, start, names, section.templates
+        )
+    given = Vocabulary.load(section.vocabulary)
+    require_matching(given, describe_encoder(model.config, start["params"]))
+    if given.names != names:
+        where = next(
+            (i for i, pair in enumerate(zip(given.names, names, strict=False)) if len({*pair}) > 1),
+            min(len(given.names), len(names)),
+        )
+        found, expected = (
+            repr(some[where]) if where < len(some) else "nothing" for some in (given.names, names)
+        )
+        raise ConfigError(
+            f"detector.vocabulary: {section.vocabulary} has {len(given.names)} names, the training "
+            f"data {len(names)} classes; at row {where}: {found} there, {expected} in the data; "
+            "give the embeddings of these classes in this order, or leave it empty to embed them"
+        )
+    return given

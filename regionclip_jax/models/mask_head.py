@@ -1,0 +1,45 @@
+"""The mask head of a detector: one outline a region, whatever its class (spec: detector_eval 3.10).
+
+It reads layer4's map of a region, not the pooled embedding.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class MaskHead(nn.Module):
+    """A transposed 2x2 convolution of stride 2, a ReLU, and a logit for every cell.
+
+    ``deconv/kernel`` is [2, 2, in, out]; torch keeps [in, out, 2, 2]. Its windows do not overlap,
+    so that it is a matrix product of each cell with the four cells it becomes.
+    """
+
+    features: int = 256
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: Float[Array, "N h w channels"]) -> Float[Array, "N 2*h 2*w"]:
+        """Logits in fp32."""
+        num, height, width, channels = maps.shape
+        kernel, bias = _Deconvolution(channels, self.features, name="deconv")()
+        x = jnp.einsum("nhwc,ijcf->nhiwjf", maps.astype(self.dtype), kernel.astype(self.dtype))
+        x = x.reshape(num, 2 * height, 2 * width, self.features)
+        x = nn.relu(x + bias.astype(self.dtype))
+        predictor = nn.Dense(
+            1, kernel_init=nn.initializers.normal(0.001), dtype=self.dtype, name="predictor"
+        )
+        return predictor(x)[..., 0].astype(jnp.float32)
+
+
+class _Deconvolution(nn.Module):
+    channels: int
+    features: int
+
+    @nn.compact
+    def __call__(self):
+        shape = (2, 2, self.channels, self.features)
+        init = nn.initializers.he_normal(in_axis=2, out_axis=3, batch_axis=(0, 1))
+        return self.param("kernel", init, shape), self.param(
+            "bias", nn.initializers.zeros, (self.features,)
+        )

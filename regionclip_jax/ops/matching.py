@@ -1,0 +1,116 @@
+"""Which ground-truth box each proposal or anchor stands for, and which of them a step samples.
+
+Spec: detector_eval 3.8 (box heads) and 7.2 (region proposal networks). Everything here is of one
+image; ``jax.vmap`` gives the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from regionclip_jax.ops.boxes import pairwise_iou
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+
+def match_boxes(
+    boxes: Float[Array, "R 4"],
+    targets: Float[Array, "G 4"],
+    target_mask: Bool[Array, " G"],
+    *,
+    negative_below: float,
+    positive_from: float,
+    allow_low_quality: bool = False,
+) -> tuple[Int[Array, " R"], Int[Array, " R"]]:
+    """Each box's best target, and whether it is an example of it.
+
+    An IoU of ``positive_from`` or more makes a positive, one below ``negative_below`` a negative,
+    one between them is ignored. The paper's box head has 0.5 for both, its localizer 0.3 and 0.7.
+
+    Args:
+        boxes: proposals or anchors, xyxy canvas pixels.
+        targets: ground truth in the same frame.
+        target_mask: rows of ``targets`` that are real. Without any all boxes are negatives.
+        allow_low_quality: boxes that no other overlaps a target more than (ties included) are
+            positives however small the overlap, so that every target has one. Their target stays
+            the one *they* overlap most, as in the reference. A target that no box touches makes
+            nothing positive; in the reference it would make everything positive.
+
+    Returns:
+        Rows of ``targets`` (of equal overlaps the first; 0 without any), and POSITIVE, NEGATIVE or
+        IGNORED.
+    """
+    overlaps = jnp.where(target_mask, pairwise_iou(boxes, targets), -1.0)
+    best = overlaps.max(-1)
+    matched = overlaps.argmax(-1)
+    labels = jnp.full(best.shape, IGNORED)
+    labels = jnp.where(best < negative_below, NEGATIVE, labels)
+    labels = jnp.where(best >= positive_from, POSITIVE, labels)
+    if allow_low_quality:
+        highest = overlaps.max(0)
+        wanted = target_mask & (highest > 0)
+        labels = jnp.where(((overlaps == highest) & wanted).any(-1), POSITIVE, labels)
+    return matched, labels
+
+
+def sample_examples(
+    key: PRNGKeyArray,
+    labels: Int[Array, " R"],
+    mask: Bool[Array, " R"],
+    *,
+    num_samples: int,
+    positive_fraction: float,
+) -> tuple[Int[Array, " S"], Bool[Array, " S"], Bool[Array, " S"]]:
+    """A random subset of positives and negatives, of a fixed number of rows.
+
+    At most ``int(num_samples * positive_fraction)`` positives; negatives fill the rest, also the
+    rows that too few positives leave. Where those are too few as well, rows stay empty.
+
+    Args:
+        key: of the draw.
+        labels: of ``match_boxes``.
+        mask: boxes that exist.
+        num_samples: S.
+
+    Returns:
+        Rows of the boxes, positives first; which of them are positives; which are real.
+    """
+    most = min(int(num_samples * positive_fraction), labels.shape[0])
+    priority = jax.random.uniform(key, labels.shape)
+
+    def draw(wanted, count):
+        """``count`` random rows of those wanted, and how many of them are."""
+        _, rows = jax.lax.top_k(jnp.where(wanted, priority, -1.0), count)
+        return rows, jnp.minimum(wanted.sum(), count)
+
+    positives, num_positives = draw(mask & (labels == POSITIVE), most)
+    negatives, num_negatives = draw(mask & (labels == NEGATIVE), min(num_samples, labels.shape[0]))
+    place = jnp.arange(num_samples)
+    is_positive = place < num_positives
+    is_real = place < num_positives + num_negatives
+    from_positives = jnp.pad(positives, (0, num_samples - len(positives)))
+    behind = jnp.clip(place - num_positives, 0, len(negatives) - 1)
+    rows = jnp.where(is_positive, from_positives, negatives[behind])
+    return jnp.where(is_real, rows, 0), is_positive, is_real
+
+
+def sampled_labels(
+    key: PRNGKeyArray,
+    labels: Int[Array, " R"],
+    *,
+    num_samples: int,
+    positive_fraction: float,
+) -> Int[Array, " R"]:
+    """``labels`` with all but a random subset IGNORED: ``sample_examples`` without the gathering.
+
+    For anchors, of which there are too many to gather and whose outputs exist anyway.
+    """
+    rows, _, real = sample_examples(
+        key,
+        labels,
+        jnp.ones(labels.shape, bool),
+        num_samples=num_samples,
+        positive_fraction=positive_fraction,
+    )
+    kept = jnp.zeros(labels.shape, bool).at[rows].max(real)
+    return jnp.where(kept, labels, IGNORED)

@@ -1,0 +1,276 @@
+"""One update of open-vocabulary detector training (paper section 3.4), top to bottom.
+
+Spec: detector_eval 3.8 to 3.10. The frozen localizer proposes -> ground truth joins -> proposals
+are matched and sampled -> CLIP's tower embeds them -> text embeddings of the *base* classes
+classify, a linear layer moves the boxes, a small head draws masks. For novel classes the text
+embeddings are swapped; nothing else knows how many classes there are.
+
+Knowing departures: sums go over the global batch, the reference's over one GPU; features do not
+depend on the canvas (``models.convolution``), where the reference's batches let padding leak in.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from regionclip_jax.losses.box_head import box_regression_loss, classification_loss
+from regionclip_jax.losses.mask_head import mask_loss
+from regionclip_jax.models.box_head import BoxHead
+from regionclip_jax.models.clip import CLIP, encode_region_maps, encode_regions
+from regionclip_jax.models.concept_classifier import concept_logits, with_background
+from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.models.mask_head import MaskHead
+from regionclip_jax.ops.mask_targets import mask_targets
+from regionclip_jax.ops.matching import match_boxes, sample_examples
+from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.roi_align import roi_align
+from regionclip_jax.steps.predict_step import ProposalSettings
+from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
+from regionclip_jax.structures import DetectionBatch, Regions
+
+BOX_HEAD, MASK_HEAD = "box_head", "mask_head"
+
+
+@flax.struct.dataclass
+class FrozenDetectorParts:
+    """What the step reads and never changes: neither donated nor checkpointed."""
+
+    localizer: Any
+    # Of the classes that are trained, in the order of the batches' class numbers.
+    class_embeddings: Float[Array, "C D"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorSettings:
+    """Numbers of the objective; the recipes in ``configs/train_detector.py`` comment each."""
+
+    proposals: ProposalSettings
+    samples_per_image: int
+    positive_fraction: float
+    positive_iou: float
+    temperature: float
+    background_weight: float
+    focal_gamma: float | None
+    with_masks: bool
+    regions_per_chunk: int | None
+    roi_align: str
+    seed: int
+
+    @property
+    def max_positives(self) -> int:
+        return int(self.samples_per_image * self.positive_fraction)
+
+
+@flax.struct.dataclass
+class Samples:
+    """The regions of a step: positives first. ``things`` are rows of the batch's ground truth."""
+
+    boxes: Float[Array, "B S 4"]
+    classes: Int[Array, "B S"]
+    target_boxes: Float[Array, "B S 4"]
+    things: Int[Array, "B S"]
+    is_positive: Bool[Array, "B S"]
+    mask: Bool[Array, "B S"]
+
+
+def label_and_sample(
+    key: PRNGKeyArray,
+    proposals: Regions,
+    batch: DetectionBatch,
+    num_classes: int,
+    settings: DetectorSettings,
+) -> Samples:
+    """Proposals and ground-truth boxes, matched, labelled and drawn (spec: detector_eval 3.8).
+
+    Class ``num_classes`` is the background.
+    """
+    boxes = jnp.concatenate([proposals.boxes, batch.boxes], 1)
+    exists = jnp.concatenate([proposals.mask, batch.box_mask], 1)
+    iou = settings.positive_iou
+
+    def one(key, boxes, exists, targets, target_mask, classes):
+        matched, labels = match_boxes(
+            boxes, targets, target_mask, negative_below=iou, positive_from=iou
+        )
+        rows, is_positive, real = sample_examples(
+            key,
+            labels,
+            exists,
+            num_samples=settings.samples_per_image,
+            positive_fraction=settings.positive_fraction,
+        )
+        things = matched[rows]
+        own = jnp.where(is_positive, classes[things], num_classes)
+        return Samples(boxes[rows], own, targets[things], things, is_positive, real)
+
+    keys = jax.random.split(key, len(boxes))
+    samples = jax.vmap(one)(keys, boxes, exists, batch.boxes, batch.box_mask, batch.classes)
+    return jax.lax.stop_gradient(samples)
+
+
+def clip_part(variables: dict) -> dict:
+    """CLIP's variables among a detector's."""
+    params = {k: v for k, v in variables["params"].items() if k not in (BOX_HEAD, MASK_HEAD)}
+    return {"params": params, "batch_stats": variables["batch_stats"]}
+
+
+def embed_samples(
+    model: CLIP,
+    variables: dict,
+    batch: DetectionBatch,
+    samples: Samples,
+    settings: DetectorSettings,
+) -> tuple[Float[Array, "B S D"], Float[Array, "B P h w c"] | None, dict]:
+    """Embeddings of the samples; layer4's maps of the rows that may be positive, where masks are
+    trained; and the batch statistics, which are new where the norms are live."""
+    pixels = normalize_for_clip(batch.images, batch.sizes)
+    if not model.frozen_norm:
+        return _embed_with_live_norm(model, variables, pixels, batch, samples, settings)
+    features = model.apply(variables, pixels, batch.sizes, method=model.image_features)
+    how = dict(
+        regions_per_chunk=settings.regions_per_chunk,
+        implementation=settings.roi_align,
+        differentiated=True,
+    )
+    if not settings.with_masks:
+        embeddings = encode_regions(model, variables, features, samples.boxes, **how)
+        return embeddings, None, variables["batch_stats"]
+    # Positives come first, so only the first rows can need a mask.
+    cut = settings.max_positives
+    maps = encode_region_maps(model, variables, features, samples.boxes[:, :cut], **how)
+    flat = maps.reshape(-1, *maps.shape[2:])
+    first = model.apply(variables, flat, method=model.pool_crops).reshape(*maps.shape[:2], -1)
+    rest = encode_regions(model, variables, features, samples.boxes[:, cut:], **how)
+    return jnp.concatenate([first, rest], 1), maps, variables["batch_stats"]
+
+
+def _embed_with_live_norm(model, variables, pixels, batch, samples, settings):
+    """As above, of an untrained tower: statistics of all pictures, then of all regions."""
+    features, updated = model.apply(
+        variables, pixels, batch.sizes, method=model.image_features, mutable=["batch_stats"]
+    )
+    crops = roi_align(
+        features.map,
+        samples.boxes,
+        model.crop_size,
+        1 / model.stride,
+        extents=features.cells,
+        implementation=settings.roi_align,
+    )
+    shape = crops.shape[:2]
+    maps, updated = model.apply(
+        {"params": variables["params"], **updated},
+        crops.reshape(-1, *crops.shape[2:]),
+        method=model.crop_features,
+        mutable=["batch_stats"],
+    )
+    embeddings = model.apply(variables, maps, method=model.pool_crops).reshape(*shape, -1)
+    cut = settings.max_positives if settings.with_masks else 0
+    maps = maps.reshape(*shape, *maps.shape[1:])[:, :cut] if cut else None
+    return embeddings, maps, updated["batch_stats"]
+
+
+def detector_losses(
+    model: CLIP,
+    variables: dict,
+    class_embeddings: Float[Array, "C D"],
+    batch: DetectionBatch,
+    samples: Samples,
+    settings: DetectorSettings,
+) -> tuple[dict[str, Float[Array, ""]], Float[Array, "B S _"], dict]:
+    """The losses by name, all of weight 1; the logits; and the batch statistics."""
+    embeddings, maps, batch_stats = embed_samples(
+        model, clip_part(variables), batch, samples, settings
+    )
+    logits = with_background(concept_logits(embeddings, class_embeddings, settings.temperature))
+    deltas = BoxHead().apply({"params": variables["params"][BOX_HEAD]}, embeddings)
+    losses = {
+        "classification": classification_loss(
+            logits,
+            samples.classes,
+            samples.mask,
+            background_weight=settings.background_weight,
+            focal_gamma=settings.focal_gamma,
+        ),
+        "box_regression": box_regression_loss(
+            deltas, samples.boxes, samples.target_boxes, samples.is_positive, samples.mask
+        ),
+    }
+    if settings.with_masks:
+        losses["mask"] = _mask_loss(variables, maps, batch, samples)
+    return losses, logits, batch_stats
+
+
+def _mask_loss(variables, maps, batch, samples) -> Float[Array, ""]:
+    if batch.object_masks is None:
+        raise ValueError("masks are trained, but the batch has no object_masks")
+    cut = maps.shape[1]
+    logits = MaskHead(dtype=maps.dtype).apply(
+        {"params": variables["params"][MASK_HEAD]}, maps.reshape(-1, *maps.shape[2:])
+    )
+    own = jax.vmap(lambda masks, things: masks[things])(batch.object_masks, samples.things[:, :cut])
+    targets = mask_targets(
+        own.reshape(-1, *own.shape[2:]),
+        samples.target_boxes[:, :cut].reshape(-1, 4),
+        samples.boxes[:, :cut].reshape(-1, 4),
+        logits.shape[-1],
+    )
+    return mask_loss(logits, targets, samples.is_positive[:, :cut].reshape(-1))
+
+
+def make_detector_step(
+    model: CLIP,
+    localizer: Localizer,
+    optimizer: optax.GradientTransformation,
+    settings: DetectorSettings,
+) -> Callable[[TrainState, FrozenDetectorParts, DetectionBatch], tuple[TrainState, dict]]:
+    """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's.
+
+    The state's parameters are CLIP's with ``box_head`` and, with masks, ``mask_head`` beside them.
+    """
+
+    def step(
+        state: TrainState, frozen: FrozenDetectorParts, batch: DetectionBatch
+    ) -> tuple[TrainState, dict]:
+        proposals = propose(
+            localizer,
+            frozen.localizer,
+            batch.images,
+            batch.sizes,
+            pre_nms_topk=settings.proposals.pre_nms_topk,
+            post_nms_topk=settings.proposals.post_nms_topk,
+            nms_threshold=settings.proposals.nms_threshold,
+        )
+        num_classes = len(frozen.class_embeddings)
+        key = step_key(settings.seed, state.step)
+        samples = label_and_sample(key, proposals, batch, num_classes, settings)
+
+        def loss_fn(params):
+            variables = model_variables(params, state.frozen_params, state.batch_stats)
+            losses, logits, batch_stats = detector_losses(
+                model, variables, frozen.class_embeddings, batch, samples, settings
+            )
+            return sum(losses.values()), (losses, logits, batch_stats)
+
+        (total, (losses, logits, batch_stats)), gradients = jax.value_and_grad(
+            loss_fn, has_aux=True
+        )(state.params)
+        right = (logits.argmax(-1) == samples.classes) & samples.is_positive
+        positives = samples.is_positive.sum()
+        metrics = {
+            "loss": total,
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+            "gradient_norm": optax.tree.norm(gradients),
+            "positives": positives / jnp.maximum(samples.mask.sum(), 1),
+            "positive_accuracy": (right.sum(), positives),
+            "skipped_records": (~batch.mask).sum(),
+        }
+        return apply_gradients(state, gradients, optimizer, batch_stats), metrics
+
+    return step

@@ -1,0 +1,122 @@
+"""One update of localizer training: a region proposal network alone (spec: detector_eval 7.2).
+
+Anchors are matched with ground truth, some are sampled, and the network learns which of them hold
+a thing and how far off they are. The reference trains its localizers inside a whole Mask R-CNN,
+whose box and mask heads also shape the trunk; here nothing but proposals is learned, since nothing
+else is used. That changes what the trunk's features are good for, and which proposals come: to be
+measured by average recall, not assumed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from regionclip_jax.losses.rpn import anchor_regression_loss, objectness_loss
+from regionclip_jax.models.localizer import Localizer, level_anchors, real_anchors
+from regionclip_jax.ops.matching import IGNORED, POSITIVE, match_boxes, sampled_labels
+from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
+from regionclip_jax.structures import DetectionBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalizerSettings:
+    """Numbers of the objective; the recipes in ``configs/train_localizer.py`` comment each."""
+
+    anchors_per_image: int
+    positive_fraction: float
+    negative_below: float
+    positive_from: float
+    seed: int
+
+
+def label_anchors(
+    key, anchors: Float[Array, "anchors 4"], exists: Bool[Array, "B anchors"],
+    batch: DetectionBatch, settings: LocalizerSettings,
+):  # fmt: skip
+    """Labels and ground-truth boxes of all anchors, all but the sampled ones IGNORED.
+
+    One image after the other: the overlaps of all anchors of a pyramid with all boxes of an image
+    are a hundred megabytes.
+
+    Args:
+        exists: anchors of the picture's own cells; others are never sampled. In the reference's
+            batches the padding has anchors too, all negatives.
+    """
+
+    def one(example):
+        key, exists, targets, target_mask = example
+        matched, labels = match_boxes(
+            anchors,
+            targets,
+            target_mask,
+            negative_below=settings.negative_below,
+            positive_from=settings.positive_from,
+            allow_low_quality=True,
+        )
+        labels = sampled_labels(
+            key,
+            jnp.where(exists, labels, IGNORED),
+            num_samples=settings.anchors_per_image,
+            positive_fraction=settings.positive_fraction,
+        )
+        return labels, targets[matched]
+
+    keys = jax.random.split(key, len(batch.boxes))
+    # A row that is no picture teaches nothing.
+    exists = exists & batch.mask[:, None]
+    found = jax.lax.map(one, (keys, exists, batch.boxes, batch.box_mask))
+    return jax.lax.stop_gradient(found)
+
+
+def make_localizer_step(
+    localizer: Localizer,
+    optimizer: optax.GradientTransformation,
+    settings: LocalizerSettings,
+) -> Callable[[TrainState, DetectionBatch], tuple[TrainState, dict]]:
+    """Builds the step; ``jax.jit`` is the caller's. Norms are live where the localizer's are."""
+
+    def step(state: TrainState, batch: DetectionBatch) -> tuple[TrainState, dict]:
+        height, width = batch.images.shape[1:3]
+        anchors = jnp.concatenate(
+            [jnp.asarray(a) for a in level_anchors(localizer.config, height, width)]
+        )
+        exists = jnp.concatenate(real_anchors(localizer.config, batch.sizes, height, width), 1)
+        key = step_key(settings.seed, state.step)
+        labels, targets = label_anchors(key, anchors, exists, batch, settings)
+
+        def loss_fn(params):
+            variables = model_variables(params, state.frozen_params, state.batch_stats)
+            (logits, deltas), updated = localizer.apply(
+                variables, batch.images, batch.sizes, mutable=["batch_stats"]
+            )
+            logits, deltas = jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1)
+            count = settings.anchors_per_image
+            losses = {
+                "objectness": objectness_loss(logits, labels, count),
+                "anchor_regression": anchor_regression_loss(
+                    deltas, anchors, targets, labels, count
+                ),
+            }
+            return sum(losses.values()), (losses, logits, updated["batch_stats"])
+
+        (total, (losses, logits, batch_stats)), gradients = jax.value_and_grad(
+            loss_fn, has_aux=True
+        )(state.params)
+        positive = labels == POSITIVE
+        sampled = (labels != IGNORED).sum()
+        right = ((logits > 0) == positive) & (labels != IGNORED)
+        metrics = {
+            "loss": total,
+            **{f"loss_{name}": loss for name, loss in losses.items()},
+            "gradient_norm": optax.tree.norm(gradients),
+            "positives": (positive.sum(), sampled),
+            "accuracy": (right.sum(), sampled),
+            "skipped_records": (~batch.mask).sum(),
+        }
+        return apply_gradients(state, gradients, optimizer, batch_stats), metrics
+
+    return step
