@@ -398,6 +398,24 @@ class ScenesExperimentConfig:
     evaluation: EvaluationSection
 
 
+@dataclasses.dataclass(frozen=True)
+class ScenesDetectionConfig:
+    """The embedded experiment all the way to trained detectors. Paths are set by the job."""
+
+    job: str
+    matmul_precision: str
+    seed: int
+    scenes: ScenesSection
+    # Scenes with boxes, for the localizer and the detectors; they use those of base shapes alone.
+    num_labelled: Count
+    train_clip: TrainClipConfig
+    train_localizer: TrainLocalizerConfig
+    pretrain: PretrainConfig
+    train_detector: TrainDetectorConfig
+    # What stays frozen where the image tower starts from random weights.
+    random_frozen_patterns: tuple[str, ...]
+
+
 Section = typing.TypeVar("Section")
 
 

@@ -20,6 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing 
 # Job: (its config class in regionclip_jax.config, its module).
 _JOBS = {
     "scenes_experiment": ("ScenesExperimentConfig", "regionclip_jax.jobs.scenes_experiment"),
+    "scenes_detection": ("ScenesDetectionConfig", "regionclip_jax.jobs.scenes_detection"),
     "train_clip": ("TrainClipConfig", "regionclip_jax.jobs.train_clip"),
     "pretrain": ("PretrainConfig", "regionclip_jax.jobs.pretrain"),
     "train_localizer": ("TrainLocalizerConfig", "regionclip_jax.jobs.train_localizer"),

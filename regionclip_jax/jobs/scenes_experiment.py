@@ -19,29 +19,29 @@ from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
 from regionclip_jax.reporting.progress import readable_seconds
 
-_NEAR, _FAR, _HELD_OUT = 0, 1, 2
+_NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 
 
 def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
     """Runs or resumes everything; returns the metrics of teacher and student."""
     seconds: dict[str, float] = {}
-    _timed(seconds, "drawing", lambda: draw(config.scenes, workdir / "data"))
+    timed(seconds, "drawing", lambda: draw(config.scenes, workdir / "data"))
 
-    train_clip_config = _with_seed(config.train_clip, config.seed)
-    train_clip_config = _with_data(train_clip_config, workdir / "data" / "whole_pictures")
-    teacher = _timed(
+    train_clip_config = with_seed(config.train_clip, config.seed)
+    train_clip_config = with_data(train_clip_config, workdir / "data" / "whole_pictures")
+    teacher = timed(
         seconds, "teacher", lambda: train_clip.run(train_clip_config, workdir / "teacher")
     )
 
-    pretrain_config = _with_seed(config.pretrain, config.seed)
-    pretrain_config = _with_data(pretrain_config, workdir / "data" / "scenes")
+    pretrain_config = with_seed(config.pretrain, config.seed)
+    pretrain_config = with_data(pretrain_config, workdir / "data" / "scenes")
     start = {"init_from": str(teacher)}
     pretrain_config = dataclasses.replace(
         pretrain_config,
         student=dataclasses.replace(pretrain_config.student, **start),
         teacher=dataclasses.replace(pretrain_config.teacher, **start),
     )
-    student = _timed(
+    student = timed(
         seconds,
         "pretraining",
         lambda: pretrain.run(pretrain_config, workdir / "student", CONCEPTS),
@@ -49,7 +49,7 @@ def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
 
     section = dataclasses.replace(config.evaluation, path=str(workdir / "data" / "held_out"))
     models = {"teacher": teacher, "student": student}
-    evaluations = _timed(
+    evaluations = timed(
         seconds,
         "evaluation",
         lambda: {
@@ -68,8 +68,12 @@ def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
     return metrics
 
 
-def draw(section: ScenesSection, directory: Path) -> None:
-    """Draws the three data sets; complete ones are kept."""
+def draw(section: ScenesSection, directory: Path, num_labelled: int = 0) -> None:
+    """Draws the data sets; complete ones are kept.
+
+    Args:
+        num_labelled: scenes with boxes to train detectors on; 0 draws none.
+    """
 
     def pictures(stream: int, num_things, sizes) -> Pictures:
         return Pictures(
@@ -95,6 +99,11 @@ def draw(section: ScenesSection, directory: Path) -> None:
     write_pictures(
         directory / "held_out", {"scenes": (held_out, section.num_test)}, with_boxes=True
     )
+    if num_labelled:
+        labelled = dataclasses.replace(far, stream=_LABELLED)
+        write_pictures(
+            directory / "labelled", {"scenes": (labelled, num_labelled)}, with_boxes=True
+        )
 
 
 def _write(config, workdir: Path, evaluations, metrics, seconds) -> None:
@@ -124,7 +133,8 @@ def _write(config, workdir: Path, evaluations, metrics, seconds) -> None:
     print(f"picture: {workdir / 'regions.png'}", flush=True)
 
 
-def _timed(seconds: dict[str, float], name: str, work: Callable):
+def timed(seconds: dict[str, float], name: str, work: Callable):
+    """What ``work`` returns; how long it took goes into ``seconds``."""
     logging.info("scenes: %s", name)
     began = time.monotonic()
     result = work()
@@ -132,9 +142,11 @@ def _timed(seconds: dict[str, float], name: str, work: Callable):
     return result
 
 
-def _with_seed(config, seed: int):
+def with_seed(config, seed: int):
+    """A training recipe with another seed."""
     return dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
 
 
-def _with_data(config, path: Path):
+def with_data(config, path: Path):
+    """A training recipe on other pictures."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path)))

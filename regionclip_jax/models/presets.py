@@ -86,6 +86,10 @@ PRESETS: dict[str, CLIPConfig] = {
     "scenes": dataclasses.replace(
         _resnet(96, (1, 1, 1, 1), 16, 64, 64, text_layers=2), text_heads=4
     ),
+    # For real pictures on two CPU cores.
+    "small": dataclasses.replace(
+        _resnet(128, (1, 1, 2, 1), 16, 128, 64, text_layers=2), text_heads=4
+    ),
 }
 
 
