@@ -364,7 +364,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
     )
 
     config.pretrain.regions.update(num_proposals=30, pre_nms_topk=200, proposal_nms_threshold=0.5)
-    config.pretrain.run.num_steps = 250
+    config.pretrain.run.num_steps = 200
 
     config.train_detector = dict(
         job="train_detector",
@@ -389,7 +389,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
             regions_per_chunk=None,
             roi_align="auto",
         ),
-        optimizer=dict(optimizer, learning_rate=5e-4),
+        optimizer=dict(optimizer, learning_rate=1e-3),
         run=dict(run, num_steps=120),
         evaluation=evaluation,
     )

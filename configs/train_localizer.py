@@ -20,7 +20,8 @@ def coco_c4() -> ml_collections.ConfigDict:
     config.matmul_precision = "default"
     config.localizer = dict(
         preset="rn50_c4",
-        # A directory whose trunk was trained on ImageNet: scripts/convert_checkpoint.py --localizer.
+        # A directory whose trunk was trained on ImageNet; "" starts from random weights, which
+        # needs norm="live" and nothing frozen.
         init_from="checkpoints/rn50_imagenet",
         init_part="trunk",
         norm="frozen",

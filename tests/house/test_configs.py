@@ -11,14 +11,17 @@ import pytest
 
 from regionclip_jax import config as config_module
 from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts.detector_heads import HeadsConfig, init_heads
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.config import (
     ConfigError,
-    EvaluateConfig,
     PretrainConfig,
     RunSection,
+    ScenesDetectionConfig,
     ScenesExperimentConfig,
     TrainClipConfig,
+    TrainDetectorConfig,
+    TrainLocalizerConfig,
     as_plain,
     parse,
 )
@@ -26,7 +29,10 @@ from regionclip_jax.jobs import assembly
 from regionclip_jax.main import _JOBS
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig
+from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.steps.detector_step import FrozenDetectorParts, make_detector_step
+from regionclip_jax.steps.localizer_step import make_localizer_step
 from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
@@ -45,10 +51,12 @@ def recipe(stem: str, variant: str):
 
 
 def training_recipes(stem: str, variant: str):
-    """The training configs in a recipe: itself, or the two of the embedded experiment."""
+    """The training configs in a recipe: itself, or those of the embedded experiment."""
     config = recipe(stem, variant)
     if isinstance(config, ScenesExperimentConfig):
         return [config.train_clip, config.pretrain]
+    if isinstance(config, ScenesDetectionConfig):
+        return [config.train_clip, config.train_localizer, config.pretrain, config.train_detector]
     return [config]
 
 
@@ -59,6 +67,63 @@ def abstract_batch(size: int, height: int, width: int, length: int) -> ImageText
         tokens=jax.ShapeDtypeStruct((size, length), jnp.int32),
         mask=jax.ShapeDtypeStruct((size,), jnp.bool_),
     )
+
+
+def abstract_detection_batch(config) -> DetectionBatch:
+    size, (height, width) = config.run.batch_size, config.data.canvas_sizes[0]
+    rows = config.data.max_boxes
+
+    def array(shape, dtype):
+        return jax.ShapeDtypeStruct((size, *shape), dtype)
+
+    masks = None
+    if isinstance(config, TrainDetectorConfig) and config.detector.mask_size is not None:
+        masks = array((rows, config.detector.mask_size, config.detector.mask_size), jnp.uint8)
+    return DetectionBatch(
+        images=array((height, width, 3), jnp.uint8),
+        sizes=array((2,), jnp.int32),
+        boxes=array((rows, 4), jnp.float32),
+        classes=array((rows,), jnp.int32),
+        box_mask=array((rows,), jnp.bool_),
+        image_ids=array((), jnp.int32),
+        scales=array((2,), jnp.float32),
+        mask=array((), jnp.bool_),
+        object_masks=masks,
+    )
+
+
+def detector_parts(config: TrainDetectorConfig, optimizer):
+    """Step, variables and frozen parts; the localizer is the one its recipe means."""
+    section, clip = config.detector, assembly.architecture(config.model)
+    pretrained = section.image_tower == "pretrained"
+    levels = "rn50_c4" if section.pre_nms_topk == 6000 else "rn50_fpn"
+    localizer = LOCALIZER_PRESETS[levels]
+    heads = HeadsConfig(clip.embed_dim, section.mask_size and clip.vision_width * 32)
+    variables = abstract_variables(config.model)
+    params = jax.eval_shape(lambda: init_heads(heads, jax.random.key(0)))
+    variables = {**variables, "params": variables["params"] | params}
+    frozen = FrozenDetectorParts(
+        abstract_localizer(localizer),
+        jax.ShapeDtypeStruct((48, clip.embed_dim), jnp.float32),
+    )
+    step = make_detector_step(
+        assembly.build_model(config.model, frozen_norm=pretrained),
+        Localizer(localizer),
+        optimizer,
+        assembly.detector_settings(section, config.run, clip, pretrained),
+    )
+    return step, variables, (frozen,)
+
+
+def localizer_parts(config: TrainLocalizerConfig, optimizer):
+    localizer = LOCALIZER_PRESETS[config.localizer.preset]
+    frozen_norm = assembly.norm_is_frozen(config.localizer.norm, "localizer.norm")
+    step = make_localizer_step(
+        Localizer(localizer, frozen_norm=frozen_norm),
+        optimizer,
+        assembly.localizer_settings(config.anchors, config.run),
+    )
+    return step, abstract_localizer(localizer), ()
 
 
 def fresh(section):
@@ -78,8 +143,7 @@ def test_every_config_file_offers_its_default_recipe():
 @pytest.mark.parametrize(("stem", "variant"), VARIANTS)
 def test_every_variant_parses_strictly(stem, variant):
     config = recipe(stem, variant)
-    kinds = (TrainClipConfig, PretrainConfig, EvaluateConfig, ScenesExperimentConfig)
-    assert isinstance(config, kinds)
+    assert type(config).__name__ == _JOBS[config.job][0]
     assert as_plain(config)["job"] == config.job
 
 
@@ -97,7 +161,11 @@ def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, varian
     for config in training_recipes(stem, variant):
         optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
         # Nothing is allocated: RN50x4 with 96 canvases would not fit here.
-        if isinstance(config, TrainClipConfig):
+        if isinstance(config, TrainDetectorConfig):
+            step, variables, frozen = detector_parts(config, optimizer)
+        elif isinstance(config, TrainLocalizerConfig):
+            step, variables, frozen = localizer_parts(config, optimizer)
+        elif isinstance(config, TrainClipConfig):
             model = assembly.build_model(config.model, frozen_norm=False)
             variables, frozen = abstract_variables(config.model), ()
             step = make_train_clip_step(model, optimizer)
@@ -113,13 +181,16 @@ def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, varian
         state = jax.eval_shape(
             lambda v, c=config, o=optimizer: assembly.build_state(c.optimizer, v, o), variables
         )
-        height, width = config.data.canvas_sizes[0]
-        batch = abstract_batch(config.run.batch_size, height, width, config.data.context_length)
+        if isinstance(config, TrainDetectorConfig | TrainLocalizerConfig):
+            batch = abstract_detection_batch(config)
+        else:
+            height, width = config.data.canvas_sizes[0]
+            batch = abstract_batch(config.run.batch_size, height, width, config.data.context_length)
         after, metrics = jax.eval_shape(step, state, *frozen, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
-        assert all(metric.shape == () for metric in metrics.values())
+        assert all(metric.shape == () for metric in jax.tree.leaves(metrics))
 
 
 def run_section(**changes) -> dict:

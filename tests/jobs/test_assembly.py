@@ -82,21 +82,23 @@ def test_a_missing_data_folder_is_named_with_the_flag_that_sets_it(data, evaluat
     with pytest.raises(ConfigError, match=rf"data\.path: '{path}' does not .*--config\.data\.path"):
         assembly.build_image_text_source(dataclasses.replace(data, path=path))
     with pytest.raises(ConfigError, match=rf"evaluation\.path: '{path}' does not exist"):
-        assembly.build_detection_source(dataclasses.replace(evaluation, path=path))
+        assembly.build_boxes_source(dataclasses.replace(evaluation, path=path), "evaluation")
 
 
 def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(data, evaluation):
     with pytest.raises(ConfigError, match=r"data\.source: 'lmdb' is none of .*'tsv_pairs'"):
         assembly.build_image_text_source(dataclasses.replace(data, source="lmdb", path=""))
     with pytest.raises(ConfigError, match=r"evaluation\.source: 'tsv_pairs' is none of"):
-        assembly.build_detection_source(dataclasses.replace(evaluation, source="tsv_pairs"))
+        assembly.build_boxes_source(
+            dataclasses.replace(evaluation, source="tsv_pairs"), "evaluation"
+        )
 
 
 def test_records_of_the_other_kind_are_refused(data, evaluation):
     with pytest.raises(ConfigError, match=r"data\.path: .* holds detection records; .*image_text"):
         assembly.build_image_text_source(dataclasses.replace(data, path=evaluation.path))
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* holds image_text records"):
-        assembly.build_detection_source(dataclasses.replace(evaluation, path=data.path))
+        assembly.build_boxes_source(dataclasses.replace(evaluation, path=data.path), "evaluation")
 
 
 def stream(section, start_record=0, batch_size=8, seed=0):

@@ -62,7 +62,7 @@ def train(nano_weights, tmp_path):
             name="test",
             settings=as_plain(recipe),
             contents={"records": 24, **contents},
-            architecture=PRESETS["nano_vit"],
+            export=training_run.as_clip(PRESETS["nano_vit"]),
             make_state=lambda: create_train_state(weights, ("^text/",), OPTIMIZER),
             make_step=make_step,
             make_frozen=lambda: {"factor": np.float32(0.5)},
@@ -182,6 +182,7 @@ def test_what_may_change_are_keys_that_exist():
         return set(hints) | inner
 
     known = keys(sections.TrainClipConfig) | keys(sections.PretrainConfig)
+    known |= keys(sections.TrainLocalizerConfig) | keys(sections.TrainDetectorConfig)
     assert training_run._MAY_CHANGE <= known
 
 

@@ -1,0 +1,296 @@
+"""Localizer and detector, trained for a few steps on drawn pictures, one after the other."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from regionclip_jax import config as sections
+from regionclip_jax.artifacts.detector_heads import load_heads
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.artifacts.results import read_results
+from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.config import ConfigError
+from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, SHAPES
+from regionclip_jax.jobs import train_detector, train_localizer
+from regionclip_jax.models.localizer import LocalizerConfig
+from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+
+NANO = {
+    "nano_pyramid": LocalizerConfig(
+        trunk="clip", blocks=(1, 1, 1, 1), stem_width=8, pyramid_channels=8
+    ),
+    "nano_c4": LocalizerConfig(blocks=(1, 1, 1), stem_width=8, bottleneck_width=4, features=8),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nano_localizers():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, preset in NANO.items():
+            patch.setitem(LOCALIZER_PRESETS, name, preset)
+        yield
+
+
+@pytest.fixture(scope="module")
+def boxes(boxes_directory) -> sections.DetectionDataSection:
+    return sections.DetectionDataSection(
+        source="array_record",
+        path=str(boxes_directory),
+        split="",
+        annotations="",
+        classes="scenes_base",
+        short_sides=None,
+        max_long_side=None,
+        jitter=None,
+        resize_method="bilinear_round",
+        canvas_sizes=((64, 64),),
+        flip_probability=0.5,
+        max_boxes=3,
+        repeat_threshold=0.3,
+        group_by_aspect=False,
+        num_threads=1,
+        num_workers=0,
+        fault_fraction=0.0,
+        fault_minimum=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def localizer_config(boxes, evaluation, optimizer, run_section, model_directory):
+    return sections.TrainLocalizerConfig(
+        job="train_localizer",
+        matmul_precision="highest",
+        localizer=sections.LocalizerSection(
+            preset="nano_pyramid",
+            init_from=model_directory("nano_resnet"),
+            init_part="trunk",
+            norm="frozen",
+            dtype="float32",
+        ),
+        data=boxes,
+        anchors=sections.AnchorsSection(
+            anchors_per_image=16, positive_fraction=0.5, negative_below=0.3, positive_from=0.7
+        ),
+        optimizer=dataclasses.replace(optimizer, frozen_patterns=("norm",), learning_rate=1e-3),
+        run=run_section,
+        evaluation=dataclasses.replace(evaluation, regions="localizer"),
+    )
+
+
+@pytest.fixture(scope="module")
+def localizer(localizer_config, tmp_path_factory) -> tuple:
+    """Its model directory and its working directory."""
+    workdir = tmp_path_factory.mktemp("localizer")
+    return train_localizer.run(localizer_config, workdir), workdir
+
+
+@pytest.fixture(scope="module")
+def detector_config(boxes, evaluation, optimizer, run_section, model_section, model_directory,
+                    localizer):  # fmt: skip
+    return sections.TrainDetectorConfig(
+        job="train_detector",
+        matmul_precision="highest",
+        model=model_section("nano_resnet", model_directory("nano_resnet")),
+        data=boxes,
+        detector=sections.DetectorSection(
+            localizer=str(localizer[0]),
+            image_tower="pretrained",
+            num_proposals=20,
+            pre_nms_topk=50,
+            proposal_nms_threshold=0.7,
+            samples_per_image=8,
+            positive_fraction=0.25,
+            positive_iou=0.5,
+            temperature=0.1,
+            background_weight=0.2,
+            focal_gamma=0.5,
+            mask_size=None,
+            vocabulary="",
+            templates="plain",
+            regions_per_chunk=4,
+            roi_align="auto",
+        ),
+        optimizer=dataclasses.replace(
+            optimizer, frozen_patterns=("visual/stem/", "norm", "^text/", "^logit_scale")
+        ),
+        run=run_section,
+        evaluation=dataclasses.replace(
+            evaluation, regions="localizer", num_proposals=20, nms_threshold=0.5
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def detector(detector_config, tmp_path_factory) -> tuple:
+    workdir = tmp_path_factory.mktemp("detector")
+    return train_detector.run(detector_config, workdir), workdir
+
+
+def params_of(directory) -> dict[str, np.ndarray]:
+    localizer, _ = load_localizer(directory)
+    return flatten(localizer)
+
+
+def test_a_localizer_starts_as_clips_trunk_and_learns_but_its_frozen_norms(
+    localizer, model_directory
+):
+    directory, workdir = localizer
+    found = params_of(directory)
+    clip = flatten(load_model(model_directory("nano_resnet"))[0])
+    trunk = {path: value for path, value in found.items() if path.startswith("params/trunk/")}
+    assert len(trunk) > 20
+    for path, value in trunk.items():
+        start = clip[path.replace("/trunk/", "/visual/")]
+        assert np.array_equal(value, start) == ("norm" in path), path
+    metrics = read_results(workdir / "results.json")["localizer"]
+    for name in ("AR@100", "recall@1000", "AR@100_novel", "AR@100_base"):
+        assert 0 <= metrics[name] <= 100
+
+
+def test_a_localizer_that_is_resumed_ends_as_one_that_never_stopped(
+    localizer_config, localizer, changed, tmp_path
+):
+    quiet = changed(localizer_config, {"evaluation.path": "", "run.num_steps": 1})
+    train_localizer.run(quiet, tmp_path)
+    resumed = train_localizer.run(changed(quiet, {"run.num_steps": 2}), tmp_path)
+    whole = params_of(localizer[0])
+    for path, value in params_of(resumed).items():
+        np.testing.assert_array_equal(value, whole[path], err_msg=path)
+
+
+def test_a_localizer_from_scratch_has_live_norms(localizer_config, changed, tmp_path):
+    config = changed(
+        localizer_config,
+        {
+            "localizer.preset": "nano_c4",
+            "localizer.init_from": "",
+            "localizer.norm": "live",
+            "optimizer.frozen_patterns": (),
+            "evaluation.path": "",
+        },
+    )
+    found = params_of(train_localizer.run(config, tmp_path))
+    means = [value for path, value in found.items() if path.endswith("norm1/mean")]
+    assert means and all(np.abs(mean).max() > 0 for mean in means)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"localizer.preset": "nano_c4"}, "expected a localizer in localizer/, found none"),
+        ({"localizer.init_part": "all"}, "expected a localizer in localizer/, found none"),
+    ],
+)
+def test_a_start_that_has_no_such_localizer_is_refused(
+    localizer_config, changed, tmp_path, values, message
+):
+    with pytest.raises(CheckpointMismatch, match=message):
+        train_localizer.run(changed(localizer_config, values), tmp_path)
+
+
+def test_canvases_that_a_pyramid_cannot_halve_are_refused(localizer_config, changed, tmp_path):
+    config = changed(localizer_config, {"data.canvas_sizes": ((64, 80),)})
+    with pytest.raises(ConfigError, match=r"data\.canvas_sizes: \(64, 80\): .*multiples of 32"):
+        train_localizer.run(config, tmp_path)
+
+
+def test_a_detector_is_a_whole_model_directory(detector, model_directory, localizer):
+    directory, workdir = detector
+    found, card = load_model(directory)
+    start = flatten(load_model(model_directory("nano_resnet"))[0])
+    for path, value in flatten(found).items():
+        moved = path.startswith("params/visual/") and not any(
+            part in path for part in ("stem", "norm", "k_proj/bias")
+        )
+        assert np.array_equal(value, start[path]) != moved, path
+    heads, heads_card = load_heads(directory)
+    assert set(heads) == {"box_head"} and heads_card.source["run"] == "train_detector"
+    assert heads_card.source["classes"] == [name for name in SHAPES if name in BASE_SHAPES]
+    copied, original = params_of(directory), params_of(localizer[0])
+    assert all(np.array_equal(copied[path], original[path]) for path in original)
+    # Novel classes are tested with embeddings that no training saw.
+    metrics = read_results(workdir / "results.json")
+    assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(metrics["detector"])
+    assert "moved by the detector's box head" in metrics["details"]["saw"]["detector"]["boxes"]
+    assert (workdir / "detections.png").is_file()
+
+
+def test_a_detector_that_is_resumed_ends_as_one_that_never_stopped(
+    detector_config, detector, changed, tmp_path
+):
+    quiet = changed(detector_config, {"evaluation.path": "", "run.num_steps": 1})
+    train_detector.run(quiet, tmp_path)
+    resumed = train_detector.run(changed(quiet, {"run.num_steps": 2}), tmp_path)
+    whole, parts = (load_model(d)[0] for d in (detector[0], resumed))
+    heads = [load_heads(d)[0] for d in (detector[0], resumed)]
+    for one, other in ((whole, parts), heads):
+        other = flatten(other)
+        for path, value in flatten(one).items():
+            np.testing.assert_array_equal(other[path], value, err_msg=path)
+
+
+def test_a_random_image_tower_keeps_the_text_tower_and_moves_its_statistics(
+    detector_config, changed, model_directory, tmp_path
+):
+    config = changed(
+        detector_config,
+        {
+            "detector.image_tower": "random",
+            "detector.regions_per_chunk": None,
+            "optimizer.frozen_patterns": ("^text/", "^logit_scale"),
+            "evaluation.path": "",
+        },
+    )
+    found = flatten(load_model(train_detector.run(config, tmp_path))[0])
+    start = flatten(load_model(model_directory("nano_resnet"))[0])
+    for path, value in found.items():
+        same = "/text/" in path or path.endswith("logit_scale")
+        if same:
+            np.testing.assert_array_equal(value, start[path], err_msg=path)
+        if path.startswith("batch_stats/"):
+            assert not np.array_equal(value, start[path]), path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda names: names[:-1],
+            r"has \d+ names, the training data \d+ classes; at row \d+: not",
+        ),
+        (lambda names: [names[1], names[0], *names[2:]], "at row 0: 'square' there, 'circle' in"),
+    ],
+)
+def test_embeddings_of_other_classes_or_in_another_order_are_refused(
+    detector_config, detector, changed, tmp_path, change, message
+):
+    known = Vocabulary.load(detector[1] / "vocabulary.npz")
+    names = change(list(known.names))
+    rows = known.embeddings[: len(names)]
+    path = tmp_path / "wrong.npz"
+    Vocabulary(tuple(names), rows, known.templates, known.encoder).save(path)
+    config = changed(detector_config, {"detector.vocabulary": str(path)})
+    with pytest.raises(ConfigError, match=message):
+        train_detector.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"detector.image_tower": "imagenet"}, "image_tower: 'imagenet' is none of pretrained"),
+        ({"detector.image_tower": "random"}, "regions_per_chunk: 4 with a random image tower"),
+        ({"detector.mask_size": 8}, "array_record holds no masks"),
+        ({"data.classes": "coco_base"}, r"data\.classes: 'coco_base' names \['apple'"),
+        ({"data.classes": "nowhere.txt"}, r"data\.classes: 'nowhere\.txt' is neither a file nor"),
+        ({"data.max_boxes": 1}, "more than max_boxes 1: raise it"),
+        ({"optimizer.frozen_patterns": ("norm",)}, r"leave parameters of the text tower to train"),
+    ],
+)
+def test_recipes_that_cannot_be_trained_are_refused_at_the_start(
+    detector_config, changed, tmp_path, values, message
+):
+    with pytest.raises(ConfigError, match=message):
+        train_detector.run(changed(detector_config, values), tmp_path)
