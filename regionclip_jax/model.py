@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
@@ -109,6 +110,10 @@ class RegionCLIP:
             self._localizer = Localizer(card.architecture, self._model.dtype)
             self._localizer_variables = jax.device_put(localizer)
         self.has_localizer = self._localizer is not None
+        self._box_head = None
+        if has_heads(directory):
+            heads, _ = load_heads(directory)
+            self._box_head = jax.device_put({"params": heads["box_head"]})
         self._limits, self._batch_size = (short_side, max_long_side), batch_size
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
@@ -223,7 +228,10 @@ class RegionCLIP:
         embed_from: str = "features",
         report_probabilities: bool = False,
     ) -> Detected | list[Detected]:
-        """Objects by name, zero-shot. The defaults are the reference's.
+        """Objects by name. The defaults are the reference's for zero-shot detection.
+
+        The directory of a trained detector (configs/train_detector.py) moves its localizer's boxes;
+        the reference's detector of COCO wants ``objectness="none"``.
 
         Args:
             image: as ``encode_regions``; or a list, for a list.
@@ -299,7 +307,11 @@ class RegionCLIP:
                 return getattr(predict(variables, batch), part)
 
             self._steps[key] = jax.jit(step)
-        variables = DetectorVariables(self._variables, embeddings, self._localizer_variables)
+        # A trained detector moves its localizer's boxes; given ones stay where they are.
+        box_head = None if proposals is None else self._box_head
+        variables = DetectorVariables(
+            self._variables, embeddings, self._localizer_variables, box_head
+        )
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
             placed = place(image, *self._limits)

@@ -61,3 +61,5 @@ class Detections:
     scores: Float[AnyArray, "B K"]
     classes: Int[AnyArray, "B K"]
     mask: Bool[AnyArray, "B K"]
+    # Probability of being the thing, in M x M cells of each box; None without a mask head.
+    object_masks: Float[AnyArray, "B K M M"] | None = None

@@ -61,7 +61,7 @@ def read_results(path: str | Path) -> dict:
 
 
 def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:
-    """Write COCO detections; boxes are rounded to 0.01 pixels and scores to six digits.
+    """Write COCO detections, with masks where they have some; boxes are rounded to 0.01 pixels and scores to six digits.
 
     Raises:
         ValueError: names the record and key that do not fit the format.
@@ -73,6 +73,7 @@ def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:
             "category_id": int(detection["category_id"]),
             "bbox": [round(float(value), _BOX_DIGITS) for value in detection["bbox"]],
             "score": round(float(detection["score"]), _SCORE_DIGITS),
+            **{key: detection[key] for key in ("segmentation",) if key in detection},
         }
         for detection in detections
     ]

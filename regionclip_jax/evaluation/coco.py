@@ -9,12 +9,19 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from regionclip_jax.evaluation.ground_truth import GroundTruth, as_detections, percent, read_coco
+from regionclip_jax.evaluation.ground_truth import (
+    GroundTruth,
+    as_detections,
+    percent,
+    read_coco,
+    require_masks,
+)
 
 _SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
@@ -26,6 +33,7 @@ def coco_ap50(
     category_groups: Mapping[str, Set[int]],
     iou_threshold: float = 0.5,
     max_detections: int = 100,
+    compare: Literal["bbox", "segm"] = "bbox",
 ) -> dict[str, dict]:
     """Evaluate boxes against ground truth in COCO's format.
 
@@ -40,6 +48,8 @@ def coco_ap50(
         category_groups: group name -> category ids, e.g. ``{"novel": {...}, "base": {...}}``.
         iou_threshold: the threshold of the group numbers; they are called ``AP50_<group>`` for 0.5.
         max_detections: the best so many of an image and category count.
+        compare: overlaps of boxes, or of masks (``segmentation`` of annotations and results; images
+            then need ``height`` and ``width``).
 
     Returns:
         ``{"summary": {"AP50_<group>": ..., "AP": ..., "AP50": ..., "AP75": ..., "APs": ...,
@@ -50,7 +60,8 @@ def coco_ap50(
 
     Raises:
         ValueError: a result of an unknown image or category, a box or score that is not finite, a
-            group with an unknown category, or a file that is not sound COCO instances.
+            group with an unknown category, a file that is not sound COCO instances, or no mask
+            where masks are compared.
     """
     truth = read_coco(ground_truth)
     categories = {category["id"]: category["name"] for category in truth.categories}
@@ -60,10 +71,11 @@ def coco_ap50(
                 f"{truth.where}: group {group!r} names categories {unknown}, which are not among "
                 f"the {len(categories)} of the ground truth; correct the split"
             )
+    detections = as_detections(results, truth)
+    if compare == "segm":
+        require_masks(truth, detections)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(
-            _index(truth, truth.annotations), _index(truth, as_detections(results, truth)), "bbox"
-        )
+        evaluation = COCOeval(_index(truth, truth.annotations), _index(truth, detections), compare)
         standard = evaluation.params.iouThrs
         thresholds = standard
         if not np.isclose(standard, iou_threshold).any():

@@ -135,7 +135,20 @@ def as_detections(results: Sequence[Mapping], truth: GroundTruth) -> list[dict]:
                 "iscrowd": 0,
             }
         )
+        if "segmentation" in result:
+            detections[-1]["segmentation"] = result["segmentation"]
     return detections
+
+
+def require_masks(truth: GroundTruth, detections: Sequence[Mapping]) -> None:
+    """Raises ValueError where something that masks are compared of has none."""
+    for kind, entries in (("annotation", truth.annotations), ("result", detections)):
+        for entry in entries:
+            if not entry.get("segmentation"):
+                raise ValueError(
+                    f"{truth.where}: {kind} {entry['id']} of image {entry['image_id']} has no "
+                    "'segmentation', which mask AP needs; evaluate boxes, or give all masks"
+                )
 
 
 def percent(precision: np.ndarray) -> float | None:
@@ -204,6 +217,8 @@ def _checked(where: str, content: Mapping) -> GroundTruth:
                 "iscrowd": annotation.get("iscrowd", 0),
             }
         )
+        if "segmentation" in annotation:
+            annotations[-1]["segmentation"] = annotation["segmentation"]
     return GroundTruth(where, list(content["images"]), list(content["categories"]), annotations)
 
 

@@ -19,6 +19,7 @@ and there, those given first are better in one image, those of the smaller id am
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from regionclip_jax.evaluation.ground_truth import (
     as_detections,
     percent,
     read_lvis,
+    require_masks,
 )
 
 # Axes of a precision array: area, threshold (0.5 to 0.95), recall (0 to 1), category.
@@ -40,6 +42,7 @@ def lvis_ap(
     results: Sequence[Mapping],
     *,
     max_detections: int = 300,
+    compare: Literal["bbox", "segm"] = "bbox",
 ) -> dict[str, dict]:
     """Evaluate boxes by the rules of LVIS v1.
 
@@ -49,6 +52,7 @@ def lvis_ap(
             Boxes are ``[x, y, width, height]`` in original pixels.
         results: ``{"image_id", "category_id", "bbox", "score"}`` each; may be empty.
         max_detections: the best so many of an image count.
+        compare: overlaps of boxes or of masks, as ``evaluation.coco``.
 
     Returns:
         ``{"summary": {"AP": ..., "AP50": ..., "AP75": ..., "APs": ..., "APm": ..., "APl": ...,
@@ -63,13 +67,15 @@ def lvis_ap(
     """
     truth = read_lvis(ground_truth)
     detections = _best_of_each_image(as_detections(results, truth), max_detections)
+    if compare == "segm":
+        require_masks(truth, detections)
     annotated, detected = _by_category(truth.annotations), _by_category(detections)
     images = {image["id"]: image for image in truth.images}
     categories = sorted(truth.categories, key=lambda category: category["id"])
     # One category at a time, with the images that have something of it: asked for all at once, the
     # library keeps a record of each of LVIS's 19,809 x 1,203 pairs of image and category.
     precision = np.full((*_SHAPE, len(categories)), -1.0)
-    evaluate = _evaluator(max_detections)
+    evaluate = _evaluator(max_detections, compare)
     for i, category in enumerate(categories):
         if boxes := annotated[category["id"]]:
             precision[..., i] = evaluate(category, images, boxes, detected[category["id"]])
@@ -111,7 +117,9 @@ def _by_category(entries: list[dict]) -> defaultdict[int, list[dict]]:
     return groups
 
 
-def _evaluator(max_detections: int) -> Callable[[Mapping, Mapping, list, list], np.ndarray]:
+def _evaluator(
+    max_detections: int, compare: str
+) -> Callable[[Mapping, Mapping, list, list], np.ndarray]:
     """``evaluate(category, images by id, annotations, detections)`` -> [area, threshold, recall]"""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
@@ -126,6 +134,8 @@ def _evaluator(max_detections: int) -> Callable[[Mapping, Mapping, list, list], 
     def evaluate(category, images, annotations, detections):
         occupied = sorted({entry["image_id"] for entry in [*annotations, *detections]})
         federated = ("id", "neg_category_ids", "not_exhaustive_category_ids")
+        if compare == "segm":
+            federated += ("height", "width")
         shown = [{key: images[image][key] for key in federated} for image in occupied]
 
         def index(entries):
@@ -135,7 +145,7 @@ def _evaluator(max_detections: int) -> Callable[[Mapping, Mapping, list, list], 
         evaluation = COCOeval_faster(
             index(annotations),
             index(detections),
-            "bbox",
+            compare,
             ranges={"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e5**2]},
             lvis_style=True,
             print_function=_silent,

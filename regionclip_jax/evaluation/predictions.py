@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from regionclip_jax.evaluation.masks import encode_mask, paste_mask
 from regionclip_jax.structures import DetectionBatch, Detections
 
 # What one image contributes: plain JSON values, so that any gather of processes can carry them.
@@ -22,6 +23,7 @@ class Predictions(NamedTuple):
     """Answers for all images of a data set, each image once, by increasing image id."""
 
     results: list[dict]  # COCO results: image_id, category_id, bbox xywh in original pixels, score
+    # (and segmentation, where the detector draws masks)
     predicted: Int[np.ndarray, " N"]  # best class of each ground-truth box, contiguous index
     actual: Int[np.ndarray, " N"]  # its true class; both empty when predict_fn gives no classes
     num_images: int
@@ -81,7 +83,14 @@ def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRec
             f"image {image_id}: predicted class {classes.max()} with {len(category_ids)} category "
             "ids; pass the ids of the classes the model was given"
         )
-    for box, score, class_index in zip(_to_xywh(boxes), scores, classes, strict=True):
+    masks = [None] * len(boxes)
+    if detections.object_masks is not None:
+        height, width = np.round(batch.sizes[row] / batch.scales[row]).astype(int)
+        masks = [
+            encode_mask(paste_mask(own, box, height, width))
+            for own, box in zip(np.asarray(detections.object_masks[row])[keep], boxes, strict=True)
+        ]
+    for box, score, class_index, own in zip(_to_xywh(boxes), scores, classes, masks, strict=True):
         record["results"].append(
             {
                 "image_id": image_id,
@@ -90,6 +99,8 @@ def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRec
                 "score": float(score),
             }
         )
+        if own is not None:
+            record["results"][-1]["segmentation"] = own
     if box_classes is not None:
         real = np.asarray(batch.box_mask[row], bool)
         record["predicted"] = np.asarray(box_classes[row])[real].tolist()

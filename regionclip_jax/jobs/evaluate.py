@@ -131,11 +131,13 @@ def evaluate_model(
         localizer_variables, localizer_card = load_localizer(section.localizer or directory)
         localizer = Localizer(localizer_card.architecture, model.dtype)
         saw["boxes"] = f"proposals of {_origin(section.localizer or directory, localizer_card)}"
-    box_head = None
+    box_head = mask_head = None
     if has_heads(directory) and section.regions != GROUND_TRUTH:
         heads, _ = load_heads(directory)
         box_head = {"params": heads["box_head"]}
         saw["boxes"] += ", moved by the detector's box head"
+        if "mask_head" in heads:
+            mask_head = {"params": heads["mask_head"]}
     vocabulary = _vocabulary(section, classes, model, variables, vocabulary_path)
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     step = jax.jit(
@@ -146,7 +148,10 @@ def evaluate_model(
         )
     )
     frozen = replicate(
-        DetectorVariables(variables, vocabulary.embeddings, localizer_variables, box_head), mesh
+        DetectorVariables(
+            variables, vocabulary.embeddings, localizer_variables, box_head, mask_head
+        ),
+        mesh,
     )
     on_given_boxes = section.regions == GROUND_TRUTH
     truth, ranks, clock = [], {}, _Clock()
@@ -169,7 +174,9 @@ def evaluate_model(
             yield batch
 
     found = predictions.run(predict, batches(), category_ids=classes.ids, gather=gather_json)
-    metrics, per_category, results = _official(section, source, classes, truth, found.results)
+    metrics, per_category, results = _official(
+        section, source, classes, truth, found.results, draws_masks=mask_head is not None
+    )
     confused = []
     if on_given_boxes:
         top1 = recognition.region_top1(found.predicted, found.actual, class_groups=classes.groups)
@@ -237,12 +244,19 @@ def _vocabulary(section, classes: Classes, model, variables, path: Path) -> Voca
     return Vocabulary(classes.names, given.embeddings[order], given.templates, given.encoder)
 
 
-def _official(section, source, classes: Classes, truth, results) -> tuple[dict, dict, list]:
+def _official(
+    section, source, classes: Classes, truth, results, draws_masks: bool
+) -> tuple[dict, dict, list]:
     """The data's own metrics: summary, per category, and the results they are of."""
     path = getattr(source, "annotations_path", None)
     if section.class_split == LVIS:
-        scores = lvis.lvis_ap(path, results, max_detections=section.max_detections)
-        return {k: scores["summary"][k] for k in _LVIS_NUMBERS}, scores["per_category"], results
+        limit = section.max_detections
+        scores = lvis.lvis_ap(path, results, max_detections=limit)
+        summary = {k: scores["summary"][k] for k in _LVIS_NUMBERS}
+        if draws_masks:
+            masks = lvis.lvis_ap(path, results, max_detections=limit, compare="segm")
+            summary |= {f"mask_{k}": masks["summary"][k] for k in _LVIS_NUMBERS}
+        return summary, scores["per_category"], results
     if path is None:
         dataset = _coco_dataset(gather_json(truth), classes)
     else:
@@ -263,6 +277,15 @@ def _official(section, source, classes: Classes, truth, results) -> tuple[dict, 
     if section.regions != GROUND_TRUTH:
         # On given boxes AP is the same at every IoU threshold, so AP50 says it all.
         summary |= {key: scores["summary"][key] for key in _COCO_NUMBERS}
+    if draws_masks and path is not None:
+        masks = coco.coco_ap50(
+            dataset,
+            results,
+            category_groups=groups,
+            max_detections=section.max_detections,
+            compare="segm",
+        )["summary"]
+        summary |= {f"mask_{key}": value for key, value in masks.items()}
     return summary, scores["per_category"], results
 
 

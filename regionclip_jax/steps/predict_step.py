@@ -16,13 +16,15 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
 from regionclip_jax.models.box_head import regress_boxes
-from regionclip_jax.models.clip import CLIP, encode_crops, encode_regions
+from regionclip_jax.models.clip import CLIP, encode_crops, encode_region_maps, encode_regions
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.models.mask_head import MaskHead
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.sampling import box_mask, grid_boxes
@@ -38,6 +40,8 @@ class DetectorVariables:
     localizer: Any = None
     # Of ``models.box_head.BoxHead``; without one, detections are the regions as they are.
     box_head: Any = None
+    # Of ``models.mask_head.MaskHead``; without one, detections have no masks.
+    mask_head: Any = None
 
 
 @flax.struct.dataclass
@@ -142,6 +146,8 @@ def predict_regions(
         Detections with K = ``settings.max_detections``. Rows in between may be masked: boxes
         without area are chosen before they are dropped, as in the reference.
     """
+    if variables.mask_head is not None and settings.embed_from != "features":
+        raise ValueError(f"embed_from {settings.embed_from!r}: masks are drawn from features")
     embeddings = embed_boxes(
         model,
         variables.clip,
@@ -172,11 +178,32 @@ def predict_regions(
         max_detections=settings.max_detections,
         reported_scores=probabilities if settings.report_probabilities else None,
     )
+    found = to_original_pixels(detections, sizes, scales)
+    if variables.mask_head is not None:
+        masks = _draw_masks(model, settings, variables, images, sizes, detections.boxes)
+        found = found.replace(object_masks=masks)
     return Prediction(
-        detections=to_original_pixels(detections, sizes, scales),
+        detections=found,
         regions=regions,
         most_probable_class=probabilities.argmax(-1),
     )
+
+
+def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array, "B K M M"]:
+    """Masks of detected boxes (canvas pixels), cut out anew (spec: detector_eval 3.2)."""
+    pixels = normalize_for_clip(images, sizes)
+    features = model.apply(variables.clip, pixels, sizes, method=model.image_features)
+    maps = encode_region_maps(
+        model,
+        variables.clip,
+        features,
+        boxes,
+        regions_per_chunk=settings.regions_per_chunk,
+        implementation=settings.roi_align,
+    )
+    flat = maps.reshape(-1, *maps.shape[2:])
+    logits = MaskHead(dtype=maps.dtype).apply(variables.mask_head, flat)
+    return jax.nn.sigmoid(logits).reshape(*maps.shape[:2], *logits.shape[1:])
 
 
 def given_boxes(variables: DetectorVariables, batch: DetectionBatch) -> Regions:

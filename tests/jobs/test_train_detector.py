@@ -1,16 +1,18 @@
 """Localizer and detector, trained for a few steps on drawn pictures, one after the other."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from regionclip_jax import config as sections
 from regionclip_jax.artifacts.detector_heads import load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
-from regionclip_jax.artifacts.results import read_results
+from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.config import ConfigError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, SHAPES
@@ -294,3 +296,63 @@ def test_recipes_that_cannot_be_trained_are_refused_at_the_start(
 ):
     with pytest.raises(ConfigError, match=message):
         train_detector.run(changed(detector_config, values), tmp_path)
+
+
+@pytest.fixture
+def masked_folder(tmp_path) -> str:
+    """Eight pictures of gray squares in COCO's layout, whose left halves are the objects."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "annotations").mkdir()
+    images, annotations = [], []
+    for image_id in range(1, 9):
+        x, y, side = (int(v) for v in rng.integers((2, 2, 24), (24, 24, 38)))
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        pixels[y : y + side, x : x + side] = 150
+        Image.fromarray(pixels).save(tmp_path / "train" / f"{image_id}.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": 64, "width": 64})
+        half = [x, y, x + side / 2, y, x + side / 2, y + side, x, y + side]
+        annotations.append(
+            {
+                "id": image_id,
+                "image_id": image_id,
+                "category_id": 1,
+                "bbox": [x, y, side, side],
+                "area": side * side / 2,
+                "iscrowd": 0,
+                "segmentation": [half],
+            }
+        )
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    return str(tmp_path)
+
+
+def test_a_detector_with_a_mask_head_writes_masks_and_their_ap(
+    detector_config, changed, masked_folder, tmp_path
+):
+    place = {"source": "coco_folder", "path": masked_folder, "split": "train"}
+    changes = {f"{part}.{k}": v for part in ("data", "evaluation") for k, v in place.items()}
+    config = changed(
+        detector_config,
+        changes
+        | {
+            "data.classes": "all",
+            "data.repeat_threshold": None,
+            "detector.mask_size": 8,
+            "evaluation.class_split": "none",
+            "evaluation.max_detections": 5,
+        },
+    )
+    workdir = tmp_path / "run"
+    directory = train_detector.run(config, workdir)
+    heads, card = load_heads(directory)
+    assert set(heads) == {"box_head", "mask_head"} and card.architecture.mask_channels == 8 * 32
+    metrics = read_results(workdir / "results.json")["detector"]
+    assert {"mask_AP", "mask_AP50"} <= set(metrics)
+    found = read_detections(workdir / "detections_detector.json")
+    assert found and all(d["segmentation"]["size"] == [64, 64] for d in found)

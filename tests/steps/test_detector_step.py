@@ -1,0 +1,177 @@
+"""What a step of detector or localizer training does, and that devices do not change it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.mask_head import MaskHead
+from regionclip_jax.steps.detector_step import (
+    DetectorSettings,
+    FrozenDetectorParts,
+    make_detector_step,
+)
+from regionclip_jax.steps.localizer_step import LocalizerSettings, make_localizer_step
+from regionclip_jax.steps.predict_step import ProposalSettings
+from regionclip_jax.steps.train_state import create_train_state
+from regionclip_jax.structures import DetectionBatch
+
+SETTINGS = DetectorSettings(
+    proposals=ProposalSettings(pre_nms_topk=40, post_nms_topk=20, nms_threshold=0.7),
+    samples_per_image=8,
+    positive_fraction=0.5,
+    positive_iou=0.5,
+    temperature=0.1,
+    background_weight=0.2,
+    focal_gamma=0.5,
+    with_masks=True,
+    regions_per_chunk=2,
+    roi_align="auto",
+    seed=0,
+)
+FROZEN = ("visual/stem/", "norm", "^text/", "^logit_scale")
+
+
+@pytest.fixture(scope="module")
+def batch() -> DetectionBatch:
+    """Eight pictures of 64 pixels, of which the last is no picture and one has no box."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 30, (8, 3, 2))
+    boxes = np.concatenate([low, low + rng.uniform(15, 30, low.shape)], -1).astype(np.float32)
+    mask = np.arange(8) < 7
+    box_mask = (rng.random((8, 3)) < 0.7) & mask[:, None]
+    box_mask[:, 0], box_mask[3] = mask, False
+    return DetectionBatch(
+        images=rng.integers(0, 255, (8, 64, 64, 3), dtype=np.uint8) * mask[:, None, None, None],
+        sizes=np.where(mask[:, None], 64, 0).astype(np.int32) * np.ones((8, 2), np.int32),
+        boxes=boxes * box_mask[..., None],
+        classes=rng.integers(0, 5, (8, 3)).astype(np.int32) * box_mask,
+        box_mask=box_mask,
+        image_ids=np.arange(8, dtype=np.int32),
+        scales=np.ones((8, 2), np.float32),
+        mask=mask,
+        object_masks=np.ones((8, 3, 4, 4), np.uint8) * box_mask[..., None, None],
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(nano_configs, nano_variables, nano_localizer):
+    """Step, state and frozen parts of a nano detector with a mask head."""
+    card, localizer = nano_localizer
+    rng = np.random.default_rng(1)
+    clip = nano_variables("resnet")
+    heads = {
+        "box_head": {
+            "deltas": {
+                "kernel": jnp.asarray(rng.normal(size=(32, 4)) * 0.01, jnp.float32),
+                "bias": jnp.zeros(4),
+            }
+        },
+        "mask_head": MaskHead().init(jax.random.key(0), jnp.zeros((1, 1, 1, 256)))["params"],
+    }
+    variables = {"params": clip["params"] | heads, "batch_stats": clip["batch_stats"]}
+    optimizer = optax.sgd(0.05)
+    frozen = FrozenDetectorParts(localizer, rng.normal(size=(5, 32)).astype(np.float32))
+    state = create_train_state(variables, FROZEN, optimizer)
+
+    def make(settings=SETTINGS):
+        model = CLIP(nano_configs["resnet"])
+        return make_detector_step(model, Localizer(card.architecture), optimizer, settings)
+
+    return make, state, frozen
+
+
+@functools.cache
+def _jit(step):
+    return jax.jit(step)
+
+
+def run(step, state, frozen, batch, num_devices):
+    """New state and metrics, from a step whose batch is split over so many devices."""
+    mesh = jax.make_mesh(
+        (num_devices,),
+        ("data",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=jax.devices()[:num_devices],
+    )
+    everywhere = jax.device_put((state, frozen), jax.NamedSharding(mesh, jax.P()))
+    split = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
+    return jax.device_get(jax.jit(step)(*everywhere, split))
+
+
+@pytest.mark.property
+def test_a_detector_step_on_eight_devices_is_that_on_one(parts, batch):
+    make, state, frozen = parts
+    step = make()
+    one, many = (run(step, state, frozen, batch, count) for count in (1, 8))
+    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(many[1]), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(many[0].params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_fall_and_nothing_frozen_moves(parts, batch):
+    make, state, frozen = parts
+    step, start = _jit(make()), state
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, frozen, batch)
+        losses.append(jax.device_get(metrics))
+    for name in ("loss", "loss_classification", "loss_mask"):
+        first, last = (np.mean([m[name] for m in some]) for some in (losses[:3], losses[-3:]))
+        assert last < first, name
+    for a, b in zip(
+        jax.tree.leaves((start.frozen_params, start.batch_stats)),
+        jax.tree.leaves((state.frozen_params, state.batch_stats)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_row_that_is_no_picture_changes_no_loss(parts, batch):
+    """Nothing is sampled of it: the losses are those of the seven pictures."""
+    make, state, frozen = parts
+    seven = jax.tree.map(lambda x: x[:7], batch)
+    step = make(dataclasses.replace(SETTINGS, regions_per_chunk=None))
+    whole, part = (_jit(step)(state, frozen, some)[1] for some in (batch, seven))
+    assert whole["skipped_records"] == 1 and part["skipped_records"] == 0
+    # The draws differ with the number of rows, so counts are compared, not sums.
+    assert whole["positives"] == pytest.approx(part["positives"], abs=0.05)
+    assert all(np.isfinite(jax.tree.leaves(whole)))
+
+
+def test_masks_need_the_objects_rasters(parts, batch):
+    make, state, frozen = parts
+    with pytest.raises(ValueError, match="the batch has no object_masks"):
+        jax.eval_shape(make(), state, frozen, batch.replace(object_masks=None))
+
+
+@pytest.mark.property
+def test_a_localizer_step_on_eight_devices_is_that_on_one_and_its_losses_fall(
+    nano_localizer, batch
+):
+    card, variables = nano_localizer
+    optimizer = optax.sgd(0.02)
+    settings = LocalizerSettings(
+        anchors_per_image=32, positive_fraction=0.5, negative_below=0.3, positive_from=0.7, seed=0
+    )
+    step = make_localizer_step(Localizer(card.architecture), optimizer, settings)
+
+    def wrapped(state, frozen, batch):
+        return step(state, batch)
+
+    state = create_train_state(variables, ("norm",), optimizer)
+    one, many = (run(wrapped, state, (), batch, count) for count in (1, 8))
+    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(many[1]), strict=True):
+        np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6)
+    losses = []
+    for _ in range(15):
+        state, metrics = _jit(wrapped)(state, (), batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
