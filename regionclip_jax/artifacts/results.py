@@ -61,7 +61,9 @@ def read_results(path: str | Path) -> dict:
 
 
 def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:
-    """Write COCO detections, with masks where they have some; boxes are rounded to 0.01 pixels and scores to six digits.
+    """Write COCO detections, with masks where they have some.
+
+    Boxes are rounded to 0.01 pixels and scores to six digits.
 
     Raises:
         ValueError: names the record and key that do not fit the format.
