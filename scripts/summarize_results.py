@@ -1,29 +1,61 @@
 """Mean and spread over runs: a Markdown table from several results.json.
 
 python scripts/summarize_results.py workdir/seed0 workdir/seed1 workdir/seed2
+python scripts/summarize_results.py workdir/seed* --compare CLIP RegionCLIP --write all.json
+
+The columns are the models of the runs. A last one is the difference of two models: of the only two,
+or of those named. With --write the means, and each run with its recipe, go into one results.json.
 """
 
 import argparse
 import statistics
 from pathlib import Path
 
-from regionclip_jax.artifacts.results import read_results
+from regionclip_jax.artifacts.results import read_results, write_results
 
 METRICS = ("AP50_novel", "AP50_base", "AP50_all", "top1_novel", "top1_base", "top1_all")
+_NOT_MODELS = ("format", "details")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdirs", nargs="+", type=Path, help="folders that hold a results.json")
+    parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two models")
+    parser.add_argument("--write", type=Path, help="a results.json of all runs")
     arguments = parser.parse_args()
-    runs = [read_results(folder / "results.json") for folder in arguments.workdirs]
-    print(f"| {len(runs)} runs, mean ± standard deviation | teacher | student | difference |")
-    print("|---|---:|---:|---:|")
-    for metric in METRICS:
-        columns = [[run[model][metric] for run in runs] for model in ("teacher", "student")]
-        columns.append([after - before for before, after in zip(*columns, strict=True)])
-        cells = [_cell(values) for values in columns[:2]] + [_cell(columns[2], signed=True)]
+    paths = [folder / "results.json" for folder in arguments.workdirs]
+    runs = [read_results(path) for path in paths]
+    models = [name for name in runs[0] if name not in _NOT_MODELS]
+    for path, run in zip(paths, runs, strict=True):
+        if set(run) != set(runs[0]):
+            found = [name for name in run if name not in _NOT_MODELS]
+            parser.error(f"{path}: models {found}, but {paths[0]} has {models}; give runs of one")
+    compared = arguments.compare or (models if len(models) == 2 else None)
+    if compared and (unknown := set(compared) - set(models)):
+        parser.error(f"--compare: {sorted(unknown)} are none of the models {models}")
+
+    metrics = [m for m in METRICS if all(m in run[model] for run in runs for model in models)]
+    heads = [*models, *(["difference" if len(models) == 2 else " - ".join(compared[::-1])]
+                        if compared else [])]  # fmt: skip
+    print(f"| {len(runs)} runs, mean ± standard deviation | {' | '.join(heads)} |")
+    print("|---" + "|---:" * len(heads) + "|")
+    for metric in metrics:
+        values = {model: [run[model][metric] for run in runs] for model in models}
+        cells = [_cell(values[model]) for model in models]
+        if compared:
+            before, after = (values[model] for model in compared)
+            cells.append(_cell([b - a for a, b in zip(before, after, strict=True)], signed=True))
         print(f"| {metric} | {' | '.join(cells)} |")
+
+    if arguments.write:
+        means = {
+            model: {metric: statistics.mean(run[model][metric] for run in runs)
+                    for metric in metrics}
+            for model in models
+        }  # fmt: skip
+        details = {"what": f"means of {len(runs)} runs", "runs": runs}
+        write_results(arguments.write, means, details=details)
+        print(f"\nwritten: {arguments.write}")
 
 
 def _cell(values: list[float], signed: bool = False) -> str:

@@ -1,7 +1,8 @@
 """The embedded experiment: draw pictures, train a small CLIP, run RegionCLIP, compare.
 
-A story of three stories, and the only job that calls jobs: train_clip (the teacher and the
-student's start), pretrain, evaluate. No ground-truth box is used before the evaluation.
+A story of three stories: train_clip (the teacher and the student's start), pretrain, evaluate. No
+ground-truth box is used before the evaluation. Only this job and its longer sister,
+``scenes_detection``, call jobs.
 """
 
 import dataclasses

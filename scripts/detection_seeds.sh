@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The table of detectors from three starts: three seeds, each its own drawn world and teacher.
+# Usage: scripts/detection_seeds.sh [WORKDIR]   (half an hour on 2 CPU cores; continues where it stopped)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+make_environment ""
+workdir="${1:-workdir/scenes_detection}"
+for seed in 0 1 2; do
+  .venv/bin/python -m regionclip_jax.main \
+    --config=configs/pretrain.py:scenes_detection --workdir="$workdir/seed$seed" \
+    --config.seed="$seed" --config.scenes.seed="$seed"
+done
+exec .venv/bin/python scripts/summarize_results.py "$workdir"/seed{0,1,2} \
+  --compare CLIP RegionCLIP --write "$workdir/results.json"
