@@ -159,55 +159,56 @@ def to_torch_layout(path: str, gradient) -> tuple[str, np.ndarray]:
     return "backbone." + where.name.removeprefix("visual."), np.asarray(gradient)
 
 
-def compare(arrays, config, variables, class_embeddings, head, relative_error, tolerance):
-    """Region features aside, everything stored of both variants."""
-    model = CLIP(config)
-    variables = {
-        "params": variables["params"] | {"box_head": head},
-        "batch_stats": variables["batch_stats"],
-    }
-    params, frozen_params = split_parameters(variables["params"], FROZEN)
-    batch = stored_batch(arrays)
+def errors_of(arrays, config, variables, class_embeddings, head, dtype=jnp.float32) -> dict:
+    """Relative errors of everything stored of both variants but the region features, by name."""
+    model = CLIP(config, dtype=dtype)
+    params = variables["params"] | {"box_head": head}
+    trained, frozen = split_parameters(params, FROZEN)
+    batch, errors = stored_batch(arrays), {}
+
+    # Everything large is an argument: XLA would fold constants through the frozen layers.
+    @functools.partial(jax.jit, static_argnames="settings")
+    def pull(trained, frozen, batch_stats, class_embeddings, batch, samples, settings):
+        def total(trained):
+            whole = model_variables(trained, frozen, batch_stats)
+            losses, logits, _ = detector_losses(
+                model, whole, class_embeddings, batch, samples, settings
+            )
+            return sum(losses.values()), (losses, logits)
+
+        return jax.grad(total, has_aux=True)(trained)
+
+    def compare(name, found, expected):
+        found = np.asarray(found)
+        if found.shape != expected.shape:
+            found = found.reshape(-1)[:: max(1, found.size // 4096)][: expected.size]
+        error = np.abs(found - expected.reshape(found.shape)).max() / np.abs(expected).max()
+        errors[name] = float(error)
+
     for variant in VARIANTS:
-        settings, samples = settings_of(arrays, variant), stored_samples(arrays, variant)
-
-        # Everything large is an argument: XLA would fold constants through the frozen layers.
-        @functools.partial(jax.jit, static_argnames="settings")
-        def pull(params, frozen_params, batch_stats, class_embeddings, batch, samples, settings):
-            def total(params):
-                whole = model_variables(params, frozen_params, batch_stats)
-                losses, logits, _ = detector_losses(
-                    model, whole, class_embeddings, batch, samples, settings
-                )
-                return sum(losses.values()), (losses, logits)
-
-            return jax.grad(total, has_aux=True)(params)
-
         gradients, (losses, logits) = pull(
-            params, frozen_params, variables["batch_stats"], class_embeddings, batch, samples,
-            settings,
+            trained, frozen, variables["batch_stats"], class_embeddings, batch,
+            stored_samples(arrays, variant), settings_of(arrays, variant),
         )  # fmt: skip
-        stored_logits = arrays[f"{variant}_logits"]
-        assert relative_error(logits.reshape(stored_logits.shape), stored_logits) < 1e-4
-        assert relative_error(losses["classification"], arrays[f"{variant}_loss_cls"]) < 1e-4
-        assert relative_error(losses["box_regression"], arrays[f"{variant}_loss_box_reg"]) < 1e-4
+        logits = np.asarray(logits).reshape(arrays[f"{variant}_logits"].shape)
+        compare(f"{variant} logits", logits, arrays[f"{variant}_logits"])
+        for name, key in (("classification", "loss_cls"), ("box_regression", "loss_box_reg")):
+            compare(f"{variant} loss {name}", losses[name], arrays[f"{variant}_{key}"])
         found = dict(to_torch_layout(path, g) for path, g in flatten(gradients).items())
         names = arrays[f"{variant}_total_grad_names"]
         # The frozen ones are exactly those that the reference has no gradient of.
         assert set(names) == set(found)
         prefix = f"{variant}_grad:"
-        stored = [name for name in arrays if name.startswith(prefix)]
+        stored = [name.removeprefix(prefix) for name in arrays if name.startswith(prefix)]
         assert len(stored) == 3
         for name in stored:
-            gradient, expected = found[name.removeprefix(prefix)], arrays[name]
-            if gradient.shape != expected.shape:
-                gradient = gradient.reshape(-1)[:: gradient.size // 4096][: expected.size]
-            assert relative_error(gradient, expected) < tolerance, name
+            compare(f"{variant} gradient {name}", found[name], arrays[prefix + name])
         norms = dict(zip(names, arrays[f"{variant}_total_grad_norms"], strict=True))
         # Analytically zero, so nothing but rounding in the reference.
         assert norms.pop("backbone.attnpool.k_proj.bias") < 1e-4
         for name, norm in norms.items():
-            assert relative_error(np.linalg.norm(found[name]), norm) < tolerance, name
+            compare(f"{variant} norm {name}", np.linalg.norm(found[name]), norm)
+    return errors
 
 
 def heads_of(arch, reference_tensor, root):
@@ -224,40 +225,30 @@ def heads_of(arch, reference_tensor, root):
 
 @pytest.mark.parity
 def test_a_tiny_step_equals_the_references(
-    golden, reference_tensors, reference_tensor, to_variables, relative_error
+    golden, reference_tensors, reference_tensor, to_variables
 ):
     """Two pictures, 48 stored samples each, both forms of the classification loss."""
     embeddings, head = heads_of("tiny_finetune", reference_tensor, GOLDEN)
-    compare(
-        golden("finetune_tiny"),
-        PRESETS["tiny"],
-        to_variables(reference_tensors("tiny_finetune"), PRESETS["tiny"]),
-        embeddings,
-        head,
-        relative_error,
-        tolerance=1e-4,
-    )
+    variables = to_variables(reference_tensors("tiny_finetune"), PRESETS["tiny"])
+    errors = errors_of(golden("finetune_tiny"), PRESETS["tiny"], variables, embeddings, head)
+    for name, error in errors.items():
+        assert error < 1e-4, (name, error)
 
 
 @pytest.mark.slow
 @pytest.mark.parity
 def test_a_step_of_rn50_equals_the_references(
-    large_golden,
-    large_golden_folder,
-    reference_tensors,
-    reference_tensor,
-    to_variables,
-    relative_error,
+    large_golden, large_golden_folder, reference_tensors, reference_tensor, to_variables
 ):
-    """As above with RN50 and temperature 0.01."""
+    """As above with RN50 and temperature 0.01.
+
+    Deep gradients pass ReLUs whose inputs are zero within rounding, where two correct fp32 programs
+    disagree: test_float64.py tells whose rounding it is.
+    """
     embeddings, head = heads_of("rn50_finetune", reference_tensor, large_golden_folder)
     tensors = reference_tensors("rn50_finetune", root=large_golden_folder)
-    compare(
-        large_golden("finetune_rn50"),
-        PRESETS["RN50"],
-        to_variables(tensors, PRESETS["RN50"]),
-        embeddings,
-        head,
-        relative_error,
-        tolerance=1e-4,
-    )
+    variables = to_variables(tensors, PRESETS["RN50"])
+    errors = errors_of(large_golden("finetune_rn50"), PRESETS["RN50"], variables, embeddings, head)
+    for name, error in errors.items():
+        deep = "gradient" in name and "backbone.layer" in name
+        assert error < (1e-2 if deep else 1e-4), (name, error)

@@ -184,7 +184,7 @@ def test_a_step_of_rn50_equals_the_references(
     Measured: embeddings, labels, losses at most 2.0e-6; gradients of the attention pool 3.0e-6,
     of layer4 6e-5, of layer3 3e-4, of the first convolution of layer2 7e-3 (its norm 4e-4). The
     tolerance was widened to hold these: ReLUs whose input is zero within rounding, as
-    test_pretrain_float64.py shows. The tiny step has no such growth.
+    test_float64.py shows. The tiny step has no such growth.
     """
     compare(
         large_golden("pretrain_rn50"),

@@ -1,4 +1,4 @@
-"""Whose rounding is it? The step's gradients in double precision against the reference's fp32.
+"""Whose rounding is it? The steps' gradients in double precision against the reference's fp32.
 
 Run as a script in a process of its own, because the whole package is put into double precision by
 giving ``jnp.float32`` another meaning before it is imported. RN50's gradients pass some twenty
@@ -29,52 +29,57 @@ def test_in_double_precision_rn50s_gradients_equal_the_references(large_golden_f
     (7e-3), whose gradient comes through a convolution in which single channels of 128 differ by up
     to 3e-2 while the median is 1e-4.
     """
-    environment = os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(TESTS.parent)}
-    done = subprocess.run(
-        [sys.executable, __file__, str(large_golden_folder)],
-        env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    errors = json.loads(done.stdout.splitlines()[-1])
+    errors = in_double_precision("pretrain", large_golden_folder)
     assert len(errors) == 6
     for name, error in errors.items():
         assert error < (1e-5 if "attnpool" in name else 5e-4), (name, error)
 
 
-def main(folder: Path) -> None:
-    jnp.float32 = jnp.float64
+@pytest.mark.slow
+@pytest.mark.parity
+def test_in_double_precision_rn50s_finetuning_equals_the_references(large_golden_folder):
+    """MEASURED"""
+    errors = in_double_precision("finetune", large_golden_folder)
+    for name, error in errors.items():
+        deep = "gradient" in name and "backbone.layer" in name
+        assert error < (5e-4 if deep else 1e-4), (name, error)
+
+
+def in_double_precision(step: str, folder: Path) -> dict[str, float]:
+    """Relative errors by name."""
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(
+        [sys.executable, __file__, step, str(folder)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    errors = json.loads(done.stdout.splitlines()[-1])
+    assert errors and all(math.isfinite(error) for error in errors.values())
+    return errors
+
+
+def pretrain_errors(folder: Path) -> dict[str, float]:
     step = _load(TESTS / "steps" / "test_pretrain_parity.py")
-    from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
-    from regionclip_jax.conversion.clip_keys import origin
-    from regionclip_jax.conversion.layouts import to_parameter
+    from regionclip_jax.artifacts.model_checkpoint import flatten
     from regionclip_jax.conversion.regionclip_keys import to_openai
     from regionclip_jax.models.clip import CLIP
-    from regionclip_jax.models.presets import PRESETS
     from regionclip_jax.ops.normalization import normalize_for_clip
     from regionclip_jax.steps.pretrain_step import Frozen, label_with_teacher, pretrain_losses
     from regionclip_jax.steps.train_state import model_variables, split_parameters
 
-    config = PRESETS["RN50"]
-    tensors = _load(TESTS / "golden" / "make_weights.py").make_state_dict(
-        "rn50_pretrain", root=folder
-    )
+    config, tensors = _weights("rn50_pretrain", folder)
 
-    def variables(tower: str) -> dict:
-        named = {"logit_scale": np.log(1 / 0.07), **to_openai(tensors, tower)[0]}
-        leaves = {}
-        for path, leaf in flatten(abstract_variables(config)).items():
-            where = origin(path.partition("/")[2], len(leaf.shape))
-            if where.name in named:
-                leaves[path] = jnp.asarray(to_parameter(named[where.name], where), jnp.float64)
-        return unflatten(leaves)
+    def tower(name: str) -> dict:
+        named = {"logit_scale": np.log(1 / 0.07), **to_openai(tensors, name)[0]}
+        return _variables(config, named)
 
     arrays = dict(np.load(folder / "pretrain_rn50.npz"))
     settings = step.settings_of(arrays)
     batch, regions = step.stored_batch(arrays)
     regions = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float64), regions)
     model = CLIP(config, dtype=jnp.float64)
-    student = variables("student")
+    student = tower("student")
     concepts = jnp.asarray(arrays["concept_emb"], jnp.float64)
-    frozen = Frozen(variables("teacher"), concepts, concepts)
+    frozen = Frozen(tower("teacher"), concepts, concepts)
     params, frozen_params = split_parameters(student["params"], step.FROZEN)
 
     @jax.jit
@@ -102,8 +107,42 @@ def main(folder: Path) -> None:
                 gradient = gradient.reshape(-1)[:: gradient.size // 4096][: expected.size]
             error = np.abs(gradient - expected).max() / np.abs(expected).max()
             errors[key.removeprefix("grad:")] = float(error)
-    assert all(math.isfinite(error) for error in errors.values())
-    print(json.dumps(errors))
+    return errors
+
+
+def finetune_errors(folder: Path) -> dict[str, float]:
+    step = _load(TESTS / "steps" / "test_finetune_parity.py")
+    make_tensor = _load(TESTS / "golden" / "make_weights.py").make_tensor
+    config, tensors = _weights("rn50_finetune", folder)
+    embeddings, head = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float64), step.heads_of("rn50_finetune", make_tensor, folder)
+    )
+    arrays = dict(np.load(folder / "finetune_rn50.npz"))
+    return step.errors_of(
+        arrays, config, _variables(config, tensors), embeddings, head, jnp.float64
+    )
+
+
+def _weights(arch: str, folder: Path):
+    """RN50's architecture and the reference's random weights."""
+    from regionclip_jax.models.presets import PRESETS
+
+    make = _load(TESTS / "golden" / "make_weights.py").make_state_dict
+    return PRESETS["RN50"], make(arch, root=folder)
+
+
+def _variables(config, named) -> dict:
+    """A model's variables in double precision, without a tower that ``named`` lacks."""
+    from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
+    from regionclip_jax.conversion.clip_keys import origin
+    from regionclip_jax.conversion.layouts import to_parameter
+
+    leaves = {}
+    for path, leaf in flatten(abstract_variables(config)).items():
+        where = origin(path.partition("/")[2], len(leaf.shape))
+        if where.name in named:
+            leaves[path] = jnp.asarray(to_parameter(named[where.name], where), jnp.float64)
+    return unflatten(leaves)
 
 
 def _load(path: Path):
@@ -114,4 +153,6 @@ def _load(path: Path):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    jnp.float32 = jnp.float64
+    errors_of = {"pretrain": pretrain_errors, "finetune": finetune_errors}[sys.argv[1]]
+    print(json.dumps(errors_of(Path(sys.argv[2]))))
