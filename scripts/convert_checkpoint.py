@@ -2,6 +2,7 @@
 
     python scripts/convert_checkpoint.py --source RN50.pt --output models/rn50
     python scripts/convert_checkpoint.py --localizer rpn_coco_48.pth --output models/rn50
+    python scripts/convert_checkpoint.py --trunk R-50.pkl --output models/rn50_imagenet
 
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
 also a .pkl of detectron2. No code from them is run. What was not used is listed; what does not fit
@@ -16,6 +17,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.convert import (
     convert_checkpoint,
     convert_localizer,
+    convert_trunk,
     convert_vocabulary,
 )
 
@@ -43,14 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
         help="checkpoint with a proposal generator and its backbone, to store as DIR/localizer",
     )
     parser.add_argument(
+        "--trunk",
+        metavar="FILE",
+        help="ImageNet ResNet (MSRA's R-50.pkl), to store as DIR/trunk for configs/train_localizer",
+    )
+    parser.add_argument(
         "--vocabulary",
         metavar="FILE",
         help="bare tensor of class embeddings [C, D] to store as DIR/vocabulary.npz",
     )
     parser.add_argument("--names", metavar="TXT", help="their names, one a line")
     options = parser.parse_args(arguments)
-    if not (options.source or options.localizer or options.vocabulary):
-        parser.error("give --source, --localizer, --vocabulary with --names, or several of them")
+    if not (options.source or options.localizer or options.trunk or options.vocabulary):
+        parser.error(
+            "give --source, --localizer, --trunk, --vocabulary with --names, or several of them"
+        )
     if (options.vocabulary is None) != (options.names is None):
         parser.error("--vocabulary and --names go together")
     if options.source is None and options.text_from is not None:
@@ -64,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"self-check: {self_check.write(options.output)}")
         if options.localizer is not None:
             print(convert_localizer(options.localizer, options.output).summary())
+        if options.trunk is not None:
+            print(convert_trunk(options.trunk, options.output).summary())
         if options.vocabulary is not None:
             vocabulary = convert_vocabulary(options.vocabulary, options.names, options.output)
             print(

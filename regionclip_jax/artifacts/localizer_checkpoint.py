@@ -1,4 +1,7 @@
-"""The localizer of a model directory: ``localizer/card.json`` and ``localizer/params/`` (Orbax)."""
+"""The localizer of a model directory: ``localizer/card.json`` and ``localizer/params/`` (Orbax).
+
+Or its trunk alone, in ``trunk/``: what an ImageNet checkpoint gives a localizer to start from.
+"""
 
 import functools
 from pathlib import Path
@@ -10,6 +13,7 @@ from regionclip_jax.artifacts.model_checkpoint import describe_folder, load_seal
 from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
 
 FOLDER_NAME = "localizer"
+TRUNK_FOLDER_NAME = "trunk"
 
 
 @functools.lru_cache(maxsize=8)
@@ -39,12 +43,38 @@ def load_localizer(directory: str | Path) -> tuple[dict, LocalizerCard]:
             says.
     """
     folder = Path(directory) / FOLDER_NAME
+    card = _load_card(folder, "localizer", "--localizer")
+    return load_sealed(folder, abstract_localizer(card.architecture), card), card
+
+
+def abstract_trunk(config: LocalizerConfig) -> dict:
+    """Shapes and dtypes of the variables of a localizer's trunk."""
+    return {name: tree["trunk"] for name, tree in abstract_localizer(config).items()}
+
+
+def save_trunk(directory: str | Path, variables: dict, card: LocalizerCard) -> None:
+    """Writes ``directory/trunk``; of ``card.architecture`` only the trunk is there.
+
+    Raises:
+        CheckpointMismatch: the variables are not those of the trunk.
+    """
+    folder = Path(directory) / TRUNK_FOLDER_NAME
+    save_sealed(folder, variables, abstract_trunk(card.architecture), card)
+
+
+def load_trunk(directory: str | Path) -> tuple[dict, LocalizerCard]:
+    """As ``load_localizer``, of ``directory/trunk``."""
+    folder = Path(directory) / TRUNK_FOLDER_NAME
+    card = _load_card(folder, "trunk", "--trunk")
+    return load_sealed(folder, abstract_trunk(card.architecture), card), card
+
+
+def _load_card(folder: Path, what: str, flag: str) -> LocalizerCard:
     path = folder / FILE_NAME
     if not path.is_file():
         raise CheckpointMismatch(
-            f"{directory}: expected a localizer in {FOLDER_NAME}/ with {FILE_NAME}, found "
-            f"{describe_folder(folder)}; add one with scripts/convert_checkpoint.py --localizer "
+            f"{folder.parent}: expected a {what} in {folder.name}/ with {FILE_NAME}, found "
+            f"{describe_folder(folder)}; add one with scripts/convert_checkpoint.py {flag} "
             "(a folder without a card was never finished: write it again)"
         )
-    card = LocalizerCard.from_json(path.read_text(encoding="utf-8"), path)
-    return load_sealed(folder, abstract_localizer(card.architecture), card), card
+    return LocalizerCard.from_json(path.read_text(encoding="utf-8"), path)

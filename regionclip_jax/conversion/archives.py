@@ -69,7 +69,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     Args:
         path: an OpenAI TorchScript archive, a ``torch.save`` file (zip or legacy), safetensors, or
             a pickle of NumPy arrays. Of a training checkpoint only the entry ``model`` (or
-            ``state_dict``) is read; optimizer state never leaves the disk.
+            ``state_dict``, ``blobs``) is read; optimizer state never leaves the disk.
 
     Returns:
         Arrays that may be read-only views of the file. A file that is one bare tensor gives it
@@ -183,7 +183,7 @@ def _named_tensors(path: Path, content) -> dict[str, Tensor]:
     if isinstance(content, Tensor | NumpyArray):
         return {BARE_TENSOR: content}
     if isinstance(content, dict):
-        for wrapper in ("model", "state_dict"):
+        for wrapper in ("model", "state_dict", "blobs"):
             if isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
                 break

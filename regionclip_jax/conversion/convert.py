@@ -14,7 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from regionclip_jax.artifacts import model_checkpoint
-from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, save_localizer
+from regionclip_jax.artifacts.localizer_checkpoint import (
+    abstract_localizer,
+    abstract_trunk,
+    save_localizer,
+    save_trunk,
+)
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard, ModelCard
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary
@@ -144,6 +149,43 @@ def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
     card = LocalizerCard(config, {"file": source.name, "sha256": file_sha256(source)})
     save_localizer(output, variables, card)
     return _conversion(card, tensors, {names[name] for name in used}, notes=[])
+
+
+def convert_trunk(source: str | Path, output: str | Path) -> Conversion:
+    """Writes an ImageNet ResNet as ``output/trunk``, for a localizer's training to start from.
+
+    Args:
+        source: detectron2's ``ImageNetPretrained/MSRA/R-50.pkl`` or another ResNet of bottlenecks
+            with Caffe2's names, whose first 1x1 convolution strides and which sees BGR pixels, as
+            the reference's localizers. (Torchvision's strides in the 3x3 one and sees RGB: its
+            numbers would fit and its features would not.)
+        output: a directory; a trunk that was there is replaced.
+
+    Raises:
+        CheckpointMismatch: the file has other names, lacks tensors, or has some of other shapes.
+    """
+    source = Path(source)
+    tensors = read_tensors(source)
+    renamed, names = localizer_keys.trunk_from_caffe2(tensors)
+    if not renamed:
+        raise CheckpointMismatch(
+            f"{source}: expected an ImageNet ResNet with Caffe2's names (conv1_w, "
+            f"res2_0_branch2a_w), found tensors such as {list(tensors)[:3]}; give detectron2's "
+            "ImageNetPretrained/MSRA/R-50.pkl (torchvision's ResNet strides elsewhere and would "
+            "not compute the same)"
+        )
+    config = infer_localizer_config(renamed, source.name)
+    variables, used = build_variables(
+        abstract_trunk(config),
+        # Below a trunk the rules of a localizer begin with it.
+        lambda path, num_dims: localizer_keys.origins(config)(f"trunk/{path}", num_dims),
+        renamed,
+        where=f"{source.name} as a ResNet of blocks {config.blocks}",
+        remedy="check that the file is one whole ResNet of bottlenecks",
+    )
+    card = LocalizerCard(config, {"file": source.name, "sha256": file_sha256(source)})
+    save_trunk(output, variables, card)
+    return _conversion(card, tensors, {names[name] for name in used if name in names}, notes=[])
 
 
 def convert_vocabulary(

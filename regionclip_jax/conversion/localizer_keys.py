@@ -76,6 +76,45 @@ def to_bare_names(
     return {bare: tensors[name] for bare, name in names.items()}, names
 
 
+# Caffe2's names of an ImageNet ResNet (MSRA's R-50.pkl), and detectron2's of the same tensors.
+_CAFFE2 = [
+    (r"conv1_w", "stem.conv1.weight"),
+    (r"res_conv1_bn_([sb])", r"stem.conv1.norm.\1"),
+    (r"res(\d)_(\d+)_branch1_w", r"res\1.\2.shortcut.weight"),
+    (r"res(\d)_(\d+)_branch1_bn_([sb])", r"res\1.\2.shortcut.norm.\3"),
+    (r"res(\d)_(\d+)_branch2([abc])_w", r"res\1.\2.conv\3.weight"),
+    (r"res(\d)_(\d+)_branch2([abc])_bn_([sb])", r"res\1.\2.conv\3.norm.\4"),
+]
+_CAFFE2_LEAVES = {"norm.s": "norm.weight", "norm.b": "norm.bias"}
+# Caffe2 folds its statistics into scale and bias: what is left is mean 0 and, with eps, variance 1.
+_FOLDED_VARIANCE = np.float32(1 - 1e-5)
+
+
+def trunk_from_caffe2(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict]:
+    """Takes an ImageNet ResNet with Caffe2's names (MSRA's ``R-50.pkl``; spec: detector_eval 9.4).
+
+    Returns:
+        Its tensors by detectron2's names of a trunk (``backbone.res2.0.conv1.weight``), with the
+        statistics that a folded norm has; and the file's own name of each that came from it. Both
+        are empty where the names are not Caffe2's.
+    """
+    renamed, names = {}, {}
+    for own_name, tensor in tensors.items():
+        for pattern, name in _CAFFE2:
+            if match := re.fullmatch(pattern, own_name):
+                name = BACKBONE + match.expand(name)
+                name = re.sub("conv([abc])", lambda m: f"conv{'abc'.index(m[1]) + 1}", name)
+                for ending, leaf in _CAFFE2_LEAVES.items():
+                    if name.endswith(ending):
+                        name = name.removesuffix(ending) + leaf
+                renamed[name], names[name] = tensor, own_name
+    for name in [name for name in renamed if name.endswith("norm.weight")]:
+        norm = name.removesuffix("weight")
+        renamed[f"{norm}running_mean"] = np.zeros_like(renamed[name])
+        renamed[f"{norm}running_var"] = np.full_like(renamed[name], _FOLDED_VARIANCE)
+    return renamed, names
+
+
 def origins(config: LocalizerConfig) -> Callable[[str, int], Origin]:
     """``(path below its collection, number of dimensions) -> Origin`` for this variant.
 

@@ -7,8 +7,11 @@ from absl import logging
 
 from regionclip_jax.artifacts.localizer_checkpoint import (
     FOLDER_NAME,
+    TRUNK_FOLDER_NAME,
     abstract_localizer,
+    abstract_trunk,
     load_localizer,
+    load_trunk,
     save_localizer,
 )
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard
@@ -86,7 +89,7 @@ def initial_localizer(section: LocalizerSection, architecture: LocalizerConfig, 
         logging.warning("%s: no init_from, starts from random weights", section.preset)
         return init_localizer(architecture, jax.random.key(seed))
     where = Path(section.init_from)
-    abstract = abstract_localizer(architecture)
+    abstract, wanted = abstract_localizer(architecture), abstract_trunk(architecture)
     if section.init_part not in ("all", "trunk"):
         raise ConfigError(f"localizer.init_part: {section.init_part!r} is none of all, trunk")
     if (where / FOLDER_NAME).exists():
@@ -95,23 +98,31 @@ def initial_localizer(section: LocalizerSection, architecture: LocalizerConfig, 
             return merge_parameters(abstract, variables, str(where))
         logging.info("%s: the trunk of %s", where, card.label)
         trunk = {name: tree["trunk"] for name, tree in variables.items()}
+    elif (where / TRUNK_FOLDER_NAME).exists() and section.init_part == "trunk":
+        variables, card = load_trunk(where)
+        logging.info("%s: the trunk of %s", where, card.source)
+        trunk = _stages(variables, wanted)
     elif architecture.trunk == "clip" and section.init_part == "trunk":
         variables, _ = load_model(where)
-        stages = abstract["params"]["trunk"].keys()
-        trunk = {
-            name: {stage: tree["visual"][stage] for stage in stages if stage in tree["visual"]}
-            for name, tree in variables.items()
-        }
+        trunk = _stages({name: tree["visual"] for name, tree in variables.items()}, wanted)
     else:
         raise CheckpointMismatch(
             f"{where}: expected a localizer in {FOLDER_NAME}/, found none; give a directory with "
-            "one, or the CLIP whose image tower a localizer of trunk 'clip' starts from, with "
-            "localizer.init_part 'trunk'"
+            "one; or, with localizer.init_part 'trunk', one with an ImageNet ResNet "
+            "(scripts/convert_checkpoint.py --trunk), or the CLIP whose image tower a localizer of "
+            "trunk 'clip' starts from"
         )
     fresh = init_localizer(architecture, jax.random.key(seed))
-    wanted = {name: tree["trunk"] for name, tree in abstract.items()}
     trunk = merge_parameters(wanted, trunk, str(where))
     return {name: {**tree, "trunk": trunk[name]} for name, tree in fresh.items()}
+
+
+def _stages(variables: dict, wanted: dict) -> dict:
+    """Those stages of an image tower that the trunk has; a localizer of one level has no res5."""
+    return {
+        name: {stage: tree[stage] for stage in wanted[name] if stage in tree}
+        for name, tree in variables.items()
+    }
 
 
 def _require_canvases(config: TrainLocalizerConfig, architecture: LocalizerConfig) -> None:

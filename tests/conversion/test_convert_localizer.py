@@ -1,5 +1,6 @@
 """Localizers of detectron2's checkpoints: every variant's names, bit for bit, or refused."""
 
+import pickle
 import re
 import runpy
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, load_trunk
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
-from regionclip_jax.conversion.convert import convert_localizer
+from regionclip_jax.conversion.convert import convert_localizer, convert_trunk
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -188,3 +189,60 @@ def test_an_unfinished_localizer_is_refused_with_the_remedy(
     (tmp_path / "localizer" / "card.json").unlink()
     with pytest.raises(CheckpointMismatch, match="--localizer"):
         load_localizer(tmp_path)
+
+
+def as_caffe2(tensors):
+    """The trunk of a pyramid by the names of MSRA's R-50.pkl, whose norms are folded."""
+    found = {"fc1000_w": np.zeros((10, 4), "f4"), "conv1_b": np.zeros(4, "f4")}
+    for name, value in tensors.items():
+        if "bottom_up." not in name or name.endswith(("running_mean", "running_var")):
+            continue
+        name = name.removeprefix("backbone.bottom_up.")
+        name = name.replace("stem.conv1.norm", "res_conv1_bn").replace("stem.conv1", "conv1")
+        name = re.sub(r"(res\d)\.(\d)\.shortcut", r"\1_\2_branch1", name)
+        name = re.sub(
+            r"(res\d)\.(\d)\.conv(\d)", lambda m: f"{m[1]}_{m[2]}_branch2{'?abc'[int(m[3])]}", name
+        )
+        is_norm = "norm" in name or "_bn." in name
+        name = name.replace(".norm", "_bn")
+        leaf = {"weight": "s" if is_norm else "w", "bias": "b"}[name.rpartition(".")[2]]
+        found[f"{name.rpartition('.')[0]}_{leaf}"] = value
+    return found
+
+
+def test_an_imagenet_trunk_by_caffe2s_names(tmp_path, localizer_tensors):
+    tensors = localizer_tensors("fpn")
+    file = tmp_path / "R-50.pkl"
+    file.write_bytes(pickle.dumps({"blobs": as_caffe2(tensors)}, protocol=2))
+    done = convert_trunk(file, tmp_path / "out")
+    assert done.unused == ("fc1000_w", "conv1_b")
+    variables, card = load_trunk(tmp_path / "out")
+    assert card.source["file"] == "R-50.pkl" and card.architecture.pyramid_channels is None
+    found = flatten(variables)
+    for path, value in found.items():
+        if path.endswith("/mean"):
+            assert not value.any()
+        if path.endswith("/var"):
+            # With the norm's eps: what was folded stays as it is.
+            np.testing.assert_array_equal(value + np.float32(1e-5), 1)
+    kernel = found["params/res3/block0/conv2/kernel"].transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(kernel, tensors["backbone.bottom_up.res3.0.conv2.weight"])
+    scale = found["params/stem/norm1/scale"]
+    np.testing.assert_array_equal(scale, tensors["backbone.bottom_up.stem.conv1.norm.weight"])
+    stored = sum("bottom_up" in name and "running" not in name for name in tensors)
+    assert done.num_used == stored == sum("params" in path for path in found)
+
+
+def test_torchvisions_resnet_is_refused_as_a_trunk(tmp_path, write_safetensors):
+    file = write_safetensors({"layer1.0.conv1.weight": np.zeros((4, 4, 1, 1), "f4")})
+    with pytest.raises(CheckpointMismatch, match="R-50.pkl .torchvision's ResNet strides"):
+        convert_trunk(file, tmp_path / "out")
+
+
+def test_half_an_imagenet_trunk_is_refused(tmp_path, localizer_tensors):
+    half = as_caffe2(localizer_tensors("fpn"))
+    del half["res3_0_branch2b_bn_s"]
+    (tmp_path / "half.pkl").write_bytes(pickle.dumps(half, protocol=2))
+    with pytest.raises(CheckpointMismatch, match=r"backbone.res3.0.conv2.norm.weight: missing"):
+        convert_trunk(tmp_path / "half.pkl", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

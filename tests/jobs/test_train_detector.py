@@ -3,21 +3,22 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from regionclip_jax import config as sections
 from regionclip_jax.artifacts.detector_heads import load_heads
-from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_trunk
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.config import ConfigError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, SHAPES
 from regionclip_jax.jobs import train_detector, train_localizer
-from regionclip_jax.models.localizer import LocalizerConfig
+from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 
 NANO = {
@@ -177,6 +178,25 @@ def test_a_localizer_from_scratch_has_live_norms(localizer_config, changed, tmp_
     found = params_of(train_localizer.run(config, tmp_path))
     means = [value for path, value in found.items() if path.endswith("norm1/mean")]
     assert means and all(np.abs(mean).max() > 0 for mean in means)
+
+
+def test_a_localizer_of_one_level_starts_as_an_imagenet_trunk(localizer_config, tmp_path):
+    """Of the four stages those it has; its head is drawn."""
+    whole = dataclasses.replace(NANO["nano_c4"], blocks=(1, 1, 1, 1))
+    drawn = init_localizer(whole, jax.random.key(7))
+    trunk = {name: tree["trunk"] for name, tree in drawn.items()}
+    save_trunk(tmp_path, trunk, LocalizerCard(whole, {"file": "R-50.pkl"}))
+    section = dataclasses.replace(
+        localizer_config.localizer, init_from=str(tmp_path), init_part="trunk"
+    )
+    started = flatten(train_localizer.initial_localizer(section, NANO["nano_c4"], 0))
+    expected = flatten(drawn)
+    stages = {path.split("/")[2] for path in started if "/trunk/" in path}
+    assert stages == {"stem", "res2", "res3", "res4"}
+    for path, value in started.items():
+        if "/trunk/" in path:
+            np.testing.assert_array_equal(value, expected[path])
+    assert "params/head/objectness/kernel" in started
 
 
 @pytest.mark.parametrize(
