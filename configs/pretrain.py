@@ -314,6 +314,9 @@ def scenes_detection() -> ml_collections.ConfigDict:
     config.job = "scenes_detection"
     evaluation = config.evaluation.to_dict()
     del config.evaluation
+    # Less of each than alone, so that all of it stays under ten minutes.
+    config.scenes.num_test = 500
+    config.train_clip.run.num_steps = 1200
     config.num_labelled = 3000
     evaluation.update(
         batch_size=32,
@@ -359,12 +362,12 @@ def scenes_detection() -> ml_collections.ConfigDict:
             anchors_per_image=64, positive_fraction=0.5, negative_below=0.3, positive_from=0.7
         ),
         optimizer=dict(optimizer, learning_rate=2e-3, frozen_patterns=("norm",)),
-        run=dict(run, num_steps=200),
+        run=dict(run, num_steps=160),
         evaluation=evaluation,
     )
 
     config.pretrain.regions.update(num_proposals=30, pre_nms_topk=200, proposal_nms_threshold=0.5)
-    config.pretrain.run.num_steps = 200
+    config.pretrain.run.num_steps = 160
 
     config.train_detector = dict(
         job="train_detector",
@@ -390,7 +393,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
             roi_align="auto",
         ),
         optimizer=dict(optimizer, learning_rate=1e-3),
-        run=dict(run, num_steps=120),
+        run=dict(run, num_steps=110),
         evaluation=evaluation,
     )
     config.random_frozen_patterns = ("^text/", "^logit_scale")

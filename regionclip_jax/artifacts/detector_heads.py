@@ -4,6 +4,7 @@ They lie in the model directory of the CLIP they were trained with, beside its `
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -62,6 +63,12 @@ def save_heads(directory: str | Path, heads: dict, card: HeadsCard) -> None:
     """Adds heads, parameters by name, to a model directory, replacing those that were there."""
     variables = {"params": heads, "batch_stats": {}}
     save_sealed(Path(directory) / FOLDER_NAME, variables, _abstract(card.architecture), card)
+
+
+def remove_heads(directory: str | Path) -> None:
+    """Makes a detector's model directory a plain one; one without heads stays as it is."""
+    if has_heads(directory):
+        shutil.rmtree(Path(directory) / FOLDER_NAME)
 
 
 def has_heads(directory: str | Path) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts.detector_heads import HeadsCard, remove_heads, save_heads
 from regionclip_jax.artifacts.localizer_checkpoint import (
     abstract_localizer,
     abstract_trunk,
@@ -25,6 +26,7 @@ from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion import (
     clip_keys,
+    detector_keys,
     huggingface_keys,
     localizer_keys,
     regionclip_keys,
@@ -77,6 +79,8 @@ def convert_checkpoint(
 ) -> Conversion:
     """Converts a CLIP or RegionCLIP checkpoint to the model directory ``output``.
 
+    The box and mask heads of a fine-tuned RegionCLIP come with its student.
+
     Args:
         source: OpenAI archive or state dict, RegionCLIP ``.pth``, or safetensors with open_clip's
             or Hugging Face's names.
@@ -116,9 +120,25 @@ def convert_checkpoint(
         remedy="check that the file is one whole CLIP; towers of different models (a teacher with "
         "the student's text) need --text-from",
     )
-    card = ModelCard(config, {"file": source.name, "sha256": file_sha256(source)})
-    model_checkpoint.save_model(output, variables, card)
     taken = {own_name for name in used for own_name in names[name]}
+    origin = {"file": source.name, "sha256": file_sha256(source)}
+    card = ModelCard(config, origin)
+    heads = None
+    if tower == "student" and detector_keys.has_box_head(tensors):
+        heads, widths, used = detector_keys.take_heads(
+            tensors, config.embed_dim, 32 * config.vision_width, source.name
+        )
+        taken |= used
+        heads_card = HeadsCard(widths, origin)
+        notes.append(
+            f"a detector: its {heads_card.label} were taken; its localizer needs --localizer "
+            f"{source.name}"
+        )
+    model_checkpoint.save_model(output, variables, card)
+    # Those of a model that was here before would move the boxes of another.
+    remove_heads(output)
+    if heads is not None:
+        save_heads(output, heads, heads_card)
     return _conversion(card, tensors, taken, notes)
 
 
