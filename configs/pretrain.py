@@ -275,6 +275,7 @@ def scenes() -> ml_collections.ConfigDict:
         source="array_record",
         path="",
         split="",
+        annotations="",
         class_split="scenes",
         vocabulary="",
         short_side=None,

@@ -95,6 +95,7 @@ def coco_ovd_rn50() -> ml_collections.ConfigDict:
         source="coco_folder",
         path="data/coco",
         split="val2017",
+        annotations="",
         class_split="coco_48_17",
         vocabulary="",
         short_side=800,

@@ -79,6 +79,7 @@ def coco_c4() -> ml_collections.ConfigDict:
         source="coco_folder",
         path="data/coco",
         split="val2017",
+        annotations="",
         class_split="coco_48_17",
         vocabulary="",
         short_side=800,

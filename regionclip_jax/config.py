@@ -160,8 +160,11 @@ class EvaluationSection:
     source: str
     path: str
     split: str
+    # As in DetectionDataSection.
+    annotations: str
     # Groups of classes: "coco_48_17" and "scenes" (novel, base), "lvis" (rare, common, frequent, by
-    # LVIS's metrics), or "none" for one group of all classes.
+    # LVIS's metrics), "trained" (base: what the detector was trained on), a text file with the base
+    # classes, one a line (novel: all others of the data), or "none" for one group of all classes.
     class_split: str
     # Class embeddings (.npz) to use; "" embeds the data's class names with the model's text tower.
     vocabulary: str
@@ -216,8 +219,9 @@ class DetectionDataSection:
     # An annotation file in COCO's format anywhere, whose pictures lie in `path`; "" for the
     # source's own layout.
     annotations: str
-    # Classes that are trained: "all"; the base classes "coco_base" (48), "lvis_base" (866) or
-    # "scenes_base" (12); or a text file with one name a line. Boxes of others are as if not there.
+    # Classes that are trained: "all"; those "with_boxes" in the file, so that a class without any
+    # is a novel one; the base classes "coco_base" (48), "lvis_base" (866) or "scenes_base" (12); or
+    # a text file with one name a line. Boxes of others are as if not there.
     classes: str
     # Short sides to choose from at each visit, and the cap of the long side; None keeps pictures
     # as they are.

@@ -61,7 +61,8 @@ class LocalizerCard:
     """Architecture and origin of a localizer, as ``ModelCard`` of a model."""
 
     architecture: LocalizerConfig
-    source: dict[str, str]
+    # Of one that was trained here also the classes whose boxes it saw.
+    source: dict
     version: str = regionclip_jax.__version__
 
     @property

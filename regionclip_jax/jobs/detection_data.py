@@ -16,7 +16,7 @@ from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
 
-_ALL, _LVIS_BASE = "all", "lvis_base"
+_ALL, _WITH_BOXES, _LVIS_BASE = "all", "with_boxes", "lvis_base"
 _BASE = {"coco_base": COCO_BASE_48, "scenes_base": tuple(BASE_SHAPES)}
 
 
@@ -44,6 +44,10 @@ def build_training_set(section: DetectionDataSection, mask_size: int | None) -> 
 def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
     if section.classes == _ALL:
         return tuple(source.category_names)
+    if section.classes == _WITH_BOXES:
+        annotations = (source.annotations(index) for index in range(len(source)))
+        found = {number for _, classes, crowd in annotations for number in classes[~crowd]}
+        return tuple(name for i, name in enumerate(source.category_names) if i in found)
     if section.classes in _BASE:
         wanted = set(_BASE[section.classes])
         if missing := sorted(wanted - set(source.category_names)):
@@ -62,7 +66,7 @@ def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
     if not path.is_file():
         raise ConfigError(
             f"data.classes: {section.classes!r} is neither a file nor one of "
-            f"{sorted([_ALL, _LVIS_BASE, *_BASE])}; give a text file with one class a line"
+            f"{sorted([_ALL, _WITH_BOXES, _LVIS_BASE, *_BASE])}; give a text file, one class a line"
         )
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return tuple(name for name in names if name)

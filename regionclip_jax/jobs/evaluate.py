@@ -124,7 +124,8 @@ def evaluate_model(
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
     source = assembly.build_boxes_source(section, "evaluation")
-    classes = choose_classes(source, section)
+    heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
+    classes = choose_classes(source, section, heads_card and heads_card.source.get("classes"))
     saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
     if section.regions == LOCALIZER:
@@ -132,8 +133,7 @@ def evaluate_model(
         localizer = Localizer(localizer_card.architecture, model.dtype)
         saw["boxes"] = f"proposals of {_origin(section.localizer or directory, localizer_card)}"
     box_head = mask_head = None
-    if has_heads(directory) and section.regions != GROUND_TRUTH:
-        heads, _ = load_heads(directory)
+    if heads is not None and section.regions != GROUND_TRUTH:
         box_head = {"params": heads["box_head"]}
         saw["boxes"] += ", moved by the detector's box head"
         if "mask_head" in heads:

@@ -1,12 +1,14 @@
 """The classes an evaluation is about: names, ids, groups, and batches that hold no others."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from regionclip_jax.config import ConfigError, EvaluationSection
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
-from regionclip_jax.jobs.assembly import blame, choose
+from regionclip_jax.jobs.assembly import blame
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import (
     COCO_BASE_48,
@@ -16,7 +18,7 @@ from regionclip_jax.text.categories import (
 )
 from regionclip_jax.text.prompts import prepare_class_name
 
-LVIS = "lvis"
+LVIS, TRAINED = "lvis", "trained"
 _SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
     "scenes": {"novel": tuple(NOVEL_SHAPES), "base": tuple(BASE_SHAPES)},
     "coco_48_17": {"novel": COCO_NOVEL_17, "base": COCO_BASE_48},
@@ -36,8 +38,13 @@ class Classes(NamedTuple):
     groups: dict[str, set[int]]
 
 
-def choose_classes(source, section: EvaluationSection) -> Classes:
+def choose_classes(
+    source, section: EvaluationSection, trained: Sequence[str] | None = None
+) -> Classes:
     """The source's classes, or those of the split it is evaluated with.
+
+    Args:
+        trained: classes that the detector or localizer was trained on, where that is known.
 
     Raises:
         ConfigError: the split names classes the source does not have, or is not of its kind.
@@ -46,7 +53,7 @@ def choose_classes(source, section: EvaluationSection) -> Classes:
     if not source_names:
         raise ConfigError(f"evaluation.path: {source!r} names no categories; use detection data")
     ids = tuple(getattr(source, "category_ids", range(1, len(source_names) + 1)))
-    groups = choose(_SPLITS, section.class_split, "evaluation.class_split")
+    groups = _groups(section.class_split, source_names, trained)
     wanted = {name for members in groups.values() for name in members}
     if unknown := sorted(wanted - set(source_names)):
         raise ConfigError(
@@ -70,6 +77,31 @@ def choose_classes(source, section: EvaluationSection) -> Classes:
         source_rows=tuple(rows),
         groups=by_index | {"all": set(range(len(chosen)))},
     )
+
+
+def _groups(
+    split: str, source_names: tuple[str, ...], trained: Sequence[str] | None
+) -> dict[str, tuple[str, ...]]:
+    if split == TRAINED:
+        if trained is None:
+            raise ConfigError(
+                "evaluation.class_split: 'trained' needs a detector or localizer that was trained "
+                "here, and this model does not say on which classes; choose another split"
+            )
+        known = {prepare_class_name(name) for name in trained}
+        base = tuple(name for name in source_names if prepare_class_name(name) in known)
+    elif (path := Path(split)).is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        base = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    elif split in _SPLITS:
+        return _SPLITS[split]
+    else:
+        raise ConfigError(
+            f"evaluation.class_split: {split!r} is neither a file nor one of "
+            f"{sorted([TRAINED, *_SPLITS])}; give a text file with the base classes, one a line"
+        )
+    novel = tuple(name for name in source_names if name not in base)
+    return {group: names for group, names in (("novel", novel), ("base", base)) if names}
 
 
 def _frequencies(source) -> dict[str, tuple[str, ...]]:

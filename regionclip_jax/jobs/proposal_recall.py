@@ -30,7 +30,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
     variables, card = load_localizer(directory)
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
     source = assembly.build_boxes_source(section, "evaluation")
-    classes = choose_classes(source, section)
+    classes = choose_classes(source, section, card.source.get("classes"))
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 

@@ -57,7 +57,9 @@ def run(config: TrainLocalizerConfig, workdir: Path) -> Path:
         settings=as_plain(config),
         contents={"records": len(training_set), "classes": training_set.category_names},
         export=lambda directory, variables, source: save_localizer(
-            directory, variables, LocalizerCard(architecture, source)
+            directory,
+            variables,
+            LocalizerCard(architecture, {**source, "classes": list(training_set.category_names)}),
         ),
         make_state=make_state,
         make_step=make_step,

@@ -122,6 +122,7 @@ def evaluation(boxes_directory) -> sections.EvaluationSection:
         source="array_record",
         path=str(boxes_directory),
         split="",
+        annotations="",
         class_split="scenes",
         vocabulary="",
         short_side=None,

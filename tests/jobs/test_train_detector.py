@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -376,3 +377,32 @@ def test_a_detector_with_a_mask_head_writes_masks_and_their_ap(
     assert {"mask_AP", "mask_AP50"} <= set(metrics)
     found = read_detections(workdir / "detections_detector.json")
     assert found and all(d["segmentation"]["size"] == [64, 64] for d in found)
+
+
+def test_a_file_of_ones_own_trains_and_evaluates_by_its_path(
+    detector_config, changed, masked_folder, tmp_path
+):
+    """Its classes with boxes are trained; one without any is novel in the file of the test."""
+    content = json.loads((Path(masked_folder) / "annotations/instances_train.json").read_text())
+    content["categories"].append({"id": 5, "name": "odd_thing"})
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    content["annotations"][0]["category_id"] = 5
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    place = {"source": "coco_folder", "path": f"{masked_folder}/train", "split": ""}
+    changes = {f"{part}.{k}": v for part in ("data", "evaluation") for k, v in place.items()}
+    config = changed(
+        detector_config,
+        changes
+        | {
+            "data.annotations": str(tmp_path / "mine.json"),
+            "data.classes": "with_boxes",
+            "evaluation.annotations": str(tmp_path / "test.json"),
+            "evaluation.class_split": "trained",
+        },
+    )
+    directory = train_detector.run(config, tmp_path / "run")
+    assert load_heads(directory)[1].source["classes"] == ["square"]
+    metrics = read_results(tmp_path / "run" / "results.json")["detector"]
+    assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(metrics)
+    found = read_detections(tmp_path / "run" / "detections_detector.json")
+    assert {detection["category_id"] for detection in found} == {1, 5}
