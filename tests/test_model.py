@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 import regionclip_jax
+from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save_heads
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
@@ -180,6 +181,29 @@ def test_given_boxes_are_named_and_stay_where_they_are(detector, model, picture)
     assert len(detector.detect(picture, NAMES, boxes=np.zeros((0, 4)))) == 0
     with pytest.raises(ValueError, match="1 arrays, expected one for each of 2 pictures"):
         detector.detect([picture, picture], NAMES, boxes=[BOXES])
+
+
+def test_a_trained_detector_moves_its_own_proposals_and_no_given_boxes(
+    tmp_path, nano_variables, nano_configs, nano_localizer, picture
+):
+    """Its box head here says: a tenth of the width to the right, whatever it sees."""
+    save_model(tmp_path, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {}))
+    card, variables = nano_localizer
+    save_localizer(tmp_path, variables, card)
+    deltas = {"kernel": np.zeros((32, 4), np.float32), "bias": np.eye(4, dtype=np.float32)[0]}
+    save_heads(tmp_path, {"box_head": {"deltas": deltas}}, HeadsCard(HeadsConfig(32, None), {}))
+    detector = regionclip_jax.load(tmp_path, short_side=64, max_long_side=128)
+    found = detector.detect(
+        picture, NAMES, objectness="none", nms_threshold=1.0, num_proposals=20, max_detections=60
+    )
+    proposals = detector.propose(picture, num_proposals=20, nms_threshold=0.9).boxes
+    width = proposals[:, 2] - proposals[:, 0]
+    moved = proposals + 0.1 * width[:, None] * [1, 0, 1, 0]
+    moved[:, [0, 2]] = np.minimum(moved[:, [0, 2]], picture.shape[1])
+    distance = np.abs(found.boxes[:, None] - moved).max(-1)
+    assert len(found) > 20 and distance.min(1).max() < 0.01
+    given = detector.detect(picture, NAMES, boxes=BOXES, nms_threshold=1.0)
+    assert np.abs(given.boxes[:, None] - BOXES).max(-1).min(1).max() < 1e-3
 
 
 def test_regions_can_be_proposed_without_names(detector, picture):

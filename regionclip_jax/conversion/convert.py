@@ -131,8 +131,7 @@ def convert_checkpoint(
         taken |= used
         heads_card = HeadsCard(widths, origin)
         notes.append(
-            f"a detector: its {heads_card.label} were taken; its localizer needs --localizer "
-            f"{source.name}"
+            f"a detector: {heads_card.label} taken; its localizer is for --localizer {source.name}"
         )
     model_checkpoint.save_model(output, variables, card)
     # Those of a model that was here before would move the boxes of another.

@@ -51,7 +51,7 @@ def test_converted_heads_compute_the_formulas_of_torchs_layouts(
     conversion = convert_checkpoint(write_safetensors(detector), tmp_path / "out")
     heads, card = load_heads(tmp_path / "out")
     assert card.source["file"].endswith(".safetensors") and card.label == "box and mask heads"
-    assert any("box and mask heads were taken" in note for note in conversion.notes)
+    assert any("box and mask heads taken" in note for note in conversion.notes)
     # Class embeddings are made from names.
     assert set(conversion.unused) == {
         "roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.cls_bg_score.weight"
