@@ -316,8 +316,8 @@ def scenes_detection() -> ml_collections.ConfigDict:
     evaluation = config.evaluation.to_dict()
     del config.evaluation
     # Less of each than alone, so that all of it stays under ten minutes.
-    config.scenes.num_test = 500
-    config.train_clip.run.num_steps = 1200
+    config.scenes.num_test = 300
+    config.train_clip.run.num_steps = 1000
     config.num_labelled = 3000
     evaluation.update(
         batch_size=32,
@@ -363,12 +363,12 @@ def scenes_detection() -> ml_collections.ConfigDict:
             anchors_per_image=64, positive_fraction=0.5, negative_below=0.3, positive_from=0.7
         ),
         optimizer=dict(optimizer, learning_rate=2e-3, frozen_patterns=("norm",)),
-        run=dict(run, num_steps=160),
+        run=dict(run, num_steps=150),
         evaluation=evaluation,
     )
 
     config.pretrain.regions.update(num_proposals=30, pre_nms_topk=200, proposal_nms_threshold=0.5)
-    config.pretrain.run.num_steps = 160
+    config.pretrain.run.num_steps = 150
 
     config.train_detector = dict(
         job="train_detector",
@@ -394,7 +394,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
             roi_align="auto",
         ),
         optimizer=dict(optimizer, learning_rate=1e-3),
-        run=dict(run, num_steps=110),
+        run=dict(run, num_steps=90),
         evaluation=evaluation,
     )
     config.random_frozen_patterns = ("^text/", "^logit_scale")

@@ -59,6 +59,9 @@ def main(argv: list[str]) -> None:
             raise config_module.ConfigError(f"config.matmul_precision: {error}") from error
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
+        if jax.config.jax_compilation_cache_dir is None:
+            # A run that goes on does not compile again, nor tune itself to other GPU kernels.
+            jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         importlib.import_module(module).run(config, workdir)
     except (
         config_module.ConfigError,

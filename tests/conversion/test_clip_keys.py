@@ -14,6 +14,9 @@ from regionclip_jax.models.presets import PRESETS
 NUM_VISUAL = {"RN50": 284, "RN101": 284 + 17 * 15, "ViT-B/32": 8 + 12 * 12, "ViT-L/14": 8 + 24 * 12}
 NUM_TEXT = 149
 
+# Both have more text heads than a state dict can say: width / 64, like OpenAI's.
+OURS_ALONE = {"scenes", "small"}
+
 
 def source_shapes(config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of OpenAI's state dict, from our tree."""
@@ -26,7 +29,7 @@ def source_shapes(config) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.property
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "scenes"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in OURS_ALONE])
 def test_every_preset_maps_to_openai_names_and_back(name):
     config = PRESETS[name]
     shapes = source_shapes(config)

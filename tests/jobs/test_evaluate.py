@@ -169,7 +169,7 @@ def test_without_a_split_there_is_one_group_of_all_classes(
     [
         (
             "votes",
-            r"class_split: 'votes' is none of \['coco_48_17', 'lvis', 'none', 'scenes'\]",
+            r"evaluation\.class_split: 'votes' is neither a file nor one of \['coco_48_17', 'lvis'",
         ),
         ("coco_48_17", r"evaluation\.class_split: 'coco_48_17' names \[.*\], which ArrayRecord"),
     ],
