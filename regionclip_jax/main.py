@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.data.faults import TooManyFaults
     from regionclip_jax.reporting.console import log_own_progress
+    from regionclip_jax.sharding.agreement import HostsDisagree, require_agreement, require_shared
     from regionclip_jax.training.loop import Preempted
     from regionclip_jax.training.nan_guard import NonFiniteMetric
 
@@ -57,8 +58,10 @@ def main(argv: list[str]) -> None:
             jax.config.update("jax_default_matmul_precision", config.matmul_precision)
         except ValueError as error:
             raise config_module.ConfigError(f"config.matmul_precision: {error}") from error
+        require_agreement({"config": config_module.as_plain(config)})
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
+        require_shared(workdir)
         if jax.config.jax_compilation_cache_dir is None:
             # A run that goes on does not compile again, nor tune itself to other GPU kernels.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -66,6 +69,7 @@ def main(argv: list[str]) -> None:
     except (
         config_module.ConfigError,
         CheckpointMismatch,
+        HostsDisagree,
         TooManyFaults,
         NonFiniteMetric,
         FileNotFoundError,

@@ -35,7 +35,7 @@ from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
-from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.sharding.mesh import make_mesh, require_divisible
 from regionclip_jax.steps.detector_step import DetectorSettings
 from regionclip_jax.steps.localizer_step import LocalizerSettings
 from regionclip_jax.steps.predict_step import (
@@ -247,9 +247,17 @@ def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -
             raise ConfigError(f"{key}: {error}") from error
 
 
-def build_mesh(batch_size: int, key: str) -> Mesh:
+def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:
+    """All devices, for batches of this size.
+
+    Args:
+        key: of the batch size, for errors.
+    """
+    with blame("run.fsdp"):
+        mesh = make_mesh(fsdp=fsdp)
     with blame(key):
-        return make_mesh(batch_size)
+        require_divisible(batch_size, mesh)
+    return mesh
 
 
 def build_schedule(section: OptimizerSection, num_steps: int) -> optax.Schedule:

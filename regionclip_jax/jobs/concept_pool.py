@@ -13,6 +13,7 @@ from regionclip_jax.config import ConceptsSection, ConfigError
 from regionclip_jax.jobs.assembly import blame, choose
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.sharding.agreement import wait_for_all
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize
@@ -85,7 +86,10 @@ def cached_vocabulary(
 ) -> Vocabulary:
     """The vocabulary at ``path`` if this text tower made it of these names, else a new one."""
     encoder = describe_encoder(model.config, variables["params"])
-    if path.is_file():
+    is_there = path.is_file()
+    # Nobody writes before all have looked.
+    wait_for_all(f"looked for {path.name}")
+    if is_there:
         known = Vocabulary.load(path)
         same_templates = known.templates == tuple(choose(_TEMPLATE_SETS, templates, "templates"))
         same_encoder = known.encoder["parameters_sha256"] == encoder["parameters_sha256"]

@@ -32,6 +32,7 @@ from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.sharding.global_arrays import (
+    batch_sharding,
     gather_json,
     local_rows,
     replicate,
@@ -145,7 +146,9 @@ def evaluate_model(
             model,
             assembly.detect_settings(section),
             assembly.build_find_regions(section, localizer),
-        )
+        ),
+        # Every process takes its own rows.
+        out_shardings=batch_sharding(mesh),
     )
     frozen = replicate(
         DetectorVariables(

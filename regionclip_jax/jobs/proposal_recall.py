@@ -1,5 +1,6 @@
 """How many of the things a localizer proposes: average recall, over all, base and novel classes."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from regionclip_jax.jobs import assembly
 from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.sharding.global_arrays import (
+    batch_sharding,
     gather_json,
     local_rows,
     replicate,
@@ -34,7 +36,8 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
-    @jax.jit
+    # Every process takes its own rows.
+    @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):
         return propose(
             localizer,

@@ -13,6 +13,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.sharding.agreement import flat
 
 _ASK = "continue it with its own settings, or start this run with another --workdir"
 
@@ -120,7 +121,7 @@ class TrainingCheckpoints:
         position = self._manager.restore(
             step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
         )["position"]
-        stored, ours = _flat(position["card"]), _flat(self._card)
+        stored, ours = flat(position["card"]), flat(self._card)
         differences = [
             f"{key}: there {stored.get(key, 'absent')!r}, here {ours.get(key, 'absent')!r}"
             for key in sorted(stored.keys() | ours.keys())
@@ -132,17 +133,3 @@ class TrainingCheckpoints:
                 f"{self.directory / str(step)} belongs to another run ({'; '.join(differences)}); "
                 f"{_ASK}"
             )
-
-
-def _flat(card: object, prefix: str = "") -> dict[str, object]:
-    """Nested dicts and sequences as {"a.b.0": leaf}, so that JSON's lists equal Python's tuples."""
-    if isinstance(card, dict) and card:
-        items = card.items()
-    elif isinstance(card, list | tuple) and card:
-        items = enumerate(card)
-    else:
-        return {prefix: list(card) if isinstance(card, tuple) else card}
-    flat = {}
-    for key, value in items:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -15,6 +15,7 @@ from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.config import ConfigError, as_plain
 from regionclip_jax.jobs import training_run
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.sharding.global_arrays import replicate
 from regionclip_jax.steps.train_state import apply_gradients, create_train_state
 from regionclip_jax.training.nan_guard import NonFiniteMetric
 
@@ -37,7 +38,7 @@ def recipe(data, optimizer, run_section):
 
 def step(state, frozen, batch):
     """Moves what is trained by numbers of the batch, of the frozen argument and of the state."""
-    total = batch["x"].sum() * frozen["factor"]
+    total = batch["x"].sum() * frozen["scale"]
     gradients = jax.tree.map(lambda p: 1e-3 * (total + p), state.params)
     metrics = {"loss": total, "skipped_records": (batch["x"] < 0).sum()}
     return apply_gradients(state, gradients, OPTIMIZER), metrics
@@ -63,9 +64,10 @@ def train(nano_weights, tmp_path):
             settings=as_plain(recipe),
             contents={"records": 24, **contents},
             export=training_run.as_clip(PRESETS["nano_vit"]),
-            make_state=lambda: create_train_state(weights, ("^text/",), OPTIMIZER),
+            make_variables=lambda: weights,
+            make_state=lambda variables: create_train_state(variables, ("^text/",), OPTIMIZER),
             make_step=make_step,
-            make_frozen=lambda: {"factor": np.float32(0.5)},
+            make_frozen=lambda: {"scale": np.float32(0.5)},
             stream=lambda start: stream(start, recipe.run.batch_size, broken_from),
         )
 
@@ -221,9 +223,8 @@ def test_batches_on_several_canvases_are_programs_of_one_run():
     def sum_up(state, frozen, batch):
         return state + batch["images"].sum(dtype=jnp.int32) * frozen, {}
 
-    placed = training_run.replicate((jnp.int32(0), jnp.int32(2)), mesh)
-    run_step = training_run._placed(sum_up, placed[1], mesh)
-    state = placed[0]
+    state, frozen = replicate((jnp.int32(0), jnp.int32(2)), mesh)
+    run_step = training_run._on_mesh(sum_up, state.sharding, frozen, mesh)
     for height, width in ((2, 3), (3, 2), (2, 3)):
         state, _ = run_step(state, {"images": np.ones((8, height, width, 3), np.uint8)})
     assert int(state) == 3 * 2 * 8 * 18
@@ -231,6 +232,9 @@ def test_batches_on_several_canvases_are_programs_of_one_run():
 
 def test_what_would_cross_to_the_devices_in_the_loop_unnoticed_is_refused():
     mesh = training_run.build_mesh(8, "run.batch_size")
-    add = training_run._placed(lambda state, frozen, batch: state + frozen, np.ones(3), mesh)
+    state = replicate(jnp.zeros(3), mesh)
+    add = training_run._on_mesh(
+        lambda state, frozen, batch: (state + frozen, {}), state.sharding, np.ones(3), mesh
+    )
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        add(jnp.zeros(3), {"x": np.zeros(8, np.float32)})
+        add(state, {"x": np.zeros(8, np.float32)})

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from regionclip_jax.sharding.global_arrays import (
+    batch_sharding,
+    described,
+    gather,
     gather_json,
     local_rows,
+    place,
     replicate,
-    replicated_like,
     to_global_batch,
 )
 from regionclip_jax.sharding.mesh import make_mesh
@@ -25,9 +28,9 @@ from regionclip_jax.structures import ImageTextBatch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def mesh():
-    return make_mesh(16)
+@pytest.fixture(scope="module", params=[1, 4])
+def mesh(request):
+    return make_mesh(fsdp=request.param)
 
 
 @pytest.fixture
@@ -84,12 +87,24 @@ def test_every_device_gets_a_copy_that_outlives_donation(mesh):
         np.testing.assert_array_equal(given, np.arange(6.0))
 
 
-def test_a_restore_target_has_the_state_s_shapes_and_types_on_every_device(mesh):
-    state = jax.eval_shape(lambda: {"w": jnp.zeros((3, 2), jnp.bfloat16), "step": jnp.int32(0)})
-    target = replicated_like(state, mesh)
-    placed = replicate({"w": jnp.zeros((3, 2), jnp.bfloat16), "step": jnp.int32(0)}, mesh)
-    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
-    assert described == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), placed)
+def test_every_device_gets_its_share_alone_and_the_shares_make_the_whole():
+    mesh = make_mesh(fsdp=4)
+    split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+    whole = {"w": np.arange(24.0, dtype=np.float32).reshape(3, 8), "step": np.int64(7)}
+    placed = place(whole, {"w": split, "step": jax.NamedSharding(mesh, jax.P())})
+    assert {shard.data.shape for shard in placed["w"].addressable_shards} == {(3, 2)}
+    back = gather(placed)
+    np.testing.assert_array_equal(back["w"], whole["w"])
+    assert isinstance(back["w"], np.ndarray) and back["step"] == 7
+
+
+def test_a_restore_target_has_the_state_s_shapes_types_and_shardings(mesh):
+    state = {"w": jnp.zeros((8, 2), jnp.bfloat16), "step": jnp.int32(0)}
+    shardings = {"w": batch_sharding(mesh), "step": jax.NamedSharding(mesh, jax.P())}
+    target = described(jax.eval_shape(lambda: state), shardings)
+    placed = place(state, shardings)
+    found = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
+    assert found == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), placed)
 
 
 def test_one_process_gathers_its_own_records():
@@ -105,7 +120,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 from regionclip_jax.sharding.global_arrays import gather_json, local_rows, to_global_batch
 from regionclip_jax.sharding.mesh import make_mesh
-mesh, me = make_mesh(8), jax.process_index()
+mesh, me = make_mesh(fsdp=4), jax.process_index()
 rows = to_global_batch({"x": 10.0 * me + np.arange(4.0, dtype=np.float32)}, mesh)
 step = jax.jit(lambda tree: {"total": tree["x"].sum(), "double": 2 * tree["x"]})
 out = local_rows(step(rows))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
@@ -16,7 +16,7 @@ from regionclip_jax.sharding.partition_rules import parameter_shardings
 
 @pytest.fixture(scope="module")
 def mesh():
-    return jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return make_mesh(fsdp=2)
 
 
 def split_bytes(shapes, shardings):
@@ -48,9 +48,9 @@ def test_localizers_and_optimizer_states_are_covered(mesh):
     assert split_bytes(state, parameter_shardings(state, mesh)) < 0.52
 
 
-def test_without_an_fsdp_axis_and_where_it_does_not_divide_tensors_stay_whole(mesh):
+def test_on_an_fsdp_axis_of_one_and_where_it_does_not_divide_tensors_stay_whole(mesh):
     shapes = abstract_variables(PRESETS["scenes"])
-    for sharding in jax.tree.leaves(parameter_shardings(shapes, make_mesh(8))):
+    for sharding in jax.tree.leaves(parameter_shardings(shapes, make_mesh())):
         assert sharding.is_fully_replicated
     odd = {"params": {"head": {"kernel": jnp.zeros((1, 1, 4, 15))}}}
     (sharding,) = jax.tree.leaves(parameter_shardings(odd, mesh))
