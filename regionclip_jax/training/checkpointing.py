@@ -77,7 +77,7 @@ class TrainingCheckpoints:
         )
 
     def restore_latest(self, abstract_state) -> tuple[object, dict] | None:
-        """Read the newest checkpoint.
+        """Read the newest checkpoint, however many devices and processes wrote it.
 
         Args:
             abstract_state: the state as ``jax.ShapeDtypeStruct`` leaves with their shardings
@@ -87,7 +87,8 @@ class TrainingCheckpoints:
             (state, position) with position = {"step", "records", "card"}; None when there is none.
 
         Raises:
-            CheckpointMismatch: when the stored tensors are not those of ``abstract_state``.
+            CheckpointMismatch: when the stored tensors are not those of ``abstract_state``, or
+                not all there.
         """
         self.wait()
         step = self._manager.latest_step()
@@ -101,10 +102,18 @@ class TrainingCheckpoints:
                     position=ocp.args.JsonRestore(),
                 ),
             )
-        except ValueError as error:
+        # For tensors whose bytes are gone Orbax raises a bare Exception.
+        except Exception as error:
+            where = self.directory / str(step)
+            if not isinstance(error, ValueError) or "NOT_FOUND" in str(error):
+                raise CheckpointMismatch(
+                    f"{where}: cannot be read as a whole: files are missing or damaged. Every "
+                    "process that wrote it left its share (state/ocdbt.process_*): bring all of "
+                    "them together, or delete this checkpoint to go on from the one before it. "
+                    f"Orbax says: {str(error)[:300]}"
+                ) from error
             raise CheckpointMismatch(
-                f"{self.directory / str(step)}: its tensors are not those of this run; {_ASK}. "
-                f"Orbax says: {error}"
+                f"{where}: its tensors are not those of this run; {_ASK}. Orbax says: {error}"
             ) from error
         return restored["state"], restored["position"]
 

@@ -1,6 +1,7 @@
 """The frame of a training job, around a step that takes no time to compile."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -13,9 +14,10 @@ from regionclip_jax import config as sections
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.config import ConfigError, as_plain
-from regionclip_jax.jobs import training_run
+from regionclip_jax.jobs import assembly, training_run
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.sharding.global_arrays import replicate
+from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.train_state import apply_gradients, create_train_state
 from regionclip_jax.training.nan_guard import NonFiniteMetric
 
@@ -238,3 +240,42 @@ def test_what_would_cross_to_the_devices_in_the_loop_unnoticed_is_refused():
     )
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         add(state, {"x": np.zeros(8, np.float32)})
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """``on_devices(number)``: the runs after it have so many devices."""
+
+    def use(number: int) -> None:
+        mesh = functools.partial(make_mesh, devices=jax.devices()[:number])
+        monkeypatch.setattr(assembly, "make_mesh", mesh)
+
+    return use
+
+
+@pytest.mark.property
+@pytest.mark.filterwarnings("error:Some donated buffers were not usable")
+@pytest.mark.parametrize(
+    ("first", "second"), [((8, 1), (4, 1)), ((4, 4), (1, 1)), ((1, 1), (8, 2))]
+)
+def test_a_run_goes_on_with_other_devices_where_it_was_and_learns_the_same(
+    train, recipe, changed, on_devices, tmp_path, first, second
+):
+    """On all devices at once, and two steps each on as many of two meshes (devices, fsdp)."""
+    whole = flatten(load_model(train(recipe, workdir=tmp_path / "whole"))[0])
+    for steps, (number, fsdp) in ((2, first), (4, second)):
+        on_devices(number)
+        part = changed(recipe, {"run.num_steps": steps, "run.fsdp": fsdp})
+        model = train(part, workdir=tmp_path / "parts")
+    assert train.started == [0, 0, 2 * 8]
+    found = flatten(load_model(model)[0])
+    for path in whole:
+        np.testing.assert_allclose(found[path], whole[path], rtol=1e-6, err_msg=path)
+
+
+def test_devices_that_cannot_take_the_run_are_refused(train, recipe, changed, on_devices):
+    on_devices(6)
+    with pytest.raises(ConfigError, match=r"run\.batch_size: .* 8 does not divide among 6"):
+        train(recipe)
+    with pytest.raises(ConfigError, match=r"run\.fsdp: 4 does not divide the 6 devices"):
+        train(changed(recipe, {"run.fsdp": 4}))

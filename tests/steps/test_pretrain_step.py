@@ -9,7 +9,6 @@ import pytest
 
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, propose
-from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
     PretrainSettings,
@@ -90,29 +89,16 @@ def test_the_losses_fall_and_what_is_frozen_stays(start, pair_batch, name):
                                               strict=True))  # fmt: skip
 
 
-def test_eight_devices_make_the_update_of_one(start, pair_batch, shard, assert_same_update):
-    """Groups of four images span four devices. Measured: 2.1e-5 of the largest change of
-    a parameter."""
+def test_devices_make_the_updates_of_one(start, pair_batch, two_updates, assert_same_update):
+    """Groups of four images span four devices, or two pairs of them that share the parameters.
+    Measured of one update: 2.1e-5 of the largest change of a parameter."""
     step, state, frozen = start("resnet")
-    expected, expected_metrics = step(state, frozen, pair_batch)
-    (state8, frozen8), batch8 = shard((state, frozen), pair_batch)
-    found, metrics = step(state8, frozen8, batch8)
-    for name, value in expected_metrics.items():
-        assert metrics[name] == pytest.approx(float(value), rel=1e-4), name
-    assert_same_update(state, found, expected)
-
-
-def test_a_split_state_makes_the_update_of_a_whole_one(start, pair_batch, assert_same_update):
-    """Parameters and momenta over two devices, the batch over four pairs of them."""
-    step, state, frozen = start("resnet")
-    expected, _ = step(state, frozen, pair_batch)
-    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    placed = jax.device_put(state, parameter_shardings(state, mesh))
-    whole = jax.device_put(frozen, jax.NamedSharding(mesh, jax.P()))
-    batch = jax.device_put(pair_batch, jax.NamedSharding(mesh, jax.P("data")))
-    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(placed.opt_state))
-    found, _ = step(placed, whole, batch)
-    assert_same_update(state, found, expected)
+    expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
+    for num_devices, fsdp in ((8, 1), (4, 2)):
+        found, metrics = two_updates(step, state, frozen, pair_batch, num_devices, fsdp)
+        for one, other in zip(expected_metrics, metrics, strict=True):
+            assert other == pytest.approx(one, rel=1e-4)
+        assert_same_update(state, found, expected)
 
 
 def test_bytes_on_the_padding_change_nothing(start, pair_batch):
