@@ -31,6 +31,7 @@ from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import make_writer
+from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
     gather_json,
@@ -121,12 +122,14 @@ def evaluate_model(
     Raises:
         CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not fit.
         ConfigError: the section contradicts itself or the data.
+        HostsDisagree: processes of this run found different data.
     """
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
     source = assembly.build_boxes_source(section, "evaluation")
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     classes = choose_classes(source, section, heads_card and heads_card.source.get("classes"))
+    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
     saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
     if section.regions == LOCALIZER:

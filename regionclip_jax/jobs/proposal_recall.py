@@ -13,6 +13,7 @@ from regionclip_jax.evaluation import recall
 from regionclip_jax.jobs import assembly
 from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
     gather_json,
@@ -33,6 +34,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
     source = assembly.build_boxes_source(section, "evaluation")
     classes = choose_classes(source, section, card.source.get("classes"))
+    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 

@@ -1,5 +1,6 @@
 """The mesh of devices a job runs on: the same two axes for one chip and for a pod."""
 
+import collections
 from collections.abc import Sequence
 
 import jax
@@ -40,10 +41,18 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> 
 
 
 def require_divisible(batch_size: int, mesh: Mesh) -> None:
-    """
+    """Sees to it that every device gets as much of a global batch as any other.
+
     Raises:
-        ValueError: a global batch does not divide among the devices.
+        ValueError: it does not divide among the devices, or they do not divide among the processes.
     """
+    of_process = collections.Counter(device.process_index for device in mesh.devices.flat)
+    (fewest, low), (most, high) = (f(of_process.items(), key=lambda i: i[1]) for f in (min, max))
+    if low != high:
+        raise ValueError(
+            f"process {fewest} has {low} devices, process {most} has {high}, but each reads an "
+            "equal part of the batch; start them with equally many"
+        )
     count = mesh.size
     if batch_size % count:
         below = batch_size // count * count

@@ -1,4 +1,7 @@
+import types
+
 import jax
+import numpy as np
 import pytest
 
 from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
@@ -17,6 +20,13 @@ def test_a_mesh_that_the_devices_do_not_fill_is_refused_with_those_that_would_do
     message = rf"{fsdp} does not divide the 8 devices \(cpu\).* one of \[1, 2, 4, 8\]"
     with pytest.raises(ValueError, match=message):
         make_mesh(fsdp=fsdp)
+
+
+def test_processes_with_unequal_numbers_of_devices_are_refused():
+    devices = [types.SimpleNamespace(process_index=n // 4, id=n) for n in range(6)]
+    mesh = types.SimpleNamespace(devices=np.array(devices), size=6)
+    with pytest.raises(ValueError, match="process 1 has 2 devices, process 0 has 4"):
+        require_divisible(12, mesh)
 
 
 @pytest.mark.parametrize(("batch_size", "near"), [(4, "8"), (12, "8 or 16")])
