@@ -94,7 +94,7 @@ def said(workdir: Path, number: int) -> str:
 
 def finish(pair: list[subprocess.Popen], workdir: Path) -> None:
     for number, process in enumerate(pair):
-        assert process.wait(timeout=300) == 0, said(workdir, number)[-3000:]
+        assert process.wait(timeout=600) == 0, said(workdir, number)[-3000:]
 
 
 def test_two_processes_that_are_killed_and_go_on_end_as_one_that_never_stopped(
@@ -105,7 +105,7 @@ def test_two_processes_that_are_killed_and_go_on_end_as_one_that_never_stopped(
     finish(start(whole), whole)
 
     pair = start(parts)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not (parts / "checkpoints" / "4").exists():
         assert all(process.poll() is None for process in pair) and time.monotonic() < deadline
         time.sleep(0.01)
