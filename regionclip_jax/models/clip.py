@@ -17,6 +17,7 @@ from regionclip_jax.models.modified_resnet import ModifiedResNet
 from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.models.text_transformer import TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer
+from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.crops import crop_and_resize
 from regionclip_jax.ops.normalization import normalize_crops_for_clip
 from regionclip_jax.ops.roi_align import roi_align
@@ -236,7 +237,7 @@ def _in_chunks(
     size = -(-num_regions // num_chunks)
     padded = jnp.pad(boxes, ((0, 0), (0, num_chunks * size - num_regions), (0, 0)))
     chunks = padded.reshape(num_images, num_chunks, size, 4).swapaxes(0, 1)
-    unroll = num_chunks if differentiated and jax.default_backend() == "cpu" else 1
+    unroll = num_chunks if differentiated and target_backend() == "cpu" else 1
     _, out = jax.lax.scan(
         lambda carry, chunk: (carry, jax.checkpoint(embed)(chunk)), None, chunks, unroll=unroll
     )

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from regionclip_jax.ops.backend import target_backend
+
 # Below this many cells the matrices are small enough to win on CPUs too.
 _GATHER_MIN_CELLS = 1024
 
@@ -60,7 +62,7 @@ def roi_align(
         extents = jnp.tile(jnp.array([features.shape[1:3]], jnp.int32), (features.shape[0], 1))
     if implementation == "auto":
         cells = features.shape[1] * features.shape[2]
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = target_backend() == "cpu"
         implementation = "gather" if on_cpu and cells >= _GATHER_MIN_CELLS else "matmul"
     if implementation == "matmul":
         return _align_by_matmul(

@@ -1,0 +1,237 @@
+"""A recipe's step with shapes in place of weights, pictures and words.
+
+To compile it for devices that are not here, or to trace it where its arrays would not fit. Nothing
+is read, so what a recipe's paths would tell is asked for: the kind of localizer, the number of
+concepts or classes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from regionclip_jax.artifacts.detector_heads import HeadsConfig, init_heads
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables
+from regionclip_jax.config import (
+    DataSection,
+    DetectionDataSection,
+    EvaluationSection,
+    ModelSection,
+    PretrainConfig,
+    TrainClipConfig,
+    TrainDetectorConfig,
+    TrainLocalizerConfig,
+)
+from regionclip_jax.jobs import assembly
+from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.steps.detector_step import FrozenDetectorParts, make_detector_step
+from regionclip_jax.steps.localizer_step import make_localizer_step
+from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
+from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
+from regionclip_jax.steps.train_clip_step import make_train_clip_step
+from regionclip_jax.steps.train_state import TrainState
+from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+
+TrainingConfig = TrainClipConfig | PretrainConfig | TrainLocalizerConfig | TrainDetectorConfig
+
+
+class AbstractStep(NamedTuple):
+    """``step(state, frozen, batch) -> (state, metrics)``, and its arguments as shapes."""
+
+    step: Callable
+    state: TrainState
+    frozen: Any
+    batch: ImageTextBatch | DetectionBatch
+
+
+class AbstractPrediction(NamedTuple):
+    """``step(variables, batch) -> Prediction``, and its arguments as shapes."""
+
+    step: Callable
+    variables: DetectorVariables
+    batch: DetectionBatch
+
+
+def training_step(
+    config: TrainingConfig,
+    *,
+    localizer: str | None = None,
+    num_concepts: int = 4764,
+    canvas: tuple[int, int] | None = None,
+) -> AbstractStep:
+    """The step of a recipe that trains.
+
+    Args:
+        localizer: name of a localizer preset, that a detector needs; pretraining without one draws
+            random boxes. A recipe that trains a localizer names its own.
+        num_concepts: C, of the concept pool or of the detector's classes.
+        canvas: (height, width); None is the largest of the recipe.
+
+    Raises:
+        ConfigError: as ``jobs.assembly``, or a localizer that does not exist.
+    """
+    optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
+    known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
+    if isinstance(config, TrainClipConfig):
+        step, variables, frozen = _train_clip(config, optimizer)
+    elif isinstance(config, PretrainConfig):
+        step, variables, frozen = _pretrain(config, optimizer, known, num_concepts)
+    elif isinstance(config, TrainLocalizerConfig):
+        step, variables, frozen = _train_localizer(config, optimizer)
+    else:
+        step, variables, frozen = _train_detector(config, optimizer, known, num_concepts)
+    state = jax.eval_shape(
+        lambda variables: assembly.build_state(config.optimizer, variables, optimizer), variables
+    )
+    mask_size = config.detector.mask_size if isinstance(config, TrainDetectorConfig) else None
+    canvas = canvas or largest_canvas(config.data)
+    batch = (
+        _image_text_batch(config.run.batch_size, canvas, config.data.context_length)
+        if isinstance(config.data, DataSection)
+        else _detection_batch(config.run.batch_size, canvas, config.data.max_boxes, mask_size)
+    )
+    return AbstractStep(step, state, frozen, batch)
+
+
+def prediction_step(
+    section: EvaluationSection,
+    preset: str,
+    dtype: str,
+    *,
+    localizer: str | None = None,
+    num_classes: int = 65,
+    canvas: tuple[int, int] | None = None,
+) -> AbstractPrediction:
+    """The step of an evaluation, or of any detection.
+
+    Args:
+        preset: of the CLIP.
+        localizer: name of a localizer preset, where ``section.regions`` asks for one.
+        num_classes: C.
+        canvas: as of ``training_step``.
+    """
+    architecture = assembly.choose(PRESETS, preset, "preset")
+    known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
+    compute = assembly.compute_dtype(dtype)
+    step = make_predict_step(
+        CLIP(architecture, dtype=compute),
+        assembly.detect_settings(section),
+        assembly.build_find_regions(section, Localizer(known, compute) if known else None),
+    )
+    variables = DetectorVariables(
+        abstract_variables(architecture),
+        _array(num_classes, architecture.embed_dim),
+        abstract_localizer(known) if known else None,
+    )
+    canvas = canvas or largest_canvas(section)
+    batch = _detection_batch(section.batch_size, canvas, section.max_boxes, mask_size=None)
+    return AbstractPrediction(step, variables, batch)
+
+
+def largest_canvas(
+    section: DataSection | DetectionDataSection | EvaluationSection,
+) -> tuple[int, int]:
+    return max(section.canvas_sizes, key=lambda size: size[0] * size[1])
+
+
+def _train_clip(config: TrainClipConfig, optimizer):
+    model = assembly.build_model(config.model, frozen_norm=False)
+    step = make_train_clip_step(model, optimizer)
+    return lambda state, frozen, batch: step(state, batch), _model_variables(config.model), {}
+
+
+def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int):
+    student = assembly.build_model(config.student, frozen_norm=True)
+    teacher = assembly.build_model(config.teacher, frozen_norm=True)
+    frozen = Frozen(
+        teacher=_model_variables(config.teacher),
+        teacher_concepts=_array(num_concepts, teacher.config.embed_dim),
+        student_concepts=_array(num_concepts, student.config.embed_dim),
+        localizer=abstract_localizer(localizer) if localizer else None,
+    )
+    step = make_pretrain_step(
+        student,
+        teacher,
+        optimizer,
+        assembly.pretrain_settings(config.regions, config.run),
+        Localizer(localizer, student.dtype) if localizer else None,
+    )
+    return step, _model_variables(config.student), frozen
+
+
+def _train_localizer(config: TrainLocalizerConfig, optimizer):
+    section = config.localizer
+    architecture = assembly.choose(LOCALIZER_PRESETS, section.preset, "localizer.preset")
+    step = make_localizer_step(
+        Localizer(
+            architecture,
+            assembly.compute_dtype(section.dtype),
+            assembly.norm_is_frozen(section.norm, "localizer.norm"),
+        ),
+        optimizer,
+        assembly.localizer_settings(config.anchors, config.run),
+    )
+    return lambda state, frozen, batch: step(state, batch), abstract_localizer(architecture), {}
+
+
+def _train_detector(config: TrainDetectorConfig, optimizer, localizer, num_classes: int):
+    section, clip = config.detector, assembly.architecture(config.model)
+    pretrained = section.image_tower == "pretrained"
+    localizer = localizer or assembly.choose(LOCALIZER_PRESETS, None, "localizer")
+    heads = HeadsConfig(clip.embed_dim, section.mask_size and clip.vision_width * 32)
+    variables = _model_variables(config.model)
+    added = jax.eval_shape(lambda: init_heads(heads, jax.random.key(0)))
+    variables = {**variables, "params": variables["params"] | added}
+    model = assembly.build_model(config.model, frozen_norm=pretrained)
+    step = make_detector_step(
+        model,
+        Localizer(localizer, model.dtype),
+        optimizer,
+        assembly.detector_settings(section, config.run, clip, pretrained),
+    )
+    frozen = FrozenDetectorParts(abstract_localizer(localizer), _array(num_classes, clip.embed_dim))
+    return step, variables, frozen
+
+
+def _model_variables(section: ModelSection) -> dict:
+    # A shape does not depend on the weights, so their file need not be there.
+    section = dataclasses.replace(section, init_from="")
+    return jax.eval_shape(lambda: assembly.initial_variables(section, 0))
+
+
+def _array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _image_text_batch(size: int, canvas: tuple[int, int], length: int) -> ImageTextBatch:
+    return ImageTextBatch(
+        images=_array(size, *canvas, 3, dtype=jnp.uint8),
+        sizes=_array(size, 2, dtype=jnp.int32),
+        tokens=_array(size, length, dtype=jnp.int32),
+        mask=_array(size, dtype=jnp.bool_),
+    )
+
+
+def _detection_batch(
+    size: int, canvas: tuple[int, int], max_boxes: int, mask_size: int | None
+) -> DetectionBatch:
+    masks = None
+    if mask_size is not None:
+        masks = _array(size, max_boxes, mask_size, mask_size, dtype=jnp.uint8)
+    return DetectionBatch(
+        images=_array(size, *canvas, 3, dtype=jnp.uint8),
+        sizes=_array(size, 2, dtype=jnp.int32),
+        boxes=_array(size, max_boxes, 4),
+        classes=_array(size, max_boxes, dtype=jnp.int32),
+        box_mask=_array(size, max_boxes, dtype=jnp.bool_),
+        image_ids=_array(size, dtype=jnp.int32),
+        scales=_array(size, 2),
+        mask=_array(size, dtype=jnp.bool_),
+        object_masks=masks,
+    )

@@ -1,0 +1,199 @@
+"""Compiles a recipe's step for a slice of TPUs that is not here, and reports what it costs."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+from jax.experimental import topologies
+
+from regionclip_jax import config as config_module
+from regionclip_jax.config import ConfigError, EvaluateConfig
+from regionclip_jax.jobs import abstract_steps
+from regionclip_jax.ops.backend import tracing_for
+from regionclip_jax.reporting import program_costs
+from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.sharding.global_arrays import batch_sharding, described, whole_everywhere
+from regionclip_jax.sharding.mesh import make_mesh, require_divisible
+from regionclip_jax.sharding.partition_rules import parameter_shardings
+
+_SECTIONS = {
+    "train_clip": config_module.TrainClipConfig,
+    "pretrain": config_module.PretrainConfig,
+    "train_localizer": config_module.TrainLocalizerConfig,
+    "train_detector": config_module.TrainDetectorConfig,
+    "evaluate": config_module.EvaluateConfig,
+}
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledCost:
+    """Of one step; bytes are those of one chip.
+
+    ``memory_traffic`` is the compiler's count, which takes the body of a loop once.
+    """
+
+    topology: str
+    num_chips: int
+    batch_size: int
+    canvas: tuple[int, int]
+    arguments: int
+    temporary: int
+    outputs: int
+    memory_traffic: float
+    flops: int
+    collectives: dict[str, program_costs.Collective]
+    compile_seconds: float
+
+    @property
+    def chip(self) -> program_costs.Chip:
+        return program_costs.CHIPS[self.topology.split(":")[0]]
+
+    @property
+    def memory(self) -> int:
+        """What a chip needs at once; what the state is donated to is counted as argument."""
+        return self.arguments + self.temporary + self.outputs
+
+    @property
+    def roofline(self) -> program_costs.Roofline:
+        return program_costs.roofline(
+            self.chip,
+            self.flops / self.num_chips,
+            self.memory_traffic,
+            sum(kind.sent_bytes for kind in self.collectives.values()),
+        )
+
+    def text(self) -> str:
+        time_, chip = self.roofline, self.chip
+        fits = "fits" if self.memory <= chip.memory else "DOES NOT FIT"
+        lines = [
+            f"{self.topology}, {self.num_chips} chips, batch {self.batch_size}, canvas "
+            f"{self.canvas[0]} x {self.canvas[1]}, compiled in "
+            f"{readable_seconds(self.compile_seconds)}",
+            f"memory a chip: {self.memory / _GIB:.2f} GiB of {chip.memory / _GIB:.0f} ({fits}): "
+            f"arguments {self.arguments / _GIB:.2f}, temporary {self.temporary / _GIB:.2f}, "
+            f"results {self.outputs / _GIB:.2f}",
+            f"FLOPs of a step: {self.flops / 1e12:.2f} T, a chip "
+            f"{self.flops / self.num_chips / 1e12:.3f} T",
+            "between chips, a step, one chip:",
+            *(
+                f"  {kind:20s} {found.count:5d} times, {found.num_bytes / 2**20:10.2f} MiB, sent "
+                f"{found.sent_bytes / 2**20:10.2f} MiB"
+                for kind, found in self.collectives.items()
+            ),
+            f"roofline: computing {time_.compute * 1e3:.1f} ms, memory at least "
+            f"{time_.memory * 1e3:.1f} ms (loop bodies once), links {time_.links * 1e3:.2f} ms; "
+            f"step at least {time_.step * 1e3:.1f} ms",
+            "efficiency of weak scaling: "
+            + ", ".join(
+                f"{n} chips {share:.1%}"
+                for n, share in program_costs.scaling(time_, self.num_chips).items()
+            ),
+        ]
+        return "\n".join(lines)
+
+
+def compile_recipe(
+    recipe: ml_collections.ConfigDict,
+    topology: str,
+    *,
+    localizer: str | None,
+    preset: str,
+    num_concepts: int,
+    dump: str | None = None,
+) -> CompiledCost:
+    """Compiles one step.
+
+    Args:
+        recipe: of a job that trains or evaluates.
+        topology: such as ``v5e:16x16``.
+        localizer, num_concepts: as of ``abstract_steps.training_step``.
+        preset: of the CLIP that is evaluated.
+        dump: file for the program's text.
+
+    Raises:
+        ConfigError: a recipe of another job, a topology that does not exist, or numbers that do
+            not fit it.
+    """
+    job = recipe.get("job")
+    if job not in _SECTIONS:
+        raise ConfigError(
+            f"config.job: {job!r} is not one step; choose a recipe of {sorted(_SECTIONS)}"
+        )
+    config = config_module.parse(_SECTIONS[job], recipe)
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    devices = _devices(topology)
+    began = time.monotonic()
+    with tracing_for("tpu"):
+        if isinstance(config, EvaluateConfig):
+            mesh = make_mesh(devices=devices)
+            function, arguments = _prediction(config, preset, localizer, num_concepts, mesh)
+        else:
+            mesh = make_mesh(fsdp=config.run.fsdp, devices=devices)
+            function, arguments = _training(config, localizer, num_concepts, mesh)
+        batch = arguments[-1]
+        require_divisible(len(batch.mask), mesh)
+        traced = function.trace(*arguments)
+        compiled = traced.lower().compile()
+    text = compiled.as_text()
+    if dump:
+        Path(dump).write_text(text, encoding="utf-8")
+    memory = compiled.memory_analysis()
+    return CompiledCost(
+        topology=topology,
+        num_chips=len(devices),
+        batch_size=len(batch.mask),
+        canvas=batch.images.shape[1:3],
+        arguments=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        memory_traffic=compiled.cost_analysis()["bytes accessed"],
+        flops=program_costs.count_flops(traced.jaxpr.jaxpr),
+        collectives=program_costs.collectives(text, len(devices)),
+        compile_seconds=time.monotonic() - began,
+    )
+
+
+def _devices(topology: str) -> list:
+    kind = topology.split(":")[0]
+    if kind not in program_costs.CHIPS or ":" not in topology:
+        raise ConfigError(
+            f"--topology: {topology!r}, expected one of {sorted(program_costs.CHIPS)}, a colon and "
+            "the grid of chips, such as v5e:16x16"
+        )
+    try:
+        return list(topologies.get_topology_desc(topology, "tpu").devices)
+    except Exception as error:  # whatever libtpu says of a grid, or that it is missing
+        raise ConfigError(
+            f"--topology: {topology!r} cannot be described ({error}); it needs libtpu "
+            '(pip install -e ".[tpu]") and a grid that this kind of chip comes in'
+        ) from error
+
+
+def _training(config, localizer: str | None, num_concepts: int, mesh):
+    parts = abstract_steps.training_step(config, localizer=localizer, num_concepts=num_concepts)
+    state = described(parts.state, parameter_shardings(parts.state, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    function = jax.jit(
+        parts.step,
+        in_shardings=(shardings, None, None),
+        out_shardings=(shardings, whole_everywhere(mesh)),
+        donate_argnums=0,
+    )
+    frozen = described(parts.frozen, parameter_shardings(parts.frozen, mesh))
+    return function, (state, frozen, _split(parts.batch, mesh))
+
+
+def _prediction(config: EvaluateConfig, preset, localizer, num_classes: int, mesh):
+    parts = abstract_steps.prediction_step(
+        config.evaluation, preset, config.dtype, localizer=localizer, num_classes=num_classes
+    )
+    whole = jax.tree.map(lambda _: whole_everywhere(mesh), parts.variables)
+    function = jax.jit(parts.step, out_shardings=batch_sharding(mesh))
+    return function, (described(parts.variables, whole), _split(parts.batch, mesh))
+
+
+def _split(batch, mesh):
+    return described(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
