@@ -138,6 +138,8 @@ def lvis_fpn_lsj() -> ml_collections.ConfigDict:
     config.data.canvas_sizes = ((1024, 1024),)
     config.data.group_by_aspect = False
     config.optimizer.frozen_patterns = ()
+    # The reference decays no norm; in the other recipes norms are frozen.
+    config.optimizer.no_decay_patterns = ("norm",)
     config.optimizer.boundaries = (480_000, 640_000)
     config.run.num_steps = 720_000
     return config
