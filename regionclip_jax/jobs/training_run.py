@@ -214,6 +214,11 @@ def _run_steps(
                 checkpoints.save(step_number, state, records=step_number * run.batch_size)
 
         guarded_save = only_if_finite(save, checkpoints.latest)
+
+        def save_to_disk(step_number, state, step_metrics):
+            guarded_save(step_number, state, step_metrics)
+            checkpoints.wait()
+
         with contextlib.closing(stream(start_step * run.batch_size)) as batches:
             return loop.run(
                 run_step,
@@ -227,5 +232,5 @@ def _run_steps(
                     (run.log_every, progress.report),
                     (run.checkpoint_every, guarded_save),
                 ],
-                on_preempt=guarded_save,
+                on_preempt=save_to_disk,
             )
