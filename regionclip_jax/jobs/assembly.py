@@ -30,6 +30,7 @@ from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
+from regionclip_jax.data.sources.left_out import describe
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.models.clip import CLIP, init_variables
@@ -126,7 +127,9 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
 def build_image_text_source(section: DataSection):
     makers = {
         "array_record": lambda: ArrayRecordSource(section.path),
-        "coco_folder": lambda: CocoCaptionsSource(section.path, section.split),
+        "coco_folder": lambda: CocoCaptionsSource(
+            section.path, section.split, fault_fraction=section.fault_fraction
+        ),
         "tsv_pairs": lambda: TsvPairsSource(section.path),
     }
     make = choose(makers, section.source, "data.source")
@@ -134,7 +137,7 @@ def build_image_text_source(section: DataSection):
     with blame("data"):
         source = make()
     _require_kind(source, IMAGE_TEXT, "data.path")
-    logging.info("%r: %d records", source, len(source))
+    _introduce(source, "data.path")
     return source
 
 
@@ -151,10 +154,17 @@ def build_boxes_source(
     makers = {
         "array_record": lambda: ArrayRecordSource(section.path),
         "coco_folder": lambda: CocoInstancesSource(
-            section.path, section.split, annotations=annotations, mask_size=mask_size
+            section.path,
+            section.split,
+            fault_fraction=section.fault_fraction,
+            annotations=annotations,
+            mask_size=mask_size,
         ),
         "lvis_folder": lambda: LvisInstancesSource(
-            section.path, section.split, mask_size=mask_size
+            section.path,
+            section.split,
+            fault_fraction=section.fault_fraction,
+            mask_size=mask_size,
         ),
     }
     make = choose(makers, section.source, f"{key}.source")
@@ -166,7 +176,7 @@ def build_boxes_source(
     with blame(key):
         source = make()
     _require_kind(source, DETECTION, f"{key}.path")
-    logging.info("%r: %d records", source, len(source))
+    _introduce(source, f"{key}.path")
     return source
 
 
@@ -182,6 +192,14 @@ def _require_kind(source, kind: str, key: str) -> None:
     found = getattr(source, "kind", kind)
     if found != kind:
         raise ConfigError(f"{key}: {source!r} holds {found} records; give a folder of {kind} ones")
+
+
+def _introduce(source, key: str) -> None:
+    """Says what a source has and what it left out; one without any record is refused."""
+    report = describe(getattr(source, "report", {}), getattr(source, "named", {}))
+    logging.info("%r: %d records%s", source, len(source), f"; {report}" if report else "")
+    if not len(source):
+        raise ConfigError(f"{key}: {source!r} has no record that can be used; {report or 'empty'}")
 
 
 def stream_batches(
