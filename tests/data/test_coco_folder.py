@@ -3,8 +3,11 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from regionclip_jax.data.records import RecordError
+from regionclip_jax.data.sources.coco_annotations import read_boxes
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
 
 IMAGES = [
@@ -250,3 +253,35 @@ def test_a_source_survives_pickling_with_the_same_repr(root, make):
     source = make(root, "val")
     copy = pickle.loads(pickle.dumps(source))
     assert repr(copy) == repr(source) and copy[0].image == source[0].image
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+ENTRIES = ANYTHING | st.fixed_dictionaries(
+    {},
+    optional={
+        "image_id": st.sampled_from([2, 5]) | ANYTHING,
+        "category_id": st.sampled_from([3, 90]) | ANYTHING,
+        "bbox": st.lists(st.integers(-3, 20) | st.floats() | ANYTHING, min_size=3, max_size=5),
+        "iscrowd": ANYTHING,
+    },
+)
+
+
+@pytest.mark.property
+@given(st.lists(ENTRIES, max_size=4))
+def test_any_annotations_become_boxes_in_their_pictures_or_are_counted(entries):
+    good = box(5, 3, [1, 2, 3, 4])
+    found, counts, left_out = read_boxes([*entries, good], (3, 90), {2: (12, 16), 5: (12, 16)})
+    number = sum(len(some.boxes) for some in found.values())
+    dropped = counts["boxes_dropped_empty"] + left_out.report.total()
+    assert number + dropped == len(entries) + 1
+    assert found[5].boxes[-1].tolist() == [1, 2, 4, 6]
+    for some in found.values():
+        x1, y1, x2, y2 = some.boxes.T
+        assert (0 <= x1).all() and (x1 < x2).all() and (x2 <= 16).all()
+        assert (0 <= y1).all() and (y1 < y2).all() and (y2 <= 12).all()
+        assert set(some.classes.tolist()) <= {0, 1}

@@ -1,11 +1,9 @@
-"""Picture files in folders: which there are, their bytes, their sizes."""
+"""Picture files in folders: which there are, and their bytes."""
 
 import collections
 import os
 import pathlib
 from collections.abc import Iterable
-
-from PIL import Image
 
 from regionclip_jax.data.records import RecordError
 
@@ -39,13 +37,3 @@ def read_image(path: pathlib.Path, source: str, key: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RecordError(source, key, f"cannot be read: {error}") from error
-
-
-def image_size(path: pathlib.Path) -> tuple[int, int] | None:
-    """(height, width) as the file's header says, without decoding; None where it says nothing."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    # As in data.images: what Pillow raises about files that are no pictures.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
