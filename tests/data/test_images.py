@@ -102,7 +102,8 @@ def test_the_size_is_read_from_the_header_of_a_file_or_of_bytes(tmp_path):
 
 
 @pytest.mark.property
-@settings(max_examples=200, deadline=None)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=150, deadline=None)
 @given(
     file_format=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"]),
     changes=st.dictionaries(st.integers(0, 400), st.integers(0, 255), max_size=8),

@@ -122,6 +122,7 @@ def test_offsets_that_do_not_fit_their_file_are_refused(tmp_path, offsets):
 
 
 @pytest.mark.property
+@settings(max_examples=60, deadline=None)
 @given(field=st.text() | st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4)

@@ -119,7 +119,7 @@ def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path
 def test_a_caption_that_cannot_be_read_is_a_record_error(tmp_path, name, content, message):
     write(tmp_path / "0.tar", [("a.jpg", b"picture"), (name, content), *sample("b")])
     source = WebDatasetSource(tmp_path)
-    with pytest.raises(RecordError, match=rf"record 0\.tar: a: {message}"):
+    with pytest.raises(RecordError, match=rf"record 0\.tar: a: .*{message}"):
         _ = source[0]
     assert source[1].captions == ("é b",)
 
@@ -142,7 +142,7 @@ def test_a_folder_without_shards_is_refused(tmp_path):
 
 
 @pytest.mark.property
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damage_anywhere_in_a_shard_loses_no_sample_before_it(data):
     with tempfile.TemporaryDirectory() as folder:

@@ -79,7 +79,7 @@ class TfdsBoxesSource:
     def __init__(self, path: str | os.PathLike, split: str):
         self._path, self._split = pathlib.Path(path), split
         features, self._examples = _open(self._path, split)
-        objects = getattr(features.get(_OBJECTS), "feature", {})
+        objects = dict(getattr(features.get(_OBJECTS), "feature", {}).items())
         if "neg_category_ids" in features:
             raise ValueError(
                 f"{self._path}: this is LVIS, whose pictures are labelled with some classes only; "
@@ -158,7 +158,7 @@ def _open(path: pathlib.Path, split: str):
             + (f", such as {found[:3]} in it" if found else ", such as coco/2017/1.1.0")
         )
     builder = tfds.builder_from_directory(path)
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     if not isinstance(features.get("image"), tfds.features.Image):
         raise ValueError(f"{path}: expected a picture as feature 'image', found {sorted(features)}")
     decoders = {"image": tfds.decode.SkipDecoding()}
@@ -167,8 +167,8 @@ def _open(path: pathlib.Path, split: str):
     except (NotImplementedError, ValueError, KeyError) as error:
         splits = sorted(builder.info.splits)
         raise ValueError(
-            f"{path}: split {split!r} cannot be read ({error}); it has {splits}, and its files have to be ArrayRecord's (download_and_prepare with "
-            "file_format='array_record')"
+            f"{path}: split {split!r} cannot be read ({error}); it has {splits}, and its files "
+            "have to be ArrayRecord's (download_and_prepare with file_format='array_record')"
         ) from error
 
 
