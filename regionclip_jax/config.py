@@ -39,11 +39,12 @@ class ModelSection:
 class DataSection:
     """Pictures with captions, as batches."""
 
-    # "coco_folder", "tsv_pairs" or "array_record".
+    # "coco_folder", "caption_table", "webdataset", "tsv_pairs", "tfds" or "array_record"; their
+    # layouts are in docs/data_sources.md.
     source: str
-    # Folder (or .tsv file) of the source.
+    # Folder (or table, or .tsv file) of the source.
     path: str
-    # Split of a COCO folder, e.g. "train2017"; "" for the other sources.
+    # Split of a COCO folder or of TFDS, e.g. "train2017"; "" for the other sources.
     split: str
     # Short side and cap of the long side in pixels after resizing; None keeps pictures as they are.
     short_side: int | None
@@ -61,7 +62,8 @@ class DataSection:
     num_threads: Count
     # Worker processes; 0 reads in threads of the training process.
     num_workers: int
-    # The run stops when more than this share of the records seen could not be used ...
+    # The run stops when more than this share of what a source lists, or of the records seen, could
+    # not be used ...
     fault_fraction: float
     # ... and at least this many of them.
     fault_minimum: int
@@ -156,7 +158,8 @@ class RegionsSection:
 class EvaluationSection:
     """Zero-shot recognition of given boxes, or detection, with the official metrics."""
 
-    # "coco_folder", "lvis_folder" or "array_record", its folder and split.
+    # "coco_folder", "lvis_folder", "pascal_voc", "yolo_labels", "tfds" or "array_record", its
+    # folder and split; the layouts are in docs/data_sources.md.
     source: str
     path: str
     split: str
@@ -204,7 +207,8 @@ class EvaluationSection:
     roi_align: str
     templates: str
     num_threads: Count
-    # The run stops when more than this share of the images could not be used.
+    # The run stops when more than this share of the images, or of the annotations, could not be
+    # used.
     fault_fraction: float
 
 

@@ -5,6 +5,9 @@ import numpy as np
 from regionclip_jax.data.records import ImageTextRecord, RecordError
 from regionclip_jax.text.prompts import TEMPLATES, fill_template
 
+# Characters of a caption that are looked at; 77 tokens are over long before.
+_LONGEST = 10_000
+
 
 def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source: str) -> str:
     """Draws one of the captions that are not blank, or a prompt made of the tags.
@@ -16,8 +19,8 @@ def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source:
     Raises:
         RecordError: all captions are blank and there are no tags.
     """
-    captions = [caption for caption in record.captions if caption.strip()]
-    tags = [tag for tag in record.tags if tag.strip()]
+    captions = [caption[:_LONGEST] for caption in record.captions if _has_words(caption)]
+    tags = [tag[:_LONGEST] for tag in record.tags if _has_words(tag)]
     if not captions and not tags:
         found = f"{len(record.captions)} blank captions" if record.captions else "no caption"
         raise RecordError(source, record.key, f"{found}: expected one with words")
@@ -25,3 +28,8 @@ def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source:
         return captions[int(rng.integers(len(captions)))]
     template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
     return fill_template(template, " ".join(tags[i] for i in rng.permutation(len(tags))))
+
+
+def _has_words(text: str) -> bool:
+    """Whether anything can be seen of a text: not of blanks, NULs and other control characters."""
+    return any(c.isprintable() and not c.isspace() for c in text[:_LONGEST])

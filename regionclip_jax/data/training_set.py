@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-from regionclip_jax.data.records import DetectionRecord
+from regionclip_jax.data.records import DetectionRecord, RecordError
 
 
 class TrainingSet:
@@ -55,7 +55,15 @@ class TrainingSet:
         counts = collections.Counter()
         self._indices, self._classes, upright = [], [], []
         for index in range(len(source)):
-            _, classes, crowd = source.annotations(index)
+            try:
+                _, classes, crowd = source.annotations(index)
+            except RecordError:
+                # Its visits say what is wrong, and count.
+                self._indices.append(index)
+                self._classes.append(np.zeros(0, np.int64))
+                upright.append(None)
+                counts["images that cannot be read"] += 1
+                continue
             wanted = self._number_of[classes] >= 0
             kept = wanted & ~crowd
             counts["crowd boxes left out"] += int(crowd.sum())
@@ -72,7 +80,7 @@ class TrainingSet:
             self._indices.append(index)
             self._classes.append(self._number_of[classes[kept]])
             upright.append(source.upright(index))
-        if not self._indices:
+        if not counts["boxes"]:
             raise ValueError(
                 f"{source!r} has no box of the {len(self.category_names)} classes to train, such "
                 f"as {self.category_names[:3]}"

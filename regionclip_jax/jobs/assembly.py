@@ -29,9 +29,15 @@ from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.caption_table import CaptionTableSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
+from regionclip_jax.data.sources.left_out import describe
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
+from regionclip_jax.data.sources.pascal_voc import PascalVocSource
+from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
+from regionclip_jax.data.sources.webdataset import WebDatasetSource
+from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
@@ -58,6 +64,7 @@ _GLOBAL_BOXES = ("image", "canvas")
 _ROI_ALIGNS = ("auto", "matmul", "gather")
 _OBJECTNESS = ("none", "reference", "sigmoid")
 _NMS = ("hard", "gaussian", "linear")
+_WITH_MASKS = ("coco_folder", "lvis_folder")
 _EMBED_FROM = ("features", "crops")
 
 
@@ -124,17 +131,23 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
 
 
 def build_image_text_source(section: DataSection):
+    """Pictures with captions, to train on."""
+    path, split = section.path, section.split
+    share = {"fault_fraction": section.fault_fraction}
     makers = {
-        "array_record": lambda: ArrayRecordSource(section.path),
-        "coco_folder": lambda: CocoCaptionsSource(section.path, section.split),
-        "tsv_pairs": lambda: TsvPairsSource(section.path),
+        "array_record": lambda: ArrayRecordSource(path),
+        "caption_table": lambda: CaptionTableSource(path, **share),
+        "coco_folder": lambda: CocoCaptionsSource(path, split, **share),
+        "tfds": lambda: TfdsCaptionsSource(path, split),
+        "tsv_pairs": lambda: TsvPairsSource(path),
+        "webdataset": lambda: WebDatasetSource(path, **share),
     }
     make = choose(makers, section.source, "data.source")
-    _require_path(section.path, section.source, "data.path")
+    _require_path(path, section.source, "data.path")
     with blame("data"):
         source = make()
     _require_kind(source, IMAGE_TEXT, "data.path")
-    logging.info("%r: %d records", source, len(source))
+    _introduce(source, "data.path")
     return source
 
 
@@ -147,33 +160,36 @@ def build_boxes_source(
         key: of the section, for errors.
         mask_size: side of the rasters of object masks; None reads none.
     """
-    annotations = getattr(section, "annotations", "") or None
+    path, split = section.path, section.split
+    share = {"fault_fraction": section.fault_fraction}
+    annotations = section.annotations or None
     makers = {
-        "array_record": lambda: ArrayRecordSource(section.path),
+        "array_record": lambda: ArrayRecordSource(path),
         "coco_folder": lambda: CocoInstancesSource(
-            section.path, section.split, annotations=annotations, mask_size=mask_size
+            path, split, annotations=annotations, mask_size=mask_size, **share
         ),
-        "lvis_folder": lambda: LvisInstancesSource(
-            section.path, section.split, mask_size=mask_size
-        ),
+        "lvis_folder": lambda: LvisInstancesSource(path, split, mask_size=mask_size, **share),
+        "pascal_voc": lambda: PascalVocSource(path, split, **share),
+        "tfds": lambda: TfdsBoxesSource(path, split),
+        "yolo_labels": lambda: YoloLabelsSource(path, split, **share),
     }
     make = choose(makers, section.source, f"{key}.source")
     if annotations and section.source != "coco_folder":
         raise ConfigError(f"{key}.annotations: only source 'coco_folder' takes a file of its own")
-    if mask_size is not None and section.source == "array_record":
-        raise ConfigError("detector.mask_size: array_record holds no masks; set it to None")
-    _require_path(section.path, section.source, f"{key}.path")
+    if mask_size is not None and section.source not in _WITH_MASKS:
+        raise ConfigError(f"detector.mask_size: {section.source} has no masks; set it to None")
+    _require_path(path, section.source, f"{key}.path")
     with blame(key):
         source = make()
     _require_kind(source, DETECTION, f"{key}.path")
-    logging.info("%r: %d records", source, len(source))
+    _introduce(source, f"{key}.path")
     return source
 
 
 def _require_path(path: str, source: str, key: str) -> None:
     if not path or not Path(path).exists():
         raise ConfigError(
-            f"{key}: {path!r} does not exist; give the folder of your {source} data, e.g. "
+            f"{key}: {path!r} does not exist; give the path of your {source} data, e.g. "
             f"--config.{key}=PATH"
         )
 
@@ -182,6 +198,14 @@ def _require_kind(source, kind: str, key: str) -> None:
     found = getattr(source, "kind", kind)
     if found != kind:
         raise ConfigError(f"{key}: {source!r} holds {found} records; give a folder of {kind} ones")
+
+
+def _introduce(source, key: str) -> None:
+    """Says what a source has and what it left out; one without any record is refused."""
+    report = describe(getattr(source, "report", {}), getattr(source, "named", {}))
+    logging.info("%r: %d records%s", source, len(source), f"; {report}" if report else "")
+    if not len(source):
+        raise ConfigError(f"{key}: {source!r} has no record that can be used; {report or 'empty'}")
 
 
 def stream_batches(

@@ -1,5 +1,6 @@
 """Pictures with boxes to train on: sections of a recipe into a training set and its stream."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from regionclip_jax.config import ConfigError, DetectionDataSection
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.order import EpochOrder, repeat_factors
 from regionclip_jax.data.pipeline import detection_training_batches
+from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.training_set import TrainingSet
 from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted
@@ -45,8 +47,12 @@ def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
     if section.classes == _ALL:
         return tuple(source.category_names)
     if section.classes == _WITH_BOXES:
-        annotations = (source.annotations(index) for index in range(len(source)))
-        found = {number for _, classes, crowd in annotations for number in classes[~crowd]}
+        found = set()
+        for index in range(len(source)):
+            # What cannot be read is counted where it is visited.
+            with contextlib.suppress(RecordError):
+                _, classes, crowd = source.annotations(index)
+                found.update(classes[~crowd].tolist())
         return tuple(name for i, name in enumerate(source.category_names) if i in found)
     if section.classes in _BASE:
         wanted = set(_BASE[section.classes])

@@ -23,7 +23,7 @@ from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.config import ConfigError, EvaluateConfig, EvaluationSection, as_plain
 from regionclip_jax.evaluation import coco, lvis, predictions, recall, recognition
-from regionclip_jax.evaluation.ground_truth import keep_categories
+from regionclip_jax.evaluation.ground_truth import keep_categories, read_coco, read_lvis
 from regionclip_jax.jobs import assembly, concept_pool, detection_gallery
 from regionclip_jax.jobs.evaluated_classes import LVIS, Classes, choose_classes, keep_only
 from regionclip_jax.models.clip import CLIP
@@ -126,6 +126,7 @@ def evaluate_model(
     source = assembly.build_boxes_source(section, "evaluation")
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     classes = choose_classes(source, section, heads_card and heads_card.source.get("classes"))
+    num_pictures = _require_official(section, source)
     saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
     if section.regions == LOCALIZER:
@@ -177,6 +178,13 @@ def evaluate_model(
     metrics, per_category, results = _official(
         section, source, classes, truth, found.results, draws_masks=mask_head is not None
     )
+    if found.num_images < num_pictures:
+        saw["pictures"] = f"{found.num_images} of {num_pictures}, the others cannot be used: " + (
+            "AP counts what they show as missed, all other numbers leave them out"
+            if hasattr(source, "annotations_path")
+            else "all numbers leave them out"
+        )
+        logging.warning("%s: pictures: %s", directory, saw["pictures"])
     confused = []
     if on_given_boxes:
         top1 = recognition.region_top1(found.predicted, found.actual, class_groups=classes.groups)
@@ -242,6 +250,21 @@ def _vocabulary(section, classes: Classes, model, variables, path: Path) -> Voca
         )
     order = [rows[name] for name in classes.names]
     return Vocabulary(classes.names, given.embeddings[order], given.templates, given.encoder)
+
+
+def _require_official(section: EvaluationSection, source) -> int:
+    """Number of pictures of the data, whose file the metrics' own reading has to accept now rather
+    than after the last picture: it is stricter than the source's.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    path = getattr(source, "annotations_path", None)
+    if path is None:
+        return len(source)
+    with assembly.blame("evaluation.path"):
+        read = read_lvis if section.class_split == LVIS else read_coco
+        return len(read(path).images)
 
 
 def _official(

@@ -56,7 +56,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
             kinds = batch.classes[row][batch.box_mask[row]]
             found.append([int(batch.image_ids[row]), ranks.tolist(), kinds.tolist()])
     everywhere = dict((image, (ranks, kinds)) for image, ranks, kinds in gather_json(found))
-    logging.info("%s: recall on %d images", directory, len(everywhere))
+    logging.info("%s: recall on %d of %d images", directory, len(everywhere), len(source))
     summary = {}
     for group, members in classes.groups.items():
         chosen = [

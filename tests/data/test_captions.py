@@ -25,7 +25,12 @@ def test_tags_are_shuffled_into_prompts_beside_the_captions():
     assert any("red dog" in text for text in texts) and any("dog red" in text for text in texts)
 
 
-@pytest.mark.parametrize("captions", [(), ("", "  ")])
+def test_of_a_caption_without_end_the_beginning_is_taken():
+    (text,) = draws(ImageTextRecord("k", b"", ("word " * 20_000,)), count=1)
+    assert text.startswith("word word") and len(text) == 10_000
+
+
+@pytest.mark.parametrize("captions", [(), ("", "  "), ("\0", "\x01\x02 \u200b")])
 def test_a_record_without_words_is_a_record_error(captions):
     with pytest.raises(RecordError, match="S, record k: .*caption"):
         choose_caption(ImageTextRecord("k", b"", captions), np.random.default_rng(0), source="S")

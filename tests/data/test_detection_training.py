@@ -233,8 +233,7 @@ def test_a_raster_is_the_part_of_the_box_that_the_polygons_cover():
 @pytest.mark.parametrize("segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]]])
 def test_an_object_without_polygons_is_a_fault_of_its_record(folder, segmentation):
     source = CocoInstancesSource(folder, "train", mask_size=4)
-    record = source._records[0]
-    record[5][0] = segmentation
+    source._pictures[0].boxes.outlines[0] = segmentation
     with pytest.raises(RecordError, match=r"1\.png: object 0: expected a segmentation of poly"):
         source[0]
 

@@ -101,6 +101,46 @@ def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(da
         )
 
 
+def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_path, caplog):
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    table = tmp_path / "t.csv"
+    table.write_text("image,caption\na.jpg,words\nb.jpg,words\n")
+    section = dataclasses.replace(data, source="caption_table", path=str(table))
+    with pytest.raises(ConfigError, match=r"data: .*t\.csv: 1 of 2 rows .*10\.00%.* \(3: b\.jpg\)"):
+        assembly.build_image_text_source(section)
+    with caplog.at_level("INFO"):
+        assembly.build_image_text_source(dataclasses.replace(section, fault_fraction=0.5))
+    expected = "1 records; images 1, captions 1, rows whose file is missing 1 (3: b.jpg)"
+    assert expected in caplog.text
+
+
+def test_a_source_without_any_record_is_refused(data, tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\n")
+    section = dataclasses.replace(data, source="caption_table", path=str(tmp_path / "t.csv"))
+    with pytest.raises(ConfigError, match=r"data\.path: CaptionTable.* no record .*images 0"):
+        assembly.build_image_text_source(section)
+
+
+def test_masks_are_asked_only_of_sources_that_have_them(evaluation):
+    section = dataclasses.replace(evaluation, source="pascal_voc")
+    with pytest.raises(ConfigError, match=r"detector\.mask_size: pascal_voc has no masks"):
+        assembly.build_boxes_source(section, "data", mask_size=28)
+
+
+@pytest.mark.parametrize("source", ["webdataset", "tfds", "caption_table"])
+def test_sources_of_captions_are_built_by_name(data, tmp_path, source):
+    section = dataclasses.replace(data, source=source, path=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        assembly.build_image_text_source(section)
+
+
+@pytest.mark.parametrize("source", ["pascal_voc", "tfds", "yolo_labels"])
+def test_sources_of_boxes_are_built_by_name(evaluation, tmp_path, source):
+    section = dataclasses.replace(evaluation, source=source, path=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        assembly.build_boxes_source(section, "evaluation")
+
+
 def test_records_of_the_other_kind_are_refused(data, evaluation):
     with pytest.raises(ConfigError, match=r"data\.path: .* holds detection records; .*image_text"):
         assembly.build_image_text_source(dataclasses.replace(data, path=evaluation.path))
