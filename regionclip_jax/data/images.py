@@ -1,7 +1,9 @@
 """Encoded pictures to RGB pixels."""
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,13 +27,30 @@ def decode_image(
         RecordError: no picture, a truncated one, or one too large to be honest. (The reference
             fills the missing part of a truncated picture with grey.)
     """
+    with _opened(data, source, key) as image:
+        if apply_orientation:
+            image = ImageOps.exif_transpose(image)
+        return to_rgb(image)
+
+
+def read_size(data: bytes, *, source: str, key: str) -> tuple[int, int]:
+    """(height, width) as :func:`decode_image` would give them, from the file's header alone.
+
+    Raises:
+        RecordError: no picture, or one too large to be honest.
+    """
+    with _opened(data, source, key) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, source: str, key: str) -> Iterator[Image.Image]:
+    """The file as Pillow opens it; what Pillow raises in here is a fault of the record."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                if apply_orientation:
-                    image = ImageOps.exif_transpose(image)
-                return to_rgb(image)
+                yield image
     except (
         UnidentifiedImageError,
         Image.DecompressionBombError,
