@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--path: {options.path!r} does not exist")
     # Here, as worker processes import this file and need none of it.
     from regionclip_jax.data.faults import TooManyFaults
+    from regionclip_jax.data.verification import find_damage
     from regionclip_jax.jobs import prepare_data
     from regionclip_jax.jobs.assembly import SourceChoice
     from regionclip_jax.reporting.console import log_own_progress
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     choice = SourceChoice(options.source, options.path, options.split, options.fault_fraction)
     try:
         if options.verify is not None:
-            damage = prepare_data.verify(options.verify, options.workers)
+            damage = find_damage(options.verify, options.workers)
             print("\n".join(damage) or f"{options.verify}: every file is as it was written")
             return 1 if damage else 0
         if options.benchmark is not None:

@@ -32,7 +32,8 @@ class Mixture:
         weights: one above 0 for each source; only their ratios matter.
 
     Raises:
-        ValueError: no source, an empty one, or a weight so small that its share is no record.
+        ValueError: no source, an empty one, a weight that is not above 0, or one so small that its
+            share is no record.
     """
 
     def __init__(self, sources: Sequence[Source[ImageTextRecord]], weights: Sequence[float]):
@@ -74,16 +75,17 @@ class Mixture:
 
 def _whole_shares(weights: tuple[float, ...]) -> tuple[int, ...]:
     """Weights as whole parts of the window, by largest remainders."""
-    total = sum(weights)
-    exact = [weight / total * _WINDOW if weight > 0 else 0.0 for weight in weights]
+    if not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights {list(weights)}: expected numbers above 0")
+    exact = [weight / sum(weights) * _WINDOW for weight in weights]
     shares = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
     for number in by_remainder[: _WINDOW - sum(shares)]:
         shares[number] += 1
     if not all(shares):
         raise ValueError(
-            f"weights {list(weights)}: expected each above 0 and at least 1 / {_WINDOW} of their "
-            "sum; leave that source out or raise its weight"
+            f"weights {list(weights)}: expected each to be at least 1 / {_WINDOW} of their sum; "
+            "leave that source out or raise its weight"
         )
     divisor = math.gcd(*shares)
     return tuple(share // divisor for share in shares)

@@ -9,7 +9,6 @@ from absl import logging
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.preparation import prepare
 from regionclip_jax.data.read_speed import measure_reading
-from regionclip_jax.data.verification import find_damage
 from regionclip_jax.jobs.assembly import (
     SourceChoice,
     build_boxes_source,
@@ -126,8 +125,3 @@ def compare_reading(
         f"the source's share of a loader's time: {share:.0%}",
         verdict,
     ]
-
-
-def verify(directory: Path, num_threads: int) -> list[str]:
-    """What is damaged in a prepared directory; see ``data.verification.find_damage``."""
-    return find_damage(directory, num_threads)

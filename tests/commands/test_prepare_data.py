@@ -44,7 +44,7 @@ def test_boxes_are_prepared_with_their_classes(prepare_data, coco_folder, tmp_pa
 
 
 def test_a_benchmark_says_whether_preparing_pays(prepare_data, coco_folder, tmp_path, capsys):
-    source = ["--source", "coco_folder", "--path", coco_folder, "--split", "val"]
+    source = ["--source", "coco_folder", "--path", coco_folder, "--split", "val", "--boxes"]
     assert prepare_data(*source, "--output", tmp_path / "set", "--benchmark", 5) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("12 records") and "preparing" in lines[-1]
