@@ -54,23 +54,52 @@ class Mixture:
         part = bisect.bisect_right(self._starts, index) - 1
         return self._sources[part][index - self._starts[part]]
 
-    def order(self, seed: int, shuffle: bool = True) -> grain.MapDataset[int]:
-        """Position -> index, endless, with every source in its share.
+    def order(self, seed: int, shuffle: bool = True) -> "MixtureOrder":
+        """Which record comes when.
 
         Args:
             seed: from 0 to 2**32 - 1.
             shuffle: each source anew in each of its epochs; False keeps the sources' orders.
         """
-        parts = []
+        visits = []
         for number, ends in enumerate(itertools.pairwise(self._starts)):
             # Grain adds the epoch to the seed, so neighbouring seeds would repeat each other.
             (own_seed,) = np.random.SeedSequence((seed, number)).generate_state(1)
             part = grain.MapDataset.range(*ends)
-            parts.append((part.seed(int(own_seed)).shuffle() if shuffle else part).repeat())
-        return grain.MapDataset.mix(parts, self.shares)
+            visits.append((part.seed(int(own_seed)).shuffle() if shuffle else part).repeat())
+        return MixtureOrder(visits, self.shares)
+
+    def sizes(self) -> None:
+        """Sizes of pictures: not given, as batches of one size would not keep the shares."""
+        return None
 
     def __repr__(self) -> str:
         return f"Mixture({list(self._sources)!r}, {list(self._weights)!r})"
+
+
+class MixtureOrder:
+    """Position -> index in a mixture, endless and picklable.
+
+    Turns are spread evenly over a window of ``sum(shares)`` positions, and every window is alike.
+    (Grain's own mix rounds shares to a hundredth of the smallest.)
+
+    Args:
+        visits: of each source, visit -> index.
+        shares: turns of each source in a window.
+    """
+
+    def __init__(self, visits: Sequence[grain.MapDataset[int]], shares: Sequence[int]):
+        self._visits, self._shares = tuple(visits), tuple(shares)
+        # Turn i of a source that has n comes when (i + 1/2) / n of the window is over.
+        when = np.concatenate([(np.arange(share) + 0.5) / share for share in shares])
+        by_time = np.argsort(when, kind="stable")
+        self._sources = np.repeat(np.arange(len(shares)), shares)[by_time]
+        self._turns = np.concatenate([np.arange(share) for share in shares])[by_time]
+
+    def __getitem__(self, position: int) -> int:
+        window, within = divmod(position, len(self._sources))
+        source = self._sources[within]
+        return self._visits[source][window * self._shares[source] + int(self._turns[within])]
 
 
 def _whole_shares(weights: tuple[float, ...]) -> tuple[int, ...]:

@@ -117,10 +117,10 @@ def prepare(
     """
     directory = pathlib.Path(directory)
     num_records = len(source) if limit is None else min(limit, len(source))
-    if shard_size < 1 or num_workers < 1 or num_records < 1:
+    if min(shard_size, num_workers, num_records, 1 if short_side is None else short_side) < 1:
         raise ValueError(
-            f"shard_size {shard_size}, num_workers {num_workers} and the number of records "
-            f"{num_records} must be at least 1"
+            f"shard_size {shard_size}, num_workers {num_workers}, short_side {short_side} and the "
+            f"number of records {num_records} must be at least 1"
         )
     plan = _Plan(source, directory, num_records, shard_size, short_side, check)
     description = _describe(plan, origin)
@@ -131,8 +131,11 @@ def prepare(
     with _begun(plan, description):
         shards = range(plan.num_shards)
         notes = {shard: note for shard in shards if (note := _read_note(plan, shard)) is not None}
-        for shard, note in notes.items():
-            faults.add(len(plan.records_of(shard)), [text for _, text in note["skipped"]])
+        # All at once: of one shard alone the share may be large.
+        faults.add(
+            sum(len(plan.records_of(shard)) for shard in notes),
+            [text for note in notes.values() for _, text in note["skipped"]],
+        )
         missing = [shard for shard in shards if shard not in notes]
         _write_shards(plan, missing, min(num_workers, len(missing)), faults, report)
         return _complete(plan, description)

@@ -66,6 +66,10 @@ def test_any_window_holds_every_source_in_its_share(weights, first, seed):
     assert found == list(mixed.shares)
     wanted = np.array(weights) / sum(weights) * window
     assert np.abs(found - wanted).max() < 1
+    # And nearly so in what has been seen at any time.
+    seen = np.cumsum(np.eye(len(weights))[[order[i] // 500 for i in range(window)]], axis=0)
+    spread = np.arange(1, window + 1)[:, None] * np.array(weights) / sum(weights)
+    assert np.abs(seen - spread).max() <= 0.5 + len(weights) / 2
 
 
 @pytest.mark.property
