@@ -61,7 +61,7 @@ def run(
     num_shards = len(manifest["shards"])
     gigabytes = sum(shard["bytes"] for shard in manifest["shards"]) / 1e9
     logging.info(
-        "%s: %d records, %d shards, %.2f GB", output, manifest["count"], num_shards, gigabytes
+        "%s: %d records, %d shards, %.3g GB", output, manifest["count"], num_shards, gigabytes
     )
     return manifest
 
