@@ -34,6 +34,9 @@ def rn50_coco() -> ml_collections.ConfigDict:
         source="coco_folder",
         path="data/coco",
         split="train2017",
+        # Several sources, e.g. (dict(source="array_record", path="data/cc3m", split="", weight=3),
+        # dict(source="coco_folder", path="data/coco", split="train2017", weight=1)).
+        mixture=(),
         short_side=800,
         max_long_side=1333,
         resize_method="bicubic_truncate",
@@ -184,6 +187,7 @@ def scenes() -> ml_collections.ConfigDict:
         source="array_record",
         path="",
         split="",
+        mixture=(),
         short_side=None,
         max_long_side=None,
         resize_method="bicubic_truncate",

@@ -18,6 +18,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
         source="coco_folder",
         path="data/coco",
         split="train2017",
+        mixture=(),
         # The whole picture on CLIP's 224 x 224 canvas: no crop cuts off what the caption names.
         short_side=168,
         max_long_side=224,

@@ -36,6 +36,18 @@ class ModelSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixturePart:
+    """One of several sources, each visited in epochs of its own."""
+
+    # As in DataSection.
+    source: str
+    path: str
+    split: str
+    # Its share of the records is this over the sum of all weights, whatever the sources' lengths.
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSection:
     """Pictures with captions, as batches."""
 
@@ -46,6 +58,8 @@ class DataSection:
     path: str
     # Split of a COCO folder or of TFDS, e.g. "train2017"; "" for the other sources.
     split: str
+    # Several sources in place of the one above, whose path is then ""; () for that one.
+    mixture: tuple[MixturePart, ...]
     # Short side and cap of the long side in pixels after resizing; None keeps pictures as they are.
     short_side: int | None
     max_long_side: int | None

@@ -12,6 +12,7 @@ import numpy as np
 from regionclip_jax.data.canvas import Size, smallest_canvas
 from regionclip_jax.data.captions import choose_caption
 from regionclip_jax.data.images import decode_image
+from regionclip_jax.data.mixing import MixtureOrder
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError, Source
 from regionclip_jax.data.transforms import (
     flip_image,
@@ -127,7 +128,7 @@ class LoadImageText:
     """
 
     source: Source[ImageTextRecord]
-    order: grain.MapDataset[int]
+    order: grain.MapDataset[int] | MixtureOrder
     shard: Shard
     images: ImageLoading
     flip_probability: float

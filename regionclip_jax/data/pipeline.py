@@ -16,6 +16,7 @@ from regionclip_jax.data.batching import batch_detection, batch_image_text
 from regionclip_jax.data.canvas import Size, check_canvases
 from regionclip_jax.data.detection_examples import DetectionAugmentation, LoadTrainingDetection
 from regionclip_jax.data.examples import ImageLoading, LoadDetection, LoadImageText, Shard
+from regionclip_jax.data.mixing import Mixture
 from regionclip_jax.data.order import EpochOrder
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, Source
 from regionclip_jax.data.transforms import check_resize_method
@@ -45,7 +46,7 @@ def image_text_batches(
     """An endless stream of this process's part of each batch, and the faults in it.
 
     Args:
-        source: of image-text records.
+        source: of image-text records, or a ``Mixture`` of such.
         batch_size: of the global batch B; this process yields ``B / process_count`` rows.
         short_side, max_long_side, resize_method: see ``transforms``; both sides None keep every
             picture at its own size.
@@ -74,8 +75,11 @@ def image_text_batches(
         ImageLoading(short_side, max_long_side, resize_method, _as_sizes(canvas_sizes)),
     )
     _check_start(start_record, batch_size)
-    order = grain.MapDataset.range(len(source))
-    order = (order.seed(seed).shuffle() if shuffle else order).repeat()
+    if isinstance(source, Mixture):
+        order = source.order(seed, shuffle)
+    else:
+        order = grain.MapDataset.range(len(source))
+        order = (order.seed(seed).shuffle() if shuffle else order).repeat()
     load = LoadImageText(
         source, order, shard, images, flip_probability, seed, context_length, keep_end_token
     )

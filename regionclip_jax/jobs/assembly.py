@@ -1,6 +1,7 @@
 """The only translator: sections of a recipe into sources, models, optimizers, settings."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from regionclip_jax.config import (
 )
 from regionclip_jax.data.batching import BatchError
 from regionclip_jax.data.faults import FaultCounter
+from regionclip_jax.data.mixing import Mixture
 from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
@@ -130,8 +132,45 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
     return merge_parameters(shapes, variables, section.init_from)
 
 
+@dataclasses.dataclass(frozen=True)
+class SourceChoice:
+    """What opening a source reads of a section; fields as there."""
+
+    source: str
+    path: str
+    split: str
+    fault_fraction: float
+    annotations: str = ""
+
+
 def build_image_text_source(section: DataSection):
-    """Pictures with captions, to train on."""
+    """The source of a recipe, or the mixture that stands in its place."""
+    if not section.mixture:
+        return open_image_text_source(section, "data")
+    if section.path:
+        raise ConfigError(
+            f"data.path: {section.path!r} beside data.mixture, which has its own paths; set "
+            "data.path to '' or data.mixture to ()"
+        )
+    sources = [
+        open_image_text_source(
+            SourceChoice(part.source, part.path, part.split, section.fault_fraction),
+            f"data.mixture[{number}]",
+        )
+        for number, part in enumerate(section.mixture)
+    ]
+    with blame("data.mixture"):
+        mixture = Mixture(sources, [part.weight for part in section.mixture])
+    logging.info("mixture: of %d records %s", sum(mixture.shares), mixture.shares)
+    return mixture
+
+
+def open_image_text_source(section: DataSection | SourceChoice, key: str):
+    """Pictures with captions.
+
+    Args:
+        key: of the section, for errors.
+    """
     path, split = section.path, section.split
     share = {"fault_fraction": section.fault_fraction}
     makers = {
@@ -142,17 +181,19 @@ def build_image_text_source(section: DataSection):
         "tsv_pairs": lambda: TsvPairsSource(path),
         "webdataset": lambda: WebDatasetSource(path, **share),
     }
-    make = choose(makers, section.source, "data.source")
-    _require_path(path, section.source, "data.path")
-    with blame("data"):
+    make = choose(makers, section.source, f"{key}.source")
+    _require_path(path, section.source, f"{key}.path")
+    with blame(key):
         source = make()
-    _require_kind(source, IMAGE_TEXT, "data.path")
-    _introduce(source, "data.path")
+    _require_kind(source, IMAGE_TEXT, f"{key}.path")
+    _introduce(source, f"{key}.path")
     return source
 
 
 def build_boxes_source(
-    section: EvaluationSection | DetectionDataSection, key: str, mask_size: int | None = None
+    section: EvaluationSection | DetectionDataSection | SourceChoice,
+    key: str,
+    mask_size: int | None = None,
 ):
     """Pictures with boxes, to evaluate on or to train on.
 

@@ -150,6 +150,8 @@ def resume_card(settings: Mapping, contents: Mapping) -> dict:
     for section, values in settings.items():
         if isinstance(values, Mapping):
             values = {k: v for k, v in values.items() if f"{section}.{k}" not in may_change}
+            if parts := values.get("mixture"):  # whose files may lie elsewhere, too
+                values["mixture"] = [{**part, "path": ""} for part in parts]
         if section not in may_change:
             card[section] = values
     return card

@@ -248,6 +248,18 @@ def test_canvases_are_pairs():
         parse(PretrainConfig, config)
 
 
+def test_the_parts_of_a_mixture_are_sections_of_their_own():
+    config = RECIPES["pretrain"]["get_config"]("rn50_coco").to_dict()
+    part = dict(source="coco_folder", path="data/coco", split="train2017", weight=1)
+    config["data"]["mixture"] = (part, part | {"weight": 2.5})
+    parsed = parse(PretrainConfig, ml_collections.ConfigDict(config)).data.mixture
+    assert [type(p) for p in parsed] == [config_module.MixturePart] * 2
+    assert [p.weight for p in parsed] == [1.0, 2.5]
+    config["data"]["mixture"] = (part | {"wieght": 1},)
+    with pytest.raises(ConfigError, match=r"data\.mixture\.wieght: .*did you mean 'weight'"):
+        parse(PretrainConfig, config)
+
+
 def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
     config = RECIPES["pretrain"]["get_config"]("rn50_coco").to_dict()
     config["data"]["canvas_sizes"] = [[800, 1344]]

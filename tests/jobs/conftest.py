@@ -103,6 +103,7 @@ def data(pairs_directory) -> sections.DataSection:
         source="array_record",
         path=str(pairs_directory),
         split="",
+        mixture=(),
         short_side=None,
         max_long_side=None,
         resize_method="bicubic_truncate",

@@ -169,6 +169,40 @@ def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
 
 
 @pytest.fixture
+def parts(data, drawn, tmp_path):
+    """A mixture in place of one source: three records of the first to one of the second."""
+    write_array_record([drawn(i, False) for i in range(30, 35)], tmp_path / "few", 64, {})
+    paths = (data.path, 3.0), (str(tmp_path / "few"), 1.0)
+    parts = tuple(sections.MixturePart("array_record", path, "", weight) for path, weight in paths)
+    return dataclasses.replace(data, path="", mixture=parts)
+
+
+def test_a_mixture_stands_in_place_of_one_source(parts):
+    source = assembly.build_image_text_source(parts)
+    assert source.shares == (3, 1) and len(source) == 24 + 5
+    whole, rest = stream(parts), stream(parts, start_record=16)
+    batches = [next(whole) for _ in range(4)]
+    assert [same_batch(next(rest), batch) for batch in batches[2:]] == [True, True]
+
+
+def test_a_mixture_that_cannot_be_is_a_mistake_in_the_recipe(parts, evaluation):
+    def refused(message, *changed, **changes):
+        section = dataclasses.replace(parts, mixture=(parts.mixture[0], *changed), **changes)
+        with pytest.raises(ConfigError, match=message):
+            assembly.build_image_text_source(section)
+
+    second = parts.mixture[1]
+    refused(r"data\.path: 'somewhere' beside data\.mixture", path="somewhere")
+    refused(r"mixture\[1\]\.source: 'lmdb' is none", dataclasses.replace(second, source="lmdb"))
+    refused(
+        r"mixture\[1\]\.path: 'no' .*--config\.data\.mixture\[1\]\.path=PATH",
+        dataclasses.replace(second, path="no"),
+    )
+    refused(r"mixture\[1\]\.path: .* detection", dataclasses.replace(second, path=evaluation.path))
+    refused(r"data\.mixture: weights .*above 0", dataclasses.replace(second, weight=0.0))
+
+
+@pytest.fixture
 def broken_data(data, drawn, tmp_path):
     """One record of eight cannot be used."""
     records = [drawn(i, False) for i in range(7)]
