@@ -3,8 +3,8 @@
     python scripts/build_concepts.py --captions data/coco/annotations/captions_train2017.json \\
         --min-count 100 --output concepts.txt
 
-Captions come from COCO's JSON, a table (.tsv, .csv) or a text file with one a line. The output has a
-line ``name TAB count`` for each concept and is what --config.concepts.names_file and
+Captions come from COCO's JSON, a table (.tsv, .csv) or a text file with one a line. The output has
+a line ``name TAB count`` for each concept and is what --config.concepts.names_file and
 scripts/extract_concept_features.py read. Needs the extra: pip install -e ".[concepts]".
 """
 

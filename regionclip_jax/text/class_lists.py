@@ -12,10 +12,11 @@ def read_class_list(given: str) -> tuple[str, ...]:
     """Class names, stripped, in the order given.
 
     Args:
-        given: ``"cat, remote control"``; or the path of a ``.txt`` with one name a line, of
-            which a tab and what follows is no part (a concept's count); or of a ``.json`` with ``categories``, such as annotations of COCO or LVIS, whose names are read
-            as words (``remote_control`` becomes ``remote control``) in ascending order of their
-            ids. A file's name is told by its ending.
+        given: ``"cat, remote control"``; or the path of a ``.txt`` with one name a line, of which a
+            tab and what follows is no part (a concept's count); or of a ``.json`` with
+            ``categories``, such as annotations of COCO or LVIS, whose names are read as words
+            (``remote_control`` becomes ``remote control``) in ascending order of their ids. A
+            file's name is told by its ending.
 
     Raises:
         FileNotFoundError: no such file.

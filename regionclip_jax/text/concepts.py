@@ -1,9 +1,9 @@
 """Captions to concepts: the nouns and noun phrases that captions name, each with its count.
 
 The paper takes its pool from captions "using off-the-shelf language parsers" and keeps what is
-frequent. Here HanTa's English tagger finds the nouns and simplemma makes plurals singular; both are
-in the extra ``concepts``, carry their models and download nothing. What is wrong with a bare list of
-nouns is mended by what the captions themselves do with a word, not by a list of words:
+frequent. Here HanTa's English tagger finds the nouns and simplemma makes plurals singular; both
+are in the extra ``concepts``, carry their models and download nothing. What is wrong with a bare
+list of nouns is mended by what the captions themselves do with a word, not by a list of words:
 
 - "a couple of", "in front of", "a photo of", "a slice of": what mostly stands before "of" when it
   stands alone names a quantity, a place, a part or the picture, not a thing.
@@ -28,7 +28,7 @@ from typing import Literal
 
 Phrases = Literal["nouns", "compounds", "adjectives"]
 
-_TOKENS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*|['’]\w+|\S")
+_TOKENS = re.compile(r"\w+(?:-\w+)*|['’]\w+|\S")
 _LONGEST_WORD = 40  # the tagger's time grows with the third power of the letters of an unknown word
 _LONGEST_PHRASE = 3
 _CAPTIONS_PER_BATCH = 1000
@@ -111,16 +111,17 @@ def choose_concepts(
         stop: names to leave out.
         additions: names to take whatever their count and the rules at the head of this file.
     """
-    by_concept = collections.defaultdict(list)
+    spellings = collections.defaultdict(Counter)
     for (concept, spelling), mentions in counts.spellings.items():
-        by_concept[concept].append((-mentions, spelling))
+        spellings[concept][spelling] += mentions
     named = Counter()
+    additions = frozenset(additions)
     kept = set(additions)
-    for concept, written in by_concept.items():
-        name = _name(concept, written)
+    for concept, written in spellings.items():
+        *modifiers, head = concept.split(" ")
+        name = " ".join([*modifiers, _spell(head, spellings[head])])
         named[name] += counts.captions[concept]
-        spellings = [spelling for _, spelling in written]
-        if not _is_relational(concept, counts) and _is_noun(spellings, counts):
+        if not _is_relational(concept, counts) and _is_noun(written, counts):
             kept.add(name)
     pool = [
         (name, named[name])
@@ -140,11 +141,11 @@ def write_concepts(path: str | os.PathLike, pool: Iterable[tuple[str, int]]) -> 
     os.replace(partial, path)
 
 
-def _name(concept: str, written: list[tuple[int, str]]) -> str:
+def _spell(noun: str, written: Counter) -> str:
     """The singular, or the most frequent spelling where captions hardly use the singular."""
-    mentions = sum(-count for count, _ in written)
-    singular = sum(-count for count, spelling in written if spelling == concept)
-    return concept if singular >= _SMALLEST_SINGULAR_SHARE * mentions else min(written)[1]
+    if written[noun] >= _SMALLEST_SINGULAR_SHARE * written.total():
+        return noun
+    return min(written, key=lambda spelling: (-written[spelling], spelling))
 
 
 def _is_relational(concept: str, counts: ConceptCounts) -> bool:
@@ -193,7 +194,7 @@ def _count_batch(captions: list[str], phrases: Phrases) -> ConceptCounts:
             token for token in _TOKENS.findall(caption.lower()) if len(token) <= _LONGEST_WORD
         ]
         tags = _tagger().tag_sent(tokens, taglevel=0)
-        counts.words.update(token for token in tokens if token[0].isalpha())
+        counts.words.update(token for token in tokens if _is_word(token))
         for start, end in _noun_runs(tokens, tags):
             counts.nouns.update(tokens[start:end])
             before_of = _of_follows(tokens, tags, end)
@@ -216,13 +217,16 @@ def _count_batch(captions: list[str], phrases: Phrases) -> ConceptCounts:
 def _noun_runs(tokens: list[str], tags: list[str]) -> Iterator[tuple[int, int]]:
     """Start and end of every stretch of common nouns."""
     is_noun = [
-        tag.startswith("NN") and token[0].isalpha() and len(token) > 1
-        for token, tag in zip(tokens, tags, strict=True)
+        tag.startswith("NN") and _is_word(token) for token, tag in zip(tokens, tags, strict=True)
     ]
     for noun, run in itertools.groupby(range(len(tokens)), is_noun.__getitem__):
         if noun:
             positions = list(run)
             yield positions[0], positions[-1] + 1
+
+
+def _is_word(token: str) -> bool:
+    return len(token) > 1 and token.replace("-", "").isalpha()
 
 
 def _of_follows(tokens: list[str], tags: list[str], position: int) -> bool:
