@@ -36,6 +36,7 @@ _CAPTIONS_PER_BATCH = 1000
 _LARGEST_RELATIONAL_SHARE = 0.5
 _SMALLEST_NOUN_SHARE = 0.1
 _SMALLEST_SINGULAR_SHARE = 0.05
+_FEWEST_MENTIONS = 20  # to say anything about the share of the singular
 
 
 @dataclasses.dataclass
@@ -143,7 +144,8 @@ def write_concepts(path: str | os.PathLike, pool: Iterable[tuple[str, int]]) -> 
 
 def _spell(noun: str, written: Counter) -> str:
     """The singular, or the most frequent spelling where captions hardly use the singular."""
-    if written[noun] >= _SMALLEST_SINGULAR_SHARE * written.total():
+    mentions = written.total()
+    if mentions < _FEWEST_MENTIONS or written[noun] >= _SMALLEST_SINGULAR_SHARE * mentions:
         return noun
     return min(written, key=lambda spelling: (-written[spelling], spelling))
 

@@ -47,12 +47,14 @@ def tokenize(
 
     Raises:
         TypeError: ``texts`` is one string, not a sequence of them.
-        ValueError: ``context_length`` below 2.
+        ValueError: ``context_length`` below 3.
     """
     if isinstance(texts, str):
         raise TypeError("tokenize expects a sequence of strings, found a string: wrap it in a list")
-    if context_length < 2:
-        raise ValueError(f"context_length must be at least 2 (start, end), found {context_length}")
+    if context_length < 3:
+        raise ValueError(
+            f"context_length must be at least 3 (start, one token, end), found {context_length}"
+        )
     prepared = [_shorten(_prepare(text), context_length) for text in texts]
     # The encoder keeps the end token of what it cuts, so the end token is lost one column later.
     columns = context_length if keep_end_token else context_length + 1
