@@ -102,7 +102,6 @@ def test_counts_add_up_and_the_order_of_captions_does_not_matter(draw: random.Ra
     assert not whole.nouns - whole.words and not whole.before_of - whole.alone
 
 
-@pytest.mark.slow
 def test_several_processes_count_what_one_does(monkeypatch):
     monkeypatch.setattr(concepts, "_CAPTIONS_PER_BATCH", 2)
     told = []
