@@ -62,7 +62,7 @@ def tokenize(
     tokens = tokens[:, :context_length].astype(np.int32)
     for row, text in enumerate(prepared):
         if "<|" in text:
-            ids = [START_TOKEN, *_encode_special(clean(text)), END_TOKEN][:context_length]
+            ids = [START_TOKEN, *_encode_special(text.lower()), END_TOKEN][:context_length]
             tokens[row] = ids + [0] * (context_length - len(ids))
             if keep_end_token:
                 tokens[row, len(ids) - 1] = END_TOKEN

@@ -126,6 +126,12 @@ def test_a_very_long_text_has_the_ids_of_its_beginning(text, keep_end_token):
     assert row.tolist() == slowly(text, 77, keep_end_token)
 
 
+def test_text_with_a_special_token_is_cleaned_once():
+    text = "&" + "amp;" * 5 + " B <|ENDOFTEXT|>"  # cleaning takes two of the five
+    (row,) = tokenize([text])
+    assert "&amp;" in clean(text) and row.tolist() == slowly(text, 77, True)
+
+
 def test_empty_texts_are_start_and_end():
     for row in tokenize(["", " \n\t ", "\x00", "\x7f"]):
         assert row[:3].tolist() == [START_TOKEN, END_TOKEN, 0]
