@@ -201,8 +201,9 @@ def _count_batch(captions: list[str], phrases: Phrases) -> ConceptCounts:
             counts.nouns.update(tokens[start:end])
             before_of = _of_follows(tokens, tags, end)
             first = start if phrases != "nouns" else end - 1
-            if phrases == "adjectives" and start and tags[start - 1].startswith("AJ"):
-                first = start - 1
+            before = start - 1
+            if phrases == "adjectives" and start and tags[before].startswith("AJ"):
+                first = before if _is_word(tokens[before]) else start
             for begin in range(max(first, end - _LONGEST_PHRASE), end):
                 *modifiers, head = tokens[begin:end]
                 singular = _singular(head) if tags[end - 1] == "NN2" else head
