@@ -149,7 +149,7 @@ def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
     ("changes", "message"),
     [
         ({"resize_method": "nearest"}, "nearest"),
-        ({"short_side": 32}, "give both"),
+        ({"short_sides": (32,)}, "give both"),
         ({"fault_fraction": 2.0}, "within 0 and 1"),
     ],
 )
@@ -274,7 +274,7 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
         ({"box_sides": (0.0, 0.2)}, r"regions\.box_sides: .* above 0"),
         ({"box_sides": (0.5, 1.2)}, r"regions\.box_sides: .* at most 1"),
         ({"images_per_group": 3}, r"regions\.images_per_group: 3 .*run\.batch_size 8"),
-        ({"global_box": "all"}, r"regions\.global_box: 'all' is none of \['canvas', 'image'\]"),
+        ({"padding": "zero"}, r"regions\.padding: 'zero' is none of \['invisible', 'reference'\]"),
         ({"roi_align": "fast"}, r"regions\.roi_align: 'fast' is none of"),
     ],
 )

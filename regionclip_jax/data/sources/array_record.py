@@ -58,10 +58,6 @@ class ArrayRecordSource:
         record = self[index]
         return record.boxes, record.classes, record.crowd
 
-    def upright(self, index: int) -> None:
-        """Whether a picture is higher than wide: not known without opening it."""
-        return None
-
     def __repr__(self) -> str:
         return f"ArrayRecordSource({str(self._directory)!r})"
 

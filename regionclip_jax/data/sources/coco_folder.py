@@ -48,6 +48,8 @@ class CocoCaptionsSource:
             raise ValueError(f"{path} has no captions: expected COCO's captions file of the split")
         names, self.missing_images = _list_images(content, self._root / split, missing_limit)
         self._records = [(name, tuple(captions[i])) for i, name in names.items() if i in captions]
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        self._sizes = np.array([sizes[i] for i in names if i in captions]).reshape(-1, 2)
         self.report = {
             "images": len(self._records),
             "captions": sum(len(texts) for _, texts in self._records),
@@ -62,6 +64,10 @@ class CocoCaptionsSource:
         name, captions = self._records[index]
         image = read_image(self._root / self._split / name, repr(self), name)
         return ImageTextRecord(name, image, captions)
+
+    def sizes(self) -> np.ndarray:
+        """(height, width) of all pictures, [N, 2], as the annotations give them."""
+        return self._sizes
 
     def __repr__(self) -> str:
         return f"CocoCaptionsSource({str(self._root)!r}, {self._split!r})"
@@ -135,10 +141,9 @@ class CocoInstancesSource:
         """Boxes, classes and crowd flags of a record."""
         return self._records[index][2:5]
 
-    def upright(self, index: int) -> bool:
-        """Whether a picture is higher than wide."""
-        height, width = self._sizes[self._records[index][0]]
-        return height > width
+    def sizes(self) -> np.ndarray:
+        """(height, width) of all pictures, [N, 2], as the annotations give them."""
+        return np.array([self._sizes[image_id] for image_id, *_ in self._records])
 
     def __repr__(self) -> str:
         return f"CocoInstancesSource({str(self._root)!r}, {self._split!r})"

@@ -81,10 +81,9 @@ class LvisInstancesSource:
         """Boxes, classes and crowd flags of a record."""
         return self._records[index][2:5]
 
-    def upright(self, index: int) -> bool:
-        """Whether a picture is higher than wide."""
-        height, width = self._sizes[self._records[index][0]]
-        return height > width
+    def sizes(self) -> np.ndarray:
+        """(height, width) of all pictures, [N, 2], as the annotations give them."""
+        return np.array([self._sizes[image_id] for image_id, *_ in self._records])
 
     def __repr__(self) -> str:
         return f"LvisInstancesSource({str(self._root)!r}, {self._split!r})"
