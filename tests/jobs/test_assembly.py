@@ -121,6 +121,33 @@ def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
     assert batches[0].tokens.shape == (8, data.context_length)
 
 
+class Sized:
+    """What a plan asks of a source."""
+
+    def __init__(self, sizes):
+        self.sizes = lambda: sizes
+
+    def __repr__(self):
+        return "Sized()"
+
+
+def test_canvases_are_planned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
+    section = dataclasses.replace(
+        data, canvas_sizes=((48, 64), (64, 48), (64, 64)), group_by_canvas=True
+    )
+    source = Sized(np.array([(48, 60), (60, 40), (48, 64)]))
+    with caplog.at_level("INFO"):
+        plan = assembly.plan_canvases(section, source)
+    assert [plan.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
+    assert f"Sized(): batches of one canvas each; {plan}" in caplog.text
+    one, ungrouped = {"canvas_sizes": ((64, 64),)}, {"group_by_canvas": False}
+    for changes in (one, ungrouped):
+        assert assembly.plan_canvases(dataclasses.replace(section, **changes), source) is None
+    assert "does not know" not in caplog.text
+    assert assembly.plan_canvases(section, Sized(None)) is None
+    assert "Sized() does not know the sizes of its pictures" in caplog.text
+
+
 @pytest.fixture
 def broken_data(data, drawn, tmp_path):
     """One record of eight cannot be used."""
