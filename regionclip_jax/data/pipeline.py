@@ -64,15 +64,15 @@ def image_text_batches(
             module guarded by ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
         context_length: tokens a caption is cut or padded to.
         keep_end_token: see ``text.tokenizer.tokenize``.
-        shuffle: anew in every epoch; False keeps the order of the source.
+        shuffle: anew in every epoch; False keeps the order of the source, which no plan does.
 
     Yields:
         ``(batch, faults)``: numpy arrays, a masked row for each fault, and the texts of the faults.
 
     Raises:
         ValueError: at once, for an empty source, a ``start_record`` between two batches, a batch
-            that does not divide among the processes, an unknown resize method, or canvases that
-            are too small.
+            that does not divide among the processes, an unknown resize method, canvases that are
+            too small, or a plan of them without shuffling.
     """
     shard, images = _check(
         source,
@@ -81,6 +81,8 @@ def image_text_batches(
         plan,
     )
     _check_start(start_record, batch_size)
+    if plan is not None and not shuffle:
+        raise ValueError("a plan of canvases groups records anew in every epoch: shuffle, or none")
     if plan is None:
         order = grain.MapDataset.range(len(source))
         order = (order.seed(seed).shuffle() if shuffle else order).repeat()
@@ -240,7 +242,10 @@ def _as_tuple(short_sides: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def _canvases(
-    canvas_sizes: tuple[Size, ...], plan: CanvasPlan | None, order: EpochOrder, first: int
+    canvas_sizes: tuple[Size, ...],
+    plan: CanvasPlan | None,
+    order: grain.MapDataset | EpochOrder,
+    first: int,
 ) -> Iterator[tuple[Size, ...]]:
     """Those that each global batch, from number ``first`` on, may have: with a plan just one."""
     if plan is None:
@@ -267,7 +272,11 @@ def _check(
         process_count=shard.count,
         agreed=plan is not None,
     )
-    if plan is not None and shard.batch_size > 1 and plan.shared(plan.numbers) is None:
+    if (
+        plan is not None
+        and shard.batch_size > 1
+        and plan.shared(set(plan.numbers.tolist())) is None
+    ):
         raise ValueError(
             f"no canvas of {images.canvas_sizes} holds what all the others hold, as the batch of "
             "an epoch's rest may have to: add one as high as the highest and as wide as the widest"

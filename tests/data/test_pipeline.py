@@ -235,6 +235,12 @@ def test_a_plan_without_a_canvas_for_the_rest_is_refused(encode_image):
         stream(source, plan=plan, canvas_sizes=sizes)
 
 
+def test_a_plan_keeps_no_order_of_the_source(encode_image):
+    source, planned = upright_and_lying(encode_image)
+    with pytest.raises(ValueError, match="shuffle, or none"):
+        stream(source, shuffle=False, **planned)
+
+
 def test_one_of_the_short_sides_is_drawn_at_each_visit(source):
     options = {"short_sides": (12, 18, 24), "max_long_side": 32, "canvas_sizes": ((32, 32),)}
     batches = take(10, stream(source, **options))
