@@ -60,16 +60,23 @@ class DataSection:
     split: str
     # Several sources in place of the one above, whose path is then ""; () for that one.
     mixture: tuple[MixturePart, ...]
-    # Short side and cap of the long side in pixels after resizing; None keeps pictures as they are.
-    short_side: int | None
+    # Short sides to choose from at each visit, and the cap of the long side, in pixels; None keeps
+    # pictures as they are. (The reference's pretraining has one.)
+    short_sides: tuple[int, ...] | None
     max_long_side: int | None
     # "bicubic_truncate" (the reference's pretraining), "bicubic_uncapped" (the same, with its
     # oversight for long pictures) or "bilinear_round" (its detection).
     resize_method: str
     # Static canvas sizes (height, width); a batch takes the smallest that holds all its pictures.
+    # Each is one more compilation; docs/static_shapes.md measures how many are worth it.
     canvas_sizes: tuple[tuple[int, int], ...]
+    # Batches of pictures that need the same canvas, where a source knows sizes without opening
+    # pictures; several processes can have several canvases only so.
+    group_by_canvas: bool
     # Probability of a mirrored picture.
     flip_probability: float
+    # Mirror also where the caption says left or right, as the reference does.
+    flip_directional_captions: bool
     # Tokens a caption is cut or padded to, at most 77; a cut caption keeps its end token.
     context_length: int
     # Threads that read and decode, in each process and each worker.
@@ -160,8 +167,9 @@ class RegionsSection:
     image_text_weight: float
     distillation_weight: float
     contrastive_weight: float
-    # The global feature covers the "image" or, as in the reference, the padded "canvas".
-    global_box: str
+    # What a canvas shows beside its picture is "invisible" to features and losses; "reference" lets
+    # it leak into features, and the global feature covers the whole canvas.
+    padding: str
     # Regions of each picture that pass layer4 at once, rematerialised; None for all.
     regions_per_chunk: int | None
     # "auto", "matmul" or "gather" (ops.roi_align).
@@ -254,8 +262,8 @@ class DetectionDataSection:
     max_boxes: Count
     # Images of a class in less than this share of all come more often (LVIS: 0.001); None: never.
     repeat_threshold: float | None
-    # Batches of lying or of upright pictures alone, where sizes are known without opening them.
-    group_by_aspect: bool
+    # As in DataSection; by the canvas needed at the largest short side.
+    group_by_canvas: bool
     num_threads: Count
     num_workers: int
     fault_fraction: float

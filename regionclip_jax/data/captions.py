@@ -1,5 +1,7 @@
 """One caption of a record, drawn by the record's own generator (spec 4.3)."""
 
+import re
+
 import numpy as np
 
 from regionclip_jax.data.records import ImageTextRecord, RecordError
@@ -7,6 +9,13 @@ from regionclip_jax.text.prompts import TEMPLATES, fill_template
 
 # Characters of a caption that are looked at; 77 tokens are over long before.
 _LONGEST = 10_000
+# A false alarm ("right next to", "left over") costs a mirrored picture and nothing else.
+_DIRECTIONS = re.compile(r"\b(left|right)(most|hand|wards?)?\b", re.IGNORECASE)
+
+
+def mentions_direction(caption: str) -> bool:
+    """Whether a caption tells left from right, so that a mirrored picture would belie it."""
+    return _DIRECTIONS.search(caption) is not None
 
 
 def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source: str) -> str:

@@ -26,10 +26,12 @@ from regionclip_jax.config import (
     RunSection,
 )
 from regionclip_jax.data.batching import BatchError
+from regionclip_jax.data.canvas import CanvasPlan
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.mixing import Mixture
 from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
+from regionclip_jax.data.records import known_sizes
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.caption_table import CaptionTableSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
@@ -62,7 +64,7 @@ from regionclip_jax.training.initialization import merge_parameters
 from regionclip_jax.training.optimizer import make_optimizer
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_GLOBAL_BOXES = ("image", "canvas")
+_PADDINGS = ("invisible", "reference")
 _ROI_ALIGNS = ("auto", "matmul", "gather")
 _OBJECTNESS = ("none", "reference", "sigmoid")
 _NMS = ("hard", "gaussian", "linear")
@@ -258,11 +260,13 @@ def stream_batches(
         stream = image_text_batches(
             source,
             batch_size=batch_size,
-            short_side=section.short_side,
+            short_sides=section.short_sides,
             max_long_side=section.max_long_side,
             resize_method=section.resize_method,
             canvas_sizes=section.canvas_sizes,
+            plan=plan_canvases(section, source),
             flip_probability=section.flip_probability,
+            flip_directional_captions=section.flip_directional_captions,
             seed=seed,
             start_record=start_record,
             num_threads=section.num_threads,
@@ -272,6 +276,29 @@ def stream_batches(
             context_length=section.context_length,
         )
     return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
+
+
+def plan_canvases(section: DataSection | DetectionDataSection, source) -> CanvasPlan | None:
+    """The canvas of each picture, if batches are to be grouped by them and the source knows how."""
+    if not section.group_by_canvas or len(section.canvas_sizes) == 1:
+        return None
+    sizes = known_sizes(source)
+    if sizes is None:
+        logging.warning(
+            "%r does not know the sizes of its pictures: they come in any order, and nearly every "
+            "batch needs the largest canvas",
+            source,
+        )
+        return None
+    plan = CanvasPlan(
+        sizes,
+        section.canvas_sizes,
+        section.short_sides,
+        section.max_long_side,
+        section.resize_method,
+    )
+    logging.info("%r: batches of one canvas each; %s", source, plan)
+    return plan
 
 
 def detection_pass(section: EvaluationSection, source) -> Iterator[DetectionBatch]:
@@ -362,7 +389,7 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
     Raises:
         ConfigError: numbers that exclude each other, or a choice that does not exist.
     """
-    _require_one_of(_GLOBAL_BOXES, section.global_box, "regions.global_box")
+    _require_one_of(_PADDINGS, section.padding, "regions.padding")
     _require_one_of(_ROI_ALIGNS, section.roi_align, "regions.roi_align")
     if section.num_regions > section.num_proposals:
         raise ConfigError(
@@ -393,7 +420,7 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
         image_text_weight=section.image_text_weight,
         distillation_weight=section.distillation_weight,
         contrastive_weight=section.contrastive_weight,
-        global_box=section.global_box,
+        padding=section.padding,
         regions_per_chunk=section.regions_per_chunk,
         roi_align=section.roi_align,
         seed=run.seed,

@@ -14,7 +14,7 @@ from regionclip_jax.data.pipeline import detection_training_batches
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.training_set import TrainingSet
-from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted
+from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted, plan_canvases
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
 
@@ -87,7 +87,7 @@ def stream(
     start_record: int,
 ) -> Iterator[DetectionBatch]:
     """This process's batches from a record count on; faulty records are counted and limited."""
-    repeats = upright = None
+    repeats = None
     with blame("data"):
         if section.repeat_threshold is not None:
             repeats = repeat_factors(
@@ -95,8 +95,7 @@ def stream(
                 len(training_set.category_names),
                 section.repeat_threshold,
             )
-        if section.group_by_aspect:
-            upright = training_set.upright
+        plan = plan_canvases(section, training_set)
         faults = FaultCounter(section.fault_fraction, section.fault_minimum)
         batches = detection_training_batches(
             training_set,
@@ -105,7 +104,7 @@ def stream(
                 seed=seed,
                 batch_size=batch_size,
                 repeats=repeats,
-                upright=upright,
+                kinds=None if plan is None else plan.numbers,
             ),
             batch_size=batch_size,
             short_sides=section.short_sides,
@@ -113,6 +112,7 @@ def stream(
             resize_method=section.resize_method,
             jitter=section.jitter,
             canvas_sizes=section.canvas_sizes,
+            plan=plan,
             max_boxes=section.max_boxes,
             flip_probability=section.flip_probability,
             seed=seed,

@@ -73,12 +73,11 @@ class CLIP(nn.Module):
         """Normalised pixels (ops.normalization) to the features that regions are cut from.
 
         Args:
-            sizes: (height, width) of each picture. With them a ResNet's features are those of the
-                picture alone; without, the canvas around it leaks in, as in the reference's
-                batches. A ViT attends to the whole canvas either way.
+            sizes: (height, width) of each picture. With them features are those of the picture
+                alone; without, the canvas around it leaks in, as in the reference's batches.
         """
         if self.config.is_vit:
-            return ImageFeatures(*self.visual.features(pixels))
+            return ImageFeatures(*self.visual.features(pixels, sizes))
         feature_map, cells = self.visual.feature_map(pixels, sizes)
         return ImageFeatures(feature_map, None, cells)
 

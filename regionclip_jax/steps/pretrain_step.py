@@ -4,9 +4,10 @@ Regions of each picture -> the frozen teacher names them with concepts -> the st
 the named regions (contrastive, distillation) and from the captions (image-text).
 
 Two knowing departures from the reference: its released forward crashes on the global box, whose
-meaning (the region that covers the picture) is implemented here; and that box covers the padded
-canvas there, so padding leaks into the global feature, while here it covers the picture's own
-pixels unless ``global_box="canvas"`` asks for the reference's.
+meaning (the region that covers the picture) is implemented here; and there the canvas around a
+picture leaks into its features and into the global box, which covers the whole canvas. Here neither
+is so, features and losses are those of the picture alone, unless ``padding="reference"`` asks for
+it.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ class PretrainSettings:
     image_text_weight: float
     distillation_weight: float
     contrastive_weight: float
-    global_box: Literal["image", "canvas"]
+    padding: Literal["invisible", "reference"]
     regions_per_chunk: int | None
     roi_align: str
     seed: int
@@ -99,15 +100,22 @@ def find_regions(
     return sample_regions(sample_key, proposals, settings.num_regions)
 
 
+def visible_sizes(sizes: Int[Array, "B 2"], settings: PretrainSettings) -> Int[Array, "B 2"] | None:
+    """What of each canvas the image towers look at; None is all of it, as in the reference."""
+    return None if settings.padding == "reference" else sizes
+
+
 def label_with_teacher(
     teacher: CLIP,
     frozen: Frozen,
     pixels: Float[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
     regions: Regions,
     settings: PretrainSettings,
 ) -> PseudoLabels:
     """The teacher's concept distribution of every region, grouped; no gradient."""
-    features = teacher.apply(frozen.teacher, pixels, method=teacher.image_features)
+    sizes = visible_sizes(sizes, settings)
+    features = teacher.apply(frozen.teacher, pixels, sizes, method=teacher.image_features)
     embeddings = encode_regions(
         teacher,
         frozen.teacher,
@@ -137,13 +145,13 @@ def embed_with_student(
 
     The whole picture is one more region of the same batch (ResNet); a ViT has its class token.
     """
-    features = student.apply(variables, pixels, method=student.image_features)
+    visible = visible_sizes(sizes, settings)
+    features = student.apply(variables, pixels, visible, method=student.image_features)
     boxes = regions.boxes
     if features.whole is None:
-        height, width = pixels.shape[1:3]
-        if settings.global_box == "canvas":
-            sizes = jnp.broadcast_to(jnp.array([height, width]), sizes.shape)
-        boxes = jnp.concatenate([whole_image_boxes(sizes)[:, None], boxes], 1)
+        if visible is None:
+            visible = jnp.broadcast_to(jnp.array(pixels.shape[1:3]), sizes.shape)
+        boxes = jnp.concatenate([whole_image_boxes(visible)[:, None], boxes], 1)
     embeddings = encode_regions(
         student,
         variables,
@@ -202,7 +210,7 @@ def make_pretrain_step(
         sizes = jnp.where(batch.mask[:, None], batch.sizes, 0)
         key = step_key(settings.seed, state.step)
         regions = find_regions(key, batch.images, sizes, settings, localizer, frozen.localizer)
-        labels = label_with_teacher(teacher, frozen, pixels, regions, settings)
+        labels = label_with_teacher(teacher, frozen, pixels, sizes, regions, settings)
 
         def loss_fn(params):
             variables = model_variables(params, state.frozen_params, state.batch_stats)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from regionclip_jax.data.captions import choose_caption
+from regionclip_jax.data.captions import choose_caption, mentions_direction
 from regionclip_jax.data.records import ImageTextRecord, RecordError
 
 
@@ -34,3 +34,18 @@ def test_of_a_caption_without_end_the_beginning_is_taken():
 def test_a_record_without_words_is_a_record_error(captions):
     with pytest.raises(RecordError, match="S, record k: .*caption"):
         choose_caption(ImageTextRecord("k", b"", captions), np.random.default_rng(0), source="S")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A cat LEFT of a dog.", True),
+        ("a left-handed pitcher", True),
+        ("the rightmost bus", True),
+        ("looks to his right", True),
+        ("leftover pizza under bright light", False),
+        ("an upright piano", False),
+    ],
+)
+def test_captions_that_tell_left_from_right_are_known(caption, expected):
+    assert mentions_direction(caption) == expected

@@ -54,6 +54,18 @@ def write(root, kind, annotations, **more):
     (root / "annotations" / f"{kind}_val.json").write_text(json.dumps(content))
 
 
+@pytest.mark.parametrize(
+    ("kind", "make", "heights"),
+    [("captions", CocoCaptionsSource, [2, 9]), ("instances", CocoInstancesSource, [2, 5, 9])],
+)
+def test_sizes_are_known_without_pictures_in_the_order_of_the_records(root, kind, make, heights):
+    path = root / "annotations" / f"{kind}_val.json"
+    content = json.loads(path.read_text())
+    content["images"] = [image | {"height": image["id"]} for image in IMAGES]
+    path.write_text(json.dumps(content))
+    assert make(root, "val").sizes().tolist() == [[height, 16] for height in heights]
+
+
 def test_captions_come_with_their_picture_in_ascending_image_id(root, encode_image):
     source = CocoCaptionsSource(root, "val")
     assert [(source[i].key, source[i].captions) for i in range(len(source))] == [

@@ -135,7 +135,8 @@ def test_mixtures_that_cannot_be_are_refused(lengths, weights, message):
 def stream(picture, count, **changes):
     arguments = {
         "batch_size": 4,
-        "short_side": None,
+        "short_sides": None,
+        "flip_directional_captions": True,
         "max_long_side": None,
         "resize_method": "bicubic_truncate",
         "canvas_sizes": ((16, 16),),

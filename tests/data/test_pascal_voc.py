@@ -39,7 +39,6 @@ def test_boxes_count_pixels_from_one_and_include_the_last(root):
     assert source[1].classes.tolist() == [1, 0] and not source[1].crowd.any()
     assert source.report["boxes_difficult"] == 1 and source.report["images_without_box"] == 1
     np.testing.assert_array_equal(source.sizes(), [[12, 8], [12, 16], [12, 4]])
-    assert [source.upright(i) for i in range(3)] == [True, False, True]
     copy = pickle.loads(pickle.dumps(source))
     assert repr(copy) == repr(source) and copy[1].image == source[1].image
     assert len(TrainingSet(source, ("dog",), max_boxes=2)) == 2

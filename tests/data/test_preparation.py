@@ -114,13 +114,12 @@ def test_sizes_are_those_of_the_pictures_as_decoded(tmp_path, pairs):
     assert sizes.dtype == np.int32
     shapes = [decode_image(r.image, source="", key="").shape[:2] for r in records_of(prepared)]
     assert [tuple(size) for size in sizes] == shapes and len(shapes) == 5
-    assert [prepared.upright(i) for i in range(5)] == [h > w for h, w in shapes]
 
 
 def test_directories_that_were_not_measured_have_no_sizes(tmp_path, pairs):
     write_array_record(records_of(TsvPairsSource(pairs)), tmp_path / "set", 4, {})
     source = ArrayRecordSource(tmp_path / "set")
-    assert source.sizes() is None and source.upright(0) is None
+    assert source.sizes() is None
     with pytest.raises(ValueError, match="has no checksums"):
         find_damage(tmp_path / "set", 1)
 

@@ -119,7 +119,7 @@ def test_boxes_are_shares_of_the_picture_that_become_pixels(coco_like):
         np.testing.assert_array_equal(boxes, source[i].boxes)
         np.testing.assert_array_equal(classes, source[i].classes)
         np.testing.assert_array_equal(crowd, source[i].crowd)
-    assert source.upright(0) is None and source.sizes() is None
+    assert source.sizes() is None
 
 
 def broken(source) -> int:

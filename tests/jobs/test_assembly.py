@@ -168,6 +168,33 @@ def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
     assert batches[0].tokens.shape == (8, data.context_length)
 
 
+class Sized:
+    """What a plan asks of a source."""
+
+    def __init__(self, sizes):
+        self.sizes = lambda: sizes
+
+    def __repr__(self):
+        return "Sized()"
+
+
+def test_canvases_are_planned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
+    section = dataclasses.replace(
+        data, canvas_sizes=((48, 64), (64, 48), (64, 64)), group_by_canvas=True
+    )
+    source = Sized(np.array([(48, 60), (60, 40), (48, 64)]))
+    with caplog.at_level("INFO"):
+        plan = assembly.plan_canvases(section, source)
+    assert [plan.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
+    assert f"Sized(): batches of one canvas each; {plan}" in caplog.text
+    one, ungrouped = {"canvas_sizes": ((64, 64),)}, {"group_by_canvas": False}
+    for changes in (one, ungrouped):
+        assert assembly.plan_canvases(dataclasses.replace(section, **changes), source) is None
+    assert "does not know" not in caplog.text
+    assert assembly.plan_canvases(section, Sized(None)) is None
+    assert "Sized() does not know the sizes of its pictures" in caplog.text
+
+
 @pytest.fixture
 def parts(data, drawn, tmp_path):
     """A mixture in place of one source: three records of the first to one of the second."""
@@ -230,7 +257,7 @@ def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
     ("changes", "message"),
     [
         ({"resize_method": "nearest"}, "nearest"),
-        ({"short_side": 32}, "give both"),
+        ({"short_sides": (32,)}, "give both"),
         ({"fault_fraction": 2.0}, "within 0 and 1"),
     ],
 )
@@ -355,7 +382,7 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
         ({"box_sides": (0.0, 0.2)}, r"regions\.box_sides: .* above 0"),
         ({"box_sides": (0.5, 1.2)}, r"regions\.box_sides: .* at most 1"),
         ({"images_per_group": 3}, r"regions\.images_per_group: 3 .*run\.batch_size 8"),
-        ({"global_box": "all"}, r"regions\.global_box: 'all' is none of \['canvas', 'image'\]"),
+        ({"padding": "zero"}, r"regions\.padding: 'zero' is none of \['invisible', 'reference'\]"),
         ({"roi_align": "fast"}, r"regions\.roi_align: 'fast' is none of"),
     ],
 )

@@ -80,7 +80,7 @@ def pretrain_errors(folder: Path) -> dict[str, float]:
     @jax.jit
     def pull(params, frozen_params, batch_stats, frozen, batch, regions):
         pixels = normalize_for_clip(batch.images, batch.sizes)
-        labels = label_with_teacher(model, frozen, pixels, regions, settings)
+        labels = label_with_teacher(model, frozen, pixels, batch.sizes, regions, settings)
 
         def total(params):
             everything = model_variables(params, frozen_params, batch_stats)

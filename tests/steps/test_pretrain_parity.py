@@ -44,7 +44,7 @@ def settings_of(arrays) -> PretrainSettings:
         image_text_weight=1.0,
         distillation_weight=1.0,
         contrastive_weight=1.0,
-        global_box="canvas",
+        padding="reference",
         regions_per_chunk=None,
         roi_align="auto",
         seed=0,
@@ -97,7 +97,7 @@ def compare(arrays, config, tensors, to_variables, relative_error, gradient_tole
     @jax.jit
     def prepare(student, frozen, batch, regions):
         pixels = normalize_for_clip(batch.images, batch.sizes)
-        labels = label_with_teacher(model, frozen, pixels, regions, settings)
+        labels = label_with_teacher(model, frozen, pixels, batch.sizes, regions, settings)
         embeddings = embed_with_student(model, student, pixels, batch.sizes, regions, settings)
         texts = model.apply(student, batch.tokens, method=model.encode_text)
         return pixels, labels, embeddings, texts

@@ -9,15 +9,18 @@ import pytest
 
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
     PretrainSettings,
     embed_with_student,
     find_regions,
+    label_with_teacher,
     make_pretrain_step,
+    pretrain_losses,
 )
-from regionclip_jax.steps.train_state import create_train_state
+from regionclip_jax.steps.train_state import create_train_state, model_variables
 from regionclip_jax.structures import Regions
 
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)
@@ -35,7 +38,7 @@ SETTINGS = PretrainSettings(
     image_text_weight=1.0,
     distillation_weight=1.0,
     contrastive_weight=1.0,
-    global_box="image",
+    padding="invisible",
     regions_per_chunk=3,
     roi_align="auto",
     seed=1,
@@ -153,30 +156,79 @@ def test_regions_are_drawn_anew_in_every_step_inside_each_picture(pair_batch):
         np.testing.assert_array_equal(regions.mask, np.repeat(np.arange(8)[:, None] < 7, 5, 1))
 
 
+@pytest.fixture(scope="module")
+def losses_and_gradients(start, nano_configs, pair_batch):
+    """``f(name, padding, larger)``: of the same pictures, perhaps on larger canvases."""
+
+    @functools.cache
+    def compute(name, padding, larger):
+        _, state, frozen = start(name)
+        model = CLIP(nano_configs[name])
+        settings = dataclasses.replace(SETTINGS, padding=padding, regions_per_chunk=None)
+        more = (32, 48) if larger else (0, 0)
+        images = jnp.pad(pair_batch.images, ((0, 0), (0, more[0]), (0, more[1]), (0, 0)))
+        batch = pair_batch.replace(images=images)
+
+        @jax.jit
+        def pull(params, state, frozen, batch):
+            pixels = normalize_for_clip(batch.images, batch.sizes)
+            key = jax.random.key(0)
+            regions = find_regions(key, batch.images, batch.sizes, settings, None, None)
+            labels = label_with_teacher(model, frozen, pixels, batch.sizes, regions, settings)
+
+            def total(params):
+                variables = model_variables(params, state.frozen_params, state.batch_stats)
+                losses = pretrain_losses(
+                    model, variables, frozen, batch, pixels, regions, labels, settings
+                )
+                return sum(losses.values()), losses
+
+            return jax.grad(total, has_aux=True)(params)
+
+        gradients, losses = pull(state.params, state, frozen, batch)
+        leaves = jax.tree.leaves(gradients)
+        return losses, np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+    return compute
+
+
 @pytest.mark.property
-def test_the_whole_pictures_box_ends_with_the_picture_unless_the_canvas_is_asked_for(
-    nano_configs, nano_variables, relative_error
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_losses_and_gradients_do_not_change_with_the_canvas(
+    losses_and_gradients, relative_error, name
 ):
-    """More padding beyond what convolutions can see changes nothing but the canvas' own box."""
-    model, variables = CLIP(nano_configs["resnet"]), nano_variables("resnet")
-    picture = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    losses, gradients = losses_and_gradients(name, "invisible", False)
+    on_larger, gradients_on_larger = losses_and_gradients(name, "invisible", True)
+    for loss, value in losses.items():
+        assert relative_error(on_larger[loss], value) < 1e-5, loss
+    assert relative_error(gradients_on_larger, gradients) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_the_references_losses_and_gradients_do(losses_and_gradients, relative_error, name):
+    losses, gradients = losses_and_gradients(name, "reference", False)
+    on_larger, gradients_on_larger = losses_and_gradients(name, "reference", True)
+    assert max(relative_error(on_larger[loss], losses[loss]) for loss in losses) > 1e-3
+    assert relative_error(gradients_on_larger, gradients) > 1e-2
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_without_padding_both_ways_are_the_same(nano_configs, nano_variables, relative_error, name):
+    model, variables = CLIP(nano_configs[name]), nano_variables(name)
+    pixels = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     box = jnp.array([[[8.0, 8.0, 40.0, 60.0]]])
     regions = Regions(boxes=box, scores=jnp.zeros((1, 1)), mask=jnp.ones((1, 1), bool))
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def embed(picture, padding, global_box):
-        settings = dataclasses.replace(SETTINGS, global_box=global_box, regions_per_chunk=None)
-        pixels = jnp.pad(picture, ((0, 0), (0, 0), (0, padding), (0, 0)))
+    @functools.partial(jax.jit, static_argnums=1)
+    def embed(pixels, padding):
+        settings = dataclasses.replace(SETTINGS, padding=padding)
         sizes = jnp.array([[64, 64]])
         return embed_with_student(model, variables, pixels, sizes, regions, settings)
 
-    (region, image), (wide_region, wide_image) = (embed(picture, p, "image") for p in (64, 96))
-    assert relative_error(image, wide_image) < 1e-5
-    assert relative_error(region, wide_region) < 1e-5
-    (_, canvas), (_, wide_canvas) = (embed(picture, p, "canvas") for p in (64, 96))
-    assert relative_error(canvas, wide_canvas) > 1e-2
-    (_, bare_image), (_, bare_canvas) = (embed(picture, 0, b) for b in ("image", "canvas"))
-    np.testing.assert_array_equal(bare_image, bare_canvas)
+    found, expected = (embed(pixels, padding) for padding in ("invisible", "reference"))
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-5
 
 
 def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(

@@ -66,13 +66,6 @@ class ArrayRecordSource:
         """(height, width) of every picture as stored; None in a directory that was not measured."""
         return self._sizes
 
-    def upright(self, index: int) -> bool | None:
-        """Whether a picture is higher than wide; None in a directory that was not measured."""
-        if self._sizes is None:
-            return None
-        height, width = self._sizes[index]
-        return bool(height > width)
-
     def __repr__(self) -> str:
         return f"ArrayRecordSource({str(self._directory)!r})"
 

@@ -87,10 +87,6 @@ class BoxedPictures:
         """Boxes, classes and crowd flags of a record."""
         return self._pictures[index].boxes[:3]
 
-    def upright(self, index: int) -> bool:
-        """Whether a picture is higher than wide."""
-        return self._pictures[index].height > self._pictures[index].width
-
     def sizes(self) -> Int[np.ndarray, "N 2"]:
         """(height, width) of every picture, without opening it."""
         return np.array([(p.height, p.width) for p in self._pictures], np.int32).reshape(-1, 2)

@@ -117,10 +117,6 @@ class TfdsBoxesSource:
         """Boxes, classes and crowd flags of a record."""
         return self._boxes(_read(self, self._examples, index), index)[:3]
 
-    def upright(self, index: int) -> None:
-        """Whether a picture is higher than wide: not known without opening it."""
-        return None
-
     def sizes(self) -> None:
         """Sizes of pictures: not known without opening them."""
         return None
