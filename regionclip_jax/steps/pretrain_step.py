@@ -190,7 +190,7 @@ def region_losses(
     """Distillation and concept contrast, each the mean over kept regions, then over groups.
 
     Memory beyond the embeddings: ``B * regions_per_softmax * C`` logits of student and teacher,
-    forward and backward, and ``groups * C`` counts of labels.
+    forward and backward, ``B * C`` counts of labels, and both pools at unit length.
     """
     num_concepts = frozen.student_concepts.shape[0]
     keep = group_regions(labels.keep, settings.images_per_group)
