@@ -76,6 +76,8 @@ def rn50_coco() -> ml_collections.ConfigDict:
         concept_threshold=0.1,
         # 96 images on 32 GPUs: the reference's region losses see 3 images.
         images_per_group=3,
+        regions_per_softmax=None,
+        image_text_chunk=None,
         image_text_weight=1.0,
         distillation_weight=1.0,
         contrastive_weight=1.0,
@@ -235,6 +237,7 @@ def scenes() -> ml_collections.ConfigDict:
         dict(
             job="train_clip",
             matmul_precision="default",
+            image_text_chunk=None,
             model=model,
             data=data,
             optimizer=optimizer,
@@ -264,6 +267,8 @@ def scenes() -> ml_collections.ConfigDict:
                 teacher_temperature=0.07,
                 concept_threshold=0.5,
                 images_per_group=None,
+                regions_per_softmax=None,
+                image_text_chunk=None,
                 image_text_weight=1.0,
                 distillation_weight=1.0,
                 contrastive_weight=1.0,

@@ -13,6 +13,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.job = "train_clip"
     config.matmul_precision = "default"
+    config.image_text_chunk = None
     config.model = dict(preset="RN50", init_from="", dtype="bfloat16")
     config.data = dict(
         source="coco_folder",

@@ -164,6 +164,12 @@ class RegionsSection:
     # Images whose regions are each other's negatives; None means the global batch. The reference
     # computes the region losses per GPU.
     images_per_group: int | None
+    # Regions of each picture that are compared with all concepts at once, rematerialised; None for
+    # all. For large pools: docs/large_batches.md.
+    regions_per_softmax: int | None
+    # Texts that meet the pictures at once in the image-text loss, in a ring if there are several
+    # devices; None makes the matrix of the whole batch. For large batches: docs/large_batches.md.
+    image_text_chunk: int | None
     image_text_weight: float
     distillation_weight: float
     contrastive_weight: float
@@ -358,6 +364,8 @@ class TrainClipConfig:
     job: str
     # jax_default_matmul_precision: "default" (fast) or "highest" (fp32 parity on accelerators).
     matmul_precision: str
+    # As in RegionsSection.
+    image_text_chunk: int | None
     model: ModelSection
     data: DataSection
     optimizer: OptimizerSection

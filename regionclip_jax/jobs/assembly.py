@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -42,10 +43,15 @@ from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.data.sources.webdataset import WebDatasetSource
 from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
+from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
+from regionclip_jax.losses.image_text_blockwise import (
+    chunked_image_text_loss,
+    ring_image_text_loss,
+)
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
-from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.sharding.mesh import DATA_AXIS, make_mesh
 from regionclip_jax.steps.detector_step import DetectorSettings
 from regionclip_jax.steps.localizer_step import LocalizerSettings
 from regionclip_jax.steps.predict_step import (
@@ -383,6 +389,16 @@ def build_state(
         return create_train_state(variables, section.frozen_patterns, optimizer)
 
 
+def build_image_text_loss(chunk: int | None, run: RunSection) -> ImageTextLoss:
+    """The whole matrix without a chunk; else blocks, in a ring where devices share the batch."""
+    if chunk is None:
+        return image_text_loss
+    mesh = build_mesh(run.batch_size, "run.batch_size")
+    if mesh.shape[DATA_AXIS] == 1:
+        return functools.partial(chunked_image_text_loss, chunk=chunk)
+    return functools.partial(ring_image_text_loss, chunk=chunk, mesh=mesh, axis=DATA_AXIS)
+
+
 def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSettings:
     """The numbers of the objective.
 
@@ -417,6 +433,7 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
         teacher_temperature=section.teacher_temperature,
         concept_threshold=section.concept_threshold,
         images_per_group=section.images_per_group,
+        regions_per_softmax=section.regions_per_softmax,
         image_text_weight=section.image_text_weight,
         distillation_weight=section.distillation_weight,
         contrastive_weight=section.contrastive_weight,

@@ -19,6 +19,7 @@ from regionclip_jax.models.text_transformer import TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer
 from regionclip_jax.ops.crops import crop_and_resize
 from regionclip_jax.ops.normalization import normalize_crops_for_clip
+from regionclip_jax.ops.region_chunks import map_regions
 from regionclip_jax.ops.roi_align import roi_align
 
 
@@ -184,7 +185,8 @@ def _of_crops(
         )
         return _apply_to_crops(model, variables, crops, method)
 
-    return _in_chunks(embed, boxes, regions_per_chunk, differentiated)
+    unroll = differentiated and jax.default_backend() == "cpu"
+    return map_regions(embed, boxes, regions_per_chunk, unroll=unroll)
 
 
 def encode_crops(
@@ -213,7 +215,7 @@ def encode_crops(
         crops = normalize_crops_for_clip(crops)
         return _apply_to_crops(model, variables, crops, model.encode_image)
 
-    return _in_chunks(embed, boxes, regions_per_chunk, differentiated=False)
+    return map_regions(embed, boxes, regions_per_chunk)
 
 
 def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]:
@@ -221,26 +223,6 @@ def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]
     flat = crops.reshape(num_images * num_regions, *crops.shape[2:])
     out = model.apply(variables, flat, method=method)
     return out.reshape(num_images, num_regions, *out.shape[1:])
-
-
-def _in_chunks(
-    embed, boxes, regions_per_chunk: int | None, differentiated: bool
-) -> Float[Array, "B R *out"]:
-    """``embed``, of so many boxes of each picture at once; rematerialised."""
-    num_images, num_regions, _ = boxes.shape
-    num_chunks = -(-num_regions // (regions_per_chunk or max(num_regions, 1)))
-    if num_chunks <= 1:
-        return embed(boxes)
-    # Equal chunks: with the whole picture as region 101, chunks of 25 would pad to 125.
-    size = -(-num_regions // num_chunks)
-    padded = jnp.pad(boxes, ((0, 0), (0, num_chunks * size - num_regions), (0, 0)))
-    chunks = padded.reshape(num_images, num_chunks, size, 4).swapaxes(0, 1)
-    unroll = num_chunks if differentiated and jax.default_backend() == "cpu" else 1
-    _, out = jax.lax.scan(
-        lambda carry, chunk: (carry, jax.checkpoint(embed)(chunk)), None, chunks, unroll=unroll
-    )
-    out = out.swapaxes(0, 1)
-    return out.reshape(num_images, num_chunks * size, *out.shape[3:])[:, :num_regions]
 
 
 def init_variables(config: CLIPConfig, key: PRNGKeyArray) -> dict:

@@ -196,6 +196,8 @@ def regions() -> sections.RegionsSection:
         teacher_temperature=0.1,
         concept_threshold=0.1,
         images_per_group=4,
+        regions_per_softmax=2,
+        image_text_chunk=None,
         image_text_weight=1.0,
         distillation_weight=1.0,
         contrastive_weight=1.0,

@@ -16,6 +16,11 @@ from regionclip_jax.data.faults import TooManyFaults
 from regionclip_jax.data.records import ImageTextRecord
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import assembly
+from regionclip_jax.losses.image_text import image_text_loss
+from regionclip_jax.losses.image_text_blockwise import (
+    chunked_image_text_loss,
+    ring_image_text_loss,
+)
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.steps.pretrain_step import PretrainSettings
 
@@ -362,6 +367,7 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
         teacher_temperature=0.37,
         concept_threshold=0.41,
         images_per_group=2,
+        regions_per_softmax=4,
         image_text_weight=0.43,
         distillation_weight=0.47,
         contrastive_weight=0.53,
@@ -369,7 +375,8 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
     )
     run = dataclasses.replace(run_section, seed=59)
     numbers = dataclasses.asdict(section)
-    del numbers["localizer"]  # a path, not a number
+    # A path, and a choice that is made outside the objective.
+    del numbers["localizer"], numbers["image_text_chunk"]
     expected = PretrainSettings(**numbers, seed=59)
     assert assembly.pretrain_settings(section, run) == expected
 
@@ -396,3 +403,23 @@ def test_an_objective_that_makes_no_sense_is_refused_naming_its_keys(
 def test_one_group_may_be_the_whole_batch(regions, run_section):
     section = dataclasses.replace(regions, images_per_group=None)
     assert assembly.pretrain_settings(section, run_section).images_per_group is None
+
+
+@pytest.mark.parametrize(
+    ("chunk", "num_devices", "form"),
+    [
+        (None, 8, image_text_loss),
+        (16, 1, chunked_image_text_loss),
+        (16, 8, ring_image_text_loss),
+    ],
+)
+def test_the_image_text_loss_is_plain_without_a_chunk_and_a_ring_on_several_devices(
+    monkeypatch, run_section, chunk, num_devices, form
+):
+    devices = jax.devices()[:num_devices]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    loss = assembly.build_image_text_loss(chunk, run_section)
+    if chunk is None:
+        assert loss is form
+    else:
+        assert loss.func is form and loss.keywords["chunk"] == chunk

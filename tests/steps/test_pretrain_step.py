@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from regionclip_jax.losses.image_text_blockwise import ring_image_text_loss
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
@@ -18,7 +20,9 @@ from regionclip_jax.steps.pretrain_step import (
     find_regions,
     label_with_teacher,
     make_pretrain_step,
+    name_regions,
     pretrain_losses,
+    region_losses,
 )
 from regionclip_jax.steps.train_state import create_train_state, model_variables
 from regionclip_jax.structures import Regions
@@ -40,6 +44,7 @@ SETTINGS = PretrainSettings(
     contrastive_weight=1.0,
     padding="invisible",
     regions_per_chunk=3,
+    regions_per_softmax=None,
     roi_align="auto",
     seed=1,
 )
@@ -100,6 +105,26 @@ def test_eight_devices_make_the_update_of_one(start, pair_batch, shard, assert_s
     expected, expected_metrics = step(state, frozen, pair_batch)
     (state8, frozen8), batch8 = shard((state, frozen), pair_batch)
     found, metrics = step(state8, frozen8, batch8)
+    for name, value in expected_metrics.items():
+        assert metrics[name] == pytest.approx(float(value), rel=1e-4), name
+    assert_same_update(state, found, expected)
+
+
+def test_a_step_in_blocks_makes_the_update_of_a_whole_one(
+    start, nano_configs, pair_batch, shard, assert_same_update
+):
+    """Two regions of a picture against the concepts at a time, pictures and texts in a ring."""
+    step, state, frozen = start("vit")
+    expected, expected_metrics = step(state, frozen, pair_batch)
+    (state8, frozen8), batch8 = shard((state, frozen), pair_batch)
+    model, settings = (
+        CLIP(nano_configs["vit"]),
+        dataclasses.replace(SETTINGS, regions_per_softmax=2),
+    )
+    mesh = batch8.mask.sharding.mesh
+    ring = functools.partial(ring_image_text_loss, chunk=1, mesh=mesh, axis="data")
+    in_blocks = jax.jit(make_pretrain_step(model, model, OPTIMIZER, settings, image_text=ring))
+    found, metrics = in_blocks(state8, frozen8, batch8)
     for name, value in expected_metrics.items():
         assert metrics[name] == pytest.approx(float(value), rel=1e-4), name
     assert_same_update(state, found, expected)
@@ -255,3 +280,84 @@ def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
     for _ in range(8):
         state, last = proposing(state, frozen.replace(localizer=variables), pair_batch)
     assert last["loss"] < first["loss"]
+
+
+def objective(regions_per_softmax, images_per_group):
+    """Jitted labels, region losses, and gradients of the region embeddings and the pool."""
+    settings = dataclasses.replace(
+        SETTINGS,
+        regions_per_softmax=regions_per_softmax,
+        images_per_group=images_per_group,
+        teacher_temperature=0.2,
+    )
+
+    def losses(student, teacher, mask, student_concepts, teacher_concepts):
+        frozen = Frozen(None, teacher_concepts, student_concepts)
+        labels = jax.lax.stop_gradient(name_regions(teacher, mask, frozen, settings))
+        distillation, contrastive = region_losses(student, labels, frozen, settings)
+        return distillation + 2 * contrastive, (distillation, contrastive, labels)
+
+    return jax.jit(jax.value_and_grad(losses, (0, 3), has_aux=True))
+
+
+def draw_embeddings(num_images=4, num_regions=7, num_concepts=40):
+    """Of student and teacher, of other widths; a mask; and their concepts."""
+    rng = np.random.default_rng(0)
+    shape = num_images, num_regions
+    mask = rng.random(shape) < 0.8
+    # One picture without a region: where each picture is a group, one that is not counted.
+    mask[2] = False
+    arrays = (rng.standard_normal((*shape, 6)), rng.standard_normal((*shape, 5)))
+    pools = (rng.standard_normal((num_concepts, 6)), rng.standard_normal((num_concepts, 5)))
+    return *map(np.float32, arrays), mask, *map(np.float32, pools)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize(("regions_per_softmax", "images_per_group"), [(1, 2), (3, None), (2, 1)])
+def test_regions_compared_a_few_at_a_time_give_the_same_labels_losses_and_gradients(
+    regions_per_softmax, images_per_group
+):
+    """Chunks that divide the seven regions of a picture, and that do not."""
+    arrays = draw_embeddings()
+    (_, (*expected, labels)), expected_gradients = objective(None, images_per_group)(*arrays)
+    (_, (*found, found_labels)), gradients = objective(regions_per_softmax, images_per_group)(
+        *arrays
+    )
+    assert 0 < labels.keep.sum() < arrays[2].sum()
+    np.testing.assert_array_equal(found_labels.targets, labels.targets)
+    np.testing.assert_array_equal(found_labels.keep, labels.keep)
+    np.testing.assert_allclose(found_labels.confidence, labels.confidence, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for gradient, plain in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_concepts_split_over_devices_give_the_same_numbers_and_are_never_gathered():
+    """Two devices share the pictures, four the concepts; what is exchanged is numbers a region."""
+    arrays = draw_embeddings(num_concepts=64)
+    (_, (*expected, labels)), (expected_gradient, _) = objective(None, 2)(*arrays)
+    mesh = jax.make_mesh((2, 4), ("data", "concepts"), (jax.sharding.AxisType.Auto,) * 2)
+    axes = ("data",) * 3 + ("concepts",) * 2
+    placed = [
+        jax.device_put(x, jax.NamedSharding(mesh, jax.P(axis)))
+        for x, axis in zip(arrays, axes, strict=True)
+    ]
+    compiled = objective(3, 2).lower(*placed).compile()
+    (_, (*found, found_labels)), (gradient, _) = compiled(*placed)
+    np.testing.assert_array_equal(found_labels.targets, labels.targets)
+    np.testing.assert_array_equal(found_labels.keep, labels.keep)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", compiled.as_text())
+    sizes = [np.prod([int(n) for n in shape.split(",")]) for line in gathered
+             for shape in re.findall(r"\[([\d,]+)\]", line)]  # fmt: skip
+    assert sizes and max(sizes) < 64 * 5, gathered
+
+
+def test_memory_of_the_concept_softmax_is_that_of_the_regions_compared_at_once():
+    def temporary_bytes(regions_per_softmax):
+        arrays = draw_embeddings(num_regions=32, num_concepts=5000)
+        compiled = objective(regions_per_softmax, 2).lower(*arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(2) < temporary_bytes(None) / 4
