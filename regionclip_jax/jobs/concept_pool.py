@@ -13,7 +13,7 @@ from regionclip_jax.config import ConceptsSection, ConfigError
 from regionclip_jax.jobs.assembly import blame, choose
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.sharding.agreement import wait_for_all
+from regionclip_jax.sharding.waiting import wait_for_all
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize

@@ -39,6 +39,7 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
+from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
 from regionclip_jax.structures import DetectionBatch
 
@@ -144,15 +145,13 @@ def evaluate_model(
             mask_head = {"params": heads["mask_head"]}
     vocabulary = _vocabulary(section, classes, model, variables, vocabulary_path)
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
-    step = jax.jit(
-        make_predict_step(
-            model,
-            assembly.detect_settings(section),
-            assembly.build_find_regions(section, localizer),
-        ),
-        # Every process takes its own rows.
-        out_shardings=batch_sharding(mesh),
+    predict_step = make_predict_step(
+        model,
+        assembly.detect_settings(section),
+        assembly.build_find_regions(section, localizer),
     )
+    # Every process takes its own rows.
+    step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
     frozen = replicate(
         DetectorVariables(
             variables, vocabulary.embeddings, localizer_variables, box_head, mask_head

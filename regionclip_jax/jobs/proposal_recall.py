@@ -21,6 +21,7 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
+from regionclip_jax.sharding.waiting import start_together
 
 
 def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str, float | None]:
@@ -39,6 +40,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
     variables = replicate(variables, mesh)
 
     # Every process takes its own rows.
+    @start_together
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):
         return propose(

@@ -25,6 +25,7 @@ from regionclip_jax.sharding.global_arrays import (
     whole_everywhere,
 )
 from regionclip_jax.sharding.partition_rules import parameter_shardings
+from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.training import loop
 from regionclip_jax.training.checkpointing import TrainingCheckpoints
@@ -181,11 +182,13 @@ def resume_card(settings: Mapping, contents: Mapping) -> dict:
 
 def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
     """The step, jitted, over this process's numpy batches; the state stays split as it comes."""
-    jitted = jax.jit(
-        step,
-        in_shardings=(shardings, None, None),
-        out_shardings=(shardings, whole_everywhere(mesh)),
-        donate_argnums=0,
+    jitted = start_together(
+        jax.jit(
+            step,
+            in_shardings=(shardings, None, None),
+            out_shardings=(shardings, whole_everywhere(mesh)),
+            donate_argnums=0,
+        )
     )
 
     def run_step(state, batch):
