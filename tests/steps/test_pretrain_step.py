@@ -94,10 +94,11 @@ def test_devices_make_the_updates_of_one(start, pair_batch, two_updates, assert_
     Measured of one update: 2.1e-5 of the largest change of a parameter."""
     step, state, frozen = start("resnet")
     expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
-    for num_devices, fsdp in ((8, 1), (4, 2)):
-        found, metrics = two_updates(step, state, frozen, pair_batch, num_devices, fsdp)
+    for mesh in ((8, 1), (4, 2)):
+        found, metrics = two_updates(step, state, frozen, pair_batch, mesh)
         for one, other in zip(expected_metrics, metrics, strict=True):
-            assert other == pytest.approx(one, rel=1e-4)
+            for name, value in one.items():
+                assert other[name] == pytest.approx(float(value), rel=1e-4), name
         assert_same_update(state, found, expected)
 
 
