@@ -62,8 +62,11 @@ def main(argv: list[str]) -> None:
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
         require_shared(workdir)
-        if jax.config.jax_compilation_cache_dir is None:
-            # A run that goes on does not compile again, nor tune itself to other GPU kernels.
+        joined_cpus = jax.process_count() > 1 and jax.default_backend() == "cpu"
+        if jax.config.jax_compilation_cache_dir is None and not joined_cpus:
+            # A run that goes on does not compile again, nor tune itself to other GPU kernels. Of
+            # joined CPUs only the first process would find its programs, and Gloo has aborted
+            # runs of a loaded program with a compiled one.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         importlib.import_module(module).run(config, workdir)
     except (
