@@ -99,7 +99,7 @@ def test_devices_make_the_updates_of_one(parts, batch, two_updates, assert_same_
         make(frozen_norm=False, with_masks=False, regions_per_chunk=None) if live_norm else make()
     )
     (expected, losses), (found, metrics) = (
-        two_updates(step, state, frozen, batch, *mesh) for mesh in ((1, 1), (8, 4))
+        two_updates(step, state, frozen, batch, mesh) for mesh in (None, (8, 4))
     )
     for a, b in zip(jax.tree.leaves(losses), jax.tree.leaves(metrics), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
