@@ -113,6 +113,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
     config.run = dict(
         num_steps=600_000,
         batch_size=96,
+        fsdp=1,
         seed=0,
         log_every=50,
         checkpoint_every=5000,
@@ -227,6 +228,7 @@ def scenes() -> ml_collections.ConfigDict:
     run = dict(
         num_steps=1400,
         batch_size=32,
+        fsdp=1,
         seed=0,
         log_every=100,
         checkpoint_every=300,

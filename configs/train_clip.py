@@ -51,6 +51,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
     config.run = dict(
         num_steps=50_000,
         batch_size=1024,
+        fsdp=1,
         seed=0,
         log_every=50,
         checkpoint_every=1000,

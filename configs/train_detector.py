@@ -88,6 +88,7 @@ def coco_ovd_rn50() -> ml_collections.ConfigDict:
     config.run = dict(
         num_steps=90_000,
         batch_size=16,
+        fsdp=1,
         seed=0,
         log_every=50,
         checkpoint_every=5000,

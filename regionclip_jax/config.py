@@ -120,8 +120,10 @@ class RunSection:
     """How long, how large, how often."""
 
     num_steps: Count
-    # Images of the global batch.
+    # Images of the global batch, which is split over all devices.
     batch_size: Count
+    # Devices that share one copy of parameters and optimizer state; 1: each device has its own.
+    fsdp: Count
     seed: int
     log_every: Count
     checkpoint_every: Count

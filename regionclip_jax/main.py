@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.data.faults import TooManyFaults
     from regionclip_jax.reporting.console import log_own_progress
+    from regionclip_jax.sharding.agreement import HostsDisagree, require_agreement, require_shared
     from regionclip_jax.training.nan_guard import NonFiniteMetric
 
     log_own_progress()
@@ -76,15 +77,21 @@ def main(argv: list[str]) -> None:
             jax.config.update("jax_default_matmul_precision", config.matmul_precision)
         except ValueError as error:
             raise config_module.ConfigError(f"config.matmul_precision: {error}") from error
+        require_agreement({"config": config_module.as_plain(config)})
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.config.jax_compilation_cache_dir is None:
-            # A run that goes on does not compile again, nor tune itself to other GPU kernels.
+        require_shared(workdir)
+        joined_cpus = jax.process_count() > 1 and jax.default_backend() == "cpu"
+        if jax.config.jax_compilation_cache_dir is None and not joined_cpus:
+            # A run that goes on does not compile again, nor tune itself to other GPU kernels. Of
+            # joined CPUs only the first process would find its programs, and Gloo has aborted
+            # runs of a loaded program with a compiled one.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         importlib.import_module(module).run(config, workdir)
     except (
         config_module.ConfigError,
         CheckpointMismatch,
+        HostsDisagree,
         TooManyFaults,
         NonFiniteMetric,
         FileNotFoundError,

@@ -22,6 +22,7 @@ from regionclip_jax.artifacts.model_card import (
 )
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.sharding.waiting import wait_for_all
 
 PARAMS_NAME = "params"
 # How many tensors an error names before it only counts them.
@@ -99,8 +100,10 @@ def load_variables(path: str | Path) -> dict:
 def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
     """Writes a model directory; a model that was there is replaced, other files stay.
 
+    Every process calls it; when it returns, all of them can read the model.
+
     Args:
-        variables: ``{"params", "batch_stats"}`` as ``models.clip`` has them, stored as fp32.
+        variables: ``{"params", "batch_stats"}`` as ``models.clip`` has them, whole, stored as fp32.
 
     Raises:
         CheckpointMismatch: the variables are not those of ``card.architecture``.
@@ -136,6 +139,7 @@ def save_sealed(
         partial = directory / f"{FILE_NAME}.partial"
         partial.write_text(card.to_json(), encoding="utf-8")
         os.replace(partial, card_path)
+    wait_for_all(f"wrote {directory}")
 
 
 def load_card(directory: str | Path) -> ModelCard:

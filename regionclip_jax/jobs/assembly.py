@@ -51,7 +51,7 @@ from regionclip_jax.losses.image_text_blockwise import (
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
-from regionclip_jax.sharding.mesh import DATA_AXIS, make_mesh
+from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
 from regionclip_jax.steps.detector_step import DetectorSettings
 from regionclip_jax.steps.localizer_step import LocalizerSettings
 from regionclip_jax.steps.predict_step import (
@@ -345,9 +345,17 @@ def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -
             raise ConfigError(f"{key}: {error}") from error
 
 
-def build_mesh(batch_size: int, key: str) -> Mesh:
+def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:
+    """All devices, for batches of this size.
+
+    Args:
+        key: of the batch size, for errors.
+    """
+    with blame("run.fsdp"):
+        mesh = make_mesh(fsdp=fsdp)
     with blame(key):
-        return make_mesh(batch_size)
+        require_divisible(batch_size, mesh)
+    return mesh
 
 
 def build_schedule(section: OptimizerSection, num_steps: int) -> optax.Schedule:
@@ -393,10 +401,12 @@ def build_image_text_loss(chunk: int | None, run: RunSection) -> ImageTextLoss:
     """The whole matrix without a chunk; else blocks, in a ring where devices share the batch."""
     if chunk is None:
         return image_text_loss
-    mesh = build_mesh(run.batch_size, "run.batch_size")
-    if mesh.shape[DATA_AXIS] == 1:
+    mesh = build_mesh(run.batch_size, "run.batch_size", run.fsdp)
+    if mesh.size == 1:
         return functools.partial(chunked_image_text_loss, chunk=chunk)
-    return functools.partial(ring_image_text_loss, chunk=chunk, mesh=mesh, axis=DATA_AXIS)
+    return functools.partial(
+        ring_image_text_loss, chunk=chunk, mesh=mesh, axis=(DATA_AXIS, FSDP_AXIS)
+    )
 
 
 def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSettings:

@@ -16,6 +16,7 @@ from regionclip_jax.config import ConceptsSection, ConfigError
 from regionclip_jax.jobs.assembly import blame, choose
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.sharding.waiting import wait_for_all
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize
@@ -128,7 +129,10 @@ def cached_vocabulary(
     chosen = tuple(choose(_TEMPLATE_SETS, templates, "templates"))
     encoder = describe_encoder(model.config, variables["params"])
     known: dict[str, np.ndarray] = {}
-    if path.is_file():
+    is_there = path.is_file()
+    # Nobody writes before all have looked.
+    wait_for_all(f"looked for {path.name}")
+    if is_there:
         found = Vocabulary.load(path)
         same_encoder = found.encoder["parameters_sha256"] == encoder["parameters_sha256"]
         if found.templates == chosen and same_encoder:

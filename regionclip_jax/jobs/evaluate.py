@@ -31,12 +31,15 @@ from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import make_writer
+from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
+    batch_sharding,
     gather_json,
     local_rows,
     replicate,
     to_global_batch,
 )
+from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
 from regionclip_jax.structures import DetectionBatch
 
@@ -120,6 +123,7 @@ def evaluate_model(
     Raises:
         CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not fit.
         ConfigError: the section contradicts itself or the data.
+        HostsDisagree: processes of this run found different data.
     """
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
@@ -127,6 +131,7 @@ def evaluate_model(
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     classes = choose_classes(source, section, heads_card and heads_card.source.get("classes"))
     num_pictures = _require_official(section, source)
+    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
     saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
     if section.regions == LOCALIZER:
@@ -141,13 +146,13 @@ def evaluate_model(
             mask_head = {"params": heads["mask_head"]}
     vocabulary = _vocabulary(section, classes, model, variables, vocabulary_path)
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
-    step = jax.jit(
-        make_predict_step(
-            model,
-            assembly.detect_settings(section),
-            assembly.build_find_regions(section, localizer),
-        )
+    predict_step = make_predict_step(
+        model,
+        assembly.detect_settings(section),
+        assembly.build_find_regions(section, localizer),
     )
+    # Every process takes its own rows.
+    step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
     frozen = replicate(
         DetectorVariables(
             variables, vocabulary.embeddings, localizer_variables, box_head, mask_head

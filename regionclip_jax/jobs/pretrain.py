@@ -79,7 +79,8 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             "localizer": localizer_variables and variables_hash(localizer_variables),
         },
         export=training_run.as_clip(assembly.architecture(config.student)),
-        make_state=lambda: _build_state(config, student_start, optimizer),
+        make_variables=lambda: student_start,
+        make_state=lambda variables: _build_state(config, variables, optimizer),
         make_step=lambda: make_pretrain_step(
             student,
             teacher,
@@ -100,14 +101,14 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
 
 
 def _build_state(
-    config: PretrainConfig, student_start: dict, optimizer: optax.GradientTransformation
+    config: PretrainConfig, variables: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state at step 0.
 
     Raises:
         ConfigError: the text tower would be trained, and leave the concept pool behind.
     """
-    state = assembly.build_state(config.optimizer, student_start, optimizer)
+    state = assembly.build_state(config.optimizer, variables, optimizer)
     if "text" in state.params:
         raise ConfigError(
             f"optimizer.frozen_patterns: {list(config.optimizer.frozen_patterns)} leave parameters "

@@ -1,5 +1,6 @@
 """How many of the things a localizer proposes: average recall, over all, base and novel classes."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -12,12 +13,15 @@ from regionclip_jax.evaluation import recall
 from regionclip_jax.jobs import assembly
 from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
+    batch_sharding,
     gather_json,
     local_rows,
     replicate,
     to_global_batch,
 )
+from regionclip_jax.sharding.waiting import start_together
 
 
 def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str, float | None]:
@@ -31,10 +35,13 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
     source = assembly.build_boxes_source(section, "evaluation")
     classes = choose_classes(source, section, card.source.get("classes"))
+    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
-    @jax.jit
+    # Every process takes its own rows.
+    @start_together
+    @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):
         return propose(
             localizer,

@@ -19,6 +19,7 @@ from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
 from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.sharding.waiting import wait_for_all
 
 _NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 
@@ -70,12 +71,18 @@ def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
 
 
 def draw(section: ScenesSection, directory: Path, num_labelled: int = 0) -> None:
-    """Draws the data sets; complete ones are kept.
+    """Draws the data sets, in the first process; complete ones are kept.
 
     Args:
         num_labelled: scenes with boxes to train detectors on; 0 draws none.
     """
 
+    if jax.process_index() == 0:
+        _draw(section, directory, num_labelled)
+    wait_for_all("drew the pictures")
+
+
+def _draw(section: ScenesSection, directory: Path, num_labelled: int) -> None:
     def pictures(stream: int, num_things, sizes) -> Pictures:
         return Pictures(
             stream=stream,

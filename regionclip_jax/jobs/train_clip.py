@@ -13,10 +13,6 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
     model = assembly.build_model(config.model, frozen_norm=False)
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
 
-    def make_state():
-        variables = assembly.initial_variables(config.model, config.run.seed)
-        return assembly.build_state(config.optimizer, variables, optimizer)
-
     def make_step():
         image_text = assembly.build_image_text_loss(config.image_text_chunk, config.run)
         step = make_train_clip_step(model, optimizer, image_text)
@@ -29,7 +25,8 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
         settings=as_plain(config),
         contents={"records": len(source)},
         export=training_run.as_clip(assembly.architecture(config.model)),
-        make_state=make_state,
+        make_variables=lambda: assembly.initial_variables(config.model, config.run.seed),
+        make_state=lambda variables: assembly.build_state(config.optimizer, variables, optimizer),
         make_step=make_step,
         make_frozen=dict,
         stream=lambda start: assembly.stream_batches(

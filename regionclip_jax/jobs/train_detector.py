@@ -77,7 +77,8 @@ def run(config: TrainDetectorConfig, workdir: Path) -> Path:
             "localizer": variables_hash(localizer_variables),
         },
         export=export,
-        make_state=lambda: _build_state(config, start, heads, optimizer, pretrained),
+        make_variables=lambda: _start_variables(config, start, heads, pretrained),
+        make_state=lambda variables: _build_state(config, variables, optimizer),
         make_step=lambda: make_detector_step(model, localizer, optimizer, settings),
         make_frozen=make_frozen,
         stream=lambda first: detection_data.stream(
@@ -108,18 +109,10 @@ def _is_pretrained(image_tower: str) -> bool:
     return image_tower == "pretrained"
 
 
-def _build_state(
-    config: TrainDetectorConfig,
-    start: dict,
-    heads: HeadsConfig,
-    optimizer: optax.GradientTransformation,
-    pretrained: bool,
-) -> TrainState:
-    """The state at step 0: CLIP's parameters, and the heads' beside them.
-
-    Raises:
-        ConfigError: the text tower would be trained, and leave the class embeddings behind.
-    """
+def _start_variables(
+    config: TrainDetectorConfig, start: dict, heads: HeadsConfig, pretrained: bool
+) -> dict:
+    """CLIP's variables, and the heads' parameters beside them."""
     tower_key, heads_key = jax.random.split(jax.random.key(config.run.seed))
     variables = start
     if not pretrained:
@@ -130,9 +123,18 @@ def _build_state(
             "batch_stats": fresh["batch_stats"],
         }
     params = variables["params"] | init_heads(heads, heads_key)
-    state = assembly.build_state(
-        config.optimizer, {"params": params, "batch_stats": variables["batch_stats"]}, optimizer
-    )
+    return {"params": params, "batch_stats": variables["batch_stats"]}
+
+
+def _build_state(
+    config: TrainDetectorConfig, variables: dict, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state at step 0.
+
+    Raises:
+        ConfigError: the text tower would be trained, and leave the class embeddings behind.
+    """
+    state = assembly.build_state(config.optimizer, variables, optimizer)
     if "text" in state.params:
         raise ConfigError(
             f"optimizer.frozen_patterns: {list(config.optimizer.frozen_patterns)} leave parameters "

@@ -42,10 +42,6 @@ def run(config: TrainLocalizerConfig, workdir: Path) -> Path:
     settings = assembly.localizer_settings(config.anchors, config.run)
     _require_canvases(config, architecture)
 
-    def make_state():
-        variables = initial_localizer(section, architecture, config.run.seed)
-        return assembly.build_state(config.optimizer, variables, optimizer)
-
     def make_step():
         step = make_localizer_step(localizer, optimizer, settings)
         return lambda state, frozen, batch: step(state, batch)
@@ -61,7 +57,8 @@ def run(config: TrainLocalizerConfig, workdir: Path) -> Path:
             variables,
             LocalizerCard(architecture, {**source, "classes": list(training_set.category_names)}),
         ),
-        make_state=make_state,
+        make_variables=lambda: initial_localizer(section, architecture, config.run.seed),
+        make_state=lambda variables: assembly.build_state(config.optimizer, variables, optimizer),
         make_step=make_step,
         make_frozen=dict,
         stream=lambda start: detection_data.stream(

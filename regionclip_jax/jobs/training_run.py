@@ -16,7 +16,16 @@ from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.reporting.overview import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.progress import Progress
 from regionclip_jax.reporting.writers import make_writer
-from regionclip_jax.sharding.global_arrays import replicate, replicated_like, to_global_batch
+from regionclip_jax.sharding.agreement import require_agreement
+from regionclip_jax.sharding.global_arrays import (
+    described,
+    gather,
+    place,
+    to_global_batch,
+    whole_everywhere,
+)
+from regionclip_jax.sharding.partition_rules import parameter_shardings
+from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.training import loop
 from regionclip_jax.training.checkpointing import TrainingCheckpoints
@@ -26,7 +35,8 @@ from regionclip_jax.training.nan_guard import only_if_finite, require_finite
 MODEL_FOLDER = "model"
 
 # What may be another when a run goes on: where files lie, how fast records come, how the same
-# numbers are computed, and of `run` the cadence. Everything else decides what is learned.
+# numbers are computed and on how many devices, and of `run` the cadence. Everything else decides
+# what is learned.
 _MAY_CHANGE = frozenset(
     {
         "matmul_precision",
@@ -54,6 +64,7 @@ _MAY_CHANGE = frozenset(
         # What comes after the training changes nothing of it.
         "evaluation",
         "run.num_steps",
+        "run.fsdp",
         "run.log_every",
         "run.checkpoint_every",
         "run.checkpoints_to_keep",
@@ -69,7 +80,8 @@ def train(
     settings: Mapping,
     contents: Mapping,
     export: Callable[[Path, dict, dict], None],
-    make_state: Callable[[], TrainState],
+    make_variables: Callable[[], dict],
+    make_state: Callable[[dict], TrainState],
     make_step: Callable,
     make_frozen: Callable,
     stream: Callable[[int], Iterator],
@@ -82,11 +94,15 @@ def train(
         contents: JSON-able facts about what lies behind the recipe's paths (number of records,
             hash of the teacher); like the settings they must be the same on resuming.
         export: writes the model directory, given the variables and the source for its card.
-        make_state: the state at step 0.
+        make_variables: the model's variables before the first step, as files or a seed give them:
+            whole, on the host or on one device.
+        make_state: these variables -> the state at step 0; jitted, so that what an optimizer
+            remembers comes into being split, as it is nowhere whole.
         make_step: ``(state, frozen, batch) -> (state, metrics)`` builder; jitted here, once, with
             the state donated.
-        make_frozen: what the step only reads; replicated on the mesh. Called when the run is known
-            to be the same one and to have steps left, so a refused run changes nothing.
+        make_frozen: what the step only reads; split by the same rules as the state. Called when
+            the run is known to be the same one and to have steps left, so a refused run changes
+            nothing.
         stream: global record count -> this process's batches from there on.
 
     Returns:
@@ -94,9 +110,13 @@ def train(
 
     Raises:
         CheckpointMismatch: ``workdir`` holds a run of another recipe.
-        ConfigError: it is already further than ``run.num_steps``.
+        ConfigError: it is already further than ``run.num_steps``, or the devices do not fit.
+        HostsDisagree: processes of this run found different data.
     """
-    mesh = build_mesh(run.batch_size, "run.batch_size")
+    require_agreement({"contents": contents})
+    mesh = build_mesh(run.batch_size, "run.batch_size", run.fsdp)
+    shapes = jax.eval_shape(lambda: make_state(make_variables()))
+    shardings = parameter_shardings(shapes, mesh)
     checkpoints = TrainingCheckpoints(
         workdir / "checkpoints",
         max_to_keep=run.checkpoints_to_keep,
@@ -104,9 +124,12 @@ def train(
     )
     # Closing waits for the checkpoint that is being written, also on the way out of an error.
     with contextlib.closing(checkpoints):
-        restored = checkpoints.restore_latest(replicated_like(jax.eval_shape(make_state), mesh))
+        restored = checkpoints.restore_latest(described(shapes, shardings))
         if restored is None:
-            state, start_step = replicate(make_state(), mesh), 0
+            variables = make_variables()
+            variables = place(variables, parameter_shardings(variables, mesh))
+            state = jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(variables)
+            start_step = 0
         else:
             state, position = restored
             start_step = position["step"]
@@ -117,6 +140,8 @@ def train(
                 f"{start_step}; ask for more steps, or start another run with another --workdir"
             )
         if start_step < run.num_steps:
+            frozen = make_frozen()
+            frozen = place(frozen, parameter_shardings(frozen, mesh))
             state = _run_steps(
                 workdir,
                 run,
@@ -124,11 +149,11 @@ def train(
                 state,
                 start_step,
                 checkpoints,
-                _placed(make_step(), replicate(make_frozen(), mesh), mesh),
+                _on_mesh(make_step(), shardings, frozen, mesh),
                 stream,
             )
     model = workdir / MODEL_FOLDER
-    export(model, jax.device_get(state.variables), {"run": name})
+    export(model, gather(state.variables), {"run": name})
     logging.info("%s: model written", model)
     return model
 
@@ -160,9 +185,16 @@ def resume_card(settings: Mapping, contents: Mapping) -> dict:
     return card
 
 
-def _placed(step: Callable, frozen, mesh: Mesh) -> Callable:
-    """The step, jitted, over this process's numpy batches."""
-    jitted = jax.jit(step, donate_argnums=0)
+def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
+    """The step, jitted, over this process's numpy batches; the state stays split as it comes."""
+    jitted = start_together(
+        jax.jit(
+            step,
+            in_shardings=(shardings, None, None),
+            out_shardings=(shardings, whole_everywhere(mesh)),
+            donate_argnums=0,
+        )
+    )
 
     def run_step(state, batch):
         batch = to_global_batch(batch, mesh)

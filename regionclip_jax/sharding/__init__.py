@@ -1,1 +1,1 @@
-"""The mesh of devices, and the one place where host arrays become device arrays."""
+"""The mesh of devices, what of a model lies where, and the one crossing from host to device."""

@@ -1,25 +1,63 @@
-"""The mesh of devices a job runs on."""
+"""The mesh of devices a job runs on: the same two axes for one chip and for a pod."""
+
+import collections
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh
 
-DATA_AXIS = "data"
+# A batch is split over both; parameters and what an optimizer remembers over the second.
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
 
-def make_mesh(batch_size: int) -> Mesh:
-    """All devices on one ``data`` axis.
+def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices as ``data`` x ``fsdp``.
+
+    They stay in the order of their processes: a process then has rows of a batch that lie together,
+    as the data pipeline deals them out, and a batch has the same order on any number of processes.
+    Neighbours, which have the fastest link, split the parameters.
 
     Args:
-        batch_size: of the global batch, which is split over the devices.
+        fsdp: devices that share one copy of the parameters.
+        devices: those to use; None for all.
 
     Raises:
-        ValueError: the batch does not divide among the devices.
+        ValueError: ``fsdp`` does not divide the number of devices.
     """
-    devices = jax.devices()
-    if batch_size % len(devices):
+    devices = sorted(
+        jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
+    )
+    count = len(devices)
+    if count % fsdp:
+        fitting = [size for size in range(1, count + 1) if count % size == 0]
         raise ValueError(
-            f"batch size {batch_size} does not divide among {len(devices)} devices "
-            f"({devices[0].platform}); choose a multiple of {len(devices)}"
+            f"{fsdp} does not divide the {count} devices ({devices[0].platform}) of this run; "
+            f"choose one of {fitting}"
         )
-    # Auto: the compiler chooses the collectives (jax.make_mesh defaults to explicit axis types).
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    grid = np.array(devices).reshape(-1, fsdp)
+    # Auto: the compiler chooses the collectives.
+    return Mesh(grid, (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2)
+
+
+def require_divisible(batch_size: int, mesh: Mesh) -> None:
+    """Sees to it that every device gets as much of a global batch as any other.
+
+    Raises:
+        ValueError: it does not divide among the devices, or they do not divide among the processes.
+    """
+    of_process = collections.Counter(device.process_index for device in mesh.devices.flat)
+    (fewest, low), (most, high) = (f(of_process.items(), key=lambda i: i[1]) for f in (min, max))
+    if low != high:
+        raise ValueError(
+            f"process {fewest} has {low} devices, process {most} has {high}, but each reads an "
+            "equal part of the batch; start them with equally many"
+        )
+    count = mesh.size
+    if batch_size % count:
+        below = batch_size // count * count
+        near = " or ".join(str(size) for size in (below, below + count) if size)
+        raise ValueError(
+            f"batch size {batch_size} does not divide among {count} devices "
+            f"({mesh.devices.flat[0].platform}); choose a multiple of {count}, such as {near}"
+        )

@@ -1,9 +1,8 @@
 """Which axis of a parameter is split over which axis of the mesh: rules on paths, first match wins.
 
-Every job replicates its state today (one ``data`` axis, see ``mesh``). The rules serve models and
-optimizer states that do not fit one device: on a mesh with an ``fsdp`` axis each large tensor is
-split along its output channels, small ones are kept whole. They change no number (tests compare a
-step on a split state with one on a whole state).
+Each large tensor is split along its output channels over the ``fsdp`` axis, small ones are kept
+whole; with an axis of one device everything is whole. They change no number but by rounding (tests
+compare steps on split states with steps on whole ones).
 """
 
 import re
@@ -12,13 +11,18 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-FSDP_AXIS = "fsdp"
+from regionclip_jax.sharding.mesh import FSDP_AXIS
+
 _LAST = PartitionSpec(None, FSDP_AXIS)
 # (pattern found anywhere in a path, spec). A momentum has the path of its parameter at its end.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # One vector or number a module: batch norm, layer norm, biases, the logit scale.
     (r"(^|/)(scale|bias|mean|var|logit_scale|class_embedding)$", PartitionSpec()),
     (r"/token_embedding$", PartitionSpec(FSDP_AXIS, None)),
+    # Embeddings of a concept pool or of classes: every region asks for all of them.
+    (r"_(concepts|embeddings)$", PartitionSpec()),
+    # A detector's heads: the four numbers of a box, the one of a cell.
+    (r"(^|/)(box_head/deltas|mask_head/predictor)/kernel$", PartitionSpec()),
     (r"/(positional_embedding|projection)$", _LAST),
     # Linear maps [in, out]; convolutions [k, k, in, out], patches among them.
     (r"_proj/kernel$|/c_fc/kernel$", _LAST),
@@ -31,8 +35,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 def parameter_shardings(tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = RULES):
     """A ``NamedSharding`` for every leaf of a tree of parameters, states or shapes.
 
-    A dimension that the mesh's axis does not divide stays whole, and so does everything on a mesh
-    without an ``fsdp`` axis.
+    A dimension that the mesh's axis does not divide stays whole.
 
     Raises:
         ValueError: naming the paths that no rule matches, or whose rank the rule does not fit.
@@ -59,4 +62,4 @@ def parameter_shardings(tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionSp
 
 
 def _divides(mesh: Mesh, axis: str | None, side: int) -> bool:
-    return axis is None or (axis in mesh.shape and side % mesh.shape[axis] == 0)
+    return axis is None or side % mesh.shape[axis] == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.sharding.agreement import flat
 
 _ASK = "continue it with its own settings, or start this run with another --workdir"
 
@@ -76,7 +77,7 @@ class TrainingCheckpoints:
         )
 
     def restore_latest(self, abstract_state) -> tuple[object, dict] | None:
-        """Read the newest checkpoint.
+        """Read the newest checkpoint, however many devices and processes wrote it.
 
         Args:
             abstract_state: the state as ``jax.ShapeDtypeStruct`` leaves with their shardings
@@ -86,7 +87,8 @@ class TrainingCheckpoints:
             (state, position) with position = {"step", "records", "card"}; None when there is none.
 
         Raises:
-            CheckpointMismatch: when the stored tensors are not those of ``abstract_state``.
+            CheckpointMismatch: when the stored tensors are not those of ``abstract_state``, or
+                not all there.
         """
         self.wait()
         step = self._manager.latest_step()
@@ -100,10 +102,18 @@ class TrainingCheckpoints:
                     position=ocp.args.JsonRestore(),
                 ),
             )
-        except ValueError as error:
+        # For tensors whose bytes are gone Orbax raises a bare Exception.
+        except Exception as error:
+            where = self.directory / str(step)
+            if not isinstance(error, ValueError) or "NOT_FOUND" in str(error):
+                raise CheckpointMismatch(
+                    f"{where}: cannot be read as a whole: files are missing or damaged. Every "
+                    "process that wrote it left its share (state/ocdbt.process_*): bring all of "
+                    "them together, or delete this checkpoint to go on from the one before it. "
+                    f"Orbax says: {str(error)[:300]}"
+                ) from error
             raise CheckpointMismatch(
-                f"{self.directory / str(step)}: its tensors are not those of this run; {_ASK}. "
-                f"Orbax says: {error}"
+                f"{where}: its tensors are not those of this run; {_ASK}. Orbax says: {error}"
             ) from error
         return restored["state"], restored["position"]
 
@@ -120,7 +130,7 @@ class TrainingCheckpoints:
         position = self._manager.restore(
             step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
         )["position"]
-        stored, ours = _flat(position["card"]), _flat(self._card)
+        stored, ours = flat(position["card"]), flat(self._card)
         differences = [
             f"{key}: there {stored.get(key, 'absent')!r}, here {ours.get(key, 'absent')!r}"
             for key in sorted(stored.keys() | ours.keys())
@@ -132,17 +142,3 @@ class TrainingCheckpoints:
                 f"{self.directory / str(step)} belongs to another run ({'; '.join(differences)}); "
                 f"{_ASK}"
             )
-
-
-def _flat(card: object, prefix: str = "") -> dict[str, object]:
-    """Nested dicts and sequences as {"a.b.0": leaf}, so that JSON's lists equal Python's tuples."""
-    if isinstance(card, dict) and card:
-        items = card.items()
-    elif isinstance(card, list | tuple) and card:
-        items = enumerate(card)
-    else:
-        return {prefix: list(card) if isinstance(card, tuple) else card}
-    flat = {}
-    for key, value in items:
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -195,7 +195,13 @@ def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, varian
 
 def run_section(**changes) -> dict:
     known = dict(
-        num_steps=1, batch_size=1, seed=0, log_every=1, checkpoint_every=1, checkpoints_to_keep=1
+        num_steps=1,
+        batch_size=1,
+        fsdp=1,
+        seed=0,
+        log_every=1,
+        checkpoint_every=1,
+        checkpoints_to_keep=1,
     )
     return known | changes
 

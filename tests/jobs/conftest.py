@@ -178,7 +178,13 @@ def optimizer() -> sections.OptimizerSection:
 @pytest.fixture(scope="session")
 def run_section() -> sections.RunSection:
     return sections.RunSection(
-        num_steps=2, batch_size=8, seed=0, log_every=1, checkpoint_every=1, checkpoints_to_keep=2
+        num_steps=2,
+        batch_size=8,
+        fsdp=1,
+        seed=0,
+        log_every=1,
+        checkpoint_every=1,
+        checkpoints_to_keep=2,
     )
 
 

@@ -320,6 +320,8 @@ def test_an_image_with_more_boxes_than_rows_is_a_mistake_in_the_recipe(evaluatio
 def test_a_batch_that_does_not_divide_among_the_devices_is_a_mistake_in_the_recipe():
     with pytest.raises(ConfigError, match=r"run\.batch_size: .*among 8 devices"):
         assembly.build_mesh(12, "run.batch_size")
+    with pytest.raises(ConfigError, match=r"run\.fsdp: 3 does not divide the 8 devices"):
+        assembly.build_mesh(8, "run.batch_size", fsdp=3)
 
 
 def test_the_schedule_is_the_recipe_s(optimizer):

@@ -40,7 +40,7 @@ def answers(monkeypatch):
 
         monkeypatch.setattr(evaluate, "make_predict_step", make)
         # No program and no devices: the answers are NumPy's.
-        monkeypatch.setattr(evaluate.jax, "jit", lambda step: step)
+        monkeypatch.setattr(evaluate.jax, "jit", lambda step, **how: step)
         monkeypatch.setattr(evaluate, "to_global_batch", lambda batch, mesh: batch)
         monkeypatch.setattr(evaluate, "local_rows", lambda result: result)
         monkeypatch.setattr(

@@ -73,12 +73,11 @@ def test_the_seed_of_the_run_decides_the_weights_and_the_order(
     def stream(section, source, *, batch_size, seed, start_record):
         seen["order"] = (seed, batch_size, start_record)
 
-    def train(workdir, run, *, make_state, stream, **others):
-        make_state()
+    def train(workdir, run, *, make_variables, stream, **others):
+        make_variables()
         stream(16)
 
     monkeypatch.setattr(assembly, "initial_variables", weights)
-    monkeypatch.setattr(assembly, "build_state", lambda *arguments: None)
     monkeypatch.setattr(assembly, "stream_batches", stream)
     monkeypatch.setattr(train_clip.training_run, "train", train)
     train_clip.run(changed(config, {"run.seed": 41}), tmp_path)

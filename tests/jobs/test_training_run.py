@@ -1,6 +1,7 @@
 """The frame of a training job, around a step that takes no time to compile."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -13,8 +14,10 @@ from regionclip_jax import config as sections
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.config import ConfigError, as_plain
-from regionclip_jax.jobs import training_run
+from regionclip_jax.jobs import assembly, training_run
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.sharding.global_arrays import replicate
+from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.train_state import apply_gradients, create_train_state
 from regionclip_jax.training.nan_guard import NonFiniteMetric
 
@@ -37,7 +40,7 @@ def recipe(data, optimizer, run_section):
 
 def step(state, frozen, batch):
     """Moves what is trained by numbers of the batch, of the frozen argument and of the state."""
-    total = batch["x"].sum() * frozen["factor"]
+    total = batch["x"].sum() * frozen["scale"]
     gradients = jax.tree.map(lambda p: 1e-3 * (total + p), state.params)
     metrics = {"loss": total, "skipped_records": (batch["x"] < 0).sum()}
     return apply_gradients(state, gradients, OPTIMIZER), metrics
@@ -63,9 +66,10 @@ def train(nano_weights, tmp_path):
             settings=as_plain(recipe),
             contents={"records": 24, **contents},
             export=training_run.as_clip(PRESETS["nano_vit"]),
-            make_state=lambda: create_train_state(weights, ("^text/",), OPTIMIZER),
+            make_variables=lambda: weights,
+            make_state=lambda variables: create_train_state(variables, ("^text/",), OPTIMIZER),
             make_step=make_step,
-            make_frozen=lambda: {"factor": np.float32(0.5)},
+            make_frozen=lambda: {"scale": np.float32(0.5)},
             stream=lambda start: stream(start, recipe.run.batch_size, broken_from),
         )
 
@@ -230,9 +234,8 @@ def test_batches_on_several_canvases_are_programs_of_one_run():
     def sum_up(state, frozen, batch):
         return state + batch["images"].sum(dtype=jnp.int32) * frozen, {}
 
-    placed = training_run.replicate((jnp.int32(0), jnp.int32(2)), mesh)
-    run_step = training_run._placed(sum_up, placed[1], mesh)
-    state = placed[0]
+    state, frozen = replicate((jnp.int32(0), jnp.int32(2)), mesh)
+    run_step = training_run._on_mesh(sum_up, state.sharding, frozen, mesh)
     for height, width in ((2, 3), (3, 2), (2, 3)):
         state, _ = run_step(state, {"images": np.ones((8, height, width, 3), np.uint8)})
     assert int(state) == 3 * 2 * 8 * 18
@@ -240,6 +243,48 @@ def test_batches_on_several_canvases_are_programs_of_one_run():
 
 def test_what_would_cross_to_the_devices_in_the_loop_unnoticed_is_refused():
     mesh = training_run.build_mesh(8, "run.batch_size")
-    add = training_run._placed(lambda state, frozen, batch: state + frozen, np.ones(3), mesh)
+    state = replicate(jnp.zeros(3), mesh)
+    add = training_run._on_mesh(
+        lambda state, frozen, batch: (state + frozen, {}), state.sharding, np.ones(3), mesh
+    )
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        add(jnp.zeros(3), {"x": np.zeros(8, np.float32)})
+        add(state, {"x": np.zeros(8, np.float32)})
+
+
+@pytest.fixture
+def on_devices(monkeypatch):
+    """``on_devices(number)``: the runs after it have so many devices."""
+
+    def use(number: int) -> None:
+        mesh = functools.partial(make_mesh, devices=jax.devices()[:number])
+        monkeypatch.setattr(assembly, "make_mesh", mesh)
+
+    return use
+
+
+@pytest.mark.property
+@pytest.mark.filterwarnings("error:Some donated buffers were not usable")
+@pytest.mark.parametrize(
+    ("first", "second"), [((8, 1), (4, 1)), ((4, 4), (1, 1)), ((1, 1), (8, 2))]
+)
+def test_a_run_goes_on_with_other_devices_where_it_was_and_learns_the_same(
+    train, recipe, changed, on_devices, tmp_path, first, second
+):
+    """On all devices at once, and two steps each on as many of two meshes (devices, fsdp)."""
+    whole = flatten(load_model(train(recipe, workdir=tmp_path / "whole"))[0])
+    for steps, (number, fsdp) in ((2, first), (4, second)):
+        on_devices(number)
+        part = changed(recipe, {"run.num_steps": steps, "run.fsdp": fsdp})
+        model = train(part, workdir=tmp_path / "parts")
+    assert train.started == [0, 0, 2 * 8]
+    found = flatten(load_model(model)[0])
+    for path in whole:
+        np.testing.assert_allclose(found[path], whole[path], rtol=1e-6, err_msg=path)
+
+
+def test_devices_that_cannot_take_the_run_are_refused(train, recipe, changed, on_devices):
+    on_devices(6)
+    with pytest.raises(ConfigError, match=r"run\.batch_size: .* 8 does not divide among 6"):
+        train(recipe)
+    with pytest.raises(ConfigError, match=r"run\.fsdp: 4 does not divide the 6 devices"):
+        train(changed(recipe, {"run.fsdp": 4}))

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from regionclip_jax.sharding.global_arrays import (
+    batch_sharding,
+    described,
+    gather,
     gather_json,
     local_rows,
+    place,
     replicate,
-    replicated_like,
     to_global_batch,
 )
 from regionclip_jax.sharding.mesh import make_mesh
@@ -25,9 +28,9 @@ from regionclip_jax.structures import ImageTextBatch
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def mesh():
-    return make_mesh(16)
+@pytest.fixture(scope="module", params=[1, 4])
+def mesh(request):
+    return make_mesh(fsdp=request.param)
 
 
 @pytest.fixture
@@ -84,12 +87,24 @@ def test_every_device_gets_a_copy_that_outlives_donation(mesh):
         np.testing.assert_array_equal(given, np.arange(6.0))
 
 
-def test_a_restore_target_has_the_state_s_shapes_and_types_on_every_device(mesh):
-    state = jax.eval_shape(lambda: {"w": jnp.zeros((3, 2), jnp.bfloat16), "step": jnp.int32(0)})
-    target = replicated_like(state, mesh)
-    placed = replicate({"w": jnp.zeros((3, 2), jnp.bfloat16), "step": jnp.int32(0)}, mesh)
-    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
-    assert described == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), placed)
+def test_every_device_gets_its_share_alone_and_the_shares_make_the_whole():
+    mesh = make_mesh(fsdp=4)
+    split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+    whole = {"w": np.arange(24.0, dtype=np.float32).reshape(3, 8), "step": np.int64(7)}
+    placed = place(whole, {"w": split, "step": jax.NamedSharding(mesh, jax.P())})
+    assert {shard.data.shape for shard in placed["w"].addressable_shards} == {(3, 2)}
+    back = gather(placed)
+    np.testing.assert_array_equal(back["w"], whole["w"])
+    assert isinstance(back["w"], np.ndarray) and back["step"] == 7
+
+
+def test_a_restore_target_has_the_state_s_shapes_types_and_shardings(mesh):
+    state = {"w": jnp.zeros((8, 2), jnp.bfloat16), "step": jnp.int32(0)}
+    shardings = {"w": batch_sharding(mesh), "step": jax.NamedSharding(mesh, jax.P())}
+    target = described(jax.eval_shape(lambda: state), shardings)
+    placed = place(state, shardings)
+    found = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
+    assert found == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), placed)
 
 
 def test_one_process_gathers_its_own_records():
@@ -98,25 +113,46 @@ def test_one_process_gathers_its_own_records():
 
 
 TWO_PROCESSES = """
-import json, sys
+import json, pathlib, sys
 import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from regionclip_jax.sharding.global_arrays import gather_json, local_rows, to_global_batch
+from regionclip_jax.sharding.agreement import HostsDisagree, require_agreement, require_shared
+from regionclip_jax.sharding.global_arrays import (
+    gather, gather_json, local_rows, place, to_global_batch
+)
 from regionclip_jax.sharding.mesh import make_mesh
-mesh, me = make_mesh(8), jax.process_index()
+mesh, me = make_mesh(fsdp=4), jax.process_index()
 rows = to_global_batch({"x": 10.0 * me + np.arange(4.0, dtype=np.float32)}, mesh)
 step = jax.jit(lambda tree: {"total": tree["x"].sum(), "double": 2 * tree["x"]})
 out = local_rows(step(rows))
+split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+whole = gather(place({"w": np.arange(8.0).reshape(2, 4)}, {"w": split}))
 # Of different lengths: the first process has nothing to say.
 records = gather_json([{"id": me, "name": "\\u00e9"}] * (3 * me))
-print("RESULT", json.dumps([rows["x"].shape, float(out["total"]), out["double"].tolist(), records]))
+
+def complaint(check, *arguments):
+    try:
+        check(*arguments)
+    except HostsDisagree as error:
+        return str(error)
+
+shared, own = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[3]) / str(me)
+own.mkdir()
+said = [
+    complaint(require_agreement, {"run": {"seed": 0, "sizes": (1, 2)}}),
+    complaint(require_agreement, {"run": {"seed": me}}),
+    complaint(require_shared, shared),
+    complaint(require_shared, own),
+]
+print("RESULT", json.dumps([rows["x"].shape, float(out["total"]), out["double"].tolist(), records,
+                            whole["w"].tolist(), said]))
 """
 
 
 @pytest.mark.command
-def test_two_processes_see_one_batch_keep_their_own_rows_and_join_their_records():
+def test_two_processes_see_one_batch_keep_their_rows_and_say_where_they_disagree(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -124,7 +160,7 @@ def test_two_processes_see_one_batch_keep_their_own_rows_and_join_their_records(
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, address, str(number)],
+            [sys.executable, "-c", TWO_PROCESSES, address, str(number), str(tmp_path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -140,7 +176,13 @@ def test_two_processes_see_one_batch_keep_their_own_rows_and_join_their_records(
     for number, (out, error) in enumerate(said):
         assert processes[number].returncode == 0, error[-3000:]
         (line,) = [line for line in out.splitlines() if line.startswith("RESULT ")]
-        shape, total, double, records = json.loads(line.removeprefix("RESULT "))
+        shape, total, double, records, whole, said = json.loads(line.removeprefix("RESULT "))
         assert shape == [8] and total == 0 + 1 + 2 + 3 + 10 + 11 + 12 + 13
         assert double == [2 * (10 * number + row) for row in range(4)]
         assert records == [{"id": 1, "name": "é"}] * 3
+        assert whole == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        same, other_seed, shared, unshared = said
+        assert same is None and shared is None
+        assert other_seed.startswith("run.seed: 0 in process 0") and "1 in process 1" in other_seed
+        assert "not seen by process 1" in unshared and "all hosts share" in unshared
+    assert not list(tmp_path.glob(".seen*")) and not list(tmp_path.glob("*/.seen*"))

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from regionclip_jax.artifacts.detector_heads import HeadsConfig, init_heads
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
 from regionclip_jax.models.localizer import LocalizerConfig
@@ -16,7 +17,7 @@ from regionclip_jax.sharding.partition_rules import parameter_shardings
 
 @pytest.fixture(scope="module")
 def mesh():
-    return jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return make_mesh(fsdp=2)
 
 
 def split_bytes(shapes, shardings):
@@ -39,18 +40,20 @@ def test_half_of_nearly_all_numbers_lies_on_each_of_two_devices(mesh, name):
     assert found["params/logit_scale"] == PartitionSpec()
 
 
-def test_localizers_and_optimizer_states_are_covered(mesh):
+def test_localizers_heads_and_optimizer_states_are_covered(mesh):
     import optax
 
     shapes = abstract_localizer(LocalizerConfig(blocks=(3, 4, 6, 3), pyramid_channels=256))
     assert split_bytes(shapes, parameter_shardings(shapes, mesh)) < 0.51
+    heads = jax.eval_shape(lambda: init_heads(HeadsConfig(1024, 2048), jax.random.key(0)))
+    assert split_bytes(heads, parameter_shardings(heads, mesh)) < 0.51
     state = jax.eval_shape(optax.adamw(1e-3).init, abstract_variables(PRESETS["scenes"])["params"])
     assert split_bytes(state, parameter_shardings(state, mesh)) < 0.52
 
 
-def test_without_an_fsdp_axis_and_where_it_does_not_divide_tensors_stay_whole(mesh):
+def test_on_an_fsdp_axis_of_one_and_where_it_does_not_divide_tensors_stay_whole(mesh):
     shapes = abstract_variables(PRESETS["scenes"])
-    for sharding in jax.tree.leaves(parameter_shardings(shapes, make_mesh(8))):
+    for sharding in jax.tree.leaves(parameter_shardings(shapes, make_mesh())):
         assert sharding.is_fully_replicated
     odd = {"params": {"head": {"kernel": jnp.zeros((1, 1, 4, 15))}}}
     (sharding,) = jax.tree.leaves(parameter_shardings(odd, mesh))

@@ -1,10 +1,18 @@
-"""A fixed batch of drawn pictures, and the eight devices as one data axis."""
+"""A fixed batch of drawn pictures, and two updates on any mesh of the eight devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from regionclip_jax.sharding.global_arrays import (
+    gather,
+    place,
+    to_global_batch,
+    whole_everywhere,
+)
+from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.structures import ImageTextBatch
 
 
@@ -23,14 +31,31 @@ def pair_batch() -> ImageTextBatch:
 
 
 @pytest.fixture(scope="session")
-def shard():
-    """``shard(replicated, batch)``: on eight devices, the batch split along its first axis."""
-    devices = jax.devices("cpu")
-    assert len(devices) == 8
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-    everywhere = jax.NamedSharding(mesh, jax.P())
-    split = jax.NamedSharding(mesh, jax.P("data"))
-    return lambda tree, batch: (jax.device_put(tree, everywhere), jax.device_put(batch, split))
+def two_updates():
+    """``two_updates(step, state, frozen, batch, mesh)``: state, and metrics of both updates.
+
+    On a mesh of so many (devices, fsdp), everything split by the rules and the state donated as in
+    a job; on one device, by the jitted step as it is, without one.
+    """
+
+    def run(step, state, frozen, batch, mesh: tuple[int, int] | None = None):
+        if mesh is None:
+            after, first = step(state, frozen, batch)
+            after, second = step(after, frozen, batch)
+            return after, [first, second]
+        mesh = make_mesh(fsdp=mesh[1], devices=jax.devices()[: mesh[0]])
+        shardings = parameter_shardings(state, mesh)
+        step = jax.jit(step, out_shardings=(shardings, whole_everywhere(mesh)), donate_argnums=0)
+        before, batch = place(state, shardings), to_global_batch(batch, mesh)
+        frozen = place(frozen, parameter_shardings(frozen, mesh))
+        after, first = step(before, frozen, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+        if mesh.shape["fsdp"] > 1:
+            assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(after))
+        after, second = step(after, frozen, batch)
+        return gather(after), [gather(first), gather(second)]
+
+    return run
 
 
 @pytest.fixture(scope="session")

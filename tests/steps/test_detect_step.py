@@ -13,6 +13,9 @@ from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.sharding.global_arrays import place, to_global_batch
+from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
     DetectSettings,
@@ -188,7 +191,8 @@ def test_detection_is_one_program_on_canvases_of_any_size(
     assert boxes.min() >= 0 and (boxes.max(0) <= [width, height] * 2).all()
 
 
-def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyramid, shard):
+def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyramid):
+    """Four devices share a copy of CLIP and localizer."""
     model, clip = resnet
     localizer, localizer_variables = pyramid
     settings = dataclasses.replace(
@@ -205,7 +209,9 @@ def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyra
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
     batch = make_batch(8, 1)
     expected = step(variables, batch)
-    found = step(*shard(variables, batch))
+    mesh = make_mesh(fsdp=4)
+    split = place(variables, parameter_shardings(variables, mesh))
+    found = step(split, to_global_batch(batch, mesh))
     assert expected.mask.any(-1).all()
     np.testing.assert_array_equal(found.classes, expected.classes)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.02)

@@ -62,7 +62,7 @@ def batch() -> DetectionBatch:
 
 @pytest.fixture(scope="module")
 def parts(nano_configs, nano_variables, nano_localizer):
-    """Step, state and frozen parts of a nano detector with a mask head."""
+    """Jitted step, state and frozen parts of a nano detector with a mask head."""
     card, localizer = nano_localizer
     rng = np.random.default_rng(1)
     clip = nano_variables("resnet")
@@ -80,45 +80,35 @@ def parts(nano_configs, nano_variables, nano_localizer):
     frozen = FrozenDetectorParts(localizer, rng.normal(size=(5, 32)).astype(np.float32))
     state = create_train_state(variables, FROZEN, optimizer)
 
-    def make(settings=SETTINGS):
-        model = CLIP(nano_configs["resnet"])
-        return make_detector_step(model, Localizer(card.architecture), optimizer, settings)
+    @functools.cache
+    def make(frozen_norm=True, **changes):
+        model = CLIP(nano_configs["resnet"], frozen_norm)
+        settings = dataclasses.replace(SETTINGS, **changes)
+        step = make_detector_step(model, Localizer(card.architecture), optimizer, settings)
+        return jax.jit(step)
 
     return make, state, frozen
 
 
-@functools.cache
-def _jit(step):
-    return jax.jit(step)
-
-
-def run(step, state, frozen, batch, num_devices):
-    """New state and metrics, from a step whose batch is split over so many devices."""
-    mesh = jax.make_mesh(
-        (num_devices,),
-        ("data",),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.devices()[:num_devices],
-    )
-    everywhere = jax.device_put((state, frozen), jax.NamedSharding(mesh, jax.P()))
-    split = jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data")))
-    return jax.device_get(jax.jit(step)(*everywhere, split))
-
-
 @pytest.mark.property
-def test_a_detector_step_on_eight_devices_is_that_on_one(parts, batch):
+@pytest.mark.parametrize("live_norm", [False, True])
+def test_devices_make_the_updates_of_one(parts, batch, two_updates, assert_same_update, live_norm):
+    """Also with the live norms of a tower from random weights, which see the global batch."""
     make, state, frozen = parts
-    step = make()
-    one, many = (run(step, state, frozen, batch, count) for count in (1, 8))
-    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(many[1]), strict=True):
-        np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6)
-    for a, b in zip(jax.tree.leaves(one[0].params), jax.tree.leaves(many[0].params), strict=True):
+    step = (
+        make(frozen_norm=False, with_masks=False, regions_per_chunk=None) if live_norm else make()
+    )
+    (expected, losses), (found, metrics) = (
+        two_updates(step, state, frozen, batch, mesh) for mesh in (None, (8, 4))
+    )
+    for a, b in zip(jax.tree.leaves(losses), jax.tree.leaves(metrics), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    assert_same_update(state, found, expected)
 
 
 def test_losses_fall_and_nothing_frozen_moves(parts, batch):
     make, state, frozen = parts
-    step, start = _jit(make()), state
+    step, start = make(), state
     losses = []
     for _ in range(12):
         state, metrics = step(state, frozen, batch)
@@ -138,8 +128,8 @@ def test_a_row_that_is_no_picture_changes_no_loss(parts, batch):
     """Nothing is sampled of it: the losses are those of the seven pictures."""
     make, state, frozen = parts
     seven = jax.tree.map(lambda x: x[:7], batch)
-    step = make(dataclasses.replace(SETTINGS, regions_per_chunk=None))
-    whole, part = (jax.device_get(_jit(step)(state, frozen, b)[1]) for b in (batch, seven))
+    step = make(regions_per_chunk=None)
+    whole, part = (jax.device_get(step(state, frozen, b)[1]) for b in (batch, seven))
     assert whole["skipped_records"] == 1 and part["skipped_records"] == 0
     # The draws differ with the number of rows, so counts are compared, not sums.
     assert whole["positives"] == pytest.approx(part["positives"], abs=0.05)
@@ -153,25 +143,27 @@ def test_masks_need_the_objects_rasters(parts, batch):
 
 
 @pytest.mark.property
-def test_a_localizer_step_on_eight_devices_is_that_on_one_and_its_losses_fall(
-    nano_localizer, batch
+def test_devices_make_the_updates_of_one_to_a_localizer_and_its_losses_fall(
+    nano_localizer, batch, two_updates, assert_same_update
 ):
+    """With live norms, which see the global batch."""
     card, variables = nano_localizer
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05))
     settings = LocalizerSettings(
         anchors_per_image=32, positive_fraction=0.5, negative_below=0.3, positive_from=0.7, seed=0
     )
-    step = make_localizer_step(Localizer(card.architecture), optimizer, settings)
-
-    def wrapped(state, frozen, batch):
-        return step(state, batch)
-
-    state = create_train_state(variables, ("norm",), optimizer)
-    one, many = (run(wrapped, state, (), batch, count) for count in (1, 8))
-    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(many[1]), strict=True):
-        np.testing.assert_allclose(b, a, rtol=2e-5, atol=1e-6)
-    losses = []
+    localizer = Localizer(card.architecture, frozen_norm=False)
+    step = make_localizer_step(localizer, optimizer, settings)
+    jitted = jax.jit(lambda state, frozen, batch: step(state, batch))
+    start = create_train_state(variables, (), optimizer)
+    (expected, metrics), (found, on_mesh) = (
+        two_updates(jitted, start, (), batch, mesh) for mesh in (None, (4, 4))
+    )
+    for a, b in zip(jax.tree.leaves(metrics), jax.tree.leaves(on_mesh), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    assert_same_update(start, found, expected)
+    state, losses = start, []
     for _ in range(15):
-        state, metrics = _jit(wrapped)(state, (), batch)
+        state, metrics = jitted(state, (), batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])

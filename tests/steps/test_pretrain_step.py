@@ -12,7 +12,7 @@ from regionclip_jax.losses.image_text_blockwise import ring_image_text_loss
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
-from regionclip_jax.sharding.partition_rules import parameter_shardings
+from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
     PretrainSettings,
@@ -98,48 +98,35 @@ def test_the_losses_fall_and_what_is_frozen_stays(start, pair_batch, name):
                                               strict=True))  # fmt: skip
 
 
-def test_eight_devices_make_the_update_of_one(start, pair_batch, shard, assert_same_update):
-    """Groups of four images span four devices. Measured: 2.1e-5 of the largest change of
-    a parameter."""
+def test_devices_make_the_updates_of_one(start, pair_batch, two_updates, assert_same_update):
+    """Groups of four images span four devices, or two pairs of them that share the parameters.
+    Measured of one update: 2.1e-5 of the largest change of a parameter."""
     step, state, frozen = start("resnet")
-    expected, expected_metrics = step(state, frozen, pair_batch)
-    (state8, frozen8), batch8 = shard((state, frozen), pair_batch)
-    found, metrics = step(state8, frozen8, batch8)
-    for name, value in expected_metrics.items():
-        assert metrics[name] == pytest.approx(float(value), rel=1e-4), name
-    assert_same_update(state, found, expected)
+    expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
+    for mesh in ((8, 1), (4, 2)):
+        found, metrics = two_updates(step, state, frozen, pair_batch, mesh)
+        for one, other in zip(expected_metrics, metrics, strict=True):
+            for name, value in one.items():
+                assert other[name] == pytest.approx(float(value), rel=1e-4), name
+        assert_same_update(state, found, expected)
 
 
-def test_a_step_in_blocks_makes_the_update_of_a_whole_one(
-    start, nano_configs, pair_batch, shard, assert_same_update
+def test_a_step_in_blocks_makes_the_updates_of_a_whole_one(
+    start, nano_configs, pair_batch, two_updates, assert_same_update
 ):
     """Two regions of a picture against the concepts at a time, pictures and texts in a ring."""
     step, state, frozen = start("vit")
-    expected, expected_metrics = step(state, frozen, pair_batch)
-    (state8, frozen8), batch8 = shard((state, frozen), pair_batch)
-    model, settings = (
-        CLIP(nano_configs["vit"]),
-        dataclasses.replace(SETTINGS, regions_per_softmax=2),
+    expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
+    model = CLIP(nano_configs["vit"])
+    settings = dataclasses.replace(SETTINGS, regions_per_softmax=2)
+    ring = functools.partial(
+        ring_image_text_loss, chunk=1, mesh=make_mesh(fsdp=2), axis=("data", "fsdp")
     )
-    mesh = batch8.mask.sharding.mesh
-    ring = functools.partial(ring_image_text_loss, chunk=1, mesh=mesh, axis="data")
-    in_blocks = jax.jit(make_pretrain_step(model, model, OPTIMIZER, settings, image_text=ring))
-    found, metrics = in_blocks(state8, frozen8, batch8)
-    for name, value in expected_metrics.items():
-        assert metrics[name] == pytest.approx(float(value), rel=1e-4), name
-    assert_same_update(state, found, expected)
-
-
-def test_a_split_state_makes_the_update_of_a_whole_one(start, pair_batch, assert_same_update):
-    """Parameters and momenta over two devices, the batch over four pairs of them."""
-    step, state, frozen = start("resnet")
-    expected, _ = step(state, frozen, pair_batch)
-    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    placed = jax.device_put(state, parameter_shardings(state, mesh))
-    whole = jax.device_put(frozen, jax.NamedSharding(mesh, jax.P()))
-    batch = jax.device_put(pair_batch, jax.NamedSharding(mesh, jax.P("data")))
-    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(placed.opt_state))
-    found, _ = step(placed, whole, batch)
+    in_blocks = make_pretrain_step(model, model, OPTIMIZER, settings, image_text=ring)
+    found, metrics = two_updates(in_blocks, state, frozen, pair_batch, (8, 2))
+    for one, other in zip(expected_metrics, metrics, strict=True):
+        for name, value in one.items():
+            assert other[name] == pytest.approx(float(value), rel=1e-4), name
     assert_same_update(state, found, expected)
 
 

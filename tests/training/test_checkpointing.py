@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from regionclip_jax.sharding.global_arrays import described, place
+from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.training import checkpointing
 
 CARD = {"architecture": {"layers": (1, 2)}, "batch": 8, "seed": 0}
@@ -78,6 +81,24 @@ def test_restored_arrays_have_the_shardings_asked_for(tmp_path):
     )
     state, _ = run.restore_latest(wanted)
     assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(state))
+    run.close()
+
+
+@pytest.mark.parametrize("lost", ["ocdbt.process_0", "d"])
+def test_a_checkpoint_that_lacks_a_share_is_refused_with_the_remedy(tmp_path, lost):
+    """As when each host wrote to a disk of its own."""
+    mesh = make_mesh(fsdp=4)
+    split = jax.NamedSharding(mesh, jax.P("fsdp"))
+    values = np.random.default_rng(0).random(4096, np.float32)
+    state = place({"w": values}, {"w": split})
+    run = open_run(tmp_path)
+    run.save(1, state, records=8)
+    run.wait()
+    shutil.rmtree(tmp_path / "1" / "state" / lost)
+    with pytest.raises(checkpointing.CheckpointMismatch) as caught:
+        run.restore_latest(described(state, {"w": split}))
+    message = str(caught.value)
+    assert f"{tmp_path / '1'}: cannot be read" in message and "bring all of them" in message
     run.close()
 
 

@@ -1,0 +1,104 @@
+"""Processes of one run see to it that they are of one mind.
+
+Processes that run different programs do not fail: they wait for each other for ever, or learn
+something nobody asked for. So what could differ between hosts is compared before anything is
+compiled. With one process all of this is nothing.
+"""
+
+import hashlib
+import json
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from regionclip_jax.sharding.global_arrays import gather_json
+from regionclip_jax.sharding.waiting import wait_for_all
+
+
+class HostsDisagree(Exception):
+    """Processes of one run have different recipes, data, or working directories."""
+
+
+def require_agreement(facts: Mapping) -> None:
+    """Compares JSON-able facts of all processes, by a hash and, where it differs, one by one.
+
+    Raises:
+        HostsDisagree: in every process, with the first key that differs and its values.
+    """
+    if jax.process_count() == 1:
+        return
+    own = flat(json.loads(json.dumps(facts)))
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    if len(set(gather_json([digest]))) > 1:
+        raise HostsDisagree(first_difference(gather_json([own]), gather_json([_own_name()])))
+
+
+def first_difference(facts: Sequence[Mapping[str, object]], names: Sequence[str]) -> str:
+    """In words, where the facts of a process first differ from those of the first one.
+
+    Args:
+        facts: of each process, flat.
+        names: of the processes.
+    """
+    first = facts[0]
+    for key in sorted(set().union(*facts)):
+        for other, name in zip(facts, names, strict=True):
+            values = [some.get(key, "absent") for some in (first, other)]
+            if values[0] != values[1]:
+                return (
+                    f"{key}: {values[0]!r} in {names[0]}, {values[1]!r} in {name}; start all "
+                    "processes of a run with the same recipe, flags and data"
+                )
+    raise ValueError("the facts of all processes are the same")
+
+
+def require_shared(folder: Path) -> None:
+    """A file that the first process writes must be there for all.
+
+    Raises:
+        HostsDisagree: in every process, with those that do not see it.
+    """
+    if jax.process_count() == 1:
+        return
+    # A name nobody asked for before, so that no cache of a network file system knows it as missing.
+    (token, *_) = gather_json([secrets.token_hex(8)])
+    path = folder / f".seen_by_all.{token}"
+    if jax.process_index() == 0:
+        path.touch()
+    wait_for_all("wrote a file for all to see")
+    seen, names = gather_json([path.exists()]), gather_json([_own_name()])
+    if jax.process_index() == 0:
+        path.unlink()
+    if not all(seen):
+        raise HostsDisagree(unshared(folder, seen, names))
+
+
+def unshared(folder: Path, seen: Sequence[bool], names: Sequence[str]) -> str:
+    """In words, which processes do not see the first one's file."""
+    blind = [name for name, sees in zip(names, seen, strict=True) if not sees]
+    more = f" and {len(blind) - 3} more" if len(blind) > 3 else ""
+    return (
+        f"--workdir {folder}: what {names[0]} writes there is not seen by {', '.join(blind[:3])}"
+        f"{more}; give a folder of a file system that all hosts share"
+    )
+
+
+def _own_name() -> str:
+    return f"process {jax.process_index()} ({socket.gethostname()})"
+
+
+def flat(facts: object, prefix: str = "") -> dict[str, object]:
+    """Nested dicts and sequences as {"a.b.0": leaf}, so that JSON's lists equal Python's tuples."""
+    if isinstance(facts, dict) and facts:
+        items = facts.items()
+    elif isinstance(facts, list | tuple) and facts:
+        items = enumerate(facts)
+    else:
+        return {prefix: list(facts) if isinstance(facts, tuple) else facts}
+    leaves = {}
+    for key, value in items:
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

@@ -1,0 +1,131 @@
+"""Two processes of two devices each, joined over the loopback as hosts of a pod are."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+
+pytestmark = pytest.mark.command
+
+NUM_STEPS = 14
+
+START = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+address, number, *sys.argv[1:] = sys.argv[1:]
+jax.distributed.initialize(address, num_processes=2, process_id=int(number))
+from absl import app
+from regionclip_jax import main
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+RECIPE = """
+import runpy
+from regionclip_jax.models.presets import PRESETS, CLIPConfig
+
+PRESETS["nano"] = CLIPConfig(
+    64, 1, 16, 16, 2, embed_dim=12,
+    vocab_size=49408, context_length=77, text_width=16, text_heads=2, text_layers=1,
+)
+
+def get_config():
+    config = runpy.run_path("configs/train_clip.py")["rn50_coco"]()
+    config.matmul_precision, config.model.dtype = "highest", "float32"
+    config.model.preset = "nano"
+    config.data.path, config.data.split = {coco!r}, "train"
+    config.data.short_side, config.data.max_long_side = 42, 64
+    config.data.canvas_sizes = ((64, 64),)
+    config.data.num_threads, config.data.context_length = 1, 16
+    config.optimizer.warmup_steps = 2
+    config.run.num_steps, config.run.batch_size = {num_steps}, 8
+    config.run.log_every, config.run.checkpoint_every = 1, 2
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, coco_folder) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "train_clip_nano.py"
+    path.write_text(RECIPE.format(coco=str(coco_folder), num_steps=NUM_STEPS))
+    return path
+
+
+@pytest.fixture
+def start(command, recipe):
+    """``start(workdir)``: the two processes; four devices share a copy of the parameters."""
+    started = []
+
+    def launch(workdir: Path) -> list[subprocess.Popen]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        usual = command(recipe, workdir, "--config.run.fsdp=4")
+        usual["env"] = {k: v for k, v in usual["env"].items() if "COMPILATION_CACHE" not in k}
+        flags = usual.pop("args")[3:]
+        pair = []
+        for number in range(2):
+            with (workdir.parent / f"{workdir.name}.{number}.log").open("a") as log:
+                arguments = [sys.executable, "-c", START, address, str(number), *flags]
+                pair.append(subprocess.Popen(arguments, stdout=log, stderr=log, **usual))
+        started.extend(pair)
+        return pair
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def parameters(model: Path) -> dict[str, np.ndarray]:
+    return flatten(load_model(model)[0])
+
+
+def said(workdir: Path, number: int) -> str:
+    return (workdir.parent / f"{workdir.name}.{number}.log").read_text()
+
+
+def finish(pair: list[subprocess.Popen], workdir: Path) -> None:
+    for number, process in enumerate(pair):
+        assert process.wait(timeout=600) == 0, said(workdir, number)[-3000:]
+
+
+def test_two_processes_that_are_killed_and_go_on_end_as_one_that_never_stopped(
+    start, run_main, recipe, tmp_path
+):
+    """Bit for bit as two that never stopped; as one process of one device but for rounding."""
+    whole, parts, alone = (tmp_path / name for name in ("whole", "parts", "alone"))
+    finish(start(whole), whole)
+
+    pair = start(parts)
+    deadline = time.monotonic() + 600
+    while not (parts / "checkpoints" / "4").exists():
+        assert all(process.poll() is None for process in pair) and time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in pair:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (parts / "model").exists()
+    finish(start(parts), parts)
+    assert "resumes after step" in said(parts, 0)
+    # What one process writes for all is written once.
+    assert len(list(whole.glob("events.*"))) == 1
+    assert not list(whole.glob(".seen_by_all.*"))
+
+    expected, found = parameters(whole / "model"), parameters(parts / "model")
+    assert expected.keys() == found.keys()
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+    done = run_main(recipe, alone)
+    assert done.returncode == 0, done.stderr
+    for path, value in parameters(alone / "model").items():
+        np.testing.assert_allclose(expected[path], value, rtol=1e-3, atol=1e-4, err_msg=path)

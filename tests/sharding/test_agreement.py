@@ -1,0 +1,45 @@
+"""What processes of one run must agree on, and how they say that they do not."""
+
+import pytest
+
+from regionclip_jax.sharding.agreement import (
+    first_difference,
+    flat,
+    require_agreement,
+    require_shared,
+    unshared,
+)
+
+NAMES = ("process 0 (a)", "process 1 (b)", "process 2 (c)")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"run": {"seed": 0, "batch_size": 16}, "canvas": (64,)}, "run.batch_size: 8 in"),
+        ({"run": {"seed": 1, "batch_size": 8}, "canvas": (64, 32)}, "canvas.1: 'absent' in"),
+        ({"run": {"batch_size": 8}, "canvas": (64,)}, "run.seed: 0 in"),
+    ],
+)
+def test_the_first_key_that_differs_is_named_with_both_values_and_processes(other, message):
+    usual = {"run": {"seed": 0, "batch_size": 8}, "canvas": (64,)}
+    said = first_difference([flat(usual), flat(usual), flat(other)], NAMES)
+    assert said.startswith(message) and "process 0 (a)" in said and "process 2 (c)" in said
+
+
+def test_facts_are_compared_leaf_by_leaf_and_lists_equal_tuples():
+    assert flat({"a": {"b": (1, 2)}, "c": []}) == {"a.b.0": 1, "a.b.1": 2, "c": []}
+    assert flat({"a": [1], "c": ()}) == flat({"a": (1,), "c": []})
+
+
+def test_the_processes_that_do_not_see_a_folder_are_named(tmp_path):
+    said = unshared(tmp_path, [True, False, False], NAMES)
+    assert f"--workdir {tmp_path}" in said and "process 1 (b), process 2 (c);" in said
+    many = unshared(tmp_path, [True] + [False] * 9, [f"process {n}" for n in range(10)])
+    assert "process 1, process 2, process 3 and 6 more;" in many
+
+
+def test_one_process_agrees_with_itself_and_writes_nothing(tmp_path):
+    require_agreement({"seed": 0})
+    require_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
