@@ -13,7 +13,10 @@ pretrain.sh and its yaml files set. regionclip_jax/config.py says what each key 
 
 import ml_collections
 
-CLIP_CANVASES = ((800, 1344), (1344, 800), (1344, 1344))
+# Multiples of 32 that hold every picture of the paper's resize: those of 4:3, all longer ones, and
+# an epoch's rest. On COCO's sizes 8.4% of the pixels are padding, with the 4:3 ones left out 17%,
+# in batches of any shape 51% (docs/static_shapes.md).
+CLIP_CANVASES = ((800, 1088), (1088, 800), (800, 1344), (1344, 800), (1344, 1344))
 
 
 def rn50_coco() -> ml_collections.ConfigDict:
@@ -34,13 +37,17 @@ def rn50_coco() -> ml_collections.ConfigDict:
         source="coco_folder",
         path="data/coco",
         split="train2017",
-        short_side=800,
+        # Several sources, e.g. (dict(source="array_record", path="data/cc3m", split="", weight=3),
+        # dict(source="coco_folder", path="data/coco", split="train2017", weight=1)).
+        mixture=(),
+        short_sides=(800,),
         max_long_side=1333,
         resize_method="bicubic_truncate",
-        # Multiples of 32 that hold every picture of this resize: landscape, portrait, mixed
-        # batches.
         canvas_sizes=CLIP_CANVASES,
+        group_by_canvas=True,
         flip_probability=0.5,
+        # The reference's; 3 of 1,000 captions of COCO say left or right.
+        flip_directional_captions=True,
         context_length=77,
         num_threads=16,
         num_workers=0,
@@ -69,11 +76,13 @@ def rn50_coco() -> ml_collections.ConfigDict:
         concept_threshold=0.1,
         # 96 images on 32 GPUs: the reference's region losses see 3 images.
         images_per_group=3,
+        regions_per_softmax=None,
+        image_text_chunk=None,
         image_text_weight=1.0,
         distillation_weight=1.0,
         contrastive_weight=1.0,
-        # The reference's global box covers the padding too ("canvas").
-        global_box="image",
+        # A knowing departure: in "reference" a picture's features depend on its batch.
+        padding="invisible",
         regions_per_chunk=25,
         roi_align="auto",
     )
@@ -150,9 +159,11 @@ def vitb16_coco() -> ml_collections.ConfigDict:
         "^logit_scale",
     )
     # Self-attention over an 800 x 1344 canvas would see 4,200 patches; the grid was made for 196.
-    config.data.short_side = 448
+    config.data.short_sides = (448,)
     config.data.max_long_side = 746
-    config.data.canvas_sizes = ((448, 752), (752, 448), (752, 752))
+    # As above, whole patches: 8.4% of the pixels are padding.
+    config.data.canvas_sizes = ((448, 608), (608, 448), (448, 752), (752, 448), (752, 752))
+    config.data.flip_directional_captions = False
     return config
 
 
@@ -185,12 +196,15 @@ def scenes() -> ml_collections.ConfigDict:
         source="array_record",
         path="",
         split="",
-        short_side=None,
+        mixture=(),
+        short_sides=None,
         max_long_side=None,
         resize_method="bicubic_truncate",
         canvas_sizes=((96, 96),),
+        group_by_canvas=False,
         # The drawn world has a left and a right; a mirror would double what there is to learn.
         flip_probability=0.0,
+        flip_directional_captions=False,
         context_length=32,
         num_threads=2,
         num_workers=0,
@@ -225,6 +239,7 @@ def scenes() -> ml_collections.ConfigDict:
         dict(
             job="train_clip",
             matmul_precision="default",
+            image_text_chunk=None,
             model=model,
             data=data,
             optimizer=optimizer,
@@ -254,10 +269,12 @@ def scenes() -> ml_collections.ConfigDict:
                 teacher_temperature=0.07,
                 concept_threshold=0.5,
                 images_per_group=None,
+                regions_per_softmax=None,
+                image_text_chunk=None,
                 image_text_weight=1.0,
                 distillation_weight=1.0,
                 contrastive_weight=1.0,
-                global_box="image",
+                padding="invisible",
                 regions_per_chunk=None,
                 roi_align="auto",
             ),
@@ -344,7 +361,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
         flip_probability=0.0,
         max_boxes=4,
         repeat_threshold=None,
-        group_by_aspect=False,
+        group_by_canvas=False,
         num_threads=2,
         num_workers=0,
         fault_fraction=0.01,

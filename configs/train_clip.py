@@ -13,17 +13,21 @@ def rn50_coco() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.job = "train_clip"
     config.matmul_precision = "default"
+    config.image_text_chunk = None
     config.model = dict(preset="RN50", init_from="", dtype="bfloat16")
     config.data = dict(
         source="coco_folder",
         path="data/coco",
         split="train2017",
+        mixture=(),
         # The whole picture on CLIP's 224 x 224 canvas: no crop cuts off what the caption names.
-        short_side=168,
+        short_sides=(168,),
         max_long_side=224,
         resize_method="bicubic_truncate",
         canvas_sizes=((224, 224),),
+        group_by_canvas=False,
         flip_probability=0.5,
+        flip_directional_captions=False,
         context_length=77,
         num_threads=16,
         num_workers=0,

@@ -36,32 +36,55 @@ class ModelSection:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixturePart:
+    """One of several sources, each visited in epochs of its own."""
+
+    # As in DataSection.
+    source: str
+    path: str
+    split: str
+    # Its share of the records is this over the sum of all weights, whatever the sources' lengths.
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSection:
     """Pictures with captions, as batches."""
 
-    # "coco_folder", "tsv_pairs" or "array_record".
+    # "coco_folder", "caption_table", "webdataset", "tsv_pairs", "tfds" or "array_record"; their
+    # layouts are in docs/data_sources.md.
     source: str
-    # Folder (or .tsv file) of the source.
+    # Folder (or table, or .tsv file) of the source.
     path: str
-    # Split of a COCO folder, e.g. "train2017"; "" for the other sources.
+    # Split of a COCO folder or of TFDS, e.g. "train2017"; "" for the other sources.
     split: str
-    # Short side and cap of the long side in pixels after resizing; None keeps pictures as they are.
-    short_side: int | None
+    # Several sources in place of the one above, whose path is then ""; () for that one.
+    mixture: tuple[MixturePart, ...]
+    # Short sides to choose from at each visit, and the cap of the long side, in pixels; None keeps
+    # pictures as they are. (The reference's pretraining has one.)
+    short_sides: tuple[int, ...] | None
     max_long_side: int | None
     # "bicubic_truncate" (the reference's pretraining), "bicubic_uncapped" (the same, with its
     # oversight for long pictures) or "bilinear_round" (its detection).
     resize_method: str
     # Static canvas sizes (height, width); a batch takes the smallest that holds all its pictures.
+    # Each is one more compilation; docs/static_shapes.md measures how many are worth it.
     canvas_sizes: tuple[tuple[int, int], ...]
+    # Batches of pictures that need the same canvas, where a source knows sizes without opening
+    # pictures; several processes can have several canvases only so.
+    group_by_canvas: bool
     # Probability of a mirrored picture.
     flip_probability: float
+    # Mirror also where the caption says left or right, as the reference does.
+    flip_directional_captions: bool
     # Tokens a caption is cut or padded to, at most 77; a cut caption keeps its end token.
     context_length: int
     # Threads that read and decode, in each process and each worker.
     num_threads: Count
     # Worker processes; 0 reads in threads of the training process.
     num_workers: int
-    # The run stops when more than this share of the records seen could not be used ...
+    # The run stops when more than this share of what a source lists, or of the records seen, could
+    # not be used ...
     fault_fraction: float
     # ... and at least this many of them.
     fault_minimum: int
@@ -143,11 +166,18 @@ class RegionsSection:
     # Images whose regions are each other's negatives; None means the global batch. The reference
     # computes the region losses per GPU.
     images_per_group: int | None
+    # Regions of each picture that are compared with all concepts at once, rematerialised; None for
+    # all. For large pools: docs/large_batches.md.
+    regions_per_softmax: int | None
+    # Texts that meet the pictures at once in the image-text loss, in a ring if there are several
+    # devices; None makes the matrix of the whole batch. For large batches: docs/large_batches.md.
+    image_text_chunk: int | None
     image_text_weight: float
     distillation_weight: float
     contrastive_weight: float
-    # The global feature covers the "image" or, as in the reference, the padded "canvas".
-    global_box: str
+    # What a canvas shows beside its picture is "invisible" to features and losses; "reference" lets
+    # it leak into features, and the global feature covers the whole canvas.
+    padding: str
     # Regions of each picture that pass layer4 at once, rematerialised; None for all.
     regions_per_chunk: int | None
     # "auto", "matmul" or "gather" (ops.roi_align).
@@ -158,7 +188,8 @@ class RegionsSection:
 class EvaluationSection:
     """Zero-shot recognition of given boxes, or detection, with the official metrics."""
 
-    # "coco_folder", "lvis_folder" or "array_record", its folder and split.
+    # "coco_folder", "lvis_folder", "pascal_voc", "yolo_labels", "tfds" or "array_record", its
+    # folder and split; the layouts are in docs/data_sources.md.
     source: str
     path: str
     split: str
@@ -206,7 +237,8 @@ class EvaluationSection:
     roi_align: str
     templates: str
     num_threads: Count
-    # The run stops when more than this share of the images could not be used.
+    # The run stops when more than this share of the images, or of the annotations, could not be
+    # used.
     fault_fraction: float
 
 
@@ -238,8 +270,8 @@ class DetectionDataSection:
     max_boxes: Count
     # Images of a class in less than this share of all come more often (LVIS: 0.001); None: never.
     repeat_threshold: float | None
-    # Batches of lying or of upright pictures alone, where sizes are known without opening them.
-    group_by_aspect: bool
+    # As in DataSection; by the canvas needed at the largest short side.
+    group_by_canvas: bool
     num_threads: Count
     num_workers: int
     fault_fraction: float
@@ -334,6 +366,8 @@ class TrainClipConfig:
     job: str
     # jax_default_matmul_precision: "default" (fast) or "highest" (fp32 parity on accelerators).
     matmul_precision: str
+    # As in RegionsSection.
+    image_text_chunk: int | None
     model: ModelSection
     data: DataSection
     optimizer: OptimizerSection

@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 make_environment ""
 workdir="${1:-workdir/scenes_detection}"
 for seed in 0 1 2; do
-  .venv/bin/python -m regionclip_jax.main \
+  # 75 ends this script as well: no seed starts after one that was stopped.
+  .venv/bin/python -m regionclip_jax.main --preempted_status=75 \
     --config=configs/pretrain.py:scenes_detection --workdir="$workdir/seed$seed" \
     --config.seed="$seed" --config.scenes.seed="$seed"
 done

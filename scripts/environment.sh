@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by quickstart.sh and test.sh: an environment in .venv with the tested set of versions.
 # Usage: make_environment EXTRAS, e.g. make_environment test; run from the repository's root.
 make_environment() {

@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 make_environment ""
 workdir="${1:-workdir/scenes}"
 [ $# -gt 0 ] && shift
-.venv/bin/python -m regionclip_jax.main \
+# 75 ends this script as well: a run that was stopped is not followed by its detection.
+.venv/bin/python -m regionclip_jax.main --preempted_status=75 \
   --config=configs/pretrain.py --workdir="$workdir" "$@"
 echo "detection: the same two models, with sliding windows instead of given boxes"
 exec .venv/bin/python -m regionclip_jax.main \

@@ -22,7 +22,7 @@ from regionclip_jax.artifacts.model_card import (
 )
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.presets import CLIPConfig
-from regionclip_jax.sharding.agreement import wait_for_all
+from regionclip_jax.sharding.waiting import wait_for_all
 
 PARAMS_NAME = "params"
 # How many tensors an error names before it only counts them.

@@ -1,9 +1,21 @@
 """One caption of a record, drawn by the record's own generator (spec 4.3)."""
 
+import re
+
 import numpy as np
 
 from regionclip_jax.data.records import ImageTextRecord, RecordError
 from regionclip_jax.text.prompts import TEMPLATES, fill_template
+
+# Characters of a caption that are looked at; 77 tokens are over long before.
+_LONGEST = 10_000
+# A false alarm ("right next to", "left over") costs a mirrored picture and nothing else.
+_DIRECTIONS = re.compile(r"\b(left|right)(most|hand|wards?)?\b", re.IGNORECASE)
+
+
+def mentions_direction(caption: str) -> bool:
+    """Whether a caption tells left from right, so that a mirrored picture would belie it."""
+    return _DIRECTIONS.search(caption) is not None
 
 
 def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source: str) -> str:
@@ -16,8 +28,8 @@ def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source:
     Raises:
         RecordError: all captions are blank and there are no tags.
     """
-    captions = [caption for caption in record.captions if caption.strip()]
-    tags = [tag for tag in record.tags if tag.strip()]
+    captions = [caption[:_LONGEST] for caption in record.captions if _has_words(caption)]
+    tags = [tag[:_LONGEST] for tag in record.tags if _has_words(tag)]
     if not captions and not tags:
         found = f"{len(record.captions)} blank captions" if record.captions else "no caption"
         raise RecordError(source, record.key, f"{found}: expected one with words")
@@ -25,3 +37,8 @@ def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source:
         return captions[int(rng.integers(len(captions)))]
     template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
     return fill_template(template, " ".join(tags[i] for i in rng.permutation(len(tags))))
+
+
+def _has_words(text: str) -> bool:
+    """Whether anything can be seen of a text: not of blanks, NULs and other control characters."""
+    return any(c.isprintable() and not c.isspace() for c in text[:_LONGEST])

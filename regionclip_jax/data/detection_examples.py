@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from regionclip_jax.data.canvas import Size
+from regionclip_jax.data.canvas import CanvasPlan, Size, require_canvas
 from regionclip_jax.data.examples import DetectionExample, Fault, Shard
 from regionclip_jax.data.images import decode_image
 from regionclip_jax.data.object_masks import crop_masks
@@ -49,6 +49,7 @@ class LoadTrainingDetection:
 
     source: Source[DetectionRecord]
     order: EpochOrder
+    plan: CanvasPlan | None
     shard: Shard
     augmentation: DetectionAugmentation
     seed: int
@@ -58,11 +59,17 @@ class LoadTrainingDetection:
         rng = np.random.default_rng((self.seed, position, 2))
         name = repr(self.source)
         try:
-            record = self.source[self.order[position]]
+            index = self.order[position]
+            record = self.source[index]
             original = decode_image(record.image, source=name, key=record.key)
+            example = augment(record, original, self.augmentation, rng)
+            if self.plan is not None:
+                require_canvas(
+                    (self.plan.canvas(index),), *example.image.shape[:2], name, record.key
+                )
         except RecordError as error:
             return Fault(str(error))
-        return augment(record, original, self.augmentation, rng)
+        return example
 
 
 def augment(

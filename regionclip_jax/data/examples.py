@@ -9,9 +9,11 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from regionclip_jax.data.canvas import Size, smallest_canvas
-from regionclip_jax.data.captions import choose_caption
+from regionclip_jax.data.canvas import CanvasPlan, Size, require_canvas
+from regionclip_jax.data.captions import choose_caption, mentions_direction
 from regionclip_jax.data.images import decode_image
+from regionclip_jax.data.mixing import MixtureOrder
+from regionclip_jax.data.order import EpochOrder
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError, Source
 from regionclip_jax.data.transforms import (
     flip_image,
@@ -84,33 +86,40 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class ImageLoading:
-    """What happens to every picture. ``short_side`` None keeps its own size."""
+    """What happens to every picture. ``short_sides`` None keeps its own size."""
 
-    short_side: int | None
+    short_sides: tuple[int, ...] | None
     max_long_side: int | None
     resize_method: str
     canvas_sizes: tuple[Size, ...]
 
-    def load(self, data: bytes, source: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    def load(
+        self,
+        data: bytes,
+        source: str,
+        key: str,
+        *,
+        rng: np.random.Generator | None = None,
+        canvas_sizes: tuple[Size, ...] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The picture, and the factors (y, x) it was resized by.
+
+        Args:
+            source, key: name the record in errors.
+            rng: draws one of the short sides; None takes the first.
+            canvas_sizes: those that this picture may have, if not all.
 
         Raises:
             RecordError: not decodable, or larger than every canvas.
         """
         original = decode_image(data, source=source, key=key)
         image = original
-        if self.short_side is not None:
+        if self.short_sides is not None:
+            choice = 0 if rng is None else rng.integers(len(self.short_sides))
             image = resize_short_side(
-                image, self.short_side, self.max_long_side, self.resize_method
+                image, self.short_sides[choice], self.max_long_side, self.resize_method
             )
-        height, width = image.shape[:2]
-        if smallest_canvas(self.canvas_sizes, height, width) is None:
-            raise RecordError(
-                source,
-                key,
-                f"{height} x {width} (height x width) is larger than every canvas of "
-                f"{self.canvas_sizes}: add a larger canvas or resize",
-            )
+        require_canvas(canvas_sizes or self.canvas_sizes, *image.shape[:2], source, key)
         return image, np.divide(image.shape[:2], original.shape[:2], dtype=np.float32)
 
 
@@ -121,16 +130,20 @@ class LoadImageText:
     Args:
         source: of image-text records.
         order: global position -> index of a record.
+        plan: the canvas of each record, where it is agreed before loading.
         flip_probability: of a mirrored picture.
+        flip_directional_captions: mirror also where the caption tells left from right.
         seed: with the global position it seeds the generator of the visit.
         context_length: tokens a caption is cut or padded to.
     """
 
     source: Source[ImageTextRecord]
-    order: grain.MapDataset[int]
+    order: grain.MapDataset[int] | EpochOrder | MixtureOrder
+    plan: CanvasPlan | None
     shard: Shard
     images: ImageLoading
     flip_probability: float
+    flip_directional_captions: bool
     seed: int
     context_length: int
     keep_end_token: bool
@@ -140,11 +153,16 @@ class LoadImageText:
         rng = np.random.default_rng((self.seed, position))
         name = repr(self.source)
         try:
-            record = self.source[self.order[position]]
-            image, _ = self.images.load(record.image, name, record.key)
-            if rng.random() < self.flip_probability:
-                image = flip_image(image)
+            index = self.order[position]
+            record = self.source[index]
+            canvases = None if self.plan is None else (self.plan.canvas(index),)
+            image, _ = self.images.load(
+                record.image, name, record.key, rng=rng, canvas_sizes=canvases
+            )
+            mirrored = rng.random() < self.flip_probability
             caption = choose_caption(record, rng, source=name)
+            if mirrored and (self.flip_directional_captions or not mentions_direction(caption)):
+                image = flip_image(image)
         except RecordError as error:
             return Fault(str(error))
         (tokens,) = tokenize([caption], self.context_length, self.keep_end_token)

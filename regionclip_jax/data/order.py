@@ -1,4 +1,4 @@
-"""In which order records are visited: epochs of other lengths, batches of one orientation.
+"""In which order records are visited: epochs of other lengths, batches of one kind of picture.
 
 The index at a global position is a pure function of seed and position, so a run that resumes needs
 no more than the number of records it has seen.
@@ -7,7 +7,7 @@ no more than the number of records it has seen.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 
 def repeat_factors(
@@ -29,14 +29,18 @@ def repeat_factors(
 class EpochOrder:
     """Global position -> index of a record, endless and picklable.
 
+    With ``kinds`` the global batches, ``batch_size`` positions from a multiple of it on, hold one
+    kind each, but for what is left of the kinds in an epoch: that is put together by ascending
+    number, so at most one batch for each neighbouring pair of kinds is mixed. An epoch that does
+    not begin or end with a batch shares one with its neighbour; there it has the commonest kind.
+
     Args:
         num_records: N.
         seed: of every draw.
-        batch_size: of the global batch; with ``upright`` each holds one orientation.
+        batch_size: of the global batch.
         repeats: visits of each record an epoch; fractions are rounded anew in every epoch, up with
             the probability of the fraction. None: one visit.
-        upright: orientation of each record. An epoch's last batches, of what is left of both
-            orientations, may be mixed, so that nothing is left out.
+        kinds: number of the kind of each record, such as the canvas it needs. None: all are alike.
     """
 
     def __init__(
@@ -46,32 +50,44 @@ class EpochOrder:
         seed: int,
         batch_size: int,
         repeats: Float[np.ndarray, " N"] | None = None,
-        upright: Bool[np.ndarray, " N"] | None = None,
+        kinds: Int[np.ndarray, " N"] | None = None,
     ):
         if num_records < 1:
             raise ValueError("no records to order")
         self._num_records, self._seed, self._batch_size = num_records, seed, batch_size
-        self._repeats, self._upright = repeats, upright
-        # First positions of the epochs known so far, and the epoch at hand.
-        self._starts = [0]
-        self._epoch, self._indices = -1, np.zeros(0, np.int64)
+        self._repeats, self._kinds = repeats, kinds
+        # Threads share this object, so what they have computed is replaced, never changed: first
+        # positions of the epochs known so far, and the last two epochs arranged, as (number,
+        # indices): where one epoch follows another, threads ask for both.
+        self._starts: tuple[int, ...] = (0,)
+        self._arranged: tuple[tuple[int, Int[np.ndarray, " _"]], ...] = ()
 
     def __getitem__(self, position: int) -> int:
+        epoch, start = self._epoch_at(position)
+        for known, indices in self._arranged:
+            if known == epoch:
+                return int(indices[position - start])
+        indices = self._arrange(epoch, start)
+        self._arranged = (*self._arranged[-1:], (epoch, indices))
+        return int(indices[position - start])
+
+    def kinds_of_batch(self, number: int) -> set[int]:
+        """The kinds in a global batch."""
+        first = number * self._batch_size
+        indices = [self[position] for position in range(first, first + self._batch_size)]
+        return set(self._kinds[indices].tolist())
+
+    def _epoch_at(self, position: int) -> tuple[int, int]:
+        """The epoch of a position, and where it starts."""
         if self._repeats is None:
-            epoch, within = divmod(position, self._num_records)
-        else:
-            while self._starts[-1] <= position:
-                epoch = len(self._starts) - 1
-                self._starts.append(self._starts[-1] + int(self._visits(epoch).sum()))
-            epoch = int(np.searchsorted(self._starts, position, side="right")) - 1
-            within = position - self._starts[epoch]
-        # Threads share this object: what one of them computes is used as a whole or not at all.
-        known, indices = self._epoch, self._indices
-        if known != epoch:
-            indices = self._arrange(epoch)
-            self._epoch, self._indices = -1, indices
-            self._epoch = epoch
-        return int(indices[within])
+            epoch = position // self._num_records
+            return epoch, epoch * self._num_records
+        starts = self._starts
+        while starts[-1] <= position:
+            starts = (*starts, starts[-1] + int(self._visits(len(starts) - 1).sum()))
+        self._starts = starts
+        epoch = int(np.searchsorted(starts, position, side="right")) - 1
+        return epoch, starts[epoch]
 
     def _visits(self, epoch: int) -> Int[np.ndarray, " N"]:
         """Of each record in an epoch."""
@@ -79,19 +95,25 @@ class EpochOrder:
         whole = np.floor(self._repeats)
         return (whole + (rng.random(len(whole)) < self._repeats - whole)).astype(np.int64)
 
-    def _arrange(self, epoch: int) -> Int[np.ndarray, " _"]:
+    def _arrange(self, epoch: int, start: int) -> Int[np.ndarray, " _"]:
         indices = np.arange(self._num_records)
         if self._repeats is not None:
             indices = np.repeat(indices, self._visits(epoch))
         rng = np.random.default_rng((self._seed, epoch, 1))
         indices = rng.permutation(indices)
-        if self._upright is None:
+        if self._kinds is None:
             return indices
+        # What completes the last batch of the epoch before, and what begins the one after.
+        lead = min(-start % self._batch_size, len(indices))
+        tail = (len(indices) - lead) % self._batch_size
+        commonest = np.bincount(self._kinds).argmax()
+        indices = indices[np.argsort(self._kinds[indices] != commonest, kind="stable")]
+        first, last, indices = np.split(indices, [lead, lead + tail])
         batches, rest = [], []
-        for kind in (False, True):
-            own = indices[self._upright[indices] == kind]
+        for kind in np.unique(self._kinds[indices]):
+            own = indices[self._kinds[indices] == kind]
             whole = len(own) // self._batch_size * self._batch_size
-            batches += list(own[:whole].reshape(-1, self._batch_size))
+            batches.append(own[:whole])
             rest.append(own[whole:])
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-        return np.concatenate([*batches, rng.permutation(np.concatenate(rest))])
+        batches = np.concatenate([*batches, *rest, indices[:0]]).reshape(-1, self._batch_size)
+        return np.concatenate([first, rng.permutation(batches).ravel(), last])

@@ -72,10 +72,20 @@ RecordT = TypeVar("RecordT", ImageTextRecord, DetectionRecord, covariant=True)
 
 @runtime_checkable
 class Source(Protocol[RecordT]):
-    """Random access to records. Must be picklable, and ``repr`` must be the same in every run."""
+    """Random access to records. Must be picklable, and ``repr`` must be the same in every run.
+
+    A source that knows the sizes of its pictures without opening them says so by a method
+    ``sizes() -> Int[np.ndarray, "N 2"] | None``, (height, width) as they are decoded.
+    """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> RecordT: ...
 
     def __repr__(self) -> str: ...
+
+
+def known_sizes(source: Source) -> Int[np.ndarray, "N 2"] | None:
+    """(height, width) of all pictures of a source, or None if it would have to open them."""
+    sizes = getattr(source, "sizes", None)
+    return None if sizes is None else sizes()

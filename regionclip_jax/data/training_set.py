@@ -9,9 +9,9 @@ import difflib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-from regionclip_jax.data.records import DetectionRecord
+from regionclip_jax.data.records import DetectionRecord, RecordError, known_sizes
 
 
 class TrainingSet:
@@ -20,8 +20,6 @@ class TrainingSet:
     Attributes:
         category_names: ``class_names``.
         classes_without_box: those that nothing can be learned of.
-        upright: by record, whether the picture is higher than wide; None where the source cannot
-            say without opening it.
         report: counts of what there is and what was left out.
 
     Args:
@@ -53,9 +51,16 @@ class TrainingSet:
             len(self.category_names)
         )
         counts = collections.Counter()
-        self._indices, self._classes, upright = [], [], []
+        self._indices, self._classes = [], []
         for index in range(len(source)):
-            _, classes, crowd = source.annotations(index)
+            try:
+                _, classes, crowd = source.annotations(index)
+            except RecordError:
+                # Its visits say what is wrong, and count.
+                self._indices.append(index)
+                self._classes.append(np.zeros(0, np.int64))
+                counts["images that cannot be read"] += 1
+                continue
             wanted = self._number_of[classes] >= 0
             kept = wanted & ~crowd
             counts["crowd boxes left out"] += int(crowd.sum())
@@ -71,8 +76,7 @@ class TrainingSet:
                 )
             self._indices.append(index)
             self._classes.append(self._number_of[classes[kept]])
-            upright.append(source.upright(index))
-        if not self._indices:
+        if not counts["boxes"]:
             raise ValueError(
                 f"{source!r} has no box of the {len(self.category_names)} classes to train, such "
                 f"as {self.category_names[:3]}"
@@ -80,9 +84,6 @@ class TrainingSet:
         with_box = set(np.concatenate(self._classes).tolist())
         self.classes_without_box = tuple(
             name for i, name in enumerate(self.category_names) if i not in with_box
-        )
-        self.upright: Bool[np.ndarray, " N"] | None = (
-            None if None in upright else np.array(upright, bool)
         )
         self.report = {"images": len(self._indices), **counts}
 
@@ -107,6 +108,11 @@ class TrainingSet:
     def classes_of(self, index: int) -> Int[np.ndarray, " _"]:
         """Numbers of the classes of a record's boxes, without opening its picture."""
         return self._classes[index]
+
+    def sizes(self) -> Int[np.ndarray, "N 2"] | None:
+        """(height, width) of the pictures, where the source knows them."""
+        sizes = known_sizes(self._source)
+        return None if sizes is None else sizes[self._indices]
 
     def __repr__(self) -> str:
         return f"TrainingSet({self._source!r}, {len(self.category_names)} classes)"

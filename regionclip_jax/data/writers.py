@@ -16,8 +16,11 @@ from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
 MANIFEST = "manifest.json"
 FORMAT = 1
 
+# Within a directory that scripts/prepare_data.py has not completed.
+UNFINISHED = "unfinished"
+
 # One record a group gives random access; pictures are compressed already.
-_OPTIONS = "group_size:1,uncompressed"
+OPTIONS = "group_size:1,uncompressed"
 
 
 def write_array_record(
@@ -48,7 +51,7 @@ def write_array_record(
     directory = pathlib.Path(directory)
     description = json.loads(json.dumps(description))
     if directory.exists():
-        return _existing(directory, description)
+        return existing_manifest(directory, description)
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(
         tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent)
@@ -62,7 +65,7 @@ def write_array_record(
         except OSError:
             if not directory.exists():
                 raise
-            return _existing(directory, description)  # another process was faster
+            return existing_manifest(directory, description)  # another process was faster
         return manifest
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -76,6 +79,11 @@ def read_manifest(directory: str | os.PathLike) -> dict:
         ValueError: the manifest is of another format.
     """
     path = pathlib.Path(directory) / MANIFEST
+    if not path.is_file() and (path.parent / UNFINISHED).is_dir():
+        raise FileNotFoundError(
+            f"{path.parent} is not complete: run scripts/prepare_data.py again with the arguments "
+            "it was begun with, and it goes on where it stopped"
+        )
     if not path.is_file():
         what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
         raise FileNotFoundError(
@@ -91,7 +99,16 @@ def read_manifest(directory: str | os.PathLike) -> dict:
     return manifest
 
 
-def _existing(directory: pathlib.Path, description: dict) -> dict:
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.arrayrecord"
+
+
+def existing_manifest(directory: pathlib.Path, description: dict) -> dict:
+    """The manifest of a complete directory that is to hold ``description``.
+
+    Raises:
+        FileExistsError: it holds something else.
+    """
     if not (directory / MANIFEST).is_file():
         raise FileExistsError(
             f"{directory} exists but holds no complete data set: delete it or choose another path"
@@ -113,8 +130,8 @@ def _write_shards(records: Iterator, folder: pathlib.Path, size: int, descriptio
         first = next(records, None)
         if first is None:
             break
-        name, count = f"shard-{number:05d}.arrayrecord", 0
-        writer = ArrayRecordWriter(str(folder / name), _OPTIONS)
+        name, count = shard_name(number), 0
+        writer = ArrayRecordWriter(str(folder / name), OPTIONS)
         try:
             for record in itertools.chain([first], itertools.islice(records, size - 1)):
                 kinds.add(kind_of(record))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from regionclip_jax.artifacts.detector_heads import HeadsConfig, init_heads
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
@@ -30,6 +31,7 @@ from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.detector_step import FrozenDetectorParts, make_detector_step
 from regionclip_jax.steps.localizer_step import make_localizer_step
 from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
@@ -64,6 +66,7 @@ def training_step(
     localizer: str | None = None,
     num_concepts: int = 4764,
     canvas: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
 ) -> AbstractStep:
     """The step of a recipe that trains.
 
@@ -72,16 +75,18 @@ def training_step(
             random boxes. A recipe that trains a localizer names its own.
         num_concepts: C, of the concept pool or of the detector's classes.
         canvas: (height, width); None is the largest of the recipe.
+        mesh: devices to split the image-text loss over, where a recipe does; None is one device.
 
     Raises:
         ConfigError: as ``jobs.assembly``, or a localizer that does not exist.
     """
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
     known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
     if isinstance(config, TrainClipConfig):
-        step, variables, frozen = _train_clip(config, optimizer)
+        step, variables, frozen = _train_clip(config, optimizer, mesh)
     elif isinstance(config, PretrainConfig):
-        step, variables, frozen = _pretrain(config, optimizer, known, num_concepts)
+        step, variables, frozen = _pretrain(config, optimizer, known, num_concepts, mesh)
     elif isinstance(config, TrainLocalizerConfig):
         step, variables, frozen = _train_localizer(config, optimizer)
     else:
@@ -140,13 +145,14 @@ def largest_canvas(
     return max(section.canvas_sizes, key=lambda size: size[0] * size[1])
 
 
-def _train_clip(config: TrainClipConfig, optimizer):
+def _train_clip(config: TrainClipConfig, optimizer, mesh: Mesh):
     model = assembly.build_model(config.model, frozen_norm=False)
-    step = make_train_clip_step(model, optimizer)
+    image_text = assembly.image_text_loss_on(mesh, config.image_text_chunk)
+    step = make_train_clip_step(model, optimizer, image_text)
     return lambda state, frozen, batch: step(state, batch), _model_variables(config.model), {}
 
 
-def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int):
+def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int, mesh: Mesh):
     student = assembly.build_model(config.student, frozen_norm=True)
     teacher = assembly.build_model(config.teacher, frozen_norm=True)
     frozen = Frozen(
@@ -161,6 +167,7 @@ def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int):
         optimizer,
         assembly.pretrain_settings(config.regions, config.run),
         Localizer(localizer, student.dtype) if localizer else None,
+        assembly.image_text_loss_on(mesh, config.regions.image_text_chunk),
     )
     return step, _model_variables(config.student), frozen
 

@@ -1,6 +1,8 @@
 """The only translator: sections of a recipe into sources, models, optimizers, settings."""
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -25,17 +27,31 @@ from regionclip_jax.config import (
     RunSection,
 )
 from regionclip_jax.data.batching import BatchError
+from regionclip_jax.data.canvas import CanvasPlan
 from regionclip_jax.data.faults import FaultCounter
+from regionclip_jax.data.mixing import Mixture
 from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
+from regionclip_jax.data.records import known_sizes
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.caption_table import CaptionTableSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
+from regionclip_jax.data.sources.left_out import describe
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
+from regionclip_jax.data.sources.pascal_voc import PascalVocSource
+from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
+from regionclip_jax.data.sources.webdataset import WebDatasetSource
+from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
+from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
+from regionclip_jax.losses.image_text_blockwise import (
+    chunked_image_text_loss,
+    ring_image_text_loss,
+)
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
-from regionclip_jax.sharding.mesh import make_mesh, require_divisible
+from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
 from regionclip_jax.steps.detector_step import DetectorSettings
 from regionclip_jax.steps.localizer_step import LocalizerSettings
 from regionclip_jax.steps.predict_step import (
@@ -54,10 +70,11 @@ from regionclip_jax.training.initialization import merge_parameters
 from regionclip_jax.training.optimizer import make_optimizer
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_GLOBAL_BOXES = ("image", "canvas")
+_PADDINGS = ("invisible", "reference")
 _ROI_ALIGNS = ("auto", "matmul", "gather")
 _OBJECTNESS = ("none", "reference", "sigmoid")
 _NMS = ("hard", "gaussian", "linear")
+_WITH_MASKS = ("coco_folder", "lvis_folder")
 _EMBED_FROM = ("features", "crops")
 
 
@@ -123,23 +140,68 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
     return merge_parameters(shapes, variables, section.init_from)
 
 
+@dataclasses.dataclass(frozen=True)
+class SourceChoice:
+    """What opening a source reads of a section; fields as there."""
+
+    source: str
+    path: str
+    split: str
+    fault_fraction: float
+    annotations: str = ""
+
+
 def build_image_text_source(section: DataSection):
+    """The source of a recipe, or the mixture that stands in its place."""
+    if not section.mixture:
+        return open_image_text_source(section, "data")
+    if section.path:
+        raise ConfigError(
+            f"data.path: {section.path!r} beside data.mixture, which has its own paths; set "
+            "data.path to '' or data.mixture to ()"
+        )
+    sources = [
+        open_image_text_source(
+            SourceChoice(part.source, part.path, part.split, section.fault_fraction),
+            f"data.mixture[{number}]",
+        )
+        for number, part in enumerate(section.mixture)
+    ]
+    with blame("data.mixture"):
+        mixture = Mixture(sources, [part.weight for part in section.mixture])
+    logging.info("mixture: of %d records %s", sum(mixture.shares), mixture.shares)
+    return mixture
+
+
+def open_image_text_source(section: DataSection | SourceChoice, key: str):
+    """Pictures with captions.
+
+    Args:
+        key: of the section, for errors.
+    """
+    path, split = section.path, section.split
+    share = {"fault_fraction": section.fault_fraction}
     makers = {
-        "array_record": lambda: ArrayRecordSource(section.path),
-        "coco_folder": lambda: CocoCaptionsSource(section.path, section.split),
-        "tsv_pairs": lambda: TsvPairsSource(section.path),
+        "array_record": lambda: ArrayRecordSource(path),
+        "caption_table": lambda: CaptionTableSource(path, **share),
+        "coco_folder": lambda: CocoCaptionsSource(path, split, **share),
+        "tfds": lambda: TfdsCaptionsSource(path, split),
+        "tsv_pairs": lambda: TsvPairsSource(path),
+        "webdataset": lambda: WebDatasetSource(path, **share),
     }
-    make = choose(makers, section.source, "data.source")
-    _require_path(section.path, section.source, "data.path")
-    with blame("data"):
+    make = choose(makers, section.source, f"{key}.source")
+    _require_path(path, section.source, f"{key}.path")
+    with blame(key):
         source = make()
-    _require_kind(source, IMAGE_TEXT, "data.path")
-    logging.info("%r: %d records", source, len(source))
+    _require_kind(source, IMAGE_TEXT, f"{key}.path")
+    _introduce(source, f"{key}.path")
     return source
 
 
 def build_boxes_source(
-    section: EvaluationSection | DetectionDataSection, key: str, mask_size: int | None = None
+    section: EvaluationSection | DetectionDataSection | SourceChoice,
+    key: str,
+    mask_size: int | None = None,
 ):
     """Pictures with boxes, to evaluate on or to train on.
 
@@ -147,33 +209,36 @@ def build_boxes_source(
         key: of the section, for errors.
         mask_size: side of the rasters of object masks; None reads none.
     """
-    annotations = getattr(section, "annotations", "") or None
+    path, split = section.path, section.split
+    share = {"fault_fraction": section.fault_fraction}
+    annotations = section.annotations or None
     makers = {
-        "array_record": lambda: ArrayRecordSource(section.path),
+        "array_record": lambda: ArrayRecordSource(path),
         "coco_folder": lambda: CocoInstancesSource(
-            section.path, section.split, annotations=annotations, mask_size=mask_size
+            path, split, annotations=annotations, mask_size=mask_size, **share
         ),
-        "lvis_folder": lambda: LvisInstancesSource(
-            section.path, section.split, mask_size=mask_size
-        ),
+        "lvis_folder": lambda: LvisInstancesSource(path, split, mask_size=mask_size, **share),
+        "pascal_voc": lambda: PascalVocSource(path, split, **share),
+        "tfds": lambda: TfdsBoxesSource(path, split),
+        "yolo_labels": lambda: YoloLabelsSource(path, split, **share),
     }
     make = choose(makers, section.source, f"{key}.source")
     if annotations and section.source != "coco_folder":
         raise ConfigError(f"{key}.annotations: only source 'coco_folder' takes a file of its own")
-    if mask_size is not None and section.source == "array_record":
-        raise ConfigError("detector.mask_size: array_record holds no masks; set it to None")
-    _require_path(section.path, section.source, f"{key}.path")
+    if mask_size is not None and section.source not in _WITH_MASKS:
+        raise ConfigError(f"detector.mask_size: {section.source} has no masks; set it to None")
+    _require_path(path, section.source, f"{key}.path")
     with blame(key):
         source = make()
     _require_kind(source, DETECTION, f"{key}.path")
-    logging.info("%r: %d records", source, len(source))
+    _introduce(source, f"{key}.path")
     return source
 
 
 def _require_path(path: str, source: str, key: str) -> None:
     if not path or not Path(path).exists():
         raise ConfigError(
-            f"{key}: {path!r} does not exist; give the folder of your {source} data, e.g. "
+            f"{key}: {path!r} does not exist; give the path of your {source} data, e.g. "
             f"--config.{key}=PATH"
         )
 
@@ -182,6 +247,14 @@ def _require_kind(source, kind: str, key: str) -> None:
     found = getattr(source, "kind", kind)
     if found != kind:
         raise ConfigError(f"{key}: {source!r} holds {found} records; give a folder of {kind} ones")
+
+
+def _introduce(source, key: str) -> None:
+    """Says what a source has and what it left out; one without any record is refused."""
+    report = describe(getattr(source, "report", {}), getattr(source, "named", {}))
+    logging.info("%r: %d records%s", source, len(source), f"; {report}" if report else "")
+    if not len(source):
+        raise ConfigError(f"{key}: {source!r} has no record that can be used; {report or 'empty'}")
 
 
 def stream_batches(
@@ -193,11 +266,13 @@ def stream_batches(
         stream = image_text_batches(
             source,
             batch_size=batch_size,
-            short_side=section.short_side,
+            short_sides=section.short_sides,
             max_long_side=section.max_long_side,
             resize_method=section.resize_method,
             canvas_sizes=section.canvas_sizes,
+            plan=plan_canvases(section, source),
             flip_probability=section.flip_probability,
+            flip_directional_captions=section.flip_directional_captions,
             seed=seed,
             start_record=start_record,
             num_threads=section.num_threads,
@@ -207,6 +282,29 @@ def stream_batches(
             context_length=section.context_length,
         )
     return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
+
+
+def plan_canvases(section: DataSection | DetectionDataSection, source) -> CanvasPlan | None:
+    """The canvas of each picture, if batches are to be grouped by them and the source knows how."""
+    if not section.group_by_canvas or len(section.canvas_sizes) == 1:
+        return None
+    sizes = known_sizes(source)
+    if sizes is None:
+        logging.warning(
+            "%r does not know the sizes of its pictures: they come in any order, and nearly every "
+            "batch needs the largest canvas",
+            source,
+        )
+        return None
+    plan = CanvasPlan(
+        sizes,
+        section.canvas_sizes,
+        section.short_sides,
+        section.max_long_side,
+        section.resize_method,
+    )
+    logging.info("%r: batches of one canvas each; %s", source, plan)
+    return plan
 
 
 def detection_pass(section: EvaluationSection, source) -> Iterator[DetectionBatch]:
@@ -299,13 +397,29 @@ def build_state(
         return create_train_state(variables, section.frozen_patterns, optimizer)
 
 
+def build_image_text_loss(chunk: int | None, run: RunSection) -> ImageTextLoss:
+    """As ``image_text_loss_on``, on the devices of this run."""
+    return image_text_loss_on(build_mesh(run.batch_size, "run.batch_size", run.fsdp), chunk)
+
+
+def image_text_loss_on(mesh: Mesh, chunk: int | None) -> ImageTextLoss:
+    """The whole matrix without a chunk; else blocks, in a ring where devices share the batch."""
+    if chunk is None:
+        return image_text_loss
+    if mesh.size == 1:
+        return functools.partial(chunked_image_text_loss, chunk=chunk)
+    return functools.partial(
+        ring_image_text_loss, chunk=chunk, mesh=mesh, axis=(DATA_AXIS, FSDP_AXIS)
+    )
+
+
 def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSettings:
     """The numbers of the objective.
 
     Raises:
         ConfigError: numbers that exclude each other, or a choice that does not exist.
     """
-    _require_one_of(_GLOBAL_BOXES, section.global_box, "regions.global_box")
+    _require_one_of(_PADDINGS, section.padding, "regions.padding")
     _require_one_of(_ROI_ALIGNS, section.roi_align, "regions.roi_align")
     if section.num_regions > section.num_proposals:
         raise ConfigError(
@@ -333,10 +447,11 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
         teacher_temperature=section.teacher_temperature,
         concept_threshold=section.concept_threshold,
         images_per_group=section.images_per_group,
+        regions_per_softmax=section.regions_per_softmax,
         image_text_weight=section.image_text_weight,
         distillation_weight=section.distillation_weight,
         contrastive_weight=section.contrastive_weight,
-        global_box=section.global_box,
+        padding=section.padding,
         regions_per_chunk=section.regions_per_chunk,
         roi_align=section.roi_align,
         seed=run.seed,

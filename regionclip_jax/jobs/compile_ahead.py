@@ -173,7 +173,9 @@ def _devices(topology: str) -> list:
 
 
 def _training(config, localizer: str | None, num_concepts: int, mesh):
-    parts = abstract_steps.training_step(config, localizer=localizer, num_concepts=num_concepts)
+    parts = abstract_steps.training_step(
+        config, localizer=localizer, num_concepts=num_concepts, mesh=mesh
+    )
     state = described(parts.state, parameter_shardings(parts.state, mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     function = jax.jit(

@@ -1,19 +1,22 @@
 """Names to embeddings: the concept pool of pretraining and the classes of an evaluation."""
 
+import collections
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
 from regionclip_jax.config import ConceptsSection, ConfigError
 from regionclip_jax.jobs.assembly import blame, choose
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.sharding.agreement import wait_for_all
+from regionclip_jax.sharding.waiting import wait_for_all
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize
@@ -21,7 +24,8 @@ from regionclip_jax.text.tokenizer import tokenize
 # The small CLIP of the embedded experiment has never read "itap of my origami ring".
 PLAIN_TEMPLATES = ("{}", "a {}", "a photo of a {}", "there is a {}", "a picture with a {}")
 _TEMPLATE_SETS = {"clip": TEMPLATES, "plain": PLAIN_TEMPLATES}
-_NAMES_PER_CALL = 8
+_TOKENS_PER_CALL = 2**14
+_WIDTH_STEP = 16
 
 
 def read_names(section: ConceptsSection, default: Sequence[str]) -> tuple[str, ...]:
@@ -44,7 +48,7 @@ def read_names(section: ConceptsSection, default: Sequence[str]) -> tuple[str, .
         lines = path.read_text(encoding="utf-8").splitlines()
     names = [line.split("\t")[0].split(",")[0].strip() for line in lines]
     names = [name for name in names if name]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in collections.Counter(names).items() if times > 1)
     if not names or twice:
         what = f"names {twice[:5]} come more than once" if twice else "no names"
         raise ConfigError(f"concepts.names_file: {path} holds {what}; expected one a line")
@@ -52,29 +56,63 @@ def read_names(section: ConceptsSection, default: Sequence[str]) -> tuple[str, .
 
 
 def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: str) -> Vocabulary:
-    """Raw text features of every name, averaged over the templates (spec: models_pretrain 2.5)."""
+    """Raw text features of every name, averaged over the templates (spec: models_pretrain 2.5).
+
+    A name's numbers do not depend on the other names, to the bit: it is embedded in a call of the
+    shape that its own longest prompt asks for. Beside the embeddings, memory does not grow with the
+    number of names.
+    """
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
-    step = jax.jit(make_embed_text_step(model))
-    prompts = [prompt for name in names for prompt in prompts_for(name, chosen)]
-    tokens = tokenize(prompts, model.config.context_length)
-    # What stands behind the end token never matters, so the columns no prompt reaches are cut:
-    # prompts are five times shorter than the context.
-    tokens = tokens[:, : -(-int((tokens > 0).sum(1).max()) // 8) * 8]
-    per_call = _NAMES_PER_CALL * len(chosen)
-    began, rows = time.monotonic(), []
-    for start in range(0, len(tokens), per_call):
-        some = np.zeros((per_call, tokens.shape[1]), np.int32)
-        some[: len(tokens) - start] = tokens[start : start + per_call]
-        rows.append(np.asarray(step(variables, some), np.float32))
-        done = min(start + per_call, len(tokens))
-        seconds_left = (time.monotonic() - began) / done * (len(tokens) - done)
+    features = np.zeros((len(names), model.config.embed_dim), np.float32)
+    began, done = time.monotonic(), 0
+    for rows, tokens in _calls(names, chosen, model.config.context_length):
+        some = np.asarray(_embed_step(model)(variables, tokens), np.float32)
+        some = some.reshape(-1, len(chosen), some.shape[-1])[: len(rows)]
+        features[rows] = some.mean(1)
+        done += len(rows)
+        seconds_left = (time.monotonic() - began) / done * (len(names) - done)
         logging.log_every_n_seconds(
-            logging.INFO, "embedded %d of %d prompts, %s left", 10,
-            done, len(tokens), readable_seconds(seconds_left),
+            logging.INFO, "embedded %d of %d names, %s left", 10,
+            done, len(names), readable_seconds(seconds_left),
         )  # fmt: skip
-    features = np.concatenate(rows)[: len(tokens)].reshape(len(names), len(chosen), -1)
     encoder = describe_encoder(model.config, variables["params"])
-    return Vocabulary(tuple(names), features.mean(1), tuple(chosen), encoder)
+    return Vocabulary(tuple(names), features, tuple(chosen), encoder)
+
+
+@functools.cache
+def _embed_step(model: CLIP) -> Callable[[dict, np.ndarray], jax.Array]:
+    return jax.jit(make_embed_text_step(model))
+
+
+def _calls(
+    names: Sequence[str], templates: Sequence[str], context_length: int
+) -> Iterator[tuple[list[int], Int[np.ndarray, "N L"]]]:
+    """Rows of names and the tokens of all their prompts, in calls of few shapes.
+
+    What stands behind the end token never matters, so the columns that no prompt of a name reaches
+    are cut; prompts are five times shorter than the context. The last call of a shape is filled up
+    with zeros.
+    """
+    waiting: dict[int, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
+
+    def call(width: int) -> tuple[list[int], np.ndarray]:
+        rows, prompts = zip(*waiting.pop(width), strict=True)
+        tokens = np.zeros((names_per_call(width) * len(templates), width), np.int32)
+        tokens[: len(rows) * len(templates)] = np.concatenate(prompts)
+        return list(rows), tokens
+
+    def names_per_call(width: int) -> int:
+        return max(1, _TOKENS_PER_CALL // (width * len(templates)))
+
+    for row, name in enumerate(names):
+        tokens = tokenize(prompts_for(name, templates), context_length)
+        longest = int(tokens.argmax(1).max()) + 1  # of the end token: zero is also "!"
+        width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, context_length)
+        waiting[width].append((row, tokens[:, :width]))
+        if len(waiting[width]) == names_per_call(width):
+            yield call(width)
+    for width in sorted(waiting):
+        yield call(width)
 
 
 def cached_vocabulary(
@@ -84,19 +122,29 @@ def cached_vocabulary(
     names: Sequence[str],
     templates: str,
 ) -> Vocabulary:
-    """The vocabulary at ``path`` if this text tower made it of these names, else a new one."""
+    """The vocabulary at ``path`` if it is of these names; what it lacks is embedded and saved.
+
+    Embeddings are taken from the file only if this text tower made them with these templates.
+    """
+    chosen = tuple(choose(_TEMPLATE_SETS, templates, "templates"))
     encoder = describe_encoder(model.config, variables["params"])
+    known: dict[str, np.ndarray] = {}
     is_there = path.is_file()
     # Nobody writes before all have looked.
     wait_for_all(f"looked for {path.name}")
     if is_there:
-        known = Vocabulary.load(path)
-        same_templates = known.templates == tuple(choose(_TEMPLATE_SETS, templates, "templates"))
-        same_encoder = known.encoder["parameters_sha256"] == encoder["parameters_sha256"]
-        if known.names == tuple(names) and same_templates and same_encoder:
-            return known
-    logging.info("%s: embedding %d names", path, len(names))
-    vocabulary = embed_names(model, variables, names, templates)
+        found = Vocabulary.load(path)
+        same_encoder = found.encoder["parameters_sha256"] == encoder["parameters_sha256"]
+        if found.templates == chosen and same_encoder:
+            if found.names == tuple(names):
+                return found
+            known = dict(zip(found.names, found.embeddings, strict=True))
+    if new := [name for name in names if name not in known]:
+        logging.info("%s: embedding %d of %d names", path, len(new), len(names))
+        embedded = embed_names(model, variables, new, templates)
+        known.update(zip(embedded.names, embedded.embeddings, strict=True))
+    embeddings = np.stack([known[name] for name in names])
+    vocabulary = Vocabulary(tuple(names), embeddings, chosen, encoder)
     if jax.process_index() == 0:
         vocabulary.save(path)
     return vocabulary

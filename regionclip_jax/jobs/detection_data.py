@@ -1,5 +1,6 @@
 """Pictures with boxes to train on: sections of a recipe into a training set and its stream."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from regionclip_jax.config import ConfigError, DetectionDataSection
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.order import EpochOrder, repeat_factors
 from regionclip_jax.data.pipeline import detection_training_batches
+from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.training_set import TrainingSet
-from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted
+from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted, plan_canvases
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
 
@@ -45,8 +47,12 @@ def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
     if section.classes == _ALL:
         return tuple(source.category_names)
     if section.classes == _WITH_BOXES:
-        annotations = (source.annotations(index) for index in range(len(source)))
-        found = {number for _, classes, crowd in annotations for number in classes[~crowd]}
+        found = set()
+        for index in range(len(source)):
+            # What cannot be read is counted where it is visited.
+            with contextlib.suppress(RecordError):
+                _, classes, crowd = source.annotations(index)
+                found.update(classes[~crowd].tolist())
         return tuple(name for i, name in enumerate(source.category_names) if i in found)
     if section.classes in _BASE:
         wanted = set(_BASE[section.classes])
@@ -81,7 +87,7 @@ def stream(
     start_record: int,
 ) -> Iterator[DetectionBatch]:
     """This process's batches from a record count on; faulty records are counted and limited."""
-    repeats = upright = None
+    repeats = None
     with blame("data"):
         if section.repeat_threshold is not None:
             repeats = repeat_factors(
@@ -89,8 +95,7 @@ def stream(
                 len(training_set.category_names),
                 section.repeat_threshold,
             )
-        if section.group_by_aspect:
-            upright = training_set.upright
+        plan = plan_canvases(section, training_set)
         faults = FaultCounter(section.fault_fraction, section.fault_minimum)
         batches = detection_training_batches(
             training_set,
@@ -99,7 +104,7 @@ def stream(
                 seed=seed,
                 batch_size=batch_size,
                 repeats=repeats,
-                upright=upright,
+                kinds=None if plan is None else plan.numbers,
             ),
             batch_size=batch_size,
             short_sides=section.short_sides,
@@ -107,6 +112,7 @@ def stream(
             resize_method=section.resize_method,
             jitter=section.jitter,
             canvas_sizes=section.canvas_sizes,
+            plan=plan,
             max_boxes=section.max_boxes,
             flip_probability=section.flip_probability,
             seed=seed,

@@ -32,8 +32,8 @@ def draw(
     for index in range(len(source)):
         if len(examples) == _EXAMPLES:
             break
-        record = source[index]
         try:
+            record = source[index]
             picture = decode_image(record.image, source=repr(source), key=record.key)
         except RecordError:
             # The evaluation has counted and logged it.

@@ -23,7 +23,7 @@ from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.config import ConfigError, EvaluateConfig, EvaluationSection, as_plain
 from regionclip_jax.evaluation import coco, lvis, predictions, recall, recognition
-from regionclip_jax.evaluation.ground_truth import keep_categories
+from regionclip_jax.evaluation.ground_truth import keep_categories, read_coco, read_lvis
 from regionclip_jax.jobs import assembly, concept_pool, detection_gallery
 from regionclip_jax.jobs.evaluated_classes import LVIS, Classes, choose_classes, keep_only
 from regionclip_jax.models.clip import CLIP
@@ -39,6 +39,7 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
+from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
 from regionclip_jax.structures import DetectionBatch
 
@@ -129,6 +130,7 @@ def evaluate_model(
     source = assembly.build_boxes_source(section, "evaluation")
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     classes = choose_classes(source, section, heads_card and heads_card.source.get("classes"))
+    num_pictures = _require_official(section, source)
     require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
     saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
@@ -144,15 +146,13 @@ def evaluate_model(
             mask_head = {"params": heads["mask_head"]}
     vocabulary = _vocabulary(section, classes, model, variables, vocabulary_path)
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
-    step = jax.jit(
-        make_predict_step(
-            model,
-            assembly.detect_settings(section),
-            assembly.build_find_regions(section, localizer),
-        ),
-        # Every process takes its own rows.
-        out_shardings=batch_sharding(mesh),
+    predict_step = make_predict_step(
+        model,
+        assembly.detect_settings(section),
+        assembly.build_find_regions(section, localizer),
     )
+    # Every process takes its own rows.
+    step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
     frozen = replicate(
         DetectorVariables(
             variables, vocabulary.embeddings, localizer_variables, box_head, mask_head
@@ -183,6 +183,13 @@ def evaluate_model(
     metrics, per_category, results = _official(
         section, source, classes, truth, found.results, draws_masks=mask_head is not None
     )
+    if found.num_images < num_pictures:
+        saw["pictures"] = f"{found.num_images} of {num_pictures}, the others cannot be used: " + (
+            "AP counts what they show as missed, all other numbers leave them out"
+            if hasattr(source, "annotations_path")
+            else "all numbers leave them out"
+        )
+        logging.warning("%s: pictures: %s", directory, saw["pictures"])
     confused = []
     if on_given_boxes:
         top1 = recognition.region_top1(found.predicted, found.actual, class_groups=classes.groups)
@@ -248,6 +255,21 @@ def _vocabulary(section, classes: Classes, model, variables, path: Path) -> Voca
         )
     order = [rows[name] for name in classes.names]
     return Vocabulary(classes.names, given.embeddings[order], given.templates, given.encoder)
+
+
+def _require_official(section: EvaluationSection, source) -> int:
+    """Number of pictures of the data, whose file the metrics' own reading has to accept now rather
+    than after the last picture: it is stricter than the source's.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    path = getattr(source, "annotations_path", None)
+    if path is None:
+        return len(source)
+    with assembly.blame("evaluation.path"):
+        read = read_lvis if section.class_split == LVIS else read_coco
+        return len(read(path).images)
 
 
 def _official(

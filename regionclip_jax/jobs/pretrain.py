@@ -81,7 +81,14 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
         export=training_run.as_clip(assembly.architecture(config.student)),
         make_variables=lambda: student_start,
         make_state=lambda variables: _build_state(config, variables, optimizer),
-        make_step=lambda: make_pretrain_step(student, teacher, optimizer, settings, localizer),
+        make_step=lambda: make_pretrain_step(
+            student,
+            teacher,
+            optimizer,
+            settings,
+            localizer,
+            assembly.build_image_text_loss(config.regions.image_text_chunk, config.run),
+        ),
         make_frozen=embed_pools,
         stream=lambda start: assembly.stream_batches(
             config.data,

@@ -21,6 +21,7 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
+from regionclip_jax.sharding.waiting import start_together
 
 
 def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str, float | None]:
@@ -39,6 +40,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
     variables = replicate(variables, mesh)
 
     # Every process takes its own rows.
+    @start_together
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):
         return propose(
@@ -61,7 +63,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
             kinds = batch.classes[row][batch.box_mask[row]]
             found.append([int(batch.image_ids[row]), ranks.tolist(), kinds.tolist()])
     everywhere = dict((image, (ranks, kinds)) for image, ranks, kinds in gather_json(found))
-    logging.info("%s: recall on %d images", directory, len(everywhere))
+    logging.info("%s: recall on %d of %d images", directory, len(everywhere), len(source))
     summary = {}
     for group, members in classes.groups.items():
         chosen = [

@@ -19,7 +19,7 @@ from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.sharding.agreement import wait_for_all
+from regionclip_jax.sharding.waiting import wait_for_all
 
 _NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 

@@ -14,7 +14,8 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
 
     def make_step():
-        step = make_train_clip_step(model, optimizer)
+        image_text = assembly.build_image_text_loss(config.image_text_chunk, config.run)
+        step = make_train_clip_step(model, optimizer, image_text)
         return lambda state, frozen, batch: step(state, batch)
 
     return training_run.train(

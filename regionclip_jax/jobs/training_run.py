@@ -25,6 +25,7 @@ from regionclip_jax.sharding.global_arrays import (
     whole_everywhere,
 )
 from regionclip_jax.sharding.partition_rules import parameter_shardings
+from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.training import loop
 from regionclip_jax.training.checkpointing import TrainingCheckpoints
@@ -48,7 +49,10 @@ _MAY_CHANGE = frozenset(
         "data.fault_fraction",
         "data.fault_minimum",
         "concepts.names_file",
+        "image_text_chunk",
+        "regions.image_text_chunk",
         "regions.regions_per_chunk",
+        "regions.regions_per_softmax",
         "regions.roi_align",
         "regions.localizer",
         "localizer.init_from",
@@ -174,6 +178,8 @@ def resume_card(settings: Mapping, contents: Mapping) -> dict:
     for section, values in settings.items():
         if isinstance(values, Mapping):
             values = {k: v for k, v in values.items() if f"{section}.{k}" not in may_change}
+            if parts := values.get("mixture"):  # whose files may lie elsewhere, too
+                values["mixture"] = [{**part, "path": ""} for part in parts]
         if section not in may_change:
             card[section] = values
     return card
@@ -181,11 +187,13 @@ def resume_card(settings: Mapping, contents: Mapping) -> dict:
 
 def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
     """The step, jitted, over this process's numpy batches; the state stays split as it comes."""
-    jitted = jax.jit(
-        step,
-        in_shardings=(shardings, None, None),
-        out_shardings=(shardings, whole_everywhere(mesh)),
-        donate_argnums=0,
+    jitted = start_together(
+        jax.jit(
+            step,
+            in_shardings=(shardings, None, None),
+            out_shardings=(shardings, whole_everywhere(mesh)),
+            donate_argnums=0,
+        )
     )
 
     def run_step(state, batch):
@@ -243,6 +251,11 @@ def _run_steps(
                 checkpoints.save(step_number, state, records=step_number * run.batch_size)
 
         guarded_save = only_if_finite(save, checkpoints.latest)
+
+        def save_to_disk(step_number, state, step_metrics):
+            guarded_save(step_number, state, step_metrics)
+            checkpoints.wait()
+
         with contextlib.closing(stream(start_step * run.batch_size)) as batches:
             return loop.run(
                 run_step,
@@ -256,5 +269,5 @@ def _run_steps(
                     (run.log_every, progress.report),
                     (run.checkpoint_every, guarded_save),
                 ],
-                on_preempt=guarded_save,
+                on_preempt=save_to_disk,
             )

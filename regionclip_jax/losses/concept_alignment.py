@@ -14,12 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 @flax.struct.dataclass
 class PseudoLabels:
-    """The teacher's view of every region, in groups. Rows with ``keep`` False take no part."""
+    """The teacher's view of every region. Regions with ``keep`` False take no part.
 
-    probabilities: Float[Array, "groups M C"]
-    targets: Int[Array, "groups M"]
-    confidence: Float[Array, "groups M"]
-    keep: Bool[Array, "groups M"]
+    Its distribution over the concepts, C numbers a region, is not kept: it follows from the
+    embeddings, and is made again where it is needed.
+    """
+
+    embeddings: Float[Array, "B R Dt"]
+    targets: Int[Array, "B R"]
+    confidence: Float[Array, "B R"]
+    keep: Bool[Array, "B R"]
 
 
 def group_regions(x: Array, images_per_group: int | None) -> Array:
@@ -38,18 +42,23 @@ def group_regions(x: Array, images_per_group: int | None) -> Array:
     return x.reshape(num_images // size, size * x.shape[1], *x.shape[2:])
 
 
-def label_regions(
-    logits: Float[Array, "groups M C"], mask: Bool[Array, "groups M"], threshold: float
-) -> PseudoLabels:
-    """The teacher's labels: its likeliest concept, kept where its probability is above a threshold.
+def likeliest_concepts(
+    logits: Float[Array, "*regions C"],
+) -> tuple[Int[Array, "*regions"], Float[Array, "*regions"]]:
+    """The likeliest concept of each region, and its probability."""
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    return probabilities.argmax(-1), probabilities.max(-1)
+
+
+def confident_regions(
+    confidence: Float[Array, "groups M"], mask: Bool[Array, "groups M"], threshold: float
+) -> Bool[Array, "groups M"]:
+    """The real regions whose likeliest concept has a probability above a threshold.
 
     The comparison is strict; a group in which nothing passes keeps all its real regions (spec 3.8).
     """
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    confidence = probabilities.max(-1)
     passed = mask & (confidence > threshold)
-    keep = jnp.where(passed.any(-1, keepdims=True), passed, mask)
-    return PseudoLabels(probabilities, probabilities.argmax(-1), confidence, keep)
+    return jnp.where(passed.any(-1, keepdims=True), passed, mask)
 
 
 def mean_over_groups(

@@ -4,11 +4,16 @@ Under ``jit`` with a sharded batch axis these arrays are the global batch, so th
 with gradient has no counterpart here: this is the loss whose gradient that gather computes.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from regionclip_jax.ops.unit_length import unit_length
+
+# (images, texts, mask, temperature) -> loss: the plain one below, or a form of it that holds less.
+ImageTextLoss = Callable[..., Float[Array, ""]]
 
 
 def image_text_loss(
@@ -18,6 +23,8 @@ def image_text_loss(
     temperature: float | Float[Array, ""],
 ) -> Float[Array, ""]:
     """Symmetric cross-entropy of matching every picture to its text among the texts of the batch.
+
+    Holds the ``B x B`` matrix of logits; ``image_text_blockwise`` has the same loss without it.
 
     Args:
         images, texts: embeddings of any length; row i of both belong together.

@@ -8,7 +8,6 @@ losses and the classifier do that.
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
@@ -20,6 +19,7 @@ from regionclip_jax.models.vision_transformer import VisionTransformer
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.crops import crop_and_resize
 from regionclip_jax.ops.normalization import normalize_crops_for_clip
+from regionclip_jax.ops.region_chunks import map_regions
 from regionclip_jax.ops.roi_align import roi_align
 
 
@@ -74,12 +74,11 @@ class CLIP(nn.Module):
         """Normalised pixels (ops.normalization) to the features that regions are cut from.
 
         Args:
-            sizes: (height, width) of each picture. With them a ResNet's features are those of the
-                picture alone; without, the canvas around it leaks in, as in the reference's
-                batches. A ViT attends to the whole canvas either way.
+            sizes: (height, width) of each picture. With them features are those of the picture
+                alone; without, the canvas around it leaks in, as in the reference's batches.
         """
         if self.config.is_vit:
-            return ImageFeatures(*self.visual.features(pixels))
+            return ImageFeatures(*self.visual.features(pixels, sizes))
         feature_map, cells = self.visual.feature_map(pixels, sizes)
         return ImageFeatures(feature_map, None, cells)
 
@@ -186,7 +185,8 @@ def _of_crops(
         )
         return _apply_to_crops(model, variables, crops, method)
 
-    return _in_chunks(embed, boxes, regions_per_chunk, differentiated)
+    unroll = differentiated and target_backend() == "cpu"
+    return map_regions(embed, boxes, regions_per_chunk, unroll=unroll)
 
 
 def encode_crops(
@@ -215,7 +215,7 @@ def encode_crops(
         crops = normalize_crops_for_clip(crops)
         return _apply_to_crops(model, variables, crops, model.encode_image)
 
-    return _in_chunks(embed, boxes, regions_per_chunk, differentiated=False)
+    return map_regions(embed, boxes, regions_per_chunk)
 
 
 def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]:
@@ -223,26 +223,6 @@ def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]
     flat = crops.reshape(num_images * num_regions, *crops.shape[2:])
     out = model.apply(variables, flat, method=method)
     return out.reshape(num_images, num_regions, *out.shape[1:])
-
-
-def _in_chunks(
-    embed, boxes, regions_per_chunk: int | None, differentiated: bool
-) -> Float[Array, "B R *out"]:
-    """``embed``, of so many boxes of each picture at once; rematerialised."""
-    num_images, num_regions, _ = boxes.shape
-    num_chunks = -(-num_regions // (regions_per_chunk or max(num_regions, 1)))
-    if num_chunks <= 1:
-        return embed(boxes)
-    # Equal chunks: with the whole picture as region 101, chunks of 25 would pad to 125.
-    size = -(-num_regions // num_chunks)
-    padded = jnp.pad(boxes, ((0, 0), (0, num_chunks * size - num_regions), (0, 0)))
-    chunks = padded.reshape(num_images, num_chunks, size, 4).swapaxes(0, 1)
-    unroll = num_chunks if differentiated and target_backend() == "cpu" else 1
-    _, out = jax.lax.scan(
-        lambda carry, chunk: (carry, jax.checkpoint(embed)(chunk)), None, chunks, unroll=unroll
-    )
-    out = out.swapaxes(0, 1)
-    return out.reshape(num_images, num_chunks * size, *out.shape[3:])[:, :num_regions]
 
 
 def init_variables(config: CLIPConfig, key: PRNGKeyArray) -> dict:

@@ -6,18 +6,23 @@ do, the last block's attention is replaced by each patch token's own value and o
 (residual and MLP stay, as in CLIPSelf), the tokens pass ``ln_post``, a region is their RoIAligned
 average, and the projection comes last (it is linear, so pooling before it changes nothing). The
 class token of the ordinary last block remains the embedding of the whole picture.
+
+With the size of each picture on its canvas, its patches are those with any pixel of it. They attend
+to each other alone, and the grid of positions is resized to them: what a picture is embedded as
+does not depend on the canvas, as long as that ends with a whole patch.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.models.transformer_blocks import BlockStack, LayerNorm
+from regionclip_jax.ops.normalization import real_pixels
 
 
 class VisionTransformer(nn.Module):
-    """ViT with a class token; positional embeddings are resized to any canvas."""
+    """ViT with a class token; positional embeddings are resized to any picture."""
 
     grid_size: int
     patch_size: int
@@ -53,33 +58,71 @@ class VisionTransformer(nn.Module):
         self.ln_post = LayerNorm()
         self.projection = self.param("projection", init, (self.width, self.embed_dim))
 
-    def _positions(self, height: int, width: int) -> Float[Array, "T width"]:
-        """Embeddings of the positions of ``height x width`` patches (bicubic; class row kept)."""
-        if (height, width) == (self.grid_size, self.grid_size):
-            return self.positional_embedding
-        grid = self.positional_embedding[1:].reshape(self.grid_size, self.grid_size, self.width)
-        grid = jax.image.resize(grid, (height, width, self.width), "bicubic", antialias=False)
-        rows = grid.reshape(height * width, self.width)
-        return jnp.concatenate([self.positional_embedding[:1], rows])
+    def _positions(
+        self, height: int, width: int, cells: Int[Array, "B 2"] | None = None
+    ) -> Float[Array, "#B T width"]:
+        """Embeddings of the positions of ``height x width`` patches (bicubic; class row kept).
 
-    def _tokens_before_last(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B T width"]:
+        Args:
+            cells: patches of each picture, over which its positions are spread; what is beyond
+                them is of no use. None spreads them over all.
+        """
+        if cells is None and (height, width) == (self.grid_size, self.grid_size):
+            return self.positional_embedding[None]
+        grid = self.positional_embedding[1:].reshape(self.grid_size, self.grid_size, self.width)
+        shape = (height, width, self.width)
+        if cells is None:
+            rows = jax.image.resize(grid, shape, "bicubic", antialias=False)[None]
+        else:
+
+            def spread(scale):
+                return jax.image.scale_and_translate(
+                    grid, shape, (0, 1), scale, jnp.zeros(2), "bicubic", antialias=False
+                )
+
+            # A masked row has no patches.
+            rows = jax.vmap(spread)(jnp.maximum(cells, 1) / self.grid_size)
+        rows = rows.reshape(-1, height * width, self.width)
+        first = jnp.broadcast_to(self.positional_embedding[:1], (len(rows), 1, self.width))
+        return jnp.concatenate([first, rows], 1)
+
+    def _tokens_before_last(
+        self,
+        pixels: Float[Array, "B H W 3"],
+        cells: Int[Array, "B 2"] | None,
+        mask: Bool[Array, "B 1 T"] | None,
+    ) -> Float[Array, "B T width"]:
         patches = self.patch_embedding(pixels.astype(self.dtype))
         num, height, width, channels = patches.shape
         patches = patches.reshape(num, height * width, channels)
         first = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (num, 1, channels))
         tokens = jnp.concatenate([first, patches], 1)
-        tokens = self.ln_pre(tokens + self._positions(height, width).astype(self.dtype))
-        return self.blocks.all_but_last(tokens)
+        tokens = self.ln_pre(tokens + self._positions(height, width, cells).astype(self.dtype))
+        return self.blocks.all_but_last(tokens, mask)
 
     def features(
-        self, pixels: Float[Array, "B H W 3"]
-    ) -> tuple[Float[Array, "B h w width"], Float[Array, "B D"]]:
-        """The dense map for regions, and the class token's embedding of the whole canvas."""
-        tokens = self._tokens_before_last(pixels)
-        whole = self.ln_post(self.blocks.last(tokens)[:, 0]) @ self.projection.astype(self.dtype)
-        dense = self.ln_post(self.blocks.last_values_only(tokens[:, 1:]))
+        self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None = None
+    ) -> tuple[Float[Array, "B h w width"], Float[Array, "B D"], Int[Array, "B 2"] | None]:
+        """The dense map for regions, and the class token's embedding of the whole picture.
+
+        Args:
+            sizes: (height, width) of each picture; None takes the canvas for the picture.
+
+        Returns:
+            The map, the embedding, and each picture's part of the map (None without ``sizes``).
+        """
         height, width = (side // self.patch_size for side in pixels.shape[1:3])
-        return dense.reshape(pixels.shape[0], height, width, self.width), whole
+        cells = mask = None
+        if sizes is not None:
+            cells = -(-sizes // self.patch_size)
+            seen = real_pixels(cells, height, width).reshape(-1, height * width)
+            # The class token is always there.
+            mask = jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)[:, None]
+        tokens = self._tokens_before_last(pixels, cells, mask)
+        last = self.blocks.last(tokens, mask)[:, 0]
+        whole = self.ln_post(last) @ self.projection.astype(self.dtype)
+        dense = self.ln_post(self.blocks.last_values_only(tokens[:, 1:]))
+        return dense.reshape(pixels.shape[0], height, width, self.width), whole, cells
 
     def embed_crops(self, crops: Float[Array, "N P P width"]) -> Float[Array, "N D"]:
         """Averaged crops of the dense map through the projection; not normalised."""

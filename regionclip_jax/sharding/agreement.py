@@ -1,4 +1,4 @@
-"""Processes of one run wait for one another, and see to it that they are of one mind.
+"""Processes of one run see to it that they are of one mind.
 
 Processes that run different programs do not fail: they wait for each other for ever, or learn
 something nobody asked for. So what could differ between hosts is compared before anything is
@@ -13,19 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 
 from regionclip_jax.sharding.global_arrays import gather_json
+from regionclip_jax.sharding.waiting import wait_for_all
 
 
 class HostsDisagree(Exception):
     """Processes of one run have different recipes, data, or working directories."""
-
-
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come to ``what``, such as "drew the pictures"."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def require_agreement(facts: Mapping) -> None:

@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS
+from regionclip_jax.sharding.waiting import wait_for_all
 
 Tree = TypeVar("Tree")
 
@@ -93,6 +94,7 @@ def gather_json(records: list) -> list:
     """Every process's list of JSON values, joined in process order."""
     if jax.process_count() == 1:
         return records
+    wait_for_all("gather records")
     encoded = np.frombuffer(json.dumps(records).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([encoded.size]))
     padded = np.zeros(int(lengths.max()), np.uint8)

@@ -21,8 +21,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"/token_embedding$", PartitionSpec(FSDP_AXIS, None)),
     # Embeddings of a concept pool or of classes: every region asks for all of them.
     (r"_(concepts|embeddings)$", PartitionSpec()),
-    # Four numbers of a box out of an embedding.
-    (r"(^|/)box_head/deltas/kernel$", PartitionSpec()),
+    # A detector's heads: the four numbers of a box, the one of a cell.
+    (r"(^|/)(box_head/deltas|mask_head/predictor)/kernel$", PartitionSpec()),
     (r"/(positional_embedding|projection)$", _LAST),
     # Linear maps [in, out]; convolutions [k, k, in, out], patches among them.
     (r"_proj/kernel$|/c_fc/kernel$", _LAST),

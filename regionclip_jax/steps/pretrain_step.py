@@ -4,9 +4,10 @@ Regions of each picture -> the frozen teacher names them with concepts -> the st
 the named regions (contrastive, distillation) and from the captions (image-text).
 
 Two knowing departures from the reference: its released forward crashes on the global box, whose
-meaning (the region that covers the picture) is implemented here; and that box covers the padded
-canvas there, so padding leaks into the global feature, while here it covers the picture's own
-pixels unless ``global_box="canvas"`` asks for the reference's.
+meaning (the region that covers the picture) is implemented here; and there the canvas around a
+picture leaks into its features and into the global box, which covers the whole canvas. Here neither
+is so, features and losses are those of the picture alone, unless ``padding="reference"`` asks for
+it.
 """
 
 import dataclasses
@@ -17,20 +18,23 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.losses.concept_alignment import (
     PseudoLabels,
+    confident_regions,
     group_regions,
-    label_regions,
+    likeliest_concepts,
+    mean_over_groups,
 )
-from regionclip_jax.losses.concept_contrastive import concept_contrastive_loss
-from regionclip_jax.losses.distillation import distillation_loss
-from regionclip_jax.losses.image_text import image_text_loss
+from regionclip_jax.losses.concept_contrastive import concept_contrastive_losses, count_targets
+from regionclip_jax.losses.distillation import distillation_losses
+from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
 from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
 from regionclip_jax.models.concept_classifier import concept_logits
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.region_chunks import map_regions
 from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
 from regionclip_jax.structures import ImageTextBatch, Regions
@@ -64,8 +68,9 @@ class PretrainSettings:
     image_text_weight: float
     distillation_weight: float
     contrastive_weight: float
-    global_box: Literal["image", "canvas"]
+    padding: Literal["invisible", "reference"]
     regions_per_chunk: int | None
+    regions_per_softmax: int | None
     roi_align: str
     seed: int
 
@@ -99,15 +104,22 @@ def find_regions(
     return sample_regions(sample_key, proposals, settings.num_regions)
 
 
+def visible_sizes(sizes: Int[Array, "B 2"], settings: PretrainSettings) -> Int[Array, "B 2"] | None:
+    """What of each canvas the image towers look at; None is all of it, as in the reference."""
+    return None if settings.padding == "reference" else sizes
+
+
 def label_with_teacher(
     teacher: CLIP,
     frozen: Frozen,
     pixels: Float[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
     regions: Regions,
     settings: PretrainSettings,
 ) -> PseudoLabels:
-    """The teacher's concept distribution of every region, grouped; no gradient."""
-    features = teacher.apply(frozen.teacher, pixels, method=teacher.image_features)
+    """The teacher's embedding of every region, and what it names it; no gradient."""
+    sizes = visible_sizes(sizes, settings)
+    features = teacher.apply(frozen.teacher, pixels, sizes, method=teacher.image_features)
     embeddings = encode_regions(
         teacher,
         frozen.teacher,
@@ -116,13 +128,32 @@ def label_with_teacher(
         regions_per_chunk=settings.regions_per_chunk,
         implementation=settings.roi_align,
     )
-    logits = concept_logits(embeddings, frozen.teacher_concepts, settings.teacher_temperature)
-    labels = label_regions(
-        group_regions(logits, settings.images_per_group),
-        group_regions(regions.mask, settings.images_per_group),
-        settings.concept_threshold,
+    return jax.lax.stop_gradient(name_regions(embeddings, regions.mask, frozen, settings))
+
+
+def name_regions(
+    embeddings: Float[Array, "B R Dt"],
+    mask: Bool[Array, "B R"],
+    frozen: Frozen,
+    settings: PretrainSettings,
+) -> PseudoLabels:
+    """The concept that the teacher sees in every region, and which regions it is sure of.
+
+    Memory beyond the embeddings: ``B * regions_per_softmax * C`` probabilities.
+    """
+    targets, confidence = map_regions(
+        lambda chunk: likeliest_concepts(
+            concept_logits(chunk, frozen.teacher_concepts, settings.teacher_temperature)
+        ),
+        embeddings,
+        settings.regions_per_softmax,
     )
-    return jax.lax.stop_gradient(labels)
+    keep = confident_regions(
+        group_regions(confidence, settings.images_per_group),
+        group_regions(mask, settings.images_per_group),
+        settings.concept_threshold,
+    ).reshape(mask.shape)
+    return PseudoLabels(embeddings, targets, confidence, keep)
 
 
 def embed_with_student(
@@ -137,13 +168,13 @@ def embed_with_student(
 
     The whole picture is one more region of the same batch (ResNet); a ViT has its class token.
     """
-    features = student.apply(variables, pixels, method=student.image_features)
+    visible = visible_sizes(sizes, settings)
+    features = student.apply(variables, pixels, visible, method=student.image_features)
     boxes = regions.boxes
     if features.whole is None:
-        height, width = pixels.shape[1:3]
-        if settings.global_box == "canvas":
-            sizes = jnp.broadcast_to(jnp.array([height, width]), sizes.shape)
-        boxes = jnp.concatenate([whole_image_boxes(sizes)[:, None], boxes], 1)
+        if visible is None:
+            visible = jnp.broadcast_to(jnp.array(pixels.shape[1:3]), sizes.shape)
+        boxes = jnp.concatenate([whole_image_boxes(visible)[:, None], boxes], 1)
     embeddings = encode_regions(
         student,
         variables,
@@ -158,6 +189,44 @@ def embed_with_student(
     return embeddings, features.whole
 
 
+def region_losses(
+    embeddings: Float[Array, "B R D"],
+    labels: PseudoLabels,
+    frozen: Frozen,
+    settings: PretrainSettings,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Distillation and concept contrast, each the mean over kept regions, then over groups.
+
+    Memory beyond the embeddings: ``B * regions_per_softmax * C`` logits of student and teacher,
+    forward and backward, ``B * C`` counts of labels, and both pools at unit length.
+    """
+    num_concepts = frozen.student_concepts.shape[0]
+    keep = group_regions(labels.keep, settings.images_per_group)
+    counts = count_targets(
+        group_regions(labels.targets, settings.images_per_group), keep, num_concepts
+    )
+    # Of each picture, so that regions can be taken picture by picture, whatever the groups are.
+    counts = jnp.repeat(counts, embeddings.shape[0] // counts.shape[0], axis=0)[:, None]
+
+    def of_each(chunk):
+        embeddings, teacher_embeddings, targets = chunk
+        logits = concept_logits(embeddings, frozen.student_concepts, settings.temperature)
+        teacher_logits = concept_logits(
+            teacher_embeddings, frozen.teacher_concepts, settings.teacher_temperature
+        )
+        return (
+            distillation_losses(logits, teacher_logits),
+            concept_contrastive_losses(logits, targets, counts),
+        )
+
+    chunked = embeddings, labels.embeddings, labels.targets
+    distillation, contrastive = (
+        mean_over_groups(group_regions(losses, settings.images_per_group), keep)
+        for losses in map_regions(of_each, chunked, settings.regions_per_softmax)
+    )
+    return distillation, contrastive
+
+
 def pretrain_losses(
     student: CLIP,
     variables: dict,
@@ -167,6 +236,7 @@ def pretrain_losses(
     regions: Regions,
     labels: PseudoLabels,
     settings: PretrainSettings,
+    image_text: ImageTextLoss = image_text_loss,
 ) -> dict[str, Float[Array, ""]]:
     """The three losses, unweighted, by name."""
     region_embeddings, image_embeddings = embed_with_student(
@@ -174,12 +244,11 @@ def pretrain_losses(
     )
     # The text tower is frozen in the paper's recipe; then nothing of this has a gradient.
     texts = student.apply(variables, batch.tokens, method=student.encode_text)
-    logits = concept_logits(region_embeddings, frozen.student_concepts, settings.temperature)
-    logits = group_regions(logits, settings.images_per_group)
+    distillation, contrastive = region_losses(region_embeddings, labels, frozen, settings)
     return {
-        "image_text": image_text_loss(image_embeddings, texts, batch.mask, settings.temperature),
-        "distillation": distillation_loss(logits, labels),
-        "contrastive": concept_contrastive_loss(logits, labels),
+        "image_text": image_text(image_embeddings, texts, batch.mask, settings.temperature),
+        "distillation": distillation,
+        "contrastive": contrastive,
     }
 
 
@@ -189,8 +258,14 @@ def make_pretrain_step(
     optimizer: optax.GradientTransformation,
     settings: PretrainSettings,
     localizer: Localizer | None = None,
+    image_text: ImageTextLoss = image_text_loss,
 ) -> Callable[[TrainState, Frozen, ImageTextBatch], tuple[TrainState, dict]]:
-    """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's."""
+    """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's.
+
+    Args:
+        image_text: the form of the image-text loss: plain, or one of
+            ``losses.image_text_blockwise``.
+    """
     weights = {
         "image_text": settings.image_text_weight,
         "distillation": settings.distillation_weight,
@@ -202,12 +277,12 @@ def make_pretrain_step(
         sizes = jnp.where(batch.mask[:, None], batch.sizes, 0)
         key = step_key(settings.seed, state.step)
         regions = find_regions(key, batch.images, sizes, settings, localizer, frozen.localizer)
-        labels = label_with_teacher(teacher, frozen, pixels, regions, settings)
+        labels = label_with_teacher(teacher, frozen, pixels, sizes, regions, settings)
 
         def loss_fn(params):
             variables = model_variables(params, state.frozen_params, state.batch_stats)
             losses = pretrain_losses(
-                student, variables, frozen, batch, pixels, regions, labels, settings
+                student, variables, frozen, batch, pixels, regions, labels, settings, image_text
             )
             return sum(weights[name] * loss for name, loss in losses.items()), losses
 
@@ -218,10 +293,7 @@ def make_pretrain_step(
             **{f"loss_{name}": loss for name, loss in losses.items()},
             "gradient_norm": optax.tree.norm(gradients),
             "labels_kept": labels.keep.sum() / real,
-            "labels_confidence": jnp.where(
-                group_regions(regions.mask, settings.images_per_group), labels.confidence, 0.0
-            ).sum()
-            / real,
+            "labels_confidence": jnp.where(regions.mask, labels.confidence, 0.0).sum() / real,
             "skipped_records": (~batch.mask).sum(),
         }
         return apply_gradients(state, gradients, optimizer), metrics

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from regionclip_jax.losses.image_text import image_text_loss
+from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables
@@ -18,9 +18,15 @@ MAX_LOGIT_SCALE = 100.0
 
 
 def make_train_clip_step(
-    model: CLIP, optimizer: optax.GradientTransformation
+    model: CLIP,
+    optimizer: optax.GradientTransformation,
+    image_text: ImageTextLoss = image_text_loss,
 ) -> Callable[[TrainState, ImageTextBatch], tuple[TrainState, dict]]:
-    """Builds the step. ``model`` has ``frozen_norm=False``; ``jax.jit`` is the caller's."""
+    """Builds the step. ``model`` has ``frozen_norm=False``; ``jax.jit`` is the caller's.
+
+    Args:
+        image_text: the form of the loss: plain, or one of ``losses.image_text_blockwise``.
+    """
 
     def step(state: TrainState, batch: ImageTextBatch) -> tuple[TrainState, dict]:
         pixels = normalize_for_clip(batch.images, batch.sizes)
@@ -31,7 +37,7 @@ def make_train_clip_step(
                 variables, pixels, batch.tokens, mutable=["batch_stats"]
             )
             temperature = jnp.exp(-jnp.minimum(log_scale, math.log(MAX_LOGIT_SCALE)))
-            loss = image_text_loss(images, texts, batch.mask, temperature)
+            loss = image_text(images, texts, batch.mask, temperature)
             return loss, (updated["batch_stats"], temperature)
 
         (loss, (batch_stats, temperature)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(

@@ -1,5 +1,6 @@
 """Class names as users give them: words with commas, a text file, or an annotation file."""
 
+import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ def read_class_list(given: str) -> tuple[str, ...]:
     """Class names, stripped, in the order given.
 
     Args:
-        given: ``"cat, remote control"``; or the path of a ``.txt`` with one name a line; or of a
-            ``.json`` with ``categories``, such as annotations of COCO or LVIS, whose names are read
-            as words (``remote_control`` becomes ``remote control``) in ascending order of their
-            ids. A file's name is told by its ending.
+        given: ``"cat, remote control"``; or the path of a ``.txt`` with one name a line, of which a
+            tab and what follows is no part (a concept's count); or of a ``.json`` with
+            ``categories``, such as annotations of COCO or LVIS, whose names are read as words
+            (``remote_control`` becomes ``remote control``) in ascending order of their ids. A
+            file's name is told by its ending.
 
     Raises:
         FileNotFoundError: no such file.
@@ -27,7 +29,8 @@ def read_class_list(given: str) -> tuple[str, ...]:
         raise FileNotFoundError(f"{path} does not exist: expected a file of class names")
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
-        return check_names([line for line in text.splitlines() if line.strip()], str(path))
+        lines = [line.split("\t")[0] for line in text.splitlines() if line.strip()]
+        return check_names(lines, str(path))
     try:
         categories = sorted(json.loads(text)["categories"], key=lambda entry: entry["id"])
         names = [prepare_class_name(entry["name"]) for entry in categories]
@@ -48,7 +51,7 @@ def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     if isinstance(names, str):
         raise ValueError(f"{where}: expected a list of names, found the string {names!r}")
     stripped = tuple(name.strip() for name in names)
-    twice = sorted({name for name in stripped if stripped.count(name) > 1})
+    twice = sorted(name for name, times in collections.Counter(stripped).items() if times > 1)
     if not stripped or not all(stripped) or twice:
         what = f"{twice[:5]} more than once" if twice else "an empty name" if stripped else "none"
         raise ValueError(f"{where}: expected names that are not empty and differ, found {what}")

@@ -17,6 +17,7 @@ END_TOKEN = 49407
 # Text on which neither ftfy nor html.unescape can act: ASCII without control characters other than
 # blanks (ftfy removes those) and without "&" (the start of an HTML entity).
 _PLAIN = re.compile(r"[\t\n\r\x20-\x25\x27-\x7e]*")
+_LONG_TEXT = 2000  # letters above which it pays to look where the text may be cut
 _BLANKS = re.compile(r"\s+")
 # The special tokens written out in a text. OpenAI's scan sees one only where a piece begins, so not
 # after punctuation, which would swallow its first characters.
@@ -46,24 +47,41 @@ def tokenize(
 
     Raises:
         TypeError: ``texts`` is one string, not a sequence of them.
-        ValueError: ``context_length`` below 2.
+        ValueError: ``context_length`` below 3.
     """
     if isinstance(texts, str):
         raise TypeError("tokenize expects a sequence of strings, found a string: wrap it in a list")
-    if context_length < 2:
-        raise ValueError(f"context_length must be at least 2 (start, end), found {context_length}")
-    tokens = np.zeros((len(texts), context_length), np.int32)
-    for row, text in zip(tokens, texts, strict=True):
-        ids = [START_TOKEN, *_encode(clean(text)), END_TOKEN][:context_length]
-        row[: len(ids)] = ids
-        if keep_end_token:
-            row[len(ids) - 1] = END_TOKEN
+    if context_length < 3:
+        raise ValueError(
+            f"context_length must be at least 3 (start, one token, end), found {context_length}"
+        )
+    prepared = [_shorten(_prepare(text), context_length) for text in texts]
+    # The encoder keeps the end token of what it cuts, so the end token is lost one column later.
+    columns = context_length if keep_end_token else context_length + 1
+    tokens = _encoder().tokenize_batch(prepared, context_length=columns)
+    tokens = tokens[:, :context_length].astype(np.int32)
+    for row, text in enumerate(prepared):
+        if "<|" in text:
+            ids = [START_TOKEN, *_encode_special(text.lower()), END_TOKEN][:context_length]
+            tokens[row] = ids + [0] * (context_length - len(ids))
+            if keep_end_token:
+                tokens[row, len(ids) - 1] = END_TOKEN
     return tokens
 
 
-def _encode(text: str) -> list[int]:
-    if "<|" not in text:
-        return _encoder().encode(text)
+def _prepare(text: str) -> str:
+    # The encoder itself lower-cases and ignores blanks, which is all the cleaning plain text needs.
+    return text if _PLAIN.fullmatch(text) else clean(text)
+
+
+def _shorten(text: str, context_length: int) -> str:
+    """At least the words that are read: as many as tokens, since every word is one or more."""
+    if len(text) < _LONG_TEXT:
+        return text
+    return " ".join(text.split(None, context_length)[:context_length])
+
+
+def _encode_special(text: str) -> list[int]:
     ids: list[int] = []
     for piece in _SPECIAL.split(text):
         if _SPECIAL.fullmatch(piece):

@@ -7,13 +7,12 @@ programs pile up.
 
 import collections
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import jax
-from jax.experimental import multihost_utils
+
+from regionclip_jax.training.stopping import Preempted, stop_requests
 
 State = TypeVar("State")
 Batch = TypeVar("Batch")
@@ -23,16 +22,6 @@ Metrics = dict[str, jax.Array | tuple[jax.Array, jax.Array]]
 Hook = Callable[[int, State, Metrics], object]
 
 _STEPS_IN_FLIGHT = 2
-
-
-class Preempted(Exception):
-    """The run was asked to stop (SIGTERM) and stopped cleanly after ``step`` updates."""
-
-    def __init__(self, step: int):
-        super().__init__(
-            f"preempted after step {step}; start the same command again to continue from there"
-        )
-        self.step = step
 
 
 def run(
@@ -55,15 +44,16 @@ def run(
         num_steps: updates done in the end, counted from the very beginning of the run.
         hooks: pairs (every, hook), called in their order when ``step % every == 0`` and after the
             last step.
-        on_preempt: called once after SIGTERM, instead of further steps, like a hook; it saves.
-            SIGTERM is watched in the main thread of one process; with several processes JAX's
-            preemption service is asked instead, so that all stop after the same step.
+        on_preempt: called once after SIGTERM or Ctrl-C, instead of further steps, like a hook; it
+            returns when what it saves is on disk. Signals are noted from the end of the first step
+            on: until then, while its program is compiled, there is nothing to save.
 
     Returns:
         The state after ``num_steps`` updates.
 
     Raises:
-        Preempted: after SIGTERM, when the step in progress and ``on_preempt`` are done.
+        Preempted: after SIGTERM or Ctrl-C, when the step in progress and ``on_preempt`` are done.
+            Also after the last step: whatever would follow must not start.
         ValueError: for a hook period below 1 or when the data end early.
     """
     for every, hook in hooks:
@@ -71,7 +61,7 @@ def run(
             raise ValueError(f"loop: period of {hook} must be >= 1 steps, found {every}")
     in_flight = collections.deque()
     iterator = iter(batches)
-    with _preemption_notice() as preempted:
+    with contextlib.ExitStack() as stack:
         for step in range(start_step + 1, num_steps + 1):
             try:
                 batch = next(iterator)
@@ -81,32 +71,16 @@ def run(
                     "set (num_epochs=None) or train for fewer steps"
                 ) from None
             state, metrics = step_fn(state, batch)
+            if step == start_step + 1:
+                stop_signal = stack.enter_context(stop_requests())
             in_flight.append(metrics)
             if len(in_flight) > _STEPS_IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft())
             for every, hook in hooks:
                 if step % every == 0 or step == num_steps:
                     hook(step, state, metrics)
-            if preempted(step) and step < num_steps:
+            if (number := stop_signal(step)) is not None:
                 if on_preempt is not None:
                     on_preempt(step, state, metrics)
-                raise Preempted(step)
+                raise Preempted(step, number)
     return state
-
-
-@contextlib.contextmanager
-def _preemption_notice():
-    """Yield a function of the step that says whether to stop after it."""
-    if jax.process_count() > 1:
-        # JAX's service catches SIGTERM in C++; a Python handler would take the signal away from it.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # Python delivers signals to the main thread only
-        return
-    received = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
-    try:
-        yield lambda step: received.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, previous)

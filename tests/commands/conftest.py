@@ -32,7 +32,7 @@ def get_config():
     for model in (config.student, config.teacher):
         model.preset, model.init_from = "scenes", {model!r}
     config.data.path, config.data.split = {coco!r}, "train"
-    config.data.short_side, config.data.max_long_side = 64, 96
+    config.data.short_sides, config.data.max_long_side = (64,), 96
     config.data.canvas_sizes = ((96, 96),)
     config.data.num_threads = 1
     config.data.context_length = 16

@@ -87,3 +87,15 @@ def test_drawn_pictures_of_another_recipe_are_not_overwritten(run_main, complain
     (tmp_path / "data" / "whole_pictures").mkdir(parents=True)
     message = complaint(run_main("configs/pretrain.py", tmp_path, *few))
     assert "whole_pictures" in message and "delete it or choose another path" in message
+
+
+def test_an_address_as_workdir_is_refused(run_main, complaint):
+    message = complaint(run_main("configs/pretrain.py", "gs://bucket/run"))
+    assert "'gs://bucket/run' is an address, expected a folder; mount the bucket" in message
+
+
+def test_a_cluster_that_is_none_and_half_of_its_flags_are_refused(run_main, complaint, tmp_path):
+    message = complaint(run_main("configs/pretrain.py", tmp_path, "--process_id=1"))
+    assert "--process_id without --coordinator, --num_processes" in message
+    message = complaint(run_main("configs/pretrain.py", tmp_path, "--coordinator=auto"))
+    assert "the processes of the run could not be joined" in message

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from regionclip_jax.artifacts.results import read_detections, read_results
 
 pytestmark = pytest.mark.command
 
-PREEMPTED = 75
 # Of four records each: eight epochs of the fourteen in the folder.
 NUM_STEPS = 28
 
@@ -123,35 +123,49 @@ def whole_run(run_main, pretrain_recipe, tmp_path_factory) -> Path:
 def test_a_run_that_is_terminated_then_killed_ends_as_one_that_never_stopped(
     command, run_main, pretrain_recipe, whole_run, tmp_path
 ):
-    flags = [f"--config.run.num_steps={NUM_STEPS}"]
+    workdir, flags = tmp_path / "run", [f"--config.run.num_steps={NUM_STEPS}"]
 
-    def interrupt(number: signal.Signals, after_step: int) -> int:
-        process = subprocess.Popen(
-            **command(pretrain_recipe, tmp_path, *flags),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            deadline = time.monotonic() + 200
-            while max(checkpoints(tmp_path), default=0) <= after_step:
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.01)
-            os.kill(process.pid, number)
-            return process.wait(timeout=100)
-        finally:
-            process.kill()
+    def interrupt(number: signal.Signals, when: Callable[[], bool], *more: str) -> tuple[int, str]:
+        with (tmp_path / "said").open("w+") as said:
+            process = subprocess.Popen(
+                **command(pretrain_recipe, workdir, *flags, *more),
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
+            try:
+                deadline = time.monotonic() + 200
+                while not when():
+                    assert process.poll() is None and time.monotonic() < deadline
+                    time.sleep(0.01)
+                os.kill(process.pid, number)
+                status = process.wait(timeout=100)
+            finally:
+                process.kill()
+            said.seek(0)
+            return status, said.read()
 
-    assert interrupt(signal.SIGTERM, after_step=0) == PREEMPTED
-    terminated = max(checkpoints(tmp_path))
-    assert 3 <= terminated < NUM_STEPS and not (tmp_path / "model").exists()
-    assert interrupt(signal.SIGKILL, after_step=terminated) == -signal.SIGKILL
-    killed = max(checkpoints(tmp_path))
-    assert terminated < killed < NUM_STEPS and not (tmp_path / "model").exists()
-    done = run_main(pretrain_recipe, tmp_path, *flags)
+    def newest() -> int:
+        return max(checkpoints(workdir), default=0)
+
+    # While it loads and compiles.
+    status, said = interrupt(signal.SIGTERM, workdir.exists, "--preempted_status=75")
+    assert status == 75 and not checkpoints(workdir) and "Traceback" not in said
+    assert "stopped by SIGTERM outside of training steps; start the same command again" in said
+
+    status, said = interrupt(signal.SIGTERM, lambda: newest() > 0)
+    terminated = newest()
+    assert status == 0 and f"stopped by SIGTERM after step {terminated}, which is saved" in said
+    assert 3 <= terminated < NUM_STEPS and not (workdir / "model").exists()
+
+    status, _ = interrupt(signal.SIGKILL, lambda: newest() > terminated)
+    killed = newest()
+    assert status == -signal.SIGKILL
+    assert terminated < killed < NUM_STEPS and not (workdir / "model").exists()
+    done = run_main(pretrain_recipe, workdir, *flags)
     assert done.returncode == 0, done.stderr
     assert f"resumes after step {killed}" in done.stderr
 
-    expected, found = parameters(whole_run / "model"), parameters(tmp_path / "model")
+    expected, found = parameters(whole_run / "model"), parameters(workdir / "model")
     assert expected.keys() == found.keys()
     for path in expected:
         np.testing.assert_array_equal(expected[path], found[path], err_msg=path)

@@ -69,6 +69,7 @@ def start(command, recipe):
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         usual = command(recipe, workdir, "--config.run.fsdp=4")
+        usual["env"] = {k: v for k, v in usual["env"].items() if "COMPILATION_CACHE" not in k}
         flags = usual.pop("args")[3:]
         pair = []
         for number in range(2):

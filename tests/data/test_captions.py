@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from regionclip_jax.data.captions import choose_caption
+from regionclip_jax.data.captions import choose_caption, mentions_direction
 from regionclip_jax.data.records import ImageTextRecord, RecordError
 
 
@@ -25,7 +25,27 @@ def test_tags_are_shuffled_into_prompts_beside_the_captions():
     assert any("red dog" in text for text in texts) and any("dog red" in text for text in texts)
 
 
-@pytest.mark.parametrize("captions", [(), ("", "  ")])
+def test_of_a_caption_without_end_the_beginning_is_taken():
+    (text,) = draws(ImageTextRecord("k", b"", ("word " * 20_000,)), count=1)
+    assert text.startswith("word word") and len(text) == 10_000
+
+
+@pytest.mark.parametrize("captions", [(), ("", "  "), ("\0", "\x01\x02 \u200b")])
 def test_a_record_without_words_is_a_record_error(captions):
     with pytest.raises(RecordError, match="S, record k: .*caption"):
         choose_caption(ImageTextRecord("k", b"", captions), np.random.default_rng(0), source="S")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A cat LEFT of a dog.", True),
+        ("a left-handed pitcher", True),
+        ("the rightmost bus", True),
+        ("looks to his right", True),
+        ("leftover pizza under bright light", False),
+        ("an upright piano", False),
+    ],
+)
+def test_captions_that_tell_left_from_right_are_known(caption, expected):
+    assert mentions_direction(caption) == expected

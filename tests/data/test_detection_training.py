@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regionclip_jax.data.canvas import CanvasPlan
 from regionclip_jax.data.detection_examples import DetectionAugmentation, augment
 from regionclip_jax.data.images import decode_image
 from regionclip_jax.data.object_masks import crop_masks, rasterize
@@ -74,7 +75,7 @@ def test_only_boxes_of_the_classes_are_left_in_their_order_and_the_rest_is_count
     assert [found[i].image_id for i in range(3)] == [1, 2, 5]
     assert [found[i].classes.tolist() for i in range(3)] == [[1], [0], [1, 0]]
     assert [found.classes_of(i).tolist() for i in range(3)] == [[1], [0], [1, 0]]
-    assert found.upright.tolist() == [False, True, False]
+    assert found.sizes().tolist() == [[40, 60], [60, 40], [40, 60]]
     assert found.report == {
         "images": 3,
         "boxes": 4,
@@ -106,7 +107,7 @@ def test_what_cannot_be_trained_on_is_refused_before_the_first_step(
         TrainingSet(CocoInstancesSource(folder, "train"), names, max_boxes=max_boxes)
 
 
-def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, **changes):
+def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, planned=False, **changes):
     data = training_set(folder)
     options = dict(
         short_sides=(40, 50, 64),
@@ -117,9 +118,20 @@ def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, **changes):
         max_boxes=3,
         flip_probability=0.5,
     )
+    options |= changes
+    plan = None
+    if planned:
+        names = ("canvas_sizes", "short_sides", "max_long_side", "resize_method")
+        plan = CanvasPlan(data.sizes(), *(options[name] for name in names))
     return detection_training_batches(
         data,
-        order=EpochOrder(len(data), seed=1, batch_size=batch_size, upright=data.upright),
+        order=EpochOrder(
+            len(data),
+            seed=1,
+            batch_size=batch_size,
+            kinds=None if plan is None else plan.numbers,
+        ),
+        plan=plan,
         batch_size=batch_size,
         seed=1,
         start_record=start_record,
@@ -127,7 +139,7 @@ def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, **changes):
         num_workers=0,
         process_index=process[0],
         process_count=process[1],
-        **options | changes,
+        **options,
     )
 
 
@@ -163,15 +175,29 @@ def test_a_stream_goes_on_where_it_was_left(folder):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
-def test_two_processes_have_the_halves_of_each_batch(folder):
-    one_canvas = {"canvas_sizes": ((96, 96),), "batch_size": 4}
-    whole = list(itertools.islice(stream(folder, **one_canvas), 3))
+@pytest.mark.parametrize(
+    "options", [{"canvas_sizes": ((96, 96),)}, {"planned": True}], ids=["one canvas", "planned"]
+)
+def test_two_processes_have_the_halves_of_each_batch(folder, options):
+    options = options | {"batch_size": 4}
+    whole = list(itertools.islice(stream(folder, **options), 6))
     for index in range(2):
-        halves = itertools.islice(stream(folder, process=(index, 2), **one_canvas), 3)
+        halves = itertools.islice(stream(folder, process=(index, 2), **options), 6)
         for (expected, _), (found, _) in zip(whole, halves, strict=True):
             own = slice(2 * index, 2 * index + 2)
             np.testing.assert_array_equal(found.images, expected.images[own])
             np.testing.assert_array_equal(found.boxes, expected.boxes[own])
+
+
+def test_planned_batches_have_the_canvas_of_the_largest_short_side(folder):
+    batches = [batch for batch, _ in itertools.islice(stream(folder, planned=True), 12)]
+    assert all(batch.mask.all() for batch in batches)
+    # At short side 64 the pictures are 64 x 96 (image ids 1 and 5) and 96 x 64 (2).
+    canvas_of = {(1, 5): (64, 96), (2,): (96, 64), (1, 2): (96, 96), (2, 5): (96, 96)}
+    for batch in batches:
+        ids = tuple(sorted(set(batch.image_ids.tolist())))
+        assert batch.images.shape[1:3] == canvas_of.get(ids, (64, 96)), ids
+    assert len({tuple(size) for batch in batches for size in batch.sizes.tolist()}) > 3
 
 
 def test_jitter_cuts_pictures_to_the_canvas_and_boxes_with_them(folder):
@@ -233,8 +259,7 @@ def test_a_raster_is_the_part_of_the_box_that_the_polygons_cover():
 @pytest.mark.parametrize("segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]]])
 def test_an_object_without_polygons_is_a_fault_of_its_record(folder, segmentation):
     source = CocoInstancesSource(folder, "train", mask_size=4)
-    record = source._records[0]
-    record[5][0] = segmentation
+    source._pictures[0].boxes.outlines[0] = segmentation
     with pytest.raises(RecordError, match=r"1\.png: object 0: expected a segmentation of poly"):
         source[0]
 

@@ -43,12 +43,15 @@ def test_pictures_lie_where_their_url_says_and_come_in_order_of_their_ids(write,
     np.testing.assert_array_equal(second.boxes, [[2, 3, 20, 7]])
     assert second.classes.tolist() == [1] and not second.crowd.any()
     assert source.report["boxes_clipped"] == 1 and len(source) == 2
+    np.testing.assert_array_equal(source.sizes(), [[10, 20], [10, 20]])
 
 
 def test_a_coco_file_a_missing_picture_or_file_are_refused(write, content):
     root = write(content, pictures=("val2017/a.jpg",))
-    with pytest.raises(FileNotFoundError, match=r"lacks 1 of 2 pictures .*train2017/b\.jpg"):
+    with pytest.raises(ValueError, match=r"1 of 2 images .* missing 1 \(train2017/b\.jpg\)"):
         LvisInstancesSource(root, "val")
+    source = LvisInstancesSource(root, "val", fault_fraction=0.5)
+    assert len(source) == 1 and source.report["images_missing"] == 1
     with pytest.raises(FileNotFoundError, match="lvis_v1_train.json"):
         LvisInstancesSource(root, "train")
     for image in content["images"]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from regionclip_jax.data.canvas import CanvasPlan
 from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
@@ -42,11 +43,12 @@ def source(records):
 def stream(source, **changes):
     arguments = {
         "batch_size": 4,
-        "short_side": None,
+        "short_sides": None,
         "max_long_side": None,
         "resize_method": "bicubic_truncate",
         "canvas_sizes": ((16, 16), (32, 32)),
         "flip_probability": 0.5,
+        "flip_directional_captions": True,
         "seed": 7,
         "start_record": 0,
         "num_threads": 2,
@@ -176,8 +178,96 @@ def test_pictures_that_fit_only_alone_are_an_error_that_names_the_canvas(encode_
         next(batches)
 
 
+def upright_and_lying(encode_image, count=21):
+    """A source of two shapes, and the plan of their canvases."""
+    shapes = [(12, 16) if i % 3 else (16, 12) for i in range(count)]
+    records = [
+        ImageTextRecord(f"k{i}", encode_image(i, *shape), (f"number {i}",))
+        for i, shape in enumerate(shapes)
+    ]
+    plan = CanvasPlan(np.array(shapes), ((12, 16), (16, 12), (16, 16)), None, None, "")
+    return ListSource(records), {"plan": plan, "canvas_sizes": plan.canvas_sizes}
+
+
+def test_planned_batches_have_one_canvas_each_and_every_record_once_an_epoch(encode_image):
+    source, planned = upright_and_lying(encode_image)
+    batches = take(21, stream(source, flip_probability=0.0, **planned))
+    shapes = [batch.images.shape[1:3] for batch, _ in batches]
+    assert {(12, 16), (16, 12)} < set(shapes)
+    # Four epochs, each with one batch of what is left of both shapes.
+    assert shapes.count((16, 16)) == 4
+    assert all(batch.mask.all() and not faults for batch, faults in batches)
+    texts = [text for _, text in rows(batches)]
+    assert all(len(set(texts[i : i + 21])) == 21 for i in range(0, 84, 21))
+
+
+@pytest.mark.parametrize("start", [4, 24, 40])
+def test_a_planned_stream_goes_on_where_it_was_left(encode_image, start):
+    source, planned = upright_and_lying(encode_image)
+    expected = take(start // 4 + 3, stream(source, **planned))[start // 4 :]
+    assert_same(take(3, stream(source, start_record=start, **planned)), expected)
+
+
+def test_processes_agree_on_the_canvas_of_each_planned_batch(encode_image):
+    source, planned = upright_and_lying(encode_image)
+    whole = take(12, stream(source, **planned))
+    parts = [
+        take(12, stream(source, process_index=i, process_count=4, **planned)) for i in range(4)
+    ]
+    for (batch, _), *shares in zip(whole, *parts, strict=True):
+        for name in ("images", "sizes", "tokens", "mask"):
+            joined = np.concatenate([getattr(share, name) for share, _ in shares])
+            np.testing.assert_array_equal(getattr(batch, name), joined)
+
+
+def test_a_picture_of_another_size_than_planned_is_a_masked_row_with_its_fault(encode_image):
+    source, planned = upright_and_lying(encode_image)
+    source.records[1] = ImageTextRecord("liar", encode_image(1, 16, 16), ("a",))
+    texts = [text for _, faults in take(21, stream(source, **planned)) for text in faults]
+    assert 0 < len(texts) <= 4 and all("record liar: 16 x 16" in text for text in texts)
+
+
+def test_a_plan_without_a_canvas_for_the_rest_is_refused(encode_image):
+    source, _ = upright_and_lying(encode_image)
+    sizes = ((12, 16), (16, 12))
+    plan = CanvasPlan(np.array([(12, 16), (16, 12)] * 12)[:21], sizes, None, None, "")
+    with pytest.raises(ValueError, match="an epoch's rest may have to"):
+        stream(source, plan=plan, canvas_sizes=sizes)
+
+
+def test_a_plan_keeps_no_order_of_the_source(encode_image):
+    source, planned = upright_and_lying(encode_image)
+    with pytest.raises(ValueError, match="shuffle, or none"):
+        stream(source, shuffle=False, **planned)
+
+
+def test_one_of_the_short_sides_is_drawn_at_each_visit(source):
+    options = {"short_sides": (12, 18, 24), "max_long_side": 32, "canvas_sizes": ((32, 32),)}
+    batches = take(10, stream(source, **options))
+    found = {tuple(size) for batch, _ in batches for size in batch.sizes.tolist()}
+    assert found == {(12, 16), (18, 24), (24, 32)}
+    assert_same(take(2, stream(source, start_record=8, **options)), batches[2:4])
+
+
+def test_pictures_whose_caption_says_left_or_right_stay_as_they_are_if_asked(encode_image):
+    texts = ("a cat left of a dog", "a cat beside a dog")
+    source = ListSource([ImageTextRecord("k", encode_image(0), texts)])
+    options = {"flip_probability": 1.0, "batch_size": 1}
+
+    def pictures(flip_directional):
+        batches = stream(source, flip_directional_captions=flip_directional, **options)
+        return {
+            (batch.tokens[0].tobytes(), batch.images[0].tobytes()) for batch, _ in take(20, batches)
+        }
+
+    kept, flipped = pictures(False), pictures(True)
+    assert len(kept) == len(flipped) == 2
+    assert len({image for _, image in kept}) == 2 and len({image for _, image in flipped}) == 1
+    assert len(kept & flipped) == 1
+
+
 def test_pictures_are_resized_to_the_limits(source):
-    batches = stream(source, short_side=24, max_long_side=30, canvas_sizes=((30, 30),))
+    batches = stream(source, short_sides=(24,), max_long_side=30, canvas_sizes=((30, 30),))
     ((batch, _),) = take(1, batches)
     # 12 x 16: the long side would be 32, so the short one becomes int(30 * 24 / 32).
     assert batch.sizes.tolist() == [[22, 30]] * 4
@@ -189,9 +279,9 @@ def test_pictures_are_resized_to_the_limits(source):
         ({"start_record": 6}, "not a multiple of batch_size 4"),
         ({"process_count": 3}, "not a multiple of the 3 processes"),
         ({"process_index": 2, "process_count": 2}, "process_index 2"),
-        ({"short_side": 20}, "give both"),
+        ({"short_sides": (20,)}, "give both"),
         ({"resize_method": "nearest"}, "unknown resize method"),
-        ({"short_side": 20, "max_long_side": 40}, "no canvas"),
+        ({"short_sides": (20,), "max_long_side": 40}, "no canvas"),
         ({"process_count": 2}, "give one size"),
         ({"source": ListSource([])}, "has no records"),
     ],

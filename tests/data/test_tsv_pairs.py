@@ -1,8 +1,12 @@
 import base64
 import json
 import pickle
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource, decode_text
@@ -67,6 +71,8 @@ def test_a_list_of_rows_selects_them_in_ascending_order(tmp_path):
         ('{"captions": ["a"], "tags": "red  dog"}', (("a",), ("red", "dog"))),
         ('{"tags": ["red", "dog"]}', ((), ("red", "dog"))),
         ('{"captions": null, "url": "x"}', ((), ())),
+        ('{"captions": [null, "a", 7], "tags": [null, "b"]}', (("a",), ("b",))),
+        ("[" * 9999, (("[" * 9999,), ())),
         ("", (("",), ())),
     ],
 )
@@ -83,6 +89,9 @@ def test_keys_that_differ_and_rows_that_are_broken_are_record_errors(tmp_path):
         _ = source[1]
     with pytest.raises(RecordError, match="record c: .*base64"):
         _ = source[2]
+    write(tmp_path / "images.tsv", [("a", "AA*AA"), ("b", "AAAA"), ("c", "AAAA")])
+    with pytest.raises(RecordError, match="record a: .*base64"):
+        _ = TsvPairsSource(tmp_path)[0]
     (tmp_path / "text.tsv").write_bytes(b"a\nb\t\xff\nc\tx\n")
     source = TsvPairsSource(tmp_path)
     with pytest.raises(RecordError, match="text.tsv row 0: has 1 column"):
@@ -110,3 +119,42 @@ def test_offsets_that_do_not_fit_their_file_are_refused(tmp_path, offsets):
     (tmp_path / "images1.lineidx").write_text(offsets)
     with pytest.raises(ValueError, match=r"images1\.lineidx"):
         TsvPairsSource(tmp_path)
+
+
+@pytest.mark.property
+@settings(max_examples=60, deadline=None)
+@given(field=st.text() | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(st.sampled_from(["captions", "tags", "x"]), inner, max_size=3),
+    max_leaves=8,
+).map(json.dumps))  # fmt: skip
+def test_any_text_column_is_captions_and_tags_of_text(field):
+    captions, tags = decode_text(field)
+    assert len(captions) <= 5 and all(isinstance(text, str) for text in (*captions, *tags))
+
+
+@pytest.mark.property
+@settings(max_examples=100, deadline=None)
+@given(
+    junk=st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")),
+    in_images=st.booleans(),
+    row=st.integers(0, 3),
+)
+def test_a_broken_row_loses_no_other(junk, in_images, row):
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_pair(folder, 1, 4)
+        path = folder / ("images1.tsv" if in_images else "text1.tsv")
+        lines = path.read_bytes().splitlines()
+        lines[row] = junk
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        source = TsvPairsSource(folder)
+        for index in range(4):
+            try:
+                record = source[index]
+            except RecordError:
+                assert index == row
+                continue
+            if index != row:
+                assert (record.key, record.image) == (f"1-{index}", f"1-{index}".encode())

@@ -1,42 +1,25 @@
 """Every recipe that is shipped parses, and its step traces at its real sizes."""
 
-import dataclasses
 import runpy
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import pytest
 
 from regionclip_jax import config as config_module
-from regionclip_jax.artifacts import model_checkpoint
-from regionclip_jax.artifacts.detector_heads import HeadsConfig, init_heads
-from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.config import (
     ConfigError,
     PretrainConfig,
     RunSection,
     ScenesDetectionConfig,
     ScenesExperimentConfig,
-    TrainClipConfig,
     TrainDetectorConfig,
-    TrainLocalizerConfig,
     as_plain,
     parse,
 )
-from regionclip_jax.jobs import assembly
+from regionclip_jax.jobs import abstract_steps
 from regionclip_jax.main import _JOBS
-from regionclip_jax.models.clip import CLIP
-from regionclip_jax.models.localizer import Localizer, LocalizerConfig
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
-from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.steps.detector_step import FrozenDetectorParts, make_detector_step
-from regionclip_jax.steps.localizer_step import make_localizer_step
-from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
-from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
-from regionclip_jax.steps.train_clip_step import make_train_clip_step
-from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {path.stem: runpy.run_path(str(path)) for path in sorted(CONFIGS.glob("*.py"))}
@@ -60,79 +43,11 @@ def training_recipes(stem: str, variant: str):
     return [config]
 
 
-def abstract_batch(size: int, height: int, width: int, length: int) -> ImageTextBatch:
-    return ImageTextBatch(
-        images=jax.ShapeDtypeStruct((size, height, width, 3), jnp.uint8),
-        sizes=jax.ShapeDtypeStruct((size, 2), jnp.int32),
-        tokens=jax.ShapeDtypeStruct((size, length), jnp.int32),
-        mask=jax.ShapeDtypeStruct((size,), jnp.bool_),
-    )
-
-
-def abstract_detection_batch(config) -> DetectionBatch:
-    size, (height, width) = config.run.batch_size, config.data.canvas_sizes[0]
-    rows = config.data.max_boxes
-
-    def array(shape, dtype):
-        return jax.ShapeDtypeStruct((size, *shape), dtype)
-
-    masks = None
-    if isinstance(config, TrainDetectorConfig) and config.detector.mask_size is not None:
-        masks = array((rows, config.detector.mask_size, config.detector.mask_size), jnp.uint8)
-    return DetectionBatch(
-        images=array((height, width, 3), jnp.uint8),
-        sizes=array((2,), jnp.int32),
-        boxes=array((rows, 4), jnp.float32),
-        classes=array((rows,), jnp.int32),
-        box_mask=array((rows,), jnp.bool_),
-        image_ids=array((), jnp.int32),
-        scales=array((2,), jnp.float32),
-        mask=array((), jnp.bool_),
-        object_masks=masks,
-    )
-
-
-def detector_parts(config: TrainDetectorConfig, optimizer):
-    """Step, variables and frozen parts; the localizer is the one its recipe means."""
-    section, clip = config.detector, assembly.architecture(config.model)
-    pretrained = section.image_tower == "pretrained"
-    levels = "rn50_c4" if section.pre_nms_topk == 6000 else "rn50_fpn"
-    localizer = LOCALIZER_PRESETS[levels]
-    heads = HeadsConfig(clip.embed_dim, section.mask_size and clip.vision_width * 32)
-    variables = abstract_variables(config.model)
-    params = jax.eval_shape(lambda: init_heads(heads, jax.random.key(0)))
-    variables = {**variables, "params": variables["params"] | params}
-    frozen = FrozenDetectorParts(
-        abstract_localizer(localizer),
-        jax.ShapeDtypeStruct((48, clip.embed_dim), jnp.float32),
-    )
-    step = make_detector_step(
-        assembly.build_model(config.model, frozen_norm=pretrained),
-        Localizer(localizer),
-        optimizer,
-        assembly.detector_settings(section, config.run, clip, pretrained),
-    )
-    return step, variables, (frozen,)
-
-
-def localizer_parts(config: TrainLocalizerConfig, optimizer):
-    localizer = LOCALIZER_PRESETS[config.localizer.preset]
-    frozen_norm = assembly.norm_is_frozen(config.localizer.norm, "localizer.norm")
-    step = make_localizer_step(
-        Localizer(localizer, frozen_norm=frozen_norm),
-        optimizer,
-        assembly.localizer_settings(config.anchors, config.run),
-    )
-    return step, abstract_localizer(localizer), ()
-
-
-def fresh(section):
-    """The section without its file: a shape does not depend on the weights."""
-    return dataclasses.replace(section, init_from="")
-
-
-def abstract_variables(section):
-    return jax.eval_shape(lambda: assembly.initial_variables(fresh(section), 0))
+def localizer_of(config) -> str | None:
+    """The one that a detector's recipe means."""
+    if not isinstance(config, TrainDetectorConfig):
+        return None
+    return "rn50_c4" if config.detector.pre_nms_topk == 6000 else "rn50_fpn"
 
 
 def test_every_config_file_offers_its_default_recipe():
@@ -159,34 +74,11 @@ def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(stem):
 )
 def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, variant):
     for config in training_recipes(stem, variant):
-        optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
         # Nothing is allocated: RN50x4 with 96 canvases would not fit here.
-        if isinstance(config, TrainDetectorConfig):
-            step, variables, frozen = detector_parts(config, optimizer)
-        elif isinstance(config, TrainLocalizerConfig):
-            step, variables, frozen = localizer_parts(config, optimizer)
-        elif isinstance(config, TrainClipConfig):
-            model = assembly.build_model(config.model, frozen_norm=False)
-            variables, frozen = abstract_variables(config.model), ()
-            step = make_train_clip_step(model, optimizer)
-        else:
-            student = assembly.build_model(config.student, frozen_norm=True)
-            teacher = assembly.build_model(config.teacher, frozen_norm=True)
-            variables = abstract_variables(config.student)
-            dim = teacher.config.embed_dim
-            pool = jax.ShapeDtypeStruct((4764, dim), jnp.float32)
-            frozen = (Frozen(abstract_variables(config.teacher), pool, pool),)
-            settings = assembly.pretrain_settings(config.regions, config.run)
-            step = make_pretrain_step(student, teacher, optimizer, settings)
-        state = jax.eval_shape(
-            lambda v, c=config, o=optimizer: assembly.build_state(c.optimizer, v, o), variables
+        step, state, frozen, batch = abstract_steps.training_step(
+            config, localizer=localizer_of(config)
         )
-        if isinstance(config, TrainDetectorConfig | TrainLocalizerConfig):
-            batch = abstract_detection_batch(config)
-        else:
-            height, width = config.data.canvas_sizes[0]
-            batch = abstract_batch(config.run.batch_size, height, width, config.data.context_length)
-        after, metrics = jax.eval_shape(step, state, *frozen, batch)
+        after, metrics = jax.eval_shape(step, state, frozen, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
@@ -254,6 +146,18 @@ def test_canvases_are_pairs():
         parse(PretrainConfig, config)
 
 
+def test_the_parts_of_a_mixture_are_sections_of_their_own():
+    config = RECIPES["pretrain"]["get_config"]("rn50_coco").to_dict()
+    part = dict(source="coco_folder", path="data/coco", split="train2017", weight=1)
+    config["data"]["mixture"] = (part, part | {"weight": 2.5})
+    parsed = parse(PretrainConfig, ml_collections.ConfigDict(config)).data.mixture
+    assert [type(p) for p in parsed] == [config_module.MixturePart] * 2
+    assert [p.weight for p in parsed] == [1.0, 2.5]
+    config["data"]["mixture"] = (part | {"wieght": 1},)
+    with pytest.raises(ConfigError, match=r"data\.mixture\.wieght: .*did you mean 'weight'"):
+        parse(PretrainConfig, config)
+
+
 def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
     config = RECIPES["pretrain"]["get_config"]("rn50_coco").to_dict()
     config["data"]["canvas_sizes"] = [[800, 1344]]
@@ -268,35 +172,12 @@ def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
 def test_evaluations_trace_at_their_real_sizes(variant, preset):
     """The published models with the reference's localizer."""
     section = recipe("evaluate", variant).evaluation
-    localizer_config = LocalizerConfig(blocks=(3, 4, 6, 3), pyramid_channels=256)
-    localizer = Localizer(localizer_config) if section.regions == "localizer" else None
-    step = make_predict_step(
-        CLIP(PRESETS[preset]),
-        assembly.detect_settings(section),
-        assembly.build_find_regions(section, localizer),
-    )
-    height, width = max(section.canvas_sizes)
-    size, boxes = section.batch_size, (section.batch_size, section.max_boxes)
-
-    def shape(*sides, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(sides, dtype)
-
-    batch = DetectionBatch(
-        images=shape(size, height, width, 3, dtype=jnp.uint8),
-        sizes=shape(size, 2, dtype=jnp.int32),
-        boxes=shape(*boxes, 4),
-        classes=shape(*boxes, dtype=jnp.int32),
-        box_mask=shape(*boxes, dtype=jnp.bool_),
-        image_ids=shape(size, dtype=jnp.int32),
-        scales=shape(size, 2),
-        mask=shape(size, dtype=jnp.bool_),
-    )
+    localizer = "rn50_fpn" if section.regions == "localizer" else None
     num_classes = 1203 if section.class_split == "lvis" else 65
-    variables = DetectorVariables(
-        model_checkpoint.abstract_variables(PRESETS[preset]),
-        shape(num_classes, PRESETS[preset].embed_dim),
-        localizer and abstract_localizer(localizer_config),
+    step, variables, batch = abstract_steps.prediction_step(
+        section, preset, "float32", localizer=localizer, num_classes=num_classes
     )
+    size = section.batch_size
     found = jax.eval_shape(step, variables, batch)
     assert found.detections.boxes.shape == (size, section.max_detections, 4)
     regions = section.num_proposals if localizer else section.max_boxes

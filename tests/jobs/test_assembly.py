@@ -16,6 +16,11 @@ from regionclip_jax.data.faults import TooManyFaults
 from regionclip_jax.data.records import ImageTextRecord
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import assembly
+from regionclip_jax.losses.image_text import image_text_loss
+from regionclip_jax.losses.image_text_blockwise import (
+    chunked_image_text_loss,
+    ring_image_text_loss,
+)
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.steps.pretrain_step import PretrainSettings
 
@@ -48,11 +53,18 @@ def test_a_model_is_built_with_the_recipe_s_type_and_norm(model_section):
 
 
 def test_a_fresh_model_is_drawn_from_the_seed(model_section, monkeypatch):
+    architectures = []
+
+    def fresh(config, key):
+        architectures.append(config)
+        return key
+
     # The initialisers themselves compile for many seconds.
-    monkeypatch.setattr(assembly, "init_variables", lambda config, key: (config, key))
+    monkeypatch.setattr(assembly, "init_variables", fresh)
     for seed in (0, 7):
-        config, key = assembly.initial_variables(model_section("nano_vit"), seed)
-        assert config == PRESETS["nano_vit"] and key == jax.random.key(seed)
+        found = assembly.initial_variables(model_section("nano_vit"), seed)
+        assert found == jax.random.key(seed)
+    assert set(architectures) == {PRESETS["nano_vit"]}
 
 
 def test_a_model_starts_from_its_directory(model_section, model_directory, nano_weights):
@@ -94,6 +106,46 @@ def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(da
         )
 
 
+def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_path, caplog):
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    table = tmp_path / "t.csv"
+    table.write_text("image,caption\na.jpg,words\nb.jpg,words\n")
+    section = dataclasses.replace(data, source="caption_table", path=str(table))
+    with pytest.raises(ConfigError, match=r"data: .*t\.csv: 1 of 2 rows .*10\.00%.* \(3: b\.jpg\)"):
+        assembly.build_image_text_source(section)
+    with caplog.at_level("INFO"):
+        assembly.build_image_text_source(dataclasses.replace(section, fault_fraction=0.5))
+    expected = "1 records; images 1, captions 1, rows whose file is missing 1 (3: b.jpg)"
+    assert expected in caplog.text
+
+
+def test_a_source_without_any_record_is_refused(data, tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\n")
+    section = dataclasses.replace(data, source="caption_table", path=str(tmp_path / "t.csv"))
+    with pytest.raises(ConfigError, match=r"data\.path: CaptionTable.* no record .*images 0"):
+        assembly.build_image_text_source(section)
+
+
+def test_masks_are_asked_only_of_sources_that_have_them(evaluation):
+    section = dataclasses.replace(evaluation, source="pascal_voc")
+    with pytest.raises(ConfigError, match=r"detector\.mask_size: pascal_voc has no masks"):
+        assembly.build_boxes_source(section, "data", mask_size=28)
+
+
+@pytest.mark.parametrize("source", ["webdataset", "tfds", "caption_table"])
+def test_sources_of_captions_are_built_by_name(data, tmp_path, source):
+    section = dataclasses.replace(data, source=source, path=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        assembly.build_image_text_source(section)
+
+
+@pytest.mark.parametrize("source", ["pascal_voc", "tfds", "yolo_labels"])
+def test_sources_of_boxes_are_built_by_name(evaluation, tmp_path, source):
+    section = dataclasses.replace(evaluation, source=source, path=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        assembly.build_boxes_source(section, "evaluation")
+
+
 def test_records_of_the_other_kind_are_refused(data, evaluation):
     with pytest.raises(ConfigError, match=r"data\.path: .* holds detection records; .*image_text"):
         assembly.build_image_text_source(dataclasses.replace(data, path=evaluation.path))
@@ -119,6 +171,67 @@ def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
     assert [same_batch(next(rest), batch) for batch in batches[2:]] == [True, True]
     assert not same_batch(next(other), batches[0])
     assert batches[0].tokens.shape == (8, data.context_length)
+
+
+class Sized:
+    """What a plan asks of a source."""
+
+    def __init__(self, sizes):
+        self.sizes = lambda: sizes
+
+    def __repr__(self):
+        return "Sized()"
+
+
+def test_canvases_are_planned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
+    section = dataclasses.replace(
+        data, canvas_sizes=((48, 64), (64, 48), (64, 64)), group_by_canvas=True
+    )
+    source = Sized(np.array([(48, 60), (60, 40), (48, 64)]))
+    with caplog.at_level("INFO"):
+        plan = assembly.plan_canvases(section, source)
+    assert [plan.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
+    assert f"Sized(): batches of one canvas each; {plan}" in caplog.text
+    one, ungrouped = {"canvas_sizes": ((64, 64),)}, {"group_by_canvas": False}
+    for changes in (one, ungrouped):
+        assert assembly.plan_canvases(dataclasses.replace(section, **changes), source) is None
+    assert "does not know" not in caplog.text
+    assert assembly.plan_canvases(section, Sized(None)) is None
+    assert "Sized() does not know the sizes of its pictures" in caplog.text
+
+
+@pytest.fixture
+def parts(data, drawn, tmp_path):
+    """A mixture in place of one source: three records of the first to one of the second."""
+    write_array_record([drawn(i, False) for i in range(30, 35)], tmp_path / "few", 64, {})
+    paths = (data.path, 3.0), (str(tmp_path / "few"), 1.0)
+    parts = tuple(sections.MixturePart("array_record", path, "", weight) for path, weight in paths)
+    return dataclasses.replace(data, path="", mixture=parts)
+
+
+def test_a_mixture_stands_in_place_of_one_source(parts):
+    source = assembly.build_image_text_source(parts)
+    assert source.shares == (3, 1) and len(source) == 24 + 5
+    whole, rest = stream(parts), stream(parts, start_record=16)
+    batches = [next(whole) for _ in range(4)]
+    assert [same_batch(next(rest), batch) for batch in batches[2:]] == [True, True]
+
+
+def test_a_mixture_that_cannot_be_is_a_mistake_in_the_recipe(parts, evaluation):
+    def refused(message, *changed, **changes):
+        section = dataclasses.replace(parts, mixture=(parts.mixture[0], *changed), **changes)
+        with pytest.raises(ConfigError, match=message):
+            assembly.build_image_text_source(section)
+
+    second = parts.mixture[1]
+    refused(r"data\.path: 'somewhere' beside data\.mixture", path="somewhere")
+    refused(r"mixture\[1\]\.source: 'lmdb' is none", dataclasses.replace(second, source="lmdb"))
+    refused(
+        r"mixture\[1\]\.path: 'no' .*--config\.data\.mixture\[1\]\.path=PATH",
+        dataclasses.replace(second, path="no"),
+    )
+    refused(r"mixture\[1\]\.path: .* detection", dataclasses.replace(second, path=evaluation.path))
+    refused(r"data\.mixture: weights .*above 0", dataclasses.replace(second, weight=0.0))
 
 
 @pytest.fixture
@@ -149,7 +262,7 @@ def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
     ("changes", "message"),
     [
         ({"resize_method": "nearest"}, "nearest"),
-        ({"short_side": 32}, "give both"),
+        ({"short_sides": (32,)}, "give both"),
         ({"fault_fraction": 2.0}, "within 0 and 1"),
     ],
 )
@@ -256,6 +369,7 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
         teacher_temperature=0.37,
         concept_threshold=0.41,
         images_per_group=2,
+        regions_per_softmax=4,
         image_text_weight=0.43,
         distillation_weight=0.47,
         contrastive_weight=0.53,
@@ -263,7 +377,8 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
     )
     run = dataclasses.replace(run_section, seed=59)
     numbers = dataclasses.asdict(section)
-    del numbers["localizer"]  # a path, not a number
+    # A path, and a choice that is made outside the objective.
+    del numbers["localizer"], numbers["image_text_chunk"]
     expected = PretrainSettings(**numbers, seed=59)
     assert assembly.pretrain_settings(section, run) == expected
 
@@ -276,7 +391,7 @@ def test_the_objective_gets_every_number_of_its_section_and_the_run_s_seed(regio
         ({"box_sides": (0.0, 0.2)}, r"regions\.box_sides: .* above 0"),
         ({"box_sides": (0.5, 1.2)}, r"regions\.box_sides: .* at most 1"),
         ({"images_per_group": 3}, r"regions\.images_per_group: 3 .*run\.batch_size 8"),
-        ({"global_box": "all"}, r"regions\.global_box: 'all' is none of \['canvas', 'image'\]"),
+        ({"padding": "zero"}, r"regions\.padding: 'zero' is none of \['invisible', 'reference'\]"),
         ({"roi_align": "fast"}, r"regions\.roi_align: 'fast' is none of"),
     ],
 )
@@ -290,3 +405,23 @@ def test_an_objective_that_makes_no_sense_is_refused_naming_its_keys(
 def test_one_group_may_be_the_whole_batch(regions, run_section):
     section = dataclasses.replace(regions, images_per_group=None)
     assert assembly.pretrain_settings(section, run_section).images_per_group is None
+
+
+@pytest.mark.parametrize(
+    ("chunk", "num_devices", "form"),
+    [
+        (None, 8, image_text_loss),
+        (16, 1, chunked_image_text_loss),
+        (16, 8, ring_image_text_loss),
+    ],
+)
+def test_the_image_text_loss_is_plain_without_a_chunk_and_a_ring_on_several_devices(
+    monkeypatch, run_section, chunk, num_devices, form
+):
+    devices = jax.devices()[:num_devices]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    loss = assembly.build_image_text_loss(chunk, run_section)
+    if chunk is None:
+        assert loss is form
+    else:
+        assert loss.func is form and loss.keywords["chunk"] == chunk

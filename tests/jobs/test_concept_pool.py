@@ -109,27 +109,58 @@ def test_a_pool_is_embedded_once_and_then_read_from_its_file(clip, tmp_path, cou
     assert again.encoder["parameters_sha256"] == text_tower_hash(clip[1]["params"])
 
 
-@pytest.mark.parametrize("what", ["names", "order", "templates", "text tower"])
-def test_a_pool_is_embedded_anew_and_kept_when_something_else_is_asked_for(
+@pytest.mark.parametrize("what", ["templates", "text tower"])
+def test_a_pool_is_embedded_anew_and_kept_when_other_prompts_or_weights_are_asked_for(
     clip, nano_weights, tmp_path, counted, what
 ):
     path, (model, variables) = tmp_path / "vocabulary.npz", clip
     first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
-    names, templates = NAMES, "plain"
-    if what == "names":
-        names = ("cat", "dog", "tree")
-    elif what == "order":
-        names = NAMES[::-1]
-    elif what == "templates":
-        templates = "clip"
-    else:
+    templates = "clip" if what == "templates" else "plain"
+    if what == "text tower":
         variables = nano_weights("nano_vit", 1)
-    other = concept_pool.cached_vocabulary(path, model, variables, names, templates)
-    assert counted == [NAMES, names] and other.names == names
+    other = concept_pool.cached_vocabulary(path, model, variables, NAMES, templates)
+    assert counted == [NAMES, NAMES] and other.names == NAMES
     assert not np.array_equal(other.embeddings, first.embeddings)
     # The file is now the new one's.
-    concept_pool.cached_vocabulary(path, model, variables, names, templates)
+    concept_pool.cached_vocabulary(path, model, variables, NAMES, templates)
     assert len(counted) == 2
+
+
+def test_a_pool_that_grew_embeds_its_new_names_only(clip, tmp_path, counted):
+    path = tmp_path / "vocabulary.npz"
+    first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
+    grown = concept_pool.cached_vocabulary(path, *clip, ("tree", "dog", "cat"), "plain")
+    assert counted == [NAMES, ("dog",)] and grown.names == ("tree", "dog", "cat")
+    np.testing.assert_array_equal(grown.embeddings[[2, 0]], first.embeddings[[0, 2]])
+    # Another order needs no embedding, and the file is always what was asked for last.
+    turned = concept_pool.cached_vocabulary(path, *clip, ("cat", "dog", "tree"), "plain")
+    assert len(counted) == 2
+    np.testing.assert_array_equal(turned.embeddings, grown.embeddings[::-1])
+    assert Vocabulary.load(path).names == ("cat", "dog", "tree")
+
+
+def test_a_names_numbers_do_not_depend_on_the_other_names_to_the_bit(clip):
+    long = "a thing " * 12 + "!"
+    names = ["cat", long, *(f"thing number {n}" for n in range(12)), "wow!"]
+    together = concept_pool.embed_names(*clip, names, "plain").embeddings
+    for rows in ([0], [1, 14], [14, 3, 0]):
+        alone = concept_pool.embed_names(*clip, [names[row] for row in rows], "plain").embeddings
+        np.testing.assert_array_equal(alone, together[rows])
+
+
+def test_calls_have_few_shapes_and_hold_every_name_once(monkeypatch):
+    monkeypatch.setattr(concept_pool, "_TOKENS_PER_CALL", 256)
+    names = [f"thing {n} " + "word " * (n % 7 * 10) for n in range(40)]
+    calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, 77))
+    assert sorted(row for rows, _ in calls for row in rows) == list(range(40))
+    assert {tokens.shape[1] for _, tokens in calls} <= {16, 32, 48, 64, 77}
+    for rows, tokens in calls:
+        assert len(tokens) == max(1, 256 // (tokens.shape[1] * 5)) * 5
+        for place, row in enumerate(rows):
+            prompts = tokenize(prompts_for(names[row], concept_pool.PLAIN_TEMPLATES), 77)
+            found = tokens[place * 5 : place * 5 + 5]
+            np.testing.assert_array_equal(found, prompts[:, : tokens.shape[1]])
+            assert not prompts[:, tokens.shape[1] :].any()
 
 
 def test_other_image_weights_with_the_same_text_tower_share_the_pool(

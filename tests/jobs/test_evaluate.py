@@ -9,6 +9,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.config import ConfigError, EvaluateConfig
+from regionclip_jax.data.faults import TooManyFaults
 from regionclip_jax.data.records import DetectionRecord
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
@@ -332,3 +333,41 @@ def test_a_coco_file_is_scored_with_its_crowds(config, answers, evaluate_student
     assert found.metrics == {"AP50_all": 100.0, "top1_all": 100.0}
     # A crowd is neither asked about nor missed.
     assert len(found.results) == 4 and found.per_category["thing"]["AP50"] is None
+
+
+@pytest.mark.parametrize("loss", ["missing", "broken"])
+def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_them(
+    config, answers, folder, tmp_path, loss, capsys
+):
+    section = dataclasses.replace(
+        config.evaluation,
+        source="coco_folder", path=str(folder), split="val2017", class_split="none",
+    )  # fmt: skip
+    picture = folder / "val2017" / "1.png"
+    picture.unlink() if loss == "missing" else picture.write_bytes(b"<html>404</html>")
+    answers(lambda batch: batch.classes)
+    with pytest.raises((ConfigError, TooManyFaults), match=r"1\.png"):
+        evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "strict")
+    section = dataclasses.replace(section, fault_fraction=0.5)
+    metrics = evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
+    # One of two pictures found at precision 1: 51 of COCO's 101 recall thresholds.
+    assert metrics["student"]["AP50_all"] == pytest.approx(100 * 51 / 101)
+    saw = read_results(tmp_path / "lenient" / "results.json")["details"]["saw"]["student"]
+    assert saw["pictures"].startswith("1 of 2, the others cannot be used: AP counts what they show")
+    assert "pictures: 1 of 2" in capsys.readouterr().out
+
+
+def test_a_file_that_the_metrics_refuse_is_refused_before_the_first_picture(
+    config, evaluate_student, folder
+):
+    path = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 77
+    path.write_text(json.dumps(content))
+    section = dataclasses.replace(
+        config.evaluation,
+        source="coco_folder", path=str(folder), split="val2017", class_split="none",
+        fault_fraction=0.5,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"evaluation\.path: .* category 77"):
+        evaluate_student(config, section)

@@ -169,7 +169,7 @@ def test_the_seed_of_the_run_decides_weights_regions_and_order(
         seen["weights"].append(seed)
         return nano_weights(section.preset, 0)
 
-    def steps(student, teacher, optimizer, settings, localizer):
+    def steps(student, teacher, optimizer, settings, localizer, image_text):
         assert localizer is None
         seen["regions"] = settings.seed
 

@@ -44,7 +44,9 @@ def config(data, evaluation, optimizer, regions, run_section, model_section):
         matmul_precision="default",
         seed=23,
         scenes=SCENES,
-        train_clip=sections.TrainClipConfig(job="train_clip", model=fresh, **shared),
+        train_clip=sections.TrainClipConfig(
+            job="train_clip", image_text_chunk=None, model=fresh, **shared
+        ),
         pretrain=sections.PretrainConfig(
             job="pretrain",
             student=fresh,

@@ -16,6 +16,7 @@ def config(data, optimizer, run_section, model_section, model_directory) -> Trai
     return TrainClipConfig(
         job="train_clip",
         matmul_precision="default",
+        image_text_chunk=3,
         model=model_section("nano_vit", model_directory("nano_vit")),
         data=data,
         optimizer=dataclasses.replace(optimizer, frozen_patterns=()),

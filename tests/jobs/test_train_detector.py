@@ -54,7 +54,7 @@ def boxes(boxes_directory) -> sections.DetectionDataSection:
         flip_probability=0.5,
         max_boxes=3,
         repeat_threshold=0.3,
-        group_by_aspect=False,
+        group_by_canvas=False,
         num_threads=1,
         num_workers=0,
         fault_fraction=0.0,

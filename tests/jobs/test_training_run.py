@@ -165,6 +165,15 @@ def test_where_files_lie_and_how_often_is_logged_may_change(train, recipe, chang
     assert train.started == [0, 8] and checkpoints(tmp_path) == [1, 3, 4]
 
 
+def test_of_a_mixture_the_paths_may_change_and_the_weights_may_not(recipe):
+    def card(path: str, weight: float) -> dict:
+        mixture = (sections.MixturePart("array_record", path, "", weight),)
+        data = dataclasses.replace(recipe.data, mixture=mixture)
+        return training_run.resume_card(as_plain(dataclasses.replace(recipe, data=data)), {})
+
+    assert card("here", 1.0) == card("there", 1.0) != card("there", 2.0)
+
+
 def test_the_length_may_not_change_where_the_schedule_is_drawn_over_it(recipe, changed):
     longer = {"run.num_steps": 9}
     for schedule, same in (("multistep", True), ("cosine", False)):

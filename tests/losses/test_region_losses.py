@@ -1,5 +1,7 @@
 """Labels, distillation and concept contrast against the formulas of the spec (3.8, 3.9)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +10,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regionclip_jax.losses.concept_alignment import (
+    confident_regions,
     group_regions,
-    label_regions,
+    likeliest_concepts,
     mean_over_groups,
 )
-from regionclip_jax.losses.concept_contrastive import concept_contrastive_loss
-from regionclip_jax.losses.distillation import distillation_loss
+from regionclip_jax.losses.concept_contrastive import concept_contrastive_losses, count_targets
+from regionclip_jax.losses.distillation import distillation_losses
+
+
+class Labels(NamedTuple):
+    """What the teacher's logits say of regions in groups."""
+
+    logits: jax.Array
+    targets: jax.Array
+    confidence: jax.Array
+    keep: jax.Array
+
+
+def label_regions(logits, mask, threshold):
+    targets, confidence = likeliest_concepts(logits)
+    return Labels(logits, targets, confidence, confident_regions(confidence, mask, threshold))
+
+
+def contrastive_loss(logits, labels):
+    counts = count_targets(labels.targets, labels.keep, logits.shape[-1])[:, None]
+    losses = concept_contrastive_losses(logits, labels.targets, counts)
+    return mean_over_groups(losses, labels.keep)
+
+
+def distillation_loss(logits, labels):
+    return mean_over_groups(distillation_losses(logits, labels.logits), labels.keep)
+
 
 seeds = st.integers(0, 2**32 - 1)
-LOSSES = {"contrastive": concept_contrastive_loss, "distillation": distillation_loss}
+LOSSES = {"contrastive": contrastive_loss, "distillation": distillation_loss}
 label = jax.jit(label_regions, static_argnums=2)
 evaluate = {name: jax.jit(jax.value_and_grad(loss)) for name, loss in LOSSES.items()}
 
@@ -39,7 +67,7 @@ def plain_contrastive(logits, labels):
 
 def plain_distillation(logits, labels):
     keep = np.asarray(labels.keep)
-    teacher = np.float64(np.asarray(labels.probabilities)[keep])
+    teacher = softmax(np.float64(np.asarray(labels.logits)[keep]))
     student = np.log(softmax(logits[keep]))
     return (teacher * (np.log(teacher) - student)).sum() / keep.sum()
 
@@ -67,7 +95,7 @@ def test_each_loss_equals_the_formula_of_the_spec(name, seed):
     keep = mask & (np.random.default_rng(seed + 1).random(mask.shape) < 0.6)
     keep[:, 0] = True
     for kept in (np.asarray(labels.keep), keep):
-        labels = labels.replace(keep=jnp.asarray(kept))
+        labels = labels._replace(keep=jnp.asarray(kept))
         group = jax.tree.map(lambda x: x[0], labels)
         loss, _ = evaluate[name](student, labels)
         assert loss == pytest.approx(PLAIN[name](np.float64(student[0]), group), rel=1e-5, abs=1e-5)
@@ -165,6 +193,17 @@ def test_the_threshold_is_strict_and_when_nothing_passes_all_real_regions_are_ke
     # The rule holds in each group alone.
     two = label(np.concatenate([logits, 0 * logits]), np.concatenate([mask, mask]), 0.5)
     np.testing.assert_array_equal(two.keep, [[False, True, False, False], mask[0]])
+
+
+@pytest.mark.property
+@given(seed=seeds)
+def test_counts_are_how_often_kept_regions_name_each_concept(seed):
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, NUM_CONCEPTS, (3, NUM_REGIONS))
+    keep = rng.random(targets.shape) < 0.5
+    counts = count_targets(jnp.asarray(targets), jnp.asarray(keep), NUM_CONCEPTS)
+    for found, named, kept in zip(counts, targets, keep, strict=True):
+        np.testing.assert_array_equal(found, np.bincount(named[kept], minlength=NUM_CONCEPTS))
 
 
 def test_regions_are_grouped_image_by_image():

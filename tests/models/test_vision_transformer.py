@@ -95,8 +95,8 @@ def test_positions_are_untouched_at_the_training_grid_and_smooth_elsewhere(vit):
             variables, height, width, method=lambda m, *grid: m.visual._positions(*grid)
         )
 
-    np.testing.assert_array_equal(positions(4, 4), table)
-    resized = positions(8, 4)
+    np.testing.assert_array_equal(positions(4, 4), table[None])
+    (resized,) = positions(8, 4)
     np.testing.assert_array_equal(resized[0], -3.0)
     resized = np.asarray(resized[1:]).reshape(8, 4, 64)
     np.testing.assert_allclose(resized[..., 0], 5.0, rtol=1e-6)
@@ -125,3 +125,37 @@ def test_the_whole_picture_is_the_class_token_of_the_ordinary_tower(vit):
     encode = jax.jit(lambda v, x: model.apply(v, x, method=model.encode_image))
     np.testing.assert_array_equal(features.whole, encode(variables, x))
     assert features.map.shape == (2, 4, 6, 64)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("size", [(64, 64), (50, 70), (16, 90)], ids=str)
+def test_a_picture_on_a_larger_canvas_is_what_it_is_by_itself(vit, relative_error, size):
+    """Its patches are those with any pixel of it; 4 x 4 is the grid of the positions."""
+    model, variables = vit
+    rows, columns = (-(-side // 16) for side in size)
+    picture = pixels(*size)
+
+    @jax.jit
+    def features(x, sizes):
+        return model.apply(variables, x, sizes, method=model.image_features)
+
+    def on_canvas(height, width):
+        more = ((0, 0), (0, height - size[0]), (0, width - size[1]), (0, 0))
+        return jnp.pad(picture, more)
+
+    # By itself: the canvas ends with its last patch and counts as all picture.
+    alone = image_features(model, variables, on_canvas(16 * rows, 16 * columns))
+    found = features(on_canvas(96, 112), jnp.tile(jnp.array([size]), (2, 1)))
+    assert found.cells.tolist() == [[rows, columns]] * 2
+    assert relative_error(found.whole, alone.whole) < 1e-5
+    assert relative_error(found.map[:, :rows, :columns], alone.map) < 1e-5
+    without = image_features(model, variables, on_canvas(96, 112))
+    assert relative_error(without.whole, alone.whole) > 1e-2
+
+
+def test_a_masked_row_has_finite_features(vit):
+    model, variables = vit
+    features = model.apply(
+        variables, pixels(64, 64), jnp.array([[64, 64], [0, 0]]), method=model.image_features
+    )
+    assert np.isfinite(features.whole).all() and np.isfinite(features.map).all()

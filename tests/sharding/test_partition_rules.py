@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from regionclip_jax.artifacts.detector_heads import HeadsConfig, init_heads
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
 from regionclip_jax.models.localizer import LocalizerConfig
@@ -39,11 +40,13 @@ def test_half_of_nearly_all_numbers_lies_on_each_of_two_devices(mesh, name):
     assert found["params/logit_scale"] == PartitionSpec()
 
 
-def test_localizers_and_optimizer_states_are_covered(mesh):
+def test_localizers_heads_and_optimizer_states_are_covered(mesh):
     import optax
 
     shapes = abstract_localizer(LocalizerConfig(blocks=(3, 4, 6, 3), pyramid_channels=256))
     assert split_bytes(shapes, parameter_shardings(shapes, mesh)) < 0.51
+    heads = jax.eval_shape(lambda: init_heads(HeadsConfig(1024, 2048), jax.random.key(0)))
+    assert split_bytes(heads, parameter_shardings(heads, mesh)) < 0.51
     state = jax.eval_shape(optax.adamw(1e-3).init, abstract_variables(PRESETS["scenes"])["params"])
     assert split_bytes(state, parameter_shardings(state, mesh)) < 0.52
 

@@ -32,23 +32,28 @@ def pair_batch() -> ImageTextBatch:
 
 @pytest.fixture(scope="session")
 def two_updates():
-    """``two_updates(step, state, frozen, batch, num_devices, fsdp)``: state and metrics after them.
+    """``two_updates(step, state, frozen, batch, mesh)``: state, and metrics of both updates.
 
-    On a mesh as a job's, everything split by the rules, the state donated.
+    On a mesh of so many (devices, fsdp), everything split by the rules and the state donated as in
+    a job; on one device, by the jitted step as it is, without one.
     """
 
-    def run(step, state, frozen, batch, num_devices=1, fsdp=1):
-        mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:num_devices])
+    def run(step, state, frozen, batch, mesh: tuple[int, int] | None = None):
+        if mesh is None:
+            after, first = step(state, frozen, batch)
+            after, second = step(after, frozen, batch)
+            return after, [first, second]
+        mesh = make_mesh(fsdp=mesh[1], devices=jax.devices()[: mesh[0]])
         shardings = parameter_shardings(state, mesh)
         step = jax.jit(step, out_shardings=(shardings, whole_everywhere(mesh)), donate_argnums=0)
-        state, batch = place(state, shardings), to_global_batch(batch, mesh)
+        before, batch = place(state, shardings), to_global_batch(batch, mesh)
         frozen = place(frozen, parameter_shardings(frozen, mesh))
-        first, (after, metrics) = state, step(state, frozen, batch)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
-        if fsdp > 1:
+        after, first = step(before, frozen, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+        if mesh.shape["fsdp"] > 1:
             assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(after))
         after, second = step(after, frozen, batch)
-        return gather(after), gather([metrics, second])
+        return gather(after), [gather(first), gather(second)]
 
     return run
 

@@ -60,7 +60,6 @@ def in_double_precision(step: str, folder: Path) -> dict[str, float]:
 def pretrain_errors(folder: Path) -> dict[str, float]:
     step = _load(TESTS / "steps" / "test_pretrain_parity.py")
     from regionclip_jax.artifacts.model_checkpoint import flatten
-    from regionclip_jax.conversion.regionclip_keys import to_openai
     from regionclip_jax.models.clip import CLIP
     from regionclip_jax.ops.normalization import normalize_for_clip
     from regionclip_jax.steps.pretrain_step import Frozen, label_with_teacher, pretrain_losses
@@ -68,24 +67,20 @@ def pretrain_errors(folder: Path) -> dict[str, float]:
 
     config, tensors = _weights("rn50_pretrain", folder)
 
-    def tower(name: str) -> dict:
-        named = {"logit_scale": np.log(1 / 0.07), **to_openai(tensors, name)[0]}
-        return _variables(config, named)
-
     arrays = dict(np.load(folder / "pretrain_rn50.npz"))
     settings = step.settings_of(arrays)
     batch, regions = step.stored_batch(arrays)
     regions = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float64), regions)
     model = CLIP(config, dtype=jnp.float64)
-    student = tower("student")
+    student = _tower(config, tensors, "student")
     concepts = jnp.asarray(arrays["concept_emb"], jnp.float64)
-    frozen = Frozen(tower("teacher"), concepts, concepts)
+    frozen = Frozen(_tower(config, tensors, "teacher"), concepts, concepts)
     params, frozen_params = split_parameters(student["params"], step.FROZEN)
 
     @jax.jit
     def pull(params, frozen_params, batch_stats, frozen, batch, regions):
         pixels = normalize_for_clip(batch.images, batch.sizes)
-        labels = label_with_teacher(model, frozen, pixels, regions, settings)
+        labels = label_with_teacher(model, frozen, pixels, batch.sizes, regions, settings)
 
         def total(params):
             everything = model_variables(params, frozen_params, batch_stats)
@@ -118,9 +113,8 @@ def finetune_errors(folder: Path) -> dict[str, float]:
         lambda x: jnp.asarray(x, jnp.float64), step.heads_of("rn50_finetune", make_tensor, folder)
     )
     arrays = dict(np.load(folder / "finetune_rn50.npz"))
-    return step.errors_of(
-        arrays, config, _variables(config, tensors), embeddings, head, jnp.float64
-    )
+    variables = _tower(config, tensors, "student")
+    return step.errors_of(arrays, config, variables, embeddings, head, jnp.float64)
 
 
 def _weights(arch: str, folder: Path):
@@ -129,6 +123,12 @@ def _weights(arch: str, folder: Path):
 
     make = _load(TESTS / "golden" / "make_weights.py").make_state_dict
     return PRESETS["RN50"], make(arch, root=folder)
+
+
+def _tower(config, tensors, name: str) -> dict:
+    from regionclip_jax.conversion.regionclip_keys import to_openai
+
+    return _variables(config, {"logit_scale": np.log(1 / 0.07), **to_openai(tensors, name)[0]})
 
 
 def _variables(config, named) -> dict:

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +8,23 @@ import numpy as np
 import optax
 import pytest
 
+from regionclip_jax.losses.image_text_blockwise import ring_image_text_loss
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
     PretrainSettings,
     embed_with_student,
     find_regions,
+    label_with_teacher,
     make_pretrain_step,
+    name_regions,
+    pretrain_losses,
+    region_losses,
 )
-from regionclip_jax.steps.train_state import create_train_state
+from regionclip_jax.steps.train_state import create_train_state, model_variables
 from regionclip_jax.structures import Regions
 
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)
@@ -34,8 +42,9 @@ SETTINGS = PretrainSettings(
     image_text_weight=1.0,
     distillation_weight=1.0,
     contrastive_weight=1.0,
-    global_box="image",
+    padding="invisible",
     regions_per_chunk=3,
+    regions_per_softmax=None,
     roi_align="auto",
     seed=1,
 )
@@ -94,11 +103,31 @@ def test_devices_make_the_updates_of_one(start, pair_batch, two_updates, assert_
     Measured of one update: 2.1e-5 of the largest change of a parameter."""
     step, state, frozen = start("resnet")
     expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
-    for num_devices, fsdp in ((8, 1), (4, 2)):
-        found, metrics = two_updates(step, state, frozen, pair_batch, num_devices, fsdp)
+    for mesh in ((8, 1), (4, 2)):
+        found, metrics = two_updates(step, state, frozen, pair_batch, mesh)
         for one, other in zip(expected_metrics, metrics, strict=True):
-            assert other == pytest.approx(one, rel=1e-4)
+            for name, value in one.items():
+                assert other[name] == pytest.approx(float(value), rel=1e-4), name
         assert_same_update(state, found, expected)
+
+
+def test_a_step_in_blocks_makes_the_updates_of_a_whole_one(
+    start, nano_configs, pair_batch, two_updates, assert_same_update
+):
+    """Two regions of a picture against the concepts at a time, pictures and texts in a ring."""
+    step, state, frozen = start("vit")
+    expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
+    model = CLIP(nano_configs["vit"])
+    settings = dataclasses.replace(SETTINGS, regions_per_softmax=2)
+    ring = functools.partial(
+        ring_image_text_loss, chunk=1, mesh=make_mesh(fsdp=2), axis=("data", "fsdp")
+    )
+    in_blocks = make_pretrain_step(model, model, OPTIMIZER, settings, image_text=ring)
+    found, metrics = two_updates(in_blocks, state, frozen, pair_batch, (8, 2))
+    for one, other in zip(expected_metrics, metrics, strict=True):
+        for name, value in one.items():
+            assert other[name] == pytest.approx(float(value), rel=1e-4), name
+    assert_same_update(state, found, expected)
 
 
 def test_bytes_on_the_padding_change_nothing(start, pair_batch):
@@ -139,30 +168,79 @@ def test_regions_are_drawn_anew_in_every_step_inside_each_picture(pair_batch):
         np.testing.assert_array_equal(regions.mask, np.repeat(np.arange(8)[:, None] < 7, 5, 1))
 
 
+@pytest.fixture(scope="module")
+def losses_and_gradients(start, nano_configs, pair_batch):
+    """``f(name, padding, larger)``: of the same pictures, perhaps on larger canvases."""
+
+    @functools.cache
+    def compute(name, padding, larger):
+        _, state, frozen = start(name)
+        model = CLIP(nano_configs[name])
+        settings = dataclasses.replace(SETTINGS, padding=padding, regions_per_chunk=None)
+        more = (32, 48) if larger else (0, 0)
+        images = jnp.pad(pair_batch.images, ((0, 0), (0, more[0]), (0, more[1]), (0, 0)))
+        batch = pair_batch.replace(images=images)
+
+        @jax.jit
+        def pull(params, state, frozen, batch):
+            pixels = normalize_for_clip(batch.images, batch.sizes)
+            key = jax.random.key(0)
+            regions = find_regions(key, batch.images, batch.sizes, settings, None, None)
+            labels = label_with_teacher(model, frozen, pixels, batch.sizes, regions, settings)
+
+            def total(params):
+                variables = model_variables(params, state.frozen_params, state.batch_stats)
+                losses = pretrain_losses(
+                    model, variables, frozen, batch, pixels, regions, labels, settings
+                )
+                return sum(losses.values()), losses
+
+            return jax.grad(total, has_aux=True)(params)
+
+        gradients, losses = pull(state.params, state, frozen, batch)
+        leaves = jax.tree.leaves(gradients)
+        return losses, np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+    return compute
+
+
 @pytest.mark.property
-def test_the_whole_pictures_box_ends_with_the_picture_unless_the_canvas_is_asked_for(
-    nano_configs, nano_variables, relative_error
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_losses_and_gradients_do_not_change_with_the_canvas(
+    losses_and_gradients, relative_error, name
 ):
-    """More padding beyond what convolutions can see changes nothing but the canvas' own box."""
-    model, variables = CLIP(nano_configs["resnet"]), nano_variables("resnet")
-    picture = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    losses, gradients = losses_and_gradients(name, "invisible", False)
+    on_larger, gradients_on_larger = losses_and_gradients(name, "invisible", True)
+    for loss, value in losses.items():
+        assert relative_error(on_larger[loss], value) < 1e-5, loss
+    assert relative_error(gradients_on_larger, gradients) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_the_references_losses_and_gradients_do(losses_and_gradients, relative_error, name):
+    losses, gradients = losses_and_gradients(name, "reference", False)
+    on_larger, gradients_on_larger = losses_and_gradients(name, "reference", True)
+    assert max(relative_error(on_larger[loss], losses[loss]) for loss in losses) > 1e-3
+    assert relative_error(gradients_on_larger, gradients) > 1e-2
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_without_padding_both_ways_are_the_same(nano_configs, nano_variables, relative_error, name):
+    model, variables = CLIP(nano_configs[name]), nano_variables(name)
+    pixels = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
     box = jnp.array([[[8.0, 8.0, 40.0, 60.0]]])
     regions = Regions(boxes=box, scores=jnp.zeros((1, 1)), mask=jnp.ones((1, 1), bool))
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def embed(picture, padding, global_box):
-        settings = dataclasses.replace(SETTINGS, global_box=global_box, regions_per_chunk=None)
-        pixels = jnp.pad(picture, ((0, 0), (0, 0), (0, padding), (0, 0)))
+    @functools.partial(jax.jit, static_argnums=1)
+    def embed(pixels, padding):
+        settings = dataclasses.replace(SETTINGS, padding=padding)
         sizes = jnp.array([[64, 64]])
         return embed_with_student(model, variables, pixels, sizes, regions, settings)
 
-    (region, image), (wide_region, wide_image) = (embed(picture, p, "image") for p in (64, 96))
-    assert relative_error(image, wide_image) < 1e-5
-    assert relative_error(region, wide_region) < 1e-5
-    (_, canvas), (_, wide_canvas) = (embed(picture, p, "canvas") for p in (64, 96))
-    assert relative_error(canvas, wide_canvas) > 1e-2
-    (_, bare_image), (_, bare_canvas) = (embed(picture, 0, b) for b in ("image", "canvas"))
-    np.testing.assert_array_equal(bare_image, bare_canvas)
+    found, expected = (embed(pixels, padding) for padding in ("invisible", "reference"))
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-5
 
 
 def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
@@ -189,3 +267,84 @@ def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
     for _ in range(8):
         state, last = proposing(state, frozen.replace(localizer=variables), pair_batch)
     assert last["loss"] < first["loss"]
+
+
+def objective(regions_per_softmax, images_per_group):
+    """Jitted labels, region losses, and gradients of the region embeddings and the pool."""
+    settings = dataclasses.replace(
+        SETTINGS,
+        regions_per_softmax=regions_per_softmax,
+        images_per_group=images_per_group,
+        teacher_temperature=0.2,
+    )
+
+    def losses(student, teacher, mask, student_concepts, teacher_concepts):
+        frozen = Frozen(None, teacher_concepts, student_concepts)
+        labels = jax.lax.stop_gradient(name_regions(teacher, mask, frozen, settings))
+        distillation, contrastive = region_losses(student, labels, frozen, settings)
+        return distillation + 2 * contrastive, (distillation, contrastive, labels)
+
+    return jax.jit(jax.value_and_grad(losses, (0, 3), has_aux=True))
+
+
+def draw_embeddings(num_images=4, num_regions=7, num_concepts=40):
+    """Of student and teacher, of other widths; a mask; and their concepts."""
+    rng = np.random.default_rng(0)
+    shape = num_images, num_regions
+    mask = rng.random(shape) < 0.8
+    # One picture without a region: where each picture is a group, one that is not counted.
+    mask[2] = False
+    arrays = (rng.standard_normal((*shape, 6)), rng.standard_normal((*shape, 5)))
+    pools = (rng.standard_normal((num_concepts, 6)), rng.standard_normal((num_concepts, 5)))
+    return *map(np.float32, arrays), mask, *map(np.float32, pools)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize(("regions_per_softmax", "images_per_group"), [(1, 2), (3, None), (2, 1)])
+def test_regions_compared_a_few_at_a_time_give_the_same_labels_losses_and_gradients(
+    regions_per_softmax, images_per_group
+):
+    """Chunks that divide the seven regions of a picture, and that do not."""
+    arrays = draw_embeddings()
+    (_, (*expected, labels)), expected_gradients = objective(None, images_per_group)(*arrays)
+    (_, (*found, found_labels)), gradients = objective(regions_per_softmax, images_per_group)(
+        *arrays
+    )
+    assert 0 < labels.keep.sum() < arrays[2].sum()
+    np.testing.assert_array_equal(found_labels.targets, labels.targets)
+    np.testing.assert_array_equal(found_labels.keep, labels.keep)
+    np.testing.assert_allclose(found_labels.confidence, labels.confidence, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for gradient, plain in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_concepts_split_over_devices_give_the_same_numbers_and_are_never_gathered():
+    """Two devices share the pictures, four the concepts; what is exchanged is numbers a region."""
+    arrays = draw_embeddings(num_concepts=64)
+    (_, (*expected, labels)), (expected_gradient, _) = objective(None, 2)(*arrays)
+    mesh = jax.make_mesh((2, 4), ("data", "concepts"), (jax.sharding.AxisType.Auto,) * 2)
+    axes = ("data",) * 3 + ("concepts",) * 2
+    placed = [
+        jax.device_put(x, jax.NamedSharding(mesh, jax.P(axis)))
+        for x, axis in zip(arrays, axes, strict=True)
+    ]
+    compiled = objective(3, 2).lower(*placed).compile()
+    (_, (*found, found_labels)), (gradient, _) = compiled(*placed)
+    np.testing.assert_array_equal(found_labels.targets, labels.targets)
+    np.testing.assert_array_equal(found_labels.keep, labels.keep)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", compiled.as_text())
+    sizes = [np.prod([int(n) for n in shape.split(",")]) for line in gathered
+             for shape in re.findall(r"\[([\d,]+)\]", line)]  # fmt: skip
+    assert sizes and max(sizes) < 64 * 5, gathered
+
+
+def test_memory_of_the_concept_softmax_is_that_of_the_regions_compared_at_once():
+    def temporary_bytes(regions_per_softmax):
+        arrays = draw_embeddings(num_regions=32, num_concepts=5000)
+        compiled = objective(regions_per_softmax, 2).lower(*arrays).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(2) < temporary_bytes(None) / 4

@@ -9,7 +9,7 @@ CATEGORIES = [{"id": 7, "name": "remote_control"}, {"id": 2, "name": "fan_(machi
 
 def test_names_come_from_words_a_text_file_or_an_annotation_file(tmp_path):
     assert read_class_list("cat, remote control ,a dog") == ("cat", "remote control", "a dog")
-    (tmp_path / "names.txt").write_text("cat\n\n remote control\n")
+    (tmp_path / "names.txt").write_text("cat\t120\n\n remote control\n")
     assert read_class_list(str(tmp_path / "names.txt")) == ("cat", "remote control")
     (tmp_path / "lvis.json").write_text(json.dumps({"categories": CATEGORIES, "images": []}))
     assert read_class_list(str(tmp_path / "lvis.json")) == ("fan machine", "remote control")

@@ -83,16 +83,56 @@ def test_sigterm_finishes_the_step_saves_once_and_stops():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_sigterm_in_the_last_step_is_a_finished_run():
-    state = loop.run(
-        step_fn,
-        jnp.float32(0),
-        ones(),
-        start_step=0,
-        num_steps=1,
-        hooks=[(1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))],
-    )
-    assert state == 1
+def test_sigterm_in_the_last_step_saves_it_and_lets_nothing_follow():
+    saved = []
+    with pytest.raises(loop.Preempted, match="stopped by SIGTERM after step 1") as stop:
+        loop.run(
+            step_fn,
+            jnp.float32(0),
+            ones(),
+            start_step=0,
+            num_steps=1,
+            hooks=[(1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))],
+            on_preempt=lambda step, *_: saved.append(step),
+        )
+    assert saved == [1] and stop.value.number == signal.SIGTERM
+
+
+def test_a_second_sigterm_does_not_disturb_the_saving_but_a_second_ctrl_c_ends_it():
+    def run(number, again):
+        saved = []
+
+        def save(step, *_):
+            os.kill(os.getpid(), again)
+            saved.append(step)
+
+        stopped = pytest.raises((loop.Preempted, KeyboardInterrupt))
+        with stopped as stop:
+            loop.run(
+                step_fn,
+                jnp.float32(0),
+                ones(),
+                start_step=0,
+                num_steps=9,
+                hooks=[(2, lambda *_: os.kill(os.getpid(), number))],
+                on_preempt=save,
+            )
+        return stop.type, saved
+
+    assert run(signal.SIGTERM, signal.SIGTERM) == (loop.Preempted, [2])
+    assert run(signal.SIGTERM, signal.SIGINT) == (loop.Preempted, [2])
+    assert run(signal.SIGINT, signal.SIGTERM) == (loop.Preempted, [2])
+    assert run(signal.SIGINT, signal.SIGINT) == (KeyboardInterrupt, [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_until_the_first_step_is_done_a_signal_has_its_usual_effect():
+    def slow_to_compile(state, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step_fn(state, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(slow_to_compile, jnp.float32(0), ones(), start_step=0, num_steps=9, hooks=[])
 
 
 def test_a_period_of_zero_is_refused():

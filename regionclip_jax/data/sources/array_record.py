@@ -1,10 +1,11 @@
-"""Directories of ArrayRecord shards, as :mod:`regionclip_jax.data.writers` makes them."""
+"""Directories of ArrayRecord shards, as ``data.writers`` and ``data.preparation`` make them."""
 
 import os
 import pathlib
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from regionclip_jax.data.record_encoding import decode_record
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError
@@ -20,11 +21,11 @@ class ArrayRecordSource:
         category_names: names of the classes, for detection records whose description has them.
 
     Args:
-        directory: written by ``write_array_record``.
+        directory: written by ``write_array_record`` or ``prepare``.
 
     Raises:
-        FileNotFoundError: the directory, its manifest or a shard is missing.
-        ValueError: the manifest and the shards disagree, or a shard is cut or changed.
+        FileNotFoundError: the directory, its manifest or a file of it is missing.
+        ValueError: the manifest and the files disagree, or a shard is cut or changed.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -43,6 +44,9 @@ class ArrayRecordSource:
                 f"{self._directory}: the manifest counts {manifest['count']} records, the shards "
                 f"hold {len(self._encoded)}: write the directory again"
             )
+        self._sizes = None
+        if entry := manifest.get("sizes"):
+            self._sizes = _read_sizes(self._directory / entry["name"], manifest["count"])
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -58,12 +62,24 @@ class ArrayRecordSource:
         record = self[index]
         return record.boxes, record.classes, record.crowd
 
-    def upright(self, index: int) -> None:
-        """Whether a picture is higher than wide: not known without opening it."""
-        return None
+    def sizes(self) -> Int[np.ndarray, "N 2"] | None:
+        """(height, width) of every picture as stored; None in a directory that was not measured."""
+        return self._sizes
 
     def __repr__(self) -> str:
         return f"ArrayRecordSource({str(self._directory)!r})"
+
+
+def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
+    sizes = np.load(path)
+    if sizes.shape != (count, 2):
+        raise ValueError(
+            f"{path}: expected (height, width) of {count} pictures, found an array of shape "
+            f"{sizes.shape}: copy it again or write the directory again"
+        )
+    return sizes
 
 
 def _open(paths: list[pathlib.Path]) -> grain.sources.ArrayRecordDataSource:

@@ -7,19 +7,18 @@ of ``coco_url`` say where: ``train2017/000000000009.jpg``.
 import os
 import pathlib
 
-import numpy as np
-
-from regionclip_jax.data.records import DetectionRecord
-from regionclip_jax.data.sources.coco_folder import (
-    NO_BOXES,
-    rasterize_all,
+from regionclip_jax.data.sources.boxed_pictures import NO_BOXES, BoxedPicture, BoxedPictures
+from regionclip_jax.data.sources.coco_annotations import (
     read_annotations,
     read_boxes,
-    read_image,
+    read_categories,
+    read_images,
+    require_annotations,
+    require_pictures,
 )
 
 
-class LvisInstancesSource:
+class LvisInstancesSource(BoxedPictures):
     """Pictures with their boxes, in ascending image id.
 
     All pictures of the file are there, also those in which only the absence of categories is
@@ -28,63 +27,51 @@ class LvisInstancesSource:
 
     Attributes:
         annotations_path: the annotation file.
-        category_names: by class, as in the file.
-        category_ids: by class.
-        report: counts of what was found, clipped and dropped.
 
     Args:
         root: holds ``annotations/`` and the picture folders.
         split: ``"train"`` or ``"val"``.
+        fault_fraction: share of the pictures, and of the annotations, that may be unusable.
         mask_size: side P of the rasters of object masks; None reads none.
 
     Raises:
-        FileNotFoundError: no annotation file, or a picture is missing.
-        ValueError: the file is not one of LVIS v1.
+        FileNotFoundError: no annotation file.
+        ValueError: the file is not one of LVIS v1, or too much is unusable.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, *, mask_size: int | None = None):
-        self._root, self._split, self._mask_size = pathlib.Path(root), split, mask_size
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        split: str,
+        *,
+        fault_fraction: float = 0.0,
+        mask_size: int | None = None,
+    ):
+        self._root, self._split = pathlib.Path(root), split
         path = self.annotations_path = self._root / "annotations" / f"lvis_v1_{split}.json"
         content = read_annotations(path)
         for image in content["images"]:
-            if "coco_url" not in image or "neg_category_ids" not in image:
+            if isinstance(image, dict) and not {"coco_url", "neg_category_ids"} <= image.keys():
                 raise ValueError(
                     f"{path}: image {image.get('id')}: expected coco_url and neg_category_ids, as "
                     f"in lvis_v1_*.json, found {sorted(image)}; give the original file"
                 )
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        self.category_names = tuple(category["name"] for category in categories)
-        self.category_ids = tuple(category["id"] for category in categories)
-        files = {i["id"]: "/".join(i["coco_url"].split("/")[-2:]) for i in content["images"]}
-        missing = sorted(name for name in files.values() if not (self._root / name).is_file())
-        if missing:
-            raise FileNotFoundError(
-                f"{self._root} lacks {len(missing)} of {len(files)} pictures of {path.name}: "
-                f"{', '.join(missing[:5])}, ...; unpack COCO's train2017 and val2017 there"
-            )
-        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-        boxes, self.report = read_boxes(path, content["annotations"], self.category_ids, sizes)
-        self._records = [(i, name, *boxes.get(i, NO_BOXES)) for i, name in sorted(files.items())]
-        self._sizes = sizes
-        self.report |= {"images": len(files)}
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> DetectionRecord:
-        image_id, name, boxes, classes, crowd, shapes = self._records[index]
-        image = read_image(self._root / name, repr(self), name)
-        masks = rasterize_all(shapes, boxes, crowd, self._mask_size, repr(self), name)
-        return DetectionRecord(name, image, boxes, classes, crowd, image_id, masks=masks)
-
-    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, classes and crowd flags of a record."""
-        return self._records[index][2:5]
-
-    def upright(self, index: int) -> bool:
-        """Whether a picture is higher than wide."""
-        height, width = self._sizes[self._records[index][0]]
-        return height > width
+        self.category_names, self.category_ids = read_categories(path, content)
+        names, sizes, missing = read_images(content, self._root, name_of=_name_of)
+        require_pictures(path, content, self._root, missing, fault_fraction)
+        boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
+        require_annotations(path, content, unusable, fault_fraction)
+        pictures = [
+            BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
+        ]
+        super().__init__(self._root, pictures, mask_size=mask_size)
+        self.report |= counts | missing.report | unusable.report
+        self.named = missing.named | unusable.named
 
     def __repr__(self) -> str:
         return f"LvisInstancesSource({str(self._root)!r}, {self._split!r})"
+
+
+def _name_of(image: dict) -> str | None:
+    url = image.get("coco_url")
+    return "/".join(url.split("/")[-2:]) if isinstance(url, str) else None

@@ -67,7 +67,8 @@ class TsvPairsSource:
                 repr(self), key, f"row {row} of {texts.path.name} has another key, {text_key}"
             )
         try:
-            decoded = base64.b64decode(image)
+            # Without validation, characters that are not base64's would be dropped in silence.
+            decoded = base64.b64decode(image, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RecordError(repr(self), key, f"picture is not base64: {error}") from error
         return ImageTextRecord(key, decoded, *decode_text(text))
@@ -91,7 +92,7 @@ def decode_text(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """``(captions, tags)`` of a text column; what is not a JSON object is itself the caption."""
     try:
         content = json.loads(field)
-    except ValueError:
+    except (ValueError, RecursionError):
         return (field,), ()
     if not isinstance(content, dict):
         return (field,), ()
@@ -100,7 +101,9 @@ def decode_text(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         captions = [captions] if isinstance(captions, str) else []
     if not isinstance(tags, list):
         tags = tags.split() if isinstance(tags, str) else []
-    return tuple(str(text) for text in captions[:_MAX_CAPTIONS]), tuple(str(tag) for tag in tags)
+    # What is no text, such as null, is no caption either.
+    captions = [text for text in captions if isinstance(text, str)]
+    return tuple(captions[:_MAX_CAPTIONS]), tuple(tag for tag in tags if isinstance(tag, str))
 
 
 class _Rows:

@@ -1,0 +1,84 @@
+"""One record made ready for storage: looked at, measured, and made smaller where that is asked for.
+
+What training would stumble over on its third day is found here.
+"""
+
+import dataclasses
+import io
+from typing import NamedTuple
+
+from PIL import Image
+
+from regionclip_jax.data.images import decode_image, image_size
+from regionclip_jax.data.record_encoding import encode_record, kind_of
+from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError, Source
+from regionclip_jax.data.transforms import resize_short_side, scale_boxes
+
+UNREADABLE = "unreadable record"
+BROKEN_PICTURE = "broken picture"
+NO_CAPTION = "no caption"
+
+JPEG_QUALITY = 95
+
+_NO_LIMIT = 2**31
+
+
+class Kept(NamedTuple):
+    """The encoded record, its kind, and (height, width) of its picture as stored."""
+
+    data: bytes
+    kind: str
+    size: tuple[int, int]
+
+
+class Skipped(NamedTuple):
+    """Stands where a record was left out. ``text`` names source, key and what was found."""
+
+    reason: str
+    text: str
+
+
+def prepare_record(
+    source: Source, index: int, *, short_side: int | None, check: bool
+) -> Kept | Skipped:
+    """Reads one record and says what to store of it.
+
+    Args:
+        short_side: pictures whose short side is longer are stored as JPEG of this short side, in
+            pixels, boxes along with them; all others, or with None all, keep their bytes.
+        check: decode every picture; otherwise only its header is read.
+    """
+    try:
+        record = source[index]
+    except RecordError as error:
+        return Skipped(UNREADABLE, str(error))
+    name = repr(source)
+    if isinstance(record, ImageTextRecord):
+        if not any(text.strip() for text in (*record.captions, *record.tags)):
+            found = f"{len(record.captions)} captions and {len(record.tags)} tags, all blank"
+            return Skipped(NO_CAPTION, str(RecordError(name, record.key, found)))
+    try:
+        size = image_size(record.image)
+        if short_side is not None and size is not None and min(size) > short_side:
+            record, size = _shrink(record, short_side, name)
+        elif check or size is None:
+            # Of a header that says nothing this says what is wrong.
+            size = decode_image(record.image, source=name, key=record.key).shape[:2]
+    except RecordError as error:
+        return Skipped(BROKEN_PICTURE, str(error))
+    return Kept(encode_record(record), kind_of(record), size)
+
+
+def _shrink(
+    record: ImageTextRecord | DetectionRecord, short_side: int, source: str
+) -> tuple[ImageTextRecord | DetectionRecord, tuple[int, int]]:
+    original = decode_image(record.image, source=source, key=record.key)
+    pixels = resize_short_side(original, short_side, _NO_LIMIT, "bicubic_truncate")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+    changes: dict = {"image": file.getvalue()}
+    height, width = pixels.shape[:2]
+    if isinstance(record, DetectionRecord):
+        factors = height / original.shape[0], width / original.shape[1]
+        changes["boxes"] = scale_boxes(record.boxes, *factors)
+    return dataclasses.replace(record, **changes), (height, width)

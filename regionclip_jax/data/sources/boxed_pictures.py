@@ -1,0 +1,127 @@
+"""Pictures of a folder whose boxes are all in memory, whatever kind of file they were read from."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from regionclip_jax.data.object_masks import rasterize
+from regionclip_jax.data.records import DetectionRecord, RecordError
+from regionclip_jax.data.sources.picture_files import read_image
+
+
+class Boxes(NamedTuple):
+    """Boxes of one picture, as in ``DetectionRecord``, and the outlines of its objects."""
+
+    boxes: Float[np.ndarray, "G 4"]
+    classes: Int[np.ndarray, " G"]
+    crowd: Bool[np.ndarray, " G"]
+    outlines: list
+
+
+NO_BOXES = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), [])
+
+
+class BoxedPicture(NamedTuple):
+    """One record before its picture is read; ``name`` is relative to the folder."""
+
+    image_id: int
+    name: str
+    height: int
+    width: int
+    boxes: Boxes
+
+
+class BoxedPictures:
+    """What sources of pictures with boxes have in common; how they come to them is their own.
+
+    Attributes:
+        category_names: by class.
+        category_ids: by class, as in the annotation file, for the official metrics.
+        report: counts of what there is, and of what was clipped, dropped or left out.
+        named: key of the report -> the first few that it counts.
+
+    Args:
+        folder: of the pictures.
+        pictures: in the order of the records.
+        mask_size: side P of the rasters of object masks; None reads none.
+    """
+
+    category_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    report: dict[str, int]
+    named: dict[str, list[str]]
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        pictures: Sequence[BoxedPicture],
+        *,
+        mask_size: int | None = None,
+    ):
+        self._folder, self._pictures, self._mask_size = folder, list(pictures), mask_size
+        self.report = {
+            "images": len(self._pictures),
+            "images_without_box": sum(not len(p.boxes.boxes) for p in self._pictures),
+            "boxes": sum(len(p.boxes.boxes) for p in self._pictures),
+            "crowd_boxes": sum(int(p.boxes.crowd.sum()) for p in self._pictures),
+        }
+        self.named = {}
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> DetectionRecord:
+        image_id, name, _, _, boxes = self._pictures[index]
+        image = read_image(self._folder / name, repr(self), name)
+        masks = None
+        if self._mask_size is not None:
+            masks = _rasterize_all(boxes, self._mask_size, repr(self), name)
+        return DetectionRecord(
+            name, image, boxes.boxes, boxes.classes, boxes.crowd, image_id, masks=masks
+        )
+
+    def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, classes and crowd flags of a record."""
+        return self._pictures[index].boxes[:3]
+
+    def sizes(self) -> Int[np.ndarray, "N 2"]:
+        """(height, width) of every picture, without opening it."""
+        return np.array([(p.height, p.width) for p in self._pictures], np.int32).reshape(-1, 2)
+
+
+def clip_box(
+    corners: tuple[float, float, float, float], height: int, width: int
+) -> Float[np.ndarray, " 4"] | None:
+    """A finite box ``(x1, y1, x2, y2)`` clipped to its picture; None where nothing is left."""
+    box = np.array(corners, np.float64).clip(0, (width, height, width, height)).astype(np.float32)
+    return box if box[2] > box[0] and box[3] > box[1] else None
+
+
+def stack_boxes(rows: Sequence[tuple[np.ndarray, int, bool, object]]) -> Boxes:
+    """Rows of (box, class, crowd, outline) as arrays."""
+    if not rows:
+        return NO_BOXES
+    boxes, classes, crowd, outlines = zip(*rows, strict=True)
+    return Boxes(
+        np.stack(boxes), np.array(classes, np.int32), np.array(crowd, bool), list(outlines)
+    )
+
+
+def _rasterize_all(
+    boxes: Boxes, mask_size: int, source: str, key: str
+) -> UInt8[np.ndarray, "G P P"]:
+    """Rasters of an image's objects; crowds have empty ones.
+
+    Raises:
+        RecordError: an object that is no crowd has no polygons.
+    """
+    masks = np.zeros((len(boxes.boxes), mask_size, mask_size), np.uint8)
+    for row in np.flatnonzero(~boxes.crowd):
+        try:
+            masks[row] = rasterize(boxes.outlines[row], boxes.boxes[row], mask_size)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RecordError(source, key, f"object {row}: {error}") from error
+    return masks

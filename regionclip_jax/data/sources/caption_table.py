@@ -1,0 +1,241 @@
+"""A table of picture files and captions, CSV, TSV or JSON lines, beside the pictures.
+
+Columns are found by their names in the first row, or, where that has none of them, two columns in
+either order of which one names files that are there. Names of files are relative to the table.
+Rows of the same picture are one record with several captions.
+"""
+
+import collections
+import csv
+import itertools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from regionclip_jax.data.records import ImageTextRecord
+from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.packed_texts import PackedTexts
+from regionclip_jax.data.sources.picture_files import present_files, read_image
+
+_IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
+_CAPTION_COLUMNS = ("caption", "text", "title")
+_DELIMITED = (".csv", ".tsv")
+_JSON_LINES = (".jsonl", ".ndjson")
+# Rows looked at to tell which of two columns without names holds the files.
+_NUM_PROBED = 100
+# Of a CSV row with a caption in quotation marks.
+_MOST_LINES = 100
+
+Row = tuple[object, object]  # file name and caption, as they stand there
+
+
+class CaptionTableSource:
+    """Records in the order in which the table first names their pictures.
+
+    Attributes:
+        report: counts of what there is, and of what was left out.
+        named: key of the report -> the first few that it counts.
+
+    Args:
+        path: of the table: ``.csv``, ``.tsv`` or ``.jsonl``.
+        fault_fraction: share of the rows that may be unusable: without one of the columns or with
+            an empty one, or whose file is missing.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a table, columns that cannot be told, or too many unusable rows.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
+        self._path = pathlib.Path(path)
+        if not self._path.is_file():
+            raise FileNotFoundError(f"{self._path}: expected a table in CSV, TSV or JSON lines")
+        left_out = LeftOut("rows")
+        captions: dict[str, list[tuple[int, str]]] = {}
+        total = 0
+        for number, (name, caption) in _read_rows(self._path):
+            total += 1
+            if not isinstance(name, str) or not isinstance(caption, str):
+                left_out.add("without_file_or_caption", number)
+            elif not name.strip() or not caption.strip():
+                left_out.add("with_an_empty_file_or_caption", number)
+            elif not (_is_unicode(name) and _is_unicode(caption)):
+                left_out.add("that_are_not_utf8", number)
+            else:
+                captions.setdefault(name.strip(), []).append((number, caption.strip()))
+        present = present_files(self._path.parent, captions)
+        for name, rows in captions.items():
+            for number, _ in rows if name not in present else ():
+                left_out.add("whose_file_is_missing", f"{number}: {name}")
+        left_out.require_few(
+            self._path,
+            total,
+            fault_fraction,
+            "expected a picture file, relative to the table, and its caption in every row",
+        )
+        names = [name for name in captions if name in present]
+        self._names = PackedTexts(names)
+        # As JSON, since captions may hold any character.
+        self._captions = PackedTexts(
+            json.dumps([text for _, text in captions[name]], ensure_ascii=False) for name in names
+        )
+        self.report = {
+            "images": len(names),
+            "captions": sum(len(captions[name]) for name in names),
+            **left_out.report,
+        }
+        self.named = left_out.named
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> ImageTextRecord:
+        name = self._names[index]
+        image = read_image(self._path.parent / name, repr(self), name)
+        return ImageTextRecord(name, image, tuple(json.loads(self._captions[index])))
+
+    def sizes(self) -> None:
+        """Sizes of pictures: not known without opening them."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"CaptionTableSource({str(self._path)!r})"
+
+
+def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
+    """Line number and content of every row.
+
+    Raises:
+        ValueError: the file is no such table, or has columns that cannot be told.
+    """
+    ending = path.suffix.lower()
+    if ending not in _DELIMITED and ending not in _JSON_LINES:
+        raise ValueError(
+            f"{path}: expected a table that ends in .csv, .tsv or .jsonl, found {ending!r}"
+        )
+    # A byte that is no UTF-8 spoils its row, not the table.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if ending in _JSON_LINES:
+            yield from _read_json_lines(path, file)
+        else:
+            yield from _read_delimited(path, file, ending)
+
+
+def _read_json_lines(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[int, Row]]:
+    columns: tuple[str, str] | None = None
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict):
+            yield number, (None, None)
+            continue
+        if columns is None:
+            columns = _named_columns(list(entry))
+            if columns is None:
+                raise ValueError(_unknown_columns(path, list(entry)))
+        yield number, (entry.get(columns[0]), entry.get(columns[1]))
+
+
+def _read_delimited(
+    path: pathlib.Path, file: Iterable[str], ending: str
+) -> Iterator[tuple[int, Row]]:
+    numbered = _csv_rows(file) if ending == ".csv" else _tsv_rows(file)
+    first = list(itertools.islice(numbered, _NUM_PROBED))
+    if not first:
+        raise ValueError(f"{path} is empty: expected rows of picture file and caption")
+    header = [cell.strip() for cell in first[0][1]]
+    named = _named_columns(header)
+    if named is not None:
+        image, caption = header.index(named[0]), header.index(named[1])
+        first = first[1:]
+    else:
+        image = _column_of_files(path, [row for _, row in first])
+        if image is None:
+            raise ValueError(_unknown_columns(path, header))
+        caption = 1 - image
+    for number, row in itertools.chain(first, numbered):
+        cells = dict(enumerate(row))
+        yield number, (cells.get(image), cells.get(caption))
+
+
+def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """In a TSV a quotation mark is a character like any other."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, line.rstrip("\r\n").split("\t")
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Rows, also of several lines; one that is broken is empty, and the next begins a line later.
+
+    (Python's own reader would take a quotation mark that nothing closes, and all rows up to the
+    next one, for one field.)
+    """
+    source, waiting, number = iter(lines), collections.deque(), 1
+
+    def ahead() -> Iterator[str]:
+        for i in range(_MOST_LINES):
+            if i == len(waiting):
+                line = next(source, None)
+                if line is None:
+                    return
+                waiting.append(line)
+            yield waiting[i]
+
+    while True:
+        reader = csv.reader(ahead(), strict=True)
+        try:
+            row = next(reader, None)
+            taken = reader.line_num
+        except csv.Error:
+            row, taken = [""], 1
+        if row is None:
+            return
+        if row:
+            yield number, row
+        number += taken
+        for _ in range(taken):
+            waiting.popleft()
+
+
+def _named_columns(header: list[str]) -> tuple[str, str] | None:
+    """The columns of file and caption, the first of the well-known names that is there."""
+    by_name = {name.strip().lower(): name for name in reversed(header)}
+    found = [
+        next((by_name[name] for name in names if name in by_name), None)
+        for names in (_IMAGE_COLUMNS, _CAPTION_COLUMNS)
+    ]
+    return None if None in found else tuple(found)
+
+
+def _column_of_files(path: pathlib.Path, rows: list[list[str]]) -> int | None:
+    """Which of two columns names files that are there, the other one none; else None."""
+    counts = [
+        len(present_files(path.parent, {row[i].strip() for row in rows if len(row) == 2}))
+        for i in (0, 1)
+    ]
+    if (counts[0] > 0) == (counts[1] > 0):
+        return None
+    return 0 if counts[0] else 1
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unknown_columns(path: pathlib.Path, found: list[str]) -> str:
+    return (
+        f"{path}: expected a column of files ({', '.join(_IMAGE_COLUMNS)}) and one of captions "
+        f"({', '.join(_CAPTION_COLUMNS)}), or two columns without names of which one names files "
+        f"beside the table, found {[name[:60] for name in found[:9]]}; name the columns in the "
+        "first row"
+    )

@@ -1,0 +1,186 @@
+"""Annotation files in COCO's format, as they are found: what cannot be used is left out, counted.
+
+Left out of ``images`` are entries without id, file name or size, an id that was there before, and
+pictures whose file is missing; of ``annotations`` those of a picture or a category that is not
+listed, and those without a box of four finite numbers and a size that is not negative. Boxes
+without area, or that have none within their picture, are no loss: they are dropped, counted.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+
+from regionclip_jax.data.sources.boxed_pictures import Boxes, clip_box, stack_boxes
+from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.picture_files import present_files
+
+# COCO rounds to hundredths, so that many boxes end 0.01 outside; those do not count as clipped.
+_ROUNDING = 0.02
+
+
+def read_annotations(path: pathlib.Path) -> dict:
+    """A file with lists of ``images`` and ``annotations``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: expected COCO's layout, ROOT/annotations/ beside ROOT/SPLIT/; "
+            "download the annotations or correct root and split"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
+        raise ValueError(f"{path} is not JSON ({error}): download it again") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("images", "annotations")
+    ):
+        raise ValueError(
+            f"{path} has no lists of images and annotations: expected a COCO annotation file"
+        )
+    return content
+
+
+def read_categories(path: pathlib.Path, content: dict) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and ids in ascending id.
+
+    Raises:
+        ValueError: none, one without a name or a whole number as its id, or one that comes twice.
+    """
+    categories = content.get("categories")
+    if not isinstance(categories, list) or not categories:
+        raise ValueError(f"{path} has no categories: expected COCO's instances file of the split")
+    by_id: dict[int, str] = {}
+    for category in categories:
+        entry = category if isinstance(category, dict) else {}
+        number, name = _whole(entry.get("id")), entry.get("name")
+        if number is None or not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{path}: expected categories with id and name, found {category!r}")
+        if number in by_id or name in by_id.values():
+            raise ValueError(
+                f"{path}: category {number} {name!r}: its id or name is there twice; give each its "
+                "own"
+            )
+        by_id[number] = name
+    return tuple(by_id[number] for number in sorted(by_id)), tuple(sorted(by_id))
+
+
+def read_images(
+    content: dict,
+    folder: pathlib.Path,
+    *,
+    name_of: Callable[[dict], object] = lambda image: image.get("file_name"),
+    need_sizes: bool = True,
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
+    """The pictures that a file lists.
+
+    Args:
+        folder: that the names are relative to.
+        name_of: image -> name of its file.
+        need_sizes: leave out pictures whose size is not given.
+
+    Returns:
+        File names of the pictures that are there by ascending id; (height, width) of all that are
+        listed; and what was left out.
+    """
+    left_out = LeftOut("images")
+    names: dict[int, str] = {}
+    sizes: dict[int, tuple[int, int] | None] = {}
+    for number, image in enumerate(content["images"]):
+        entry = image if isinstance(image, dict) else {}
+        image_id, name = _whole(entry.get("id")), name_of(entry)
+        height, width = _whole(entry.get("height")), _whole(entry.get("width"))
+        has_size = (height or 0) > 0 and (width or 0) > 0
+        if image_id is None or not isinstance(name, str) or not (has_size or not need_sizes):
+            left_out.add("without_id_name_or_size", name if isinstance(name, str) else f"#{number}")
+        elif image_id in names:
+            left_out.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
+        else:
+            names[image_id], sizes[image_id] = name, (height, width) if has_size else None
+    present = present_files(folder, names.values())
+    for name in sorted(name for name in names.values() if name not in present):
+        left_out.add("missing", name)
+    there = {image_id: name for image_id, name in sorted(names.items()) if name in present}
+    return there, sizes, left_out
+
+
+def require_pictures(
+    path: pathlib.Path, content: dict, folder: pathlib.Path, left_out: LeftOut, limit: float
+) -> None:
+    """Raises ValueError where more than a share ``limit`` of the pictures is left out."""
+    left_out.require_few(
+        path,
+        len(content["images"]),
+        limit,
+        f"download and unpack the pictures into {folder}, or correct the file",
+    )
+
+
+def read_boxes(
+    annotations: list, category_ids: tuple[int, ...], sizes: Mapping[int, tuple[int, int]]
+) -> tuple[dict[int, Boxes], dict[str, int], LeftOut]:
+    """Boxes of an annotation file, clipped to their pictures.
+
+    Args:
+        annotations: with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height).
+        category_ids: by class.
+        sizes: image id -> (height, width).
+
+    Returns:
+        Boxes by image id; counts of clipped and dropped ones; and what was left out.
+    """
+    class_of = {category_id: i for i, category_id in enumerate(category_ids)}
+    counts = {"boxes_clipped": 0, "boxes_dropped_empty": 0}
+    left_out = LeftOut("annotations")
+    rows: dict[int, list] = {}
+    for number, annotation in enumerate(annotations):
+        entry = annotation if isinstance(annotation, dict) else {}
+        image_id, category = _whole(entry.get("image_id")), _whole(entry.get("category_id"))
+        corners = _corners(entry.get("bbox"))
+        name = entry.get("id", f"#{number}")
+        if corners is None:
+            left_out.add("without_usable_box", name)
+        elif image_id not in sizes:
+            left_out.add("of_an_unknown_image", f"{name}: {image_id}")
+        elif category not in class_of:
+            left_out.add("of_an_unknown_category", f"{name}: {category}")
+        elif (box := clip_box(corners, *sizes[image_id])) is None:
+            counts["boxes_dropped_empty"] += 1
+        else:
+            moved = max(abs(float(new) - old) for new, old in zip(box, corners, strict=True))
+            counts["boxes_clipped"] += moved > _ROUNDING
+            row = (box, class_of[category], bool(entry.get("iscrowd")), entry.get("segmentation"))
+            rows.setdefault(image_id, []).append(row)
+    return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, left_out
+
+
+def require_annotations(path: pathlib.Path, content: dict, left_out: LeftOut, limit: float) -> None:
+    """Raises ValueError where more than a share ``limit`` of the annotations is left out."""
+    left_out.require_few(
+        path,
+        len(content["annotations"]),
+        limit,
+        "give the annotation file of these pictures, or repair it",
+    )
+
+
+def _corners(bbox: object) -> tuple[float, float, float, float] | None:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return None
+    try:
+        x, y, width, height = (float(v) for v in bbox if type(v) in (int, float))
+    except (ValueError, OverflowError):
+        return None
+    if not all(map(math.isfinite, (x, y, width, height))) or width < 0 or height < 0:
+        return None
+    return x, y, x + width, y + height
+
+
+def _whole(value: object) -> int | None:
+    """Ids and sizes, also where a tool wrote them as 7.0; of anything else None."""
+    if type(value) is int:
+        return value
+    return int(value) if type(value) is float and value.is_integer() else None

@@ -1,0 +1,129 @@
+"""Pascal VOC's layout: ``ImageSets/Main/{split}.txt``, ``Annotations/*.xml``, ``JPEGImages/``.
+
+Corners in the files count pixels from 1 and include the last one, as the reference reads them: 1 is
+taken from xmin and ymin. Objects marked ``difficult`` are boxes like any other, counted.
+"""
+
+import math
+import os
+import pathlib
+import xml.etree.ElementTree as ElementTree
+from xml.parsers import expat
+
+from regionclip_jax.data.images import image_size
+from regionclip_jax.data.sources.boxed_pictures import (
+    BoxedPicture,
+    BoxedPictures,
+    clip_box,
+    stack_boxes,
+)
+from regionclip_jax.data.sources.left_out import LeftOut
+
+
+class PascalVocSource(BoxedPictures):
+    """Pictures with their boxes, in the order of the split's list; classes in alphabetic order.
+
+    Sizes are those of the pictures' own headers, since hand-made files often have others.
+
+    Args:
+        root: such as ``VOCdevkit/VOC2012``.
+        split: such as ``"trainval"``.
+        fault_fraction: share of the pictures, and of the objects, that may be unusable.
+
+    Raises:
+        FileNotFoundError: no list of the split.
+        ValueError: too much is unusable, or no object has a name.
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
+        self._root, self._split = pathlib.Path(root), split
+        path = self._root / "ImageSets" / "Main" / f"{split}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: expected Pascal VOC's layout, ImageSets/Main/SPLIT.txt, "
+                "Annotations/ and JPEGImages/; correct root and split"
+            )
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # A list of one class has a second column.
+        names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+        images, objects = LeftOut("images"), LeftOut("objects")
+        counts = {"boxes_difficult": 0, "boxes_dropped_empty": 0}
+        pictures, total = [], 0
+        for name in names:
+            annotation = _parse(self._root / "Annotations" / f"{name}.xml")
+            if annotation is None:
+                images.add("without_usable_annotation", name)
+                continue
+            file_name = f"{name}.jpg"
+            if not (self._root / "JPEGImages" / file_name).is_file():
+                file_name = pathlib.PurePath(annotation.findtext("filename") or file_name).name
+            size = image_size(self._root / "JPEGImages" / file_name)
+            if size is None:
+                images.add("missing_or_unreadable", file_name)
+                continue
+            rows = []
+            for number, entry in enumerate(annotation.iter("object")):
+                total += 1
+                corners, kind = _corners(entry), (entry.findtext("name") or "").strip()
+                if corners is None or not kind:
+                    objects.add("without_name_or_usable_box", f"{name}: {number}")
+                elif (box := clip_box(corners, *size)) is None:
+                    counts["boxes_dropped_empty"] += 1
+                else:
+                    counts["boxes_difficult"] += (entry.findtext("difficult") or "").strip() == "1"
+                    rows.append((box, kind))
+            pictures.append((file_name, size, rows))
+        images.require_few(path, len(names), fault_fraction, "complete the folder")
+        objects.require_few(path, total, fault_fraction, "repair the files in Annotations")
+        self.category_names = tuple(sorted({kind for _, _, rows in pictures for _, kind in rows}))
+        if not self.category_names:
+            raise ValueError(f"{path}: no picture of the list has an object in Annotations/")
+        self.category_ids = tuple(range(1, len(self.category_names) + 1))
+        class_of = {name: i for i, name in enumerate(self.category_names)}
+        super().__init__(
+            self._root / "JPEGImages",
+            [
+                BoxedPicture(
+                    number,
+                    name,
+                    *size,
+                    stack_boxes([(box, class_of[kind], False, None) for box, kind in rows]),
+                )
+                for number, (name, size, rows) in enumerate(pictures, start=1)
+            ],
+        )
+        self.report |= counts | images.report | objects.report
+        self.named = images.named | objects.named
+
+    def __repr__(self) -> str:
+        return f"PascalVocSource({str(self._root)!r}, {self._split!r})"
+
+
+def _parse(path: pathlib.Path) -> ElementTree.Element | None:
+    """The tree of a file; None where there is none, or one that declares entities of its own."""
+    builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_) -> None:
+        raise ValueError("a document type, which could blow up a small file")
+
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(path.read_bytes(), True)
+        return builder.close()
+    except (OSError, ValueError, LookupError, expat.ExpatError):  # LookupError: unknown encoding
+        return None
+
+
+def _corners(entry: ElementTree.Element) -> tuple[float, float, float, float] | None:
+    try:
+        x1, y1, x2, y2 = (
+            float(entry.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except ValueError:
+        return None
+    if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 < x1 or y2 < y1:
+        return None
+    return x1 - 1, y1 - 1, x2, y2

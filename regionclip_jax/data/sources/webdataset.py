@@ -1,0 +1,159 @@
+"""Tar shards of pictures and captions: WebDataset's format, as img2dataset writes it.
+
+Of ``000000012.jpg``, ``000000012.txt`` and ``000000012.json`` the key is what stands before the
+first dot. A sample has a picture (jpg, jpeg, png, webp) and a caption: the ``txt``, or else
+``caption`` of the ``json``; other files are ignored. Headers are read once, at the start; pictures
+and captions when asked for.
+"""
+
+import bisect
+import concurrent.futures
+import itertools
+import json
+import os
+import pathlib
+
+import numpy as np
+
+from regionclip_jax.data.records import ImageTextRecord, RecordError
+from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.packed_texts import PackedTexts
+from regionclip_jax.data.sources.tar_members import Member, read_members
+
+_PICTURES = ("jpg", "jpeg", "png", "webp")
+# Shards whose headers are read at a time; on a network disk most of that is waiting.
+_NUM_THREADS = 8
+
+
+class WebDatasetSource:
+    """Samples of all shards of a folder, in the order of the shards' names.
+
+    Attributes:
+        report: counts of what there is, and of what was left out.
+        named: key of the report -> the first few that it counts.
+
+    Args:
+        path: a folder of ``*.tar``, or one of them.
+        fault_fraction: share of the samples that may lack a picture or a caption, and of the shards
+            that may be cut short; what comes before the cut is used.
+
+    Raises:
+        FileNotFoundError: no shard.
+        ValueError: too much is left out.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
+        self._path = pathlib.Path(path)
+        self._shards = sorted(self._path.glob("*.tar")) if self._path.is_dir() else [self._path]
+        if not self._shards or not self._shards[0].is_file():
+            raise FileNotFoundError(
+                f"{self._path} has no shard: expected *.tar, such as img2dataset's 00000.tar"
+            )
+        with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+            shards = list(pool.map(_Shard, self._shards))
+        self._ends = list(itertools.accumulate(len(shard.keys) for shard in shards))
+        self._keys = [shard.keys for shard in shards]
+        self._spans = [shard.spans for shard in shards]
+
+        self.report = {"shards": len(shards), "samples": self._ends[-1]}
+        self.named: dict[str, list[str]] = {}
+        cut = [f"{s.path.name} {s.problem}" for s in shards if s.problem]
+        if len(cut) > fault_fraction * len(shards):
+            raise ValueError(
+                f"{self._path}: {len(cut)} of {len(shards)} shards are cut short or damaged, more "
+                f"than a fault_fraction of {fault_fraction:.2%} allows: {'; '.join(cut[:3])}; "
+                "download them again, or raise fault_fraction to use what comes before"
+            )
+        if cut:
+            self.report["shards_cut_short"], self.named["shards_cut_short"] = len(cut), cut[:3]
+        samples, files = LeftOut("samples"), LeftOut("files")
+        for shard in shards:
+            for kind, key in shard.incomplete:
+                samples.add(kind, f"{shard.path.name}: {key}")
+            for name in shard.doubles:
+                files.add("there_twice", f"{shard.path.name}: {name}")
+        for left_out, total in (
+            (samples, self._ends[-1] + samples.report.total()),
+            (files, sum(shard.num_files for shard in shards)),
+        ):
+            left_out.require_few(
+                self._path,
+                total,
+                fault_fraction,
+                "expected key.jpg with key.txt or key.json, each once; repair the shards",
+            )
+            self.report |= left_out.report
+            self.named |= left_out.named
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> ImageTextRecord:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self!r} has {len(self)} records, asked for {index}")
+        part = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[part - 1] if part else 0)
+        shard, key = self._shards[part], self._keys[part][row]
+        image_at, image_size, text_at, text_size, is_json = self._spans[part][row].tolist()
+        name = f"{shard.name}: {key}"
+        try:
+            # Opened anew each time: safe for threads, and nothing that cannot be pickled.
+            with open(shard, "rb", buffering=0) as file:
+                image = os.pread(file.fileno(), image_size, image_at)
+                text = os.pread(file.fileno(), text_size, text_at)
+        except OSError as error:
+            raise RecordError(repr(self), name, f"cannot be read: {error}") from error
+        if (len(image), len(text)) != (image_size, text_size):
+            raise RecordError(repr(self), name, "the shard is shorter than at the start")
+        try:
+            caption = text.decode("utf-8")
+            if is_json:
+                content = json.loads(caption)
+                caption = content.get("caption") if isinstance(content, dict) else None
+        except (ValueError, RecursionError) as error:
+            raise RecordError(repr(self), name, f"caption cannot be read: {error}") from error
+        if not isinstance(caption, str):
+            raise RecordError(repr(self), name, f"expected a text as caption, found {caption!r}")
+        return ImageTextRecord(key, image, (caption,))
+
+    def sizes(self) -> None:
+        """Sizes of pictures: not known without opening them."""
+        return None
+
+    def __repr__(self) -> str:
+        return f"WebDatasetSource({str(self._path)!r})"
+
+
+class _Shard:
+    """What the headers of one tar say: where the picture and the caption of each sample lie.
+
+    ``spans`` has a row for each key: offset and size of the picture, of the text, and 1 where that
+    is JSON. ``incomplete`` and ``doubles`` name what is left out, and why.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        members, self.problem = read_members(path)
+        self.num_files = len(members)
+        self.doubles: list[str] = []
+        samples: dict[str, dict[str, Member]] = {}
+        for member in members:
+            folder, _, last = member.name.rpartition("/")
+            stem, _, ending = last.partition(".")
+            role = "picture" if ending.lower() in _PICTURES else ending.lower()
+            sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+            if role in sample and role in ("picture", "txt", "json"):
+                self.doubles.append(member.name)
+            sample.setdefault(role, member)
+        self.incomplete: list[tuple[str, str]] = []
+        keys, rows = [], []
+        for key, sample in samples.items():
+            picture, text = sample.get("picture"), sample.get("txt") or sample.get("json")
+            if picture is None or text is None:
+                kind = "without_picture" if picture is None else "without_caption"
+                self.incomplete.append((kind, key))
+                continue
+            keys.append(key)
+            rows.append((*picture[1:], *text[1:], "txt" not in sample))
+        self.keys = PackedTexts(keys)
+        self.spans = np.array(rows, np.int64).reshape(-1, 5)

@@ -1,0 +1,147 @@
+"""YOLO's layout: ``images/{split}/`` and ``labels/{split}/*.txt``, names in ``data.yaml`` or
+``classes.txt``.
+
+A line of a label file is ``class cx cy width height`` in shares of the picture, or ``class`` and a
+polygon, of which the box is taken. A picture without a label file has no boxes.
+"""
+
+import math
+import os
+import pathlib
+
+from regionclip_jax.data.images import image_size
+from regionclip_jax.data.sources.boxed_pictures import (
+    BoxedPicture,
+    BoxedPictures,
+    clip_box,
+    stack_boxes,
+)
+from regionclip_jax.data.sources.left_out import LeftOut
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Shares are up to 1, and rounding may pass that; what is far larger was meant in pixels.
+_LARGEST_SHARE = 1.5
+
+
+class YoloLabelsSource(BoxedPictures):
+    """Pictures with their boxes, in the order of their names.
+
+    Args:
+        root: holds ``images/``, ``labels/`` and the file of names.
+        split: folder in both, such as ``"train"``; empty where pictures lie in ``images/`` itself.
+        fault_fraction: share of the pictures, and of the lines, that may be unusable.
+
+    Raises:
+        FileNotFoundError: no such folders, no names, or no label file at all.
+        ValueError: names that are not one a class, or too much that is unusable.
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
+        self._root, self._split = pathlib.Path(root), split
+        folder, labels = self._root / "images" / split, self._root / "labels" / split
+        for path in (folder, labels):
+            if not path.is_dir():
+                raise FileNotFoundError(
+                    f"{path} does not exist: expected YOLO's layout, images/SPLIT/ and "
+                    "labels/SPLIT/; correct root and split"
+                )
+        self.category_names = _read_names(self._root)
+        self.category_ids = tuple(range(1, len(self.category_names) + 1))
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
+        with_labels = {path.stem for path in labels.glob("*.txt")}
+        if not with_labels & {path.stem for path in files}:
+            raise FileNotFoundError(f"{labels} has no NAME.txt for any picture in {folder}")
+        images, lines = LeftOut("images"), LeftOut("lines")
+        counts = {"images_without_label_file": 0, "boxes_dropped_empty": 0}
+        pictures, total = [], 0
+        for number, path in enumerate(files, start=1):
+            size = image_size(path)
+            if size is None:
+                images.add("unreadable", path.name)
+                continue
+            rows, text = [], ""
+            if path.stem in with_labels:
+                label = labels / f"{path.stem}.txt"
+                text = label.read_text(encoding="utf-8", errors="replace")
+            else:
+                counts["images_without_label_file"] += 1
+            for place, line in enumerate(text.splitlines(), start=1):
+                if not line.strip():
+                    continue
+                total += 1
+                found = _parse(line, len(self.category_names))
+                if found is None:
+                    lines.add("unusable", f"{path.stem}.txt {place}: {line.strip()[:40]!r}")
+                    continue
+                (x1, y1, x2, y2), kind = found
+                corners = (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])
+                if (box := clip_box(corners, *size)) is None:
+                    counts["boxes_dropped_empty"] += 1
+                else:
+                    rows.append((box, kind, False, None))
+            pictures.append(BoxedPicture(number, path.name, *size, stack_boxes(rows)))
+        images.require_few(folder, len(files), fault_fraction, "replace or remove them")
+        lines.require_few(
+            labels,
+            total,
+            fault_fraction,
+            f"expected a class below {len(self.category_names)} and cx cy width height in shares "
+            "of the picture",
+        )
+        super().__init__(folder, pictures)
+        self.report |= counts | images.report | lines.report
+        self.named = images.named | lines.named
+
+    def __repr__(self) -> str:
+        return f"YoloLabelsSource({str(self._root)!r}, {self._split!r})"
+
+
+def _read_names(root: pathlib.Path) -> tuple[str, ...]:
+    """Class names by number."""
+    import yaml
+
+    if (path := root / "data.yaml").is_file():
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(names, dict):
+            names = [names.get(number) for number in range(len(names))]
+    elif (path := root / "classes.txt").is_file():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    else:
+        raise FileNotFoundError(
+            f"{root} has neither data.yaml nor classes.txt: expected the names of the classes there"
+        )
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(name, str) and name.strip() for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(
+            f"{path}: expected names, one a class and each once, numbered from 0, found "
+            f"{str(names)[:90]}"
+        )
+    return tuple(names)
+
+
+def _parse(line: str, num_classes: int) -> tuple[tuple[float, float, float, float], int] | None:
+    """Corners in shares of the picture, and the class."""
+    try:
+        number, *values = (float(word) for word in line.split())
+    except ValueError:
+        return None
+    if not all(map(math.isfinite, values)) or number not in range(num_classes):
+        return None
+    if len(values) == 4:
+        cx, cy, width, height = values
+        if width < 0 or height < 0 or max(map(abs, values)) > _LARGEST_SHARE:
+            return None
+        return (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), int(number)
+    if len(values) >= 6 and not len(values) % 2 and max(map(abs, values)) <= _LARGEST_SHARE:
+        x, y = values[::2], values[1::2]
+        return (min(x), min(y), max(x), max(y)), int(number)
+    return None

@@ -1,0 +1,127 @@
+"""Any source into a directory ready for training; what scripts/prepare_data.py does."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import logging
+
+from regionclip_jax.data.faults import FaultCounter
+from regionclip_jax.data.preparation import prepare
+from regionclip_jax.data.read_speed import measure_reading
+from regionclip_jax.jobs.assembly import (
+    SourceChoice,
+    build_boxes_source,
+    open_image_text_source,
+)
+from regionclip_jax.reporting.progress import readable_seconds
+
+_SECONDS_BETWEEN_LINES = 10
+# A core that loads less than a tenth faster is not worth another copy of the pictures.
+_WORTHWHILE = 1.1
+
+
+def run(
+    choice: SourceChoice,
+    output: Path,
+    *,
+    boxes: bool,
+    limit: int | None,
+    short_side: int | None,
+    check: bool,
+    shard_size: int,
+    num_workers: int,
+    fault_minimum: int,
+) -> dict:
+    """Prepares, or goes on preparing; see ``data.preparation.prepare``. Returns the manifest.
+
+    Args:
+        choice: a source by the names of a recipe.
+        boxes: pictures with boxes, otherwise with captions.
+        fault_minimum: with the choice's fraction, as in a recipe.
+    """
+    manifest = prepare(
+        _open(choice, boxes),
+        output,
+        origin={
+            "source": choice.source,
+            "path": str(Path(choice.path).resolve()),
+            "split": choice.split,
+        },
+        limit=limit,
+        shard_size=shard_size,
+        short_side=short_side,
+        check=check,
+        num_workers=num_workers,
+        faults=FaultCounter(choice.fault_fraction, fault_minimum),
+        report=log_progress(),
+    )
+    for reason, entry in manifest["skipped"].items():
+        logging.info("skipped, %s: %d, e.g. %s", reason, entry["count"], entry["first"][0])
+    num_shards = len(manifest["shards"])
+    gigabytes = sum(shard["bytes"] for shard in manifest["shards"]) / 1e9
+    logging.info(
+        "%s: %d records, %d shards, %.3g GB", output, manifest["count"], num_shards, gigabytes
+    )
+    return manifest
+
+
+def _open(choice: SourceChoice, boxes: bool):
+    open_it = build_boxes_source if boxes else open_image_text_source
+    return open_it(choice, "data")
+
+
+def log_progress(clock: Callable[[], float] = time.monotonic) -> Callable[[int, int, int], None]:
+    """Rate and time left, about every ten seconds.
+
+    Returns:
+        A function of the numbers of records done by earlier runs, done by now, and to do in all.
+        It measures from the first record on: processes take a while to start.
+    """
+    first = last = None
+
+    def report(done_before: int, done: int, total: int) -> None:
+        nonlocal first, last
+        now = clock()
+        if first is None:
+            if done > done_before:
+                first, last = (now, done), now
+            return
+        if now - last < _SECONDS_BETWEEN_LINES:
+            return
+        last = now
+        rate = (done - first[1]) / (now - first[0])
+        left = readable_seconds((total - done) / rate) if rate else "unknown time"
+        logging.info("%d/%d | %.4g records/s | %s left", done, total, rate, left)
+
+    return report
+
+
+def compare_reading(
+    choice: SourceChoice, output: Path, *, boxes: bool, num_records: int
+) -> list[str]:
+    """Lines on how fast the source gives its records, and whether preparing them pays.
+
+    Args:
+        output: where the prepared data would be; a sample of it lies beside that for a moment.
+        num_records: of the sample.
+    """
+    source = _open(choice, boxes)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    speed = measure_reading(source, output.parent, num_records)
+    share = speed.decoding / (speed.decoding + speed.source)
+    verdict = (
+        f"preparing pays: a core that loads would be {speed.gain:.2f} times as fast"
+        if speed.gain >= _WORTHWHILE
+        else "preparing changes little for the loader: it decodes most of the time (smaller "
+        "pictures, --short-side, help with that)"
+    )
+    return [
+        f"{len(source)} records, pictures of {speed.picture_bytes / 1e3:.1f} kB on average: "
+        f"{len(source) * speed.picture_bytes / 1e9:.2f} GB",
+        f"reading from the source:   {speed.source:8.0f} records/s",
+        f"reading from ArrayRecord:  {speed.array_record:8.0f} records/s",
+        f"decoding:                  {speed.decoding:8.0f} pictures/s a core",
+        f"the source's share of a loader's time: {share:.0%}",
+        verdict,
+    ]

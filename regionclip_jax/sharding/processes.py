@@ -1,0 +1,90 @@
+"""Whether this process is one of several, and how they find each other.
+
+On Slurm and on TPU slices that name their hosts this is known from the environment; anywhere else
+three flags say it, or ``auto``, which leaves the search to JAX.
+"""
+
+from collections.abc import Mapping
+
+AUTO = "auto"
+
+
+def distributed_arguments(
+    environment: Mapping[str, str],
+    *,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+) -> dict | None:
+    """Arguments of ``jax.distributed.initialize``, or None for a process that is alone.
+
+    Args:
+        environment: of the process.
+        coordinator: ``host:port`` of process 0, with the other two; ``auto``, without them.
+        num_processes: of the run.
+        process_id: of this one, from 0.
+
+    Raises:
+        ValueError: the flags do not fit together.
+    """
+    flags = {
+        "--coordinator": coordinator,
+        "--num_processes": num_processes,
+        "--process_id": process_id,
+    }
+    missing = [name for name, value in flags.items() if value is None]
+    if coordinator == AUTO:
+        if len(missing) != 2:
+            raise ValueError(
+                "--coordinator=auto finds the processes by itself; leave out --num_processes and "
+                "--process_id"
+            )
+        return {}
+    if not missing:
+        _check(coordinator, num_processes, process_id)
+        return {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+            # All devices of the host, also where a cluster would give each process one.
+            "cluster_detection_method": "deactivate",
+        }
+    if len(missing) < len(flags):
+        given = sorted(flags.keys() - set(missing))
+        raise ValueError(
+            f"{', '.join(given)} without {', '.join(missing)}; give all three, or none on Slurm "
+            "and on TPU slices"
+        )
+    slurm = _from_slurm(environment)
+    return _from_tpu(environment) if slurm is None else slurm
+
+
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--coordinator: expected host:port or auto, found {coordinator!r}")
+    if num_processes < 1:
+        raise ValueError(f"--num_processes: expected 1 or more, found {num_processes}")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id: expected 0 to {num_processes - 1} of {num_processes} processes, found "
+            f"{process_id}"
+        )
+
+
+def _from_slurm(environment: Mapping[str, str]) -> dict | None:
+    """Within ``srun`` only: a batch script or ``salloc`` shell has variables too, but no step.
+
+    JAX gives each task one GPU, by its number on the node. A task that has its node for itself gets
+    all of the step's GPUs there.
+    """
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks < 2 or "SLURM_PROCID" not in environment:
+        return None
+    gpus = int(environment.get("SLURM_GPUS_ON_NODE", "0"))
+    one_a_node = environment.get("SLURM_STEP_NUM_NODES") == str(tasks)
+    return {"local_device_ids": list(range(gpus))} if one_a_node and gpus else {}
+
+
+def _from_tpu(environment: Mapping[str, str]) -> dict | None:
+    return {} if "," in environment.get("TPU_WORKER_HOSTNAMES", "") else None

@@ -1,0 +1,64 @@
+"""Data made ready as a user types it."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from regionclip_jax.data.sources.array_record import ArrayRecordSource
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.command
+
+
+@pytest.fixture(scope="module")
+def prepare_data():
+    main = runpy.run_path(str(ROOT / "scripts" / "prepare_data.py"))["main"]
+    return lambda *arguments: main([str(argument) for argument in arguments])
+
+
+def test_a_folder_is_prepared_and_verified_and_damage_found(
+    prepare_data, coco_folder, tmp_path, capsys
+):
+    output = tmp_path / "deep" / "prepared"
+    source = ["--source", "coco_folder", "--path", coco_folder, "--split", "train"]
+    assert prepare_data(*source, "--output", output, "--workers", 1, "--short-side", 40) == 0
+    prepared = ArrayRecordSource(output)
+    # One picture of fourteen is broken, one caption blank.
+    assert len(prepared) == 12 and prepared.sizes().min(1).tolist() == [40] * 12
+    assert prepare_data("--verify", output) == 0
+    assert "every file is as it was written" in capsys.readouterr().out
+    (output / "sizes.npy").write_bytes(b"")
+    assert prepare_data("--verify", output) == 1
+    assert "sizes.npy: 0 bytes, expected" in capsys.readouterr().out
+
+
+def test_boxes_are_prepared_with_their_classes(prepare_data, coco_folder, tmp_path):
+    source = ["--source", "coco_folder", "--path", coco_folder, "--split", "val", "--boxes"]
+    assert prepare_data(*source, "--output", tmp_path / "set", "--workers", 1, "--limit", 3) == 0
+    prepared = ArrayRecordSource(tmp_path / "set")
+    assert prepared.kind == "detection" and len(prepared) == 3
+    assert prepared.category_names == ("dog", "cat", "sheep")
+    assert [len(prepared[i].boxes) for i in range(3)] == [2, 3, 1]
+
+
+def test_a_benchmark_says_whether_preparing_pays(prepare_data, coco_folder, tmp_path, capsys):
+    source = ["--source", "coco_folder", "--path", coco_folder, "--split", "val", "--boxes"]
+    assert prepare_data(*source, "--output", tmp_path / "set", "--benchmark", 5) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("12 records") and "preparing" in lines[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_prepared_is_one_clear_line(prepare_data, coco_folder, tmp_path, capsys):
+    output = ["--output", tmp_path / "set"]
+    with pytest.raises(SystemExit):
+        prepare_data("--source", "coco_folder", *output)
+    with pytest.raises(SystemExit):
+        prepare_data("--source", "coco_folder", "--path", "nowhere", *output)
+    assert "--path: 'nowhere' does not exist" in capsys.readouterr().err
+    assert prepare_data("--source", "lmdb", "--path", coco_folder, *output) == 1
+    assert "'lmdb' is none of ['array_record', 'coco_folder'" in capsys.readouterr().err
+    assert prepare_data("--verify", tmp_path) == 1
+    assert "has no manifest.json" in capsys.readouterr().err

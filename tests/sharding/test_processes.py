@@ -1,0 +1,74 @@
+import pytest
+
+from regionclip_jax.sharding.processes import distributed_arguments
+
+NO_FLAGS = {"coordinator": None, "num_processes": None, "process_id": None}
+# As srun gives them to the second of two tasks.
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_GPUS_ON_NODE": "4",
+}
+
+
+def arguments(environment: dict, **flags) -> dict | None:
+    return distributed_arguments(environment, **(NO_FLAGS | flags))
+
+
+def test_a_process_in_a_plain_shell_is_alone():
+    assert arguments({"HOME": "/home/someone"}) is None
+
+
+def test_a_task_that_has_its_node_for_itself_gets_all_gpus_of_the_node():
+    assert arguments(SLURM) == {"local_device_ids": [0, 1, 2, 3]}
+
+
+def test_a_task_that_shares_its_node_or_has_no_gpu_is_left_to_jax():
+    assert arguments(SLURM | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8"}) == {}
+    without = {name: value for name, value in SLURM.items() if name != "SLURM_GPUS_ON_NODE"}
+    assert arguments(without) == {}
+
+
+def test_a_batch_script_or_an_allocation_without_srun_waits_for_nobody():
+    batch = {name: value for name, value in SLURM.items() if "_STEP_" not in name}
+    assert arguments(batch) is None
+    # An interactive step, and srun --ntasks=1 in a larger allocation.
+    assert arguments(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}) is None
+
+
+def test_a_tpu_slice_is_several_processes_only_with_several_hosts():
+    assert arguments({"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3"}) == {}
+    assert arguments({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+
+
+def test_flags_say_it_anywhere_and_leave_all_devices_to_the_process():
+    found = arguments(SLURM, coordinator="10.0.0.2:1234", num_processes=3, process_id=0)
+    assert found == {
+        "coordinator_address": "10.0.0.2:1234",
+        "num_processes": 3,
+        "process_id": 0,
+        "cluster_detection_method": "deactivate",
+    }
+    assert arguments({}, coordinator="auto") == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"process_id": 1}, "--process_id without --coordinator, --num_processes; give all three"),
+        ({"coordinator": "a:1", "num_processes": 2}, "--num_processes without --process_id"),
+        ({"coordinator": "auto", "num_processes": 2}, "leave out --num_processes"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "expected 0 to 1 of 2"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": -1}, "found -1"),
+        ({"coordinator": "a:1", "num_processes": 0, "process_id": 0}, "expected 1 or more"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "expected host:port or auto"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        arguments({}, **flags)

@@ -1,0 +1,22 @@
+import jax
+import numpy as np
+
+from regionclip_jax.sharding import waiting
+
+
+def test_of_several_processes_none_runs_a_program_before_all_have_compiled_it(monkeypatch):
+    """Once for each shape; a process that is alone does not wait."""
+    traced, waited = [], []
+
+    @jax.jit
+    def double(x):
+        traced.append(x.shape)
+        return 2 * x
+
+    assert waiting.start_together(double) is double
+    monkeypatch.setattr(waiting.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(waiting, "wait_for_all", lambda what: waited.append(len(traced)))
+    step = waiting.start_together(double)
+    for length in (3, 3, 4, 3):
+        np.testing.assert_array_equal(step(np.ones(length)), np.full(length, 2))
+    assert waited == [1, 2] and traced == [(3,), (4,)]

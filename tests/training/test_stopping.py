@@ -1,0 +1,106 @@
+"""Ending at once, in processes of their own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+# One instruction of the main thread that takes minutes, as compiling a large program does.
+LONG_INSTRUCTION = """
+import hashlib
+from regionclip_jax.training import stopping
+stopping.end_at_once(75)
+print("started", flush=True)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+WITH_CHILD = """
+import multiprocessing, time
+from regionclip_jax.training import stopping
+if __name__ == "__main__":
+    stopping.end_at_once(0)
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(1000,))
+    child.start()
+    print(child.pid, flush=True)
+    child.join()
+"""
+
+# A process of two, its steps free of any program: only when they stop is of interest.
+ONE_OF_TWO = """
+import itertools, sys, time
+from regionclip_jax.training import loop, stopping
+stopping.end_at_once(0)
+import jax
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+
+def step_fn(state, batch):
+    time.sleep(0.02)
+    return state + 1, {}
+
+def started(step, *_):
+    if step == 3:
+        print("started", flush=True)
+
+try:
+    loop.run(step_fn, 0, itertools.repeat(0), start_step=0, num_steps=10**6, hooks=[(1, started)])
+except stopping.Preempted as error:
+    print(error, flush=True)
+    sys.exit(stopping.exit_status(error.number, 75))
+"""
+
+
+def stopped_by(number: signal.Signals, code: str) -> tuple[int, str, str]:
+    """Exit status, the line before the signal, what was said after it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        process.send_signal(number)
+        # The child holds the pipe as well: this ends only when both have.
+        return process.wait(timeout=60), line.strip(), process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_process_in_the_middle_of_one_long_instruction(number, status):
+    found, _, said = stopped_by(number, LONG_INSTRUCTION)
+    assert found == status
+    assert said == (
+        f"regionclip_jax: stopped by {number.name} outside of training steps; start the same "
+        "command again to continue\n"
+    )
+
+
+def test_the_children_of_a_process_end_with_it():
+    status, _, said = stopped_by(signal.SIGTERM, WITH_CHILD)
+    assert status == 0 and "stopped by SIGTERM" in said
+
+
+def test_processes_stop_after_the_same_step_wherever_the_signal_arrived():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, address, str(rank)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [process.stdout.readline() for process in processes] == ["started\n"] * 2
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert said[0] == said[1] and said[0].startswith("stopped by SIGTERM after step ")
+    assert [process.returncode for process in processes] == [75, 75]
