@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,17 +15,6 @@ from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 pytestmark = pytest.mark.command
 
 NUM_STEPS = 14
-
-START = """
-import sys
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-address, number, *sys.argv[1:] = sys.argv[1:]
-jax.distributed.initialize(address, num_processes=2, process_id=int(number))
-from absl import app
-from regionclip_jax import main
-app.run(main.main, flags_parser=main.parse_flags)
-"""
 
 RECIPE = """
 import runpy
@@ -42,9 +30,10 @@ def get_config():
     config.matmul_precision, config.model.dtype = "highest", "float32"
     config.model.preset = "nano"
     config.data.path, config.data.split = {coco!r}, "train"
-    config.data.short_side, config.data.max_long_side = 42, 64
+    config.data.short_sides, config.data.max_long_side = (42,), 64
     config.data.canvas_sizes = ((64, 64),)
     config.data.num_threads, config.data.context_length = 1, 16
+    config.data.fault_fraction = 0.1
     config.optimizer.warmup_steps = 2
     config.run.num_steps, config.run.batch_size = {num_steps}, 8
     config.run.log_every, config.run.checkpoint_every = 1, 2
@@ -70,12 +59,14 @@ def start(command, recipe):
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         usual = command(recipe, workdir, "--config.run.fsdp=4")
         usual["env"] = {k: v for k, v in usual["env"].items() if "COMPILATION_CACHE" not in k}
-        flags = usual.pop("args")[3:]
+        usual["env"]["JAX_NUM_CPU_DEVICES"] = "2"
+        joined = [f"--coordinator={address}", "--num_processes=2"]
         pair = []
         for number in range(2):
+            arguments = [*usual["args"], *joined, f"--process_id={number}"]
             with (workdir.parent / f"{workdir.name}.{number}.log").open("a") as log:
-                arguments = [sys.executable, "-c", START, address, str(number), *flags]
-                pair.append(subprocess.Popen(arguments, stdout=log, stderr=log, **usual))
+                how = usual | {"args": arguments, "stdout": log, "stderr": log}
+                pair.append(subprocess.Popen(**how))
         started.extend(pair)
         return pair
 
@@ -128,4 +119,6 @@ def test_two_processes_that_are_killed_and_go_on_end_as_one_that_never_stopped(
     done = run_main(recipe, alone)
     assert done.returncode == 0, done.stderr
     for path, value in parameters(alone / "model").items():
+        if path.endswith("k_proj/bias"):
+            continue  # changes no output: its gradient is rounding, which AdamW makes steps of
         np.testing.assert_allclose(expected[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
