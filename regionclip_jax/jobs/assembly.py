@@ -1,10 +1,8 @@
-"""The only translator: sections of a recipe into sources, models, optimizers, settings."""
+"""The translator: sections of a recipe into models, optimizers, settings (data: ``streams``)."""
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +15,6 @@ from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.config import (
     AnchorsSection,
     ConfigError,
-    DataSection,
-    DetectionDataSection,
     DetectorSection,
     EvaluationSection,
     ModelSection,
@@ -26,23 +22,6 @@ from regionclip_jax.config import (
     RegionsSection,
     RunSection,
 )
-from regionclip_jax.data.batching import BatchError
-from regionclip_jax.data.canvas import CanvasPlan
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.mixing import Mixture
-from regionclip_jax.data.pipeline import detection_batches, image_text_batches
-from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
-from regionclip_jax.data.records import known_sizes
-from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.data.sources.caption_table import CaptionTableSource
-from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
-from regionclip_jax.data.sources.left_out import describe
-from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
-from regionclip_jax.data.sources.pascal_voc import PascalVocSource
-from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
-from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
-from regionclip_jax.data.sources.webdataset import WebDatasetSource
-from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
 from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
 from regionclip_jax.losses.image_text_blockwise import (
     chunked_image_text_loss,
@@ -64,7 +43,6 @@ from regionclip_jax.steps.predict_step import (
 )
 from regionclip_jax.steps.pretrain_step import PretrainSettings
 from regionclip_jax.steps.train_state import TrainState, create_train_state
-from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 from regionclip_jax.training import schedules
 from regionclip_jax.training.initialization import merge_parameters
 from regionclip_jax.training.optimizer import make_optimizer
@@ -74,7 +52,6 @@ _PADDINGS = ("invisible", "reference")
 _ROI_ALIGNS = ("auto", "matmul", "gather")
 _OBJECTNESS = ("none", "reference", "sigmoid")
 _NMS = ("hard", "gaussian", "linear")
-_WITH_MASKS = ("coco_folder", "lvis_folder")
 _EMBED_FROM = ("features", "crops")
 
 
@@ -138,211 +115,6 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
         )
     shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     return merge_parameters(shapes, variables, section.init_from)
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceChoice:
-    """What opening a source reads of a section; fields as there."""
-
-    source: str
-    path: str
-    split: str
-    fault_fraction: float
-    annotations: str = ""
-
-
-def build_image_text_source(section: DataSection):
-    """The source of a recipe, or the mixture that stands in its place."""
-    if not section.mixture:
-        return open_image_text_source(section, "data")
-    if section.path:
-        raise ConfigError(
-            f"data.path: {section.path!r} beside data.mixture, which has its own paths; set "
-            "data.path to '' or data.mixture to ()"
-        )
-    sources = [
-        open_image_text_source(
-            SourceChoice(part.source, part.path, part.split, section.fault_fraction),
-            f"data.mixture[{number}]",
-        )
-        for number, part in enumerate(section.mixture)
-    ]
-    with blame("data.mixture"):
-        mixture = Mixture(sources, [part.weight for part in section.mixture])
-    logging.info("mixture: of %d records %s", sum(mixture.shares), mixture.shares)
-    return mixture
-
-
-def open_image_text_source(section: DataSection | SourceChoice, key: str):
-    """Pictures with captions.
-
-    Args:
-        key: of the section, for errors.
-    """
-    path, split = section.path, section.split
-    share = {"fault_fraction": section.fault_fraction}
-    makers = {
-        "array_record": lambda: ArrayRecordSource(path),
-        "caption_table": lambda: CaptionTableSource(path, **share),
-        "coco_folder": lambda: CocoCaptionsSource(path, split, **share),
-        "tfds": lambda: TfdsCaptionsSource(path, split),
-        "tsv_pairs": lambda: TsvPairsSource(path),
-        "webdataset": lambda: WebDatasetSource(path, **share),
-    }
-    make = choose(makers, section.source, f"{key}.source")
-    _require_path(path, section.source, f"{key}.path")
-    with blame(key):
-        source = make()
-    _require_kind(source, IMAGE_TEXT, f"{key}.path")
-    _introduce(source, f"{key}.path")
-    return source
-
-
-def build_boxes_source(
-    section: EvaluationSection | DetectionDataSection | SourceChoice,
-    key: str,
-    mask_size: int | None = None,
-):
-    """Pictures with boxes, to evaluate on or to train on.
-
-    Args:
-        key: of the section, for errors.
-        mask_size: side of the rasters of object masks; None reads none.
-    """
-    path, split = section.path, section.split
-    share = {"fault_fraction": section.fault_fraction}
-    annotations = section.annotations or None
-    makers = {
-        "array_record": lambda: ArrayRecordSource(path),
-        "coco_folder": lambda: CocoInstancesSource(
-            path, split, annotations=annotations, mask_size=mask_size, **share
-        ),
-        "lvis_folder": lambda: LvisInstancesSource(path, split, mask_size=mask_size, **share),
-        "pascal_voc": lambda: PascalVocSource(path, split, **share),
-        "tfds": lambda: TfdsBoxesSource(path, split),
-        "yolo_labels": lambda: YoloLabelsSource(path, split, **share),
-    }
-    make = choose(makers, section.source, f"{key}.source")
-    if annotations and section.source != "coco_folder":
-        raise ConfigError(f"{key}.annotations: only source 'coco_folder' takes a file of its own")
-    if mask_size is not None and section.source not in _WITH_MASKS:
-        raise ConfigError(f"detector.mask_size: {section.source} has no masks; set it to None")
-    _require_path(path, section.source, f"{key}.path")
-    with blame(key):
-        source = make()
-    _require_kind(source, DETECTION, f"{key}.path")
-    _introduce(source, f"{key}.path")
-    return source
-
-
-def _require_path(path: str, source: str, key: str) -> None:
-    if not path or not Path(path).exists():
-        raise ConfigError(
-            f"{key}: {path!r} does not exist; give the path of your {source} data, e.g. "
-            f"--config.{key}=PATH"
-        )
-
-
-def _require_kind(source, kind: str, key: str) -> None:
-    found = getattr(source, "kind", kind)
-    if found != kind:
-        raise ConfigError(f"{key}: {source!r} holds {found} records; give a folder of {kind} ones")
-
-
-def _introduce(source, key: str) -> None:
-    """Says what a source has and what it left out; one without any record is refused."""
-    report = describe(getattr(source, "report", {}), getattr(source, "named", {}))
-    logging.info("%r: %d records%s", source, len(source), f"; {report}" if report else "")
-    if not len(source):
-        raise ConfigError(f"{key}: {source!r} has no record that can be used; {report or 'empty'}")
-
-
-def stream_batches(
-    section: DataSection, source, *, batch_size: int, seed: int, start_record: int
-) -> Iterator[ImageTextBatch]:
-    """This process's batches from a record count on; faulty records are counted and limited."""
-    with blame("data"):
-        faults = FaultCounter(section.fault_fraction, section.fault_minimum)
-        stream = image_text_batches(
-            source,
-            batch_size=batch_size,
-            short_sides=section.short_sides,
-            max_long_side=section.max_long_side,
-            resize_method=section.resize_method,
-            canvas_sizes=section.canvas_sizes,
-            plan=plan_canvases(section, source),
-            flip_probability=section.flip_probability,
-            flip_directional_captions=section.flip_directional_captions,
-            seed=seed,
-            start_record=start_record,
-            num_threads=section.num_threads,
-            num_workers=section.num_workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            context_length=section.context_length,
-        )
-    return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
-
-
-def plan_canvases(section: DataSection | DetectionDataSection, source) -> CanvasPlan | None:
-    """The canvas of each picture, if batches are to be grouped by them and the source knows how."""
-    if not section.group_by_canvas or len(section.canvas_sizes) == 1:
-        return None
-    sizes = known_sizes(source)
-    if sizes is None:
-        logging.warning(
-            "%r does not know the sizes of its pictures: they come in any order, and nearly every "
-            "batch needs the largest canvas",
-            source,
-        )
-        return None
-    plan = CanvasPlan(
-        sizes,
-        section.canvas_sizes,
-        section.short_sides,
-        section.max_long_side,
-        section.resize_method,
-    )
-    logging.info("%r: batches of one canvas each; %s", source, plan)
-    return plan
-
-
-def detection_pass(section: EvaluationSection, source) -> Iterator[DetectionBatch]:
-    """This process's batches of one pass; records that cannot be used are counted and limited."""
-    with blame("evaluation"):
-        faults = FaultCounter(section.fault_fraction, minimum=1)
-        stream = detection_batches(
-            source,
-            batch_size=section.batch_size,
-            short_side=section.short_side,
-            max_long_side=section.max_long_side,
-            resize_method=section.resize_method,
-            canvas_sizes=section.canvas_sizes,
-            max_boxes=section.max_boxes,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=section.num_threads,
-        )
-    # A row of padding is neither a record nor a fault.
-    return counted(
-        stream, faults, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
-    )
-
-
-def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -> Iterator:
-    """The batches of a stream alone; their faults go to the counter.
-
-    Args:
-        count: batch and texts of its faults -> number of records it took.
-        key: of the section, for errors.
-    """
-    with contextlib.closing(stream):
-        try:
-            for batch, texts in stream:
-                faults.add(count(batch, texts), texts)
-                yield batch
-        except BatchError as error:
-            raise ConfigError(f"{key}: {error}") from error
 
 
 def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:

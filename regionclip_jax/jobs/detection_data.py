@@ -14,7 +14,8 @@ from regionclip_jax.data.pipeline import detection_training_batches
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.training_set import TrainingSet
-from regionclip_jax.jobs.assembly import blame, build_boxes_source, counted, plan_canvases
+from regionclip_jax.jobs.assembly import blame
+from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
 

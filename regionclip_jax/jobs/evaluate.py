@@ -24,7 +24,7 @@ from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, re
 from regionclip_jax.config import ConfigError, EvaluateConfig, EvaluationSection, as_plain
 from regionclip_jax.evaluation import coco, lvis, predictions, recall, recognition
 from regionclip_jax.evaluation.ground_truth import keep_categories, read_coco, read_lvis
-from regionclip_jax.jobs import assembly, concept_pool, detection_gallery
+from regionclip_jax.jobs import assembly, concept_pool, detection_gallery, streams
 from regionclip_jax.jobs.evaluated_classes import LVIS, Classes, choose_classes, keep_only
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
@@ -83,7 +83,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict:
         for name, evaluation in evaluations.items():
             write_detections(workdir / f"detections_{name}.json", evaluation.results)
         picture = detection_gallery.draw(
-            assembly.build_boxes_source(config.evaluation, "evaluation"),
+            streams.build_boxes_source(config.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
             class_names=next(iter(evaluations.values())).class_names,
             subtitle="; ".join(f"{n}: {e.saw['boxes']}" for n, e in evaluations.items()),
@@ -127,7 +127,7 @@ def evaluate_model(
     """
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
-    source = assembly.build_boxes_source(section, "evaluation")
+    source = streams.build_boxes_source(section, "evaluation")
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     classes = choose_classes(source, section, heads_card and heads_card.source.get("classes"))
     num_pictures = _require_official(section, source)
@@ -174,7 +174,7 @@ def evaluate_model(
         return found.detections, None
 
     def batches():
-        for batch in assembly.detection_pass(section, source):
+        for batch in streams.detection_pass(section, source):
             batch = keep_only(batch, classes)
             truth.extend(_truth(batch, classes))
             yield batch

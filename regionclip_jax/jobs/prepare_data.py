@@ -9,7 +9,7 @@ from absl import logging
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.preparation import prepare
 from regionclip_jax.data.read_speed import measure_reading
-from regionclip_jax.jobs.assembly import (
+from regionclip_jax.jobs.streams import (
     SourceChoice,
     build_boxes_source,
     open_image_text_source,
@@ -40,13 +40,16 @@ def run(
         boxes: pictures with boxes, otherwise with captions.
         fault_minimum: with the choice's fraction, as in a recipe.
     """
+    source = _open(choice, boxes)
     manifest = prepare(
-        _open(choice, boxes),
+        source,
         output,
         origin={
             "source": choice.source,
             "path": str(Path(choice.path).resolve()),
             "split": choice.split,
+            # What the source has, and what it left out before anything was read.
+            "report": dict(getattr(source, "report", {})),
         },
         limit=limit,
         shard_size=shard_size,

@@ -10,7 +10,7 @@ from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import variables_hash
 from regionclip_jax.artifacts.vocabulary import text_tower_hash
 from regionclip_jax.config import ConfigError, PretrainConfig, as_plain
-from regionclip_jax.jobs import assembly, concept_pool, training_run
+from regionclip_jax.jobs import assembly, concept_pool, streams, training_run
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_state import TrainState
@@ -22,7 +22,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
     Args:
         concepts: names of the pool when the recipe names no file.
     """
-    source = assembly.build_image_text_source(config.data)
+    source = streams.build_image_text_source(config.data)
     student = assembly.build_model(config.student, frozen_norm=True)
     teacher = assembly.build_model(config.teacher, frozen_norm=True)
     student_start = assembly.initial_variables(config.student, config.run.seed)
@@ -90,7 +90,7 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             assembly.build_image_text_loss(config.regions.image_text_chunk, config.run),
         ),
         make_frozen=embed_pools,
-        stream=lambda start: assembly.stream_batches(
+        stream=lambda start: streams.stream_batches(
             config.data,
             source,
             batch_size=config.run.batch_size,

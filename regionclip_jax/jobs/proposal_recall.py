@@ -10,7 +10,7 @@ from absl import logging
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.config import EvaluationSection
 from regionclip_jax.evaluation import recall
-from regionclip_jax.jobs import assembly
+from regionclip_jax.jobs import assembly, streams
 from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.sharding.agreement import require_agreement
@@ -33,7 +33,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
     """
     variables, card = load_localizer(directory)
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
-    source = assembly.build_boxes_source(section, "evaluation")
+    source = streams.build_boxes_source(section, "evaluation")
     classes = choose_classes(source, section, card.source.get("classes"))
     require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
     mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
@@ -54,7 +54,7 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
         )
 
     found = []
-    for batch in assembly.detection_pass(section, source):
+    for batch in streams.detection_pass(section, source):
         batch = keep_only(batch, classes)
         regions = local_rows(step(variables, to_global_batch(batch, mesh)))
         for row in np.flatnonzero(batch.mask):

@@ -15,11 +15,11 @@ from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.config import ScenesDetectionConfig, TrainDetectorConfig, as_plain
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES
 from regionclip_jax.jobs import (
-    assembly,
     detection_gallery,
     evaluate,
     pretrain,
     proposal_recall,
+    streams,
     train_clip,
     train_detector,
     train_localizer,
@@ -139,7 +139,7 @@ def _write(config, workdir: Path, section, evaluations, metrics, recall, seconds
     }
     write_results(workdir / "results.json", metrics, details=details)
     picture = detection_gallery.draw(
-        assembly.build_boxes_source(section, "evaluation"),
+        streams.build_boxes_source(section, "evaluation"),
         {name: evaluations[name].results for name in (CLIP, REGIONCLIP)},
         class_names=evaluations[CLIP].class_names,
         subtitle="detectors trained on base shapes, from CLIP and from RegionCLIP",

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from regionclip_jax.config import TrainClipConfig, as_plain
-from regionclip_jax.jobs import assembly, training_run
+from regionclip_jax.jobs import assembly, streams, training_run
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
 
 
 def run(config: TrainClipConfig, workdir: Path) -> Path:
     """Trains and returns the model directory."""
-    source = assembly.build_image_text_source(config.data)
+    source = streams.build_image_text_source(config.data)
     model = assembly.build_model(config.model, frozen_norm=False)
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
 
@@ -29,7 +29,7 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
         make_state=lambda variables: assembly.build_state(config.optimizer, variables, optimizer),
         make_step=make_step,
         make_frozen=dict,
-        stream=lambda start: assembly.stream_batches(
+        stream=lambda start: streams.stream_batches(
             config.data,
             source,
             batch_size=config.run.batch_size,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.writers import read_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,9 +24,13 @@ def test_a_folder_is_prepared_and_verified_and_damage_found(
 ):
     output = tmp_path / "deep" / "prepared"
     source = ["--source", "coco_folder", "--path", coco_folder, "--split", "train"]
-    assert prepare_data(*source, "--output", output, "--workers", 1, "--short-side", 40) == 0
+    # One caption of fourteen is blank, one picture of the thirteen others broken.
+    how = ["--workers", 1, "--short-side", 40, "--fault-fraction", 0.1]
+    assert prepare_data(*source, "--output", output, *how) == 0
     prepared = ArrayRecordSource(output)
-    # One picture of fourteen is broken, one caption blank.
+    manifest = read_manifest(output)
+    assert manifest["description"]["source"]["report"]["captions_blank"] == 1
+    assert manifest["skipped"]["broken picture"]["count"] == 1
     assert len(prepared) == 12 and prepared.sizes().min(1).tolist() == [40] * 12
     assert prepare_data("--verify", output) == 0
     assert "every file is as it was written" in capsys.readouterr().out
@@ -59,6 +64,6 @@ def test_what_cannot_be_prepared_is_one_clear_line(prepare_data, coco_folder, tm
         prepare_data("--source", "coco_folder", "--path", "nowhere", *output)
     assert "--path: 'nowhere' does not exist" in capsys.readouterr().err
     assert prepare_data("--source", "lmdb", "--path", coco_folder, *output) == 1
-    assert "'lmdb' is none of ['array_record', 'coco_folder'" in capsys.readouterr().err
+    assert "'lmdb' is none of ['array_record', 'caption_table'" in capsys.readouterr().err
     assert prepare_data("--verify", tmp_path) == 1
     assert "has no manifest.json" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def test_the_seed_of_the_run_decides_weights_regions_and_order(
         seen["order"] = (seed, batch_size, start_record)
 
     monkeypatch.setattr(pretrain.assembly, "initial_variables", weights)
-    monkeypatch.setattr(pretrain.assembly, "stream_batches", stream)
+    monkeypatch.setattr(pretrain.streams, "stream_batches", stream)
     monkeypatch.setattr(pretrain, "make_pretrain_step", steps)
     pretrain.run(changed(config, {"run.seed": 41}), tmp_path, NAMES)
     trained_with["make_step"]()

@@ -7,7 +7,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.config import TrainClipConfig
 from regionclip_jax.data.writers import write_array_record
-from regionclip_jax.jobs import assembly, train_clip
+from regionclip_jax.jobs import assembly, streams, train_clip
 from regionclip_jax.models.presets import PRESETS
 
 
@@ -78,7 +78,7 @@ def test_the_seed_of_the_run_decides_the_weights_and_the_order(
         stream(16)
 
     monkeypatch.setattr(assembly, "initial_variables", weights)
-    monkeypatch.setattr(assembly, "stream_batches", stream)
+    monkeypatch.setattr(streams, "stream_batches", stream)
     monkeypatch.setattr(train_clip.training_run, "train", train)
     train_clip.run(changed(config, {"run.seed": 41}), tmp_path)
     assert seen == {"weights": 41, "order": (41, 8, 16)}

@@ -1,0 +1,240 @@
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionclip_jax import config as sections
+from regionclip_jax.config import ConfigError
+from regionclip_jax.data.faults import TooManyFaults
+from regionclip_jax.data.records import ImageTextRecord
+from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.jobs import streams
+
+
+@pytest.mark.parametrize("path", ["", "nowhere"])
+def test_a_missing_data_folder_is_named_with_the_flag_that_sets_it(data, evaluation, path):
+    with pytest.raises(ConfigError, match=rf"data\.path: '{path}' does not .*--config\.data\.path"):
+        streams.build_image_text_source(dataclasses.replace(data, path=path))
+    with pytest.raises(ConfigError, match=rf"evaluation\.path: '{path}' does not exist"):
+        streams.build_boxes_source(dataclasses.replace(evaluation, path=path), "evaluation")
+
+
+def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(data, evaluation):
+    with pytest.raises(ConfigError, match=r"data\.source: 'lmdb' is none of .*'tsv_pairs'"):
+        streams.build_image_text_source(dataclasses.replace(data, source="lmdb", path=""))
+    with pytest.raises(ConfigError, match=r"evaluation\.source: 'tsv_pairs' is none of"):
+        streams.build_boxes_source(
+            dataclasses.replace(evaluation, source="tsv_pairs"), "evaluation"
+        )
+
+
+def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_path, caplog):
+    (tmp_path / "a.jpg").write_bytes(b"picture")
+    table = tmp_path / "t.csv"
+    table.write_text("image,caption\na.jpg,words\nb.jpg,words\n")
+    section = dataclasses.replace(data, source="caption_table", path=str(table))
+    with pytest.raises(ConfigError, match=r"data: .*t\.csv: 1 of 2 rows .*10\.00%.* \(3: b\.jpg\)"):
+        streams.build_image_text_source(section)
+    with caplog.at_level("INFO"):
+        streams.build_image_text_source(dataclasses.replace(section, fault_fraction=0.5))
+    expected = "1 records; images 1, captions 1, rows whose file is missing 1 (3: b.jpg)"
+    assert expected in caplog.text
+
+
+def test_a_source_without_any_record_is_refused(data, tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption\n")
+    section = dataclasses.replace(data, source="caption_table", path=str(tmp_path / "t.csv"))
+    with pytest.raises(ConfigError, match=r"data\.path: CaptionTable.* no record .*images 0"):
+        streams.build_image_text_source(section)
+
+
+def test_masks_are_asked_only_of_sources_that_have_them(evaluation):
+    section = dataclasses.replace(evaluation, source="pascal_voc")
+    with pytest.raises(ConfigError, match=r"detector\.mask_size: pascal_voc has no masks"):
+        streams.build_boxes_source(section, "data", mask_size=28)
+
+
+@pytest.mark.parametrize("source", ["webdataset", "tfds", "caption_table"])
+def test_sources_of_captions_are_built_by_name(data, tmp_path, source):
+    section = dataclasses.replace(data, source=source, path=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        streams.build_image_text_source(section)
+
+
+@pytest.mark.parametrize("source", ["pascal_voc", "tfds", "yolo_labels"])
+def test_sources_of_boxes_are_built_by_name(evaluation, tmp_path, source):
+    section = dataclasses.replace(evaluation, source=source, path=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        streams.build_boxes_source(section, "evaluation")
+
+
+def test_records_of_the_other_kind_are_refused(data, evaluation):
+    with pytest.raises(ConfigError, match=r"data\.path: .* holds detection records; .*image_text"):
+        streams.build_image_text_source(dataclasses.replace(data, path=evaluation.path))
+    with pytest.raises(ConfigError, match=r"evaluation\.path: .* holds image_text records"):
+        streams.build_boxes_source(dataclasses.replace(evaluation, path=data.path), "evaluation")
+
+
+def stream(section, start_record=0, batch_size=8, seed=0):
+    source = streams.build_image_text_source(section)
+    return streams.stream_batches(
+        section, source, batch_size=batch_size, seed=seed, start_record=start_record
+    )
+
+
+def same_batch(a, b) -> bool:
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in leaves)
+
+
+def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
+    whole, rest, other = stream(data), stream(data, start_record=16), stream(data, seed=1)
+    batches = [next(whole) for _ in range(4)]
+    assert [same_batch(next(rest), batch) for batch in batches[2:]] == [True, True]
+    assert not same_batch(next(other), batches[0])
+    assert batches[0].tokens.shape == (8, data.context_length)
+
+
+class Sized:
+    """What a plan asks of a source."""
+
+    def __init__(self, sizes):
+        self.sizes = lambda: sizes
+
+    def __repr__(self):
+        return "Sized()"
+
+
+def test_canvases_are_planned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
+    section = dataclasses.replace(
+        data, canvas_sizes=((48, 64), (64, 48), (64, 64)), group_by_canvas=True
+    )
+    source = Sized(np.array([(48, 60), (60, 40), (48, 64)]))
+    with caplog.at_level("INFO"):
+        plan = streams.plan_canvases(section, source)
+    assert [plan.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
+    assert f"Sized(): batches of one canvas each; {plan}" in caplog.text
+    one, ungrouped = {"canvas_sizes": ((64, 64),)}, {"group_by_canvas": False}
+    for changes in (one, ungrouped):
+        assert streams.plan_canvases(dataclasses.replace(section, **changes), source) is None
+    assert "does not know" not in caplog.text
+    assert streams.plan_canvases(section, Sized(None)) is None
+    assert "Sized() does not know the sizes of its pictures" in caplog.text
+
+
+@pytest.fixture
+def parts(data, drawn, tmp_path):
+    """A mixture in place of one source: three records of the first to one of the second."""
+    write_array_record([drawn(i, False) for i in range(30, 35)], tmp_path / "few", 64, {})
+    paths = (data.path, 3.0), (str(tmp_path / "few"), 1.0)
+    parts = tuple(sections.MixturePart("array_record", path, "", weight) for path, weight in paths)
+    return dataclasses.replace(data, path="", mixture=parts)
+
+
+def test_a_mixture_stands_in_place_of_one_source(parts):
+    source = streams.build_image_text_source(parts)
+    assert source.shares == (3, 1) and len(source) == 24 + 5
+    whole, rest = stream(parts), stream(parts, start_record=16)
+    batches = [next(whole) for _ in range(4)]
+    assert [same_batch(next(rest), batch) for batch in batches[2:]] == [True, True]
+
+
+def test_a_mixture_that_cannot_be_is_a_mistake_in_the_recipe(parts, evaluation):
+    def refused(message, *changed, **changes):
+        section = dataclasses.replace(parts, mixture=(parts.mixture[0], *changed), **changes)
+        with pytest.raises(ConfigError, match=message):
+            streams.build_image_text_source(section)
+
+    second = parts.mixture[1]
+    refused(r"data\.path: 'somewhere' beside data\.mixture", path="somewhere")
+    refused(r"mixture\[1\]\.source: 'lmdb' is none", dataclasses.replace(second, source="lmdb"))
+    refused(
+        r"mixture\[1\]\.path: 'no' .*--config\.data\.mixture\[1\]\.path=PATH",
+        dataclasses.replace(second, path="no"),
+    )
+    refused(r"mixture\[1\]\.path: .* detection", dataclasses.replace(second, path=evaluation.path))
+    refused(r"data\.mixture: weights .*above 0", dataclasses.replace(second, weight=0.0))
+
+
+@pytest.fixture
+def broken_data(data, drawn, tmp_path):
+    """One record of eight cannot be used."""
+    records = [drawn(i, False) for i in range(7)]
+    records.append(ImageTextRecord("torn", records[0].image[:60], ("a ring",)))
+    write_array_record(records, tmp_path / "set", 64, {})
+    return dataclasses.replace(data, path=str(tmp_path / "set"))
+
+
+def test_a_record_that_cannot_be_used_is_a_masked_row(broken_data):
+    batches = stream(dataclasses.replace(broken_data, fault_fraction=0.2))
+    assert [int(next(batches).mask.sum()) for _ in range(3)] == [7, 7, 7]
+
+
+def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
+    with pytest.raises(TooManyFaults, match=r"1 of 8 records .*10\.00%[\s\S]*torn"):
+        next(stream(broken_data))
+    # As many as the minimum are needed, too.
+    batches = stream(dataclasses.replace(broken_data, fault_minimum=3))
+    assert [int(next(batches).mask.sum()) for _ in range(2)] == [7, 7]
+    with pytest.raises(TooManyFaults, match="3 of 24 records"):
+        next(batches)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resize_method": "nearest"}, "nearest"),
+        ({"short_sides": (32,)}, "give both"),
+        ({"fault_fraction": 2.0}, "within 0 and 1"),
+    ],
+)
+def test_settings_a_stream_cannot_have_are_mistakes_in_the_recipe(data, changes, message):
+    with pytest.raises(ConfigError, match=f"data: .*{message}"):
+        stream(dataclasses.replace(data, **changes))
+
+
+def test_a_batch_whose_pictures_fit_no_common_canvas_is_a_mistake_in_the_recipe(data, tmp_path):
+    def record(height, width):
+        file = io.BytesIO()
+        Image.new("RGB", (width, height)).save(file, "PNG")
+        return ImageTextRecord(f"{height}", file.getvalue(), ("a",))
+
+    write_array_record([record(32, 64), record(64, 32)] * 4, tmp_path / "set", 64, {})
+    canvases = ((32, 64), (64, 32))
+    section = dataclasses.replace(data, path=str(tmp_path / "set"), canvas_sizes=canvases)
+    with pytest.raises(ConfigError, match="data: .*canvas"):
+        next(stream(section))
+
+
+def test_an_evaluation_sees_every_record_once_and_padding_is_no_fault(evaluation):
+    source = streams.build_boxes_source(evaluation, "evaluation")
+    batches = list(streams.detection_pass(evaluation, source))
+    assert [int(batch.mask.sum()) for batch in batches] == [8, 8, 4]
+    ids = np.concatenate([batch.image_ids[batch.mask] for batch in batches])
+    assert ids.tolist() == list(range(1, 21))
+
+
+def test_the_share_of_faults_in_an_evaluation_is_that_of_the_records(evaluation, drawn, tmp_path):
+    records = [drawn(i, True) for i in range(9)]
+    records[8] = dataclasses.replace(records[8], image=b"torn")
+    write_array_record(records, tmp_path / "set", 64, {"category_names": ["a"]})
+    for fraction, is_refused in ((0.1, True), (0.12, False)):
+        section = dataclasses.replace(
+            evaluation, path=str(tmp_path / "set"), fault_fraction=fraction
+        )
+        batches = streams.detection_pass(section, streams.build_boxes_source(section, "evaluation"))
+        if is_refused:
+            with pytest.raises(TooManyFaults, match="1 of 9 records"):
+                list(batches)
+        else:
+            assert [int(batch.mask.sum()) for batch in batches] == [8, 0]
+
+
+def test_an_image_with_more_boxes_than_rows_is_a_mistake_in_the_recipe(evaluation):
+    section = dataclasses.replace(evaluation, max_boxes=1)
+    source = streams.build_boxes_source(section, "evaluation")
+    with pytest.raises(ConfigError, match="evaluation: image .* set max_boxes to at least"):
+        list(streams.detection_pass(section, source))
