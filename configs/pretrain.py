@@ -77,6 +77,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
         # 96 images on 32 GPUs: the reference's region losses see 3 images.
         images_per_group=3,
         regions_per_softmax=None,
+        micro_batches=1,
         image_text_chunk=None,
         image_text_weight=1.0,
         distillation_weight=1.0,
@@ -270,6 +271,7 @@ def scenes() -> ml_collections.ConfigDict:
                 concept_threshold=0.5,
                 images_per_group=None,
                 regions_per_softmax=None,
+                micro_batches=1,
                 image_text_chunk=None,
                 image_text_weight=1.0,
                 distillation_weight=1.0,

@@ -169,6 +169,9 @@ class RegionsSection:
     # Regions of each picture that are compared with all concepts at once, rematerialised; None for
     # all. For large pools: docs/large_batches.md.
     regions_per_softmax: int | None
+    # Parts that the towers take the batch in, one after the other; the losses and the update are
+    # those of the whole. More fit less memory, for one more forward pass; 1 is all at once.
+    micro_batches: Count
     # Texts that meet the pictures at once in the image-text loss, in a ring if there are several
     # devices; None makes the matrix of the whole batch. For large batches: docs/large_batches.md.
     image_text_chunk: int | None

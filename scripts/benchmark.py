@@ -92,7 +92,8 @@ def pretraining(args) -> dict:
         box_grid=8, box_sides=None, temperature=0.01, teacher_temperature=0.01,
         concept_threshold=0.1, images_per_group=None, image_text_weight=1.0,
         distillation_weight=1.0, contrastive_weight=1.0, padding="invisible",
-        regions_per_chunk=args.chunk, regions_per_softmax=None, roi_align="auto", seed=0,
+        regions_per_chunk=args.chunk, regions_per_softmax=None, roi_align="auto",
+        micro_batches=1, seed=0,
     )  # fmt: skip
     optimizer = optax.sgd(0.002, momentum=0.9)
     patterns = ["norm", "visual/stem/", "visual/layer1/", "^text/", "^logit_scale"]

@@ -28,7 +28,7 @@ from regionclip_jax.config import (
 )
 from regionclip_jax.jobs import assembly
 from regionclip_jax.models.clip import CLIP
-from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.localizer import Localizer, LocalizerConfig
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.sharding.mesh import make_mesh
@@ -156,10 +156,13 @@ def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int, m
     student = assembly.build_model(config.student, frozen_norm=True)
     teacher = assembly.build_model(config.teacher, frozen_norm=True)
     frozen = Frozen(
-        teacher=_model_variables(config.teacher),
+        teacher=jax.eval_shape(
+            lambda variables: assembly.for_looking(variables, teacher.dtype),
+            _model_variables(config.teacher),
+        ),
         teacher_concepts=_array(num_concepts, teacher.config.embed_dim),
         student_concepts=_array(num_concepts, student.config.embed_dim),
-        localizer=abstract_localizer(localizer) if localizer else None,
+        localizer=_frozen_localizer(localizer, student.dtype) if localizer else None,
     )
     step = make_pretrain_step(
         student,
@@ -202,7 +205,9 @@ def _train_detector(config: TrainDetectorConfig, optimizer, localizer, num_class
         optimizer,
         assembly.detector_settings(section, config.run, clip, pretrained),
     )
-    frozen = FrozenDetectorParts(abstract_localizer(localizer), _array(num_classes, clip.embed_dim))
+    frozen = FrozenDetectorParts(
+        _frozen_localizer(localizer, model.dtype), _array(num_classes, clip.embed_dim)
+    )
     return step, variables, frozen
 
 
@@ -210,6 +215,12 @@ def _model_variables(section: ModelSection) -> dict:
     # A shape does not depend on the weights, so their file need not be there.
     section = dataclasses.replace(section, init_from="")
     return jax.eval_shape(lambda: assembly.initial_variables(section, 0))
+
+
+def _frozen_localizer(architecture: LocalizerConfig, dtype) -> dict:
+    return jax.eval_shape(
+        lambda variables: assembly.in_type(variables, dtype), abstract_localizer(architecture)
+    )
 
 
 def _array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:

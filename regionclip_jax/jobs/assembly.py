@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,8 @@ from regionclip_jax.steps.train_state import TrainState, create_train_state
 from regionclip_jax.training import schedules
 from regionclip_jax.training.initialization import merge_parameters
 from regionclip_jax.training.optimizer import make_optimizer
+
+Tree = TypeVar("Tree")
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PADDINGS = ("invisible", "reference")
@@ -115,6 +118,21 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
         )
     shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     return merge_parameters(shapes, variables, section.init_from)
+
+
+def in_type(variables: Tree, dtype: jnp.dtype) -> Tree:
+    """Frozen variables with their matrices and kernels in the type they are computed in.
+
+    Nobody updates them, so a copy in another type would be memory for nothing. Vectors, such as the
+    statistics of norms, stay as they are.
+    """
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, variables)
+
+
+def for_looking(variables: dict, dtype: jnp.dtype) -> dict:
+    """Of a frozen CLIP what looks at pictures, ``in_type``: not its text tower."""
+    image_tower = {name: {"visual": tree["visual"]} for name, tree in variables.items() if tree}
+    return in_type(image_tower, dtype)
 
 
 def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:
@@ -203,6 +221,11 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
             f"regions.images_per_group: {section.images_per_group} does not divide run.batch_size "
             f"{run.batch_size}; choose a divisor, or None for the whole batch"
         )
+    if run.batch_size % section.micro_batches:
+        raise ConfigError(
+            f"regions.micro_batches: {section.micro_batches} does not divide run.batch_size "
+            f"{run.batch_size}; choose a divisor, or 1 for the whole batch at once"
+        )
     if section.box_sides is not None and not 0 < section.box_sides[0] <= section.box_sides[1] <= 1:
         raise ConfigError(
             f"regions.box_sides: expected the shortest and the longest side as shares of the "
@@ -226,6 +249,7 @@ def pretrain_settings(section: RegionsSection, run: RunSection) -> PretrainSetti
         padding=section.padding,
         regions_per_chunk=section.regions_per_chunk,
         roi_align=section.roi_align,
+        micro_batches=section.micro_batches,
         seed=run.seed,
     )
 

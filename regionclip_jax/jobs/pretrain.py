@@ -58,14 +58,20 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
                 workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how
             )
         return Frozen(
-            teacher=teacher_variables,
+            teacher=assembly.for_looking(teacher_variables, teacher.dtype),
             teacher_concepts=teacher_pool.embeddings,
             student_concepts=student_pool.embeddings,
-            localizer=localizer_variables,
+            localizer=assembly.in_type(localizer_variables, student.dtype),
         )
 
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
     settings = assembly.pretrain_settings(config.regions, config.run)
+    # Each part is split over all devices as well.
+    assembly.build_mesh(
+        config.run.batch_size // settings.micro_batches,
+        "run.batch_size / regions.micro_batches",
+        config.run.fsdp,
+    )
     return training_run.train(
         workdir,
         config.run,

@@ -56,7 +56,9 @@ def run(config: TrainDetectorConfig, workdir: Path) -> Path:
 
     def make_frozen() -> FrozenDetectorParts:
         vocabulary = _class_embeddings(config, names, model, start, workdir)
-        return FrozenDetectorParts(localizer_variables, vocabulary.embeddings)
+        return FrozenDetectorParts(
+            assembly.in_type(localizer_variables, model.dtype), vocabulary.embeddings
+        )
 
     def export(directory: Path, variables: dict, source: dict) -> None:
         save_model(directory, clip_part(variables), ModelCard(architecture, source))

@@ -51,6 +51,7 @@ _MAY_CHANGE = frozenset(
         "concepts.names_file",
         "image_text_chunk",
         "regions.image_text_chunk",
+        "regions.micro_batches",
         "regions.regions_per_chunk",
         "regions.regions_per_softmax",
         "regions.roi_align",

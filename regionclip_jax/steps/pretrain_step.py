@@ -36,6 +36,7 @@ from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.region_chunks import map_regions
 from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
+from regionclip_jax.steps.micro_batches import map_parts, value_and_cached_gradient
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
 from regionclip_jax.structures import ImageTextBatch, Regions
 
@@ -72,7 +73,18 @@ class PretrainSettings:
     regions_per_chunk: int | None
     regions_per_softmax: int | None
     roi_align: str
+    # Parts that the towers take the batch in; 1 is all at once.
+    micro_batches: int
     seed: int
+
+
+@flax.struct.dataclass
+class StudentEmbeddings:
+    """All that the losses see of a batch."""
+
+    regions: Float[Array, "B R D"]
+    images: Float[Array, "B D"]
+    texts: Float[Array, "B D"]
 
 
 def find_regions(
@@ -86,14 +98,17 @@ def find_regions(
     """``num_regions`` of ``num_proposals`` boxes of every picture: proposed, or else random."""
     propose_key, sample_key = jax.random.split(key)
     if localizer is not None:
-        proposals = propose(
-            localizer,
-            localizer_variables,
-            images,
-            sizes,
-            pre_nms_topk=settings.pre_nms_topk,
-            post_nms_topk=settings.num_proposals,
-            nms_threshold=settings.proposal_nms_threshold,
+        proposals = map_parts(
+            lambda part: propose(
+                localizer,
+                localizer_variables,
+                *part,
+                pre_nms_topk=settings.pre_nms_topk,
+                post_nms_topk=settings.num_proposals,
+                nms_threshold=settings.proposal_nms_threshold,
+            ),
+            (images, sizes),
+            settings.micro_batches,
         )
     else:
         boxes = random_boxes(
@@ -112,22 +127,28 @@ def visible_sizes(sizes: Int[Array, "B 2"], settings: PretrainSettings) -> Int[A
 def label_with_teacher(
     teacher: CLIP,
     frozen: Frozen,
-    pixels: Float[Array, "B H W 3"],
+    images: UInt8[Array, "B H W 3"],
     sizes: Int[Array, "B 2"],
     regions: Regions,
     settings: PretrainSettings,
 ) -> PseudoLabels:
     """The teacher's embedding of every region, and what it names it; no gradient."""
-    sizes = visible_sizes(sizes, settings)
-    features = teacher.apply(frozen.teacher, pixels, sizes, method=teacher.image_features)
-    embeddings = encode_regions(
-        teacher,
-        frozen.teacher,
-        features,
-        regions.boxes,
-        regions_per_chunk=settings.regions_per_chunk,
-        implementation=settings.roi_align,
-    )
+
+    def embed(part):
+        images, sizes, boxes = part
+        visible = visible_sizes(sizes, settings)
+        pixels = normalize_for_clip(images, sizes)
+        features = teacher.apply(frozen.teacher, pixels, visible, method=teacher.image_features)
+        return encode_regions(
+            teacher,
+            frozen.teacher,
+            features,
+            boxes,
+            regions_per_chunk=settings.regions_per_chunk,
+            implementation=settings.roi_align,
+        )
+
+    embeddings = map_parts(embed, (images, sizes, regions.boxes), settings.micro_batches)
     return jax.lax.stop_gradient(name_regions(embeddings, regions.mask, frozen, settings))
 
 
@@ -159,21 +180,20 @@ def name_regions(
 def embed_with_student(
     student: CLIP,
     variables: dict,
-    pixels: Float[Array, "B H W 3"],
-    sizes: Int[Array, "B 2"],
-    regions: Regions,
+    batch: ImageTextBatch,
+    boxes: Float[Array, "B R 4"],
     settings: PretrainSettings,
-) -> tuple[Float[Array, "B R D"], Float[Array, "B D"]]:
-    """The student's embeddings of the regions and of the whole pictures.
+) -> StudentEmbeddings:
+    """The student's embeddings of the regions, of the whole pictures, and of the captions.
 
     The whole picture is one more region of the same batch (ResNet); a ViT has its class token.
     """
-    visible = visible_sizes(sizes, settings)
+    pixels = normalize_for_clip(batch.images, batch.sizes)
+    visible = visible_sizes(batch.sizes, settings)
     features = student.apply(variables, pixels, visible, method=student.image_features)
-    boxes = regions.boxes
     if features.whole is None:
         if visible is None:
-            visible = jnp.broadcast_to(jnp.array(pixels.shape[1:3]), sizes.shape)
+            visible = jnp.broadcast_to(jnp.array(pixels.shape[1:3]), batch.sizes.shape)
         boxes = jnp.concatenate([whole_image_boxes(visible)[:, None], boxes], 1)
     embeddings = encode_regions(
         student,
@@ -184,9 +204,12 @@ def embed_with_student(
         implementation=settings.roi_align,
         differentiated=True,
     )
-    if features.whole is None:
-        return embeddings[:, 1:], embeddings[:, 0]
-    return embeddings, features.whole
+    whole = features.whole
+    if whole is None:
+        embeddings, whole = embeddings[:, 1:], embeddings[:, 0]
+    # The text tower is frozen in the paper's recipe; then nothing of this has a gradient.
+    texts = student.apply(variables, batch.tokens, method=student.encode_text)
+    return StudentEmbeddings(embeddings, whole, texts)
 
 
 def region_losses(
@@ -228,25 +251,17 @@ def region_losses(
 
 
 def pretrain_losses(
-    student: CLIP,
-    variables: dict,
-    frozen: Frozen,
-    batch: ImageTextBatch,
-    pixels: Float[Array, "B H W 3"],
-    regions: Regions,
+    embeddings: StudentEmbeddings,
+    mask: Bool[Array, " B"],
     labels: PseudoLabels,
+    frozen: Frozen,
     settings: PretrainSettings,
     image_text: ImageTextLoss = image_text_loss,
 ) -> dict[str, Float[Array, ""]]:
     """The three losses, unweighted, by name."""
-    region_embeddings, image_embeddings = embed_with_student(
-        student, variables, pixels, batch.sizes, regions, settings
-    )
-    # The text tower is frozen in the paper's recipe; then nothing of this has a gradient.
-    texts = student.apply(variables, batch.tokens, method=student.encode_text)
-    distillation, contrastive = region_losses(region_embeddings, labels, frozen, settings)
+    distillation, contrastive = region_losses(embeddings.regions, labels, frozen, settings)
     return {
-        "image_text": image_text(image_embeddings, texts, batch.mask, settings.temperature),
+        "image_text": image_text(embeddings.images, embeddings.texts, mask, settings.temperature),
         "distillation": distillation,
         "contrastive": contrastive,
     }
@@ -273,20 +288,28 @@ def make_pretrain_step(
     }
 
     def step(state: TrainState, frozen: Frozen, batch: ImageTextBatch) -> tuple[TrainState, dict]:
-        pixels = normalize_for_clip(batch.images, batch.sizes)
         sizes = jnp.where(batch.mask[:, None], batch.sizes, 0)
         key = step_key(settings.seed, state.step)
         regions = find_regions(key, batch.images, sizes, settings, localizer, frozen.localizer)
-        labels = label_with_teacher(teacher, frozen, pixels, sizes, regions, settings)
+        labels = label_with_teacher(teacher, frozen, batch.images, sizes, regions, settings)
 
-        def loss_fn(params):
+        def embed(params, part):
             variables = model_variables(params, state.frozen_params, state.batch_stats)
-            losses = pretrain_losses(
-                student, variables, frozen, batch, pixels, regions, labels, settings, image_text
-            )
+            return embed_with_student(student, variables, *part, settings)
+
+        def loss(embeddings):
+            losses = pretrain_losses(embeddings, batch.mask, labels, frozen, settings, image_text)
             return sum(weights[name] * loss for name, loss in losses.items()), losses
 
-        (total, losses), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        whole = batch, regions.boxes
+        if settings.micro_batches == 1:
+            (total, losses), gradients = jax.value_and_grad(
+                lambda params: loss(embed(params, whole)), has_aux=True
+            )(state.params)
+        else:
+            (total, losses), gradients = value_and_cached_gradient(
+                embed, loss, state.params, whole, settings.micro_batches
+            )
         real = jnp.maximum(regions.mask.sum(), 1)
         metrics = {
             "loss": total,

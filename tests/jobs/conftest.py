@@ -203,6 +203,7 @@ def regions() -> sections.RegionsSection:
         concept_threshold=0.1,
         images_per_group=4,
         regions_per_softmax=2,
+        micro_batches=1,
         image_text_chunk=None,
         image_text_weight=1.0,
         distillation_weight=1.0,

@@ -61,8 +61,12 @@ def pretrain_errors(folder: Path) -> dict[str, float]:
     step = _load(TESTS / "steps" / "test_pretrain_parity.py")
     from regionclip_jax.artifacts.model_checkpoint import flatten
     from regionclip_jax.models.clip import CLIP
-    from regionclip_jax.ops.normalization import normalize_for_clip
-    from regionclip_jax.steps.pretrain_step import Frozen, label_with_teacher, pretrain_losses
+    from regionclip_jax.steps.pretrain_step import (
+        Frozen,
+        embed_with_student,
+        label_with_teacher,
+        pretrain_losses,
+    )
     from regionclip_jax.steps.train_state import model_variables, split_parameters
 
     config, tensors = _weights("rn50_pretrain", folder)
@@ -79,14 +83,12 @@ def pretrain_errors(folder: Path) -> dict[str, float]:
 
     @jax.jit
     def pull(params, frozen_params, batch_stats, frozen, batch, regions):
-        pixels = normalize_for_clip(batch.images, batch.sizes)
-        labels = label_with_teacher(model, frozen, pixels, batch.sizes, regions, settings)
+        labels = label_with_teacher(model, frozen, batch.images, batch.sizes, regions, settings)
 
         def total(params):
             everything = model_variables(params, frozen_params, batch_stats)
-            losses = pretrain_losses(
-                model, everything, frozen, batch, pixels, regions, labels, settings
-            )
+            embeddings = embed_with_student(model, everything, batch, regions.boxes, settings)
+            losses = pretrain_losses(embeddings, batch.mask, labels, frozen, settings)
             return sum(losses.values())
 
         return jax.grad(total)(params)

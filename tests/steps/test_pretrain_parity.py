@@ -10,7 +10,6 @@ from regionclip_jax.conversion.clip_keys import Layout, origin
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import concept_logits
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
     PretrainSettings,
@@ -47,6 +46,7 @@ def settings_of(arrays) -> PretrainSettings:
         contrastive_weight=1.0,
         padding="reference",
         regions_per_chunk=None,
+        micro_batches=1,
         regions_per_softmax=None,
         roi_align="auto",
         seed=0,
@@ -98,15 +98,10 @@ def compare(arrays, config, tensors, to_variables, relative_error, gradient_tole
     # Everything large is an argument: XLA would fold constants through the frozen layers.
     @jax.jit
     def prepare(student, frozen, batch, regions):
-        pixels = normalize_for_clip(batch.images, batch.sizes)
-        labels = label_with_teacher(model, frozen, pixels, batch.sizes, regions, settings)
-        embeddings = embed_with_student(model, student, pixels, batch.sizes, regions, settings)
-        texts = model.apply(student, batch.tokens, method=model.encode_text)
-        return pixels, labels, embeddings, texts
+        labels = label_with_teacher(model, frozen, batch.images, batch.sizes, regions, settings)
+        return labels, embed_with_student(model, student, batch, regions.boxes, settings)
 
-    pixels, labels, (region_embeddings, image_embeddings), texts = prepare(
-        student, frozen, batch, regions
-    )
+    labels, embeddings = prepare(student, frozen, batch, regions)
     keep = np.asarray(labels.keep)
     np.testing.assert_array_equal(keep.reshape(-1), arrays["keep_regions"])
     np.testing.assert_array_equal(labels.targets[keep], arrays["target_inds"])
@@ -114,17 +109,16 @@ def compare(arrays, config, tensors, to_variables, relative_error, gradient_tole
     probabilities = jax.nn.softmax(logits)
     assert relative_error(probabilities, arrays["teacher_scores_kept"]) < tolerance
     shape = arrays["region_feats"].shape
-    assert relative_error(region_embeddings.reshape(shape), arrays["region_feats"]) < tolerance
-    assert relative_error(image_embeddings, arrays["global_feats"]) < tolerance
-    assert relative_error(texts, arrays["text_embs"]) < tolerance
+    assert relative_error(embeddings.regions.reshape(shape), arrays["region_feats"]) < tolerance
+    assert relative_error(embeddings.images, arrays["global_feats"]) < tolerance
+    assert relative_error(embeddings.texts, arrays["text_embs"]) < tolerance
 
     @jax.jit
-    def pull(params, frozen_params, batch_stats, frozen, batch, pixels, regions, labels, weights):
+    def pull(params, frozen_params, batch_stats, frozen, batch, regions, labels, weights):
         def weighted_sum(params):
             variables = model_variables(params, frozen_params, batch_stats)
-            losses = pretrain_losses(
-                model, variables, frozen, batch, pixels, regions, labels, settings
-            )
+            embeddings = embed_with_student(model, variables, batch, regions.boxes, settings)
+            losses = pretrain_losses(embeddings, batch.mask, labels, frozen, settings)
             return sum(weights[name] * loss for name, loss in losses.items()), losses
 
         return jax.grad(weighted_sum, has_aux=True)(params)
@@ -133,7 +127,7 @@ def compare(arrays, config, tensors, to_variables, relative_error, gradient_tole
         weights = {name: jnp.float32(name in names) for name in LOSSES}
         gradients, losses = pull(
             params, frozen_params, student["batch_stats"],
-            frozen, batch, pixels, regions, labels, weights,
+            frozen, batch, regions, labels, weights,
         )  # fmt: skip
         return dict(to_torch_layout(path, g) for path, g in flatten(gradients).items()), losses
 
