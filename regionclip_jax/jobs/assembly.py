@@ -130,9 +130,14 @@ def in_type(variables: Tree, dtype: jnp.dtype) -> Tree:
 
 
 def for_looking(variables: dict, dtype: jnp.dtype) -> dict:
-    """Of a frozen CLIP what looks at pictures, ``in_type``: not its text tower."""
-    image_tower = {name: {"visual": tree["visual"]} for name, tree in variables.items() if tree}
-    return in_type(image_tower, dtype)
+    """Of a frozen CLIP what looks at pictures, ``in_type``: all but its text tower."""
+    return in_type(
+        {
+            name: {branch: part for branch, part in tree.items() if branch != "text"}
+            for name, tree in variables.items()
+        },
+        dtype,
+    )
 
 
 def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:

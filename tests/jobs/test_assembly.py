@@ -16,6 +16,7 @@ from regionclip_jax.losses.image_text_blockwise import (
     chunked_image_text_loss,
     ring_image_text_loss,
 )
+from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.steps.pretrain_step import PretrainSettings
 
@@ -192,3 +193,19 @@ def test_the_image_text_loss_is_plain_without_a_chunk_and_a_ring_on_several_devi
         assert loss is form
     else:
         assert loss.func is form and loss.keywords["chunk"] == chunk
+
+
+def test_frozen_models_are_kept_in_the_type_they_compute_in_with_the_same_result(nano_weights):
+    """Kernels are cast where they are used, so casting them before changes no bit."""
+    model = CLIP(PRESETS["nano_resnet"], dtype=jnp.bfloat16)
+    variables = jax.tree.map(jnp.asarray, nano_weights("nano_resnet", 3))
+    kept = assembly.for_looking(variables, jnp.bfloat16)
+    assert "text" not in kept["params"] and kept["params"].keys() < variables["params"].keys()
+    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(kept) if leaf.ndim > 1}
+    assert kinds == {"bfloat16"}
+    side = model.config.image_resolution
+    pixels = jax.random.normal(jax.random.key(0), (2, side, side, 3))
+    expected, found = (
+        model.apply(some, pixels, method=model.encode_image) for some in (variables, kept)
+    )
+    np.testing.assert_array_equal(found, expected)
