@@ -261,7 +261,7 @@ def _run_steps(
             return loop.run(
                 run_step,
                 state,
-                batches,
+                progress.waiting(batches),
                 start_step=start_step,
                 num_steps=run.num_steps,
                 hooks=[

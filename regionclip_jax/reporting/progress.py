@@ -2,9 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from absl import logging
+
+
+Batch = TypeVar("Batch")
 
 
 class Progress:
@@ -41,11 +45,28 @@ class Progress:
         self._clock = clock
         self._mark: tuple[int, float] | None = None
         self._paused = 0.0
+        self._waited = 0.0
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; how long each is waited for is reported, in seconds a step.
+
+        What an input that is too slow costs; one that keeps up waits for nothing.
+        """
+        iterator = iter(batches)
+        while True:
+            began = self._clock()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += self._clock() - began
+            yield batch
 
     def started(self, step: int, state: object, metrics: object) -> None:
         """Begin measuring at the first step seen; afterwards nothing."""
         if self._mark is None:
             self._mark = (step, self._clock())
+            self._waited = 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -67,6 +88,7 @@ class Progress:
         now = self._clock()
         mark, self._mark = self._mark, (step, now)
         paused, self._paused = self._paused, 0.0
+        waited, self._waited = self._waited, 0.0
         if mark is None or mark[0] == step:
             return {}
         seconds = max(now - mark[1] - paused, 1e-9)
@@ -74,6 +96,7 @@ class Progress:
         return {
             "progress/steps_per_second": steps_per_second,
             "progress/images_per_second": steps_per_second * self._images_per_step,
+            "progress/data_wait": waited / (step - mark[0]),
             "progress/seconds_left": (self._num_steps - step) / steps_per_second,
         }
 
@@ -83,6 +106,7 @@ class Progress:
         parts += [f"{name} {value:.4g}" for name, value in averages.items()]
         if rates:
             parts.append(f"{rates['progress/images_per_second']:.4g} images/s")
+            parts.append(f"data {rates['progress/data_wait'] * 1e3:.0f} ms")
             parts.append(f"{readable_seconds(rates['progress/seconds_left'])} left")
         return " | ".join(parts)
 

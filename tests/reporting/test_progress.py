@@ -55,10 +55,11 @@ def test_the_rate_counts_from_the_first_step_on_without_pauses(run, caplog):
             "loss": 1.23456,
             "progress/steps_per_second": 2.0,
             "progress/images_per_second": 16.0,
+            "progress/data_wait": 0.0,
             "progress/seconds_left": 39.5,
         }
     )
-    assert "step  21/100 ( 21%) | loss 1.235 | 16 images/s | 40s left" in caplog.text
+    assert "step  21/100 ( 21%) | loss 1.235 | 16 images/s | data 0 ms | 40s left" in caplog.text
 
 
 def test_each_rate_is_that_of_its_own_window(run):
@@ -69,6 +70,23 @@ def test_each_rate_is_that_of_its_own_window(run):
         meter.report(step, None, None)
     rates = [scalars["progress/steps_per_second"] for _, scalars in written]
     assert rates == pytest.approx([1.0, 2.0])
+
+
+def test_the_wait_for_data_is_that_of_the_steps_since_the_last_report(run):
+    clock, written, meter = run
+
+    def slow():
+        for seconds in (30, 0.5, 0.1, 2.0):
+            clock.now += seconds
+            yield seconds
+
+    for step, _ in enumerate(meter.waiting(slow()), start=1):
+        meter.started(step, None, None)
+        clock.now += 5  # the step
+        if step > 1:
+            meter.report(step, None, None)
+    waits = [scalars["progress/data_wait"] for _, scalars in written]
+    assert waits == pytest.approx([0.5, 0.1, 2.0])
 
 
 def test_a_report_at_the_very_first_step_has_no_rate(run):
