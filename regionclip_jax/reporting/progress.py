@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from absl import logging
 
-
 Batch = TypeVar("Batch")
 
 
