@@ -139,7 +139,7 @@ def test_towers_with_the_same_words_share_one_pool(
     assert set(quick_pools) == {"vocabulary.npz"}
     np.testing.assert_array_equal(frozen.teacher_concepts, frozen.student_concepts)
     start, teacher = flatten(nano_weights("nano_vit", 0)), flatten(frozen.teacher)
-    assert all(np.array_equal(teacher[path], start[path]) for path in start)
+    assert teacher and all(np.array_equal(teacher[path], start[path]) for path in teacher)
 
 
 def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
@@ -156,8 +156,9 @@ def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
     }
     assert frozen.student_concepts.shape == (2, 12) and frozen.teacher_concepts.shape == (2, 20)
     start, teacher = flatten(nano_weights("nano_resnet", 0)), flatten(frozen.teacher)
-    assert start.keys() == teacher.keys()
-    assert all(np.array_equal(teacher[path], start[path]) for path in start)
+    # It only looks at pictures: its words are in the pool.
+    assert teacher.keys() == {path for path in start if not path.startswith("params/text/")}
+    assert all(np.array_equal(teacher[path], start[path]) for path in teacher)
 
 
 def test_the_seed_of_the_run_decides_weights_regions_and_order(

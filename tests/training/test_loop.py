@@ -16,6 +16,14 @@ def step_fn(state, batch):
     return state, {"loss": state * 2, "hits": (state, jnp.float32(2))}
 
 
+@pytest.fixture(autouse=True)
+def usual_ctrl_c():
+    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def ones():
     return itertools.repeat(np.float32(1))
 
