@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from absl import logging
+from absl import flags, logging
 
 import regionclip_jax
 
@@ -14,7 +14,10 @@ def log_own_progress() -> None:
 
     Orbax and grain report every file at INFO through the same logger.
     """
-    logging.use_absl_handler()  # a script that is not an absl app has Python's own until then
+    # A script that is not an absl app has neither absl's handler nor flags until then.
+    logging.use_absl_handler()
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(
         lambda record: record.levelno >= 30 or record.pathname.startswith(_PACKAGE)
