@@ -250,7 +250,7 @@ def scenes() -> ml_collections.ConfigDict:
         no_decay_patterns=("bias$",),
         frozen_patterns=("norm", "^text/", "^logit_scale"),
     )
-    config.run.update(num_steps=110, batch_size=32, checkpoint_every=50)
+    config.run.update(num_steps=90, batch_size=32, checkpoint_every=50)
     config.evaluation.update(
         source="array_record",
         path="workdir/scenes_detection/data/held_out",
