@@ -1,0 +1,76 @@
+import importlib.util
+import runpy
+from pathlib import Path
+
+import pytest
+
+from regionclip_jax.config import ConfigError
+from regionclip_jax.jobs.compile_ahead import CompiledCost, compile_recipe
+from regionclip_jax.reporting.program_costs import Collective
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def recipe(stem: str, variant: str):
+    return runpy.run_path(str(CONFIGS / f"{stem}.py"))["get_config"](variant)
+
+
+def test_a_report_says_whether_it_fits_and_what_travels():
+    cost = CompiledCost(
+        topology="v5e:4x4",
+        num_chips=16,
+        batch_size=48,
+        canvas=(800, 1088),
+        arguments=2 * 2**30,
+        temporary=13 * 2**30,
+        outputs=2**29,
+        memory_traffic=819e9 / 10,
+        flops=16 * 197 * 10**12,
+        collectives={"all-reduce": Collective(3, 2**20, 1.875 * 2**20)},
+        compile_seconds=61.0,
+    )
+    text = cost.text()
+    assert "15.50 GiB of 16 (fits)" in text and "16 chips, batch 48, canvas 800 x 1088" in text
+    assert "computing 1000.0 ms" in text and "all-reduce" in text and "1 chips 100.0%" in text
+    large = CompiledCost(**{**vars(cost), "temporary": 20 * 2**30})
+    assert "DOES NOT FIT" in large.text()
+
+
+@pytest.mark.parametrize(
+    ("topology", "variant", "message"),
+    [
+        ("v9:2x2", "rn50_coco", "expected one of .*'v5e'.*such as v5e:16x16"),
+        ("v5e", "rn50_coco", "expected one of"),
+        ("v5e:2x2", "scenes", "'scenes_experiment' is not one step"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(topology, variant, message):
+    with pytest.raises(ConfigError, match=message):
+        compile_recipe(
+            recipe("pretrain", variant), topology, localizer=None, preset="RN50", num_concepts=9
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize(
+    ("stem", "variant", "changes", "localizer"),
+    [
+        ("pretrain", "rn50_coco", {"student.preset": "scenes", "teacher.preset": "scenes"}, None),
+        ("train_localizer", "small", {}, None),
+        ("train_detector", "small", {}, "small"),
+        ("evaluate", "coco_rpn", {"evaluation.batch_size": 4}, "small"),
+    ],
+)
+def test_steps_compile_for_tpus_that_are_not_here(stem, variant, changes, localizer):
+    config = recipe(stem, variant)
+    with config.unlocked():
+        for key, value in changes.items():
+            config.update_from_flattened_dict({key: value})
+        if "run" in config:
+            config.run.batch_size = 12 if stem == "pretrain" else 4
+    cost = compile_recipe(config, "v5e:2x2", localizer=localizer, preset="scenes", num_concepts=20)
+    assert cost.num_chips == 4 and cost.flops > 0 and cost.temporary > 0
+    assert cost.memory < cost.chip.memory
+    # Every training sums its gradients over the chips.
+    assert ("all-reduce" in cost.collectives) or stem == "evaluate"
