@@ -331,12 +331,12 @@ def scenes() -> ml_collections.ConfigDict:
 
 
 def scenes_detection() -> ml_collections.ConfigDict:
-    """Localizer, RegionCLIP on its regions, and detectors from three starts: under 10 minutes."""
+    """Localizer, RegionCLIP on its regions, and detectors from three starts: 9 to 15 minutes."""
     config = scenes()
     config.job = "scenes_detection"
     evaluation = config.evaluation.to_dict()
     del config.evaluation
-    # Less of each than alone, so that all of it stays under ten minutes.
+    # Less of each than alone, so that all of it takes some ten minutes.
     config.scenes.num_test = 300
     config.train_clip.run.num_steps = 1000
     config.num_labelled = 3000
