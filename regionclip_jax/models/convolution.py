@@ -8,10 +8,10 @@ None leaves the rest as it is: a batch of the reference's pretraining.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from regionclip_jax.ops.convolution import convolve
 from regionclip_jax.ops.normalization import real_pixels
 
 Cells = Int[Array, "N 2"] | None
@@ -57,13 +57,7 @@ class Conv(nn.Module):
             # The same number as a matrix product, whose gradient is several times faster on CPU.
             x = x[:, ::step, ::step] @ kernel[0, 0]
         else:
-            x = jax.lax.conv_general_dilated(
-                zero_outside(x, cells),
-                kernel,
-                (step, step),
-                [(size // 2, size // 2)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            x = convolve(zero_outside(x, cells), kernel, step)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return x
