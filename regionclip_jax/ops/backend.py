@@ -1,7 +1,8 @@
 """Which kind of device a program is traced for.
 
-Two choices depend on it (how RoIAlign reads its map, whether chunks are unrolled). It is that of
-the devices that are there, unless a program is compiled ahead of time for others.
+Three choices depend on it (how RoIAlign reads its map, whether chunks are unrolled, how a kernel's
+gradient is summed). It is that of the devices that are there, unless a program is compiled ahead of
+time for others.
 """
 
 import contextlib

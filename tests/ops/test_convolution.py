@@ -1,0 +1,82 @@
+"""The convolution: its kernel gradient is the sum of its definition, on maps of any shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regionclip_jax.ops import convolution
+from regionclip_jax.ops.convolution import convolve
+
+
+def gradient_by_definition(x: np.ndarray, asked: np.ndarray, size: int) -> np.ndarray:
+    half = size // 2
+    padded = np.pad(x.astype(np.float64), [(0, 0), (half, half), (half, half), (0, 0)])
+    height, width = x.shape[1:3]
+    found = np.zeros((size, size, x.shape[-1], asked.shape[-1]))
+    for i in range(size):
+        for j in range(size):
+            window = padded[:, i : i + height, j : j + width]
+            found[i, j] = np.einsum("nhwi,nhwo->io", window, asked.astype(np.float64))
+    return found
+
+
+def relative(found, expected) -> float:
+    return float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.property
+@settings(max_examples=12, deadline=None)
+@given(
+    num=st.sampled_from([1, 2, 31, 33, 70]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    channels=st.integers(1, 5),
+    features=st.integers(1, 5),
+    size=st.sampled_from([3, 5]),
+    at_once=st.sampled_from([1, 16, 2048]),
+)
+def test_the_gradient_is_the_sum_over_cells(num, height, width, channels, features, size, at_once):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((num, height, width, channels)).astype(np.float32)
+    asked = rng.standard_normal((num, height, width, features)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "_CELLS_AT_ONCE", at_once)
+        found = convolution._kernel_gradient(jnp.array(x), jnp.array(asked), size)
+    # Sums of at most 6,000 products of unit normals, in fp32.
+    assert relative(found, gradient_by_definition(x, asked, size)) < 1e-5
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [3, 32])
+def test_value_and_gradients_are_those_of_the_plain_convolution(stride, channels):
+    rng = np.random.default_rng(1)
+    x = jnp.array(rng.standard_normal((3, 11, 6, channels)), jnp.float32)
+    kernel = jnp.array(rng.standard_normal((3, 3, channels, 40)), jnp.float32)
+
+    def loss(function):
+        return lambda x, kernel: jnp.sin(function(x, kernel)).sum()
+
+    found = jax.jit(jax.value_and_grad(loss(lambda x, k: convolve(x, k, stride)), (0, 1)))
+    plain = jax.jit(
+        jax.value_and_grad(loss(lambda x, k: convolution._padded(x, k, stride)), (0, 1))
+    )
+    (value, gradients), (expected, expected_gradients) = found(x, kernel), plain(x, kernel)
+    assert float(value) == float(expected)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        assert relative(ours, np.asarray(theirs, np.float64)) < 1e-5
+
+
+def test_a_half_precision_gradient_is_summed_in_single():
+    rng = np.random.default_rng(2)
+    x = jnp.array(rng.standard_normal((2, 40, 40, 32)), jnp.bfloat16)
+    kernel = jnp.zeros((3, 3, 32, 32), jnp.bfloat16)
+    asked = jnp.ones((2, 40, 40, 32), jnp.bfloat16)
+    _, pull_back = jax.vjp(convolve, x, kernel)
+    found = pull_back(asked)[1]
+    assert found.dtype == jnp.bfloat16
+    expected = gradient_by_definition(np.asarray(x, np.float32), np.asarray(asked, np.float32), 3)
+    # One rounding to bf16's eight bits, where sums in bf16 would lose all but the first ones.
+    assert relative(found, expected) < 2**-7
