@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.model_flops import count_model_flops
+from benchmarks.random_weights import draw_weights
 from benchmarks.timing import Work
-from regionclip_jax.models.clip import CLIP, encode_regions, init_variables
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables
+from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.concept_classifier import class_probabilities
-from regionclip_jax.models.localizer import Localizer, init_localizer, propose
+from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.detections import select_detections
@@ -65,9 +68,9 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
         mask=jnp.ones(args.images, bool),
     )
     variables = DetectorVariables(
-        init_variables(config, jax.random.key(0)),
+        draw_weights(abstract_variables(config)),
         jnp.array(rng.standard_normal((args.classes, config.embed_dim)), jnp.float32),
-        init_localizer(localizer.config, jax.random.key(1)),
+        draw_weights(abstract_localizer(localizer.config)),
     )
     boxes = random_boxes(jax.random.key(0), batch.sizes, args.regions, 8)
     shape = (args.images, args.regions, config.embed_dim)
@@ -81,8 +84,8 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
             config, localizer.config, variables, batch.images, boxes, embeddings, settings,
             proposals, runner,
         )  # fmt: skip
-    ours = _stages(model, localizer, variables, batch, boxes, embeddings, chunk, proposals)
-    for name, work in ours.items():
+    stages = _stages(model, localizer, variables, batch, boxes, embeddings, chunk, proposals)
+    for name, work in stages:
         yield Work(name, work, theirs.get(name, {}))
 
     find_regions = proposals_of(localizer, proposals)
@@ -98,8 +101,8 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
     )
 
 
-def _stages(model, localizer, variables, batch, boxes, embeddings, chunk, proposals) -> dict:
-    """Name -> what to time."""
+def _stages(model, localizer, variables, batch, boxes, embeddings, chunk, proposals):
+    """Names, and what to time."""
     images, sizes = batch.images, batch.sizes
 
     @jax.jit
@@ -146,17 +149,16 @@ def _stages(model, localizer, variables, batch, boxes, embeddings, chunk, propos
         )
 
     clip = variables.clip
+    yield "localizer: trunk and pyramid", lambda: pyramid(variables.localizer)
+    yield "localizer: all, to proposals", lambda: find(variables.localizer)
+    yield "image features (to res4)", lambda: features(clip)
     image_features = features(clip)
-    return {
-        "localizer: trunk and pyramid": lambda: pyramid(variables.localizer),
-        "localizer: all, to proposals": lambda: find(variables.localizer),
-        "image features (to res4)": lambda: features(clip),
-        "RoIAlign": lambda: crops(image_features),
-        "regions: RoIAlign, layer4, pool": lambda: embed(clip, image_features),
-        "classifier, softmax, NMS per class": lambda: choose(
-            embeddings, variables.class_embeddings
-        ),
-    }
+    yield "RoIAlign", lambda: crops(image_features)
+    yield "regions: RoIAlign, layer4, pool", lambda: embed(clip, image_features)
+    yield (
+        "classifier, softmax, NMS per class",
+        lambda: choose(embeddings, variables.class_embeddings),
+    )
 
 
 def _torch_works(

@@ -35,7 +35,7 @@ def find_peak(dtype: str) -> Peak:
     return Peak(rate, f"measured in this run: a product of {side} x {side} matrices in {dtype}")
 
 
-def _product_rate(side: int, dtype: jnp.dtype, repeats: int = 3) -> float:
+def _product_rate(side: int, dtype: jnp.dtype, repeats: int = 5) -> float:
     matrix = jnp.ones((side, side), dtype)
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(matrix, matrix))

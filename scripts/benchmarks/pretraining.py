@@ -11,10 +11,11 @@ import numpy as np
 import optax
 
 from benchmarks.model_flops import count_model_flops
+from benchmarks.random_weights import draw_weights
 from benchmarks.text import made_up_tokens
 from benchmarks.timing import Work
-from regionclip_jax.artifacts.model_checkpoint import flatten
-from regionclip_jax.models.clip import CLIP, encode_regions, init_variables
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
+from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.roi_align import roi_align
@@ -49,7 +50,7 @@ def settings_of(num_regions: int, chunk: int | None) -> PretrainSettings:
 def works(args: argparse.Namespace, runner) -> Iterator[Work]:
     config = PRESETS[args.preset]
     model = CLIP(config, dtype=jnp.dtype(args.dtype))
-    variables = init_variables(config, jax.random.key(0))
+    variables = draw_weights(abstract_variables(config))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.images, args.height, args.width, 3), np.uint8)
     batch = ImageTextBatch(
@@ -90,6 +91,8 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
 def _parts(model, variables, batch, boxes, chunk: int | None, theirs: dict) -> Iterator[Work]:
     sizes, pixels = batch.sizes, normalize_for_clip(batch.images, batch.sizes)
     features = jax.jit(lambda v, p: model.apply(v, p, sizes, method=model.image_features))
+    name = "image features, forward"
+    yield Work(name, lambda: features(variables, pixels), theirs.get(name, {}))
     image_features = features(variables, pixels)
 
     def embed(variables, features, boxes, differentiated=False):
@@ -118,7 +121,6 @@ def _parts(model, variables, batch, boxes, chunk: int | None, theirs: dict) -> I
 
     align_gather, align_matmul = align("gather"), align("matmul")
     ours = {
-        "image features, forward": lambda: features(variables, pixels),
         "RoIAlign, gather": lambda: align_gather(image_features.map, boxes),
         "RoIAlign, matmul": lambda: align_matmul(image_features.map, boxes),
         "regions (RoIAlign, layer4, pool), forward": lambda: regions(

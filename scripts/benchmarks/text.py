@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.model_flops import count_model_flops
+from benchmarks.random_weights import draw_weights
 from benchmarks.timing import Work
-from regionclip_jax.models.clip import CLIP, init_variables
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables
+from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.steps.embed_step import make_embed_text_step
 
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def works(args: argparse.Namespace, runner) -> Iterator[Work]:
     config = PRESETS[args.preset]
-    variables = init_variables(config, jax.random.key(0))
+    variables = draw_weights(abstract_variables(config))
     tokens = made_up_tokens(args.prompts, config.context_length, config.vocab_size)
     step = make_embed_text_step(CLIP(config, dtype=jnp.dtype(args.dtype)))
     ours, theirs = jax.jit(step), {}
