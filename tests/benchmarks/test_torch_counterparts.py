@@ -49,7 +49,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
 SIZES = jnp.tile(jnp.array([[HEIGHT, WIDTH]], jnp.int32), (2, 1))
 TOKENS = made_up_tokens(2, CONFIG.context_length, CONFIG.vocab_size)
-CONCEPTS = RNG.standard_normal((7, CONFIG.embed_dim)).astype(np.float32)
+CONCEPTS = RNG.standard_normal((40, CONFIG.embed_dim)).astype(np.float32)
 MODEL = CLIP(CONFIG)
 
 
@@ -58,17 +58,21 @@ def runner():
     return TorchRunner("float32", compiled=False)
 
 
+def varied(abstract: dict, seed: int) -> dict:
+    """Norms that are not none, and kernels of mean 0, so that regions do not all look alike."""
+    rng = np.random.default_rng(seed)
+
+    def vary(leaf):
+        if leaf.ndim > 1:
+            return leaf - leaf.mean(tuple(range(leaf.ndim - 1)))
+        return leaf * rng.uniform(0.8, 1.2, leaf.shape).astype(np.float32) + 0.02
+
+    return jax.tree.map(vary, draw_weights(abstract, seed))
+
+
 @pytest.fixture(scope="module")
 def variables():
-    """Norms that differ from none, so that a wrong one is seen."""
-    drawn = draw_weights(abstract_variables(CONFIG))
-    rng = np.random.default_rng(1)
-    return jax.tree.map(
-        lambda x: (
-            x * jnp.asarray(rng.uniform(0.8, 1.2, x.shape), x.dtype) + (0.02 if x.ndim == 1 else 0)
-        ),
-        drawn,
-    )
+    return varied(abstract_variables(CONFIG), 1)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,7 @@ def test_features_regions_and_texts_are_ours(runner, variables, boxes):
 
 def test_losses_of_pretraining_and_their_gradients_are_ours(runner, variables, boxes):
     settings = pretraining.settings_of(5, None)
-    teacher = draw_weights(abstract_variables(CONFIG), seed=2)
+    teacher = varied(abstract_variables(CONFIG), 2)
     frozen = pretrain_step.Frozen(teacher, jnp.asarray(CONCEPTS), jnp.asarray(CONCEPTS))
     batch = ImageTextBatch(
         jnp.asarray(IMAGES), SIZES, jnp.asarray(TOKENS), jnp.ones(len(IMAGES), bool)
@@ -138,6 +142,7 @@ def test_losses_of_pretraining_and_their_gradients_are_ours(runner, variables, b
     found = torch_pretraining.losses_of(
         student, images, runner.tensor(TOKENS).long(), their_boxes, concepts, labels, settings
     )
+    assert min(losses.values()) > 0.01
     for name, loss in losses.items():
         assert_close(found[name], loss)
     sum(found.values()).backward()
@@ -147,7 +152,7 @@ def test_losses_of_pretraining_and_their_gradients_are_ours(runner, variables, b
 
 def test_detections_are_ours(runner, variables):
     localizer = Localizer(PYRAMID)
-    pyramid = draw_weights(abstract_localizer(PYRAMID))
+    pyramid = varied(abstract_localizer(PYRAMID), 3)
     settings = detection.settings_of(None)
     proposals = ProposalSettings(pre_nms_topk=40, post_nms_topk=20)
     batch = DetectionBatch(
