@@ -15,11 +15,14 @@ import argparse
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 from benchmarks import data, detection, ops, pretraining, text
 from benchmarks.machine import describe_machine, find_peak
 from benchmarks.timing import run_rows
+
+from regionclip_jax.config import ConfigError
 
 _MODES = {"ops": ops, "pretrain": pretraining, "detect": detection, "text": text, "data": data}
 
@@ -33,7 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine = describe_machine()
     print(f"{args.what} on {machine['device']}, {machine['cpus_allowed']} CPU cores")
-    result = data.measure(args) if args.what == "data" else measure_computing(args)
+    try:
+        result = data.measure(args) if args.what == "data" else measure_computing(args)
+    except ConfigError as error:
+        sys.exit(f"benchmark: {error}")
     if args.json:
         report = {"what": args.what, "arguments": vars(args) | {"json": str(args.json)}}
         args.json.write_text(json.dumps(report | machine | result, indent=1) + "\n")
