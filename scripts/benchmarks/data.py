@@ -55,38 +55,31 @@ def measure(args: argparse.Namespace) -> dict:
             f"ArrayRecord), decodes {reading.decoding:.1f}, pictures of "
             f"{reading.picture_bytes / 1e3:.0f} kB"
         )
-        with contextlib.ExitStack() as streams:
-            rows = run_rows(_works(args, source, streams), args.repeats, peak=None)
+        rows = run_rows(_works(args, source), args.repeats, peak=None)
     needed = args.batch / (args.step_ms / 1e3) / rows[0]["items_per_s"]
     print(f"  {args.batch} records every {args.step_ms:g} ms need {needed:.1f} such cores")
     return {"rows": rows, "reading": reading._asdict(), "cores_needed": needed}
 
 
-def _works(args, source, streams: contextlib.ExitStack) -> Iterator[Work]:
+def _works(args, source) -> Iterator[Work]:
     plans = [("one core, into canvases", 0, 0), (f"{args.threads} threads", args.threads, 0)]
     if args.workers:
         name = f"{args.workers} workers of {args.threads} threads"
         plans.append((name, args.threads, args.workers))
     for name, num_threads, num_workers in plans:
-        stream = streams.enter_context(
-            contextlib.closing(_stream(args, source, num_threads, num_workers))
-        )
-        # The first batch starts threads and workers, and is none of the runs.
-        yield Work(name, lambda s=stream: next(s)[1], items=args.batch, unit="records")
-        stream.close()
+        with contextlib.closing(_stream(args, source, num_threads, num_workers)) as stream:
+            # The first batch starts threads and workers, and is none of the runs.
+            yield Work(name, lambda s=stream: next(s)[1], items=args.batch, unit="records")
 
 
 def _stream(args, source, num_threads: int, num_workers: int):
     section = runpy.run_path(str(_RECIPE))["rn50_coco"]().data
     share = args.short_side / section.short_sides[0]
-
-    def in_proportion(side: int) -> int:
-        return -(-round(side * share) // 32) * 32
-
-    canvases = tuple(tuple(map(in_proportion, size)) for size in section.canvas_sizes)
-    sides = {"short_sides": (args.short_side,), "canvas_sizes": canvases}
-    sides["max_long_side"] = round(section.max_long_side * share)
-    section.update(sides)
+    section.short_sides = (args.short_side,)
+    section.max_long_side = round(section.max_long_side * share)
+    section.canvas_sizes = tuple(
+        tuple(-(-round(side * share) // 32) * 32 for side in size) for size in section.canvas_sizes
+    )
     return image_text_batches(
         source,
         batch_size=args.batch,

@@ -78,7 +78,7 @@ def _torch_align(crop: int, features, boxes, runner) -> dict[str, dict]:
     dtype = torch.bfloat16 if runner.is_bfloat16 else torch.float32
     # torchvision's kernel wants the channels first in memory.
     maps = runner.tensor(features.astype(jnp.float32)).to(dtype).permute(0, 3, 1, 2).contiguous()
-    boxes = [box.to(dtype) for box in runner.tensor(boxes)]
+    boxes = list(runner.tensor(boxes))
     differentiated = maps.clone().requires_grad_()
 
     def forward(maps=maps):

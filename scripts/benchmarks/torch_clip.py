@@ -153,6 +153,13 @@ class TorchCLIP(nn.Module):
         return self.ln_final(x)[rows, tokens.argmax(-1)] @ self.text_projection
 
 
+def concept_logits(embeddings, concepts, temperature: float):
+    """Cosines over the temperature in fp32, as ours: bf16 would round a logit of 100 to halves."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        cosines = F.normalize(embeddings.float(), dim=-1) @ F.normalize(concepts.float(), dim=-1).T
+    return cosines / temperature
+
+
 def torch_clip(config: CLIPConfig, variables: dict, runner: TorchRunner) -> TorchCLIP:
     """A CLIP with our weights, where the runner runs; no parameter asks for a gradient."""
     if config.is_vit:

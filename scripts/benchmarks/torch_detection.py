@@ -3,14 +3,14 @@
 import torch
 from torch.nn import functional as F
 
-from benchmarks.torch_clip import TorchCLIP
+from benchmarks.torch_clip import TorchCLIP, concept_logits
 from benchmarks.torch_localizer import TorchLocalizer, select_proposals
 from benchmarks.torch_ops import nms_per_class
 from regionclip_jax.steps.predict_step import DetectSettings, ProposalSettings
 
 
 def class_probabilities(embeddings, classes, temperature: float):
-    logits = F.normalize(embeddings.float(), dim=-1) @ F.normalize(classes, dim=-1).T / temperature
+    logits = concept_logits(embeddings, classes, temperature)
     return F.pad(logits, (0, 1)).softmax(-1)[..., :-1]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from benchmarks.torch_clip import TorchCLIP, torch_clip
+from benchmarks.torch_clip import TorchCLIP, concept_logits, torch_clip
 from benchmarks.torch_layers import TorchRunner
 from regionclip_jax.conversion import clip_keys
 from regionclip_jax.models.presets import CLIPConfig
@@ -35,7 +35,7 @@ def draw_boxes(images, num_regions: int, grid: int):
 def label_with_teacher(teacher: TorchCLIP, images, boxes, concepts, settings: PretrainSettings):
     """Embeddings of all regions [N, D], their concepts, and which of them are sure enough."""
     embeddings = teacher.encode_regions(teacher.image_features(images), boxes).flatten(0, 1)
-    logits = _logits(embeddings, concepts, settings.teacher_temperature)
+    logits = concept_logits(embeddings, concepts, settings.teacher_temperature)
     confidence, targets = logits.softmax(-1).max(-1)
     keep = confidence > settings.concept_threshold
     return logits, targets, keep | ~keep.any()
@@ -51,25 +51,21 @@ def losses_of(
     features = student.image_features(images)
     embeddings = student.encode_regions(features, torch.cat([whole, boxes], 1))
     pictures, regions = embeddings[:, 0], embeddings[:, 1:].flatten(0, 1)
-    logits = _logits(regions, concepts, settings.temperature)
+    logits = concept_logits(regions, concepts, settings.temperature)
     log_student, log_teacher = F.log_softmax(logits, -1), F.log_softmax(teacher_logits, -1)
     distillation = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
     # As ours: against all labels of the group without a matrix of regions by regions.
     counts = torch.zeros(len(concepts), device=boxes.device).index_add(0, targets, keep.float())
-    shifted = logits + counts.clamp(min=1e-30).log()
+    shifted = logits + torch.where(counts > 0, counts.log(), -1e9)
     contrastive = F.cross_entropy(shifted, targets, reduction="none")
     texts = student.encode_text(tokens)
-    pairs = _logits(pictures, texts, settings.temperature)
+    pairs = concept_logits(pictures, texts, settings.temperature)
     matching = torch.arange(len(pairs), device=pairs.device)
     return {
         "image_text": (F.cross_entropy(pairs, matching) + F.cross_entropy(pairs.T, matching)) / 2,
         "distillation": (distillation * keep).sum() / keep.sum(),
         "contrastive": torch.where(keep, contrastive, 0.0).sum() / keep.sum(),
     }
-
-
-def _logits(regions, concepts, temperature: float):
-    return F.normalize(regions.float(), dim=-1) @ F.normalize(concepts, dim=-1).T / temperature
 
 
 def make_step(
