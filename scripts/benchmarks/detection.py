@@ -210,7 +210,6 @@ def _torch_works(
         "localizer: trunk and pyramid": network(localizer.feature_levels, images),
         "localizer: all, to proposals": find,
         "image features (to res4)": network(clip.image_features, images),
-        "RoIAlign": network(clip.crops, features, boxes),
         "regions: RoIAlign, layer4, pool": network(clip.encode_regions, features, boxes),
         "classifier, softmax, NMS per class": choose,
         "all": detect,

@@ -112,7 +112,7 @@ def _parts(model, variables, batch, boxes, chunk: int | None, theirs: dict) -> I
     texts = jax.jit(lambda v, t: model.apply(v, t, method=model.encode_text))
 
     def align(implementation):
-        # The crops' mean, so that they need not be kept.
+        # The crops' mean, so that they need not be kept: PyTorch would keep them, so ``ops`` compares.
         return jax.jit(
             lambda f, b: roi_align(
                 f, b, model.crop_size, 1 / model.stride, implementation=implementation
@@ -170,11 +170,8 @@ def _torch_works(config, variables, state, batch, boxes, concepts, args, runner)
         update = make_step(config, variables, paths, concepts, settings, runner, compile_)
         return lambda: update(images, tokens)
 
-    align = forward(model.crops, features, boxes)
     return {
         "image features, forward": forward(model.image_features, images),
-        "RoIAlign, gather": align,
-        "RoIAlign, matmul": align,
         "regions (RoIAlign, layer4, pool), forward": forward(model.encode_regions, features, boxes),
         "regions, forward and backward": runner.columns(both_ways, gradients=True),
         "captions, forward": forward(model.encode_text, tokens),
