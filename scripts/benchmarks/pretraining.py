@@ -112,7 +112,7 @@ def _parts(model, variables, batch, boxes, chunk: int | None, theirs: dict) -> I
     texts = jax.jit(lambda v, t: model.apply(v, t, method=model.encode_text))
 
     def align(implementation):
-        # The crops' mean, so that they need not be kept: PyTorch would keep them, so ``ops`` compares.
+        # The crops' mean, so that they need not be kept. PyTorch keeps them: ``ops`` compares.
         return jax.jit(
             lambda f, b: roi_align(
                 f, b, model.crop_size, 1 / model.stride, implementation=implementation
