@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.extend.core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,43 @@ CHIPS = {
 }
 
 
+# Dense FLOPs a second of GPUs as modules on a board (SXM): bf16, and fp32 in TF32.
+_GPU_PEAKS = {"H200": (989e12, 494.5e12), "H100": (989e12, 494.5e12), "A100": (312e12, 156e12)}
+# What JAX calls TPU chips.
+_TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """What its maker says of a device's matrix products, FLOPs a second, dense; None if unknown.
+
+    Args:
+        device_kind: as JAX calls it, e.g. "NVIDIA H100 80GB HBM3".
+        dtype: "float32" (in TF32 on GPUs; TPUs multiply it as bf16) or "bfloat16".
+    """
+    if device_kind in _TPU_KINDS:
+        return CHIPS[_TPU_KINDS[device_kind]].flops
+    # Cards for a slot are slower, and not in the table.
+    words = set(device_kind.replace("-", " ").split())
+    if words & {"PCIe", "NVL"}:
+        return None
+    found = [peaks for name, peaks in _GPU_PEAKS.items() if name in words]
+    return found[0][dtype == "float32"] if found else None
+
+
 def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
     """FLOPs of all matrix products and convolutions, two a multiplication with its addition.
 
     Bodies of scans count as often as they run, of branches the dearest, of while loops once (none
-    of ours multiplies matrices). Multiplications with the zeros that a strided convolution's
-    gradient puts in between are counted too.
+    of ours multiplies matrices). The zeros that a strided convolution's gradient puts in between
+    are left out; those of padding count, as is usual.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -50,9 +82,7 @@ def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
             left = equation.invars[0].aval.shape
             total += 2 * _size(equation) * math.prod(left[axis] for axis in contracted)
         elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            _, inputs, *window = params["dimension_numbers"].rhs_spec
-            total += 2 * _size(equation) * math.prod(kernel[axis] for axis in (inputs, *window))
+            total += 2 * _convolution_products(equation)
         elif name == "scan":
             total += params["length"] * count_flops(params["jaxpr"].jaxpr)
         elif name == "cond":
@@ -64,6 +94,30 @@ def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
 
 def _size(equation) -> int:
     return math.prod(equation.outvars[0].aval.shape)
+
+
+def _convolution_products(equation) -> int:
+    """Multiplications of a convolution, without those by what ``lhs_dilation`` puts in between."""
+    params = equation.params
+    kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    _, inputs, *window = params["dimension_numbers"].rhs_spec
+    batch, features, *places = params["dimension_numbers"].out_spec
+    total = kernel[inputs] * out[batch] * out[features]
+    for axis, place, stride, (before, _), hole, step in zip(
+        window,
+        places,
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        strict=True,
+    ):
+        total *= sum(
+            (number * stride + tap * step - before) % hole == 0
+            for number in range(out[place])
+            for tap in range(kernel[axis])
+        )
+    return total
 
 
 def _inner(params: dict) -> Iterator[jax.extend.core.Jaxpr]:

@@ -8,6 +8,7 @@ from regionclip_jax.reporting.program_costs import (
     Roofline,
     collectives,
     count_flops,
+    peak_flops,
     roofline,
     scaling,
 )
@@ -46,6 +47,32 @@ def test_convolutions_and_their_gradients_are_counted():
     both = jax.grad(lambda x, kernel: convolve(x, kernel).sum(), argnums=(0, 1))
     # Gradients of input and kernel are each as dear as the convolution, which nobody needs.
     assert flops(both, *shapes) in (2 * once, 3 * once)
+
+
+@pytest.mark.parametrize("size, products", [(8, 12), (9, 13)])
+def test_zeros_between_the_rows_of_a_strided_gradient_are_not_counted(size, products):
+    """``products`` of an axis: 4 x 3 taps; 5 x 3 without the two that only padding has."""
+
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    shapes = (2, size, size, 4), (3, 3, 4, 6)
+    half = (size + 1) // 2
+    assert flops(convolve, *shapes) == 2 * (2 * 4 * 6) * (3 * half) ** 2
+
+    def backward(x, kernel, cotangent):
+        return jax.linear_transpose(lambda x: convolve(x, kernel), x)(cotangent)
+
+    assert flops(backward, *shapes, (2, half, half, 6)) == 2 * (2 * 4 * 6) * products**2
+
+
+def test_peaks_are_known_by_the_names_that_jax_gives_devices():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "float32") == 156e12
+    assert peak_flops("TPU v5 lite", "float32") == CHIPS["v5e"].flops
+    assert peak_flops("NVIDIA H100 PCIe", "bfloat16") is peak_flops("cpu", "float32") is None
 
 
 def test_collectives_of_a_compiled_program_are_found_also_in_loops():

@@ -1,0 +1,1 @@
+"""What ``scripts/benchmark.py`` times, one room a mode."""

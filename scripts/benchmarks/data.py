@@ -1,0 +1,118 @@
+"""A source's records into training canvases: as fast as one core, and as threads and workers do.
+
+The pipeline is the one that training reads, with the numbers of ``configs/pretrain.py:rn50_coco``.
+"""
+
+import argparse
+import contextlib
+import json
+import runpy
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from benchmarks.machine import available_cpus
+from benchmarks.timing import Work, run_rows
+from regionclip_jax.data.pipeline import image_text_batches
+from regionclip_jax.data.read_speed import measure_reading
+from regionclip_jax.jobs.streams import SourceChoice, open_image_text_source, plan_canvases
+
+_RECIPE = Path(__file__).parents[2] / "configs" / "pretrain.py"
+# (height, width) of the pictures drawn here: COCO's commonest.
+_SIZES = ((480, 640), (480, 640), (480, 640), (640, 480), (427, 640))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", default="coco_folder", help="as data.source in a recipe")
+    parser.add_argument("--path", help="of the source; without one pictures are drawn")
+    parser.add_argument("--split", default="", help='of a COCO folder, e.g. "train2017"')
+    parser.add_argument("--fault_fraction", type=float, default=0.01, help="as in a recipe")
+    parser.add_argument("--pictures", type=int, default=64, help="to draw, or to time reading of")
+    parser.add_argument("--short_side", type=int, default=800, help="the rest in proportion")
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="of each process")
+    parser.add_argument("--workers", type=int, default=0, help="processes, timed too if any")
+    parser.add_argument("--batch", type=int, default=96, help="records of a step")
+    parser.add_argument("--step_ms", type=float, default=100, help="that a step takes")
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Prints and returns ``rows``, ``reading`` and ``cores_needed``."""
+    if args.workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS(["benchmark.py"])  # which grain's workers ask for
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        choice = SourceChoice(args.source, args.path or "", args.split, args.fault_fraction)
+        if args.path is None:
+            draw_coco(Path(scratch), args.pictures)
+            choice = SourceChoice("coco_folder", scratch, "drawn", fault_fraction=0.0)
+        source = open_image_text_source(choice, "data")
+        reading = measure_reading(source, scratch, args.pictures)
+        print(
+            f"  one core: reads {reading.source:.1f} records/s ({reading.array_record:.1f} from "
+            f"ArrayRecord), decodes {reading.decoding:.1f}, pictures of "
+            f"{reading.picture_bytes / 1e3:.0f} kB"
+        )
+        rows = run_rows(_works(args, source), args.repeats, peak=None)
+    needed = args.batch / (args.step_ms / 1e3) / rows[0]["items_per_s"]
+    print(f"  {args.batch} records every {args.step_ms:g} ms need {needed:.1f} such cores")
+    return {"rows": rows, "reading": reading._asdict(), "cores_needed": needed}
+
+
+def _works(args, source) -> Iterator[Work]:
+    plans = [("one core, into canvases", 0, 0), (f"{args.threads} threads", args.threads, 0)]
+    if args.workers:
+        name = f"{args.workers} workers of {args.threads} threads"
+        plans.append((name, args.threads, args.workers))
+    for name, num_threads, num_workers in plans:
+        with contextlib.closing(_stream(args, source, num_threads, num_workers)) as stream:
+            # The first batch starts threads and workers, and is none of the runs.
+            yield Work(name, lambda s=stream: next(s)[1], items=args.batch, unit="records")
+
+
+def _stream(args, source, num_threads: int, num_workers: int):
+    section = runpy.run_path(str(_RECIPE))["rn50_coco"]().data
+    share = args.short_side / section.short_sides[0]
+    section.short_sides = (args.short_side,)
+    section.max_long_side = round(section.max_long_side * share)
+    section.canvas_sizes = tuple(
+        tuple(-(-round(side * share) // 32) * 32 for side in size) for size in section.canvas_sizes
+    )
+    return image_text_batches(
+        source,
+        batch_size=args.batch,
+        short_sides=section.short_sides,
+        max_long_side=section.max_long_side,
+        resize_method=section.resize_method,
+        canvas_sizes=section.canvas_sizes,
+        plan=plan_canvases(section, source),
+        flip_probability=section.flip_probability,
+        flip_directional_captions=section.flip_directional_captions,
+        seed=0,
+        start_record=0,
+        num_threads=num_threads,
+        num_workers=num_workers,
+    )
+
+
+def draw_coco(root: Path, num_pictures: int) -> None:
+    """A COCO folder, split "drawn", of JPEGs about as large as COCO's: smooth shapes and grain."""
+    rng = np.random.default_rng(0)
+    (root / "annotations").mkdir()
+    (root / "drawn").mkdir()
+    images, captions = [], []
+    for number in range(1, num_pictures + 1):
+        height, width = _SIZES[number % len(_SIZES)]
+        shapes = rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8)
+        picture = Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 12, (height, width, 1))
+        pixels = (np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)
+        name = f"{number:012d}.jpg"
+        Image.fromarray(pixels).save(root / "drawn" / name, quality=90)
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        text = "A cat sits on a wooden table next to a bowl."
+        captions.append({"id": number, "image_id": number, "caption": text})
+    annotations = {"images": images, "annotations": captions}
+    (root / "annotations" / "captions_drawn.json").write_text(json.dumps(annotations))

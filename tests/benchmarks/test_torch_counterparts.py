@@ -1,0 +1,185 @@
+"""What the benchmark times in PyTorch is the same work: our weights in it give our numbers."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
+from regionclip_jax.models.clip import CLIP, encode_regions
+from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.sampling import random_boxes
+from regionclip_jax.steps import pretrain_step
+from regionclip_jax.steps.predict_step import (
+    DetectorVariables,
+    ProposalSettings,
+    make_predict_step,
+    proposals_of,
+)
+from regionclip_jax.structures import DetectionBatch, ImageTextBatch, Regions
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+from benchmarks import (  # noqa: E402  # noqa: E402
+    detection,
+    pretraining,
+    torch_clip,
+    torch_detection,
+    torch_localizer,
+    torch_pretraining,
+)
+from benchmarks.random_weights import draw_weights  # noqa: E402
+from benchmarks.text import made_up_tokens  # noqa: E402
+from benchmarks.torch_layers import TorchRunner  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+CONFIG, PYRAMID = PRESETS["scenes"], LOCALIZER_PRESETS["small"]
+HEIGHT, WIDTH = 64, 96
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
+SIZES = jnp.tile(jnp.array([[HEIGHT, WIDTH]], jnp.int32), (2, 1))
+TOKENS = made_up_tokens(2, CONFIG.context_length, CONFIG.vocab_size)
+CONCEPTS = RNG.standard_normal((40, CONFIG.embed_dim)).astype(np.float32)
+MODEL = CLIP(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def runner():
+    return TorchRunner("float32", compiled=False)
+
+
+def varied(abstract: dict, seed: int) -> dict:
+    """Norms that are not none, and kernels of mean 0, so that regions do not all look alike."""
+    rng = np.random.default_rng(seed)
+
+    def vary(leaf):
+        if leaf.ndim > 1:
+            return leaf - leaf.mean(tuple(range(leaf.ndim - 1)))
+        return leaf * rng.uniform(0.8, 1.2, leaf.shape).astype(np.float32) + 0.02
+
+    return jax.tree.map(vary, draw_weights(abstract, seed))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return varied(abstract_variables(CONFIG), 1)
+
+
+@pytest.fixture(scope="module")
+def boxes():
+    return random_boxes(jax.random.key(0), SIZES, 5, 8)
+
+
+def assert_close(theirs, ours):
+    ours = np.asarray(ours)
+    assert np.isfinite(ours).all() and np.abs(ours).max() > 0
+    error = np.abs(theirs.detach().cpu().numpy() - ours).max() / np.abs(ours).max()
+    assert error < 1e-4, error
+
+
+def test_features_regions_and_texts_are_ours(runner, variables, boxes):
+    model = torch_clip.torch_clip(CONFIG, variables, runner)
+
+    @jax.jit
+    def ours(variables, boxes, tokens):
+        pixels = normalize_for_clip(jnp.asarray(IMAGES), SIZES)
+        features = MODEL.apply(variables, pixels, SIZES, method=MODEL.image_features)
+        texts = MODEL.apply(variables, tokens, method=MODEL.encode_text)
+        return features.map, encode_regions(MODEL, variables, features, boxes), texts
+
+    feature_map, regions, texts = ours(variables, boxes, jnp.asarray(TOKENS))
+    features = model.image_features(runner.tensor(IMAGES))
+    assert_close(features.permute(0, 2, 3, 1), feature_map)
+    assert_close(model.encode_regions(features, runner.tensor(boxes)), regions)
+    assert_close(model.encode_text(runner.tensor(TOKENS).long()), texts)
+
+
+def test_losses_of_pretraining_and_their_gradients_are_ours(runner, variables, boxes):
+    settings = pretraining.settings_of(5, None)
+    teacher = varied(abstract_variables(CONFIG), 2)
+    frozen = pretrain_step.Frozen(teacher, jnp.asarray(CONCEPTS), jnp.asarray(CONCEPTS))
+    batch = ImageTextBatch(
+        jnp.asarray(IMAGES), SIZES, jnp.asarray(TOKENS), jnp.ones(len(IMAGES), bool)
+    )
+    regions = Regions(boxes, jnp.zeros(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
+
+    @jax.jit
+    def ours(layer4):
+        params = variables["params"]
+        params = params | {"visual": params["visual"] | {"layer4": layer4}}
+        student = variables | {"params": params}
+        labels = pretrain_step.label_with_teacher(
+            MODEL, frozen, batch.images, SIZES, regions, settings
+        )
+        embeddings = pretrain_step.embed_with_student(MODEL, student, batch, boxes, settings)
+        losses = pretrain_step.pretrain_losses(embeddings, batch.mask, labels, frozen, settings)
+        return sum(losses.values()), losses
+
+    layer4 = variables["params"]["visual"]["layer4"]
+    (_, losses), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(layer4)
+
+    their_teacher = torch_clip.torch_clip(CONFIG, teacher, runner)
+    student = torch_clip.torch_clip(CONFIG, variables, runner)
+    kernels = {p: x for p, x in flatten(gradient).items() if p.endswith("kernel")}
+    paths = {f"visual/layer4/{path}": leaf.ndim for path, leaf in kernels.items()}
+    trained = torch_pretraining.train_as_ours(student, paths)
+    assert len(trained) == len(paths)
+    images, their_boxes = runner.tensor(IMAGES), runner.tensor(boxes)
+    concepts = runner.tensor(CONCEPTS)
+    labels = torch_pretraining.label_with_teacher(
+        their_teacher, images, their_boxes, concepts, settings
+    )
+    found = torch_pretraining.losses_of(
+        student, images, runner.tensor(TOKENS).long(), their_boxes, concepts, labels, settings
+    )
+    assert min(losses.values()) > 0.01
+    for name, loss in losses.items():
+        assert_close(found[name], loss)
+    sum(found.values()).backward()
+    kernel = student.visual.layer4[0].conv2.weight.grad.permute(2, 3, 1, 0)
+    assert_close(kernel, gradient["block0"]["conv2"]["kernel"])
+
+
+def test_detections_are_ours(runner, variables):
+    localizer = Localizer(PYRAMID)
+    pyramid = varied(abstract_localizer(PYRAMID), 3)
+    settings = detection.settings_of(None)
+    proposals = ProposalSettings(pre_nms_topk=40, post_nms_topk=20)
+    batch = DetectionBatch(
+        images=jnp.asarray(IMAGES),
+        sizes=SIZES,
+        boxes=jnp.zeros((2, 1, 4)),
+        classes=jnp.zeros((2, 1), jnp.int32),
+        box_mask=jnp.zeros((2, 1), bool),
+        image_ids=jnp.arange(2, dtype=jnp.int32),
+        scales=jnp.ones((2, 2)),
+        mask=jnp.ones(2, bool),
+    )
+    step = jax.jit(make_predict_step(MODEL, settings, proposals_of(localizer, proposals)))
+    ours = step(DetectorVariables(variables, jnp.asarray(CONCEPTS), pyramid), batch)
+
+    detect = torch_detection.make_detect(
+        torch_clip.torch_clip(CONFIG, variables, runner),
+        torch_localizer.torch_localizer(PYRAMID, pyramid, runner),
+        torch_localizer.torch_anchors(PYRAMID, HEIGHT, WIDTH, runner),
+        runner.tensor(CONCEPTS),
+        settings,
+        proposals,
+        compile_=lambda function: function,
+    )
+    for number, (their_boxes, classes, scores) in enumerate(detect(runner.tensor(IMAGES))):
+        real = np.asarray(ours.detections.mask[number])
+        assert real.sum() == len(scores) > 10
+        assert_close(scores, ours.detections.scores[number][real])
+        assert_close(their_boxes, ours.detections.boxes[number][real])
+        assert classes.tolist() == ours.detections.classes[number][real].tolist()

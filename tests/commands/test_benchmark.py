@@ -1,0 +1,77 @@
+"""The benchmark as a user types it, on a few pixels: what it writes, never how fast it is."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.command
+
+
+@pytest.fixture
+def benchmark(environment, tmp_path):
+    def run(*arguments: str) -> dict:
+        file = tmp_path / "numbers.json"
+        done = start(environment, *arguments, f"--json={file}")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(file.read_text())
+        assert found["what"] == arguments[0] and found["backend"] == "cpu"
+        assert found["cpu_count"] >= 1 and {"jax", "jaxlib", "python"} <= set(found["versions"])
+        for row in found["rows"]:
+            ours = row["ours"]
+            assert 0 < ours["lowest_s"] <= ours["median_s"] <= ours["highest_s"]
+            assert ours["first_s"] > 0 and len(ours["runs_s"]) == found["arguments"]["repeats"]
+            assert "torch" not in row and row["name"] in done.stdout
+        return found
+
+    return run
+
+
+def start(environment, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "scripts/benchmark.py", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_operations_are_timed_both_ways_and_by_both_implementations(benchmark):
+    found = benchmark(
+        "ops", "--height=64", "--width=64", "--channels=4", "--crop=2", "--regions", "3",
+        "--candidates=20", "--kept=5", "--scored=6", "--classes=2", "--repeats=2",
+    )  # fmt: skip
+    names = [row["name"] for row in found["rows"]]
+    assert len(names) == 7 and len(set(names)) == 7
+    assert {"gather", "matmul"} == {name.split(", ")[2] for name in names[:4]}
+    assert found["arguments"]["regions"] == [3] and found["peak"] is None
+
+
+def test_the_text_tower_has_a_rate_and_a_utilization_of_a_peak_with_its_source(benchmark):
+    found = benchmark("text", "--preset=scenes", "--prompts=2", "--repeats=1")
+    (row,) = found["rows"]
+    assert row["items_per_s"] == pytest.approx(2 / row["ours"]["median_s"])
+    assert row["model_flops"] > 1e6 and row["utilization"] > 0
+    assert "measured in this run" in found["peak"]["source"]
+
+
+def test_reading_says_how_many_cores_a_step_needs(benchmark, coco_folder):
+    sizes = "--short_side=64", "--batch=3", "--threads=1", "--repeats=2"
+    drawn = benchmark("data", "--pictures=4", *sizes)
+    assert len(drawn["rows"]) == 2 and min(drawn["reading"].values()) > 0
+    rate = drawn["rows"][0]["items_per_s"]
+    assert drawn["cores_needed"] == pytest.approx(3 / 0.1 / rate)
+    where = f"--path={coco_folder}", "--split=train", "--fault_fraction=0.5"
+    given = benchmark("data", *where, "--step_ms=50", *sizes)
+    assert given["cores_needed"] == pytest.approx(60 / given["rows"][0]["items_per_s"])
+
+
+def test_pytorch_that_is_missing_is_one_clear_line(environment):
+    if all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
+        pytest.skip("PyTorch is here")
+    done = start(environment, "text", "--torch")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "--torch: torch" in done.stderr and "pip install" in done.stderr
