@@ -29,7 +29,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from benchmarks import (  # noqa: E402  # noqa: E402
+from benchmarks import (  # noqa: E402
     detection,
     pretraining,
     torch_clip,
