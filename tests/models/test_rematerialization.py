@@ -51,11 +51,12 @@ def assert_same(found, expected):
 
     The bias of the keys moves all scores of a query alike: its gradient is zero but for rounding.
     """
+    found, expected = jax.device_get((found, expected))
     flat = zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
     for (path, one), other in flat:
         assert np.isfinite(other).all(), path
         if "['k_proj']['bias']" not in jax.tree_util.keystr(path):
-            atol = 1e-4 * float(jnp.abs(other).max())
+            atol = 1e-4 * float(np.abs(other).max())
             np.testing.assert_allclose(one, other, rtol=0, atol=atol, err_msg=str(path))
 
 
