@@ -29,6 +29,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
         # A model directory from scripts/convert_checkpoint.py.
         init_from="checkpoints/clip_rn50",
         dtype="float32",
+        kept_activations="all",
     )
     # Static in the paper: the CLIP that the student starts from.
     config.teacher = dict(preset="RN50", init_from="checkpoints/clip_rn50", dtype="float32")
@@ -192,7 +193,8 @@ def scenes() -> ml_collections.ConfigDict:
         clutter=5,
     )
 
-    model = dict(preset="scenes", init_from="", dtype="float32")
+    teacher = dict(preset="scenes", init_from="", dtype="float32")
+    model = dict(teacher, kept_activations="all")
     data = dict(
         source="array_record",
         path="",
@@ -253,7 +255,7 @@ def scenes() -> ml_collections.ConfigDict:
             job="pretrain",
             matmul_precision="default",
             student=model,
-            teacher=model,
+            teacher=teacher,
             data=data,
             concepts=dict(names_file="", templates="plain"),
             regions=dict(
@@ -377,7 +379,12 @@ def scenes_detection() -> ml_collections.ConfigDict:
         matmul_precision="default",
         # The small CLIP's own trunk, with a pyramid.
         localizer=dict(
-            preset="scenes", init_from="", init_part="trunk", norm="frozen", dtype="float32"
+            preset="scenes",
+            init_from="",
+            init_part="trunk",
+            norm="frozen",
+            dtype="float32",
+            kept_activations="all",
         ),
         data=data,
         anchors=dict(
@@ -394,7 +401,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
     config.train_detector = dict(
         job="train_detector",
         matmul_precision="default",
-        model=dict(preset="scenes", init_from="", dtype="float32"),
+        model=dict(preset="scenes", init_from="", dtype="float32", kept_activations="all"),
         data=data,
         detector=dict(
             localizer="",

@@ -28,6 +28,7 @@ def coco_c4() -> ml_collections.ConfigDict:
         init_part="trunk",
         norm="frozen",
         dtype="float32",
+        kept_activations="all",
     )
     config.data = dict(
         source="coco_folder",

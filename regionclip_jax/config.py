@@ -25,7 +25,7 @@ Count = typing.NewType("Count", int)
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """A CLIP model."""
+    """A CLIP model, such as the teacher, of which no gradient is taken."""
 
     # Name in models.presets; must agree with the card of `init_from`.
     preset: str
@@ -33,6 +33,16 @@ class ModelSection:
     init_from: str
     # Type of the computation: "float32" or "bfloat16". Parameters and losses stay float32.
     dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModelSection(ModelSection):
+    """A CLIP model that is trained."""
+
+    # What the blocks of both towers keep for the backward pass, where they are trained: "all" that
+    # it asks for; the outputs of convolutions and dense layers ("products"); or their inputs alone
+    # ("block_inputs"), for one more forward pass. Changes memory and time: docs/large_batches.md.
+    kept_activations: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +305,8 @@ class LocalizerSection:
     # "frozen" (the reference's) or "live": a random start needs live batch norms.
     norm: str
     dtype: str
+    # As in TrainedModelSection, of the trunk.
+    kept_activations: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,7 +383,7 @@ class TrainClipConfig:
     matmul_precision: str
     # As in RegionsSection.
     image_text_chunk: int | None
-    model: ModelSection
+    model: TrainedModelSection
     data: DataSection
     optimizer: OptimizerSection
     run: RunSection
@@ -381,7 +393,7 @@ class TrainClipConfig:
 class PretrainConfig:
     job: str
     matmul_precision: str
-    student: ModelSection
+    student: TrainedModelSection
     teacher: ModelSection
     data: DataSection
     concepts: ConceptsSection
@@ -407,7 +419,7 @@ class TrainLocalizerConfig:
 class TrainDetectorConfig:
     job: str
     matmul_precision: str
-    model: ModelSection
+    model: TrainedModelSection
     data: DetectionDataSection
     detector: DetectorSection
     optimizer: OptimizerSection

@@ -154,7 +154,7 @@ def _train_clip(config: TrainClipConfig, optimizer, mesh: Mesh):
 
 def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int, mesh: Mesh):
     student = assembly.build_model(config.student, frozen_norm=True)
-    teacher = assembly.build_model(config.teacher, frozen_norm=True)
+    teacher = assembly.build_teacher(config.teacher)
     frozen = Frozen(
         teacher=jax.eval_shape(
             lambda variables: assembly.for_looking(variables, teacher.dtype),
@@ -183,6 +183,7 @@ def _train_localizer(config: TrainLocalizerConfig, optimizer):
             architecture,
             assembly.compute_dtype(section.dtype),
             assembly.norm_is_frozen(section.norm, "localizer.norm"),
+            assembly.kept_activations(section.kept_activations, "localizer.kept_activations"),
         ),
         optimizer,
         assembly.localizer_settings(config.anchors, config.run),

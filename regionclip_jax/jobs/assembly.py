@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from regionclip_jax.config import (
     OptimizerSection,
     RegionsSection,
     RunSection,
+    TrainedModelSection,
 )
 from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
 from regionclip_jax.losses.image_text_blockwise import (
@@ -31,6 +32,7 @@ from regionclip_jax.losses.image_text_blockwise import (
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
+from regionclip_jax.models.rematerialization import KeptActivations
 from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
 from regionclip_jax.steps.detector_step import DetectorSettings
 from regionclip_jax.steps.localizer_step import LocalizerSettings
@@ -95,8 +97,22 @@ def architecture(section: ModelSection) -> CLIPConfig:
     return choose(PRESETS, section.preset, "preset")
 
 
-def build_model(section: ModelSection, *, frozen_norm: bool) -> CLIP:
-    return CLIP(architecture(section), frozen_norm, compute_dtype(section.dtype))
+def kept_activations(name: str, key: str = "kept_activations") -> KeptActivations:
+    _require_one_of(get_args(KeptActivations), name, key)
+    return name
+
+
+def build_model(section: TrainedModelSection, *, frozen_norm: bool) -> CLIP:
+    return CLIP(
+        architecture(section),
+        frozen_norm,
+        compute_dtype(section.dtype),
+        kept_activations(section.kept_activations),
+    )
+
+
+def build_teacher(section: ModelSection) -> CLIP:
+    return CLIP(architecture(section), dtype=compute_dtype(section.dtype))
 
 
 def initial_variables(section: ModelSection, seed: int) -> dict:

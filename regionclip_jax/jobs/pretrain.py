@@ -9,7 +9,7 @@ from absl import logging
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import variables_hash
 from regionclip_jax.artifacts.vocabulary import text_tower_hash
-from regionclip_jax.config import ConfigError, PretrainConfig, as_plain
+from regionclip_jax.config import ConfigError, ModelSection, PretrainConfig, as_plain
 from regionclip_jax.jobs import assembly, concept_pool, streams, training_run
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
@@ -24,11 +24,11 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
     """
     source = streams.build_image_text_source(config.data)
     student = assembly.build_model(config.student, frozen_norm=True)
-    teacher = assembly.build_model(config.teacher, frozen_norm=True)
+    teacher = assembly.build_teacher(config.teacher)
     student_start = assembly.initial_variables(config.student, config.run.seed)
     teacher_variables = (
         student_start
-        if config.teacher == config.student
+        if _start(config.teacher) == _start(config.student)
         else assembly.initial_variables(config.teacher, config.run.seed)
     )
 
@@ -104,6 +104,11 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             start_record=start,
         ),
     )
+
+
+def _start(section: ModelSection) -> tuple[str, str]:
+    """What decides, with the seed, which weights a model starts from."""
+    return section.preset, section.init_from
 
 
 def _build_state(

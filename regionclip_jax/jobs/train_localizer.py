@@ -37,7 +37,12 @@ def run(config: TrainLocalizerConfig, workdir: Path) -> Path:
     section = config.localizer
     architecture = assembly.choose(LOCALIZER_PRESETS, section.preset, "localizer.preset")
     frozen_norm = assembly.norm_is_frozen(section.norm, "localizer.norm")
-    localizer = Localizer(architecture, assembly.compute_dtype(section.dtype), frozen_norm)
+    localizer = Localizer(
+        architecture,
+        assembly.compute_dtype(section.dtype),
+        frozen_norm,
+        assembly.kept_activations(section.kept_activations, "localizer.kept_activations"),
+    )
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
     settings = assembly.localizer_settings(config.anchors, config.run)
     _require_canvases(config, architecture)

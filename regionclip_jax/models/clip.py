@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.models.modified_resnet import ModifiedResNet
 from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.rematerialization import KeptActivations
 from regionclip_jax.models.text_transformer import TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer
 from regionclip_jax.ops.backend import target_backend
@@ -34,27 +35,32 @@ class ImageFeatures:
 
 
 class CLIP(nn.Module):
-    """The two towers. ``frozen_norm=False`` gives the ResNet live batch norm (train_clip only)."""
+    """The two towers.
+
+    ``frozen_norm=False`` gives the ResNet live batch norm (to train from scratch).
+    ``kept_activations`` matters where gradients are taken, and then for memory and time alone.
+    """
 
     config: CLIPConfig
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
+    kept_activations: KeptActivations = "all"
 
     def setup(self):
         c = self.config
         if c.is_vit:
             self.visual = VisionTransformer(
                 c.grid_size, c.vision_patch_size, c.vision_width, c.vision_layers,
-                c.vision_heads, c.embed_dim, self.dtype,
+                c.vision_heads, c.embed_dim, self.dtype, self.kept_activations,
             )  # fmt: skip
         else:
             self.visual = ModifiedResNet(
                 c.vision_layers, c.vision_width, c.vision_heads, c.embed_dim, c.grid_size,
-                self.frozen_norm, self.dtype,
+                self.frozen_norm, self.dtype, self.kept_activations,
             )  # fmt: skip
         self.text = TextTransformer(
             c.vocab_size, c.context_length, c.text_width, c.text_heads, c.text_layers,
-            c.embed_dim, self.dtype,
+            c.embed_dim, self.dtype, self.kept_activations,
         )  # fmt: skip
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
 
@@ -174,6 +180,10 @@ def encode_region_maps(
 def _of_crops(
     model, variables, features, boxes, method, regions_per_chunk, implementation, differentiated
 ) -> Float[Array, "B R *out"]:
+    if regions_per_chunk is not None and regions_per_chunk < boxes.shape[1]:
+        # Chunks are made again as they are; their blocks once more would be a third pass.
+        model = model.clone(kept_activations="all")
+
     def embed(chunk):
         crops = roi_align(
             features.map,

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from regionclip_jax.models.convolution import Cells, Conv, after_stride, zero_outside
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
+from regionclip_jax.models.rematerialization import KeptActivations, keeping
 
 
 class Stem(nn.Module):
@@ -67,14 +68,16 @@ class Stage(nn.Module):
     stride: int
     frozen_norm: bool
     dtype: jnp.dtype
+    kept_activations: KeptActivations = "all"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W channels"], cells: Cells = None
     ) -> Float[Array, "B h w features"]:
+        block = keeping(Bottleneck, self.kept_activations)
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
-            x = Bottleneck(
+            x = block(
                 self.planes,
                 self.features,
                 stride,
@@ -98,12 +101,14 @@ class DetectronResNet(nn.Module):
     features: int
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
+    kept_activations: KeptActivations = "all"
 
     @nn.compact
     def __call__(
         self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
     ) -> list[Float[Array, "B _ _ _"]]:
-        x = Stem(self.stem_width, self.frozen_norm, self.dtype, name="stem")(
+        stem = keeping(Stem, self.kept_activations)
+        x = stem(self.stem_width, self.frozen_norm, self.dtype, name="stem")(
             pixels.astype(self.dtype), sizes
         )
         cells, outputs = after_stride(after_stride(sizes)), []
@@ -116,6 +121,7 @@ class DetectronResNet(nn.Module):
                 stride,
                 self.frozen_norm,
                 self.dtype,
+                self.kept_activations,
                 name=f"res{index + 2}",
             )(x, cells)
             cells = after_stride(cells) if stride == 2 else cells

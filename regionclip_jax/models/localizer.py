@@ -21,6 +21,7 @@ from regionclip_jax.models import modified_resnet
 from regionclip_jax.models.convolution import Cells, after_pool
 from regionclip_jax.models.detectron_resnet import DetectronResNet
 from regionclip_jax.models.fpn import FPN
+from regionclip_jax.models.rematerialization import KeptActivations, keeping
 from regionclip_jax.models.rpn_head import RPNHead
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
 from regionclip_jax.ops.normalization import (
@@ -100,12 +101,14 @@ class ClipTrunk(nn.Module):
     width: int
     frozen_norm: bool
     dtype: jnp.dtype
+    kept_activations: KeptActivations = "all"
 
     @nn.compact
     def __call__(
         self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
     ) -> list[Float[Array, "B _ _ _"]]:
-        x = modified_resnet.Stem(self.width, self.frozen_norm, self.dtype, name="stem")(
+        stem = keeping(modified_resnet.Stem, self.kept_activations)
+        x = stem(self.width, self.frozen_norm, self.dtype, name="stem")(
             pixels.astype(self.dtype), sizes
         )
         cells, outputs = modified_resnet.stem_cells(sizes), []
@@ -117,6 +120,7 @@ class ClipTrunk(nn.Module):
                 stride,
                 self.frozen_norm,
                 self.dtype,
+                self.kept_activations,
                 name=f"layer{index + 1}",
             )(x, cells)
             cells = after_pool(cells) if stride == 2 else cells
@@ -127,17 +131,21 @@ class ClipTrunk(nn.Module):
 class Localizer(nn.Module):
     """Canvases to objectness logits and box deltas of every anchor of every level.
 
-    ``frozen_norm=False`` gives live batch norms, to train one from scratch.
+    ``frozen_norm=False`` gives live batch norms, to train one from scratch. ``kept_activations`` is
+    of the trunk.
     """
 
     config: LocalizerConfig
     dtype: jnp.dtype = jnp.float32
     frozen_norm: bool = True
+    kept_activations: KeptActivations = "all"
 
     def setup(self):
         c = self.config
         if c.trunk == "clip":
-            self.trunk = ClipTrunk(c.blocks, c.stem_width, self.frozen_norm, self.dtype)
+            self.trunk = ClipTrunk(
+                c.blocks, c.stem_width, self.frozen_norm, self.dtype, self.kept_activations
+            )
         else:
             self.trunk = DetectronResNet(
                 c.blocks,
@@ -146,6 +154,7 @@ class Localizer(nn.Module):
                 c.features,
                 self.frozen_norm,
                 self.dtype,
+                self.kept_activations,
             )
         if c.pyramid_channels is not None:
             self.pyramid = FPN(c.pyramid_channels, c.pyramid_norm, self.frozen_norm, self.dtype)

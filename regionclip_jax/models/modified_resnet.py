@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from regionclip_jax.models.attention_pool import AttentionPool
 from regionclip_jax.models.convolution import Cells, Conv, after_pool, after_stride
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
+from regionclip_jax.models.rematerialization import KeptActivations, keeping
 
 EXPANSION = 4
 
@@ -87,14 +88,16 @@ class Stage(nn.Module):
     stride: int
     frozen_norm: bool
     dtype: jnp.dtype
+    kept_activations: KeptActivations = "all"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "N H W channels"], cells: Cells = None
     ) -> Float[Array, "N h w out"]:
+        block = keeping(Bottleneck, self.kept_activations)
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
-            x = Bottleneck(self.planes, stride, self.frozen_norm, self.dtype, name=f"block{index}")(
+            x = block(self.planes, stride, self.frozen_norm, self.dtype, name=f"block{index}")(
                 x, cells
             )
             cells = after_pool(cells) if stride == 2 else cells
@@ -116,6 +119,7 @@ class ModifiedResNet(nn.Module):
     grid_size: int
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
+    kept_activations: KeptActivations = "all"
 
     stride = 16
 
@@ -125,7 +129,8 @@ class ModifiedResNet(nn.Module):
         return 2 * self.grid_size
 
     def setup(self):
-        self.stem = Stem(self.width, self.frozen_norm, self.dtype)
+        stem = keeping(Stem, self.kept_activations)
+        self.stem = stem(self.width, self.frozen_norm, self.dtype)
         stages = [
             Stage(
                 self.width * 2**index,
@@ -133,6 +138,7 @@ class ModifiedResNet(nn.Module):
                 1 if index == 0 else 2,
                 self.frozen_norm,
                 self.dtype,
+                self.kept_activations,
             )
             for index in range(4)
         ]

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from regionclip_jax.models.rematerialization import KeptActivations
 from regionclip_jax.models.transformer_blocks import BlockStack, LayerNorm
 
 
@@ -17,6 +18,7 @@ class TextTransformer(nn.Module):
     num_layers: int
     embed_dim: int
     dtype: jnp.dtype = jnp.float32
+    kept_activations: KeptActivations = "all"
 
     def setup(self):
         normal = nn.initializers.normal
@@ -26,7 +28,7 @@ class TextTransformer(nn.Module):
         self.positional_embedding = self.param(
             "positional_embedding", normal(0.01), (self.context_length, self.width)
         )
-        self.blocks = BlockStack(self.num_layers, self.num_heads, self.dtype)
+        self.blocks = BlockStack(self.num_layers, self.num_heads, self.dtype, self.kept_activations)
         self.ln_final = LayerNorm()
         self.projection = self.param(
             "projection", normal(self.width**-0.5), (self.width, self.embed_dim)

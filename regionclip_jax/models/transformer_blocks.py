@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from regionclip_jax.models.rematerialization import KeptActivations, keeping
+
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x * sigmoid(1.702 x), the activation CLIP was trained with."""
@@ -124,10 +126,12 @@ class BlockStack(nn.Module):
     num_layers: int
     num_heads: int
     dtype: jnp.dtype
+    kept_activations: KeptActivations = "all"
 
     def setup(self):
+        block = keeping(Block, self.kept_activations, ("__call__", "values_only"))
         self.block = [
-            Block(self.num_heads, self.num_layers, self.dtype, name=f"block{index}")
+            block(self.num_heads, self.num_layers, self.dtype, name=f"block{index}")
             for index in range(self.num_layers)
         ]
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from regionclip_jax.models.rematerialization import KeptActivations
 from regionclip_jax.models.transformer_blocks import BlockStack, LayerNorm
 from regionclip_jax.ops.normalization import real_pixels
 
@@ -31,6 +32,7 @@ class VisionTransformer(nn.Module):
     num_heads: int
     embed_dim: int
     dtype: jnp.dtype = jnp.float32
+    kept_activations: KeptActivations = "all"
 
     # A region is one RoIAligned average over the token grid.
     crop_size = 1
@@ -54,7 +56,7 @@ class VisionTransformer(nn.Module):
             "positional_embedding", init, (self.grid_size**2 + 1, self.width)
         )
         self.ln_pre = LayerNorm()
-        self.blocks = BlockStack(self.num_layers, self.num_heads, self.dtype)
+        self.blocks = BlockStack(self.num_layers, self.num_heads, self.dtype, self.kept_activations)
         self.ln_post = LayerNorm()
         self.projection = self.param("projection", init, (self.width, self.embed_dim))
 

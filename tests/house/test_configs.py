@@ -111,6 +111,14 @@ def test_an_unknown_key_deep_in_a_recipe_is_named_with_its_path():
         parse(PretrainConfig, config)
 
 
+def test_a_teacher_keeps_nothing_so_it_is_not_asked_what():
+    config = RECIPES["pretrain"]["get_config"]("rn50_coco")
+    with config.unlocked():
+        config.teacher.kept_activations = "all"
+    with pytest.raises(ConfigError, match=r"config\.teacher\.kept_activations: no such key"):
+        parse(PretrainConfig, config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -217,7 +217,9 @@ def regions() -> sections.RegionsSection:
 @pytest.fixture(scope="session")
 def model_section():
     """``model_section(preset, init_from)``."""
-    return lambda preset, init_from="": sections.ModelSection(preset, str(init_from), "float32")
+    return lambda preset, init_from="": sections.TrainedModelSection(
+        preset, str(init_from), "float32", "all"
+    )
 
 
 @pytest.fixture(scope="session")

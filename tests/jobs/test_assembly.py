@@ -28,6 +28,13 @@ def test_a_choice_that_does_not_exist_is_refused_with_its_key_and_those_that_do(
         assembly.compute_dtype("fp16")
     with pytest.raises(ConfigError, match="preset: 'RN5' is none of .*'RN50'"):
         assembly.architecture(sections.ModelSection("RN5", "", "float32"))
+    message = r"kept_activations: 'none' is none of \['all', 'block_inputs', 'products'\]"
+    with pytest.raises(ConfigError, match=message):
+        assembly.build_model(
+            sections.TrainedModelSection("RN50", "", "float32", "none"), frozen_norm=True
+        )
+    with pytest.raises(ConfigError, match="localizer." + message):
+        assembly.kept_activations("none", "localizer.kept_activations")
 
 
 def test_only_errors_of_values_become_mistakes_in_the_recipe():
@@ -43,9 +50,14 @@ def test_only_errors_of_values_become_mistakes_in_the_recipe():
 
 
 def test_a_model_is_built_with_the_recipe_s_type_and_norm(model_section):
-    section = dataclasses.replace(model_section("nano_resnet"), dtype="bfloat16")
+    section = dataclasses.replace(
+        model_section("nano_resnet"), dtype="bfloat16", kept_activations="products"
+    )
     model = assembly.build_model(section, frozen_norm=False)
     assert model.config.embed_dim == 20 and model.dtype == jnp.bfloat16 and not model.frozen_norm
+    assert model.kept_activations == "products"
+    teacher = assembly.build_teacher(section)
+    assert teacher == dataclasses.replace(model, frozen_norm=True, kept_activations="all")
 
 
 def test_a_fresh_model_is_drawn_from_the_seed(model_section, monkeypatch):

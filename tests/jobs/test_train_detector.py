@@ -73,6 +73,7 @@ def localizer_config(boxes, evaluation, optimizer, run_section, model_directory)
             init_part="trunk",
             norm="frozen",
             dtype="float32",
+            kept_activations="all",
         ),
         data=boxes,
         anchors=sections.AnchorsSection(
