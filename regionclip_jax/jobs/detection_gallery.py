@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from regionclip_jax.data.images import decode_image
-from regionclip_jax.data.records import RecordError, Source
-from regionclip_jax.reporting.drawing import Mark
+from regionclip_jax.data.records import DetectionRecord, RecordError, Source
+from regionclip_jax.reporting.drawing import Kind, Mark
 from regionclip_jax.reporting.galleries import Panel, draw_gallery
 
-_EXAMPLES, _BOXES = 8, 5
+_EXAMPLES, _BOXES, _SAME_PLACE = 8, 5, 0.5
 
 
 def draw(
@@ -18,14 +18,20 @@ def draw(
     results: Mapping[str, Sequence[dict]],
     *,
     class_names: Mapping[int, str],
+    all_annotated: bool,
     subtitle: str,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The first readable pictures with each model's best detections, one name a box.
+
+    As AP50 judges: a detection is right that is the first of its class on a thing, at an IoU of a
+    half or more.
 
     Args:
         source: of detection records.
         results: model name -> COCO results.
         class_names: by category id.
+        all_annotated: whether every thing of a class has a box, as in COCO and not in LVIS, so that
+            a detection without one is wrong.
     """
     by_image = {name: _by_image(found) for name, found in results.items()}
     examples = []
@@ -38,9 +44,10 @@ def draw(
         except RecordError:
             # The evaluation has counted and logged it.
             continue
+        truth = _Truth(record, source.category_names, all_annotated)
         examples.append(
             [
-                Panel(picture, _marks(found.get(record.image_id, []), class_names))
+                Panel(picture, _marks(found.get(record.image_id, []), class_names, truth))
                 for found in by_image.values()
             ]
         )
@@ -54,12 +61,42 @@ def _by_image(results: Sequence[dict]) -> dict[int, list[dict]]:
     return found
 
 
-def _marks(results: Sequence[dict], class_names: Mapping[int, str]) -> tuple[Mark, ...]:
+class _Truth:
+    """The annotated boxes of a picture, which judge detections, the best first."""
+
+    def __init__(self, record: DetectionRecord, names: Sequence[str], all_annotated: bool):
+        self._boxes, self._crowd = record.boxes, record.crowd
+        self._names = np.array([names[index] for index in record.classes], object)
+        self._otherwise = "wrong" if all_annotated else "unjudged"
+
+    def judge(self, box: Sequence[float], name: str, found: set[int]) -> Kind:
+        """``found`` holds the boxes that better detections took; one more is added if this does."""
+        overlaps = np.where(self._names == name, _ious(box, self._boxes), 0.0)
+        free = [i for i in range(len(overlaps)) if i not in found and not self._crowd[i]]
+        best = max(free, key=overlaps.__getitem__, default=None)
+        if best is not None and overlaps[best] >= _SAME_PLACE:
+            found.add(best)
+            return "right"
+        return "unjudged" if overlaps[self._crowd].any() else self._otherwise
+
+
+def _ious(box: Sequence[float], boxes: Float[np.ndarray, "G 4"]) -> Float[np.ndarray, " G"]:
+    box = np.asarray(box)
+    shared = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    shared = np.maximum(shared, 0).prod(-1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) + (box[2:] - box[:2]).prod()
+    return shared / np.maximum(areas - shared, 1e-9)
+
+
+def _marks(
+    results: Sequence[dict], class_names: Mapping[int, str], truth: _Truth
+) -> tuple[Mark, ...]:
     best: dict[tuple, dict] = {}
     for result in sorted(results, key=lambda result: -result["score"]):
         best.setdefault(tuple(result["bbox"]), result)
-    marks = []
+    marks, found = [], set()
     for (x, y, width, height), result in list(best.items())[:_BOXES]:
-        text = f"{class_names[result['category_id']]} {result['score']:.2f}"
-        marks.append(Mark((x, y, x + width, y + height), text))
+        name, box = class_names[result["category_id"]], (x, y, x + width, y + height)
+        text = f"{name} {result['score']:.2f}"
+        marks.append(Mark(box, text, truth.judge(box, name, found)))
     return tuple(marks)

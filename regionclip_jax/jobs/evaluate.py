@@ -86,6 +86,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict:
             streams.build_boxes_source(config.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
             class_names=next(iter(evaluations.values())).class_names,
+            all_annotated=config.evaluation.class_split != LVIS,
             subtitle="; ".join(f"{n}: {e.saw['boxes']}" for n, e in evaluations.items()),
         )
         write_png(workdir / "detections.png", picture)

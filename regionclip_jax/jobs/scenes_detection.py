@@ -142,6 +142,7 @@ def _write(config, workdir: Path, section, evaluations, metrics, recall, seconds
         streams.build_boxes_source(section, "evaluation"),
         {name: evaluations[name].results for name in (CLIP, REGIONCLIP)},
         class_names=evaluations[CLIP].class_names,
+        all_annotated=True,
         subtitle="detectors trained on base shapes, from CLIP and from RegionCLIP",
     )
     write_png(workdir / "detections.png", picture)

@@ -14,6 +14,7 @@ _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (31, 36, 43), (105, 114, 125), (2
 _MARGIN = 28  # around everything
 _GAP = 16  # between the pictures of one example
 _GUTTER = 46  # between examples
+_LINE = 20  # of the subtitle
 _LEGEND = {"right": "right", "wrong": "wrong", "unjudged": "not judged"}
 
 
@@ -31,7 +32,7 @@ def draw_gallery(
     columns: Sequence[str],
     title: str,
     subtitle: str = "",
-    examples_per_row: int = 2,
+    panels_per_row: int = 4,
     panel_width: int = 300,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draw examples as groups of panels, one panel a model, in a grid.
@@ -42,8 +43,8 @@ def draw_gallery(
         examples: one panel for each of ``columns`` each, of one picture shape throughout a row.
         columns: the models' names, e.g. ``("teacher", "student")``.
         title: what is seen.
-        subtitle: a line below it: the numbers behind the pictures, say.
-        examples_per_row: groups beside each other.
+        subtitle: below it: the numbers behind the pictures, say. Broken into lines of the page.
+        panels_per_row: at most, whole examples and at least one.
         panel_width: pixels a picture is drawn wide.
 
     Returns:
@@ -64,14 +65,15 @@ def draw_gallery(
         [draw_marks(panel.picture, panel.marks, width=panel_width) for panel in example]
         for example in examples
     ]
-    per_row = min(examples_per_row, len(examples))
+    per_row = min(max(panels_per_row // len(columns), 1), len(examples))
     starts = range(0, len(examples), per_row)
     heights = [max(t.shape[0] for tile in tiles[i : i + per_row] for t in tile) for i in starts]
     group_width = len(columns) * panel_width + (len(columns) - 1) * _GAP
     caption_height = 27
     kinds = [k for k in COLOURS if any(m.kind == k for e in examples for p in e for m in p.marks)]
-    head = _Head(title, subtitle, kinds)
-    width = 2 * _MARGIN + max(per_row * group_width + (per_row - 1) * _GUTTER, head.width)
+    inner_width = per_row * group_width + (per_row - 1) * _GUTTER
+    head = _Head(title, subtitle, kinds, inner_width)
+    width = 2 * _MARGIN + max(inner_width, head.width)
     height = head.height + sum(h + caption_height + _GUTTER // 2 for h in heights) + _GUTTER // 2
 
     page = Image.new("RGB", (width, height), _PAPER)
@@ -112,17 +114,18 @@ def _draw_caption(draw, x: int, y: int, width: int, name: str, marks: Sequence[M
 class _Head:
     """Title, subtitle and the legend of the kinds of marks that occur."""
 
-    def __init__(self, title: str, subtitle: str, kinds: Sequence[str]):
-        self._title, self._subtitle, self._kinds = title, subtitle, kinds
+    def __init__(self, title: str, subtitle: str, kinds: Sequence[str], width: int):
+        self._title, self._kinds = title, kinds
         self._legend_width = sum(self._entry_width(kind) for kind in kinds)
-        text = max(font(26).getlength(title), font(15).getlength(subtitle))
-        self.width = round(text + self._legend_width)
-        self.height = _MARGIN + 36 + (26 if subtitle else 0) + 12
+        self.width = round(font(26).getlength(title) + self._legend_width)
+        self._lines = _broken(subtitle, max(width, self.width))
+        self.height = _MARGIN + 36 + _LINE * len(self._lines) + (18 if self._lines else 12)
 
     def draw(self, draw: ImageDraw.ImageDraw, width: int) -> None:
         draw.text((_MARGIN, _MARGIN + 14), self._title, _INK, font=font(26), anchor="lm")
-        if self._subtitle:
-            draw.text((_MARGIN, _MARGIN + 46), self._subtitle, _FAINT, font=font(15), anchor="lm")
+        for number, line in enumerate(self._lines):
+            place = (_MARGIN, _MARGIN + 46 + _LINE * number)
+            draw.text(place, line, _FAINT, font=font(15), anchor="lm")
         x = width - _MARGIN - self._legend_width
         y = _MARGIN + 14
         for kind in self._kinds:
@@ -138,3 +141,18 @@ class _Head:
     @staticmethod
     def _entry_width(kind: str) -> int:
         return round(50 + font(15).getlength(_LEGEND[kind]))
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """Lines of words that fit; a word that fits no line, a path say, is cut into pieces."""
+    length, lines = font(15).getlength, []
+    for word in text.split():
+        if lines and length(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        lines.append("")
+        for letter in word:
+            if length(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines

@@ -87,8 +87,23 @@ def test_pictures_of_several_shapes_share_a_page():
     assert mixed.shape[0] > page([example()] * 3).shape[0]
 
 
-def test_a_long_title_is_not_cut():
-    assert page([example()], subtitle="x" * 300).shape[1] > page([example()]).shape[1]
+def test_a_long_title_is_not_cut_and_a_long_subtitle_takes_more_lines():
+    plain = page([example()])
+    assert page([example()], subtitle="x y" * 300).shape[1] == plain.shape[1]
+    heights = [page([example()], subtitle=text).shape[0] for text in ("x", "x " * 90, "x" * 180)]
+    assert plain.shape[0] < heights[0] < heights[1] and heights[0] < heights[2]
+    drawn = galleries.draw_gallery(
+        [example()], columns=("teacher", "student"), title="x" * 300, panel_width=120
+    )
+    assert drawn.shape[1] > plain.shape[1]
+
+
+def test_one_model_fills_the_page_too():
+    alone = galleries.draw_gallery(
+        [example()[:1]] * 4, columns=("teacher",), title="Boxes", panel_width=120
+    )
+    several = page([example()] * 2)
+    assert alone.shape[0] == several.shape[0] and alone.shape[1] >= several.shape[1]
 
 
 def test_an_example_with_another_number_of_panels_is_refused():
