@@ -181,7 +181,6 @@ def small() -> ml_collections.ConfigDict:
         num_proposals=300,
         pre_nms_topk=1000,
         samples_per_image=64,
-        temperature=0.05,
         templates="plain",
         regions_per_chunk=None,
     )
@@ -189,11 +188,12 @@ def small() -> ml_collections.ConfigDict:
         short_sides=(256,),
         max_long_side=416,
         canvas_sizes=((256, 416), (416, 256), (416, 416)),
+        flip_probability=0.0,
         num_threads=2,
     )
     config.optimizer.update(
         kind="adamw",
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         schedule="cosine",
         boundaries=(),
         gamma=1.0,
@@ -203,13 +203,12 @@ def small() -> ml_collections.ConfigDict:
         no_decay_patterns=("bias$", "scale$"),
         frozen_patterns=("^text/", "^logit_scale"),
     )
-    config.run.update(num_steps=1200, batch_size=8, log_every=50, checkpoint_every=200)
+    config.run.update(num_steps=700, batch_size=8, log_every=50, checkpoint_every=200)
     config.evaluation.update(
         short_side=256,
         max_long_side=416,
         canvas_sizes=((256, 416), (416, 256)),
         pre_nms_topk=1000,
-        temperature=0.05,
         # Backgrounds weigh little in training; a localizer that knows the pictures makes up for it.
         objectness="reference",
         templates="plain",

@@ -80,24 +80,25 @@ def _kernel_gradient(
         flat = maps.reshape(pictures, groups, -1, maps.shape[-1])[:, :, :length]
         return jnp.pad(flat, [(0, 0), (0, 0), (0, length - flat.shape[2]), (0, 0)])
 
-    def piece_of(maps, group, start, length):
-        starts, sizes = (0, group, start, 0), (pictures, 1, length, maps.shape[-1])
-        return jax.lax.dynamic_slice(maps, starts, sizes)[:, 0]
-
     held = jnp.pad(x, [absent, (half, half), (half, half), (0, 0)])
-    held = laid_out(held, stretches * length + reach)
+    # Channels first, so that a shifted stretch is contiguous and a factor of the product as it is.
+    held = laid_out(held, stretches * length + reach).transpose(1, 3, 0, 2)
     asked = jnp.pad(gradient, [absent, (0, 0), (0, size - 1), (0, 0)])
     asked = laid_out(asked, stretches * length)
     distances = [i * row + j for i in range(size) for j in range(size)]
 
     def add_piece(total, index):
         group, start = index // stretches, index % stretches * length
-        wanted = piece_of(asked, group, start, length)
-        around = piece_of(held, group, start, length + reach)
+        around = jax.lax.dynamic_slice(
+            held, (group, 0, 0, start), (1, channels, pictures, length + reach)
+        )[0]
+        wanted = jax.lax.dynamic_slice(
+            asked, (0, group, start, 0), (pictures, 1, length, asked.shape[-1])
+        )[:, 0]
         products = [
             jnp.einsum(
-                "nti,nto->io",
-                around[:, distance : distance + length],
+                "int,nto->io",
+                around[:, :, distance : distance + length],
                 wanted,
                 preferred_element_type=jnp.float32,
             )
