@@ -173,7 +173,7 @@ def small() -> ml_collections.ConfigDict:
         no_decay_patterns=("bias$", "scale$"),
         frozen_patterns=(),
     )
-    config.run.update(num_steps=400, batch_size=8, log_every=50, checkpoint_every=200)
+    config.run.update(num_steps=500, batch_size=8, log_every=50, checkpoint_every=200)
     config.evaluation.update(
         short_side=256,
         max_long_side=416,
