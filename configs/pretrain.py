@@ -8,7 +8,7 @@
   --config=configs/pretrain.py:vitb16_coco   ViT-B/16 on a COCO folder
 
 The recipes of the paper follow spec/models_pretrain sections 3 to 5: what the reference's
-pretrain.sh and its yaml files set. regionclip_jax/config.py says what each key means.
+pretrain.sh and its yaml files set. regionclip_jax/config/sections.py says what each key means.
 """
 
 import ml_collections

@@ -3,7 +3,7 @@
   --config=configs/train_clip.py --config.data.path=FOLDER   RN50 on a COCO folder
 
 The embedded experiment trains its small teacher with the same job (configs/pretrain.py).
-regionclip_jax/config.py says what each key means.
+regionclip_jax/config/sections.py says what each key means.
 """
 
 import ml_collections

@@ -8,7 +8,7 @@
   --config=configs/train_detector.py:small            a small model on small pictures, no GPU
 
 also with _rn50x4. Numbers are the reference's (spec: detector_eval 7). They are for 16 images on
-any number of devices. regionclip_jax/config.py says what each key means.
+any number of devices. regionclip_jax/config/sections.py says what each key means.
 """
 
 import ml_collections
