@@ -46,6 +46,8 @@ class CompiledCost:
     flops: int
     collectives: dict[str, program_costs.Collective]
     compile_seconds: float
+    # Of the recipe; None where nothing is trained.
+    num_steps: int | None
 
     @property
     def chip(self) -> program_costs.Chip:
@@ -64,6 +66,13 @@ class CompiledCost:
             self.memory_traffic,
             sum(kind.sent_bytes for kind in self.collectives.values()),
         )
+
+    def chip_hours(self, utilization: float = 1.0) -> float:
+        """Of the whole run, if chips did this share of the FLOPs that their maker states.
+
+        With 1 nothing could be faster; memory and links, which may bound it too, are not counted.
+        """
+        return self.flops * (self.num_steps or 0) / (self.chip.flops * utilization) / 3600
 
     def text(self) -> str:
         time_, chip = self.roofline, self.chip
@@ -92,6 +101,11 @@ class CompiledCost:
                 for n, share in program_costs.scaling(time_, self.num_chips).items()
             ),
         ]
+        if self.num_steps:
+            lines.append(
+                f"the run's {self.num_steps:,} steps: {self.chip_hours():,.0f} chip-hours at the "
+                f"chip's peak of FLOPs, {self.chip_hours(0.4):,.0f} at 40% of it"
+            )
         return "\n".join(lines)
 
 
@@ -153,6 +167,7 @@ def compile_recipe(
         flops=program_costs.count_flops(traced.jaxpr.jaxpr),
         collectives=program_costs.collectives(text, len(devices)),
         compile_seconds=time.monotonic() - began,
+        num_steps=None if isinstance(config, EvaluateConfig) else config.run.num_steps,
     )
 
 

@@ -28,10 +28,14 @@ def test_a_report_says_whether_it_fits_and_what_travels():
         flops=16 * 197 * 10**12,
         collectives={"all-reduce": Collective(3, 2**20, 1.875 * 2**20)},
         compile_seconds=61.0,
+        num_steps=36_000,
     )
     text = cost.text()
     assert "15.50 GiB of 16 (fits)" in text and "16 chips, batch 48, canvas 800 x 1088" in text
     assert "computing 1000.0 ms" in text and "all-reduce" in text and "1 chips 100.0%" in text
+    # A second a step and chip.
+    assert "36,000 steps: 160 chip-hours at the chip's peak of FLOPs, 400 at 40%" in text
+    assert "chip-hours" not in CompiledCost(**{**vars(cost), "num_steps": None}).text()
     large = CompiledCost(**{**vars(cost), "temporary": 20 * 2**30})
     assert "DOES NOT FIT" in large.text()
 
