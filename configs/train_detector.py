@@ -203,7 +203,7 @@ def small() -> ml_collections.ConfigDict:
         no_decay_patterns=("bias$", "scale$"),
         frozen_patterns=("^text/", "^logit_scale"),
     )
-    config.run.update(num_steps=700, batch_size=8, log_every=50, checkpoint_every=200)
+    config.run.update(num_steps=1000, batch_size=8, log_every=50, checkpoint_every=200)
     config.evaluation.update(
         short_side=256,
         max_long_side=416,
