@@ -155,6 +155,7 @@ def test_a_localizer_starts_as_clips_trunk_and_learns_but_its_frozen_norms(
         assert 0 <= metrics[name] <= 100
 
 
+@pytest.mark.slow  # The loop is the detector's below, which is resumed every time.
 def test_a_localizer_that_is_resumed_ends_as_one_that_never_stopped(
     localizer_config, localizer, changed, tmp_path
 ):
