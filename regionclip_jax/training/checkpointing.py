@@ -28,12 +28,15 @@ class TrainingCheckpoints:
             (architecture, batch size, seed, ...). Not what may change, like the number of steps.
 
     Raises:
-        CheckpointMismatch: when the directory holds a run with another card.
+        CheckpointMismatch: when the directory holds a run with another card, or the position of
+            its newest checkpoint cannot be read.
     """
 
     def __init__(self, directory: str | Path, *, max_to_keep: int | None, card: dict):
         self.directory = Path(directory).absolute()
         self._card = card
+        # Before the manager, which tidies the directory: a refused run leaves another's alone.
+        self._require_same_card()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -44,9 +47,6 @@ class TrainingCheckpoints:
             ),
             item_names=("state", "position"),
         )
-        latest = self._manager.latest_step()
-        if latest is not None:
-            self._require_same_card(latest)
 
     def latest(self) -> Path | None:
         """The newest finished checkpoint, or None."""
@@ -126,10 +126,18 @@ class TrainingCheckpoints:
         self.wait()
         self._manager.close()
 
-    def _require_same_card(self, step: int) -> None:
-        position = self._manager.restore(
-            step, args=ocp.args.Composite(position=ocp.args.JsonRestore())
-        )["position"]
+    def _require_same_card(self) -> None:
+        steps = ocp.utils.checkpoint_steps(self.directory) if self.directory.is_dir() else []
+        if not steps:
+            return
+        where = self.directory / str(max(steps))
+        try:
+            position = ocp.JsonCheckpointHandler().restore(where / "position")
+        except (OSError, ValueError) as error:
+            raise CheckpointMismatch(
+                f"{where}: its position cannot be read ({error}); delete this checkpoint to go on "
+                "from the one before it, or start this run with another --workdir"
+            ) from error
         stored, ours = flat(position["card"]), flat(self._card)
         differences = [
             f"{key}: there {stored.get(key, 'absent')!r}, here {ours.get(key, 'absent')!r}"
@@ -137,8 +145,6 @@ class TrainingCheckpoints:
             if stored.get(key, "absent") != ours.get(key, "absent")
         ]
         if differences:
-            self._manager.close()
             raise CheckpointMismatch(
-                f"{self.directory / str(step)} belongs to another run ({'; '.join(differences)}); "
-                f"{_ASK}"
+                f"{where} belongs to another run ({'; '.join(differences)}); {_ASK}"
             )

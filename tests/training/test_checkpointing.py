@@ -124,6 +124,8 @@ def test_the_directory_of_another_run_is_refused_with_both_values(tmp_path):
     run = open_run(tmp_path)
     run.save(1, fresh(), records=8)
     run.close()
+    being_written = tmp_path / "2.orbax-checkpoint-tmp"
+    being_written.mkdir()
     with pytest.raises(checkpointing.CheckpointMismatch) as caught:
         open_run(tmp_path, card={"architecture": {"layers": (1, 3)}, "batch": 8})
     message = str(caught.value)
@@ -131,6 +133,17 @@ def test_the_directory_of_another_run_is_refused_with_both_values(tmp_path):
     assert "seed: there 0, here 'absent'" in message
     assert "batch" not in message
     assert "another --workdir" in message
+    assert being_written.exists(), "a refused run tidied another's directory"
+
+
+def test_a_checkpoint_whose_position_is_cut_off_is_refused_by_name(tmp_path):
+    run = open_run(tmp_path)
+    run.save(1, fresh(), records=8)
+    run.close()
+    position = tmp_path / "1" / "position" / "metadata"
+    position.write_text(position.read_text()[:10])
+    with pytest.raises(checkpointing.CheckpointMismatch, match="1: its position cannot be read"):
+        open_run(tmp_path)
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):
