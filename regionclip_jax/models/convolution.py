@@ -53,11 +53,8 @@ class Conv(nn.Module):
         size, step = self.kernel_size, self.strides
         shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
-        if size == 1:
-            # The same number as a matrix product, whose gradient is several times faster on CPU.
-            x = x[:, ::step, ::step] @ kernel[0, 0]
-        else:
-            x = convolve(zero_outside(x, cells), kernel, step)
+        # A kernel of one cell sees nothing outside.
+        x = convolve(x if size == 1 else zero_outside(x, cells), kernel, step)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return x

@@ -69,6 +69,23 @@ def test_value_and_gradients_are_those_of_the_plain_convolution(stride, channels
         assert relative(ours, np.asarray(theirs, np.float64)) < 1e-5
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_kernel_of_one_cell_mixes_the_channels_of_each(stride):
+    rng = np.random.default_rng(3)
+    x = jnp.array(rng.standard_normal((3, 7, 6, 5)), jnp.float32)
+    kernel = jnp.array(rng.standard_normal((1, 1, 5, 4)), jnp.float32)
+    found, pull_back = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+    asked = rng.standard_normal(found.shape).astype(np.float32)
+    for_x, for_kernel = pull_back(jnp.array(asked))
+    cells = np.asarray(x, np.float64)[:, ::stride, ::stride]
+    mixing = np.asarray(kernel[0, 0], np.float64)
+    assert relative(found, cells @ mixing) < 1e-6
+    assert relative(for_kernel, gradient_by_definition(cells, asked, 1)) < 1e-6
+    expected = np.zeros(x.shape)
+    expected[:, ::stride, ::stride] = asked @ mixing.T
+    assert relative(for_x, expected) < 1e-6
+
+
 def test_a_half_precision_gradient_is_summed_in_single():
     rng = np.random.default_rng(2)
     x = jnp.array(rng.standard_normal((2, 40, 40, 32)), jnp.bfloat16)
