@@ -13,16 +13,9 @@ from regionclip_jax.models.attention_pool import AttentionPool
 from regionclip_jax.models.convolution import Cells, Conv, after_pool, after_stride
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.ops.pooling import average_pool_2x2
 
 EXPANSION = 4
-
-
-def average_pool_2x2(x: Float[Array, "N H W channels"]) -> Float[Array, "N H2 W2 channels"]:
-    """2x2 average pool with stride 2; an odd last row or column is dropped, as torch does."""
-    num, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    # A reshape and a mean: the windowed reduction's gradient is several times slower on CPU.
-    return x.reshape(num, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 class Stem(nn.Module):

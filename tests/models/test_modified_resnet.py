@@ -4,15 +4,6 @@ import numpy as np
 
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.frozen_batch_norm import BatchNorm
-from regionclip_jax.models.modified_resnet import average_pool_2x2
-
-
-def test_average_pooling_drops_an_odd_last_row_and_column():
-    x = jnp.arange(25.0 * 25).reshape(1, 25, 25, 1)
-    pooled = average_pool_2x2(x)
-    assert pooled.shape == (1, 12, 12, 1)
-    assert pooled[0, 0, 0, 0] == (0 + 1 + 25 + 26) / 4
-    assert pooled[0, 11, 11, 0] == x[0, 22:24, 22:24].mean()
 
 
 def test_frozen_norm_is_an_affine_map_of_the_stored_statistics():
