@@ -1,6 +1,7 @@
 """Compiles a recipe's step for a slice of TPUs that is not here, and reports what it costs."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
@@ -178,6 +179,8 @@ def _devices(topology: str) -> list:
             f"--topology: {topology!r}, expected one of {sorted(program_costs.CHIPS)}, a colon and "
             "the grid of chips, such as v5e:16x16"
         )
+    # No chip is used, so whoever else has the library open, a training on this host, may keep it.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:  # whatever libtpu says of a grid, or that it is missing
