@@ -47,7 +47,7 @@ from regionclip_jax.steps.predict_step import (
 from regionclip_jax.steps.pretrain_step import PretrainSettings
 from regionclip_jax.steps.train_state import TrainState, create_train_state
 from regionclip_jax.training import schedules
-from regionclip_jax.training.initialization import merge_parameters
+from regionclip_jax.training.initialization import draw_parameters, merge_parameters
 from regionclip_jax.training.optimizer import make_optimizer
 
 Tree = TypeVar("Tree")
@@ -124,8 +124,7 @@ def initial_variables(section: ModelSection, seed: int) -> dict:
     config = architecture(section)
     if not section.init_from:
         logging.warning("%s: no init_from, starts from random weights", section.preset)
-        # As one program: tensor by tensor, a small model takes three times longer to compile.
-        return jax.jit(init_variables, static_argnums=0)(config, jax.random.key(seed))
+        return draw_parameters(init_variables, config, jax.random.key(seed))
     variables, card = load_model(section.init_from)
     if card.architecture != config:
         raise CheckpointMismatch(

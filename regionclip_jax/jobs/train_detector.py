@@ -29,6 +29,7 @@ from regionclip_jax.steps.detector_step import (
 )
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.text.prompts import prepare_class_name
+from regionclip_jax.training.initialization import draw_parameters
 
 
 def run(config: TrainDetectorConfig, workdir: Path) -> Path:
@@ -119,12 +120,12 @@ def _start_variables(
     variables = start
     if not pretrained:
         logging.info("the image tower starts from random weights, with live batch norms")
-        fresh = init_variables(assembly.architecture(config.model), tower_key)
+        fresh = draw_parameters(init_variables, assembly.architecture(config.model), tower_key)
         variables = {
             "params": start["params"] | {"visual": fresh["params"]["visual"]},
             "batch_stats": fresh["batch_stats"],
         }
-    params = variables["params"] | init_heads(heads, heads_key)
+    params = variables["params"] | draw_parameters(init_heads, heads, heads_key)
     return {"params": params, "batch_stats": variables["batch_stats"]}
 
 

@@ -28,7 +28,7 @@ from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_loc
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.steps.localizer_step import make_localizer_step
-from regionclip_jax.training.initialization import merge_parameters
+from regionclip_jax.training.initialization import draw_parameters, merge_parameters
 
 
 def run(config: TrainLocalizerConfig, workdir: Path) -> Path:
@@ -91,7 +91,7 @@ def initial_localizer(section: LocalizerSection, architecture: LocalizerConfig, 
     """
     if not section.init_from:
         logging.warning("%s: no init_from, starts from random weights", section.preset)
-        return init_localizer(architecture, jax.random.key(seed))
+        return draw_parameters(init_localizer, architecture, jax.random.key(seed))
     where = Path(section.init_from)
     abstract, wanted = abstract_localizer(architecture), abstract_trunk(architecture)
     if section.init_part not in ("all", "trunk"):
@@ -116,7 +116,7 @@ def initial_localizer(section: LocalizerSection, architecture: LocalizerConfig, 
             "(scripts/convert_checkpoint.py --trunk), or the CLIP whose image tower a localizer of "
             "trunk 'clip' starts from"
         )
-    fresh = init_localizer(architecture, jax.random.key(seed))
+    fresh = draw_parameters(init_localizer, architecture, jax.random.key(seed))
     trunk = merge_parameters(wanted, trunk, str(where))
     return {name: {**tree, "trunk": trunk[name]} for name, tree in fresh.items()}
 

@@ -1,8 +1,10 @@
-"""Starting parameters from another model's tree, strictly: nothing is skipped, nothing is guessed.
+"""Starting parameters: drawn at random, or from another model's tree, strictly.
 
-Most reports of "zero AP" with the reference are weights that were silently not loaded. Here a name
+There nothing is skipped and nothing is guessed. Most reports of "zero AP" with the reference are weights that were silently not loaded. Here a name
 or a shape that does not fit ends the run with the list of all that do not fit.
 """
+
+from collections.abc import Callable, Hashable
 
 import jax
 import numpy as np
@@ -11,6 +13,23 @@ from absl import logging
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 
 _LISTED = 10
+
+
+def draw_parameters(
+    initialize: Callable[[Hashable, jax.Array], dict], config: Hashable, key: jax.Array
+) -> dict:
+    """``initialize(config, key)`` as one program that is compiled fast.
+
+    Operation by operation every shape compiles its own programs, for many seconds even of a small
+    model; and on a CPU optimizing a program that runs once takes longer than running it as it is.
+    Against the function itself values differ by rounding.
+    """
+    if isinstance(key, jax.core.Tracer):
+        # Asked for shapes alone: options belong to the outermost program.
+        return initialize(config, key)
+    on_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(initialize, static_argnums=0, compiler_options=options)(config, key)
 
 
 def merge_parameters(target_abstract, source, where: str):

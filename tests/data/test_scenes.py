@@ -115,7 +115,7 @@ def test_boxes_change_neither_the_picture_nor_its_caption(world, index):
 def test_boxes_lie_inside_a_square_picture_and_have_an_area(world, index):
     record = draw_record(world, index, True)
     picture = Image.open(io.BytesIO(record.image))
-    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (world.side,) * 2)
+    assert (picture.format, picture.mode, picture.size) == ("BMP", "RGB", (world.side,) * 2)
     assert record.image_id == index + 1 and not record.crowd.any()
     assert len(record.boxes) == len(record.classes) <= world.num_things[1]
     assert record.boxes.min(initial=0) >= 0 and record.boxes.max(initial=0) <= world.side

@@ -51,7 +51,8 @@ def draw_record(pictures: Pictures, index: int, with_boxes: bool):
     pixels, boxes, visible = render(layout, pictures.side, pictures.clutter, rng)
     caption = describe(layout, visible, rng)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    # As it is: grain hardly compresses, and each picture is read many times.
+    Image.fromarray(pixels).save(file, "BMP")
     key = f"{pictures.stream}-{index}"
     if not with_boxes:
         return ImageTextRecord(key=key, image=file.getvalue(), captions=(caption,))
