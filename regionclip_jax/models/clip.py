@@ -18,9 +18,9 @@ from regionclip_jax.models.rematerialization import KeptActivations
 from regionclip_jax.models.text_transformer import TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer
 from regionclip_jax.ops.backend import target_backend
+from regionclip_jax.ops.chunks import map_chunks
 from regionclip_jax.ops.crops import crop_and_resize
 from regionclip_jax.ops.normalization import normalize_crops_for_clip
-from regionclip_jax.ops.region_chunks import map_regions
 from regionclip_jax.ops.roi_align import roi_align
 
 
@@ -196,7 +196,7 @@ def _of_crops(
         return _apply_to_crops(model, variables, crops, method)
 
     unroll = differentiated and target_backend() == "cpu"
-    return map_regions(embed, boxes, regions_per_chunk, unroll=unroll)
+    return map_chunks(embed, boxes, regions_per_chunk, unroll=unroll)
 
 
 def encode_crops(
@@ -225,7 +225,7 @@ def encode_crops(
         crops = normalize_crops_for_clip(crops)
         return _apply_to_crops(model, variables, crops, model.encode_image)
 
-    return map_regions(embed, boxes, regions_per_chunk)
+    return map_chunks(embed, boxes, regions_per_chunk)
 
 
 def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]:

@@ -6,6 +6,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.ops.backend import target_backend
+from regionclip_jax.ops.chunks import map_chunks
+
+# Of more tokens than twice this, so many attend at once on accelerators.
+_TOKENS_PER_CHUNK = 256
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -42,7 +47,13 @@ class _SquareDense(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with separate q, k, v projections; heads share the width."""
+    """Multi-head self-attention with separate q, k, v projections; heads share the width.
+
+    The weights of all tokens for one another grow with the square of their number: of the 2,210 of
+    a picture of 752 x 752 they are most of what a ViT's step would keep and move. On accelerators
+    tokens attend some at a time, and in the backward pass their weights are made again. On CPUs
+    they do not: a loop's body keeps one core busy there, and memory is seldom short.
+    """
 
     num_heads: int
     num_layers: int
@@ -66,12 +77,19 @@ class SelfAttention(nn.Module):
         query = self.q_proj(x).reshape(heads) * (width // self.num_heads) ** -0.5
         key = self.k_proj(x).reshape(heads)
         value = self.v_proj(x).reshape(heads)
-        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
-        if mask is not None:
-            scores = jnp.where(mask[:, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(num, tokens, width)
-        return self.out_proj(mixed)
+
+        def attend(query):
+            scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+            if mask is not None:
+                scores = jnp.where(mask[:, None], scores, -jnp.inf)
+            weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+            return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+
+        # A mask with a row for each token is that of texts, which are short.
+        in_chunks = target_backend() != "cpu" and (mask is None or mask.shape[1] == 1)
+        in_chunks &= tokens > 2 * _TOKENS_PER_CHUNK
+        mixed = map_chunks(attend, query, _TOKENS_PER_CHUNK if in_chunks else None)
+        return self.out_proj(mixed.reshape(num, tokens, width))
 
     def values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
         """Each token's own value, projected: attention in which every token sees only itself."""

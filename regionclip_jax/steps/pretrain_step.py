@@ -33,8 +33,8 @@ from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
 from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
 from regionclip_jax.models.concept_classifier import concept_logits
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.ops.chunks import map_chunks
 from regionclip_jax.ops.normalization import normalize_for_clip
-from regionclip_jax.ops.region_chunks import map_regions
 from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
 from regionclip_jax.steps.micro_batches import map_parts, value_and_cached_gradient
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
@@ -162,7 +162,7 @@ def name_regions(
 
     Memory beyond the embeddings: ``B * regions_per_softmax * C`` probabilities.
     """
-    targets, confidence = map_regions(
+    targets, confidence = map_chunks(
         lambda chunk: likeliest_concepts(
             concept_logits(chunk, frozen.teacher_concepts, settings.teacher_temperature)
         ),
@@ -245,7 +245,7 @@ def region_losses(
     chunked = embeddings, labels.embeddings, labels.targets
     distillation, contrastive = (
         mean_over_groups(group_regions(losses, settings.images_per_group), keep)
-        for losses in map_regions(of_each, chunked, settings.regions_per_softmax)
+        for losses in map_chunks(of_each, chunked, settings.regions_per_softmax)
     )
     return distillation, contrastive
 

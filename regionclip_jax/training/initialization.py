@@ -1,7 +1,8 @@
 """Starting parameters: drawn at random, or from another model's tree, strictly.
 
-There nothing is skipped and nothing is guessed. Most reports of "zero AP" with the reference are weights that were silently not loaded. Here a name
-or a shape that does not fit ends the run with the list of all that do not fit.
+There nothing is skipped and nothing is guessed. Most reports of "zero AP" with the reference are
+weights that were silently not loaded. Here a name or a shape that does not fit ends the run with
+the list of all that do not fit.
 """
 
 from collections.abc import Callable, Hashable

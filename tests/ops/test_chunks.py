@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.ops.region_chunks import map_regions
+from regionclip_jax.ops.chunks import map_chunks
 
 
 @pytest.mark.property
@@ -22,7 +22,7 @@ def test_chunks_give_what_all_regions_at_once_give(regions_per_chunk, unroll):
 
     def total(weights, x, size):
         chunk = {**regions, "x": x}
-        y, z = map_regions(lambda c: function(weights, c), chunk, size, unroll=unroll)
+        y, z = map_chunks(lambda c: function(weights, c), chunk, size, unroll=unroll)
         assert y.shape == (2, 7, 4) and z.shape == (2, 7)
         return (y**2).sum() + (z**3).sum()
 

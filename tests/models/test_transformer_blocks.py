@@ -1,0 +1,68 @@
+"""Attention: tokens a few at a time, as on accelerators, against all at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from regionclip_jax.models import transformer_blocks
+from regionclip_jax.models.transformer_blocks import SelfAttention
+from regionclip_jax.ops.backend import tracing_for
+
+TOKENS = 19
+
+MASKS = {
+    "none": None,
+    # As of a ViT on a canvas.
+    "of each picture": (np.arange(TOKENS) < np.array([[19], [6]]))[:, None],
+    "causal": np.tril(np.ones((TOKENS, TOKENS), bool))[None],
+}
+
+
+@pytest.fixture
+def attention(monkeypatch):
+    monkeypatch.setattr(transformer_blocks, "_TOKENS_PER_CHUNK", 4)
+    module = SelfAttention(num_heads=2, num_layers=3, dtype=jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (2, TOKENS, 16))
+    variables = jax.jit(lambda: module.init(jax.random.key(1), x, None))()
+    return module, variables, x
+
+
+def losses(module, mask):
+    def total(variables, x):
+        return jnp.sin(
+            3 * module.apply(variables, x, mask if mask is None else jnp.asarray(mask))
+        ).sum()
+
+    return jax.value_and_grad(total, (0, 1))
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_chunks_of_tokens_change_neither_values_nor_gradients(attention, mask, relative_error):
+    module, variables, x = attention
+    expected = jax.jit(losses(module, mask))(variables, x)
+    with tracing_for("tpu"):
+        found = jax.jit(losses(module, mask))(variables, x)
+    # Sums in another order; of all numbers at once, as the gradient of the keys' bias is zero.
+    assert relative_error(*(ravel_pytree(tree)[0] for tree in (found, expected))) < 1e-5
+
+
+@pytest.mark.parametrize("backend,whole", [("cpu", True), ("gpu", False), ("tpu", False)])
+def test_on_accelerators_nothing_holds_the_weights_of_all_tokens_for_one_another(
+    attention, backend, whole
+):
+    module, variables, x = attention
+    with tracing_for(backend):
+        program = str(jax.make_jaxpr(losses(module, MASKS["of each picture"]))(variables, x))
+    assert (f"f32[2,2,{TOKENS},{TOKENS}]" in program) == whole
+    # 19 are five chunks of 4 at most: their weights, of one chunk.
+    assert (f"f32[2,2,4,{TOKENS}]" in program) != whole
+
+
+def test_few_tokens_attend_at_once(attention):
+    module, variables, x = attention
+    with tracing_for("tpu"):
+        program = str(jax.make_jaxpr(losses(module, None))(variables, x[:, :8]))
+    assert "f32[2,2,8,8]" in program and "scan" not in program
