@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.training.initialization import merge_parameters
+from regionclip_jax.training.initialization import draw_parameters, merge_parameters
 
 
 def abstract(**shapes):
@@ -37,3 +37,25 @@ def test_missing_unused_and_misshapen_tensors_are_all_listed():
 def test_a_long_list_is_cut_with_the_number_of_the_rest():
     with pytest.raises(ValueError, match=r"25 missing there: visual/a00, .*visual/a09 and 15 more"):
         merge_parameters(abstract(**{f"a{i:02}": (1,) for i in range(25)}), {}, "x")
+
+
+def initialize(num_features, key):
+    """As initializers are: normal numbers, brought to a scale."""
+    kernel_key, stem_key = jax.random.split(key)
+    kernel = jax.random.truncated_normal(kernel_key, -2.0, 2.0, (3, num_features)) / 3**0.5
+    return {"kernel": kernel, "stem": jax.random.normal(stem_key, (num_features,))}
+
+
+def test_drawn_parameters_are_those_of_the_function_itself():
+    key = jax.random.key(3)
+    drawn, expected = draw_parameters(initialize, 5, key), initialize(5, key)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), drawn, expected
+    )
+    again = draw_parameters(initialize, 5, key)
+    jax.tree.map(np.testing.assert_array_equal, again, drawn)
+
+
+def test_shapes_of_drawn_parameters_are_had_without_drawing():
+    shapes = jax.eval_shape(lambda: draw_parameters(initialize, 5, jax.random.key(3)))
+    assert {name: x.shape for name, x in shapes.items()} == {"kernel": (3, 5), "stem": (5,)}
