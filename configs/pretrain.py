@@ -333,7 +333,7 @@ def scenes() -> ml_collections.ConfigDict:
 
 
 def scenes_detection() -> ml_collections.ConfigDict:
-    """Localizer, RegionCLIP on its regions, detectors from three starts: 7 to 10 minutes."""
+    """Localizer, RegionCLIP on its regions, detectors from three starts: 9 to 10 minutes."""
     config = scenes()
     config.job = "scenes_detection"
     evaluation = config.evaluation.to_dict()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The table of detectors from three starts: three seeds, each its own drawn world and teacher.
-# Usage: scripts/detection_seeds.sh [WORKDIR]   (22 to 32 minutes on 2 idle CPU cores; continues where it stopped)
+# Usage: scripts/detection_seeds.sh [WORKDIR]   (about 28 minutes on 2 idle CPU cores; continues where it stopped)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

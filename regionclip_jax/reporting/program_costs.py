@@ -151,6 +151,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OPERATION = re.compile(rf"= (.+?) ({'|'.join(_KINDS)})(-start)?\(")
 _CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r" constant\((\d+)\)")
 _ARRAY = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\]")
 
 
@@ -174,7 +176,7 @@ def collectives(hlo: str, num_devices: int) -> dict[str, Collective]:
                     size *= group
                 sent = size * _SHARE_SENT[kind](group)
                 found.setdefault(kind, []).append((times, times * size, times * sent))
-            trips = int(t[1]) if " while(" in line and (t := _TRIPS.search(line)) else 1
+            trips = _trips(line, bodies) if " while(" in line else 1
             for single, several in _CALLED.findall(line):
                 for callee in [single] if single else several.replace("%", "").split(", "):
                     if callee in bodies:
@@ -200,6 +202,20 @@ def _computations(hlo: str) -> tuple[str, dict[str, list[str]]]:
     if entry is None:
         raise ValueError("expected the text of a compiled program, found none with an ENTRY")
     return entry, bodies
+
+
+def _trips(loop: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: what it states, or what its counter is to stay below, else once.
+
+    A TPU's compiler states nothing; a loop whose end depends on data has no such counter.
+    """
+    if stated := _TRIPS.search(loop):
+        return int(stated[1])
+    named = _CONDITION.search(loop)
+    condition = bodies.get(named[1], []) if named else []
+    limits = _CONSTANT.findall("\n".join(condition))
+    counts = any("ROOT" in line and "direction=LT" in line for line in condition)
+    return int(limits[0]) if counts and len(limits) == 1 else 1
 
 
 def _bytes(shape: str, is_start: bool) -> int:

@@ -123,6 +123,40 @@ ENTRY %main (x: f32[2,8]) -> f32[8,8] {
         collectives("nothing", 8)
 
 
+TPU_LOOP = """
+%below (p: (s32[], f32[8])) -> pred[] {{
+  %limit = s32[]{{:T(128)}} constant(9)
+  %p = (s32[]{{:T(128)}}, f32[8]{{0:T(1024)}}) parameter(0)
+  %counter = s32[]{{:T(128)}} get-tuple-element(%p), index=0
+  {root}
+}}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %sum = f32[8]{{0:T(1024)}} all-reduce(%x), replica_groups={{{{0,1}}}}, to_apply=%add
+}}
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %loop = (s32[], f32[8]) while(%t), condition=%below, body=%body
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    "root,times",
+    [
+        ("ROOT %c = pred[]{:T(512)} compare(%counter, %limit), direction=LT", 9),
+        # An end that depends on data as well.
+        (
+            "%c = pred[] compare(%counter, %limit), direction=LT\n  ROOT %d = pred[] and(%c, %any)",
+            1,
+        ),
+    ],
+)
+def test_a_tpu_s_loop_runs_as_often_as_its_counter_allows(root, times):
+    found = collectives(TPU_LOOP.format(root=root), 2)
+    assert found["all-reduce"] == (times, times * 32, times * 32)
+
+
 def test_a_roofline_takes_the_slower_of_computing_and_reading_and_adds_the_links():
     chip = CHIPS["v5e"]
     time = roofline(chip, chip.flops, chip.memory_bytes / 2, chip.link_bytes / 10)
