@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from regionclip_jax.models import transformer_blocks
-from regionclip_jax.models.transformer_blocks import SelfAttention
+from regionclip_jax.models.transformer_blocks import BlockStack, SelfAttention
 from regionclip_jax.ops.backend import tracing_for
 
 TOKENS = 19
@@ -66,3 +66,20 @@ def test_few_tokens_attend_at_once(attention):
     with tracing_for("tpu"):
         program = str(jax.make_jaxpr(losses(module, None))(variables, x[:, :8]))
     assert "f32[2,2,8,8]" in program and "scan" not in program
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("kept", ["products", "block_inputs"])
+def test_chunks_go_with_blocks_that_keep_less(attention, kept, relative_error):
+    _, _, x = attention
+    mask = jnp.asarray(MASKS["of each picture"])
+
+    def losses_of(kept_activations):
+        blocks = BlockStack(2, 2, jnp.float32, kept_activations)
+        variables = jax.jit(lambda: blocks.init(jax.random.key(1), x))()
+        return jax.jit(losses(blocks, mask))(variables, x)
+
+    expected = losses_of("all")
+    with tracing_for("tpu"):
+        found = losses_of(kept)
+    assert relative_error(*(ravel_pytree(tree)[0] for tree in (found, expected))) < 1e-5
