@@ -1,19 +1,27 @@
-"""Compiles a recipe's step for a slice of TPUs that is not here, and reports what it costs."""
+"""Compiles a recipe's step for TPUs or GPUs that are not here, and reports what it costs."""
 
 import dataclasses
-import os
 import time
 from pathlib import Path
 
 import jax
 import ml_collections
-from jax.experimental import topologies
 
 from regionclip_jax import config as config_module
-from regionclip_jax.config import ConfigError, EvaluateConfig
+from regionclip_jax.config import ConfigError, EvaluateConfig, PretrainConfig, TrainLocalizerConfig
 from regionclip_jax.jobs import abstract_steps
+from regionclip_jax.jobs.absent_devices import describe_topology
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.reporting import program_costs
+from regionclip_jax.reporting.chips import CHIPS, Chip
+from regionclip_jax.reporting.program_text import (
+    Collective,
+    Launches,
+    collectives,
+    launches,
+    memory_traffic,
+    parse_program,
+)
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.sharding.global_arrays import batch_sharding, described, whole_everywhere
 from regionclip_jax.sharding.mesh import make_mesh, require_divisible
@@ -27,32 +35,36 @@ _SECTIONS = {
     "evaluate": config_module.EvaluateConfig,
 }
 _GIB = 2**30
+# Of the parts of a step that move most, so many lines.
+_PARTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledCost:
-    """Of one step; bytes are those of one chip.
-
-    ``memory_traffic`` is the compiler's count, which takes the body of a loop once.
-    """
+    """Of one step; bytes are those of one chip."""
 
     topology: str
     num_chips: int
+    several_hosts: bool
     batch_size: int
     canvas: tuple[int, int]
+    # Of the products: "float32" or "bfloat16".
+    dtype: str
     arguments: int
     temporary: int
     outputs: int
-    memory_traffic: float
+    # By part of the step, most first.
+    traffic: dict[str, int]
     flops: int
-    collectives: dict[str, program_costs.Collective]
+    collectives: dict[str, Collective]
+    launches: Launches
     compile_seconds: float
     # Of the recipe; None where nothing is trained.
     num_steps: int | None
 
     @property
-    def chip(self) -> program_costs.Chip:
-        return program_costs.CHIPS[self.topology.split(":")[0]]
+    def chip(self) -> Chip:
+        return CHIPS[self.topology.split(":")[0]]
 
     @property
     def memory(self) -> int:
@@ -62,10 +74,12 @@ class CompiledCost:
     @property
     def roofline(self) -> program_costs.Roofline:
         return program_costs.roofline(
-            self.chip,
             self.flops / self.num_chips,
-            self.memory_traffic,
+            sum(self.traffic.values()),
             sum(kind.sent_bytes for kind in self.collectives.values()),
+            chip=self.chip,
+            dtype=self.dtype,
+            over_network=self.several_hosts,
         )
 
     def chip_hours(self, utilization: float = 1.0) -> float:
@@ -73,29 +87,43 @@ class CompiledCost:
 
         With 1 nothing could be faster; memory and links, which may bound it too, are not counted.
         """
-        return self.flops * (self.num_steps or 0) / (self.chip.flops * utilization) / 3600
+        peak = self.chip.peak(self.dtype) * utilization
+        return self.flops * (self.num_steps or 0) / peak / 3600
 
     def text(self) -> str:
         time_, chip = self.roofline, self.chip
         fits = "fits" if self.memory <= chip.memory else "DOES NOT FIT"
         lines = [
             f"{self.topology}, {self.num_chips} chips, batch {self.batch_size}, canvas "
-            f"{self.canvas[0]} x {self.canvas[1]}, compiled in "
+            f"{self.canvas[0]} x {self.canvas[1]}, {self.dtype}, compiled in "
             f"{readable_seconds(self.compile_seconds)}",
             f"memory a chip: {self.memory / _GIB:.2f} GiB of {chip.memory / _GIB:.0f} ({fits}): "
             f"arguments {self.arguments / _GIB:.2f}, temporary {self.temporary / _GIB:.2f}, "
             f"results {self.outputs / _GIB:.2f}",
             f"FLOPs of a step: {self.flops / 1e12:.2f} T, a chip "
             f"{self.flops / self.num_chips / 1e12:.3f} T",
+            f"read and written, a step, one chip: {sum(self.traffic.values()) / 1e9:.1f} GB, most "
+            "of it by:",
+            *(
+                f"  {num_bytes / 1e9:6.1f} GB  {part}"
+                for part, num_bytes in list(self.traffic.items())[:_PARTS]
+            ),
             "between chips, a step, one chip:",
             *(
                 f"  {kind:20s} {found.count:5d} times, {found.num_bytes / 2**20:10.2f} MiB, sent "
                 f"{found.sent_bytes / 2**20:10.2f} MiB"
                 for kind, found in self.collectives.items()
             ),
+        ]
+        if chip.kind == "gpu":
+            lines.append(
+                f"launches: {self.launches.kernels:,} kernels, {self.launches.waiting_loops} loops "
+                "whose rounds wait for the host, with one round each"
+            )
+        lines += [
             f"roofline: computing {time_.compute * 1e3:.1f} ms, memory at least "
-            f"{time_.memory * 1e3:.1f} ms (loop bodies once), links {time_.links * 1e3:.2f} ms; "
-            f"step at least {time_.step * 1e3:.1f} ms",
+            f"{time_.memory * 1e3:.1f} ms, links {time_.links * 1e3:.2f} ms; step at least "
+            f"{time_.step * 1e3:.1f} ms, with {time_.compute / time_.step:.0%} of the chip's FLOPs",
             "efficiency of weak scaling: "
             + ", ".join(
                 f"{n} chips {share:.1%}"
@@ -123,7 +151,7 @@ def compile_recipe(
 
     Args:
         recipe: of a job that trains or evaluates.
-        topology: such as ``v5e:16x16``.
+        topology: as of ``describe_topology``.
         localizer, num_concepts: as of ``abstract_steps.training_step``.
         preset: of the CLIP that is evaluated.
         dump: file for the program's text.
@@ -139,55 +167,49 @@ def compile_recipe(
         )
     config = config_module.parse(_SECTIONS[job], recipe)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    devices = _devices(topology)
+    absent = describe_topology(topology)
     began = time.monotonic()
-    with tracing_for("tpu"):
+    with tracing_for(absent.chip.kind):
         if isinstance(config, EvaluateConfig):
-            mesh = make_mesh(devices=devices)
+            mesh = make_mesh(devices=absent.devices)
             function, arguments = _prediction(config, preset, localizer, num_concepts, mesh)
         else:
-            mesh = make_mesh(fsdp=config.run.fsdp, devices=devices)
+            mesh = make_mesh(fsdp=config.run.fsdp, devices=absent.devices)
             function, arguments = _training(config, localizer, num_concepts, mesh)
         batch = arguments[-1]
         require_divisible(len(batch.mask), mesh)
         traced = function.trace(*arguments)
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(absent.compiler_options)
     text = compiled.as_text()
     if dump:
         Path(dump).write_text(text, encoding="utf-8")
+    program = parse_program(text)
     memory = compiled.memory_analysis()
     return CompiledCost(
         topology=topology,
-        num_chips=len(devices),
+        num_chips=len(absent.devices),
+        several_hosts=absent.several_hosts,
         batch_size=len(batch.mask),
         canvas=batch.images.shape[1:3],
+        dtype=_product_type(config),
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        memory_traffic=compiled.cost_analysis()["bytes accessed"],
+        traffic=memory_traffic(program),
         flops=program_costs.count_flops(traced.jaxpr.jaxpr),
-        collectives=program_costs.collectives(text, len(devices)),
+        collectives=collectives(program, len(absent.devices)),
+        launches=launches(program),
         compile_seconds=time.monotonic() - began,
         num_steps=None if isinstance(config, EvaluateConfig) else config.run.num_steps,
     )
 
 
-def _devices(topology: str) -> list:
-    kind = topology.split(":")[0]
-    if kind not in program_costs.CHIPS or ":" not in topology:
-        raise ConfigError(
-            f"--topology: {topology!r}, expected one of {sorted(program_costs.CHIPS)}, a colon and "
-            "the grid of chips, such as v5e:16x16"
-        )
-    # No chip is used, so whoever else has the library open, a training on this host, may keep it.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        return list(topologies.get_topology_desc(topology, "tpu").devices)
-    except Exception as error:  # whatever libtpu says of a grid, or that it is missing
-        raise ConfigError(
-            f"--topology: {topology!r} cannot be described ({error}); it needs libtpu "
-            '(pip install -e ".[tpu]") and a grid that this kind of chip comes in'
-        ) from error
+def _product_type(config) -> str:
+    if isinstance(config, EvaluateConfig):
+        return config.dtype
+    if isinstance(config, PretrainConfig):
+        return config.student.dtype
+    return (config.localizer if isinstance(config, TrainLocalizerConfig) else config.model).dtype
 
 
 def _training(config, localizer: str | None, num_concepts: int, mesh):

@@ -6,7 +6,7 @@ import pytest
 
 from regionclip_jax.config import ConfigError
 from regionclip_jax.jobs.compile_ahead import CompiledCost, compile_recipe
-from regionclip_jax.reporting.program_costs import Collective
+from regionclip_jax.reporting.program_text import Collective, Launches
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -19,25 +19,34 @@ def test_a_report_says_whether_it_fits_and_what_travels():
     cost = CompiledCost(
         topology="v5e:4x4",
         num_chips=16,
+        several_hosts=False,
         batch_size=48,
         canvas=(800, 1088),
+        dtype="float32",
         arguments=2 * 2**30,
         temporary=13 * 2**30,
         outputs=2**29,
-        memory_traffic=819e9 / 10,
+        traffic={"trunk (forward)": 81_000_000_000, "step (backward)": 900_000_000},
         flops=16 * 197 * 10**12,
         collectives={"all-reduce": Collective(3, 2**20, 1.875 * 2**20)},
+        launches=Launches(kernels=1234, waiting_loops=5),
         compile_seconds=61.0,
         num_steps=36_000,
     )
     text = cost.text()
     assert "15.50 GiB of 16 (fits)" in text and "16 chips, batch 48, canvas 800 x 1088" in text
-    assert "computing 1000.0 ms" in text and "all-reduce" in text and "1 chips 100.0%" in text
+    assert "computing 1000.0 ms, memory at least 100.0 ms" in text and "all-reduce" in text
+    assert "81.0 GB  trunk (forward)" in text and "1 chips 100.0%" in text
+    assert "launches" not in text
     # A second a step and chip.
     assert "36,000 steps: 160 chip-hours at the chip's peak of FLOPs, 400 at 40%" in text
     assert "chip-hours" not in CompiledCost(**{**vars(cost), "num_steps": None}).text()
     large = CompiledCost(**{**vars(cost), "temporary": 20 * 2**30})
     assert "DOES NOT FIT" in large.text()
+    gpu = CompiledCost(**{**vars(cost), "topology": "h100:2x8", "several_hosts": True})
+    assert "1,234 kernels, 5 loops" in gpu.text() and "computing 398.4 ms" in gpu.text()
+    half = CompiledCost(**{**vars(gpu), "dtype": "bfloat16"})
+    assert "computing 199.2 ms" in half.text()
 
 
 @pytest.mark.parametrize(
@@ -45,6 +54,8 @@ def test_a_report_says_whether_it_fits_and_what_travels():
     [
         ("v9:2x2", "rn50_coco", "expected one of .*'v5e'.*such as v5e:16x16"),
         ("v5e", "rn50_coco", "expected one of"),
+        ("h100:0", "rn50_coco", "expected one of.*h100:4x8"),
+        ("h100:2x2x2", "rn50_coco", "expected one of"),
         ("v5e:2x2", "scenes", "'scenes_experiment' is not one step"),
     ],
 )
@@ -55,26 +66,39 @@ def test_what_cannot_be_compiled_is_refused(topology, variant, message):
         )
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize(
-    ("stem", "variant", "changes", "localizer"),
-    [
-        ("pretrain", "rn50_coco", {"student.preset": "scenes", "teacher.preset": "scenes"}, None),
-        ("train_localizer", "small", {}, None),
-        ("train_detector", "small", {}, "small"),
-        ("evaluate", "coco_rpn", {"evaluation.batch_size": 4}, "small"),
-    ],
-)
-def test_steps_compile_for_tpus_that_are_not_here(stem, variant, changes, localizer):
+STEPS = [
+    ("pretrain", "rn50_coco", {"student.preset": "scenes", "teacher.preset": "scenes"}, None),
+    ("train_localizer", "small", {}, None),
+    ("train_detector", "small", {}, "small"),
+    ("evaluate", "coco_rpn", {"evaluation.batch_size": 4}, "small"),
+]
+
+
+def check_that_it_compiles(topology, stem, variant, changes, localizer):
     config = recipe(stem, variant)
     with config.unlocked():
         for key, value in changes.items():
             config.update_from_flattened_dict({key: value})
         if "run" in config:
             config.run.batch_size = 12 if stem == "pretrain" else 4
-    cost = compile_recipe(config, "v5e:2x2", localizer=localizer, preset="scenes", num_concepts=20)
+    cost = compile_recipe(config, topology, localizer=localizer, preset="scenes", num_concepts=20)
     assert cost.num_chips == 4 and cost.flops > 0 and cost.temporary > 0
-    assert cost.memory < cost.chip.memory
+    assert cost.memory < cost.chip.memory and sum(cost.traffic.values()) > cost.arguments
     # Every training sums its gradients over the chips.
     assert ("all-reduce" in cost.collectives) or stem == "evaluate"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize(("stem", "variant", "changes", "localizer"), STEPS)
+def test_steps_compile_for_tpus_that_are_not_here(stem, variant, changes, localizer):
+    check_that_it_compiles("v5e:2x2", stem, variant, changes, localizer)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs JAX's CUDA plugin"
+)
+@pytest.mark.parametrize(("stem", "variant", "changes", "localizer"), STEPS)
+def test_steps_compile_for_gpus_that_are_not_here(stem, variant, changes, localizer):
+    check_that_it_compiles("h100:4", stem, variant, changes, localizer)

@@ -1,0 +1,122 @@
+"""Devices that are not here, to compile programs for: slices of TPUs, hosts of GPUs.
+
+A TPU's compiler is in libtpu, a GPU's in JAX's CUDA plugin; neither needs the device.
+"""
+
+import os
+import re
+from typing import NamedTuple
+
+from jax.experimental import topologies
+
+from regionclip_jax.config import ConfigError
+from regionclip_jax.reporting.chips import CHIPS, Chip
+
+
+class Topology(NamedTuple):
+    """Devices of a kind, and how far apart they are."""
+
+    name: str
+    chip: Chip
+    devices: list
+    several_hosts: bool
+
+    @property
+    def compiler_options(self) -> dict[str, bool | int]:
+        """Trying kernels out takes a GPU, and those in Triton are not compiled without trying."""
+        if self.chip.kind == "tpu":
+            return {}
+        return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+
+
+def describe_topology(name: str) -> Topology:
+    """The devices that ``name`` asks for.
+
+    Args:
+        name: a kind of chip, a colon, and a slice of TPUs (``v5e:16x16``), a number of GPUs of one
+            host (``h100:8``) or hosts and GPUs of each (``h100:4x8``).
+
+    Raises:
+        ConfigError: there is no such thing, or the compiler is not installed.
+    """
+    kind, _, grid = name.partition(":")
+    known = CHIPS.get(kind)
+    pattern = r"\d+(x\d+)*" if known and known.kind == "tpu" else r"[1-9]\d*(x[1-9]\d*)?"
+    if known is None or not re.fullmatch(pattern, grid):
+        raise ConfigError(
+            f"--topology: {name!r}, expected one of {sorted(CHIPS)}, a colon and the grid of TPU "
+            "chips, such as v5e:16x16, or the number of GPUs, such as h100:8 (of a host) or "
+            "h100:4x8 (of four)"
+        )
+    if known.kind == "tpu":
+        return Topology(name, known, _tpus(name), several_hosts=False)
+    sides = [int(side) for side in grid.split("x")]
+    hosts, each = sides if len(sides) == 2 else (1, *sides)
+    return Topology(name, known, _gpus(name, kind, hosts, each), several_hosts=hosts > 1)
+
+
+def _tpus(name: str) -> list:
+    # No chip is used, so whoever else has the library open, a training on this host, may keep it.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        return list(topologies.get_topology_desc(name, "tpu").devices)
+    except Exception as error:  # whatever libtpu says of a grid, or that it is missing
+        raise ConfigError(
+            f"--topology: {name!r} cannot be described ({error}); it needs libtpu "
+            '(pip install -e ".[tpu]") and a grid that this kind of chip comes in'
+        ) from error
+
+
+def _gpus(name: str, kind: str, hosts: int, each: int) -> list:
+    try:
+        described = topologies.get_topology_desc(
+            "", "cuda", target_config=_target(kind), topology=f"1x{hosts}x{each}"
+        )
+        return list(described.devices)
+    except Exception as error:  # whatever the plugin says, or that it is missing
+        raise ConfigError(
+            f"--topology: {name!r} cannot be described ({error}); it needs JAX's CUDA plugin "
+            '(pip install -e ".[gpu]"; its NVIDIA libraries and a driver are not needed for this)'
+        ) from error
+
+
+# What XLA asks a GPU for when there is one: multiprocessors, bytes of shared memory of each and of
+# a block at most, of the second cache, compute capability, and what the device calls itself.
+_GPUS = {
+    "a100": (108, 167936, 166912, 40 * 2**20, (8, 0), 1.41, "NVIDIA A100-SXM4-80GB"),
+    "h100": (132, 233472, 232448, 50 * 2**20, (9, 0), 1.98, "NVIDIA H100 80GB HBM3"),
+    "h200": (132, 233472, 232448, 50 * 2**20, (9, 0), 1.98, "NVIDIA H200"),
+}
+
+
+def _target(kind: str) -> str:
+    """XLA's description of a GPU, as text of a protocol buffer."""
+    multiprocessors, shared, shared_by_block, cache, (major, minor), clock, called = _GPUS[kind]
+    device = {
+        "core_count": multiprocessors,
+        "fpus_per_core": 64 if kind == "a100" else 128,
+        "clock_rate_ghz": clock,
+        "device_memory_size": int(CHIPS[kind].memory),
+        "memory_bandwidth": int(CHIPS[kind].memory_bytes),
+        "l2_cache_size": cache,
+        "shared_memory_per_core": shared,
+        "shared_memory_per_block": 48 * 2**10,
+        "shared_memory_per_block_optin": shared_by_block,
+        "registers_per_core_limit": 2**16,
+        "registers_per_block_limit": 2**16,
+        "threads_per_warp": 32,
+        "threads_per_block_limit": 1024,
+        "threads_per_core_limit": 2048,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 2**16 - 1,
+        "block_dim_limit_z": 2**16 - 1,
+    }
+    fields = "\n".join(f"  {name}: {value}" for name, value in device.items())
+    return (
+        f"gpu_device_info {{\n{fields}\n"
+        f"  cuda_compute_capability {{ major: {major} minor: {minor} }}\n}}\n"
+        'platform_name: "CUDA"\n'
+        "dnn_version_info { major: 9 minor: 8 }\n"
+        "runtime_version { major: 12 minor: 9 }\n"
+        f'device_description_str: "{called}"\n'
+    )

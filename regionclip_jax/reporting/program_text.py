@@ -1,0 +1,383 @@
+"""What a compiled program does, read from its text (``compiled.as_text()``).
+
+A compiler says what memory a program needs, but of what it moves no more than a sum, which takes
+the body of a loop once, and for GPUs not even that. Here every operation is counted as often as it
+runs.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One line of a program.
+
+    ``shape`` and ``rest`` (attributes: what it calls, its name in the source) as they are written.
+    """
+
+    name: str
+    shape: str
+    kind: str
+    operands: tuple[str, ...]
+    rest: str
+    is_root: bool
+
+    def called(self) -> list[str]:
+        """Names of the computations that it runs, conditions of loops left out."""
+        return [
+            name
+            for single, several in _CALLED.findall(self.rest)
+            for name in ([single] if single else several.replace("%", "").split(", "))
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: its computations by name, and which of them is run."""
+
+    entry: str
+    computations: dict[str, dict[str, Operation]]
+
+    def runs(self, into_fusions: bool = False) -> Iterator[tuple[str, Operation, int]]:
+        """(computation, operation, how often a step runs it), of all that are run.
+
+        A loop whose end depends on data counts once, as do all branches of a choice.
+        """
+
+        def visit(computation: str, times: int):
+            for operation in self.computations[computation].values():
+                yield computation, operation, times
+                if operation.kind == "fusion" and not into_fusions:
+                    continue
+                trips = self.trips(operation) or 1 if operation.kind == "while" else 1
+                for name in operation.called():
+                    if name in self.computations:
+                        yield from visit(name, times * trips)
+
+        yield from visit(self.entry, 1)
+
+    def trips(self, loop: Operation) -> int | None:
+        """How often a loop runs: what it states, or what its counter is to stay below.
+
+        A TPU's compiler states nothing. None where the end depends on data.
+        """
+        if stated := _TRIPS.search(loop.rest):
+            return int(stated[1])
+        named = _CONDITION.search(loop.rest)
+        condition = self.computations.get(named[1], {}).values() if named else ()
+        limits = [op.operands[0] for op in condition if op.kind == "constant"]
+        counts = any(op.is_root and "direction=LT" in op.rest for op in condition)
+        return int(limits[0]) if counts and len(limits) == 1 else None
+
+
+def parse_program(text: str) -> Program:
+    """Reads ``compiled.as_text()``.
+
+    Raises:
+        ValueError: it is no program's text.
+    """
+    computations: dict[str, dict[str, Operation]] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        elif current is not None and (operation := _operation(line)):
+            current[operation.name] = operation
+    if entry is None:
+        raise ValueError("expected the text of a compiled program, found none with an ENTRY")
+    return Program(entry, computations)
+
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_KIND = re.compile(r" ?([a-z][\w\-]*)\(")
+_CALLED = re.compile(r"(?:body|to_apply|calls)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_COMMENT = re.compile(r"/\*.*?\*/")
+
+
+def _operation(line: str) -> Operation | None:
+    if not (named := _NAME.match(line)):
+        return None
+    line = _COMMENT.sub("", line)
+    start = named.end()
+    end = _closing(line, start) if line[start] == "(" else line.index(" ", start)
+    kind = _KIND.match(line, end)
+    if kind is None:
+        return None
+    close = _closing(line, kind.end() - 1)
+    operands = [part.strip().lstrip("%") for part in line[kind.end() : close - 1].split(",")]
+    # Some write the shape of an operand before its name.
+    operands = tuple(part.split("%")[-1] for part in operands if part)
+    return Operation(
+        named[2], line[start:end], kind[1], operands, line[close:], named[1] is not None
+    )
+
+
+def _closing(line: str, start: int) -> int:
+    """Behind the parenthesis that closes the one at ``start``."""
+    depth = 0
+    for place in range(start, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[place], 0)
+        if depth == 0:
+            return place + 1
+    raise ValueError(f"a parenthesis stays open in {line[:200]!r}")
+
+
+# --- bytes of arrays ------------------------------------------------------------------------------
+
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\](?:\{([^}]*)\})?")
+_TILE = re.compile(r"T\(([\d,]+)\)")
+_SPACE = re.compile(r"S\(\d+\)")
+
+
+def array_bytes(shape: str) -> list[int]:
+    """Of each array of a shape, without what a device's tiles add."""
+    return [_elements(match) * _width(match) for match in _arrays(shape)]
+
+
+@functools.cache
+def memory_bytes(shape: str) -> int:
+    """That a shape's arrays take in the device's main memory, tiles filled up.
+
+    Arrays that the compiler keeps on the chip take none.
+    """
+    return sum(
+        _tiled_elements(match) * _width(match) for match in _arrays(shape) if not _on_chip(match)
+    )
+
+
+def _on_chip(match: re.Match) -> bool:
+    return _SPACE.search(match[3] or "") is not None
+
+
+def _arrays(shape: str) -> list[re.Match]:
+    return [match for match in _ARRAY.finditer(shape) if match[1] != "token"]
+
+
+def _width(match: re.Match) -> int:
+    return 1 if match[1] == "pred" else max(int(re.sub(r"\D", "", match[1])), 8) // 8
+
+
+def _sides(match: re.Match) -> list[int]:
+    return [int(side) for side in match[2].split(",") if side]
+
+
+def _elements(match: re.Match) -> int:
+    return math.prod(_sides(match))
+
+
+def _tiled_elements(match: re.Match) -> int:
+    sides, layout = _sides(match), match[3] or ""
+    tile = _TILE.search(layout)
+    if tile is None or not sides:
+        return math.prod(sides)
+    order = [int(axis) for axis in layout.split(":")[0].split(",") if axis]
+    sides = [sides[axis] for axis in reversed(order)]
+    steps = [int(step) for step in tile[1].split(",")][-len(sides) :]
+    whole = [1] * (len(sides) - len(steps)) + steps
+    return math.prod(-(-side // step) * step for side, step in zip(sides, whole, strict=True))
+
+
+# --- between chips --------------------------------------------------------------------------------
+
+
+class Collective(NamedTuple):
+    """All operations of a kind in one step, on one chip."""
+
+    count: int
+    # Of their results; of what is scattered, before it is.
+    num_bytes: int
+    # That one chip sends, where they go round in rings.
+    sent_bytes: float
+
+
+_SHARE_SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+
+
+def collectives(program: Program, num_devices: int) -> dict[str, Collective]:
+    """The collectives of a program by kind, those in loops as often as these run.
+
+    Args:
+        num_devices: for operations that do not say how many take part.
+    """
+    found: dict[str, list[tuple[int, float, float]]] = {}
+    for _, operation, times in program.runs(into_fusions=True):
+        kind = operation.kind.removesuffix("-start")
+        if kind not in _SHARE_SENT:
+            continue
+        group = _group_size(operation.rest, num_devices)
+        sizes = array_bytes(operation.shape)
+        # The start of an operation names what goes in before what comes.
+        names_both = operation.kind != kind and kind != "all-reduce"
+        size = max(sizes, default=0) if names_both else sum(sizes)
+        if kind == "reduce-scatter":
+            size *= group
+        sent = size * _SHARE_SENT[kind](group)
+        found.setdefault(kind, []).append((times, times * size, times * sent))
+    return {
+        kind: Collective(*(sum(column) for column in zip(*rows, strict=True)))
+        for kind, rows in sorted(found.items())
+    }
+
+
+def _group_size(rest: str, num_devices: int) -> int:
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return match[1].count(",") + 1
+    return num_devices
+
+
+# --- between chip and memory ----------------------------------------------------------------------
+
+# What computes nothing and moves nothing, and what runs a computation whose operations count.
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "optimization-barrier",
+    "while",
+    "conditional",
+    "call",
+    "domain",
+}
+_SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+def memory_traffic(program: Program) -> dict[str, int]:
+    """Bytes that every operation reads and writes, by the part of the step that asked for it.
+
+    As often as operations run; of what is sliced out or written into, only that slice. No cache is
+    assumed between operations, and operations that the compiler fused keep what is between them.
+    """
+    found: dict[str, int] = {}
+    for computation, operation, times in program.runs():
+        if moved := times * _moved(program, computation, operation):
+            part = part_of(operation)
+            found[part] = found.get(part, 0) + moved
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _moved(program: Program, computation: str, operation: Operation) -> int:
+    if operation.kind in _FREE or operation.kind.endswith("-done"):
+        return 0
+    if operation.kind.startswith("async") or operation.called() and operation.kind == "call":
+        return 0
+    scope = program.computations[computation]
+    shapes = [scope[name].shape for name in operation.operands if name in scope]
+    out = memory_bytes(operation.shape)
+    if operation.kind in _SLICES:
+        return 2 * out
+    if operation.kind == "dynamic-update-slice":
+        return 2 * memory_bytes(shapes[1])
+    if operation.kind.endswith("slice-start"):
+        source, result = _arrays(operation.shape)[:2]
+        return array_bytes(result[0])[0] * sum(not _on_chip(array) for array in (source, result))
+    if operation.kind.endswith("-start"):
+        # Its shape names what goes in and what comes out.
+        return out
+    if operation.kind == "fusion":
+        return _moved_by_fusion(program.computations.get(operation.called()[0], {}), shapes, out)
+    return out + sum(map(memory_bytes, shapes))
+
+
+def _moved_by_fusion(inside: dict[str, Operation], shapes: list[str], out: int) -> int:
+    users: dict[str, list[Operation]] = {}
+    for operation in inside.values():
+        for name in operation.operands:
+            users.setdefault(name, []).append(operation)
+    total = out
+    for operation in inside.values():
+        if operation.kind != "parameter":
+            continue
+        shape = shapes[int(operation.operands[0])]
+        whole = memory_bytes(shape)
+        reading = users.get(operation.name, [])
+        if reading and all(_reads_a_slice(user, operation) for user in reading):
+            whole = min(whole, sum(memory_bytes(user.shape) for user in reading))
+        elif len(reading) == 1 and _writes_into(reading[0], operation):
+            # In place: the rest is neither read nor written.
+            slice_ = memory_bytes(inside[reading[0].operands[1]].shape)
+            total += slice_ - whole
+            whole = 0
+        total += whole
+    return max(total, 0)
+
+
+def _reads_a_slice(user: Operation, parameter: Operation) -> bool:
+    return user.kind in _SLICES and user.operands[0] == parameter.name
+
+
+def _writes_into(user: Operation, parameter: Operation) -> bool:
+    return user.kind == "dynamic-update-slice" and user.operands[0] == parameter.name
+
+
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_WRAPPED = re.compile(r"^(?:transpose|jvp|vmap|checkpoint)\((.*)\)$")
+# What a transformation puts into a name.
+_FRAMES = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "pjit", ""}
+
+
+def part_of(operation: Operation) -> str:
+    """Where an operation comes from: up to three modules, and when: forward or backward."""
+    named = _OP_NAME.search(operation.rest)
+    if named is None:
+        return "of the compiler"
+    name = named[1]
+    modules = []
+    for piece in name.split("/")[:-1]:
+        while wrapped := _WRAPPED.match(piece):
+            piece = wrapped[1]
+        if piece not in _FRAMES and not piece.startswith("jit("):
+            modules.append(piece)
+    if "rematted_computation" in name:
+        when = "forward again"
+    elif "transpose(" in name:
+        when = "backward"
+    elif "jvp(" in name:
+        when = "forward, for gradients"
+    else:
+        when = "forward"
+    return f"{'/'.join(modules[:3]) or 'step'} ({when})"
+
+
+# --- launches -------------------------------------------------------------------------------------
+
+
+class Launches(NamedTuple):
+    """What a GPU is asked for in one step."""
+
+    # Kernels and calls of libraries; loops that end by data count once.
+    kernels: int
+    # Loops whose end depends on data: after each round the host waits to hear whether it goes on.
+    waiting_loops: int
+
+
+def launches(program: Program) -> Launches:
+    """Of a program for GPUs."""
+    kernels = waiting = 0
+    for _, operation, times in program.runs():
+        if operation.kind == "while":
+            waiting += times * (program.trips(operation) is None)
+        elif operation.kind not in _FREE and not operation.kind.endswith("-done"):
+            kernels += times
+    return Launches(kernels, waiting)

@@ -1,0 +1,45 @@
+"""What `compile_for_tpu.py` and `compile_for_gpu.py` have in common: flags, and what they print."""
+
+import os
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe that trains or evaluates.")
+_LOCALIZER = flags.DEFINE_string(
+    "localizer", None, "Name in models.localizer_presets; a detector needs one."
+)
+_PRESET = flags.DEFINE_string("preset", "RN50", "CLIP of an evaluation (training names its own).")
+_NUM_CONCEPTS = flags.DEFINE_integer(
+    "num_concepts", 4764, "Concepts of the pool, or classes of a detector."
+)
+_DUMP = flags.DEFINE_string("dump", None, "File to write the compiled program's text to.")
+
+
+def run(default_topology: str, meaning: str) -> None:
+    """The command; ``meaning`` explains its flag ``--topology``."""
+    topology = flags.DEFINE_string("topology", default_topology, meaning)
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments {argv[1:]}")
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from regionclip_jax.config import ConfigError
+        from regionclip_jax.jobs.compile_ahead import compile_recipe
+
+        try:
+            report = compile_recipe(
+                _CONFIG.value,
+                topology.value,
+                localizer=_LOCALIZER.value,
+                preset=_PRESET.value,
+                num_concepts=_NUM_CONCEPTS.value,
+                dump=_DUMP.value,
+            )
+        except (ConfigError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        print(report.text())
+
+    flags.mark_flag_as_required("config")
+    app.run(main)
