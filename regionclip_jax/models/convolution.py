@@ -37,7 +37,8 @@ def after_pool(cells: Cells) -> Cells:
 class Conv(nn.Module):
     """A convolution with an odd kernel, padded by half of it, so that stride 1 keeps the size.
 
-    NHWC. Parameters ``kernel`` [k, k, in, out] and, with ``use_bias``, ``bias``.
+    ``multiplier`` is of what comes out (before the bias), as of a norm that follows. NHWC.
+    Parameters ``kernel`` [k, k, in, out] and, with ``use_bias``, ``bias``.
     """
 
     features: int
@@ -48,11 +49,17 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N H W channels"], cells: Cells = None
+        self,
+        x: Float[Array, "N H W channels"],
+        cells: Cells = None,
+        multiplier: Float[Array, " features"] | None = None,
     ) -> Float[Array, "N h w features"]:
         size, step = self.kernel_size, self.strides
         shape = (size, size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        if multiplier is not None:
+            kernel = kernel * multiplier
+        kernel = kernel.astype(self.dtype)
         # A kernel of one cell sees nothing outside.
         x = convolve(x if size == 1 else zero_outside(x, cells), kernel, step)
         if self.use_bias:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regionclip_jax.models.convolution import Cells, Conv, after_stride, zero_outside
-from regionclip_jax.models.frozen_batch_norm import BatchNorm
+from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.ops.relu import relu
 
 
 class Stem(nn.Module):
@@ -24,8 +25,9 @@ class Stem(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W 3"], cells: Cells = None
     ) -> Float[Array, "B h w width"]:
-        x = Conv(self.width, 7, 2, self.dtype, name="conv1")(x, cells)
-        x = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(x))
+        conv = Conv(self.width, 7, 2, self.dtype, name="conv1")
+        norm = BatchNorm(self.width, self.frozen_norm, name="norm1")
+        x = relu(convolve_and_normalize(conv, norm, x, cells))
         # Zeros are as good as minus infinity: nothing is below them.
         x = zero_outside(x, after_stride(cells))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
@@ -44,19 +46,19 @@ class Bottleneck(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W channels"], cells: Cells = None
     ) -> Float[Array, "B h w features"]:
-        out = Conv(self.planes, 1, self.stride, self.dtype, name="conv1")(x)
-        out = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(out))
+        def convolve(x, features, size, stride, name, suffix="", cells=None):
+            conv = Conv(features, size, stride, self.dtype, name=f"{name}conv{suffix}")
+            norm = BatchNorm(features, self.frozen_norm, name=f"{name}norm{suffix}")
+            return convolve_and_normalize(conv, norm, x, cells)
+
+        out = relu(convolve(x, self.planes, 1, self.stride, "", "1"))
         # The first convolution has strode already.
-        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(
-            out, after_stride(cells) if self.stride == 2 else cells
-        )
-        out = nn.relu(BatchNorm(self.frozen_norm, name="norm2")(out))
-        out = Conv(self.features, 1, 1, self.dtype, name="conv3")(out)
-        out = BatchNorm(self.frozen_norm, name="norm3")(out)
+        cells = after_stride(cells) if self.stride == 2 else cells
+        out = relu(convolve(out, self.planes, 3, 1, "", "2", cells))
+        out = convolve(out, self.features, 1, 1, "", "3")
         if x.shape[-1] != self.features:
-            x = Conv(self.features, 1, self.stride, self.dtype, name="shortcut_conv")(x)
-            x = BatchNorm(self.frozen_norm, name="shortcut_norm")(x)
-        return nn.relu(out + x)
+            x = convolve(x, self.features, 1, self.stride, "shortcut_")
+        return relu(out + x)
 
 
 class Stage(nn.Module):

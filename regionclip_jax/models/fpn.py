@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regionclip_jax.models.convolution import Cells, Conv
-from regionclip_jax.models.frozen_batch_norm import BatchNorm
+from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
 
 
 class FPN(nn.Module):
@@ -47,5 +47,8 @@ class FPN(nn.Module):
         return [*levels, levels[-1][:, ::2, ::2]]
 
     def _convolve(self, x, cells: Cells, kernel_size: int, name: str):
-        x = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, name=name)(x, cells)
-        return BatchNorm(self.frozen_norm, name=f"{name}_norm")(x) if self.norm else x
+        conv = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, name=name)
+        if not self.norm:
+            return conv(x, cells)
+        norm = BatchNorm(self.channels, self.frozen_norm, name=f"{name}_norm")
+        return convolve_and_normalize(conv, norm, x, cells)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regionclip_jax.models.convolution import Cells, Conv
+
 EPSILON = 1e-5
 MOMENTUM = 0.9
 
@@ -22,26 +24,53 @@ class BatchNorm(nn.Module):
     and updates the statistics when ``batch_stats`` is mutable.
     """
 
+    features: int
     frozen: bool = True
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
-        channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        var = self.variable("batch_stats", "var", jnp.ones, channels)
+    def setup(self):
+        channels = (self.features,)
+        self.scale = self.param("scale", nn.initializers.ones, channels)
+        self.bias = self.param("bias", nn.initializers.zeros, channels)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        self.var = self.variable("batch_stats", "var", jnp.ones, channels)
+
+    def __call__(self, x: Float[Array, "... features"]) -> Float[Array, "... features"]:
         if self.frozen:
-            batch_mean, batch_var = mean.value, var.value
+            multiplier, offset = self.affine()
         else:
-            axes = tuple(range(x.ndim - 1))
-            x32 = x.astype(jnp.float32)
-            batch_mean = x32.mean(axes)
-            batch_var = jnp.maximum(jnp.square(x32).mean(axes) - jnp.square(batch_mean), 0.0)
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean
-                var.value = MOMENTUM * var.value + (1 - MOMENTUM) * batch_var
-        # Folded in fp32 into one multiply-add, which XLA fuses with the convolution's output.
-        multiplier = scale * jax.lax.rsqrt(batch_var + EPSILON)
-        offset = bias - batch_mean * multiplier
+            multiplier, offset = self._folded(*self._of_batch(x))
         return x * multiplier.astype(x.dtype) + offset.astype(x.dtype)
+
+    def affine(self) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
+        """What the frozen norm multiplies by and adds, in fp32."""
+        return self._folded(self.mean.value, self.var.value)
+
+    def _folded(self, mean, var):
+        multiplier = self.scale * jax.lax.rsqrt(var + EPSILON)
+        return multiplier, self.bias - mean * multiplier
+
+    def _of_batch(self, x):
+        axes = tuple(range(x.ndim - 1))
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(axes)
+        var = jnp.maximum(jnp.square(x32).mean(axes) - jnp.square(mean), 0.0)
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            self.mean.value = MOMENTUM * self.mean.value + (1 - MOMENTUM) * mean
+            self.var.value = MOMENTUM * self.var.value + (1 - MOMENTUM) * var
+        return mean, var
+
+
+def convolve_and_normalize(
+    conv: Conv, norm: BatchNorm, x: Float[Array, "N H W channels"], cells: Cells = None
+) -> Float[Array, "N h w features"]:
+    """``norm(conv(x, cells))``.
+
+    A frozen norm multiplies the kernel instead of the map, in fp32: a smaller array, one rounding
+    less in half precision, and what is left, adding the offset, is what GPUs do together with a
+    product. (XLA fuses both with a convolution on CPUs and TPUs, but not into a GPU's libraries.)
+    """
+    if not norm.frozen:
+        return norm(conv(x, cells))
+    multiplier, offset = norm.affine()
+    out = conv(x, cells, multiplier)
+    return out + offset.astype(out.dtype)

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from regionclip_jax.ops.relu import relu
+
 
 class MaskHead(nn.Module):
     """A transposed 2x2 convolution of stride 2, a ReLU, and a logit for every cell.
@@ -25,7 +27,7 @@ class MaskHead(nn.Module):
         kernel, bias = _Deconvolution(channels, self.features, name="deconv")()
         x = jnp.einsum("nhwc,ijcf->nhiwjf", maps.astype(self.dtype), kernel.astype(self.dtype))
         x = x.reshape(num, 2 * height, 2 * width, self.features)
-        x = nn.relu(x + bias.astype(self.dtype))
+        x = relu(x + bias.astype(self.dtype))
         predictor = nn.Dense(
             1, kernel_init=nn.initializers.normal(0.001), dtype=self.dtype, name="predictor"
         )

@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 
 from regionclip_jax.models.attention_pool import AttentionPool
 from regionclip_jax.models.convolution import Cells, Conv, after_pool, after_stride
-from regionclip_jax.models.frozen_batch_norm import BatchNorm
+from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
 from regionclip_jax.ops.pooling import average_pool_2x2
+from regionclip_jax.ops.relu import relu
 
 EXPANSION = 4
 
@@ -31,8 +32,9 @@ class Stem(nn.Module):
     ) -> Float[Array, "N h w channels"]:
         plan = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
         for index, (features, strides) in enumerate(plan, start=1):
-            x = Conv(features, 3, strides, self.dtype, name=f"conv{index}")(x, cells)
-            x = nn.relu(BatchNorm(self.frozen_norm, name=f"norm{index}")(x))
+            conv = Conv(features, 3, strides, self.dtype, name=f"conv{index}")
+            norm = BatchNorm(features, self.frozen_norm, name=f"norm{index}")
+            x = relu(convolve_and_normalize(conv, norm, x, cells))
             cells = after_stride(cells) if strides == 2 else cells
         return average_pool_2x2(x)
 
@@ -54,23 +56,22 @@ class Bottleneck(nn.Module):
     def __call__(
         self, x: Float[Array, "N H W channels"], cells: Cells = None
     ) -> Float[Array, "N h w out"]:
-        shortcut = x
-        out = Conv(self.planes, 1, 1, self.dtype, name="conv1")(x)
-        out = nn.relu(BatchNorm(self.frozen_norm, name="norm1")(out))
-        out = Conv(self.planes, 3, 1, self.dtype, name="conv2")(out, cells)
-        out = nn.relu(BatchNorm(self.frozen_norm, name="norm2")(out))
+        def convolve(x, features, size, name, suffix=""):
+            conv = Conv(features, size, 1, self.dtype, name=f"{name}conv{suffix}")
+            norm = BatchNorm(features, self.frozen_norm, name=f"{name}norm{suffix}")
+            return convolve_and_normalize(conv, norm, x, cells)
+
+        features, shortcut = self.planes * EXPANSION, x
+        out = relu(convolve(x, self.planes, 1, "", "1"))
+        out = relu(convolve(out, self.planes, 3, "", "2"))
         if self.stride > 1:
             out = average_pool_2x2(out)
-        out = Conv(self.planes * EXPANSION, 1, 1, self.dtype, name="conv3")(out)
-        out = BatchNorm(self.frozen_norm, name="norm3")(out)
-        if self.stride > 1 or x.shape[-1] != self.planes * EXPANSION:
+        out = convolve(out, features, 1, "", "3")
+        if self.stride > 1 or x.shape[-1] != features:
             if self.stride > 1:
                 shortcut = average_pool_2x2(shortcut)
-            shortcut = Conv(self.planes * EXPANSION, 1, 1, self.dtype, name="downsample_conv")(
-                shortcut
-            )
-            shortcut = BatchNorm(self.frozen_norm, name="downsample_norm")(shortcut)
-        return nn.relu(out + shortcut)
+            shortcut = convolve(shortcut, features, 1, "downsample_")
+        return relu(out + shortcut)
 
 
 class Stage(nn.Module):

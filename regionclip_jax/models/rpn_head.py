@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from regionclip_jax.models.convolution import Cells, Conv
+from regionclip_jax.ops.relu import relu
 
 
 class RPNHead(nn.Module):
@@ -22,7 +23,7 @@ class RPNHead(nn.Module):
         num, channels = features.shape[0], features.shape[-1]
         x = features
         for index in range(self.num_convs):
-            x = nn.relu(Conv(channels, 3, 1, self.dtype, True, name=f"conv{index}")(x, cells))
+            x = relu(Conv(channels, 3, 1, self.dtype, True, name=f"conv{index}")(x, cells))
         logits = Conv(self.num_anchors, 1, 1, self.dtype, True, name="objectness")(x)
         deltas = Conv(4 * self.num_anchors, 1, 1, self.dtype, True, name="deltas")(x)
         return (

@@ -260,6 +260,7 @@ _FREE = {
     "call",
     "domain",
 }
+_LIBRARY = re.compile(r'custom_call_target="__cu(?:blas|dnn)')
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -284,7 +285,7 @@ def _moved(program: Program, computation: str, operation: Operation) -> int:
         return 0
     scope = program.computations[computation]
     shapes = [scope[name].shape for name in operation.operands if name in scope]
-    out = memory_bytes(operation.shape)
+    out = memory_bytes(operation.shape) - _workspace(operation)
     if operation.kind in _SLICES:
         return 2 * out
     if operation.kind == "dynamic-update-slice":
@@ -298,6 +299,14 @@ def _moved(program: Program, computation: str, operation: Operation) -> int:
     if operation.kind == "fusion":
         return _moved_by_fusion(program.computations.get(operation.called()[0], {}), shapes, out)
     return out + sum(map(memory_bytes, shapes))
+
+
+def _workspace(operation: Operation) -> int:
+    """Bytes that a library of a GPU may use as it likes, the last of what its call gives."""
+    if operation.kind != "custom-call" or not _LIBRARY.search(operation.rest):
+        return 0
+    last = _arrays(operation.shape)[-1]
+    return array_bytes(last[0])[0] if last[1] in ("s8", "u8") else 0
 
 
 def _moved_by_fusion(inside: dict[str, Operation], shapes: list[str], out: int) -> int:

@@ -1,9 +1,12 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from regionclip_jax.models.clip import CLIP, init_variables
-from regionclip_jax.models.frozen_batch_norm import BatchNorm
+from regionclip_jax.models.convolution import Conv
+from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
 
 
 def test_frozen_norm_is_an_affine_map_of_the_stored_statistics():
@@ -13,12 +16,12 @@ def test_frozen_norm_is_an_affine_map_of_the_stored_statistics():
     }
     x = jnp.array([[3.0, 1.0]])
     # A variance of 0 leaves epsilon alone: 1 / sqrt(1e-5).
-    np.testing.assert_allclose(BatchNorm().apply(variables, x), [[2.5, 316.2278]], rtol=1e-5)
+    np.testing.assert_allclose(BatchNorm(2).apply(variables, x), [[2.5, 316.2278]], rtol=1e-5)
 
 
 def test_live_norm_uses_the_batch_and_moves_the_statistics_a_tenth():
     x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (64, 4, 4, 5))
-    norm = BatchNorm(frozen=False)
+    norm = BatchNorm(5, frozen=False)
     variables = {
         "params": {"scale": jnp.ones(5), "bias": jnp.zeros(5)},
         "batch_stats": {"mean": jnp.zeros(5), "var": jnp.ones(5)},
@@ -30,8 +33,62 @@ def test_live_norm_uses_the_batch_and_moves_the_statistics_a_tenth():
     np.testing.assert_allclose(stats["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-4)
     # Frozen again, the same variables are a fixed map.
-    frozen = BatchNorm().apply({**variables, **updated}, x[:1])
-    np.testing.assert_allclose(frozen[0], BatchNorm().apply({**variables, **updated}, x)[0])
+    frozen = BatchNorm(5).apply({**variables, **updated}, x[:1])
+    np.testing.assert_allclose(frozen[0], BatchNorm(5).apply({**variables, **updated}, x)[0])
+
+
+class ConvolutionAndNorm(nn.Module):
+    folded: bool
+    frozen: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, cells):
+        conv, norm = Conv(6, 3, 1, self.dtype), BatchNorm(6, self.frozen)
+        if self.folded:
+            return convolve_and_normalize(conv, norm, x, cells)
+        return norm(conv(x, cells))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_norm_folded_into_its_kernel_gives_what_it_gives_after_it(frozen):
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    x = jax.random.normal(next(keys), (2, 9, 8, 4))
+    cells = jnp.array([[9, 5], [6, 8]])
+    plain, folded = (ConvolutionAndNorm(folded, frozen) for folded in (False, True))
+    variables = jax.tree.map(
+        lambda leaf: 0.5 + jax.random.uniform(next(keys), leaf.shape),
+        plain.init(jax.random.key(0), x, cells),
+    )
+
+    def loss(model, params):
+        out, _ = model.apply(variables | {"params": params}, x, cells, mutable=["batch_stats"])
+        return (out * jnp.arange(6)).sum(), out
+
+    (_, a), grad_a = jax.value_and_grad(lambda p: loss(plain, p), has_aux=True)(variables["params"])
+    (_, b), grad_b = jax.value_and_grad(lambda p: loss(folded, p), has_aux=True)(
+        variables["params"]
+    )
+    np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+    for one, other in zip(jax.tree.leaves(grad_b), jax.tree.leaves(grad_a), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_in_half_precision_a_folded_norm_is_the_closer_one():
+    """The multiplier meets the kernel in fp32; after the convolution both would be rounded."""
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 64))
+    exact = ConvolutionAndNorm(True, True)
+    variables = exact.init(jax.random.key(1), x, None)
+    variables["batch_stats"]["BatchNorm_0"]["var"] = jnp.linspace(0.1, 3.0, 6)
+    expected = exact.apply(variables, x, None)
+    half = x.astype(jnp.bfloat16)
+    errors = [
+        jnp.abs(
+            ConvolutionAndNorm(folded, True, jnp.bfloat16).apply(variables, half, None) - expected
+        )
+        for folded in (True, False)
+    ]
+    assert errors[0].mean() < errors[1].mean() < 0.02
 
 
 def test_an_odd_canvas_rounds_down_at_every_pool_as_the_reference_does(nano_configs):
