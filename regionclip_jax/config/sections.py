@@ -175,7 +175,7 @@ class RegionsSection:
     padding: str
     # Regions of each picture that pass layer4 at once, rematerialised; None for all.
     regions_per_chunk: int | None
-    # "auto", "matmul" or "gather" (ops.roi_align).
+    # "auto", "matmul", "matmul_rows" or "gather" (ops.roi_align).
     roi_align: str
 
 

@@ -54,7 +54,7 @@ Tree = TypeVar("Tree")
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _PADDINGS = ("invisible", "reference")
-_ROI_ALIGNS = ("auto", "matmul", "gather")
+_ROI_ALIGNS = ("auto", "matmul", "matmul_rows", "gather")
 _OBJECTNESS = ("none", "reference", "sigmoid")
 _NMS = ("hard", "gaussian", "linear")
 _EMBED_FROM = ("features", "crops")

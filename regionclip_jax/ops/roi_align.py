@@ -4,12 +4,14 @@ Spec: models_pretrain 1.7 (torchvision's compiled kernel). A sample contributes 
 beyond -1 or beyond the map's length, is clamped into the map otherwise, and each bin is the mean
 over its samples. With ``sampling_ratio=0`` the number of samples of a bin is ``ceil(size / P)``,
 per box and per axis; an empty or inverted box then has none and gives zeros. Bilinear sampling is
-separable, which gives two exact implementations:
+separable, which gives three exact implementations:
 
-``matmul``  one matrix per box and axis, ``out = W_y F W_x^T``. For accelerators and small maps.
-``gather``  one box at a time, one row read per (sample, corner). For large maps on CPUs, where it
-            is 4 to 9 times faster than the matrices.
-``auto``    picks by the backend and the size of the map when the function is traced.
+``matmul``       one matrix per box and axis, ``out = W_y F W_x^T``, columns first. For TPUs, and
+                 for small maps.
+``matmul_rows``  the same with rows first, laid out for the libraries of GPUs.
+``gather``       one box at a time, one row read per (sample, corner). For large maps on CPUs, where
+                 it is 4 to 9 times faster than the matrices.
+``auto``         picks by the backend and the size of the map when the function is traced.
 
 Gradients flow to the features only; boxes get none, as in torchvision.
 """
@@ -49,7 +51,7 @@ def roi_align(
             cell.
         extents: (height, width) in cells of each picture's own part of its map, where samples end;
             None means all of it.
-        implementation: "matmul", "gather" or "auto".
+        implementation: "matmul", "matmul_rows", "gather" or "auto".
 
     Raises:
         ValueError: unknown implementation.
@@ -61,18 +63,21 @@ def roi_align(
     if extents is None:
         extents = jnp.tile(jnp.array([features.shape[1:3]], jnp.int32), (features.shape[0], 1))
     if implementation == "auto":
-        cells = features.shape[1] * features.shape[2]
-        on_cpu = target_backend() == "cpu"
-        implementation = "gather" if on_cpu and cells >= _GATHER_MIN_CELLS else "matmul"
-    if implementation == "matmul":
-        return _align_by_matmul(
-            features, boxes, extents, size, spatial_scale, sampling_ratio, aligned
+        implementation = _for_backend(features.shape[1] * features.shape[2])
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"roi_align: implementation {implementation!r}; expected one of "
+            f"{[*_IMPLEMENTATIONS, 'auto']}"
         )
-    if implementation == "gather":
-        return _align_by_gather(
-            features, boxes, extents, size, spatial_scale, sampling_ratio, aligned
-        )
-    raise ValueError(f"roi_align: implementation {implementation!r}; expected matmul, gather, auto")
+    align = _IMPLEMENTATIONS[implementation]
+    return align(features, boxes, extents, size, spatial_scale, sampling_ratio, aligned)
+
+
+def _for_backend(num_cells: int) -> str:
+    backend = target_backend()
+    if backend == "gpu":
+        return "matmul_rows"
+    return "gather" if backend == "cpu" and num_cells >= _GATHER_MIN_CELLS else "matmul"
 
 
 def _bins(low, high, num_bins: int, scale: float, sampling_ratio: int, aligned: bool):
@@ -104,45 +109,93 @@ def _divide(numerator, denominator):
 def _sample_positions(start, length, count, sample, bins):
     """Coordinates of sample number ``sample`` in every bin."""
     count = jnp.maximum(count, 1).astype(jnp.float32)
-    within = _divide(jnp.broadcast_to((sample + 0.5) * length, jnp.shape(length + bins)), count)
+    into = (sample + 0.5) * length
+    within = _divide(
+        jnp.broadcast_to(into, jnp.broadcast_shapes(into.shape, jnp.shape(bins))), count
+    )
     return start + bins * length + within
 
 
 # --- matmul ---------------------------------------------------------------------------------------
 
 
+# Samples of one bin lie at least half a cell apart, and those that touch a cell within two.
+_SAMPLES_PER_CELL = 6
+
+
 def _interpolation_matrix(low, high, extent, num_cells, num_bins, scale, sampling_ratio, aligned):
     """[..., num_bins, num_cells] weights of every cell in the mean of every bin; samples end at
-    ``extent``, one for each image."""
-    start, length, count = _bins(low, high, num_bins, scale, sampling_ratio, aligned)
-    bins = jnp.arange(num_bins, dtype=jnp.float32)
+    ``extent``, one for each image.
+
+    A box far larger than the map has any number of samples, but few of them touch one cell: they
+    are counted from the first that can, so that nothing depends on how many there are.
+    """
+    start, length, count = (
+        x[..., None, None] for x in _bins(low, high, num_bins, scale, sampling_ratio, aligned)
+    )
+    bins = jnp.arange(num_bins, dtype=jnp.float32)[:, None]
     cells = jnp.arange(num_cells, dtype=jnp.float32)
-    expand = functools.partial(jnp.expand_dims, axis=-1)
-    extent = extent.astype(jnp.float32)[:, None, None]
+    extent = extent.astype(jnp.float32)[:, None, None, None]
+    if sampling_ratio > 0:
+        first, num_samples = 0.0, sampling_ratio
+    else:
+        apart = length / jnp.maximum(count, 1).astype(jnp.float32)
+        before = (cells - 1 - start - bins * length) / jnp.where(apart > 0, apart, 1.0) - 0.5
+        first = jnp.clip(jnp.floor(before), 0, count)
+        num_samples = _SAMPLES_PER_CELL
+    weights = jnp.zeros((*start.shape[:-2], num_bins, num_cells))
+    for index in range(num_samples):
+        at = _sample_positions(start, length, count, first + index, bins)
+        inside = (at >= -1.0) & (at <= extent) & (first + index < count)
+        hat = jnp.maximum(0.0, 1.0 - jnp.abs(jnp.clip(at, 0.0, extent - 1.0) - cells))
+        weights = weights + jnp.where(inside, hat, 0.0)
+    return weights / jnp.maximum(count, 1).astype(jnp.float32)
 
-    def add_sample(sample, weights):
-        at = _sample_positions(expand(start), expand(length), expand(count), sample, bins)
-        inside = (at >= -1.0) & (at <= extent) & (sample < expand(count))
-        at = jnp.clip(at, 0.0, extent - 1.0)
-        hat = jnp.maximum(0.0, 1.0 - jnp.abs(at[..., None] - cells))
-        return weights + jnp.where(inside[..., None], hat, 0.0)
 
-    # The number of samples depends on the boxes (and is large for boxes far beyond the map), so the
-    # loop's length is dynamic: a static bound would be silently wrong for unclipped boxes.
-    weights = jnp.zeros((*start.shape, num_bins, num_cells))
-    weights = jax.lax.fori_loop(0, count.max(initial=0), add_sample, weights)
-    return weights / jnp.maximum(count, 1).astype(jnp.float32)[..., None, None]
-
-
-def _align_by_matmul(features, boxes, extents, size, scale, sampling_ratio, aligned):
-    height, width = features.shape[1:3]
-    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
-    how = scale, sampling_ratio, aligned
-    rows = _interpolation_matrix(y1, y2, extents[:, 0], height, size[0], *how)
-    columns = _interpolation_matrix(x1, x2, extents[:, 1], width, size[1], *how)
-    rows, columns = (jax.lax.stop_gradient(w).astype(features.dtype) for w in (rows, columns))
+def _align_by_matmul(features, boxes, extents, *how):
+    rows, columns = _interpolation_matrices(features, boxes, extents, *how)
     partial = jnp.einsum("brqw,bhwc->brhqc", columns, features)
     return jnp.einsum("brph,brhqc->brpqc", rows, partial)
+
+
+def _align_by_matmul_rows(features, boxes, extents, *how):
+    """Products that a GPU's library takes as they lie.
+
+    Rows of the map are mixed for all columns and channels at once, then columns for every row of
+    every crop, with the box's matrix repeated for it. Compiled for H200, 20 boxes of each of three
+    maps of 84 x 84 x 1024 in bf16 move 0.43 GB so, and their gradients as much; 1.18 and 0.85 with
+    columns first, between whose products maps are transposed.
+    """
+    if features.dtype.itemsize == 2:
+        features = _with_even_sides(features)
+    num_images, height, width, channels = features.shape
+    rows, columns = _interpolation_matrices(features, boxes, extents, *how)
+    num_boxes, num_rows = rows.shape[1:3]
+    mixed = rows.reshape(num_images, num_boxes * num_rows, height) @ features.reshape(
+        num_images, height, width * channels
+    )
+    shape = num_images, num_boxes, num_rows
+    repeated = jnp.broadcast_to(columns[:, :, None], (*shape, *columns.shape[2:]))
+    return repeated @ mixed.reshape(*shape, width, channels)
+
+
+def _interpolation_matrices(features, boxes, extents, size, *how):
+    """[B, R, P, h] for rows and [B, R, Q, w] for columns, in the features' type."""
+    height, width = features.shape[1:3]
+    x1, y1, x2, y2 = jnp.moveaxis(boxes, -1, 0)
+    rows = _interpolation_matrix(y1, y2, extents[:, 0], height, size[0], *how)
+    columns = _interpolation_matrix(x1, x2, extents[:, 1], width, size[1], *how)
+    return tuple(jax.lax.stop_gradient(w).astype(features.dtype) for w in (rows, columns))
+
+
+def _with_even_sides(features):
+    """Zeros up to the next multiples of 8.
+
+    XLA asks a GPU's library for no other products of half precision, and would copy what lies
+    between the two, which is larger.
+    """
+    height, width = features.shape[1:3]
+    return jnp.pad(features, [(0, 0), (0, -height % 8), (0, -width % 8), (0, 0)])
 
 
 # --- gather ---------------------------------------------------------------------------------------
@@ -238,3 +291,10 @@ def _axis_corner(start, length, count, sample, upper, num_bins, extent):
     weight = jnp.where(upper == 1, fraction, 1.0 - fraction)
     cell = jnp.maximum(jnp.minimum(low.astype(jnp.int32) + upper, extent - 1), 0)
     return cell, jnp.where(inside, weight, 0.0)
+
+
+_IMPLEMENTATIONS = {
+    "matmul": _align_by_matmul,
+    "matmul_rows": _align_by_matmul_rows,
+    "gather": _align_by_gather,
+}

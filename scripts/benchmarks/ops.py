@@ -47,7 +47,7 @@ def _align(args, num_regions: int, runner) -> Iterator[Work]:
     theirs = {"forward": {}, "both ways": {}}
     if runner:
         theirs = _torch_align(args.crop, features, boxes, runner)
-    for implementation in ("gather", "matmul"):
+    for implementation in ("gather", "matmul", "matmul_rows"):
         forward, both = _our_align(args.crop, implementation)
         for how, call in (("forward", forward), ("both ways", both)):
             yield Work(

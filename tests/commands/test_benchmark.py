@@ -45,8 +45,8 @@ def test_operations_are_timed_both_ways_and_by_both_implementations(benchmark):
         "--candidates=20", "--kept=5", "--scored=6", "--classes=2", "--repeats=2",
     )  # fmt: skip
     names = [row["name"] for row in found["rows"]]
-    assert len(names) == 7 and len(set(names)) == 7
-    assert {"gather", "matmul"} == {name.split(", ")[2] for name in names[:4]}
+    assert len(names) == 9 and len(set(names)) == 9
+    assert {"gather", "matmul", "matmul_rows"} == {name.split(", ")[2] for name in names[:6]}
     assert found["arguments"]["regions"] == [3] and found["peak"] is None
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.ops.nms import nms, nms_by_group, nms_per_class
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
@@ -102,6 +103,39 @@ def test_kept_boxes_equal_those_of_a_plain_loop(seed, num_boxes, threshold, max_
     assert found[0].shape == (max_outputs,)
     expected = plain_nms(boxes, scores, groups, mask, threshold)
     assert real_rows(*found) == expected[:max_outputs]
+
+
+@functools.partial(jax.jit, static_argnames=("iou_threshold", "max_outputs"))
+def for_gpus(*arrays, iou_threshold, max_outputs):
+    with tracing_for("gpu"):
+        return nms_by_group.__wrapped__(
+            *arrays, iou_threshold=iou_threshold, max_outputs=max_outputs
+        )
+
+
+@pytest.mark.property
+@given(
+    seed=st.integers(0, 10**6),
+    num_boxes=st.sampled_from([0, 2500]),
+    max_outputs=st.sampled_from([30, 1500]),
+)
+def test_what_gpus_are_given_keeps_the_same_boxes(seed, num_boxes, max_outputs):
+    """Several tiles of both kinds, and chains longer than the rounds between two questions."""
+    arrays = [jnp.asarray(x) for x in draw(seed, num_boxes)]
+    arrays[2] = arrays[2] + jnp.arange(num_boxes) % 40
+    how = dict(iou_threshold=0.3, max_outputs=max_outputs)
+    found, expected = for_gpus(*arrays, **how), nms_by_group(*arrays, **how)
+    assert real_rows(*found) == real_rows(*expected)
+
+
+def test_a_long_chain_of_suppressions_settles():
+    """Each of 400 boxes overlaps its neighbours alone: every second one is kept, one at a time."""
+    left = jnp.arange(400.0)
+    boxes = jnp.stack([left, jnp.zeros(400), left + 1.9, jnp.ones(400)], -1)
+    arrays = boxes, -left, jnp.zeros(400, jnp.int32), jnp.ones(400, bool)
+    for find in (nms_by_group, for_gpus):
+        found = find(*arrays, iou_threshold=0.3, max_outputs=400)
+        assert real_rows(*found) == list(range(0, 400, 2))
 
 
 @pytest.mark.property

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from regionclip_jax.ops.roi_align import roi_align
 
-IMPLEMENTATIONS = ["matmul", "gather"]
+IMPLEMENTATIONS = ["matmul", "matmul_rows", "gather"]
 # (stride, sampling ratio, output size, aligned) of the outputs kept in golden/roi_align.npz.
 CASES = [
     *[(s, 0, (7, 7), 1) for s in (4, 8, 16, 32)],
@@ -243,13 +243,27 @@ def test_bf16_features_give_bf16_crops_close_to_fp32(relative_error, implementat
     assert relative_error(np.asarray(crops, np.float32), expected) < 2e-2
 
 
+@pytest.mark.parametrize("implementation", ["matmul", "matmul_rows"])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_no_loop_of_the_matrices_depends_on_the_boxes(implementation, ratio):
+    """After each round of one, a GPU's host would wait to hear whether there is another."""
+
+    def align(features, boxes):
+        return roi_align(
+            features, boxes, 7, 1 / 16, sampling_ratio=ratio, implementation=implementation
+        )
+
+    traced = jax.make_jaxpr(align)(jnp.ones((1, 9, 9, 2)), jnp.ones((1, 3, 4)))
+    assert "while" not in str(traced) and "dot_general" in str(traced)
+
+
 def test_an_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="'scatter'; expected matmul, gather, auto"):
+    with pytest.raises(ValueError, match="'scatter'; expected one of .*'gather', 'auto'"):
         roi_align(jnp.ones((1, 4, 4, 1)), jnp.ones((1, 1, 4)), 2, 1.0, implementation="scatter")
 
 
 @pytest.mark.property
-@pytest.mark.parametrize("implementation", ["matmul", "gather"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_samples_end_with_each_pictures_own_part_of_the_map(implementation, relative_error):
     """As if the map were cut there: forward, and the gradient of the cells that are left."""
     rng = np.random.default_rng(3)
