@@ -21,7 +21,7 @@ from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.chunks import map_chunks
 from regionclip_jax.ops.crops import crop_and_resize
 from regionclip_jax.ops.normalization import normalize_crops_for_clip
-from regionclip_jax.ops.roi_align import roi_align
+from regionclip_jax.ops.roi_align import map_for_many, roi_align
 
 
 @flax.struct.dataclass
@@ -184,13 +184,15 @@ def _of_crops(
         # Chunks are made again as they are; their blocks once more would be a third pass.
         model = model.clone(kept_activations="all")
 
+    map_, extents = map_for_many(features.map, features.cells, implementation)
+
     def embed(chunk):
         crops = roi_align(
-            features.map,
+            map_,
             chunk,
             model.crop_size,
             1 / model.stride,
-            extents=features.cells,
+            extents=extents,
             implementation=implementation,
         )
         return _apply_to_crops(model, variables, crops, method)
