@@ -11,17 +11,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from regionclip_jax.ops.blocks import convolve_blocks, convolve_into_blocks, to_blocks
 from regionclip_jax.ops.convolution import convolve
 from regionclip_jax.ops.normalization import real_pixels
 
 Cells = Int[Array, "N 2"] | None
 
 
-def zero_outside(x: Float[Array, "N H W channels"], cells: Cells) -> Float[Array, "N H W channels"]:
-    """The map with zeros outside each picture's own part."""
+def zero_outside(
+    x: Float[Array, "N H W channels"], cells: Cells, block: int = 1
+) -> Float[Array, "N H W channels"]:
+    """The map, of cells or of blocks of them, with zeros outside each picture's own part."""
     if cells is None:
         return x
-    return jnp.where(real_pixels(cells, *x.shape[1:3])[..., None], x, jnp.zeros((), x.dtype))
+    real = real_pixels(cells, x.shape[1] * block, x.shape[2] * block)[..., None]
+    if block > 1:
+        real = jnp.repeat(to_blocks(real, block), x.shape[-1] // block**2, -1)
+    return jnp.where(real, x, jnp.zeros((), x.dtype))
 
 
 def after_stride(cells: Cells) -> Cells:
@@ -37,7 +43,9 @@ def after_pool(cells: Cells) -> Cells:
 class Conv(nn.Module):
     """A convolution with an odd kernel, padded by half of it, so that stride 1 keeps the size.
 
-    ``multiplier`` is of what comes out (before the bias), as of a norm that follows. NHWC.
+    ``multiplier`` is of what comes out (before the bias), as of a norm that follows. With ``block``
+    cells lie in channels, block by block (``ops.blocks``), before as after; with ``into_blocks``
+    only after. NHWC.
     Parameters ``kernel`` [k, k, in, out] and, with ``use_bias``, ``bias``.
     """
 
@@ -53,15 +61,24 @@ class Conv(nn.Module):
         x: Float[Array, "N H W channels"],
         cells: Cells = None,
         multiplier: Float[Array, " features"] | None = None,
-    ) -> Float[Array, "N h w features"]:
+        block: int = 1,
+        into_blocks: bool = False,
+    ) -> Float[Array, "N h w out"]:
         size, step = self.kernel_size, self.strides
-        shape = (size, size, x.shape[-1], self.features)
+        in_block = 1 if into_blocks else block
+        shape = (size, size, x.shape[-1] // in_block**2, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         if multiplier is not None:
             kernel = kernel * multiplier
         kernel = kernel.astype(self.dtype)
         # A kernel of one cell sees nothing outside.
-        x = convolve(x if size == 1 else zero_outside(x, cells), kernel, step)
+        x = x if size == 1 else zero_outside(x, cells, in_block)
+        if into_blocks:
+            x = convolve_into_blocks(x, kernel, step, block)
+        elif block > 1:
+            x = convolve_blocks(x, kernel, block)
+        else:
+            x = convolve(x, kernel, step)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return x

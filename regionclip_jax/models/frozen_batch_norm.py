@@ -61,9 +61,14 @@ class BatchNorm(nn.Module):
 
 
 def convolve_and_normalize(
-    conv: Conv, norm: BatchNorm, x: Float[Array, "N H W channels"], cells: Cells = None
+    conv: Conv,
+    norm: BatchNorm,
+    x: Float[Array, "N H W channels"],
+    cells: Cells = None,
+    block: int = 1,
+    into_blocks: bool = False,
 ) -> Float[Array, "N h w features"]:
-    """``norm(conv(x, cells))``.
+    """``norm(conv(x, cells))``; ``block``, ``into_blocks`` as of ``Conv``, with a frozen norm only.
 
     A frozen norm multiplies the kernel instead of the map, in fp32: a smaller array, one rounding
     less in half precision, and what is left, adding the offset, is what GPUs do together with a
@@ -72,5 +77,5 @@ def convolve_and_normalize(
     if not norm.frozen:
         return norm(conv(x, cells))
     multiplier, offset = norm.affine()
-    out = conv(x, cells, multiplier)
-    return out + offset.astype(out.dtype)
+    out = conv(x, cells, multiplier, block, into_blocks)
+    return out + jnp.tile(offset, block**2).astype(out.dtype)

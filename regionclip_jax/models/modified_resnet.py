@@ -13,6 +13,8 @@ from regionclip_jax.models.attention_pool import AttentionPool
 from regionclip_jax.models.convolution import Cells, Conv, after_pool, after_stride
 from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.ops.backend import target_backend
+from regionclip_jax.ops.blocks import average_of_blocks
 from regionclip_jax.ops.pooling import average_pool_2x2
 from regionclip_jax.ops.relu import relu
 
@@ -31,12 +33,19 @@ class Stem(nn.Module):
         self, x: Float[Array, "N H W 3"], cells: Cells = None
     ) -> Float[Array, "N h w channels"]:
         plan = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
+        block = self._block(x)
         for index, (features, strides) in enumerate(plan, start=1):
             conv = Conv(features, 3, strides, self.dtype, name=f"conv{index}")
             norm = BatchNorm(features, self.frozen_norm, name=f"norm{index}")
-            x = relu(convolve_and_normalize(conv, norm, x, cells))
+            into_blocks = block > 1 and strides == 2
+            x = relu(convolve_and_normalize(conv, norm, x, cells, block, into_blocks))
             cells = after_stride(cells) if strides == 2 else cells
-        return average_pool_2x2(x)
+        return average_of_blocks(x, block) if block > 1 else average_pool_2x2(x)
+
+    def _block(self, x) -> int:
+        """Side of the blocks of cells that lie in channels: those of a pool, on TPUs."""
+        whole = x.shape[1] % 4 == x.shape[2] % 4 == 0
+        return 2 if target_backend() == "tpu" and self.frozen_norm and whole else 1
 
 
 def stem_cells(sizes: Cells) -> Cells:

@@ -7,6 +7,8 @@ import pytest
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.convolution import Conv
 from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
+from regionclip_jax.models.modified_resnet import Stem
+from regionclip_jax.ops.backend import tracing_for
 
 
 def test_frozen_norm_is_an_affine_map_of_the_stored_statistics():
@@ -89,6 +91,30 @@ def test_in_half_precision_a_folded_norm_is_the_closer_one():
         for folded in (True, False)
     ]
     assert errors[0].mean() < errors[1].mean() < 0.02
+
+
+@pytest.mark.parametrize("sizes", [None, [[36, 25], [11, 48]]])
+def test_a_stem_for_tpus_gives_the_same_features(sizes):
+    """Cells of its narrow maps lie in channels there."""
+    x = jax.random.normal(jax.random.key(0), (2, 36, 48, 3))
+    sizes = None if sizes is None else jnp.array(sizes)
+    stem = Stem(8, True, jnp.float32)
+    variables = stem.init(jax.random.key(1), x, sizes)
+    variables["batch_stats"]["norm2"]["mean"] = jnp.array([0.1, -0.2, 0.3, 0.0])
+
+    def value_and_gradient(params):
+        out, pull_back = jax.vjp(lambda p: stem.apply(variables | {"params": p}, x, sizes), params)
+        return out, pull_back(jnp.cos(jnp.arange(out.size)).reshape(out.shape))[0]
+
+    expected = value_and_gradient(variables["params"])
+    with tracing_for("tpu"):
+        found = value_and_gradient(variables["params"])
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    # Sides that no block divides are taken as they are.
+    with tracing_for("tpu"):
+        assert stem.apply(variables, x[:, :34], None).shape == (2, 8, 12, 8)
 
 
 def test_an_odd_canvas_rounds_down_at_every_pool_as_the_reference_does(nano_configs):
