@@ -260,6 +260,9 @@ _FREE = {
     "call",
     "domain",
 }
+_WORKLESS = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast|Assume\w+)"')
+# Operations looked at to find whom an unnamed one is for.
+_SEARCHED = 64
 _LIBRARY = re.compile(r'custom_call_target="__cu(?:blas|dnn)')
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
@@ -269,19 +272,40 @@ def memory_traffic(program: Program) -> dict[str, int]:
 
     As often as operations run; of what is sliced out or written into, only that slice. No cache is
     assumed between operations, and operations that the compiler fused keep what is between them.
+    What the compiler fetches ahead without a name goes to whoever uses it.
     """
     found: dict[str, int] = {}
+    users = {name: _users(scope) for name, scope in program.computations.items()}
     for computation, operation, times in program.runs():
         if moved := times * _moved(program, computation, operation):
-            part = part_of(operation)
+            part = part_of(_named(operation, users[computation]))
             found[part] = found.get(part, 0) + moved
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _users(scope: dict[str, Operation]) -> dict[str, list[Operation]]:
+    users: dict[str, list[Operation]] = {}
+    for operation in scope.values():
+        for name in operation.operands:
+            users.setdefault(name, []).append(operation)
+    return users
+
+
+def _named(operation: Operation, users: dict[str, list[Operation]]) -> Operation:
+    """The operation itself, or the first one down the line that says where it comes from."""
+    found, seen = [operation], 0
+    while seen < len(found) <= _SEARCHED:
+        if _OP_NAME.search(found[seen].rest):
+            return found[seen]
+        found += users.get(found[seen].name, [])
+        seen += 1
+    return operation
 
 
 def _moved(program: Program, computation: str, operation: Operation) -> int:
     if operation.kind in _FREE or operation.kind.endswith("-done"):
         return 0
-    if operation.kind.startswith("async") or operation.called() and operation.kind == "call":
+    if operation.kind.startswith("async") or _WORKLESS.search(operation.rest):
         return 0
     scope = program.computations[computation]
     shapes = [scope[name].shape for name in operation.operands if name in scope]
@@ -310,11 +334,7 @@ def _workspace(operation: Operation) -> int:
 
 
 def _moved_by_fusion(inside: dict[str, Operation], shapes: list[str], out: int) -> int:
-    users: dict[str, list[Operation]] = {}
-    for operation in inside.values():
-        for name in operation.operands:
-            users.setdefault(name, []).append(operation)
-    total = out
+    users, total = _users(inside), out
     for operation in inside.values():
         if operation.kind != "parameter":
             continue
