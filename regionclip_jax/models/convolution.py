@@ -7,12 +7,14 @@ convolution, as the padding of a picture by itself does, and features do not dep
 None leaves the rest as it is: a batch of the reference's pretraining.
 """
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from regionclip_jax.ops.blocks import convolve_blocks, convolve_into_blocks, to_blocks
-from regionclip_jax.ops.convolution import convolve
+from regionclip_jax.ops.convolution import convolve, with_multiplier
 from regionclip_jax.ops.normalization import real_pixels
 
 Cells = Int[Array, "N 2"] | None
@@ -67,18 +69,20 @@ class Conv(nn.Module):
         size, step = self.kernel_size, self.strides
         in_block = 1 if into_blocks else block
         shape = (size, size, x.shape[-1] // in_block**2, self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        if multiplier is not None:
-            kernel = kernel * multiplier
-        kernel = kernel.astype(self.dtype)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
         # A kernel of one cell sees nothing outside.
         x = x if size == 1 else zero_outside(x, cells, in_block)
         if into_blocks:
-            x = convolve_into_blocks(x, kernel, step, block)
+            apply = functools.partial(convolve_into_blocks, stride=step, side=block)
         elif block > 1:
-            x = convolve_blocks(x, kernel, block)
+            apply = functools.partial(convolve_blocks, side=block)
         else:
-            x = convolve(x, kernel, step)
+            apply = functools.partial(convolve, stride=step)
+        x = (
+            apply(x, kernel)
+            if multiplier is None
+            else with_multiplier(apply, x, kernel, multiplier)
+        )
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return x

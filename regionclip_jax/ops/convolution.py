@@ -9,6 +9,9 @@ gradient together with all that leads to it, column by column: up to 2.6 times a
 backward pass. Other backends keep XLA's.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,6 +36,44 @@ def convolve(
     if stride == 1 and not narrow and target_backend() == "cpu":
         return _with_products(x, kernel)
     return _padded(x, kernel, stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def with_multiplier(
+    convolve: Callable,
+    x: Float[Array, "N H W channels"],
+    kernel: Float[Array, "k k in out"],
+    multiplier: Float[Array, " out"],
+) -> Float[Array, "N h w outs"]:
+    """``convolve(x, kernel)`` times the multiplier of each channel that comes out.
+
+    Forward the kernel is multiplied, a smaller array than the map. Backward it is the gradient of
+    the map, in passing: that of the kernel is then what a convolution gives, with nothing behind
+    it, and devices sum it once where steps add it up in a loop.
+
+    Args:
+        convolve: linear in both; channels may come out several times over (``ops.blocks``).
+        kernel: in the type of ``x``; multiplied in fp32.
+    """
+    return convolve(x, (kernel * multiplier).astype(x.dtype))
+
+
+def _with_multiplier_forward(convolve, x, kernel, multiplier):
+    return with_multiplier(convolve, x, kernel, multiplier), (x, kernel, multiplier)
+
+
+def _with_multiplier_backward(convolve, kept, gradient):
+    x, kernel, multiplier = kept
+    _, pull_back = jax.vjp(convolve, x, kernel)
+    times = gradient.shape[-1] // multiplier.shape[0]
+    for_x, for_kernel = pull_back(gradient * jnp.tile(multiplier, times).astype(gradient.dtype))
+    # Of a frozen norm nobody asks for this, and it is not computed.
+    _, before_multiplier = pull_back(gradient)
+    for_multiplier = (before_multiplier * kernel).astype(jnp.float32).sum((0, 1, 2))
+    return for_x, for_kernel, for_multiplier.astype(multiplier.dtype)
+
+
+with_multiplier.defvjp(_with_multiplier_forward, _with_multiplier_backward)
 
 
 def _padded(x, kernel, stride: int):

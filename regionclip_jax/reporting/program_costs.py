@@ -18,10 +18,11 @@ def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
 
     Bodies of scans count as often as they run, of branches the dearest, of while loops once (none
     of ours multiplies matrices). The zeros that a strided convolution's gradient puts in between
-    are left out; those of padding count, as is usual.
+    are left out; those of padding count, as is usual. So are equations whose results nobody needs,
+    which are not compiled.
     """
     total = 0
-    for equation in jaxpr.eqns:
+    for equation in _needed(jaxpr):
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
@@ -36,6 +37,18 @@ def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
         else:
             total += sum(count_flops(inner) for inner in _inner(params))
     return total
+
+
+def _needed(jaxpr: jax.extend.core.Jaxpr) -> list:
+    """The equations that lead to a result, last first."""
+    literal = jax.extend.core.Literal
+    wanted = {var for var in jaxpr.outvars if not isinstance(var, literal)}
+    needed = []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not wanted.isdisjoint(equation.outvars):
+            needed.append(equation)
+            wanted.update(var for var in equation.invars if not isinstance(var, literal))
+    return needed
 
 
 def _size(equation) -> int:

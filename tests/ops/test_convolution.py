@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regionclip_jax.ops import convolution
-from regionclip_jax.ops.convolution import convolve
+from regionclip_jax.ops.convolution import convolve, with_multiplier
 
 
 def gradient_by_definition(x: np.ndarray, asked: np.ndarray, size: int) -> np.ndarray:
@@ -97,3 +97,26 @@ def test_a_half_precision_gradient_is_summed_in_single():
     expected = gradient_by_definition(np.asarray(x, np.float32), np.asarray(asked, np.float32), 3)
     # One rounding to bf16's eight bits, where sums in bf16 would lose all but the first ones.
     assert relative(found, expected) < 2**-7
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_multiplier_of_the_kernel_is_one_of_what_comes_out(stride):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (2, 9, 8, 3))
+    kernel = jax.random.normal(keys[1], (3, 3, 3, 5))
+    multiplier = jnp.array([0.0, 1.0, -0.5, 3.0, 0.1])
+
+    def apply(x, kernel):
+        return convolve(x, kernel, stride)
+
+    def plain(x, kernel, multiplier):
+        return apply(x, kernel) * multiplier
+
+    arguments = x, kernel, multiplier
+    out, pull_back = jax.vjp(lambda *a: with_multiplier(apply, *a), *arguments)
+    expected, pull_expected = jax.vjp(plain, *arguments)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+    cotangent = jax.random.normal(keys[2], out.shape)
+    for one, other in zip(pull_back(cotangent), pull_expected(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)

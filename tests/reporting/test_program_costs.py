@@ -26,6 +26,15 @@ def test_products_count_twice_their_multiplications_and_loops_as_often_as_they_r
     assert flops(either, (3, 5), (5, 5)) == 2 * 2 * 3 * 5 * 5
 
 
+def test_what_nobody_needs_is_not_counted():
+    def first(a, b):
+        _, pull_back = jax.vjp(lambda a, b: a @ b, a, b)
+        return pull_back(jnp.ones((3, 7)))[0]
+
+    # One of the two gradients, and not the product itself.
+    assert flops(first, (3, 5), (5, 7)) == flops(jax.jit(first), (3, 5), (5, 7)) == 2 * 3 * 5 * 7
+
+
 def test_convolutions_and_their_gradients_are_counted():
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(
