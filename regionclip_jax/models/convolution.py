@@ -11,8 +11,10 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from regionclip_jax.models.rematerialization import PRODUCT
 from regionclip_jax.ops.blocks import convolve_blocks, convolve_into_blocks, to_blocks
 from regionclip_jax.ops.convolution import convolve, with_multiplier
 from regionclip_jax.ops.normalization import real_pixels
@@ -45,10 +47,9 @@ def after_pool(cells: Cells) -> Cells:
 class Conv(nn.Module):
     """A convolution with an odd kernel, padded by half of it, so that stride 1 keeps the size.
 
-    ``multiplier`` is of what comes out (before the bias), as of a norm that follows. With ``block``
-    cells lie in channels, block by block (``ops.blocks``), before as after; with ``into_blocks``
-    only after. NHWC.
-    Parameters ``kernel`` [k, k, in, out] and, with ``use_bias``, ``bias``.
+    ``multiplier`` is of what comes out (before the bias), as of a norm that follows. ``blocks`` are
+    the sides of the blocks of cells that lie in channels (``ops.blocks``), of what goes in and of
+    what comes out. NHWC. Parameters ``kernel`` [k, k, in, out] and, with ``use_bias``, ``bias``.
     """
 
     features: int
@@ -63,26 +64,25 @@ class Conv(nn.Module):
         x: Float[Array, "N H W channels"],
         cells: Cells = None,
         multiplier: Float[Array, " features"] | None = None,
-        block: int = 1,
-        into_blocks: bool = False,
+        blocks: tuple[int, int] = (1, 1),
     ) -> Float[Array, "N h w out"]:
         size, step = self.kernel_size, self.strides
-        in_block = 1 if into_blocks else block
-        shape = (size, size, x.shape[-1] // in_block**2, self.features)
+        before, after = blocks
+        shape = (size, size, x.shape[-1] // before**2, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
         # A kernel of one cell sees nothing outside.
-        x = x if size == 1 else zero_outside(x, cells, in_block)
-        if into_blocks:
-            apply = functools.partial(convolve_into_blocks, stride=step, side=block)
-        elif block > 1:
-            apply = functools.partial(convolve_blocks, side=block)
-        else:
+        x = x if size == 1 else zero_outside(x, cells, before)
+        if blocks == (1, 1):
             apply = functools.partial(convolve, stride=step)
-        x = (
-            apply(x, kernel)
-            if multiplier is None
-            else with_multiplier(apply, x, kernel, multiplier)
-        )
+        elif before == 1:
+            apply = functools.partial(convolve_into_blocks, stride=step, side=after)
+        else:
+            apply = functools.partial(convolve_blocks, side=after)
+        if multiplier is None:
+            x = apply(x, kernel)
+        else:
+            x = with_multiplier(apply, x, kernel, multiplier)
+        x = checkpoint_name(x, PRODUCT)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return x

@@ -65,17 +65,16 @@ def convolve_and_normalize(
     norm: BatchNorm,
     x: Float[Array, "N H W channels"],
     cells: Cells = None,
-    block: int = 1,
-    into_blocks: bool = False,
-) -> Float[Array, "N h w features"]:
-    """``norm(conv(x, cells))``; ``block``, ``into_blocks`` as of ``Conv``, with a frozen norm only.
+    blocks: tuple[int, int] = (1, 1),
+) -> Float[Array, "N h w out"]:
+    """``norm(conv(x, cells))``; ``blocks`` as of ``Conv``, with a frozen norm only.
 
-    A frozen norm multiplies the kernel instead of the map, in fp32: a smaller array, one rounding
-    less in half precision, and what is left, adding the offset, is what GPUs do together with a
-    product. (XLA fuses both with a convolution on CPUs and TPUs, but not into a GPU's libraries.)
+    A frozen norm multiplies the kernel instead of the map: a smaller array, fewer roundings in half
+    precision, and what is left, adding the offset, is what GPUs do together with a product. (XLA
+    fuses both with a convolution on CPUs and TPUs, but not into a GPU's libraries.)
     """
     if not norm.frozen:
         return norm(conv(x, cells))
     multiplier, offset = norm.affine()
-    out = conv(x, cells, multiplier, block, into_blocks)
-    return out + jnp.tile(offset, block**2).astype(out.dtype)
+    out = conv(x, cells, multiplier, blocks)
+    return out + jnp.tile(offset, blocks[1] ** 2).astype(out.dtype)

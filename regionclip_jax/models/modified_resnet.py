@@ -33,14 +33,13 @@ class Stem(nn.Module):
         self, x: Float[Array, "N H W 3"], cells: Cells = None
     ) -> Float[Array, "N h w channels"]:
         plan = ((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))
-        block = self._block(x)
+        before, after = 1, self._block(x)
         for index, (features, strides) in enumerate(plan, start=1):
             conv = Conv(features, 3, strides, self.dtype, name=f"conv{index}")
             norm = BatchNorm(features, self.frozen_norm, name=f"norm{index}")
-            into_blocks = block > 1 and strides == 2
-            x = relu(convolve_and_normalize(conv, norm, x, cells, block, into_blocks))
-            cells = after_stride(cells) if strides == 2 else cells
-        return average_of_blocks(x, block) if block > 1 else average_pool_2x2(x)
+            x = relu(convolve_and_normalize(conv, norm, x, cells, (before, after)))
+            cells, before = after_stride(cells) if strides == 2 else cells, after
+        return average_of_blocks(x, after) if after > 1 else average_pool_2x2(x)
 
     def _block(self, x) -> int:
         """Side of the blocks of cells that lie in channels: those of a pool, on TPUs."""

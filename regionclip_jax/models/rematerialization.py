@@ -14,6 +14,9 @@ import jax
 # "block_inputs": the block's input alone; the block is made again.
 KeptActivations = Literal["all", "products", "block_inputs"]
 
+# The name (``checkpoint_name``) of what convolutions put out: their own gradients hide the rest.
+PRODUCT = "product"
+
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
@@ -27,8 +30,11 @@ def keeping(block: Block, kept: KeptActivations, methods: tuple[str, ...] = ("__
 
 def _is_product(primitive, *shapes, **parameters) -> bool:
     """Convolutions, and products with a matrix; not those of queries with keys of each picture."""
-    if primitive is jax.lax.conv_general_dilated_p:
-        return True
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
-        primitive, *shapes, **parameters
+    policies = jax.checkpoint_policies
+    return any(
+        saves(primitive, *shapes, **parameters)
+        for saves in (
+            policies.save_only_these_names(PRODUCT),
+            policies.dots_with_no_batch_dims_saveable,
+        )
     )

@@ -1,8 +1,9 @@
 """Which kind of device a program is traced for.
 
-Six choices depend on it (how RoIAlign reads its map, how NMS takes its boxes, whether chunks are
-unrolled, how a kernel's gradient is summed, how maps are pooled, whether tokens attend in chunks).
-It is that of the devices that are there, unless a program is compiled ahead of time for others.
+Seven choices depend on it (how RoIAlign reads its map, how NMS takes its boxes, whether chunks are
+unrolled, how a kernel's gradient is summed, how maps are pooled, whether a stem's cells lie in
+channels, whether tokens attend in chunks). It is that of the devices that are there, unless a
+program is compiled ahead of time for others.
 """
 
 import contextlib

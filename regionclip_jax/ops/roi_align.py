@@ -60,15 +60,8 @@ def roi_align(
     # The barrier keeps XLA from folding boxes known at compile time into rounded reciprocals, which
     # would undo what ``_divide`` is for.
     boxes = jax.lax.optimization_barrier(jax.lax.stop_gradient(boxes.astype(jnp.float32)))
-    if extents is None:
-        extents = jnp.tile(jnp.array([features.shape[1:3]], jnp.int32), (features.shape[0], 1))
-    if implementation == "auto":
-        implementation = _for_backend(features.shape[1] * features.shape[2])
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(
-            f"roi_align: implementation {implementation!r}; expected one of "
-            f"{[*_IMPLEMENTATIONS, 'auto']}"
-        )
+    implementation = _named(implementation, features)
+    extents = _whole(features) if extents is None else extents
     align = _IMPLEMENTATIONS[implementation]
     with jax.named_scope("roi_align"):
         return align(features, boxes, extents, size, spatial_scale, sampling_ratio, aligned)
@@ -81,23 +74,36 @@ def map_for_many(
 ) -> tuple[Float[Array, "B H W channels"], Int[Array, "B 2"]]:
     """The map and extents to call ``roi_align`` with several times, e.g. for chunks of the boxes.
 
-    Changes no crop. What some implementation would do to the map every time is done.
+    Changes no crop. What the implementation would do to the map every time is done.
+
+    Raises:
+        ValueError: unknown implementation.
     """
-    if extents is None:
-        extents = jnp.tile(jnp.array([features.shape[1:3]], jnp.int32), (features.shape[0], 1))
-    if implementation == "auto":
-        implementation = _for_backend(features.shape[1] * features.shape[2])
-    if implementation == "matmul_rows":
+    extents = _whole(features) if extents is None else extents
+    if _named(implementation, features) == "matmul_rows":
         step = _multiple(features.dtype)
         features = _padded(features, {1: step, 2: step})
     return features, extents
 
 
-def _for_backend(num_cells: int) -> str:
-    backend = target_backend()
-    if backend == "gpu":
-        return "matmul_rows"
-    return "gather" if backend == "cpu" and num_cells >= _GATHER_MIN_CELLS else "matmul"
+def _whole(features) -> Int[Array, "B 2"]:
+    num_images, height, width, _ = features.shape
+    return jnp.tile(jnp.array([[height, width]], jnp.int32), (num_images, 1))
+
+
+def _named(implementation: str, features) -> str:
+    """An implementation, the backend's own for "auto"."""
+    if implementation == "auto":
+        backend, cells = target_backend(), features.shape[1] * features.shape[2]
+        if backend == "gpu":
+            return "matmul_rows"
+        return "gather" if backend == "cpu" and cells >= _GATHER_MIN_CELLS else "matmul"
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"roi_align: implementation {implementation!r}; expected one of "
+            f"{[*_IMPLEMENTATIONS, 'auto']}"
+        )
+    return implementation
 
 
 def _bins(low, high, num_bins: int, scale: float, sampling_ratio: int, aligned: bool):
