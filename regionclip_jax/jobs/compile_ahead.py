@@ -14,13 +14,13 @@ from regionclip_jax.jobs.absent_devices import describe_topology
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.reporting import program_costs
 from regionclip_jax.reporting.chips import CHIPS, Chip
-from regionclip_jax.reporting.program_text import (
+from regionclip_jax.reporting.program_text import parse_program
+from regionclip_jax.reporting.program_traffic import (
     Collective,
     Launches,
     collectives,
     launches,
     memory_traffic,
-    parse_program,
 )
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.sharding.global_arrays import batch_sharding, described, whole_everywhere

@@ -6,7 +6,7 @@ import pytest
 
 from regionclip_jax.config import ConfigError
 from regionclip_jax.jobs.compile_ahead import CompiledCost, compile_recipe
-from regionclip_jax.reporting.program_text import Collective, Launches
+from regionclip_jax.reporting.program_traffic import Collective, Launches
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
