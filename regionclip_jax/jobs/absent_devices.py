@@ -76,7 +76,8 @@ def _gpus(name: str, kind: str, hosts: int, each: int) -> list:
     except Exception as error:  # whatever the plugin says, or that it is missing
         raise ConfigError(
             f"--topology: {name!r} cannot be described ({error}); it needs JAX's CUDA plugin "
-            '(pip install -e ".[gpu]"; its NVIDIA libraries and a driver are not needed for this)'
+            '(pip install -e ".[gpu]"; its NVIDIA libraries and a driver are not needed for this) '
+            "and, where there is no GPU, JAX_PLATFORMS=cpu"
         ) from error
 
 
