@@ -5,6 +5,7 @@ the body of a loop once, and for GPUs not even that. Here every operation is cou
 runs.
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -68,6 +69,10 @@ def _group_size(rest: str, num_devices: int) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return match[1].count(",") + 1
+    # Axes of a mesh, as compilers for GPUs write them, and those that take part.
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sides = dict(axis.split("=") for axis in match[1].split(","))
+        return math.prod(int(sides[axis.strip()]) for axis in match[2].split(","))
     return num_devices
 
 

@@ -56,6 +56,27 @@ ENTRY %main (x: f32[2,8]) -> f32[8,8] {
         parse_program("nothing")
 
 
+@pytest.mark.parametrize(
+    "groups, size",
+    [
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0', 'axis_1'}", 8),
+        ("[4,2]<=[8]", 2),
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("{}", 8),
+    ],
+)
+def test_who_takes_part_is_read_however_a_compiler_writes_it(groups, size):
+    text = f"""
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %sum = f32[8]{{0}} all-reduce-start(%x), replica_groups={groups}, to_apply=%add
+}}
+"""
+    found = collectives(parse_program(text), 8)["all-reduce"]
+    assert found == (1, 32, 32 * 2 * (size - 1) / size)
+
+
 TPU_LOOP = """
 %below (p: (s32[], f32[8])) -> pred[] {{
   %limit = s32[]{{:T(128)}} constant(9)
