@@ -28,11 +28,11 @@ def rn50_coco() -> ml_collections.ConfigDict:
         preset="RN50",
         # A model directory from scripts/convert_checkpoint.py.
         init_from="checkpoints/clip_rn50",
-        dtype="float32",
+        dtype="auto",
         kept_activations="all",
     )
     # Static in the paper: the CLIP that the student starts from.
-    config.teacher = dict(preset="RN50", init_from="checkpoints/clip_rn50", dtype="float32")
+    config.teacher = dict(preset="RN50", init_from="checkpoints/clip_rn50", dtype="auto")
 
     config.data = dict(
         source="coco_folder",
@@ -193,7 +193,7 @@ def scenes() -> ml_collections.ConfigDict:
         clutter=5,
     )
 
-    teacher = dict(preset="scenes", init_from="", dtype="float32")
+    teacher = dict(preset="scenes", init_from="", dtype="auto")
     model = dict(teacher, kept_activations="all")
     data = dict(
         source="array_record",
@@ -383,7 +383,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
             init_from="",
             init_part="trunk",
             norm="frozen",
-            dtype="float32",
+            dtype="auto",
             kept_activations="all",
         ),
         data=data,
@@ -401,7 +401,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
     config.train_detector = dict(
         job="train_detector",
         matmul_precision="default",
-        model=dict(preset="scenes", init_from="", dtype="float32", kept_activations="all"),
+        model=dict(preset="scenes", init_from="", dtype="auto", kept_activations="all"),
         data=data,
         detector=dict(
             localizer="",

@@ -14,7 +14,7 @@ def rn50_coco() -> ml_collections.ConfigDict:
     config.job = "train_clip"
     config.matmul_precision = "default"
     config.image_text_chunk = None
-    config.model = dict(preset="RN50", init_from="", dtype="bfloat16", kept_activations="all")
+    config.model = dict(preset="RN50", init_from="", dtype="auto", kept_activations="all")
     config.data = dict(
         source="coco_folder",
         path="data/coco",

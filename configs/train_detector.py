@@ -26,7 +26,7 @@ def coco_ovd_rn50() -> ml_collections.ConfigDict:
         preset="RN50",
         # What RegionCLIP's pretraining left; a converted CLIP is what it is compared with.
         init_from="checkpoints/regionclip_rn50",
-        dtype="float32",
+        dtype="auto",
         kept_activations="all",
     )
     config.data = dict(

@@ -27,7 +27,7 @@ def coco_c4() -> ml_collections.ConfigDict:
         init_from="checkpoints/rn50_imagenet",
         init_part="trunk",
         norm="frozen",
-        dtype="float32",
+        dtype="auto",
         kept_activations="all",
     )
     config.data = dict(

@@ -339,7 +339,8 @@ def load(
     """Opens a model directory (scripts/convert_checkpoint.py or a training job makes one).
 
     Args:
-        dtype: "float32", or "bfloat16" where speed counts more than the last digits.
+        dtype: "float32"; "bfloat16" where speed counts more than the last digits; or "auto":
+            bfloat16 on GPUs and TPUs, float32 on CPUs.
         short_side, max_long_side: pictures are resized to these, in pixels, as the reference does
             for detection.
         batch_size: pictures of a list that go through at once, where they share a canvas.

@@ -1,7 +1,7 @@
 """Compiles a recipe's step for GPUs that are not here, and says what it will cost.
 
     python scripts/compile_for_gpu.py --topology=h200:8 --localizer=rn50_fpn \\
-        --config=configs/pretrain.py:rn50_coco --config.student.dtype=bfloat16
+        --config=configs/pretrain.py:rn50_coco
 
 Needs JAX's CUDA plugin (`pip install -e ".[gpu]"`) and neither a GPU nor a driver. The program is
 nearly the one that GPUs would run: kernels that XLA chooses by trying them out (tiles of matrix

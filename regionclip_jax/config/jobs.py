@@ -9,6 +9,7 @@ from regionclip_jax.config.sections import (
     DataSection,
     DetectionDataSection,
     DetectorSection,
+    Dtype,
     EvaluationSection,
     LocalizerSection,
     ModelSection,
@@ -23,7 +24,8 @@ from regionclip_jax.config.sections import (
 @dataclasses.dataclass(frozen=True)
 class TrainClipConfig:
     job: str
-    # jax_default_matmul_precision: "default" (fast) or "highest" (fp32 parity on accelerators).
+    # jax_default_matmul_precision: "default" (fast) or "highest" (with dtype "float32": parity with
+    # the reference on accelerators, too).
     matmul_precision: str
     # As in RegionsSection.
     image_text_chunk: int | None
@@ -78,8 +80,8 @@ class EvaluateConfig:
     matmul_precision: str
     # Model directories by the name they get in the results, e.g. {"student": "workdir/model"}.
     models: dict[str, str]
-    # Type of the computation, as in ModelSection.
-    dtype: str
+    # Type of the computation, as in ModelSection, of models and their localizers.
+    dtype: Dtype
     evaluation: EvaluationSection
 
 

@@ -25,7 +25,7 @@ def parse(section: type[Section], config: Any, where: str = "config") -> Section
 
     Raises:
         ConfigError: a key that does not exist (with the one that was probably meant), one that is
-            missing, or a value of another type.
+            missing, or a value of another type or none of a key's choices.
     """
     if not isinstance(config, ml_collections.ConfigDict | dict):
         raise ConfigError(f"{where}: expected a section with keys, found {config!r}")
@@ -54,6 +54,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         return _convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}: {value!r} is none of {sorted(arguments)}")
+        return value
     if origin is tuple and isinstance(value, list | tuple):
         variable = len(arguments) == 2 and arguments[1] is Ellipsis
         if not variable and len(value) != len(arguments):

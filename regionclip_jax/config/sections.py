@@ -1,8 +1,11 @@
 """The sections of recipes: what each key means."""
 
 import dataclasses
+from typing import Literal
 
 from regionclip_jax.config.parsing import Count
+
+Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,8 +16,11 @@ class ModelSection:
     preset: str
     # Model directory (scripts/convert_checkpoint.py or a training job writes one); "" starts fresh.
     init_from: str
-    # Type of the computation: "float32" or "bfloat16". Parameters and losses stay float32.
-    dtype: str
+    # Type of the computation: "float32", "bfloat16", or "auto": bfloat16 on GPUs and TPUs, float32
+    # on CPUs. Trained parameters, their gradients, the optimizer's state, batch statistics and
+    # losses are float32 in any case. A teacher keeps its kernels in this type; so does a localizer
+    # that proposes, in the type of the model that it proposes for.
+    dtype: Dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +292,8 @@ class LocalizerSection:
     init_part: str
     # "frozen" (the reference's) or "live": a random start needs live batch norms.
     norm: str
-    dtype: str
+    # As in ModelSection.
+    dtype: Dtype
     # As in TrainedModelSection, of the trunk.
     kept_activations: str
 

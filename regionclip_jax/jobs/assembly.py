@@ -33,6 +33,7 @@ from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
 from regionclip_jax.models.rematerialization import KeptActivations
+from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
 from regionclip_jax.steps.detector_step import DetectorSettings
 from regionclip_jax.steps.localizer_step import LocalizerSettings
@@ -53,6 +54,7 @@ from regionclip_jax.training.optimizer import make_optimizer
 Tree = TypeVar("Tree")
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_AUTO = "auto"
 _PADDINGS = ("invisible", "reference")
 _ROI_ALIGNS = ("auto", "matmul", "matmul_rows", "gather")
 _OBJECTNESS = ("none", "reference", "sigmoid")
@@ -89,8 +91,30 @@ def blame(key: str) -> Iterator[None]:
         raise ConfigError(f"{key}: {error}") from error
 
 
+def resolve_dtype(name: str) -> str:
+    """Return "float32" or "bfloat16" for a recipe's ``dtype``.
+
+    "auto" depends on the target of ``ops.backend``, so programs that are compiled ahead for absent
+    accelerators get the type that those accelerators would compute in.
+
+    Raises:
+        ConfigError: ``name`` is no type of a recipe.
+    """
+    _require_one_of((_AUTO, *_DTYPES), name, "dtype")
+    if name != _AUTO:
+        return name
+    return "float32" if target_backend() == "cpu" else "bfloat16"
+
+
 def compute_dtype(name: str) -> jnp.dtype:
-    return choose(_DTYPES, name, "dtype")
+    return _DTYPES[resolve_dtype(name)]
+
+
+def log_dtype(part: str, name: str) -> None:
+    """Log the type that a part of a job computes in, and why."""
+    logging.info(
+        "%s: computing in %s (dtype=%s on %s)", part, resolve_dtype(name), name, target_backend()
+    )
 
 
 def architecture(section: ModelSection) -> CLIPConfig:

@@ -9,7 +9,7 @@ import ml_collections
 
 from regionclip_jax import config as config_module
 from regionclip_jax.config import ConfigError, EvaluateConfig, PretrainConfig, TrainLocalizerConfig
-from regionclip_jax.jobs import abstract_steps
+from regionclip_jax.jobs import abstract_steps, assembly
 from regionclip_jax.jobs.absent_devices import describe_topology
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.reporting import program_costs
@@ -170,6 +170,7 @@ def compile_recipe(
     absent = describe_topology(topology)
     began = time.monotonic()
     with tracing_for(absent.chip.kind):
+        dtype = assembly.resolve_dtype(_recipe_dtype(config))
         if isinstance(config, EvaluateConfig):
             mesh = make_mesh(devices=absent.devices)
             function, arguments = _prediction(config, preset, localizer, num_concepts, mesh)
@@ -191,7 +192,7 @@ def compile_recipe(
         several_hosts=absent.several_hosts,
         batch_size=len(batch.mask),
         canvas=batch.images.shape[1:3],
-        dtype=_product_type(config),
+        dtype=dtype,
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -204,7 +205,7 @@ def compile_recipe(
     )
 
 
-def _product_type(config) -> str:
+def _recipe_dtype(config) -> str:
     if isinstance(config, EvaluateConfig):
         return config.dtype
     if isinstance(config, PretrainConfig):

@@ -63,6 +63,7 @@ class Evaluation(NamedTuple):
 
 def run(config: EvaluateConfig, workdir: Path) -> dict:
     """Evaluates every model of the config on the same pictures; writes ``results.json``."""
+    assembly.log_dtype("evaluation", config.dtype)
     evaluations = {
         name: evaluate_model(
             Path(path), config.evaluation, config.dtype, workdir / f"vocabulary_{name}.npz"
@@ -76,6 +77,7 @@ def run(config: EvaluateConfig, workdir: Path) -> dict:
             "saw": {name: e.saw for name, e in evaluations.items()},
             "images_per_second": {n: e.images_per_second for n, e in evaluations.items()},
             "models": config.models,
+            "dtype": assembly.resolve_dtype(config.dtype),
             "evaluation": as_plain(config.evaluation),
             "per_category": {n: e.per_category for n, e in evaluations.items()},
         }

@@ -25,6 +25,8 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
     source = streams.build_image_text_source(config.data)
     student = assembly.build_model(config.student, frozen_norm=True)
     teacher = assembly.build_teacher(config.teacher)
+    assembly.log_dtype("student and localizer", config.student.dtype)
+    assembly.log_dtype("teacher", config.teacher.dtype)
     student_start = assembly.initial_variables(config.student, config.run.seed)
     teacher_variables = (
         student_start

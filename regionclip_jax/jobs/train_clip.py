@@ -11,6 +11,7 @@ def run(config: TrainClipConfig, workdir: Path) -> Path:
     """Trains and returns the model directory."""
     source = streams.build_image_text_source(config.data)
     model = assembly.build_model(config.model, frozen_norm=False)
+    assembly.log_dtype("model", config.model.dtype)
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
 
     def make_step():

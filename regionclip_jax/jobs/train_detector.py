@@ -45,6 +45,7 @@ def run(config: TrainDetectorConfig, workdir: Path) -> Path:
         section.localizer or config.model.init_from
     )
     model = assembly.build_model(config.model, frozen_norm=pretrained)
+    assembly.log_dtype("model and localizer", config.model.dtype)
     localizer = Localizer(localizer_card.architecture, model.dtype)
     start = assembly.initial_variables(config.model, config.run.seed)
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)

@@ -43,6 +43,7 @@ def run(config: TrainLocalizerConfig, workdir: Path) -> Path:
         frozen_norm,
         assembly.kept_activations(section.kept_activations, "localizer.kept_activations"),
     )
+    assembly.log_dtype("localizer", section.dtype)
     optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
     settings = assembly.localizer_settings(config.anchors, config.run)
     _require_canvases(config, architecture)
@@ -77,7 +78,11 @@ def run(config: TrainLocalizerConfig, workdir: Path) -> Path:
     if config.evaluation.path:
         found = proposal_recall.measure(model, config.evaluation, section.dtype)
         if jax.process_index() == 0:
-            details = {"evaluation": as_plain(config.evaluation), "localizer": str(model)}
+            details = {
+                "evaluation": as_plain(config.evaluation),
+                "localizer": str(model),
+                "dtype": assembly.resolve_dtype(section.dtype),
+            }
             write_results(workdir / "results.json", {"localizer": found}, details=details)
             print(comparison_table({"localizer": found}), flush=True)
     return model

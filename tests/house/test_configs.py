@@ -1,5 +1,6 @@
 """Every recipe that is shipped parses, and its step traces at its real sizes."""
 
+import operator
 import runpy
 from pathlib import Path
 
@@ -60,6 +61,34 @@ def test_every_variant_parses_strictly(stem, variant):
     config = recipe(stem, variant)
     assert type(config).__name__ == _JOBS[config.job][0]
     assert as_plain(config)["job"] == config.job
+
+
+def dtype_keys(config, where: str = "") -> list[str]:
+    """Paths of all keys of a recipe that choose the type of a computation."""
+    keys = []
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            keys += dtype_keys(value, f"{where}{name}.")
+        elif name == "dtype":
+            keys.append(f"{where}{name}")
+    return keys
+
+
+@pytest.mark.parametrize(("stem", "variant"), VARIANTS)
+def test_every_dtype_is_auto_and_takes_the_types_of_the_computation(stem, variant):
+    config = RECIPES[stem]["get_config"](variant)
+    section = getattr(config_module, _JOBS[config.job][0])
+    keys = dtype_keys(config)
+    assert keys and {operator.attrgetter(key)(config) for key in keys} == {"auto"}
+    for key in keys:
+        for value in ("auto", "float32", "bfloat16"):
+            changed = config.copy_and_resolve_references()
+            changed.update_from_flattened_dict({key: value})
+            parse(section, changed)
+        changed.update_from_flattened_dict({key: "float16"})
+        message = rf"config\.{key}: 'float16' is none of \['auto', 'bfloat16', 'float32'\]"
+        with pytest.raises(ConfigError, match=message):
+            parse(section, changed)
 
 
 @pytest.mark.parametrize("stem", list(RECIPES))

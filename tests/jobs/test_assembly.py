@@ -18,14 +18,15 @@ from regionclip_jax.losses.image_text_blockwise import (
 )
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.steps.pretrain_step import PretrainSettings
 
 
 def test_a_choice_that_does_not_exist_is_refused_with_its_key_and_those_that_do():
     with pytest.raises(ConfigError, match=r"data\.source: 'webdataset' is none of \['a', 'b'\]"):
         assembly.choose({"b": 1, "a": 2}, "webdataset", "data.source")
-    with pytest.raises(ConfigError, match="dtype: 'fp16' is none of"):
-        assembly.compute_dtype("fp16")
+    with pytest.raises(ConfigError, match=r"dtype: 'float16' is none of \['auto', 'bfloat16'"):
+        assembly.compute_dtype("float16")
     with pytest.raises(ConfigError, match="preset: 'RN5' is none of .*'RN50'"):
         assembly.architecture(sections.ModelSection("RN5", "", "float32"))
     message = r"kept_activations: 'none' is none of \['all', 'block_inputs', 'products'\]"
@@ -35,6 +36,19 @@ def test_a_choice_that_does_not_exist_is_refused_with_its_key_and_those_that_do(
         )
     with pytest.raises(ConfigError, match="localizer." + message):
         assembly.kept_activations("none", "localizer.kept_activations")
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
+def test_auto_is_bfloat16_where_programs_are_traced_for_accelerators(target, expected, caplog):
+    with tracing_for(target), caplog.at_level("INFO", logger="absl"):
+        assert assembly.resolve_dtype("auto") == expected
+        assert assembly.compute_dtype("auto") == jnp.dtype(expected)
+        for stated in ("float32", "bfloat16"):
+            assert assembly.resolve_dtype(stated) == stated
+        assembly.log_dtype("student", "auto")
+    assert f"student: computing in {expected} (dtype=auto on {target})" in caplog.text
 
 
 def test_only_errors_of_values_become_mistakes_in_the_recipe():

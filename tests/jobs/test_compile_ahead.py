@@ -6,8 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from regionclip_jax.config import ConfigError
+from regionclip_jax.config import ConfigError, PretrainConfig, parse
+from regionclip_jax.jobs.abstract_steps import training_step
 from regionclip_jax.jobs.compile_ahead import CompiledCost, compile_recipe
+from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.reporting.program_traffic import Collective, Launches
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -68,6 +70,20 @@ def test_what_cannot_be_compiled_is_refused(topology, variant, message):
         )
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
+)
+def test_a_recipes_auto_is_the_type_of_the_absent_devices(target, expected):
+    """The types of the frozen models' kernels say what their step was built to compute in."""
+    config = recipe("pretrain", "rn50_coco")
+    config.student.preset = config.teacher.preset = "scenes"
+    with tracing_for(target):
+        frozen = training_step(parse(PretrainConfig, config), localizer="small").frozen
+    for variables in (frozen.teacher, frozen.localizer):
+        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(variables) if leaf.ndim > 1}
+        assert kinds == {expected}
+
+
 STEPS = [
     ("pretrain", "rn50_coco", {"student.preset": "scenes", "teacher.preset": "scenes"}, None),
     ("train_localizer", "small", {}, None),
@@ -84,6 +100,7 @@ def check_that_it_compiles(topology, stem, variant, changes, localizer):
         if "run" in config:
             config.run.batch_size = 12 if stem == "pretrain" else 4
     cost = compile_recipe(config, topology, localizer=localizer, preset="scenes", num_concepts=20)
+    assert f"x {cost.canvas[1]}, bfloat16, compiled in" in cost.text()
     assert cost.num_chips == 4 and cost.flops > 0 and cost.temporary > 0
     assert cost.memory < cost.chip.memory and sum(cost.traffic.values()) > cost.arguments
     # Every training sums its gradients over the chips.
