@@ -43,6 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
     if args.json:
         report = {"what": args.what, "arguments": vars(args) | {"json": str(args.json)}}
         args.json.write_text(json.dumps(report | machine | result, indent=1) + "\n")
+    failed = [
+        f"{row['name']}, {column}"
+        for row in result["rows"]
+        for column, timing in row.items()
+        if isinstance(timing, dict) and "error" in timing
+    ]
+    if failed:
+        sys.exit(f"benchmark: failed: {'; '.join(failed)}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

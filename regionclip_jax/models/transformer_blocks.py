@@ -46,14 +46,43 @@ class _SquareDense(nn.Module):
         return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with separate q, k, v projections; heads share the width.
+def dot_product_attention(
+    query: Float[Array, "N T heads d"],
+    key: Float[Array, "N S heads d"],
+    value: Float[Array, "N S heads d"],
+    mask: Bool[Array, "#N #T S"] | None,
+    tokens_per_chunk: int | None = None,
+) -> Float[Array, "N T heads d"]:
+    """Attend from queries to keys; scores and softmax are fp32.
 
-    The weights of all tokens for one another grow with the square of their number: of the 2,210 of
-    a picture of 752 x 752 they are most of what a ViT's step would keep and move. On accelerators
-    tokens attend some at a time, and in the backward pass their weights are made again. On CPUs
-    they do not: a loop's body keeps one core busy there, and memory is seldom short.
+    Args:
+        query: scaled by 1 / sqrt(d) here.
+        mask: which keys a query sees; None means all.
+        tokens_per_chunk: queries that attend at once, at most; their weights are made again in the
+            backward pass. None lets the backend and the number of tokens decide. The weights of all
+            tokens for one another grow with the square of their number: for the 2,210 of an image
+            of 752 x 752 they are most of what a ViT's step would keep and move. On CPUs a loop's
+            body keeps one core busy, and memory is seldom short: all attend at once there.
     """
+    query = query * query.shape[-1] ** -0.5
+
+    def attend(query):
+        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+        if mask is not None:
+            scores = jnp.where(mask[:, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+
+    if tokens_per_chunk is None:
+        # A mask with a row for each token is that of texts, which are short.
+        in_chunks = target_backend() != "cpu" and (mask is None or mask.shape[1] == 1)
+        in_chunks &= query.shape[1] > 2 * _TOKENS_PER_CHUNK
+        tokens_per_chunk = _TOKENS_PER_CHUNK if in_chunks else query.shape[1]
+    return map_chunks(attend, query, tokens_per_chunk)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with separate q, k, v projections; heads share the width."""
 
     num_heads: int
     num_layers: int
@@ -74,21 +103,10 @@ class SelfAttention(nn.Module):
     ) -> Float[Array, "N T width"]:
         num, tokens, width = x.shape
         heads = (num, tokens, self.num_heads, width // self.num_heads)
-        query = self.q_proj(x).reshape(heads) * (width // self.num_heads) ** -0.5
-        key = self.k_proj(x).reshape(heads)
-        value = self.v_proj(x).reshape(heads)
-
-        def attend(query):
-            scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
-            if mask is not None:
-                scores = jnp.where(mask[:, None], scores, -jnp.inf)
-            weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-            return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
-
-        # A mask with a row for each token is that of texts, which are short.
-        in_chunks = target_backend() != "cpu" and (mask is None or mask.shape[1] == 1)
-        in_chunks &= tokens > 2 * _TOKENS_PER_CHUNK
-        mixed = map_chunks(attend, query, _TOKENS_PER_CHUNK if in_chunks else None)
+        query, key, value = (
+            projection(x).reshape(heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = dot_product_attention(query, key, value, mask)
         return self.out_proj(mixed.reshape(num, tokens, width))
 
     def values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:

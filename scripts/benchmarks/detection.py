@@ -1,16 +1,18 @@
 """Zero-shot detection with a pyramid's proposals, and its stages. Weights are random."""
 
 import argparse
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.model_flops import count_model_flops
-from benchmarks.random_weights import draw_weights
-from benchmarks.timing import Work
+from benchmarks.random_weights import draw_weights, in_type
+from benchmarks.timing import Program, Work
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables
 from regionclip_jax.models.clip import CLIP, encode_regions
@@ -51,9 +53,23 @@ def settings_of(chunk: int | None, implementation: str = "auto") -> DetectSettin
     return DetectSettings(regions_per_chunk=chunk, objectness="sigmoid", roi_align=implementation)
 
 
-def works(args: argparse.Namespace, runner) -> Iterator[Work]:
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything that detection and its stages are made of."""
+
+    model: CLIP
+    localizer: Localizer
+    variables: DetectorVariables
+    batch: DetectionBatch
+    boxes: jax.Array
+    embeddings: jax.Array
+    proposals: ProposalSettings
+    chunk: int | None
+
+
+def build(args: argparse.Namespace) -> Setup:
+    """Draw weights, images, boxes and embeddings of the sizes that ``args`` names."""
     config, dtype = PRESETS[args.preset], jnp.dtype(args.dtype)
-    model = CLIP(config, dtype=dtype)
     localizer = Localizer(LOCALIZER_PRESETS[args.localizer], dtype)
     rng = np.random.default_rng(0)
     shape = (args.images, args.height, args.width, 3)
@@ -67,76 +83,78 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
         scales=jnp.ones((args.images, 2)),
         mask=jnp.ones(args.images, bool),
     )
-    variables = DetectorVariables(
-        draw_weights(abstract_variables(config)),
-        jnp.array(rng.standard_normal((args.classes, config.embed_dim)), jnp.float32),
-        draw_weights(abstract_localizer(localizer.config)),
-    )
-    boxes = random_boxes(jax.random.key(0), batch.sizes, args.regions, 8)
     shape = (args.images, args.regions, config.embed_dim)
-    embeddings = jnp.array(rng.standard_normal(shape), jnp.float32)
-    chunk, proposals = args.chunk or None, ProposalSettings(post_nms_topk=args.regions)
-
-    theirs = {}
-    if runner:
-        settings = settings_of(None)
-        theirs = _torch_works(
-            config, localizer.config, variables, batch.images, boxes, embeddings, settings,
-            proposals, runner,
-        )  # fmt: skip
-    stages = _stages(model, localizer, variables, batch, boxes, embeddings, chunk, proposals)
-    for name, work in stages:
-        yield Work(name, work, theirs.get(name, {}))
-
-    find_regions = proposals_of(localizer, proposals)
-    step = jax.jit(make_predict_step(model, settings_of(chunk), find_regions))
-    counted = make_predict_step(model, settings_of(None, "gather"), find_regions)
-    yield Work(
-        "all, from canvases to detections",
-        lambda: step(variables, batch),
-        theirs.get("all", {}),
-        items=args.images,
-        unit="images",
-        model_flops=count_model_flops(counted, variables, batch),
+    return Setup(
+        model=CLIP(config, dtype=dtype),
+        localizer=localizer,
+        variables=DetectorVariables(
+            in_type(draw_weights(abstract_variables(config)), dtype),
+            jnp.array(rng.standard_normal((args.classes, config.embed_dim)), jnp.float32),
+            in_type(draw_weights(abstract_localizer(localizer.config)), dtype),
+        ),
+        batch=batch,
+        boxes=random_boxes(jax.random.key(0), batch.sizes, args.regions, 8),
+        embeddings=jnp.array(rng.standard_normal(shape), jnp.float32),
+        proposals=ProposalSettings(post_nms_topk=args.regions),
+        chunk=args.chunk or None,
     )
 
 
-def _stages(model, localizer, variables, batch, boxes, embeddings, chunk, proposals):
-    """Names, and what to time."""
-    images, sizes = batch.images, batch.sizes
+def works(args: argparse.Namespace, runner) -> Iterator[Work]:
+    setup = build(args)
+    theirs = torch_columns(setup, runner) if runner else {}
+    yield from stages(setup, theirs)
+    yield whole(setup, theirs)
 
-    @jax.jit
-    def pyramid(variables):
+
+def whole(setup: Setup, theirs: dict[str, dict]) -> Work:
+    """From canvases to detections, as one program."""
+    find_regions = proposals_of(setup.localizer, setup.proposals)
+    step = make_predict_step(setup.model, settings_of(setup.chunk), find_regions)
+    counted = make_predict_step(setup.model, settings_of(None, "gather"), find_regions)
+    return Work(
+        "all, from canvases to detections",
+        Program(step, setup.variables, setup.batch),
+        theirs.get("all", {}),
+        items=len(setup.batch.images),
+        unit="images",
+        model_flops=lambda: count_model_flops(counted, setup.variables, setup.batch),
+    )
+
+
+def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
+    """Rows of what detection consists of, each as a program of its own."""
+    model, localizer, boxes = setup.model, setup.localizer, setup.boxes
+    images, sizes = setup.batch.images, setup.batch.sizes
+    clip, settings = setup.variables.clip, settings_of(setup.chunk)
+
+    def program(name: str, function: Callable, *arguments: Any) -> Work:
+        return Work(name, Program(function, *arguments), theirs.get(name, {}))
+
+    def pyramid(variables, images):
         return localizer.apply(variables, images, sizes, method=localizer.feature_levels)
 
-    @jax.jit
-    def find(variables):
+    def find(variables, images):
         return propose(
             localizer, variables, images, sizes,
-            pre_nms_topk=proposals.pre_nms_topk,
-            post_nms_topk=proposals.post_nms_topk,
-            nms_threshold=proposals.nms_threshold,
+            pre_nms_topk=setup.proposals.pre_nms_topk,
+            post_nms_topk=setup.proposals.post_nms_topk,
+            nms_threshold=setup.proposals.nms_threshold,
         )  # fmt: skip
 
-    @jax.jit
-    def features(clip):
+    def features(clip, images):
         pixels = normalize_for_clip(images, sizes)
         return model.apply(clip, pixels, sizes, method=model.image_features)
 
-    @jax.jit
-    def crops(image_features):
+    def crops(image_features, boxes):
         # Their mean, so that a thousand crops need not be kept.
         crops = roi_align(image_features.map, boxes, model.crop_size, 1 / model.stride)
         return crops.mean((2, 3))
 
-    @jax.jit
-    def embed(clip, image_features):
-        return encode_regions(model, clip, image_features, boxes, regions_per_chunk=chunk)
+    def embed(clip, image_features, boxes):
+        return encode_regions(model, clip, image_features, boxes, regions_per_chunk=setup.chunk)
 
-    settings = settings_of(chunk)
-
-    @jax.jit
-    def choose(embeddings, classes):
+    def choose(boxes, embeddings, classes):
         return select_detections(
             boxes,
             class_probabilities(embeddings, classes, settings.temperature),
@@ -148,35 +166,33 @@ def _stages(model, localizer, variables, batch, boxes, embeddings, chunk, propos
             max_detections=settings.max_detections,
         )
 
-    clip = variables.clip
-    yield "localizer: trunk and pyramid", lambda: pyramid(variables.localizer)
-    yield "localizer: all, to proposals", lambda: find(variables.localizer)
-    yield "image features (to res4)", lambda: features(clip)
-    image_features = features(clip)
-    yield "RoIAlign", lambda: crops(image_features)
-    yield "regions: RoIAlign, layer4, pool", lambda: embed(clip, image_features)
-    yield (
-        "classifier, softmax, NMS per class",
-        lambda: choose(embeddings, variables.class_embeddings),
-    )
+    localizer_variables = setup.variables.localizer
+    yield program("localizer: trunk and pyramid", pyramid, localizer_variables, images)
+    yield program("localizer: all, to proposals", find, localizer_variables, images)
+    yield program("image features (to res4)", features, clip, images)
+    image_features = jax.jit(features)(clip, images)
+    yield program("RoIAlign", crops, image_features, boxes)
+    yield program("regions: RoIAlign, layer4, pool", embed, clip, image_features, boxes)
+    classes = setup.variables.class_embeddings
+    yield program("classifier, softmax, NMS per class", choose, boxes, setup.embeddings, classes)
 
 
-def _torch_works(
-    config, localizer_config, variables, images, boxes, embeddings, settings, proposals, runner
-) -> dict[str, dict]:
-    """Columns by the names of our rows; that of the whole is "all"."""
+def torch_columns(setup: Setup, runner) -> dict[str, dict]:
+    """PyTorch's columns by the names of our rows; that of the whole is "all"."""
     import torch
 
     from benchmarks import torch_detection as detection
     from benchmarks.torch_clip import torch_clip
     from benchmarks.torch_localizer import select_proposals, torch_anchors, torch_localizer
 
-    clip = torch_clip(config, variables.clip, runner)
-    localizer = torch_localizer(localizer_config, variables.localizer, runner)
-    height, width = images.shape[1:3]
-    anchors = torch_anchors(localizer_config, height, width, runner)
+    variables, proposals, settings = setup.variables, setup.proposals, settings_of(None)
+    height, width = setup.batch.images.shape[1:3]
+    clip = torch_clip(setup.model.config, variables.clip, runner, canvas=(height, width))
+    localizer = torch_localizer(setup.localizer.config, variables.localizer, runner)
+    anchors = torch_anchors(setup.localizer.config, height, width, runner)
     images, boxes, embeddings, classes = map(
-        runner.tensor, (images, boxes, embeddings, variables.class_embeddings)
+        runner.tensor,
+        (setup.batch.images, setup.boxes, setup.embeddings, variables.class_embeddings),
     )
     with torch.no_grad(), runner.autocast():
         features = clip.image_features(images)

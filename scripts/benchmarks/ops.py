@@ -1,20 +1,21 @@
-"""RoIAlign and the suppressions by themselves, at the sizes they have in the paper's recipes."""
+"""RoIAlign, the suppressions and attention by themselves, at the sizes of the paper's recipes."""
 
 import argparse
-import functools
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Work
+from benchmarks.timing import Program, Work
+from regionclip_jax.models.transformer_blocks import dot_product_attention
 from regionclip_jax.ops.nms import nms, nms_per_class
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.sampling import random_boxes
 from regionclip_jax.ops.soft_nms import soft_nms_per_class
 
 _STRIDE = 16
+_HEAD_WIDTH = 64
 _PER_CLASS = {"score_threshold": 0.001, "max_outputs": 100}
 
 
@@ -25,16 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, default=1024)
     parser.add_argument("--crop", type=int, default=14, help="side of a crop, in cells")
     parser.add_argument("--regions", type=int, nargs="+", default=[100, 1000], help="an image")
+    parser.add_argument(
+        "--implementations", nargs="+", default=["gather", "matmul", "matmul_rows"],
+        help="of RoIAlign",
+    )  # fmt: skip
     parser.add_argument("--candidates", type=int, default=12_000, help="boxes before NMS")
     parser.add_argument("--kept", type=int, default=2_000, help="boxes after NMS")
     parser.add_argument("--scored", type=int, default=1_000, help="boxes before NMS per class")
-    parser.add_argument("--classes", type=int, default=65)
+    parser.add_argument("--classes", type=int, nargs="+", default=[65, 1203])
+    parser.add_argument("--tokens", type=int, default=2210, help="that attend to one another")
+    parser.add_argument("--heads", type=int, default=12)
 
 
 def works(args: argparse.Namespace, runner) -> Iterator[Work]:
     for num_regions in args.regions:
         yield from _align(args, num_regions, runner)
     yield from _suppress(args, runner)
+    yield from _attend(args, runner)
 
 
 def _align(args, num_regions: int, runner) -> Iterator[Work]:
@@ -47,22 +55,20 @@ def _align(args, num_regions: int, runner) -> Iterator[Work]:
     theirs = {"forward": {}, "both ways": {}}
     if runner:
         theirs = _torch_align(args.crop, features, boxes, runner)
-    for implementation in ("gather", "matmul", "matmul_rows"):
+    for implementation in args.implementations:
         forward, both = _our_align(args.crop, implementation)
         for how, call in (("forward", forward), ("both ways", both)):
             yield Work(
                 f"RoIAlign, {num_regions} regions, {implementation}, {how}",
-                functools.partial(call, features, boxes),
+                Program(call, features, boxes),
                 theirs[how],
             )
 
 
 def _our_align(crop: int, implementation: str) -> tuple[Callable, Callable]:
-    @jax.jit
     def forward(features, boxes):
         return roi_align(features, boxes, crop, 1 / _STRIDE, implementation=implementation)
 
-    @jax.jit
     def both(features, boxes):
         # The crops come out too: their gradient alone does not need them.
         crops, backward = jax.vjp(lambda maps: forward(maps, boxes), features)
@@ -96,59 +102,107 @@ def _torch_align(crop: int, features, boxes, runner) -> dict[str, dict]:
 
 def _suppress(args, runner) -> Iterator[Work]:
     rng = np.random.default_rng(0)
-    boxes = _overlapping_boxes(rng, args.candidates, args.height, args.width)
-    scores = rng.standard_normal(args.candidates).astype(np.float32)
-    shared = _overlapping_boxes(rng, args.scored, args.height, args.width)
-    probabilities = _peaked_probabilities(rng, args.scored, args.classes)
-    theirs = _torch_suppress(args, boxes, scores, shared, probabilities, runner) if runner else {}
-    boxes, scores, shared, probabilities = map(jnp.array, (boxes, scores, shared, probabilities))
-    all_boxes, all_shared = jnp.ones(len(boxes), bool), jnp.ones(len(shared), bool)
+    boxes = jnp.array(_overlapping_boxes(rng, args.candidates, args.height, args.width))
+    scores = jnp.array(rng.standard_normal(args.candidates), jnp.float32)
     outputs = min(args.kept, args.candidates)
+
+    def suppress(boxes, scores):
+        exist = jnp.ones(len(boxes), bool)
+        return nms(boxes, scores, exist, iou_threshold=0.7, max_outputs=outputs)
+
     yield Work(
         f"NMS, {args.candidates} -> {outputs}",
-        lambda: nms(boxes, scores, all_boxes, iou_threshold=0.7, max_outputs=outputs),
-        theirs.get("nms", {}),
+        Program(suppress, boxes, scores),
+        _torch_nms(boxes, scores, outputs, runner) if runner else {},
     )
-    sizes = f"{args.scored} x {args.classes} -> {_PER_CLASS['max_outputs']}"
-    yield Work(
-        f"NMS per class, {sizes}",
-        lambda: nms_per_class(shared, probabilities, all_shared, iou_threshold=0.5, **_PER_CLASS),
-        theirs.get("per class", {}),
-    )
-    yield Work(
-        f"soft-NMS per class, {sizes}",
-        lambda: soft_nms_per_class(shared, probabilities, all_shared, **_PER_CLASS),
-        theirs.get("soft", {}),
-    )
+    shared = jnp.array(_overlapping_boxes(rng, args.scored, args.height, args.width))
+    for num_classes in args.classes:
+        probabilities = jnp.array(_peaked_probabilities(rng, args.scored, num_classes))
+        theirs = _torch_per_class(shared, probabilities, runner) if runner else {}
+
+        def hard(boxes, scores):
+            exist = jnp.ones(len(boxes), bool)
+            return nms_per_class(boxes, scores, exist, iou_threshold=0.5, **_PER_CLASS)
+
+        def soft(boxes, scores):
+            return soft_nms_per_class(boxes, scores, jnp.ones(len(boxes), bool), **_PER_CLASS)
+
+        sizes = f"{args.scored} x {num_classes} -> {_PER_CLASS['max_outputs']}"
+        for name, function in (("NMS", hard), ("soft-NMS", soft)):
+            yield Work(
+                f"{name} per class, {sizes}",
+                Program(function, shared, probabilities),
+                theirs.get(name, {}),
+            )
 
 
-def _torch_suppress(args, boxes, scores, shared, probabilities, runner) -> dict[str, dict]:
+def _torch_nms(boxes, scores, num_outputs: int, runner) -> dict[str, Callable]:
     from torchvision.ops import nms as their_nms
 
+    boxes, scores = runner.tensor(boxes), runner.tensor(scores)
+    return runner.columns(lambda _: lambda: their_nms(boxes, scores, 0.7)[:num_outputs])
+
+
+def _torch_per_class(boxes, scores, runner) -> dict[str, dict]:
     from benchmarks import torch_ops
 
-    boxes, scores, shared, probabilities = map(
-        runner.tensor, (boxes, scores, shared, probabilities)
-    )
+    boxes, scores = runner.tensor(boxes), runner.tensor(scores)
     found = {
-        "nms": lambda: their_nms(boxes, scores, 0.7)[: args.kept],
-        "per class": lambda: torch_ops.nms_per_class(
-            shared, probabilities, iou_threshold=0.5, **_PER_CLASS
-        ),
-        "soft": lambda: torch_ops.soft_nms_per_class(
-            shared, probabilities, sigma=0.5, prune_threshold=0.001, **_PER_CLASS
+        "NMS": lambda: torch_ops.nms_per_class(boxes, scores, iou_threshold=0.5, **_PER_CLASS),
+        "soft-NMS": lambda: torch_ops.soft_nms_per_class(
+            boxes, scores, sigma=0.5, prune_threshold=0.001, **_PER_CLASS
         ),
     }
     return {name: runner.columns(lambda _, work=work: work) for name, work in found.items()}
 
 
+def _attend(args, runner) -> Iterator[Work]:
+    """Attention as the towers compute it on this device."""
+    shape = args.images, args.tokens, args.heads, _HEAD_WIDTH
+    keys = jax.random.split(jax.random.key(0), 3)
+    arrays = [jax.random.normal(key, shape, jnp.dtype(args.dtype)) for key in keys]
+    theirs = _torch_attend(arrays, runner) if runner else {}
+
+    def forward(query, key, value):
+        return dot_product_attention(query, key, value, None)
+
+    def both(query, key, value):
+        out, backward = jax.vjp(forward, query, key, value)
+        return out, backward(jnp.ones_like(out))
+
+    for how, function in (("forward", forward), ("both ways", both)):
+        name = f"attention, {args.tokens} tokens, {args.heads} heads, {how}"
+        yield Work(name, Program(function, *arrays), theirs.get(how, {}))
+
+
+def _torch_attend(arrays, runner) -> dict[str, dict]:
+    import torch
+    from torch.nn import functional as F
+
+    dtype = torch.bfloat16 if runner.is_bfloat16 else torch.float32
+    tensors = [
+        runner.tensor(array.astype(jnp.float32)).to(dtype).transpose(1, 2).contiguous()
+        for array in arrays
+    ]
+    differentiated = [tensor.clone().requires_grad_() for tensor in tensors]
+
+    def both():
+        out = F.scaled_dot_product_attention(*differentiated)
+        return torch.autograd.grad(out, differentiated, torch.ones_like(out))
+
+    return {
+        "forward": runner.columns(lambda _: lambda: F.scaled_dot_product_attention(*tensors)),
+        "both ways": runner.columns(lambda _: both, gradients=True),
+    }
+
+
 def _overlapping_boxes(rng, num_boxes: int, height: int, width: int) -> np.ndarray:
-    """Like proposals: about twenty boxes around each of some things of all sizes."""
+    """Draw boxes like proposals: about twenty around each of some objects of all sizes."""
     size = np.array([width, height])
-    things = max(1, num_boxes // 20)
-    sides = np.exp(rng.uniform(np.log(0.03), np.log(0.7), (things, 2)))
-    centers = rng.uniform(0, 1, (things, 2))
-    which = rng.integers(0, things, num_boxes)
+    objects = max(1, num_boxes // 20)
+    sides = np.exp(rng.uniform(np.log(0.03), np.log(0.7), (objects, 2)))
+    centers = rng.uniform(0, 1, (objects, 2))
+    which = rng.integers(0, objects, num_boxes)
     centers = centers[which] + 0.15 * sides[which] * rng.standard_normal((num_boxes, 2))
     sides = sides[which] * np.exp(0.2 * rng.standard_normal((num_boxes, 2)))
     boxes = np.concatenate([centers - sides / 2, centers + sides / 2], 1).clip(0, 1)

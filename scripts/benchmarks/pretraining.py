@@ -3,7 +3,8 @@
 import argparse
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,24 @@ import numpy as np
 import optax
 
 from benchmarks.model_flops import count_model_flops
-from benchmarks.random_weights import draw_weights
+from benchmarks.random_weights import draw_weights, in_type
 from benchmarks.text import made_up_tokens
-from benchmarks.timing import Work
+from benchmarks.timing import Program, Work
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.sampling import random_boxes
-from regionclip_jax.steps.pretrain_step import Frozen, PretrainSettings, make_pretrain_step
-from regionclip_jax.steps.train_state import create_train_state
+from regionclip_jax.steps.pretrain_step import (
+    Frozen,
+    PretrainSettings,
+    StudentEmbeddings,
+    make_pretrain_step,
+    name_regions,
+    pretrain_losses,
+)
+from regionclip_jax.steps.train_state import TrainState, apply_gradients, create_train_state
 from regionclip_jax.structures import ImageTextBatch
 
 
@@ -36,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(num_regions: int, chunk: int | None) -> PretrainSettings:
-    """Those of the paper's recipe, on random boxes, with one group of all pictures."""
+    """Return the paper's settings, on random boxes, with one group of all images."""
     return PretrainSettings(
         num_proposals=num_regions, num_regions=num_regions, pre_nms_topk=1000,
         proposal_nms_threshold=0.5, box_grid=8, box_sides=None, temperature=0.01,
@@ -47,9 +55,24 @@ def settings_of(num_regions: int, chunk: int | None) -> PretrainSettings:
     )  # fmt: skip
 
 
-def works(args: argparse.Namespace, runner) -> Iterator[Work]:
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything that a step and its parts are made of."""
+
+    model: CLIP
+    variables: dict
+    batch: ImageTextBatch
+    boxes: jax.Array
+    frozen: Frozen
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    settings: PretrainSettings
+
+
+def build(args: argparse.Namespace) -> Setup:
+    """Draw weights, images and boxes of the sizes that ``args`` names."""
     config = PRESETS[args.preset]
-    model = CLIP(config, dtype=jnp.dtype(args.dtype))
+    dtype = jnp.dtype(args.dtype)
     variables = draw_weights(abstract_variables(config))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (args.images, args.height, args.width, 3), np.uint8)
@@ -64,87 +87,151 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
     if config.is_vit:
         patterns = ["visual/patch_embedding", "^text/", "^logit_scale"]
     optimizer = optax.sgd(0.002, momentum=0.9)
-    state = create_train_state(variables, patterns, optimizer)
-    boxes = random_boxes(jax.random.key(0), batch.sizes, args.regions, 8)
-
-    theirs = {}
-    if runner:
-        theirs = _torch_works(config, variables, state, batch, boxes, concepts, args, runner)
-    yield from _parts(model, variables, batch, boxes, args.chunk or None, theirs)
-
-    frozen = Frozen(teacher=variables, teacher_concepts=concepts, student_concepts=concepts)
-    settings = settings_of(args.regions, args.chunk or None)
-    step = jax.jit(make_pretrain_step(model, model, optimizer, settings))
-    counted = dataclasses.replace(settings, regions_per_chunk=None, roi_align="gather")
-    yield Work(
-        "whole step (teacher, student, losses, update)",
-        lambda: step(state, frozen, batch),
-        theirs.get("step", {}),
-        items=args.images,
-        unit="images",
-        model_flops=count_model_flops(
-            make_pretrain_step(model, model, optimizer, counted), state, frozen, batch
+    return Setup(
+        model=CLIP(config, dtype=dtype),
+        variables=variables,
+        batch=batch,
+        boxes=random_boxes(jax.random.key(0), batch.sizes, args.regions, 8),
+        frozen=Frozen(
+            teacher=in_type(variables, dtype), teacher_concepts=concepts, student_concepts=concepts
         ),
+        optimizer=optimizer,
+        state=create_train_state(variables, patterns, optimizer),
+        settings=settings_of(args.regions, args.chunk or None),
     )
 
 
-def _parts(model, variables, batch, boxes, chunk: int | None, theirs: dict) -> Iterator[Work]:
+def works(args: argparse.Namespace, runner) -> Iterator[Work]:
+    setup = build(args)
+    yield from parts(setup, runner)
+    yield whole_step(setup, runner)
+
+
+def whole_step(setup: Setup, runner=None) -> Work:
+    """Teacher, student, losses and update as a job runs them: the state is donated."""
+    step = Program(
+        make_pretrain_step(setup.model, setup.model, setup.optimizer, setup.settings),
+        # A donated state is gone: the caller's stays for the other rows.
+        jax.tree.map(jnp.copy, setup.state), setup.frozen, setup.batch,
+        carries_first=True,
+    )  # fmt: skip
+    counted = dataclasses.replace(setup.settings, regions_per_chunk=None, roi_align="gather")
+    return Work(
+        "whole step (teacher, student, losses, update)",
+        step,
+        _torch_step(setup, runner) if runner else {},
+        items=len(setup.batch.images),
+        unit="images",
+        model_flops=lambda: count_model_flops(
+            make_pretrain_step(setup.model, setup.model, setup.optimizer, counted),
+            setup.state, setup.frozen, setup.batch,
+        ),
+    )  # fmt: skip
+
+
+def parts(setup: Setup, runner=None) -> Iterator[Work]:
+    """Rows of what a step consists of, each as a program of its own."""
+    model, variables, batch, boxes = setup.model, setup.variables, setup.batch, setup.boxes
+    theirs = _torch_parts(setup, runner) if runner else {}
     sizes, pixels = batch.sizes, normalize_for_clip(batch.images, batch.sizes)
-    features = jax.jit(lambda v, p: model.apply(v, p, sizes, method=model.image_features))
-    name = "image features, forward"
-    yield Work(name, lambda: features(variables, pixels), theirs.get(name, {}))
-    image_features = features(variables, pixels)
+
+    def program(name: str, function: Callable, *arguments: Any) -> Work:
+        return Work(name, Program(function, *arguments), theirs.get(name, {}))
+
+    def find_features(variables, pixels):
+        return model.apply(variables, pixels, sizes, method=model.image_features)
+
+    yield program("image features, forward", find_features, variables, pixels)
+    features = jax.jit(find_features)(variables, pixels)
+
+    def align(features, boxes):
+        # The crops' mean, so that they need not be kept. PyTorch keeps them: ``ops`` compares.
+        crops = roi_align(features.map, boxes, model.crop_size, 1 / model.stride)
+        return crops.mean((2, 3))
+
+    yield program("RoIAlign, forward", align, features, boxes)
+    if not model.config.is_vit:
+        shape = (boxes.shape[1], model.crop_size, model.crop_size, features.map.shape[-1])
+        crops = jax.random.normal(jax.random.key(1), shape, features.map.dtype)
+
+        def embed_crops(variables, crops):
+            return model.apply(variables, crops, method=model.embed_crops)
+
+        name = f"layer4 and pool of {len(crops)} crops, forward"
+        yield program(name, embed_crops, variables, crops)
 
     def embed(variables, features, boxes, differentiated=False):
         return encode_regions(
             model, variables, features, boxes,
-            regions_per_chunk=chunk, differentiated=differentiated,
+            regions_per_chunk=setup.settings.regions_per_chunk, differentiated=differentiated,
         )  # fmt: skip
 
-    regions = jax.jit(embed)
-    gradient = jax.jit(
-        jax.grad(
-            lambda v, f, b: embed(v, f, b, differentiated=True).sum(),
-            argnums=(0, 1),
-            allow_int=True,
-        )
+    yield program("regions (RoIAlign, layer4, pool), forward", embed, variables, features, boxes)
+    gradient = jax.grad(
+        lambda v, f, b: embed(v, f, b, differentiated=True).sum(), argnums=(0, 1), allow_int=True
     )
-    texts = jax.jit(lambda v, t: model.apply(v, t, method=model.encode_text))
+    yield program("regions, forward and backward", gradient, variables, features, boxes)
 
-    def align(implementation):
-        # The crops' mean, so that they need not be kept. PyTorch keeps them: ``ops`` compares.
-        return jax.jit(
-            lambda f, b: roi_align(
-                f, b, model.crop_size, 1 / model.stride, implementation=implementation
-            ).mean((2, 3))
-        )
+    def embed_texts(variables, tokens):
+        return model.apply(variables, tokens, method=model.encode_text)
 
-    align_gather, align_matmul = align("gather"), align("matmul")
-    ours = {
-        "RoIAlign, gather": lambda: align_gather(image_features.map, boxes),
-        "RoIAlign, matmul": lambda: align_matmul(image_features.map, boxes),
-        "regions (RoIAlign, layer4, pool), forward": lambda: regions(
-            variables, image_features, boxes
-        ),
-        "regions, forward and backward": lambda: gradient(variables, image_features, boxes),
-        "captions, forward": lambda: texts(variables, batch.tokens),
-    }
-    for name, work in ours.items():
-        yield Work(name, work, theirs.get(name, {}))
+    yield program("captions, forward", embed_texts, variables, batch.tokens)
+    yield program("losses, forward and backward", *_losses(setup))
+
+    def update(state, gradients):
+        return apply_gradients(state, gradients, setup.optimizer)
+
+    gradients = jax.tree.map(jnp.ones_like, setup.state.params)
+    yield program("update", update, setup.state, gradients)
 
 
-def _torch_works(config, variables, state, batch, boxes, concepts, args, runner) -> dict[str, dict]:
-    """Columns by the names of our rows; that of the whole step is "step"."""
+def _losses(setup: Setup) -> tuple[Callable, StudentEmbeddings, jax.Array, Frozen]:
+    """The three losses' gradient by random embeddings, and what it is called with."""
+    (num, regions), dim = setup.boxes.shape[:2], setup.model.config.embed_dim
+    keys = jax.random.split(jax.random.key(2), 4)
+    embeddings = StudentEmbeddings(
+        jax.random.normal(keys[0], (num, regions, dim)),
+        jax.random.normal(keys[1], (num, dim)),
+        jax.random.normal(keys[2], (num, dim)),
+    )
+    teachers = jax.random.normal(keys[3], (num, regions, dim))
+
+    def gradient(embeddings, teachers, frozen):
+        labels = name_regions(teachers, jnp.ones((num, regions), bool), frozen, setup.settings)
+
+        def total(embeddings):
+            mask = jnp.ones(num, bool)
+            losses = pretrain_losses(embeddings, mask, labels, frozen, setup.settings)
+            return sum(losses.values())
+
+        return jax.grad(total)(embeddings)
+
+    return gradient, embeddings, teachers, setup.frozen
+
+
+def _torch_parts(setup: Setup, runner) -> dict[str, dict]:
+    """Columns by the names of our rows."""
     import torch
 
     from benchmarks.torch_clip import torch_clip
-    from benchmarks.torch_pretraining import make_step
 
-    model = torch_clip(config, variables, runner)
-    images, tokens = runner.tensor(batch.images), runner.tensor(batch.tokens).long()
-    boxes, concepts = runner.tensor(boxes), runner.tensor(concepts)
+    config, variables = setup.model.config, setup.variables
+    model = torch_clip(config, variables, runner, canvas=setup.batch.images.shape[1:3])
+    images, tokens = runner.tensor(setup.batch.images), runner.tensor(setup.batch.tokens).long()
+    boxes = runner.tensor(setup.boxes)
     with torch.no_grad(), runner.autocast():
         features = model.image_features(images)
+
+    def forward(function, *arguments):
+        return runner.columns(lambda compile_: functools.partial(compile_(function), *arguments))
+
+    columns = {
+        "image features, forward": forward(model.image_features, images),
+        "regions (RoIAlign, layer4, pool), forward": forward(model.encode_regions, features, boxes),
+        "captions, forward": forward(model.encode_text, tokens),
+    }
+    if config.is_vit:
+        return columns
     # As ours: of layer4, the pool and the features; norms stay frozen.
     differentiated = torch_clip(config, variables, runner)
     parameters = [
@@ -154,26 +241,29 @@ def _torch_works(config, variables, state, batch, boxes, concepts, args, runner)
     for parameter in parameters:
         parameter.requires_grad_()
 
-    def forward(function, *arguments):
-        return runner.columns(lambda compile_: functools.partial(compile_(function), *arguments))
-
     def both_ways(compile_):
         encode, maps = compile_(differentiated.encode_regions), features.clone().requires_grad_()
         return lambda: torch.autograd.grad(
             encode(maps, boxes).sum(), [maps, *parameters], allow_unused=True
         )
 
-    paths = {path: leaf.ndim for path, leaf in flatten(state.params).items()}
-    settings = settings_of(args.regions, None)
+    columns["regions, forward and backward"] = runner.columns(both_ways, gradients=True)
+    return columns
+
+
+def _torch_step(setup: Setup, runner) -> dict[str, Callable]:
+    from benchmarks.torch_pretraining import make_step
+
+    images, tokens = runner.tensor(setup.batch.images), runner.tensor(setup.batch.tokens).long()
+    concepts = runner.tensor(setup.frozen.student_concepts)
+    paths = {path: leaf.ndim for path, leaf in flatten(setup.state.params).items()}
+    settings = dataclasses.replace(setup.settings, regions_per_chunk=None)
 
     def step(compile_):
-        update = make_step(config, variables, paths, concepts, settings, runner, compile_)
+        update = make_step(
+            setup.model.config, setup.variables, paths, concepts, settings, runner, compile_,
+            canvas=setup.batch.images.shape[1:3],
+        )  # fmt: skip
         return lambda: update(images, tokens)
 
-    return {
-        "image features, forward": forward(model.image_features, images),
-        "regions (RoIAlign, layer4, pool), forward": forward(model.encode_regions, features, boxes),
-        "regions, forward and backward": runner.columns(both_ways, gradients=True),
-        "captions, forward": forward(model.encode_text, tokens),
-        "step": runner.columns(step, gradients=True),
-    }
+    return runner.columns(step, gradients=True)

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,3 +24,8 @@ def draw_weights(abstract: dict, seed: int = 0) -> dict:
 
     leaves = {path: draw(path, leaf.shape) for path, leaf in flatten(abstract).items()}
     return unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()})
+
+
+def in_type(variables: dict, dtype: jnp.dtype) -> dict:
+    """Cast kernels and matrices of frozen variables to the computing type, as the jobs do."""
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, variables)

@@ -42,7 +42,7 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
         theirs,
         items=args.prompts,
         unit="prompts",
-        model_flops=count_model_flops(step, variables, tokens),
+        model_flops=lambda: count_model_flops(step, variables, tokens),
     )
 
 

@@ -1,16 +1,56 @@
-"""Rows of a benchmark: ours and PyTorch's, timed in turns, and what they come to."""
+"""Rows of a benchmark: our time and PyTorch's, measured in turns, and the rates they give."""
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 
 
+class Program:
+    """A function with its arguments, compiled ahead of its first run.
+
+    Args:
+        function: traced by ``jax.jit``.
+        arguments: arrays, or trees of them.
+        carries_first: the first argument is donated, and the first of two results takes its place
+            in the next call, as the state of a training does.
+    """
+
+    def __init__(self, function: Callable, *arguments: Any, carries_first: bool = False):
+        self._jitted = jax.jit(function, donate_argnums=0 if carries_first else ())
+        self._arguments = arguments
+        self._carries_first = carries_first
+        self._compiled: jax.stages.Compiled | None = None
+
+    def compile(self) -> None:
+        """Trace and compile once; safe in a thread of its own."""
+        if self._compiled is None:
+            self._compiled = self._jitted.lower(*self._arguments).compile()
+
+    def __call__(self) -> Any:
+        self.compile()
+        result = self._compiled(*self._arguments)
+        if self._carries_first:
+            state, result = result
+            self._arguments = state, *self._arguments[1:]
+        return result
+
+    def memory_bytes(self) -> int | None:
+        """Arguments, results and temporary memory by the compiler's count; None if it has none."""
+        self.compile()
+        found = self._compiled.memory_analysis()
+        if found is None:
+            return None
+        results = found.output_size_in_bytes - found.alias_size_in_bytes
+        return found.argument_size_in_bytes + results + found.temp_size_in_bytes
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One row: a name, and what to call for it.
+    """One row: a name, and the calls that are timed for it.
 
     ``ours`` returns JAX arrays (or nothing that has to be waited for). The same work in PyTorch, by
     the name of its column ("torch", "torch compiled"), waits for its device itself.
@@ -19,11 +59,11 @@ class Work:
     name: str
     ours: Callable
     theirs: dict[str, Callable] = dataclasses.field(default_factory=dict)
-    # What a call gets through, and what these things are called.
+    # Number of items of a call, and their name.
     items: int | None = None
     unit: str = ""
-    # Of a call, if it is a whole step: those that the numbers need, not those that a program does.
-    model_flops: int | None = None
+    # Counts the FLOPs that the numbers of a whole step need, not those that a program does.
+    model_flops: Callable[[], int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +87,27 @@ class Timing:
         }
 
 
-def time_in_turns(work: Work, repeats: int) -> dict[str, Timing]:
-    """ "ours" and the columns of PyTorch, repeat by repeat: what slows the machine slows all."""
+def time_in_turns(work: Work, repeats: int) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Time "ours" and the columns of PyTorch repeat by repeat: a busy machine slows all of them.
+
+    Returns:
+        Timings by column, and the errors of PyTorch's columns whose first call failed, such as out
+        of memory. An error of ours is raised.
+    """
     calls = {"ours": lambda: jax.block_until_ready(work.ours())} | work.theirs
-    first = {name: _seconds(call) for name, call in calls.items()}
-    runs = {name: [] for name in calls}
+    first, errors = {}, {}
+    for name, call in calls.items():
+        try:
+            first[name] = _seconds(call)
+        except Exception as error:
+            if name == "ours":
+                raise
+            errors[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    runs = {name: [] for name in first}
     for _ in range(repeats):
-        for name, call in calls.items():
-            runs[name].append(_seconds(call))
-    return {name: Timing(first[name], tuple(runs[name])) for name in calls}
+        for name in runs:
+            runs[name].append(_seconds(calls[name]))
+    return {name: Timing(first[name], tuple(runs[name])) for name in runs}, errors
 
 
 def _seconds(call: Callable) -> float:
@@ -64,33 +116,40 @@ def _seconds(call: Callable) -> float:
     return time.perf_counter() - began
 
 
-def describe_row(work: Work, timings: dict[str, Timing], peak: float | None) -> dict:
-    """A row as JSON.
+def measure_row(work: Work, repeats: int, peak: float | None) -> dict:
+    """Time a row and return it as JSON.
 
     Args:
         peak: FLOPs a second that the utilization is a share of; None where no row has FLOPs.
     """
+    timings, errors = time_in_turns(work, repeats)
     ours = timings["ours"].median
     row = {"name": work.name, "ours": timings["ours"].as_json()}
     for name, timing in timings.items():
         if name != "ours":
             row[name] = timing.as_json() | {"ratio": timing.median / ours}
+    row |= {name: {"error": error} for name, error in errors.items()}
     if work.items is not None:
         row["items"], row["unit"] = work.items, work.unit
         row["items_per_s"] = work.items / ours
+    if isinstance(work.ours, Program):
+        row["memory_bytes"] = work.ours.memory_bytes()
     if work.model_flops is not None and peak is not None:
-        row["model_flops"] = work.model_flops
-        row["flops_per_s"] = work.model_flops / ours
-        row["utilization"] = work.model_flops / ours / peak
+        row["model_flops"] = work.model_flops()
+        row["flops_per_s"] = row["model_flops"] / ours
+        row["utilization"] = row["flops_per_s"] / peak
     return row
 
 
 def row_text(row: dict) -> str:
-    """The same for people: a line, and one more of what the row comes to."""
+    """Return a row as lines for people: times, then the rates they give."""
     line = f"  {row['name']:46s} {_timing_text(row['ours'])}"
     for name, timing in row.items():
         if name.startswith("torch"):
-            line += f"\n  {'  ' + name:46s} {_timing_text(timing)}  {timing['ratio']:.2f} x ours"
+            said = f" failed: {timing['error']}" if "error" in timing else (
+                f" {_timing_text(timing)}  {timing['ratio']:.2f} x ours"
+            )  # fmt: skip
+            line += f"\n  {'  ' + name:46s}{said}"
     facts = []
     if "items_per_s" in row:
         facts.append(f"{row['items_per_s']:.1f} {row['unit']}/s")
@@ -98,6 +157,8 @@ def row_text(row: dict) -> str:
         facts.append(f"{row['model_flops'] / 1e9:.1f} model GFLOPs")
         facts.append(f"{row['flops_per_s'] / 1e12:.3f} TFLOP/s")
         facts.append(f"MFU {row['utilization']:.1%}")
+    if row.get("memory_bytes"):
+        facts.append(f"{row['memory_bytes'] / 2**20:.0f} MiB")
     return f"{line}\n    {', '.join(facts)}" if facts else line
 
 
@@ -107,9 +168,9 @@ def _timing_text(timing: dict) -> str:
 
 
 def run_rows(works: Iterable[Work], repeats: int, peak: float | None) -> list[dict]:
-    """Times every row and prints it at once."""
+    """Time every row and print it at once."""
     rows = []
     for work in works:
-        rows.append(describe_row(work, time_in_turns(work, repeats), peak))
+        rows.append(measure_row(work, repeats, peak))
         print(row_text(rows[-1]), flush=True)
     return rows

@@ -1,9 +1,13 @@
-"""CLIP's ResNet and text tower in PyTorch, with OpenAI's names of the tensors, and RoIAlign.
+"""CLIP's image and text towers in PyTorch, with OpenAI's names of the tensors, and RoIAlign.
 
-What we are measured against: kernels of cuDNN and torchvision, all regions at once, the attention
-pool by ``F.multi_head_attention_forward`` with its one query.
+The baseline: kernels of cuDNN and torchvision, all regions at once, the attention pool by
+``F.multi_head_attention_forward`` with its one query, and the ViT's dense form for regions
+(``regionclip_jax.models.vision_transformer``) by fused attention.
 """
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -89,7 +93,9 @@ class ImageTower(nn.Module):
         return self.layer3(self.layer2(self.layer1(x)))
 
 
-class TextBlock(nn.Module):
+class Block(nn.Module):
+    """Residual attention block of the text tower and the ViT."""
+
     def __init__(self, width: int, num_heads: int):
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -98,28 +104,85 @@ class TextBlock(nn.Module):
             {"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)}
         )
 
-    def forward(self, x, mask):
+    def forward(self, x, mask=None, queries: int | None = None):
+        """``queries``: only the first so many tokens attend and come out; None: all."""
         y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask, is_causal=True)[0]
+        causal = mask is not None
+        mixed = self.attn(
+            y[:, :queries], y, y, need_weights=False, attn_mask=mask, is_causal=causal
+        )
+        return self._mlp(x[:, :queries] + mixed[0])
+
+    def values_only(self, x):
+        """The block with its attention replaced by each token's own value."""
+        width = x.shape[-1]
+        weight, bias = self.attn.in_proj_weight[2 * width :], self.attn.in_proj_bias[2 * width :]
+        return self._mlp(x + self.attn.out_proj(F.linear(self.ln_1(x), weight, bias)))
+
+    def _mlp(self, x):
         y = self.mlp["c_fc"](self.ln_2(x))
         return x + self.mlp["c_proj"](y * torch.sigmoid(1.702 * y))
 
 
+def blocks(width: int, num_heads: int, num_layers: int) -> nn.ModuleDict:
+    layers = nn.ModuleList(Block(width, num_heads) for _ in range(num_layers))
+    return nn.ModuleDict({"resblocks": layers})
+
+
+class VisionTransformer(nn.Module):
+    """ViT on canvases of one size, over which its grid of positions is spread."""
+
+    def __init__(self, config: CLIPConfig, canvas: tuple[int, int]):
+        super().__init__()
+        width, patch, grid = config.vision_width, config.vision_patch_size, config.grid_size
+        self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.positional_embedding = nn.Parameter(torch.zeros(grid**2 + 1, width))
+        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.transformer = blocks(width, config.vision_heads, config.vision_layers)
+        self.proj = nn.Parameter(torch.zeros(width, config.embed_dim))
+        for axis, side in zip("yx", canvas, strict=True):
+            matrix = _spread(grid, side // patch)
+            self.register_buffer(f"spread_{axis}", torch.tensor(matrix), persistent=False)
+
+    def features(self, x):
+        """Maps [B, width, h, w] and embeddings of whole images [B, D]."""
+        x = self.conv1(x)
+        height, width = x.shape[2:]
+        x = x.flatten(2).transpose(1, 2)
+        first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        side = self.spread_y.shape[1]
+        grid = self.positional_embedding[1:].reshape(side, side, -1)
+        rows = torch.einsum("hg,wk,gkc->hwc", self.spread_y, self.spread_x, grid).flatten(0, 1)
+        positions = torch.cat([self.positional_embedding[:1], rows])
+        x = self.ln_pre(torch.cat([first, x], 1) + positions.to(x.dtype))
+        layers = self.transformer["resblocks"]
+        for block in layers[:-1]:
+            x = block(x)
+        whole = self.ln_post(layers[-1](x, queries=1)[:, 0]) @ self.proj
+        dense = self.ln_post(layers[-1].values_only(x[:, 1:]))
+        return dense.transpose(1, 2).unflatten(2, (height, width)), whole
+
+
+def _spread(grid: int, cells: int) -> np.ndarray:
+    """Matrix [cells, grid] that resizes an axis as our ViT does (bicubic)."""
+    scale = jnp.array([cells / grid])
+    return np.asarray(
+        jax.image.scale_and_translate(
+            jnp.eye(grid), (cells, grid), (0,), scale, jnp.zeros(1), "bicubic", antialias=False
+        )
+    )
+
+
 class TorchCLIP(nn.Module):
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, config: CLIPConfig, canvas: tuple[int, int] | None = None):
         super().__init__()
         self.config = config
-        self.visual = ImageTower(config)
+        self.visual = VisionTransformer(config, canvas) if config.is_vit else ImageTower(config)
         width = config.text_width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.zeros(config.context_length, width))
-        self.transformer = nn.ModuleDict(
-            {
-                "resblocks": nn.ModuleList(
-                    TextBlock(width, config.text_heads) for _ in range(config.text_layers)
-                )
-            }
-        )
+        self.transformer = blocks(width, config.text_heads, config.text_layers)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.zeros(width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.zeros(()))
@@ -132,16 +195,33 @@ class TorchCLIP(nn.Module):
         return (images.permute(0, 3, 1, 2).float() / 255 - self.pixel_mean) / self.pixel_std
 
     def image_features(self, images):
-        return self.visual.feature_map(self.normalize(images))
-
-    def crops(self, features, boxes):
-        """Boxes [B, R, 4] out of maps, [B * R, channels, P, P]."""
-        size = 2 * self.config.grid_size
-        return roi_align(features, list(boxes), size, 1 / 16, sampling_ratio=0, aligned=True)
+        """Maps that regions are cut from, NCHW."""
+        pixels = self.normalize(images)
+        if self.config.is_vit:
+            return self.visual.features(pixels)[0]
+        return self.visual.feature_map(pixels)
 
     def encode_regions(self, features, boxes):
-        embeddings = self.visual.attnpool(self.visual.layer4(self.crops(features, boxes)))
+        """Embeddings [B, R, D] of boxes [B, R, 4]."""
+        if self.config.is_vit:
+            scale = 1 / self.config.vision_patch_size
+            crops = roi_align(features, list(boxes), 1, scale, sampling_ratio=0, aligned=True)
+            embeddings = crops.flatten(1) @ self.visual.proj
+        else:
+            size = 2 * self.config.grid_size
+            crops = roi_align(features, list(boxes), size, 1 / 16, sampling_ratio=0, aligned=True)
+            embeddings = self.visual.attnpool(self.visual.layer4(crops))
         return embeddings.reshape(*boxes.shape[:2], -1)
+
+    def encode_images_and_regions(self, images, boxes):
+        """Embeddings of whole images [B, D] and of their boxes [B, R, D]."""
+        if self.config.is_vit:
+            features, whole = self.visual.features(self.normalize(images))
+            return whole, self.encode_regions(features, boxes)
+        height, width = images.shape[1:3]
+        whole = boxes.new_tensor([0, 0, width, height]).expand(len(boxes), 1, 4)
+        embeddings = self.encode_regions(self.image_features(images), torch.cat([whole, boxes], 1))
+        return embeddings[:, 0], embeddings[:, 1:]
 
     def encode_text(self, tokens):
         length = tokens.shape[1]
@@ -160,10 +240,17 @@ def concept_logits(embeddings, concepts, temperature: float):
     return cosines / temperature
 
 
-def torch_clip(config: CLIPConfig, variables: dict, runner: TorchRunner) -> TorchCLIP:
-    """A CLIP with our weights, where the runner runs; no parameter asks for a gradient."""
-    if config.is_vit:
-        raise SystemExit("--torch: only CLIP's ResNets have a counterpart here; leave --torch out")
-    model = TorchCLIP(config)
+def torch_clip(
+    config: CLIPConfig,
+    variables: dict,
+    runner: TorchRunner,
+    canvas: tuple[int, int] | None = None,
+) -> TorchCLIP:
+    """Build a CLIP with our weights on the runner's device; no parameter asks for a gradient.
+
+    Args:
+        canvas: (height, width) of the images; a ViT needs it for its positions.
+    """
+    model = TorchCLIP(config, canvas)
     model.load_state_dict(state_dict_of(variables, clip_keys.origin))
     return runner.place(model.eval().requires_grad_(False))

@@ -36,7 +36,8 @@ def state_dict_of(variables: dict, origin: Callable[[str, int], Origin]) -> dict
     """Our variables as the tensors they are made of (``conversion.layouts``, backwards)."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, leaf in flatten(jax.device_get(variables)).items():
-        leaf = np.asarray(leaf)
+        # Types that NumPy has from ml_dtypes are unknown to PyTorch; autocast casts again.
+        leaf = np.asarray(leaf, np.float32)
         source = origin(path.partition("/")[2], leaf.ndim)
         if source.layout is Layout.CONVOLUTION:
             leaf = leaf.transpose(3, 2, 0, 1)

@@ -46,11 +46,8 @@ def losses_of(
 ) -> dict:
     """The three losses, for one group of all pictures; ``labels`` as of ``label_with_teacher``."""
     teacher_logits, targets, keep = labels
-    height, width = images.shape[1:3]
-    whole = boxes.new_tensor([0, 0, width, height]).expand(len(boxes), 1, 4)
-    features = student.image_features(images)
-    embeddings = student.encode_regions(features, torch.cat([whole, boxes], 1))
-    pictures, regions = embeddings[:, 0], embeddings[:, 1:].flatten(0, 1)
+    wholes, regions = student.encode_images_and_regions(images, boxes)
+    regions = regions.flatten(0, 1)
     logits = concept_logits(regions, concepts, settings.temperature)
     log_student, log_teacher = F.log_softmax(logits, -1), F.log_softmax(teacher_logits, -1)
     distillation = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
@@ -59,7 +56,7 @@ def losses_of(
     shifted = logits + torch.where(counts > 0, counts.log(), -1e9)
     contrastive = F.cross_entropy(shifted, targets, reduction="none")
     texts = student.encode_text(tokens)
-    pairs = concept_logits(pictures, texts, settings.temperature)
+    pairs = concept_logits(wholes, texts, settings.temperature)
     matching = torch.arange(len(pairs), device=pairs.device)
     return {
         "image_text": (F.cross_entropy(pairs, matching) + F.cross_entropy(pairs.T, matching)) / 2,
@@ -76,9 +73,10 @@ def make_step(
     settings: PretrainSettings,
     runner: TorchRunner,
     compile_: Callable,
+    canvas: tuple[int, int],
 ) -> Callable:
-    """``(images, tokens) -> loss``: one whole update of a student of its own."""
-    teacher, student = (torch_clip(config, variables, runner) for _ in range(2))
+    """Build ``(images, tokens) -> loss``: one whole update of a student of its own."""
+    teacher, student = (torch_clip(config, variables, runner, canvas) for _ in range(2))
     parameters = train_as_ours(student, trained_paths)
     optimizer = torch.optim.SGD(parameters, lr=0.002, momentum=0.9)
     label, losses = compile_(label_with_teacher), compile_(losses_of)

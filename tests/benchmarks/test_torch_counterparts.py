@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
-from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
-from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.presets import PRESETS, CLIPConfig
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.sampling import random_boxes
 from regionclip_jax.steps import pretrain_step
@@ -50,7 +51,10 @@ IMAGES = RNG.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
 SIZES = jnp.tile(jnp.array([[HEIGHT, WIDTH]], jnp.int32), (2, 1))
 TOKENS = made_up_tokens(2, CONFIG.context_length, CONFIG.vocab_size)
 CONCEPTS = RNG.standard_normal((40, CONFIG.embed_dim)).astype(np.float32)
-MODEL = CLIP(CONFIG)
+VIT = CLIPConfig(
+    64, 3, 64, 16, 2, CONFIG.embed_dim, CONFIG.vocab_size, CONFIG.context_length,
+    CONFIG.text_width, CONFIG.text_heads, CONFIG.text_layers,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +74,14 @@ def varied(abstract: dict, seed: int) -> dict:
     return jax.tree.map(vary, draw_weights(abstract, seed))
 
 
+@pytest.fixture(scope="module", params=[CONFIG, VIT], ids=["resnet", "vit"])
+def model(request):
+    return CLIP(request.param)
+
+
 @pytest.fixture(scope="module")
-def variables():
-    return varied(abstract_variables(CONFIG), 1)
+def variables(model):
+    return varied(abstract_variables(model.config), 1)
 
 
 @pytest.fixture(scope="module")
@@ -80,60 +89,65 @@ def boxes():
     return random_boxes(jax.random.key(0), SIZES, 5, 8)
 
 
-def assert_close(theirs, ours):
+def assert_close(theirs, ours, tolerance=1e-4):
     ours = np.asarray(ours)
     assert np.isfinite(ours).all() and np.abs(ours).max() > 0
     error = np.abs(theirs.detach().cpu().numpy() - ours).max() / np.abs(ours).max()
-    assert error < 1e-4, error
+    assert error < tolerance, error
 
 
-def test_features_regions_and_texts_are_ours(runner, variables, boxes):
-    model = torch_clip.torch_clip(CONFIG, variables, runner)
+def test_features_regions_and_texts_are_ours(runner, model, variables, boxes):
+    theirs = torch_clip.torch_clip(model.config, variables, runner, canvas=(HEIGHT, WIDTH))
 
     @jax.jit
     def ours(variables, boxes, tokens):
         pixels = normalize_for_clip(jnp.asarray(IMAGES), SIZES)
-        features = MODEL.apply(variables, pixels, SIZES, method=MODEL.image_features)
-        texts = MODEL.apply(variables, tokens, method=MODEL.encode_text)
-        return features.map, encode_regions(MODEL, variables, features, boxes), texts
+        features = model.apply(variables, pixels, SIZES, method=model.image_features)
+        texts = model.apply(variables, tokens, method=model.encode_text)
+        return features.map, encode_regions(model, variables, features, boxes), texts
 
     feature_map, regions, texts = ours(variables, boxes, jnp.asarray(TOKENS))
-    features = model.image_features(runner.tensor(IMAGES))
+    features = theirs.image_features(runner.tensor(IMAGES))
     assert_close(features.permute(0, 2, 3, 1), feature_map)
-    assert_close(model.encode_regions(features, runner.tensor(boxes)), regions)
-    assert_close(model.encode_text(runner.tensor(TOKENS).long()), texts)
+    assert_close(theirs.encode_regions(features, runner.tensor(boxes)), regions)
+    assert_close(theirs.encode_text(runner.tensor(TOKENS).long()), texts)
 
 
-def test_losses_of_pretraining_and_their_gradients_are_ours(runner, variables, boxes):
+def test_losses_of_pretraining_and_their_gradients_are_ours(runner, model, variables, boxes):
     settings = pretraining.settings_of(5, None)
-    teacher = varied(abstract_variables(CONFIG), 2)
+    teacher = varied(abstract_variables(model.config), 2)
     frozen = pretrain_step.Frozen(teacher, jnp.asarray(CONCEPTS), jnp.asarray(CONCEPTS))
     batch = ImageTextBatch(
         jnp.asarray(IMAGES), SIZES, jnp.asarray(TOKENS), jnp.ones(len(IMAGES), bool)
     )
     regions = Regions(boxes, jnp.zeros(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
+    # A kernel deep in the tower, and for the ViT the positions, which are resized.
+    kernel = "visual/layer4/block0/conv2/kernel"
+    trained = [kernel]
+    if model.config.is_vit:
+        kernel = "visual/blocks/block1/mlp/c_fc/kernel"
+        trained = [kernel, "visual/positional_embedding"]
+    flat = flatten_dict(variables["params"], sep="/")
 
     @jax.jit
-    def ours(layer4):
-        params = variables["params"]
-        params = params | {"visual": params["visual"] | {"layer4": layer4}}
-        student = variables | {"params": params}
+    def ours(leaves):
+        student = variables | {"params": unflatten_dict(flat | leaves, sep="/")}
         labels = pretrain_step.label_with_teacher(
-            MODEL, frozen, batch.images, SIZES, regions, settings
+            model, frozen, batch.images, SIZES, regions, settings
         )
-        embeddings = pretrain_step.embed_with_student(MODEL, student, batch, boxes, settings)
+        embeddings = pretrain_step.embed_with_student(model, student, batch, boxes, settings)
         losses = pretrain_step.pretrain_losses(embeddings, batch.mask, labels, frozen, settings)
         return sum(losses.values()), losses
 
-    layer4 = variables["params"]["visual"]["layer4"]
-    (_, losses), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(layer4)
+    (_, losses), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(
+        {path: flat[path] for path in trained}
+    )
 
-    their_teacher = torch_clip.torch_clip(CONFIG, teacher, runner)
-    student = torch_clip.torch_clip(CONFIG, variables, runner)
-    kernels = {p: x for p, x in flatten(gradient).items() if p.endswith("kernel")}
-    paths = {f"visual/layer4/{path}": leaf.ndim for path, leaf in kernels.items()}
-    trained = torch_pretraining.train_as_ours(student, paths)
-    assert len(trained) == len(paths)
+    canvas = HEIGHT, WIDTH
+    their_teacher = torch_clip.torch_clip(model.config, teacher, runner, canvas)
+    student = torch_clip.torch_clip(model.config, variables, runner, canvas)
+    parameters = torch_pretraining.train_as_ours(student, {p: flat[p].ndim for p in trained})
+    assert len(parameters) == len(trained)
     images, their_boxes = runner.tensor(IMAGES), runner.tensor(boxes)
     concepts = runner.tensor(CONCEPTS)
     labels = torch_pretraining.label_with_teacher(
@@ -146,11 +160,17 @@ def test_losses_of_pretraining_and_their_gradients_are_ours(runner, variables, b
     for name, loss in losses.items():
         assert_close(found[name], loss)
     sum(found.values()).backward()
-    kernel = student.visual.layer4[0].conv2.weight.grad.permute(2, 3, 1, 0)
-    assert_close(kernel, gradient["block0"]["conv2"]["kernel"])
+    if model.config.is_vit:
+        block = student.visual.transformer["resblocks"][1]
+        assert_close(block.mlp["c_fc"].weight.grad.T, gradient[kernel])
+        positions = student.visual.positional_embedding.grad
+        assert_close(positions, gradient["visual/positional_embedding"])
+    else:
+        grad = student.visual.layer4[0].conv2.weight.grad.permute(2, 3, 1, 0)
+        assert_close(grad, gradient[kernel])
 
 
-def test_detections_are_ours(runner, variables):
+def test_detections_are_ours(runner, model, variables):
     localizer = Localizer(PYRAMID)
     pyramid = varied(abstract_localizer(PYRAMID), 3)
     settings = detection.settings_of(None)
@@ -165,11 +185,11 @@ def test_detections_are_ours(runner, variables):
         scales=jnp.ones((2, 2)),
         mask=jnp.ones(2, bool),
     )
-    step = jax.jit(make_predict_step(MODEL, settings, proposals_of(localizer, proposals)))
+    step = jax.jit(make_predict_step(model, settings, proposals_of(localizer, proposals)))
     ours = step(DetectorVariables(variables, jnp.asarray(CONCEPTS), pyramid), batch)
 
     detect = torch_detection.make_detect(
-        torch_clip.torch_clip(CONFIG, variables, runner),
+        torch_clip.torch_clip(model.config, variables, runner, canvas=(HEIGHT, WIDTH)),
         torch_localizer.torch_localizer(PYRAMID, pyramid, runner),
         torch_localizer.torch_anchors(PYRAMID, HEIGHT, WIDTH, runner),
         runner.tensor(CONCEPTS),
@@ -180,6 +200,7 @@ def test_detections_are_ours(runner, variables):
     for number, (their_boxes, classes, scores) in enumerate(detect(runner.tensor(IMAGES))):
         real = np.asarray(ours.detections.mask[number])
         assert real.sum() == len(scores) > 10
-        assert_close(scores, ours.detections.scores[number][real])
+        # At temperature 0.01 an error of 1e-6 of a cosine is one of 1e-4 of a score.
+        assert_close(scores, ours.detections.scores[number][real], 1e-3)
         assert_close(their_boxes, ours.detections.boxes[number][real])
         assert classes.tolist() == ours.detections.classes[number][real].tolist()

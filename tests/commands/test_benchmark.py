@@ -42,10 +42,12 @@ def start(environment, *arguments: str) -> subprocess.CompletedProcess:
 def test_operations_are_timed_both_ways_and_by_both_implementations(benchmark):
     found = benchmark(
         "ops", "--height=64", "--width=64", "--channels=4", "--crop=2", "--regions", "3",
-        "--candidates=20", "--kept=5", "--scored=6", "--classes=2", "--repeats=2",
+        "--candidates=20", "--kept=5", "--scored=6", "--classes", "2", "3", "--tokens=20",
+        "--heads=1", "--repeats=2",
     )  # fmt: skip
     names = [row["name"] for row in found["rows"]]
-    assert len(names) == 9 and len(set(names)) == 9
+    assert len(names) == 13 and len(set(names)) == 13
+    assert all(row["memory_bytes"] > 0 for row in found["rows"])
     assert {"gather", "matmul", "matmul_rows"} == {name.split(", ")[2] for name in names[:6]}
     assert found["arguments"]["regions"] == [3] and found["peak"] is None
 
