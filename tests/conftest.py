@@ -1,15 +1,12 @@
 """Eight simulated devices, checked shapes, and the reference's arrays, for all tests.
 
-Golden arrays (``golden/*.npz``) were computed by the PyTorch reference, microsoft/RegionCLIP at
-4b8513b and openai/CLIP, in fp32 on a CPU, from weights that ``golden/make_weights.py`` rebuilds
-from the names and shapes in ``golden/shapes_*.json``. Files too large for the repository are read
-from the folder that the environment variable REGIONCLIP_GOLDEN names, by tests marked slow.
+``parity.golden`` says where the arrays come from. Files too large for the repository are read from
+the folder that the environment variable REGIONCLIP_GOLDEN names, by tests marked slow.
 """
 
 import functools
 import math
 import os
-import runpy
 import sys
 import types
 from pathlib import Path
@@ -22,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-GOLDEN = Path(__file__).parent / "golden"
 LARGE_GOLDEN = "REGIONCLIP_GOLDEN"
 
 # Only this process has eight devices: what tests start as commands keeps the machine's own. Parity
@@ -56,15 +52,12 @@ install_import_hook(
 )
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
 @pytest.fixture(scope="session")
 def golden():
     """``golden(name)``: the arrays of ``golden/{name}.npz`` by name."""
-    return lambda name: _load(GOLDEN / f"{name}.npz")
+    from parity.golden import stored
+
+    return stored
 
 
 @pytest.fixture(scope="session")
@@ -78,70 +71,15 @@ def large_golden_folder() -> Path:
 @pytest.fixture(scope="session")
 def large_golden(large_golden_folder):
     """As ``golden``, from the folder of large files."""
-    return lambda name: _load(large_golden_folder / f"{name}.npz")
+    from parity.golden import load
 
-
-@pytest.fixture(scope="session")
-def reference_tensors():
-    """``reference_tensors(arch, tower)``: the reference's random weights by OpenAI's names."""
-    from regionclip_jax.conversion.regionclip_keys import to_openai
-
-    make_state_dict = runpy.run_path(str(GOLDEN / "make_weights.py"))["make_state_dict"]
-
-    def tensors(arch: str, tower: str = "student", root: Path = GOLDEN) -> dict[str, np.ndarray]:
-        renamed, _ = to_openai(make_state_dict(arch, root=root), tower)
-        # RegionCLIP's own text tower has no logit scale.
-        return {"logit_scale": np.float32(math.log(1 / 0.07)), **renamed}
-
-    return tensors
-
-
-@pytest.fixture(scope="session")
-def reference_tensor():
-    """``reference_tensor(name, shape)``: one of the reference's random weights by its own name."""
-    return runpy.run_path(str(GOLDEN / "make_weights.py"))["make_tensor"]
-
-
-@pytest.fixture(scope="session")
-def to_variables():
-    """``to_variables(tensors, config)``: a model's variables, without a tower the file lacks."""
-    from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
-    from regionclip_jax.conversion.clip_keys import origin
-    from regionclip_jax.conversion.layouts import to_parameter
-
-    def convert(tensors: dict[str, np.ndarray], config) -> dict:
-        leaves = {}
-        for path, leaf in flatten(abstract_variables(config)).items():
-            where = origin(path.partition("/")[2], len(leaf.shape))
-            if where.name in tensors:
-                leaves[path] = jnp.asarray(to_parameter(tensors[where.name], where))
-                assert leaves[path].shape == leaf.shape, path
-        return unflatten(leaves)
-
-    return convert
+    return lambda name: load(name, large_golden_folder)
 
 
 @pytest.fixture(scope="session")
 def reference_localizer():
     """``reference_localizer(arch)``: config and variables of the reference's random localizer."""
-    from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
-    from regionclip_jax.conversion import localizer_keys
-    from regionclip_jax.conversion.architecture import infer_localizer_config
-    from regionclip_jax.conversion.layouts import build_variables
-
-    make_state_dict = runpy.run_path(str(GOLDEN / "make_weights.py"))["make_state_dict"]
-
-    def localizer(arch: str, root: Path = GOLDEN):
-        tensors, _ = localizer_keys.to_bare_names(make_state_dict(arch, root=root), arch)
-        config = infer_localizer_config(tensors, arch)
-        variables, _ = build_variables(
-            abstract_localizer(config),
-            localizer_keys.origins(config),
-            tensors,
-            where=arch,
-            remedy="",
-        )
-        return config, jax.tree.map(jnp.asarray, variables)
+    from parity.golden import localizer
 
     return localizer
 
@@ -149,13 +87,9 @@ def reference_localizer():
 @pytest.fixture(scope="session")
 def relative_error():
     """Largest difference over the largest number of the second array."""
+    from parity.comparison import relative_error
 
-    def error(found, expected) -> float:
-        found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-        assert found.shape == expected.shape, (found.shape, expected.shape)
-        return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-    return error
+    return relative_error
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ with the weights of ``make_weights.py``, saved with torch.save (zip; legacy, in 
 
 import json
 import math
-import runpy
 import struct
 from pathlib import Path
 
@@ -27,7 +26,9 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def make_state_dict():
     """The reference's random weights by OpenAI's names: nano_clip, pico_clip, vit_tiny."""
-    return runpy.run_path(str(GOLDEN / "make_weights.py"))["make_state_dict"]
+    from parity.golden import make_state_dict
+
+    return make_state_dict
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parity import localizers
+from parity.comparison import assert_equal_to_reference
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
 
-STEPS = {"c4": (2,), "fpn": (6, 4, 2, 1, 1)}  # cells between those the golden file keeps
 NANO = LocalizerConfig(
     blocks=(2, 1, 1, 1), stem_width=3, bottleneck_width=2, features=4, pyramid_channels=5
 )
@@ -21,83 +22,27 @@ VARIANTS = {
 }
 
 
-def on_canvas(image, canvas):
-    """An RGB picture [3, h, w] at the top left of a canvas, and its size."""
-    images = np.zeros((1, *canvas, 3), np.uint8)
-    images[0, : image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
-    return jnp.asarray(images), jnp.array([image.shape[1:]], jnp.int32)
-
-
-def as_reference(levels, shapes, steps, per_anchor):
-    """Outputs [B, anchors(, 4)] as the reference's maps, of every ``step``-th cell."""
-    maps = []
-    for x, (height, width), step in zip(levels, shapes, steps, strict=True):
-        x = np.asarray(x).reshape(len(x), height, width, -1, per_anchor)
-        x = x.transpose(0, 3, 4, 1, 2).reshape(len(x), -1, height, width)
-        maps.append(x[:, :, ::step, ::step])
-    return maps
+@pytest.mark.parity
+@pytest.mark.parametrize("margin", localizers.MARGINS, ids=["fits", "larger"])
+@pytest.mark.parametrize("kind", localizers.STEPS)
+def test_head_outputs_equal_the_references_whatever_the_canvas(kind, margin):
+    """Measured: 1.4e-6 (C4), 2.5e-6 (pyramid, 5.1e-6 as quick tests are compiled); fp32 sums in
+    another order explain it."""
+    assert_equal_to_reference(localizers.compare_head_outputs(kind, margin))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("more", [(0, 0), (64, 32)], ids=["fits", "larger"])
-@pytest.mark.parametrize("kind", STEPS)
-def test_head_outputs_equal_the_references_whatever_the_canvas(
-    golden, reference_localizer, relative_error, kind, more
-):
-    """Measured: 1.4e-6 (C4), 2.5e-6 (pyramid); fp32 sums in another order explain it."""
-    arrays = golden("localizer_tiny")
-    config, variables = reference_localizer(f"tiny_rpn_{kind}")
-    localizer = Localizer(config)
-    height, width = canvas = tuple(int(side) for side in arrays[f"{kind}_canvas"])
-    logits, deltas = jax.jit(localizer.apply)(variables, *on_canvas(arrays["image0_uint8"], canvas))
-    shapes = [(-(-height // s), -(-width // s)) for s in config.strides]
-    for name, found in (
-        ("logits", as_reference(logits, shapes, STEPS[kind], 1)),
-        ("deltas", as_reference(deltas, shapes, STEPS[kind], 4)),
-    ):
-        for level, x in enumerate(found):
-            assert relative_error(x, arrays[f"{kind}_{name}_l{level}"]) < 1e-5, (name, level)
-
-
-@pytest.mark.parity
-def test_res4_equals_the_references(golden, reference_localizer, relative_error):
-    arrays = golden("localizer_tiny")
-    config, variables = reference_localizer("tiny_rpn_c4")
-    localizer = Localizer(config)
-    images, sizes = on_canvas(arrays["image0_uint8"], (252, 448))
-    (res4,) = localizer.apply(variables, images, sizes, method=localizer.feature_levels)
-    found = res4.transpose(0, 3, 1, 2)[:, ::4, ::2, ::2]
-    assert relative_error(found, arrays["c4_feat"]) < 1e-5
+def test_res4_equals_the_references():
+    assert_equal_to_reference(localizers.compare_res4())
 
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", STEPS)
-def test_proposals_of_a_full_resnet50_equal_the_references(
-    large_golden, large_golden_folder, reference_localizer, relative_error, kind
-):
+@pytest.mark.parametrize("kind", localizers.STEPS)
+def test_proposals_of_a_full_resnet50_equal_the_references(large_golden_folder, kind):
     """From pixels, so near-ties of logits change places (12 of 1,000 rows of the pyramid did): 99%
     of the boxes have to be there."""
-    arrays = large_golden(f"rpn_{kind}_rn50")
-    config, variables = reference_localizer(f"rn50_detector_rpn_{kind}", root=large_golden_folder)
-    localizer = Localizer(config)
-    canvas = tuple(int(side) for side in arrays["padded_shape"][-2:])
-    images, sizes = on_canvas(arrays["image0_uint8"], canvas)
-    logits, _ = jax.jit(localizer.apply)(variables, images, sizes)
-    shapes = [(-(-canvas[0] // s), -(-canvas[1] // s)) for s in config.strides]
-    for level, x in enumerate(as_reference(logits, shapes, [1] * len(shapes), 1)):
-        assert relative_error(x, arrays[f"logits_l{level}"][:1]) < 1e-4, level
-    limit = 6000 if kind == "c4" else 1000
-    found = jax.jit(
-        lambda v, i, s: propose(
-            localizer, v, i, s, pre_nms_topk=limit, post_nms_topk=1000, nms_threshold=0.9
-        )
-    )(variables, images, sizes)
-    expected = arrays["boxes0"]
-    assert found.mask[0].sum() == len(expected)
-    distance = np.abs(np.asarray(found.boxes[0])[None] - expected[:, None]).max(-1)
-    assert (distance.min(1) < 0.05).mean() > 0.99
-    assert (np.diagonal(distance) < 0.05).mean() > 0.95
+    assert_equal_to_reference(localizers.compare_proposals_of_resnet50(kind, large_golden_folder))
 
 
 def random_variables(config: LocalizerConfig, seed: int = 0) -> dict:

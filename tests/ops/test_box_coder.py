@@ -2,55 +2,42 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regionclip_jax.ops.box_coder import (
-    BOX_HEAD_WEIGHTS,
-    RPN_WEIGHTS,
-    decode_deltas,
-    encode_deltas,
-)
-
-WEIGHTS = {"rpn": RPN_WEIGHTS, "roi": BOX_HEAD_WEIGHTS}
+from parity.comparison import assert_equal_to_reference
+from parity.ops import BOX_CODER_WEIGHTS, compare_decoded_boxes, compare_encoded_boxes
+from regionclip_jax.ops.box_coder import BOX_HEAD_WEIGHTS, decode_deltas, encode_deltas
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_encoded_boxes_equal_the_references(golden, relative_error, name):
+@pytest.mark.parametrize("name", BOX_CODER_WEIGHTS)
+def test_encoded_boxes_equal_the_references(name):
     """Measured: at most 4.2e-7."""
-    arrays = golden("nms")
-    found = encode_deltas(*(jnp.asarray(arrays[f"bt_{x}"]) for x in ("src", "tgt")), WEIGHTS[name])
-    assert relative_error(found, arrays[f"bt_{name}_get"]) < 2e-6
+    assert_equal_to_reference(compare_encoded_boxes(name))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_decoded_boxes_equal_the_references_for_several_classes_at_once(golden, name):
+@pytest.mark.parametrize("name", BOX_CODER_WEIGHTS)
+def test_decoded_boxes_equal_the_references_for_several_classes_at_once(name):
     """Three sets of deltas for each of 200 boxes, some clamped, sides up to 4,000 px. Measured: at
     most 1.3e-4 px."""
-    arrays = golden("nms")
-    deltas = jnp.asarray(arrays["bt_deltas"]).reshape(200, 3, 4)
-    boxes = jnp.asarray(arrays["bt_src"])[:, None]
-    found = jax.jit(decode_deltas, static_argnums=2)(deltas, boxes, WEIGHTS[name])
-    expected = arrays[f"bt_{name}_apply"].reshape(200, 3, 4)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    assert_equal_to_reference(compare_decoded_boxes(name))
 
 
 @pytest.mark.property
-@given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(WEIGHTS)))
+@given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(BOX_CODER_WEIGHTS)))
 def test_decoding_undoes_encoding(seed, name):
     rng = np.random.default_rng(seed)
     corners = rng.uniform(-50, 600, (2, 64, 2))
     sides = 2 ** rng.uniform(2, 8, (2, 64, 2))
     boxes, targets = jnp.asarray(np.concatenate([corners, corners + sides], -1), jnp.float32)
     # 16 px to 1,000 px is as much as a delta can say.
-    deltas = encode_deltas(boxes, targets, WEIGHTS[name])
-    found = decode_deltas(deltas, boxes, WEIGHTS[name])
+    deltas = encode_deltas(boxes, targets, BOX_CODER_WEIGHTS[name])
+    found = decode_deltas(deltas, boxes, BOX_CODER_WEIGHTS[name])
     few = np.asarray(targets[:, 2:] - targets[:, :2]) / np.asarray(boxes[:, 2:] - boxes[:, :2]) < 62
     close = np.isclose(found, targets, rtol=1e-4, atol=1e-2)
     assert close[few.all(-1)].all() and few.all(-1).sum() > 40

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity.comparison import assert_equal_to_reference
+from parity.ops import compare_iou
 from regionclip_jax.ops.boxes import (
     box_area,
     clip_boxes,
@@ -41,11 +43,9 @@ def plain_areas(boxes, others):
 
 
 @pytest.mark.parity
-def test_iou_equals_the_references(golden):
+def test_iou_equals_the_references():
     """Measured: bit-equal."""
-    arrays = golden("nms")
-    boxes, others = jnp.asarray(arrays["bt_src"][:60]), jnp.asarray(arrays["bt_tgt"][:50])
-    np.testing.assert_allclose(pairwise_iou(boxes, others), arrays["iou"], rtol=0, atol=1e-6)
+    assert_equal_to_reference(compare_iou())
 
 
 def test_boxes_that_touch_or_are_empty_or_inverted_have_no_iou_with_any():

@@ -9,10 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity.comparison import assert_equal_to_reference
+from parity.ops import (
+    EDGE_THRESHOLDS,
+    NMS_CASES,
+    compare_edge_cases,
+    compare_kept_boxes,
+    compare_many_boxes,
+)
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.ops.nms import nms, nms_by_group, nms_per_class
-
-THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 
 
 def overlaps_more(boxes, box, threshold):
@@ -51,39 +57,23 @@ def real_rows(indices, real):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    "name,threshold", [*(("grid", t) for t in THRESHOLDS), ("rand", 0.3), ("rand", 0.7)]
-)
-def test_kept_boxes_and_their_order_equal_the_references(golden, name, threshold):
+@pytest.mark.parametrize("name,threshold", NMS_CASES)
+def test_kept_boxes_and_their_order_equal_the_references(name, threshold):
     """600 random boxes; 400 on a grid, with ties of scores and IoUs equal to the threshold."""
-    arrays = golden("nms")
-    boxes, scores = jnp.asarray(arrays[f"{name}_boxes"]), jnp.asarray(arrays[f"{name}_scores"])
-    groups, mask = jnp.asarray(arrays[f"{name}_classes"]), jnp.ones(scores.shape, bool)
-    how = dict(iou_threshold=threshold, max_outputs=scores.size)
-    assert real_rows(*nms(boxes, scores, mask, **how)) == arrays[f"{name}_nms_{threshold}"].tolist()
-    found = real_rows(*nms_by_group(boxes, scores, groups, mask, **how))
-    assert found == arrays[f"{name}_batched_{threshold}"].tolist()
+    assert_equal_to_reference(compare_kept_boxes(name, threshold))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("threshold", [0.0, 0.4999, 0.5, 0.5001, 1.0])
-def test_an_iou_equal_to_the_threshold_is_kept_as_by_the_reference(golden, threshold):
+@pytest.mark.parametrize("threshold", EDGE_THRESHOLDS)
+def test_an_iou_equal_to_the_threshold_is_kept_as_by_the_reference(threshold):
     """Boxes that are halves and doubles of one another, with ties of scores."""
-    arrays = golden("nms")
-    boxes, scores = jnp.asarray(arrays["edge_boxes"]), jnp.asarray(arrays["edge_scores"])
-    found = nms(boxes, scores, jnp.ones(6, bool), iou_threshold=threshold, max_outputs=6)
-    assert real_rows(*found) == arrays[f"edge_nms_{threshold}"].tolist()
+    assert_equal_to_reference(compare_edge_cases(threshold))
 
 
 @pytest.mark.parity
 @pytest.mark.slow
 def test_45000_boxes_are_kept_as_by_the_reference(large_golden):
-    arrays = large_golden("nms")
-    boxes, scores = jnp.asarray(arrays["big_boxes"]), jnp.asarray(arrays["big_scores"])
-    groups = jnp.asarray(arrays["big_classes"], jnp.int32)
-    mask = jnp.ones(scores.shape, bool)
-    found = nms_by_group(boxes, scores, groups, mask, iou_threshold=0.5, max_outputs=scores.size)
-    assert real_rows(*found) == arrays["big_batched_0.5"].tolist()
+    assert_equal_to_reference(compare_many_boxes(large_golden("nms")))
 
 
 @pytest.mark.property

@@ -1,59 +1,24 @@
 """Proposals against the reference's, from the same logits and deltas, and rule by rule."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parity.comparison import assert_equal_to_reference
+from parity.ops import PROPOSAL_CASES, compare_all_proposals, compare_proposals_of
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
 from regionclip_jax.ops.proposals import select_proposals
 
 RATIOS = (0.5, 1.0, 2.0)
-C4_SIZES = (32, 64, 128, 256, 512)
-LIMITS = {"c4": 6000, "fpn": 1000}
 ANCHORS = np.array([[0, 0, 8, 8], [0, 0, 8, 9], [20, 20, 30, 30], [4, 0, 12, 8]], np.float32)
 
 
-def network_outputs(arrays, kind):
-    """Logits, deltas and anchors per level, in this package's layout."""
-    logits, deltas, anchors = [], [], []
-    for level in range(1 if kind == "c4" else 5):
-        x = arrays[f"logits_l{level}"]
-        batch, per_cell, height, width = x.shape
-        logits.append(jnp.asarray(x.transpose(0, 2, 3, 1).reshape(batch, -1)))
-        x = arrays[f"deltas_l{level}"].reshape(batch, per_cell, 4, height, width)
-        deltas.append(jnp.asarray(x.transpose(0, 3, 4, 1, 2).reshape(batch, -1, 4)))
-        sizes = C4_SIZES if kind == "c4" else (32 * 2**level,)
-        stride = 16 if kind == "c4" else 4 * 2**level
-        anchors.append(grid_anchors(height, width, stride, cell_anchors(sizes, RATIOS)))
-    return logits, deltas, anchors
-
-
-def assert_same(found, image, boxes, logits):
-    """The same boxes with the same logits in the same order: no two logits here are equal but two
-    of ``rpn_fpn_rn50``."""
-    assert found.mask[image].all()
-    np.testing.assert_array_equal(found.scores[image, : len(logits)], logits)
-    np.testing.assert_allclose(found.boxes[image, : len(boxes)], boxes, rtol=0, atol=1e-3)
-
-
 @pytest.mark.parity
-@pytest.mark.parametrize("threshold", [0.7, 0.9])
-@pytest.mark.parametrize("kind", LIMITS)
-def test_proposals_and_their_order_equal_the_references(golden, kind, threshold):
-    """C4: two pictures of different sizes, the first 250 boxes. FPN: the smaller picture, all 1,000
-    boxes; deltas beyond the best 1,000 of a level are left out. Measured: within 6.1e-5 px."""
-    arrays = golden(f"proposals_{kind}_tiny")
-    sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
-    found = select_proposals(
-        *network_outputs(arrays, kind), sizes,
-        pre_nms_topk=LIMITS[kind], post_nms_topk=1000, nms_threshold=threshold,
-    )  # fmt: skip
-    for image in range(len(sizes)):
-        suffix = f"{image}_nms{threshold}"
-        assert_same(found, image, arrays[f"boxes{suffix}"], arrays[f"logits{suffix}"])
+@pytest.mark.parametrize("kind,threshold", PROPOSAL_CASES)
+def test_proposals_and_their_order_equal_the_references(kind, threshold):
+    """Measured: within 6.1e-5 px."""
+    assert_equal_to_reference(compare_proposals_of(kind, threshold))
 
 
 @pytest.mark.parity
@@ -67,16 +32,7 @@ def test_proposals_and_their_order_equal_the_references(golden, kind, threshold)
 )
 def test_all_proposals_of_the_full_arrays_equal_the_references(large_golden, name):
     """Measured: within 1.3e-4 px."""
-    arrays = large_golden(name)
-    flags = json.loads(str(arrays["flags"]))
-    sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
-    found = select_proposals(
-        *network_outputs(arrays, flags["kind"]), sizes,
-        pre_nms_topk=flags["pre"], post_nms_topk=flags["post"], nms_threshold=flags["nms"],
-    )  # fmt: skip
-    for image in range(len(sizes)):
-        logits = arrays[f"objectness_logits{image}"]
-        assert_same(found, image, arrays[f"boxes{image}"], logits)
+    assert_equal_to_reference(compare_all_proposals(name, large_golden(name)))
 
 
 def select(logits, anchors=ANCHORS, deltas=None, size=(32, 32), **changes):

@@ -7,18 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity.comparison import assert_equal_to_reference
+from parity.ops import (
+    CROPS,
+    GRADIENTS,
+    IMPLEMENTATIONS,
+    compare_crop_gradients,
+    compare_crops,
+)
 from regionclip_jax.ops.roi_align import roi_align
-
-IMPLEMENTATIONS = ["matmul", "matmul_rows", "gather"]
-# (stride, sampling ratio, output size, aligned) of the outputs kept in golden/roi_align.npz.
-CASES = [
-    *[(s, 0, (7, 7), 1) for s in (4, 8, 16, 32)],
-    *[(s, 2, (7, 7), 1) for s in (8, 16)],
-    *[(s, r, (3, 5), 1) for s in (8, 16) for r in (0, 2)],
-    (16, 0, (14, 14), 1),
-    (16, 0, (7, 7), 0),
-    (16, 2, (7, 7), 0),
-]
 
 
 def axis_weights(low, high, num_bins, extent, scale, ratio, aligned):
@@ -62,54 +59,20 @@ def plain_roi_align(features, boxes, size, scale, ratio=0, aligned=True):
     return out, lambda g: np.einsum("brph,brqw,brpqc->bhwc", rows, columns, g, optimize=True)
 
 
-def by_image(rois, values, num_images):
-    """Rows of one image, zeros for those of the others: [R, ...] to [B, R, ...]."""
-    own = rois[:, 0] == np.arange(num_images)[:, None]
-    return np.where(own.reshape(*own.shape, *[1] * (values.ndim - 1)), values, 0)
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("stride,ratio,size,aligned", CASES)
-def test_crops_equal_the_references(
-    golden, relative_error, implementation, stride, ratio, size, aligned
-):
+@pytest.mark.parametrize("stride,ratio,size,aligned", CROPS)
+def test_crops_equal_the_references(implementation, stride, ratio, size, aligned):
     """53 boxes, 13 of them outside, degenerate or inverted. Measured: at most 3.1e-6."""
-    arrays = golden("roi_align")
-    name = f"s{stride}_sr{ratio}_{size[0]}x{size[1]}_al{aligned}"
-    rois = arrays[f"rois_s{stride}"]
-    boxes = np.broadcast_to(rois[:, 1:], (2, *rois[:, 1:].shape))
-    crops = jax.jit(
-        lambda features, boxes: roi_align(
-            features, boxes, size, 1 / stride,
-            sampling_ratio=ratio, aligned=bool(aligned), implementation=implementation,
-        )
-    )(arrays["feat"].transpose(0, 2, 3, 1), jnp.asarray(boxes))  # fmt: skip
-    crops = np.asarray(crops).transpose(0, 1, 4, 2, 3)[rois[:, 0].astype(int), np.arange(len(rois))]
-    assert relative_error(crops, arrays[f"out_{name}"]) < 1e-5
+    assert_equal_to_reference(compare_crops(implementation, stride, ratio, size, aligned))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("stride,ratio", [(8, 0), (8, 2), (16, 0), (16, 2)])
-def test_gradients_equal_the_references(golden, relative_error, implementation, stride, ratio):
+@pytest.mark.parametrize("stride,ratio", GRADIENTS)
+def test_gradients_equal_the_references(implementation, stride, ratio):
     """Measured: at most 4.4e-7."""
-    arrays = golden("roi_align")
-    name = f"s{stride}_sr{ratio}_7x7_al1"
-    rois = arrays[f"rois_s{stride}"]
-    boxes = jnp.asarray(np.broadcast_to(rois[:, 1:], (2, *rois[:, 1:].shape)))
-    shape = arrays[f"out_{name}"].shape
-    cotangent = np.random.default_rng(11).standard_normal(shape).astype(np.float32)
-    cotangent = by_image(rois, cotangent.transpose(0, 2, 3, 1), 2)
-
-    def weighted_sum(features):
-        crops = roi_align(
-            features, boxes, 7, 1 / stride, sampling_ratio=ratio, implementation=implementation
-        )
-        return (crops * cotangent).sum()
-
-    gradient = jax.jit(jax.grad(weighted_sum))(arrays["feat"].transpose(0, 2, 3, 1))
-    assert relative_error(gradient.transpose(0, 3, 1, 2), arrays[f"grad_{name}"]) < 1e-5
+    assert_equal_to_reference(compare_crop_gradients(implementation, stride, ratio))
 
 
 @pytest.mark.parametrize("known_at_compile_time", [False, True])

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity.comparison import assert_equal_to_reference
+from parity.ops import SOFT_METHODS, SOFT_NMS_CASES, compare_soft_picks
 from regionclip_jax.ops.soft_nms import soft_nms, soft_nms_by_group, soft_nms_per_class
-
-METHODS = ("gaussian", "linear", "hard")
 
 
 def plain_soft_nms(boxes, scores, groups, method, prune_threshold, sigma=0.5, iou_threshold=0.5):
@@ -58,33 +58,17 @@ def real_rows(indices, scores, real):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("prune_threshold", [0.001, 0.05])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["rand", "grid"])
-def test_picks_and_scores_equal_the_references(golden, name, method, prune_threshold):
+@pytest.mark.parametrize("name,method,prune_threshold", SOFT_NMS_CASES)
+def test_picks_and_scores_equal_the_references(name, method, prune_threshold):
     """300 boxes. Measured: scores within 6.0e-8, by group (where the reference shifts boxes) within
     2.0e-6."""
-    arrays = golden("nms")
-    boxes, scores, groups = (
-        jnp.asarray(arrays[f"{name}_{x}"][:300]) for x in ("boxes", "scores", "classes")
-    )
-    how = dict(method=method, prune_threshold=prune_threshold, max_outputs=300)
-    mask = jnp.ones(300, bool)
-    found = {
-        "soft": soft_nms(boxes, scores, mask, **how),
-        "bsoft": soft_nms_by_group(boxes, scores, groups, mask, **how),
-    }
-    for kind, tolerance in (("soft", 2e-7), ("bsoft", 5e-6)):
-        indices, lowered = real_rows(*found[kind])
-        expected = f"{name}_{kind}_{method}_{prune_threshold}"
-        assert indices == arrays[f"{expected}_keep"].tolist()
-        np.testing.assert_allclose(lowered, arrays[f"{expected}_scores"], rtol=0, atol=tolerance)
+    assert_equal_to_reference(compare_soft_picks(name, method, prune_threshold))
 
 
 @pytest.mark.property
 @given(
     seed=st.integers(0, 10**6),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(SOFT_METHODS),
     num_boxes=st.sampled_from([0, 1, 80]),
     prune_threshold=st.sampled_from([0.0, 0.001, 0.3]),
 )
@@ -106,7 +90,7 @@ def test_picks_and_scores_equal_those_of_a_plain_loop(seed, method, num_boxes, p
 @pytest.mark.property
 @given(
     seed=st.integers(0, 10**6),
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(SOFT_METHODS),
     prune_threshold=st.sampled_from([0.001, 0.6, 2.0]),
 )
 def test_soft_nms_per_class_equals_soft_nms_of_all_pairs_of_boxes_and_classes(
