@@ -1,23 +1,36 @@
 #!/usr/bin/env bash
 # Tests. Usage: scripts/test.sh [--all] [arguments of pytest]
-#   without --all: everything but what is marked slow, gpu or tpu; with it: everything this machine
-#   can run (gpu and tpu tests need such a device).
+#   without --all: everything but what is marked slow, on the CPU; with it: everything on the CPU,
+#   then, where there is a GPU or a TPU, the tests marked gpu or tpu once more on that device.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 make_environment test
-marks="not slow and not gpu and not tpu"
-# The quick tests spend most of their time compiling programs of a few steps; --all compiles them as
-# a user's run does.
-flags="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
-if [ "${1:-}" = "--all" ]; then
-  shift
-  flags="${XLA_FLAGS:-}"
-  marks="$(.venv/bin/python - <<'PY'
-import jax
-platform = jax.devices()[0].platform
-print(" and ".join(f"not {name}" for name in ("gpu", "tpu") if name != platform) or "True")
-PY
-)"
+processes="${TEST_PROCESSES:-2}"
+
+if [ "${1:-}" != "--all" ]; then
+  echo "quick tests run on the CPU"
+  # They spend most of their time compiling programs of a few steps; --all compiles them as a user's
+  # run does.
+  export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
+  JAX_PLATFORMS=cpu exec .venv/bin/python -m pytest -q -n "$processes" -m "not slow" "$@"
 fi
-XLA_FLAGS="$flags" exec .venv/bin/python -m pytest -q -n "${TEST_PROCESSES:-2}" -m "$marks" "$@"
+shift
+
+platform="$(.venv/bin/python -c 'import jax; print(jax.devices()[0].platform)')"
+case "$platform" in
+  gpu | tpu) echo "all tests run on the CPU, then those marked $platform on the $platform" ;;
+  *) echo "no accelerator: tests run on the CPU only" ;;
+esac
+status=0
+JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n "$processes" "$@" || status=$?
+case "$platform" in
+  gpu | tpu)
+    # One process: several would share the device's memory. 5: none of the chosen tests is marked.
+    XLA_PYTHON_CLIENT_PREALLOCATE=false .venv/bin/python -m pytest -q -n 0 -m "$platform" "$@" || {
+      accelerator_status=$?
+      [ "$accelerator_status" = 5 ] || status="$accelerator_status"
+    }
+    ;;
+esac
+exit "$status"

@@ -24,11 +24,15 @@ class Program:
         self._arguments = arguments
         self._carries_first = carries_first
         self._compiled: jax.stages.Compiled | None = None
+        # Tracing too; longer where several programs compile at once.
+        self.compile_seconds = 0.0
 
     def compile(self) -> None:
         """Trace and compile once; safe in a thread of its own."""
         if self._compiled is None:
+            began = time.perf_counter()
             self._compiled = self._jitted.lower(*self._arguments).compile()
+            self.compile_seconds = time.perf_counter() - began
 
     def __call__(self) -> Any:
         self.compile()
@@ -37,6 +41,11 @@ class Program:
             state, result = result
             self._arguments = state, *self._arguments[1:]
         return result
+
+    def close(self) -> None:
+        """Let go of the arguments and the compiled program."""
+        self._arguments = ()
+        self._compiled = None
 
     def memory_bytes(self) -> int | None:
         """Arguments, results and temporary memory by the compiler's count; None if it has none."""
@@ -134,6 +143,7 @@ def measure_row(work: Work, repeats: int, peak: float | None) -> dict:
         row["items_per_s"] = work.items / ours
     if isinstance(work.ours, Program):
         row["memory_bytes"] = work.ours.memory_bytes()
+        row["compile_s"] = work.ours.compile_seconds
     if work.model_flops is not None and peak is not None:
         row["model_flops"] = work.model_flops()
         row["flops_per_s"] = row["model_flops"] / ours

@@ -200,7 +200,8 @@ def test_detections_are_ours(runner, model, variables):
     for number, (their_boxes, classes, scores) in enumerate(detect(runner.tensor(IMAGES))):
         real = np.asarray(ours.detections.mask[number])
         assert real.sum() == len(scores) > 10
-        # At temperature 0.01 an error of 1e-6 of a cosine is one of 1e-4 of a score.
+        # At temperature 0.01 an error of 1e-6 of a cosine is one of 1e-4 of a score; two forms of a
+        # pyramid's convolutions were seen to move a box of 96 pixels by 0.02.
         assert_close(scores, ours.detections.scores[number][real], 1e-3)
-        assert_close(their_boxes, ours.detections.boxes[number][real])
+        assert_close(their_boxes, ours.detections.boxes[number][real], 1e-3)
         assert classes.tolist() == ours.detections.classes[number][real].tolist()

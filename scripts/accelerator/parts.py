@@ -1,0 +1,47 @@
+"""The parts of the check, most valuable first."""
+
+import dataclasses
+import importlib.util
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part: module ``accelerator.<name>`` with a function ``run(recorder)``."""
+
+    name: str
+    meaning: str
+    # Seconds of a budget of 420 that it may take; time that a part leaves over goes to the next.
+    seconds: float
+    # With less than this it is not started.
+    least: float
+    # Packages without which it cannot run, and without which it leaves something out.
+    needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+
+    def missing(self) -> tuple[list[str], list[str]]:
+        """Packages of ``needs`` and of ``wants`` that this interpreter cannot import."""
+        return missing(self.needs), missing(self.wants)
+
+
+def missing(packages: tuple[str, ...]) -> list[str]:
+    """Those of the packages that this interpreter cannot import."""
+    return [name for name in packages if importlib.util.find_spec(name) is None]
+
+
+TORCH = ("torch", "torchvision")
+BASE = ("jax", "flax", "optax", "numpy", "jaxtyping", "orbax")
+
+PARTS = (
+    Part("facts", "device, versions, rates of products and copies", 20, 5),
+    Part("parity", "arrays of the reference through ops, towers, steps, detection", 85, 15),
+    Part("ops", "RoIAlign, NMS, soft-NMS, attention, and PyTorch's", 50, 10, wants=TORCH),
+    Part("pretrain", "the pretraining step and its parts, and PyTorch's", 110, 20, wants=TORCH),
+    Part("detect", "detection and its stages, and PyTorch's", 60, 15, wants=TORCH),
+    Part("profile", "the 25 kernels with the most time", 30, 10),
+    Part("attention", "implementations of attention", 20, 8),
+    Part(
+        "train", "a real job that is killed and resumed", 45, 20,
+        needs=("grain", "clu", "ml_collections", "absl", "tensorboardX", "array_record", "PIL",
+               "pycocotools", "ftfy", "instant_clip_tokenizer"),
+    ),
+)  # fmt: skip

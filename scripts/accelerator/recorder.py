@@ -1,0 +1,87 @@
+"""The record of one part: rows, facts and notes, written to its file as they come."""
+
+import concurrent.futures
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+class Recorder:
+    """Write everything a part finds to ``path`` at once: a part that is cut off keeps it.
+
+    Args:
+        path: the JSON file.
+        seconds: time that the part may take.
+        small: sizes for a test on two CPU cores.
+    """
+
+    def __init__(self, path: Path, seconds: float, small: bool):
+        self.small = small
+        self._path = path
+        self._began = time.monotonic()
+        self._seconds = seconds
+        self._record: dict[str, Any] = {"facts": {}, "rows": [], "notes": [], "not_run": []}
+        self._write()
+
+    @property
+    def folder(self) -> Path:
+        return self._path.parent
+
+    @property
+    def seconds_left(self) -> float:
+        return self._seconds - (time.monotonic() - self._began)
+
+    def has_time(self, name: str, seconds: float = 0.0) -> bool:
+        """Tell whether ``seconds`` are left; if not, list ``name`` as not run."""
+        if self.seconds_left > seconds:
+            return True
+        self._record["not_run"].append(name)
+        print(f"not run, {self.seconds_left:.0f} s left: {name}", flush=True)
+        self._write()
+        return False
+
+    def add(self, row: dict) -> None:
+        self._record["rows"].append(row)
+        self._write()
+
+    def fact(self, name: str, value: Any) -> None:
+        self._record["facts"][name] = value
+        print(f"{name}: {value}", flush=True)
+        self._write()
+
+    def note(self, text: str) -> None:
+        self._record["notes"].append(text)
+        print(text, flush=True)
+        self._write()
+
+    def _write(self) -> None:
+        record = self._record | {"seconds": time.monotonic() - self._began}
+        write_whole(self._path, json.dumps(record, indent=1) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file, so that it is never half written."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether JAX, its compiler or PyTorch ran out of the device's memory."""
+    text = str(error)
+    return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+
+
+def compile_together(compilations: Iterable[Callable[[], None]]) -> list[BaseException | None]:
+    """Compile in threads, so that a host with many cores takes little longer than for the longest.
+
+    Returns:
+        Each one's error, or None.
+    """
+    workers = max(1, min(6, (os.cpu_count() or 1) // 2))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(compilation) for compilation in compilations]
+        return [future.exception() for future in futures]

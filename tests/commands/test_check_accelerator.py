@@ -1,0 +1,227 @@
+"""The accelerator check as a user types it, and how it judges what it found."""
+
+import argparse
+import json
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from regionclip_jax.models.presets import PRESETS
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from accelerator import measuring, pretrain, profile  # noqa: E402
+from accelerator.goals import GOALS  # noqa: E402
+from accelerator.parts import PARTS  # noqa: E402
+from accelerator.recorder import Recorder  # noqa: E402
+from accelerator.report import Ended, markdown  # noqa: E402
+from benchmarks.timing import Work  # noqa: E402
+
+
+@pytest.fixture
+def check(environment, tmp_path):
+    """``check(*arguments)``: the finished process, started in another folder."""
+
+    def run(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(ROOT / "scripts" / "check_accelerator.sh"), *arguments],
+            cwd=tmp_path, env=environment | {"PYTHON": python}, capture_output=True, text=True,
+            timeout=900, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.command
+def test_a_part_describes_the_cpu_and_says_that_it_is_one(check, tmp_path):
+    done = check("--small", "--parts=facts", "--output=found")
+    assert done.returncode == 0, done.stderr
+    assert "no accelerator, measuring the CPU" in done.stdout
+    record = json.loads((tmp_path / "found" / "facts.json").read_text())
+    assert record["status"] == "done" and record["facts"]["backend"] == "cpu"
+    assert len(record["rows"]) == 4 and all(
+        row.get("flops_per_s", row.get("bytes_per_s")) > 0 for row in record["rows"]
+    )
+    report = (tmp_path / "found" / "report.md").read_text()
+    assert "No accelerator: these are numbers of the CPU" in report
+    assert "| facts | done |" in report and "not on this device" in report
+
+
+@pytest.mark.command
+def test_parts_that_the_budget_has_no_room_for_are_said_to_be_not_run(check, tmp_path):
+    done = check("--small", "--parts=facts,pretrain,train", "--budget=15", "--output=found")
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "found" / "report.md").read_text()
+    assert "| facts | done |" in report and "of the budget are left, 20 are needed" in report
+    assert "| pretrain | not run |" in report and "| train | not run |" in report
+
+
+@pytest.mark.slow
+@pytest.mark.command
+def test_a_part_that_is_cut_off_keeps_its_rows(check, tmp_path):
+    # All families at full size take minutes on a CPU; the first take seconds.
+    done = check("--parts=facts,parity", "--budget=75", "--output=found")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "found" / "parity.json").read_text())
+    assert record["status"] == "cut off" and record["rows"]
+    report = (tmp_path / "found" / "report.md").read_text()
+    assert "| parity | cut off |" in report and "were over" in report
+
+
+@pytest.mark.command
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts=fact"], "--parts: fact; expected facts, parity, ops"),
+        (["--budget=0"], "--budget: 0; expected seconds above 0"),
+        (["--output=taken"], "--output: taken is a file; expected a folder"),
+    ],
+)
+def test_wrong_arguments_are_one_line(check, tmp_path, arguments, message):
+    (tmp_path / "taken").touch()
+    done = check(*arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.command
+def test_an_interpreter_without_jax_is_named_with_the_packages_it_lacks(check, tmp_path):
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    python = str(tmp_path / "bare" / "bin" / "python")
+    done = check("--small", python=python)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert python in done.stderr and "pip install jax flax optax" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.command
+def test_all_parts_run_on_a_cpu_at_small_sizes(check, tmp_path):
+    done = check("--small", "--budget=840", "--output=found")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "found"
+    for part in PARTS:
+        record = json.loads((folder / f"{part.name}.json").read_text())
+        assert record["status"] == "done" and not record["not_run"], (part.name, record)
+        failed = [row for row in record["rows"] if isinstance(row.get("error"), str)]
+        assert not failed, (part.name, failed)
+    assert json.loads((folder / "train.json").read_text())["facts"]["bit_equal"] is True
+    report = (folder / "report.md").read_text()
+    assert "| a job killed and resumed ends bit-equal | bit-equal | met |" in report
+    assert "within the CPU's tolerances" in report and "**missed**" not in report
+
+
+def verdicts(records: dict) -> dict[str, tuple]:
+    return {goal.text: goal.judge(records) for goal in GOALS}
+
+
+def records_of_an_h200(utilization: float, ratio: float) -> dict:
+    steps = dict(name="step", preset="RN50", dtype="bfloat16", size="RN50, 24 images")
+    timing = {"median_s": 1.0, "ratio": ratio}
+    whole = [dict(name="all", dtype="bfloat16", images=images, torch=timing) for images in (1, 16)]
+    ops = [
+        {"name": name, "dtype": "bfloat16", "torch": timing}
+        for name in ("RoIAlign, both ways", "NMS, 12000 -> 2000", "soft-NMS per class")
+    ]
+    parity = {"name": "nms", "mode": "highest", "compared": 3, "beyond": []}
+    return {
+        "facts": {"facts": {"backend": "gpu", "device": "NVIDIA H200"}},
+        "parity": {"rows": [parity]},
+        "ops": {"rows": ops},
+        "pretrain": {"rows": [steps | {"utilization": utilization, "torch compiled": timing}]},
+        "detect": {"rows": whole},
+        "train": {"facts": {"bit_equal": True}},
+    }
+
+
+def test_goals_are_met_or_missed_by_the_numbers_and_nothing_else():
+    met = verdicts(records_of_an_h200(0.5, 4.0))
+    assert all(verdict is True for _, verdict in met.values()), met
+    missed = verdicts(records_of_an_h200(0.44, 0.9))
+    kept = [text for text, (_, verdict) in missed.items() if verdict]
+    assert len(kept) == 2 and "parity" in kept[0] and "resumed" in kept[1]
+    assert "44.0%" in missed[GOALS[1].text][0]
+    assert all(verdict is None for _, verdict in verdicts({}).values())
+
+
+def test_a_goal_of_one_device_is_not_judged_on_another():
+    records = records_of_an_h200(0.5, 4.0)
+    records["facts"]["facts"] = {"backend": "tpu", "device": "TPU v5e"}
+    judged = [text for text, (_, verdict) in verdicts(records).items() if verdict is not None]
+    assert len(judged) == 2
+    records["parity"]["rows"].append({"name": "iou", "mode": "highest", "error": "crashed"})
+    found, verdict = verdicts(records)[GOALS[0].text]
+    assert verdict is False and "failed: iou" in found
+
+
+def test_the_report_has_a_row_for_every_part_and_the_error_of_one_that_failed():
+    failed = Ended(PARTS[1], "failed", 3.0, {"rows": []}, "exit status 1: ValueError: a|b\nmore")
+    ended = [Ended(PARTS[0], "done", 2.0, {"rows": []}), failed]
+    text = markdown(ended, budget=60, small=False, parts=list(PARTS))
+    assert "| parity | failed | 3 | 0 | exit status 1: ValueError: a\\|b<br>more |" in text
+    assert all(f"| {part.name} | not yet |" in text for part in PARTS[2:])
+
+
+def test_a_size_that_does_not_fit_is_halved_until_one_does(tmp_path, monkeypatch):
+    built = []
+
+    def work(recorder, size):
+        def call():
+            if size.images > 6:
+                raise RuntimeError("RESOURCE_EXHAUSTED: out of memory while allocating")
+            return jnp.zeros(())
+
+        built.append(size.images)
+        return Work("step", call, items=size.images, unit="images")
+
+    monkeypatch.setattr(pretrain, "_work", work)
+    recorder = Recorder(tmp_path / "pretrain.json", 100, small=True)
+    size = pretrain.Size("scenes", "float32", 24)
+    pretrain._measure_or_halve(recorder, size, work(recorder, size), peak=1.0)
+    record = json.loads((tmp_path / "pretrain.json").read_text())
+    assert built == [24, 12, 6]
+    assert [row["images"] for row in record["rows"]] == [6]
+    assert len(record["notes"]) == 2 and "next 12 images" in record["notes"][0]
+
+
+def test_another_error_is_the_rows_own_and_stops_nothing(tmp_path):
+    recorder = Recorder(tmp_path / "ops.json", 100, small=True)
+
+    def broken():
+        raise ValueError("of another kind")
+
+    assert measuring.measure(recorder, Work("broken", broken), 1)
+    assert measuring.measure(recorder, Work("sound", lambda: jnp.ones(2)), 2)
+    first, second = json.loads((tmp_path / "ops.json").read_text())["rows"]
+    assert first["error"] == "ValueError: of another kind" and len(second["ours"]["runs_s"]) == 2
+
+
+def test_time_that_is_over_is_listed(tmp_path):
+    recorder = Recorder(tmp_path / "ops.json", 0.0, small=True)
+    assert not recorder.has_time("NMS")
+    assert json.loads((tmp_path / "ops.json").read_text())["not_run"] == ["NMS"]
+
+
+def test_a_trace_becomes_a_table_of_what_ran_with_its_calls(tmp_path):
+    step = jax.jit(lambda x: jnp.sort(jnp.sin(x @ x), -1))
+    x = jnp.ones((200, 200))
+    step(x).block_until_ready()
+    with jax.profiler.trace(tmp_path):
+        for _ in range(3):
+            step(x).block_until_ready()
+    (trace,) = tmp_path.rglob("*.xplane.pb")
+    table = profile.kernels(jax.profiler.ProfileData.from_file(str(trace)))
+    assert [ms for *_, ms in table] == sorted((ms for *_, ms in table), reverse=True)
+    sorts = [calls for name, calls, _ in table if "sort" in name]
+    assert sorts and sum(sorts) % 3 == 0
+
+
+def test_arguments_of_a_mode_are_those_it_has():
+    args = measuring.arguments(pretrain.pretraining, images=3)
+    assert isinstance(args, argparse.Namespace) and args.images == 3 and args.preset in PRESETS
+    with pytest.raises(ValueError, match=r"no arguments \['pictures'\]"):
+        measuring.arguments(pretrain.pretraining, pictures=3)
