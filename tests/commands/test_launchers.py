@@ -296,3 +296,52 @@ def test_nothing_follows_a_run_that_was_stopped(tmp_path, script):
     done = subprocess.run(["bash", tmp_path / "scripts" / script], capture_output=True, text=True)
     assert done.returncode == 75
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+# Stands for the environment's python: names a platform, records how pytest is called.
+TEST_PYTHON = """#!/bin/bash
+[ "$1" != -c ] || { echo "$PLATFORM"; exit; }
+echo "${JAX_PLATFORMS:-unpinned} $*" >>asked
+case "$*" in *"-m gpu"*) exit "$GPU_STATUS" ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("platform", "gpu_status", "arguments", "status", "says", "passes"),
+    [
+        ("gpu", 0, ["tests/ops"], 0, "quick tests", ["cpu -n 2 -m not slow tests/ops"]),
+        (
+            "cpu",
+            0,
+            ["--all", "-x"],
+            0,
+            "no accelerator: tests run on the CPU only",
+            ["cpu -n 2 -x"],
+        ),
+        ("gpu", 0, ["--all"], 0, "then those marked gpu", ["cpu -n 2", "unpinned -n 0 -m gpu"]),
+        # pytest's 5: none of the chosen tests is marked.
+        ("gpu", 5, ["--all"], 0, "then those marked gpu", ["cpu -n 2", "unpinned -n 0 -m gpu"]),
+        ("gpu", 1, ["--all"], 1, "then those marked gpu", ["cpu -n 2", "unpinned -n 0 -m gpu"]),
+    ],
+)
+def test_marked_tests_run_once_more_where_there_is_an_accelerator(
+    tmp_path, platform, gpu_status, arguments, status, says, passes
+):
+    write_program(tmp_path / "scripts" / "test.sh", (SCRIPTS / "test.sh").read_text())
+    (tmp_path / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
+    write_program(tmp_path / ".venv" / "bin" / "python", TEST_PYTHON)
+    done = subprocess.run(
+        [tmp_path / "scripts" / "test.sh", *arguments],
+        env={
+            "PATH": os.environ["PATH"],
+            "PLATFORM": platform,
+            "GPU_STATUS": str(gpu_status),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert says in line
+    asked = (tmp_path / "asked").read_text().replace("-m pytest -q ", "").splitlines()
+    assert asked == passes

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from marks import on_accelerators
 from parity import localizers
 from parity.comparison import assert_equal_to_reference
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
@@ -22,6 +23,7 @@ VARIANTS = {
 }
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("margin", localizers.MARGINS, ids=["fits", "larger"])
 @pytest.mark.parametrize("kind", localizers.STEPS)
@@ -31,6 +33,7 @@ def test_head_outputs_equal_the_references_whatever_the_canvas(kind, margin):
     assert_equal_to_reference(localizers.compare_head_outputs(kind, margin))
 
 
+@on_accelerators
 @pytest.mark.parity
 def test_res4_equals_the_references():
     assert_equal_to_reference(localizers.compare_res4())

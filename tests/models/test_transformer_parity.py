@@ -2,17 +2,20 @@
 
 import pytest
 
+from marks import on_accelerators
 from parity import towers
 from parity.comparison import assert_equal_to_reference
 
 pytestmark = pytest.mark.parity
 
 
+@on_accelerators
 def test_the_tiny_text_tower_equals_the_references():
     """Measured: 6.1e-7."""
     assert_equal_to_reference(towers.compare_text())
 
 
+@on_accelerators
 def test_the_tiny_vit_equals_openais():
     """Measured: 9.4e-7 for the tokens, at most 6.0e-7 for the rest."""
     assert_equal_to_reference(towers.compare_vit())

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import BOX_CODER_WEIGHTS, compare_decoded_boxes, compare_encoded_boxes
 from regionclip_jax.ops.box_coder import BOX_HEAD_WEIGHTS, decode_deltas, encode_deltas
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("name", BOX_CODER_WEIGHTS)
 def test_encoded_boxes_equal_the_references(name):
@@ -20,6 +22,7 @@ def test_encoded_boxes_equal_the_references(name):
     assert_equal_to_reference(compare_encoded_boxes(name))
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("name", BOX_CODER_WEIGHTS)
 def test_decoded_boxes_equal_the_references_for_several_classes_at_once(name):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import compare_iou
 from regionclip_jax.ops.boxes import (
@@ -42,6 +43,7 @@ def plain_areas(boxes, others):
     return intersection, area(boxes)[:, None] + area(others) - intersection
 
 
+@on_accelerators
 @pytest.mark.parity
 def test_iou_equals_the_references():
     """Measured: bit-equal."""

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import (
     EDGE_THRESHOLDS,
@@ -56,6 +57,7 @@ def real_rows(indices, real):
     return indices[real].tolist()
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("name,threshold", NMS_CASES)
 def test_kept_boxes_and_their_order_equal_the_references(name, threshold):
@@ -63,6 +65,7 @@ def test_kept_boxes_and_their_order_equal_the_references(name, threshold):
     assert_equal_to_reference(compare_kept_boxes(name, threshold))
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("threshold", EDGE_THRESHOLDS)
 def test_an_iou_equal_to_the_threshold_is_kept_as_by_the_reference(threshold):
@@ -93,6 +96,22 @@ def test_kept_boxes_equal_those_of_a_plain_loop(seed, num_boxes, threshold, max_
     assert found[0].shape == (max_outputs,)
     expected = plain_nms(boxes, scores, groups, mask, threshold)
     assert real_rows(*found) == expected[:max_outputs]
+
+
+@on_accelerators
+def test_the_tiles_of_the_backend_at_hand_keep_the_boxes_of_a_plain_loop():
+    """More boxes than two tiles of any backend."""
+    boxes, scores, groups, mask = draw(7, 2500)
+    # Enough groups that more boxes are kept than a tile holds.
+    groups = groups + np.arange(2500, dtype=np.int32) % 40
+    found = nms_by_group(
+        *(jnp.asarray(x) for x in (boxes, scores, groups, mask)),
+        iou_threshold=0.3,
+        max_outputs=2500,
+    )
+    expected = plain_nms(boxes, scores, groups, mask, 0.3)
+    assert len(expected) > 1024
+    assert real_rows(*found) == expected
 
 
 @functools.partial(jax.jit, static_argnames=("iou_threshold", "max_outputs"))

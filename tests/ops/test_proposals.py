@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import PROPOSAL_CASES, compare_all_proposals, compare_proposals_of
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
@@ -14,6 +15,7 @@ RATIOS = (0.5, 1.0, 2.0)
 ANCHORS = np.array([[0, 0, 8, 8], [0, 0, 8, 9], [20, 20, 30, 30], [4, 0, 12, 8]], np.float32)
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("kind,threshold", PROPOSAL_CASES)
 def test_proposals_and_their_order_equal_the_references(kind, threshold):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import (
     CROPS,
@@ -59,6 +60,7 @@ def plain_roi_align(features, boxes, size, scale, ratio=0, aligned=True):
     return out, lambda g: np.einsum("brph,brqw,brpqc->bhwc", rows, columns, g, optimize=True)
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("stride,ratio,size,aligned", CROPS)
@@ -67,12 +69,33 @@ def test_crops_equal_the_references(implementation, stride, ratio, size, aligned
     assert_equal_to_reference(compare_crops(implementation, stride, ratio, size, aligned))
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("stride,ratio", GRADIENTS)
 def test_gradients_equal_the_references(implementation, stride, ratio):
     """Measured: at most 4.4e-7."""
     assert_equal_to_reference(compare_crop_gradients(implementation, stride, ratio))
+
+
+@on_accelerators
+@pytest.mark.parametrize("height", [9, 40], ids=["small_map", "large_map"])
+def test_what_auto_chooses_for_the_backend_at_hand_equals_a_plain_loop(relative_error, height):
+    """Crops and gradient, on both sides of the size from which a CPU gathers."""
+    rng = np.random.default_rng(4)
+    features = rng.standard_normal((2, height, 30, 3)).astype(np.float32)
+    boxes = rng.uniform(-40, 300, (2, 9, 4)).astype(np.float32)
+    cotangent = rng.standard_normal((2, 9, 4, 3, 3)).astype(np.float32)
+
+    @jax.jit
+    def align(features, boxes, cotangent):
+        crops, pull = jax.vjp(lambda f: roi_align(f, boxes, (4, 3), 1 / 8), features)
+        return crops, pull(cotangent)[0]
+
+    expected, pull = plain_roi_align(features, boxes, (4, 3), 1 / 8)
+    crops, gradient = align(features, boxes, cotangent)
+    assert relative_error(crops, expected) < 1e-5
+    assert relative_error(gradient, pull(cotangent)) < 1e-5
 
 
 @pytest.mark.parametrize("known_at_compile_time", [False, True])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import SOFT_METHODS, SOFT_NMS_CASES, compare_soft_picks
 from regionclip_jax.ops.soft_nms import soft_nms, soft_nms_by_group, soft_nms_per_class
@@ -57,6 +58,7 @@ def real_rows(indices, scores, real):
     return indices[real].tolist(), scores[real]
 
 
+@on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("name,method,prune_threshold", SOFT_NMS_CASES)
 def test_picks_and_scores_equal_the_references(name, method, prune_threshold):

@@ -5,6 +5,7 @@
 
 import pytest
 
+from marks import on_accelerators
 from parity import detections
 from parity.comparison import assert_equal_to_reference
 
@@ -16,11 +17,13 @@ FROM_PIXELS = [
 ]
 
 
+@on_accelerators
 def test_embeddings_become_the_references_logits_and_deltas():
     """Measured: 2.2e-7 and 1.1e-7."""
     assert_equal_to_reference(detections.compare_logits_and_deltas())
 
 
+@on_accelerators
 @pytest.mark.parametrize("tag", detections.WITH_STORED_LOGITS)
 def test_stored_logits_become_the_references_detections(tag):
     """The first image. Measured: 3.1e-5 px (0 without deltas) and 2.4e-7; with Gaussian NMS
@@ -28,6 +31,7 @@ def test_stored_logits_become_the_references_detections(tag):
     assert_equal_to_reference(detections.compare_from_logits(tag))
 
 
+@on_accelerators
 @pytest.mark.parametrize("vis", [False, True])
 @pytest.mark.parametrize("multiply", [False, True])
 def test_broken_rows_and_negative_objectness_are_the_references(multiply, vis):
@@ -36,6 +40,7 @@ def test_broken_rows_and_negative_objectness_are_the_references(multiply, vis):
     assert_equal_to_reference(detections.compare_broken_rows(multiply, vis))
 
 
+@on_accelerators
 @pytest.mark.parametrize("tag", FROM_PIXELS)
 def test_stored_proposals_and_pixels_become_the_references_detections(tag):
     """Measured: boxes within 1.2e-4 px (0 without deltas), scores within 3.6e-6, with Gaussian NMS
@@ -44,12 +49,14 @@ def test_stored_proposals_and_pixels_become_the_references_detections(tag):
     assert_equal_to_reference(detections.compare_from_proposals(detector, tag))
 
 
+@on_accelerators
 @pytest.mark.parametrize("tag", [*FROM_PIXELS, "openset"])
 def test_pixels_alone_become_the_references_detections(tag):
     """One program. Measured: all detections matched, for every tag."""
     assert_equal_to_reference(detections.compare_from_pixels(tag))
 
 
+@on_accelerators
 @pytest.mark.parametrize("tag", detections.ON_LARGER_CANVAS)
 def test_a_larger_canvas_changes_no_detection(tag):
     """Without keeping the padding out, a third of them stayed. Measured: all matched; scores within

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from marks import on_accelerators
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.mask_head import MaskHead
@@ -110,6 +111,7 @@ def test_devices_make_the_updates_of_one(parts, batch, two_updates, assert_same_
     assert_same_update(state, found, expected)
 
 
+@on_accelerators
 def test_losses_fall_and_nothing_frozen_moves(parts, batch):
     make, state, frozen = parts
     step, start = make(), state
@@ -146,11 +148,9 @@ def test_masks_need_the_objects_rasters(parts, batch):
         jax.eval_shape(make(), state, frozen, batch.replace(object_masks=None))
 
 
-@pytest.mark.property
-def test_devices_make_the_updates_of_one_to_a_localizer_and_its_losses_fall(
-    nano_localizer, batch, two_updates, assert_same_update
-):
-    """With live norms, which see the global batch."""
+@pytest.fixture(scope="module")
+def localizer_parts(nano_localizer):
+    """Jitted step and state of a nano localizer with live norms."""
     card, variables = nano_localizer
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05))
     settings = LocalizerSettings(
@@ -159,15 +159,28 @@ def test_devices_make_the_updates_of_one_to_a_localizer_and_its_losses_fall(
     localizer = Localizer(card.architecture, frozen_norm=False)
     step = make_localizer_step(localizer, optimizer, settings)
     jitted = jax.jit(lambda state, frozen, batch: step(state, batch))
-    start = create_train_state(variables, (), optimizer)
+    return jitted, create_train_state(variables, (), optimizer)
+
+
+@pytest.mark.property
+def test_devices_make_the_updates_of_one_to_a_localizer(
+    localizer_parts, batch, two_updates, assert_same_update
+):
+    """With live norms, which see the global batch."""
+    step, start = localizer_parts
     (expected, metrics), (found, on_mesh) = (
-        two_updates(jitted, start, (), batch, mesh) for mesh in (None, (4, 4))
+        two_updates(step, start, (), batch, mesh) for mesh in (None, (4, 4))
     )
     for a, b in zip(jax.tree.leaves(metrics), jax.tree.leaves(on_mesh), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)
     assert_same_update(start, found, expected)
-    state, losses = start, []
+
+
+@on_accelerators
+def test_a_localizers_losses_fall(localizer_parts, batch):
+    step, state = localizer_parts
+    losses = []
     for _ in range(15):
-        state, metrics = jitted(state, (), batch)
+        state, metrics = step(state, (), batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-3:]) < np.mean(losses[:3])

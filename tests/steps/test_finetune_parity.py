@@ -6,6 +6,7 @@ NumPy formulas in tests/losses.
 
 import pytest
 
+from marks import on_accelerators
 from parity import finetuning, losses
 from parity.comparison import assert_equal_to_reference
 from parity.golden import stored
@@ -13,6 +14,7 @@ from parity.golden import stored
 pytestmark = pytest.mark.parity
 
 
+@on_accelerators
 @pytest.mark.parametrize("variant", finetuning.VARIANTS)
 def test_matching_gives_every_sampled_box_the_references_class_and_target(variant):
     """Exact: classes, and targets of positives, bit for bit."""
@@ -21,17 +23,20 @@ def test_matching_gives_every_sampled_box_the_references_class_and_target(varian
     assert_equal_to_reference(finetuning.compare_matching(variant))
 
 
+@on_accelerators
 def test_as_many_of_each_kind_are_sampled_as_by_the_reference():
     """The draws are other ones; the counts, the order and the matching must be the same."""
     assert_equal_to_reference(finetuning.compare_sampling())
 
 
+@on_accelerators
 @pytest.mark.parametrize("variant", finetuning.VARIANTS)
 def test_losses_of_stored_logits_and_deltas_equal_the_references(variant):
     """Measured: at most 2e-7."""
     assert_equal_to_reference(losses.compare_box_head_losses(variant))
 
 
+@on_accelerators
 def test_a_tiny_step_equals_the_references():
     """Two images, 48 stored samples each, both forms of the classification loss."""
     assert_equal_to_reference(finetuning.compare_tiny_step())

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from marks import on_accelerators
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.steps.embed_step import make_embed_text_step
@@ -51,6 +52,7 @@ def recognized(nano_configs, nano_variables):
     return batch, classes, embed(variables, batch), found
 
 
+@on_accelerators
 def test_scores_are_a_softmax_over_the_classes_and_a_zero_background(recognized):
     batch, classes, embeddings, found = recognized
     unit = [
@@ -97,6 +99,7 @@ def test_windows_cover_every_picture_and_nothing_else(recognized, nano_configs, 
     assert found.detections.mask.sum() == 10
 
 
+@on_accelerators
 def test_the_text_step_is_the_text_tower(nano_configs, nano_variables):
     model, variables = CLIP(nano_configs["resnet"]), nano_variables("resnet")
     tokens = jnp.array([[598, 5, 599] + [0] * 13, [598, 6, 7, 599] + [0] * 12])

@@ -2,12 +2,14 @@
 
 import pytest
 
+from marks import on_accelerators
 from parity import losses, pretraining
 from parity.comparison import assert_equal_to_reference
 
 pytestmark = pytest.mark.parity
 
 
+@on_accelerators
 def test_a_tiny_step_equals_the_references():
     """Three images of two sizes, their 24 stored proposals each, 120 concepts, a teacher of other
     weights; gradients of each loss and of their sum.
@@ -17,6 +19,7 @@ def test_a_tiny_step_equals_the_references():
     assert_equal_to_reference(pretraining.compare_pretraining())
 
 
+@on_accelerators
 def test_losses_of_stored_embeddings_equal_the_references():
     """Measured: at most 1.2e-7."""
     assert_equal_to_reference(losses.compare_pretraining_losses())

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from marks import on_accelerators
 from regionclip_jax.losses.image_text_blockwise import ring_image_text_loss
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, propose
@@ -77,6 +78,7 @@ def start(nano_configs, nano_variables):
     return make
 
 
+@on_accelerators
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_the_losses_fall_and_what_is_frozen_stays(start, pair_batch, name):
     step, first, frozen = start(name)

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from marks import on_accelerators
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.steps.train_clip_step import MAX_LOGIT_SCALE, make_train_clip_step
 from regionclip_jax.steps.train_state import create_train_state
@@ -25,6 +26,7 @@ def start(nano_configs, nano_variables):
     return make
 
 
+@on_accelerators
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_the_loss_falls_and_what_is_frozen_stays(start, pair_batch, name):
     step, first = start(name)
