@@ -41,7 +41,8 @@ PARTS = (
     Part("attention", "implementations of attention", 20, 8),
     Part(
         "train", "a real job that is killed and resumed", 45, 20,
-        needs=("grain", "clu", "ml_collections", "absl", "tensorboardX", "array_record", "PIL",
-               "pycocotools", "ftfy", "instant_clip_tokenizer"),
+        needs=("grain", "array_record", "cloudpickle", "portpicker", "clu", "ml_collections",
+               "absl", "packaging", "tensorboardX", "PIL", "pycocotools", "ftfy",
+               "instant_clip_tokenizer"),
     ),
 )  # fmt: skip

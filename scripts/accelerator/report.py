@@ -9,7 +9,7 @@ from accelerator.parts import Part
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a part ended: "done", "cut off", "failed", "left out" or "not run"."""
+    """How a part ended: "done" (or "in part"), "cut off", "failed", "left out" or "not run"."""
 
     part: Part
     status: str

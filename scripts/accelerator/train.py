@@ -1,6 +1,7 @@
 """Train: the real job on synthetic scenes, thirty steps, killed and resumed, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,9 @@ def run(recorder: Recorder) -> None:
         environment["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
         recorder.note("XLA_FLAGS=--xla_gpu_deterministic_ops=true, which bit-equal runs need")
     whole, killed = recorder.folder / "train_whole", recorder.folder / "train_killed"
+    for folder in (whole, killed):
+        # An earlier check's runs would go on where they ended.
+        shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     _finish(recorder, whole, environment)
     recorder.fact("seconds_of_an_uninterrupted_run", round(time.monotonic() - began, 1))
