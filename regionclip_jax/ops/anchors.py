@@ -1,6 +1,7 @@
 """Anchors: the reference boxes of a region proposal network.
 
-Spec: detector_eval 1.6. Made by NumPy while a program is traced, since they depend on shapes only.
+Source: docs/reference/localizers.md#anchors. NumPy makes them while a program is traced, since they
+depend on shapes only.
 """
 
 import math

@@ -1,8 +1,9 @@
 """Box deltas: how far a box lies from a reference box, in units of the latter's size.
 
-Spec: detector_eval 1.7. ``(dx, dy)`` shift the centre by fractions of the reference's width and
-height, ``(dw, dh)`` are logarithms of the ratios of the sides. Each is multiplied by a weight when
-encoded: (1, 1, 1, 1) in region proposal networks, (10, 10, 5, 5) in box heads.
+Source: docs/reference/localizers.md#box-deltas. ``(dx, dy)`` shift the centre by fractions of the
+reference's width and height, ``(dw, dh)`` are logarithms of the ratios of the sides. Each is
+multiplied by a weight when encoded: (1, 1, 1, 1) in region proposal networks, (10, 10, 5, 5) in box
+heads.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Boxes: area, intersection over union, clipping, scaling, validity.
 
 Boxes are float32 ``(x1, y1, x2, y2)`` of continuous coordinates: a width is ``x2 - x1`` without
-"+1" and the right edge of a picture of ``w`` pixels is ``w`` (spec: detector_eval 1.8, 3.7, 11.31).
+"+1" and the right edge of an image of ``w`` pixels is ``w``
+(docs/reference/detection.md#comparisons).
 
 Comparing an IoU with a threshold is a matter of single bits where boxes come from a grid, so areas
 and unions are rounded to float32 after every operation, as in the reference. Compilers like to fuse

@@ -1,11 +1,13 @@
 """Class scores of regions to the detections of an image.
 
-Spec: detector_eval 3.6. Three steps: objectness joins the class probabilities, the best distinct
-pairs of box and class are chosen, and their boxes return to the pixels of the original image.
+Source: docs/reference/detection.md#inference. Three steps: objectness joins the class
+probabilities, the best distinct pairs of box and class are chosen, and their boxes return to the
+pixels of the original image.
 
-The reference multiplies a probability by a raw objectness *logit* and takes the root. So scores may
-exceed 1, and the NaNs that negative logits give remove their regions. Here that removal is a mask;
-"sigmoid" is what was probably meant: the geometric mean of two probabilities.
+The reference (docs/reference/detection.md#objectness) multiplies a probability by a raw objectness
+*logit* and takes the root. So scores may exceed 1, and the NaNs that negative logits give remove
+their regions. Here that removal is a mask; "sigmoid" is what was probably meant: the geometric mean
+of two probabilities.
 """
 
 import functools

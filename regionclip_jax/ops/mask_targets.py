@@ -1,9 +1,9 @@
 """What a mask head should draw in a region: the object's raster, resampled to the region's cells.
 
-The reference draws the polygon of an object in the proposal anew (spec: detector_eval 3.9). Here an
-object has one raster over its own box, of P x P cells, which is resampled linearly and cut at one
-half, as detectron2 does with bit masks. The outlines differ by less than a cell of the finer of the
-two; there are no golden arrays of either.
+The reference draws the polygon of an object again in each proposal
+(docs/reference/training_detectors.md#losses). Here an object has one raster of its own box, in
+P x P cells, which is resampled linearly and cut at one half, as detectron2 does with bit masks. The
+outlines differ by less than a cell of the finer of the two; there are no golden arrays of either.
 """
 
 import jax.numpy as jnp

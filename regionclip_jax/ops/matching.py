@@ -1,7 +1,8 @@
 """Which ground-truth box each proposal or anchor stands for, and which of them a step samples.
 
-Spec: detector_eval 3.8 (box heads) and 7.2 (region proposal networks). Everything here is of one
-image; ``jax.vmap`` gives the batch.
+Every function takes one image; ``jax.vmap`` gives the batch. Source:
+docs/reference/training_detectors.md#proposal-sampling (box heads) and
+docs/reference/localizers.md#training (region proposal networks).
 """
 
 import jax

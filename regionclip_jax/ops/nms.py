@@ -1,11 +1,12 @@
 """Greedy non-maximum suppression, exact, on padded boxes, with fixed shapes.
 
-Spec: detector_eval 1.8 and 3.6. Boxes are visited by descending score (of equal scores the lower
-index first); one is kept unless its IoU with a box kept before exceeds the threshold. The kept set
-is bit for bit that of the reference, which compares a float32 IoU with a float64 threshold,
-strictly: an IoU of exactly 1/2 is not suppressed at 0.5, one of float32(0.3) > 0.3 is at 0.3. (The
-reference separates classes by shifting their boxes apart and loses bits of the IoU by it; here
-groups are compared, so decisions may differ where an IoU equals the threshold to within that loss.)
+Source: docs/reference/localizers.md#proposals, docs/reference/detection.md#inference. Boxes are
+visited by descending score (of equal scores the lower index first); one is kept unless its IoU with
+a box kept before exceeds the threshold. The kept set is bit for bit that of the reference, which
+compares a float32 IoU with a float64 threshold, strictly: an IoU of exactly 1/2 is not suppressed
+at 0.5, one of float32(0.3) > 0.3 is at 0.3. (The reference separates classes by shifting their
+boxes apart and loses bits of the IoU by it; here groups are compared, so decisions may differ where
+an IoU equals the threshold to within that loss.)
 
 How: boxes are sorted and taken in tiles. A tile is compared with the boxes kept so far, then
 settled within itself: ``keep <- alive & no kept earlier one overlaps`` converges to the greedy

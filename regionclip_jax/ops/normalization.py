@@ -1,4 +1,7 @@
-"""Pixels as the models want them (spec: models_pretrain 1.11, detector_eval 1.1)."""
+"""Normalisation of pixels for CLIP's towers and for localizers.
+
+Source: docs/reference/towers.md#pixel-normalisation, docs/reference/localizers.md#input.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8

@@ -1,6 +1,6 @@
 """What a region proposal network proposes: its outputs to the best distinct boxes.
 
-Spec: detector_eval 1.8.
+Source: docs/reference/localizers.md#proposals.
 """
 
 import functools

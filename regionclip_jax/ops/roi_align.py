@@ -1,10 +1,10 @@
 """RoIAlign: fixed-size crops of a feature map at box positions, by bilinear sampling.
 
-Spec: models_pretrain 1.7 (torchvision's compiled kernel). A sample contributes nothing when it lies
-beyond -1 or beyond the map's length, is clamped into the map otherwise, and each bin is the mean
-over its samples. With ``sampling_ratio=0`` the number of samples of a bin is ``ceil(size / P)``,
-per box and per axis; an empty or inverted box then has none and gives zeros. Bilinear sampling is
-separable, which gives three exact implementations:
+Source: docs/reference/roi_align.md#sampling-points (torchvision's compiled kernel). A sample
+contributes nothing when it lies beyond -1 or beyond the map's length. Otherwise it is clamped into
+the map, and each bin is the mean over its samples. With ``sampling_ratio=0`` the number of samples
+of a bin is ``ceil(size / P)``, per box and per axis; an empty or inverted box then has none and
+gives zeros. Bilinear sampling is separable, which gives three exact implementations:
 
 ``matmul``       one matrix per box and axis, ``out = W_y F W_x^T``, columns first. For TPUs, and
                  for small maps.
@@ -126,9 +126,13 @@ def _bins(low, high, num_bins: int, scale: float, sampling_ratio: int, aligned: 
 
 
 def _divide(numerator, denominator):
-    """True division. XLA turns division by a constant or a broadcast scalar into a multiplication
-    with its rounded reciprocal, which makes ceil(size / P) wrong at exact multiples of P and moves
-    samples across the map's edge; a divisor that looks different for every element prevents it."""
+    """Divide truly, also under jit.
+
+    XLA turns division by a constant or a broadcast scalar into a multiplication with its rounded
+    reciprocal. That makes ceil(size / P) wrong at exact multiples of P and moves samples across the
+    map's edge. A divisor that looks different for every element prevents it.
+    Source: docs/reference/roi_align.md#trap-1-counts-under-jit.
+    """
     return numerator / jnp.where(numerator == numerator, denominator, 1.0)
 
 

@@ -11,10 +11,10 @@ from regionclip_jax.structures import Regions
 
 
 def sample_regions(key: PRNGKeyArray, regions: Regions, num_samples: int) -> Regions:
-    """A uniform subset of each picture's regions, in random order, ignoring their scores.
+    """Sample a uniform subset of each image's regions, in random order, ignoring their scores.
 
-    Spec: models_pretrain 3.3. With fewer real regions than ``num_samples`` all of them are kept and
-    the rest of the rows is masked.
+    Source: docs/reference/pretraining.md#region-sampling. With fewer real regions than
+    ``num_samples`` all of them are kept and the rest of the rows is masked.
     """
     order = jax.random.uniform(key, regions.mask.shape)
     order = jnp.where(regions.mask, order, 2.0)
@@ -34,10 +34,11 @@ def random_boxes(
 ) -> Float[Array, "B R 4"]:
     """Boxes with corners on a grid of ``grid`` pixels, anywhere in each picture.
 
-    Spec: models_pretrain 3.4: the upper left corner is uniform over grid points, the lower right
-    one uniform over those right of and below it. The reference draws one set on the padded batch
-    canvas and shares it among the images, so boxes may lie on padding; here every picture has its
-    own draw within its own pixels. Pictures smaller than one grid cell get their whole box.
+    Source: docs/reference/pretraining.md#random-regions. The upper left corner is uniform over grid
+    points, the lower right one uniform over those right of and below it. The reference draws one
+    set on the padded batch canvas and shares it among the images, so boxes may lie on padding. Here
+    every image has its own draw within its own pixels. Images smaller than one grid cell get their
+    whole box.
 
     Args:
         key: of all draws.

@@ -1,7 +1,7 @@
 """Soft non-maximum suppression: overlap with a better box lowers a score instead of removing a box.
 
-Spec: detector_eval 3.7. Again and again the best remaining box comes out and the scores of the
-others are multiplied by a factor of their IoU with it; those that are then at most
+Source: docs/reference/detection.md#soft-nms. Repeatedly, the best remaining box comes out and the
+scores of the others are multiplied by a factor of their IoU with it; those that are then at most
 ``prune_threshold`` are removed (also where nothing overlaps, so only the very first box can come
 out with less). The reference goes on until nothing remains; scores only fall, so stopping at the
 number of outputs that are wanted gives the same ones. It separates classes by shifting their boxes,

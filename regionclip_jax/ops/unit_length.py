@@ -7,8 +7,9 @@ from jaxtyping import Array, Float
 def unit_length(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Rows divided by their L2 norm, in fp32.
 
-    The reference divides without an epsilon (spec: models_pretrain 7.3); the one here is far below
-    any norm a model produces and keeps rows of zeros, and their gradients, finite.
+    The reference divides without an epsilon (docs/reference/pretraining.md#unit-length); the one
+    here is far below any norm a model produces and keeps rows of zeros, and their gradients,
+    finite.
     """
     x = x.astype(jnp.float32)
     return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
