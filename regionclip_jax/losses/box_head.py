@@ -1,7 +1,8 @@
-"""The losses of a detector's region head: which class, and how far off the box is.
+"""Losses of a detector's region head: classification and box regression.
 
-Spec: detector_eval 3.9. All sums are over the regions of the global batch; the reference's are over
-those of one GPU (its recipe names one GPU with 16 images, for which they are the same).
+Source: docs/reference/training_detectors.md#losses. All sums are over the regions of the global
+batch; the reference's are over those of one GPU (its recipe names one GPU with 16 images, for which
+they are the same).
 """
 
 import jax

@@ -1,9 +1,9 @@
 """Regions against the concept pool: the teacher's labels, and groups of images.
 
-Paper section 3.2-3.3; spec: models_pretrain 3.8-3.9. The reference computes both region losses,
-their means and the rule "if no region passes the threshold keep all" on each GPU alone (3 images),
-so negatives come from 3 images. Here that group of images is an explicit argument, and the number
-of devices never changes the objective.
+Source: paper sections 3.2 and 3.3; docs/reference/pretraining.md#pseudo-labels. The reference
+computes both region losses, their means and the rule "if no region passes the threshold keep all"
+on each GPU alone (3 images), so negatives come from 3 images. Here that group of images is an
+explicit argument, and the number of devices never changes the objective.
 """
 
 import flax.struct
@@ -53,9 +53,10 @@ def likeliest_concepts(
 def confident_regions(
     confidence: Float[Array, "groups M"], mask: Bool[Array, "groups M"], threshold: float
 ) -> Bool[Array, "groups M"]:
-    """The real regions whose likeliest concept has a probability above a threshold.
+    """Return the real regions whose likeliest concept has a probability above a threshold.
 
-    The comparison is strict; a group in which nothing passes keeps all its real regions (spec 3.8).
+    The comparison is strict; a group in which nothing passes keeps all its real regions
+    (docs/reference/pretraining.md#pseudo-labels).
     """
     passed = mask & (confidence > threshold)
     return jnp.where(passed.any(-1, keepdims=True), passed, mask)

@@ -19,12 +19,12 @@ def concept_contrastive_losses(
     targets: Int[Array, "*regions"],
     counts: Float[Array, "*#regions C"],
 ) -> Float[Array, "*regions"]:
-    """Minus the log of the probability on regions labelled alike (spec: models_pretrain 3.9.2).
+    """Return minus the log of the probability on regions labelled alike.
 
-    The reference builds the K x K matrix of kept regions against the concepts they were labelled
-    with; a concept named by n regions stands in it n times. So the same number comes from the
-    logits over all concepts, each shifted by log n and excluded where n = 0: no K x K matrix, no
-    gather of embeddings.
+    Source: docs/reference/pretraining.md#contrastive-loss. The reference builds the K x K matrix of
+    kept regions against the concepts they were labelled with; a concept named by n regions stands
+    in it n times. So the same number comes from the logits over all concepts, each shifted by log n
+    and excluded where n = 0: no K x K matrix, no gather of embeddings.
 
     Args:
         student_logits: of each region over all concepts.

@@ -8,11 +8,11 @@ from jaxtyping import Array, Float
 def distillation_losses(
     student_logits: Float[Array, "*regions C"], teacher_logits: Float[Array, "*regions C"]
 ) -> Float[Array, "*regions"]:
-    """KL(teacher || student) of each region (spec: models_pretrain 3.9.1).
+    """Return KL(teacher || student) of each region.
 
-    The reference takes ``softmax(...).log()``, which becomes infinite where a probability
-    underflows; log-softmax is the same number without that (spec 7.4). Terms of zero teacher
-    probability are 0.
+    Source: docs/reference/pretraining.md#distillation. The reference takes ``softmax(...).log()``,
+    which becomes infinite where a probability underflows; log-softmax is the same number without
+    that. Terms of zero teacher probability are 0.
     """
     log_student, log_teacher = (
         jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

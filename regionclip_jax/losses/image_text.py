@@ -1,7 +1,9 @@
-"""The image-text contrastive loss over the global batch (spec: models_pretrain 3.7, 3.10).
+"""Image-text contrastive loss over the global batch.
 
-Under ``jit`` with a sharded batch axis these arrays are the global batch, so the reference's gather
-with gradient has no counterpart here: this is the loss whose gradient that gather computes.
+Source: docs/reference/pretraining.md#image-text-loss. Under ``jit`` with a sharded batch axis these
+arrays are the global batch, so the reference's gather with gradient
+(docs/reference/pretraining.md#gather) has no counterpart here: this is the loss whose gradient that
+gather computes.
 """
 
 from collections.abc import Callable

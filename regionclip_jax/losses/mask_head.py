@@ -1,5 +1,8 @@
-"""The loss of a detector's masks (spec: detector_eval 3.9; compared with NumPy, there is no golden
-array)."""
+"""Loss of a detector's masks.
+
+Source: docs/reference/training_detectors.md#losses. Tests compare it with NumPy; there is no golden
+array.
+"""
 
 import jax.numpy as jnp
 import optax

@@ -1,8 +1,8 @@
-"""The losses of a region proposal network (spec: detector_eval 7.2).
+"""Losses of a region proposal network.
 
-Both are sums over the sampled anchors divided by the number of anchors that were asked for (256 an
-image), as in detectron2: an image with fewer weighs less. There are no golden arrays of these; the
-tests compare with plain NumPy.
+Source: docs/reference/localizers.md#training. Both are sums over the sampled anchors divided by the
+number of anchors that were asked for (256 an image), as in detectron2: an image with fewer weighs
+less. There are no golden arrays of these; the tests compare with plain NumPy.
 """
 
 import jax.numpy as jnp
