@@ -1,10 +1,11 @@
 """CLIP's attention pooling, with the one query that matters.
 
-Spec: models_pretrain 1.8. The reference computes queries, keys and values of every token and keeps
-token 0 of the result. Here the same number comes from re-association (kernels 7): the query is the
-mean token only; ``score_j = (W_k,h^T q_h) . x_j`` (its constant ``q . b_k`` cancels in the softmax)
-and ``output_h = W_v,h (sum_j a_j x_j) + b_v,h``, so keys and values of the tokens never exist.
-``k_proj/bias`` therefore has no effect; it is kept so that checkpoints survive a round trip.
+Source: docs/reference/towers.md#attention-pool. The reference computes queries, keys and values of
+every token and keeps token 0 of the result. Here the same number comes from re-association: the
+query is the mean token only; ``score_j = (W_k,h^T q_h) . x_j`` (its constant ``q . b_k`` cancels in
+the softmax) and ``output_h = W_v,h (sum_j a_j x_j) + b_v,h``, so keys and values of the tokens
+never exist. ``k_proj/bias`` therefore has no effect; it is kept so that checkpoints survive a round
+trip.
 """
 
 import flax.linen as nn

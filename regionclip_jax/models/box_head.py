@@ -1,7 +1,8 @@
 """Box regression of a fine-tuned detector: one set of deltas per region, whatever its class.
 
-Spec: detector_eval 3.5 and 3.6. Regresses from the region's embedding as the tower gives it, not
-from the unit vector that is classified. Zero-shot inference leaves the boxes as they are.
+Source: docs/reference/detection.md#classifier. It regresses from the region's embedding as the
+tower gives it, not from the unit vector that is classified. Zero-shot inference leaves the boxes as
+they are.
 """
 
 import flax.linen as nn

@@ -1,9 +1,9 @@
-"""CLIP: an image tower that embeds regions and whole pictures by one path, and a text tower.
+"""CLIP: an image tower that embeds regions and whole images by one path, and a text tower.
 
-Paper section 3.1; spec: models_pretrain 1 and 2. The ResNet towers embed a whole picture as the
-region that covers it (at the training resolution RoIAlign is then the identity, so this *is* CLIP);
-ViT towers keep their class token for whole pictures. Nothing here is normalised to unit length: the
-losses and the classifier do that.
+Source: paper section 3.1; docs/reference/towers.md, docs/reference/text.md. The ResNet towers embed
+a whole image as the region that covers it (at the training resolution RoIAlign is then the
+identity, so this *is* CLIP); ViT towers keep their class token for whole images. Nothing here is
+normalised to unit length: the losses and the classifier do that.
 """
 
 import flax.linen as nn

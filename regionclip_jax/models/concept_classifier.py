@@ -1,9 +1,10 @@
 """Region embeddings against class embeddings: the classifier that text makes.
 
-Paper section 3.4; spec: detector_eval 3.5. Nothing here has parameters: the rows of a classifier
-are the text tower's embeddings of class names. Both sides are brought to unit length here, so
-embeddings are stored and passed around as the towers give them. The reference's background class
-has an embedding of zeros that is never trained: its logit is 0, whatever the region.
+Source: paper section 3.4; docs/reference/detection.md#classifier. Nothing here has parameters: the
+rows of a classifier are the text tower's embeddings of class names. Both sides are brought to unit
+length here, so embeddings are stored and passed around as the towers give them. The reference's
+background class has an embedding of zeros that is never trained: its logit is 0, whatever the
+region.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """Detectron2's ResNet, the trunk of the reference's localizers.
 
-Spec: detector_eval 1.2. A 7x7 stem and a max pool; bottlenecks whose first 1x1 convolution strides
-(``STRIDE_IN_1X1``); every norm frozen, or live to train from scratch. NHWC.
+Source: docs/reference/localizers.md#trunk. A 7x7 stem and a max pool; bottlenecks whose first 1x1
+convolution strides (``STRIDE_IN_1X1``); every norm frozen, or live to train from scratch. NHWC.
 """
 
 import flax.linen as nn

@@ -1,4 +1,7 @@
-"""Feature pyramid (spec: detector_eval 1.3): p2 to p6 from a trunk's four stages. NHWC."""
+"""Feature pyramid: p2 to p6 from a trunk's four stages. NHWC.
+
+Source: docs/reference/localizers.md#fpn.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -1,8 +1,8 @@
 """Batch normalisation, frozen (the reference) or live (training from scratch).
 
-Spec: models_pretrain 1.4. The reference runs every norm of the CLIP trunk frozen: an affine map
-with eps 1e-5 made of four stored vectors. ``train_clip`` needs live statistics to learn from
-nothing; any later job uses the same variables with ``frozen=True``.
+Source: docs/reference/towers.md#frozen-norms. The reference runs every norm of the CLIP trunk
+frozen: an affine map with eps 1e-5 made of four stored vectors. ``train_clip`` needs live
+statistics to learn from nothing; any later job uses the same variables with ``frozen=True``.
 """
 
 import flax.linen as nn

@@ -1,8 +1,8 @@
 """The localizer: a class-agnostic region proposal network on a trunk of its own.
 
-Spec: detector_eval 1. Four variants, told apart by ``LocalizerConfig``: a ResNet's res4 (C4), a
-feature pyramid (FPN), the pyramid with norms and a deeper head (large-scale jitter), the pyramid on
-CLIP's ResNet. It sees the canvas that CLIP sees, normalised for its own trunk.
+Source: docs/reference/localizers.md. Four variants, told apart by ``LocalizerConfig``: a ResNet's
+res4 (C4), a feature pyramid (FPN), the pyramid with norms and a deeper head (large-scale jitter),
+the pyramid on CLIP's ResNet. It sees the canvas that CLIP sees, normalised for its own trunk.
 
 What it says of a picture does not depend on the canvas: everything is computed as for the picture
 alone (``models.convolution``), padded for a pyramid to a multiple of 32, as the reference does when

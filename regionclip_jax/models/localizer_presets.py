@@ -1,4 +1,4 @@
-"""Architectures of localizers by name (spec: detector_eval 1 and 7.2)."""
+"""Architectures of localizers by name (docs/reference/configuration.md#localizers)."""
 
 from regionclip_jax.models.localizer import LocalizerConfig
 

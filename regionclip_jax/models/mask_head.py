@@ -1,6 +1,7 @@
-"""The mask head of a detector: one outline a region, whatever its class (spec: detector_eval 3.10).
+"""Mask head of a detector: one outline a region, whatever its class.
 
-It reads layer4's map of a region, not the pooled embedding.
+Source: docs/reference/detection.md#masks. It reads layer4's map of a region, not the pooled
+embedding.
 """
 
 import flax.linen as nn

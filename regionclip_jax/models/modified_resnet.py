@@ -1,8 +1,9 @@
 """CLIP's modified ResNet, split where regions need it: stem..layer3 | layer4 | attention pool.
 
-Spec: models_pretrain 1.2-1.8. Three 3x3 stem convolutions and an average pool; strides are average
-pools after the 3x3 convolution and in the shortcut; every pool drops an odd last row or column.
-NHWC. The trunk's output (``res4``) has stride 16.
+Source: docs/reference/towers.md#stem, docs/reference/towers.md#bottleneck. Three 3x3 stem
+convolutions and an average pool; strides are average pools after the 3x3 convolution and in the
+shortcut; every pool drops an odd last row or column. NHWC. The trunk's output (``res4``) has stride
+16.
 """
 
 import flax.linen as nn

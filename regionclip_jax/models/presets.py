@@ -1,7 +1,8 @@
 """The one table of architectures, used by configs, conversion and tests.
 
-Numbers: spec/models_pretrain 1.1 for RN50, RN101 and RN50x4; OpenAI's published state dicts for the
-rest. ``tiny`` is the network of the golden arrays, ``scenes`` that of the embedded experiment.
+Numbers: docs/reference/towers.md#variants for RN50, RN101 and RN50x4; OpenAI's published state
+dicts for the rest. ``tiny`` is the network of the golden arrays, ``scenes`` that of the embedded
+experiment.
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""The head of a region proposal network, shared by all levels (spec: detector_eval 1.5). NHWC."""
+"""Head of a region proposal network, shared by all levels. NHWC.
+
+Source: docs/reference/localizers.md#head.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""CLIP's causal text transformer (spec: models_pretrain 2.1)."""
+"""CLIP's causal text transformer (docs/reference/text.md#text-encoder)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -38,7 +38,8 @@ class TextTransformer(nn.Module):
         """The end-of-text token has the largest id of the vocabulary, so its place is the argmax.
 
         A text cut before its end token is read at its start token, whose embedding knows nothing of
-        the words: that is the reference's behaviour (spec 2.2); our tokenizer keeps the end token.
+        the words: that is the reference's behaviour (docs/reference/text.md#truncation). This
+        package's tokenizer keeps the end token.
         Texts shorter than the context may come cut to any length: the mask is causal, so what
         stands behind the end token never matters.
         """

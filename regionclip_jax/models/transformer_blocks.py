@@ -1,4 +1,7 @@
-"""The residual attention block of CLIP's text and ViT towers (spec: models_pretrain 2.1)."""
+"""Residual attention block of CLIP's text and ViT towers.
+
+Source: docs/reference/text.md#text-encoder.
+"""
 
 import flax.linen as nn
 import jax

@@ -1,7 +1,7 @@
 """CLIP's ViT image tower, with a dense form for regions.
 
-Spec: models_pretrain 1.10 for the tower. The reference never got its ViT branch to work, so the
-region path is a choice: as MaskCLIP (Zhou et al., ECCV 2022) and CLIPSelf (Wu et al., ICLR 2024)
+Source of the tower: docs/reference/towers.md#vit. The reference does not use its ViT, so the region
+path is a choice: as MaskCLIP (Zhou et al., ECCV 2022) and CLIPSelf (Wu et al., ICLR 2024)
 do, the last block's attention is replaced by each patch token's own value and output projection
 (residual and MLP stay, as in CLIPSelf), the tokens pass ``ln_post``, a region is their RoIAligned
 average, and the projection comes last (it is linear, so pooling before it changes nothing). The
