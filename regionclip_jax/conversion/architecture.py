@@ -1,7 +1,7 @@
-"""Shapes of tensors to the architecture they belong to.
+"""Infer an architecture from the shapes of tensors.
 
-Spec: models_pretrain 1.1, detector_eval 9.4. Everything but the number of attention heads follows
-from names and shapes; heads are 64 wide in every CLIP.
+Source: docs/reference/towers.md#variants, docs/reference/checkpoints.md#lsj-localizer. Everything
+but the number of attention heads follows from names and shapes; heads are 64 wide in every CLIP.
 """
 
 import math

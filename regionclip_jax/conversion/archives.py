@@ -1,8 +1,9 @@
 """Files of tensors into ``{name: array}``: torch's zip, TorchScript and legacy files, safetensors,
 and detectron2's pickles of NumPy arrays.
 
-Neither torch nor any code from the file is needed or run (``torch_pickle``). Spec: models_pretrain
-6.2, 6.3. Knowing limits: little-endian files, dense tensors, torch 0.4 or later.
+Neither torch nor any code from the file is needed or run (``torch_pickle``). Source:
+docs/reference/checkpoints.md#openai-archives, docs/reference/checkpoints.md#renaming. Limits:
+little-endian files, dense tensors, torch 0.4 or later.
 """
 
 import io

@@ -1,7 +1,8 @@
 """OpenAI's names and layouts of CLIP's tensors, for every parameter path of ``models.clip``.
 
-Spec: models_pretrain 6.0, 6.6. The map is driven by our tree: each leaf knows the one tensor it is
-made of, so what a file lacks and what it has left over both follow by comparing sets of names.
+Source: docs/reference/checkpoints.md#rn50-inventory, docs/reference/checkpoints.md#layouts. The map
+is driven by our tree: each leaf knows the one tensor it is made of, so what a file lacks and what
+it has left over both follow by comparing sets of names.
 """
 
 import re

@@ -2,7 +2,7 @@
 
 Every tensor is used, or listed as unused; every parameter has its tensor, or the file is refused.
 Numbers are copied (fp16 and bf16 cast up), never folded: batch-norm statistics stay verbatim with
-eps 1e-5 (spec: models_pretrain 6.6, 7 item 17).
+eps 1e-5 (docs/reference/checkpoints.md#layouts, docs/reference/towers.md#frozen-norms).
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from regionclip_jax.conversion.layouts import build_variables
 
 # RegionCLIP drops the logit scale and divides by the temperature 0.01: its inverse is CLIP's limit.
 DEFAULT_LOGIT_SCALE = np.array(np.log(100.0), np.float32)
-# Bookkeeping that CLIP's files hold beside weights (spec 6.2, detector_eval 9.1).
+# Bookkeeping that CLIP's files hold beside weights: docs/reference/checkpoints.md#prefixes.
 _BOOKKEEPING = re.compile(
     r"(.*\.)?(num_batches_tracked|input_resolution|context_length|vocab_size|position_ids|attn_mask"
     r"|pixel_mean|pixel_std|cell_anchors\.\d+)"

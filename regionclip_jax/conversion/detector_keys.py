@@ -1,7 +1,7 @@
 """The heads of a fine-tuned RegionCLIP, by the reference's names.
 
-Spec: detector_eval 9.5. Its class embeddings (``cls_score``, ``test_cls_score``) stay unused: here
-they are made from names.
+Source: docs/reference/checkpoints.md#detector-keys. The file's class embeddings (``cls_score``,
+``test_cls_score``) stay unused: here they are made from names.
 """
 
 import numpy as np

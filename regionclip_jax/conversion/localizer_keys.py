@@ -1,8 +1,8 @@
 """Detectron2's names of a localizer's tensors, for every parameter path of ``models.localizer``.
 
-Spec: detector_eval 9.1-9.4. A detector's own backbone and proposal generator have bare names; in a
-fine-tuned RegionCLIP, whose ``backbone.`` is the recognition tower, the localizer's begin with
-``offline_``.
+Source: docs/reference/checkpoints.md#loading, docs/reference/checkpoints.md#c4-localizer. A
+detector's own backbone and proposal generator have bare names; in a fine-tuned RegionCLIP, whose
+``backbone.`` is the recognition tower, the localizer's begin with ``offline_``.
 """
 
 import re
@@ -91,7 +91,9 @@ _FOLDED_VARIANCE = np.float32(1 - 1e-5)
 
 
 def trunk_from_caffe2(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict]:
-    """Takes an ImageNet ResNet with Caffe2's names (MSRA's ``R-50.pkl``; spec: detector_eval 9.4).
+    """Take an ImageNet ResNet with Caffe2's names (MSRA's ``R-50.pkl``).
+
+    The reference starts its localizers from it (docs/reference/configuration.md#localizers).
 
     Returns:
         Its tensors by detectron2's names of a trunk (``backbone.res2.0.conv1.weight``), with the

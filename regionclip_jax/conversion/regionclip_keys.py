@@ -1,8 +1,8 @@
 """RegionCLIP's and open_clip's prefixes into OpenAI's bare names.
 
-Spec: models_pretrain 6.1, detector_eval 9.5. A RegionCLIP file may hold a student (``backbone.``),
-a teacher (``teacher_backbone.``), a text tower (``lang_encoder.``) and parts of a detector;
-OpenAI's and open_clip's names (``visual.``, bare text or ``text.``) pass through.
+Source: docs/reference/checkpoints.md#prefixes. A RegionCLIP file may hold a student
+(``backbone.``), a teacher (``teacher_backbone.``), a text tower (``lang_encoder.``) and parts of a
+detector; OpenAI's and open_clip's names (``visual.``, bare text or ``text.``) pass through.
 """
 
 import re
