@@ -1,9 +1,9 @@
 """``vocabulary.npz``: names of concepts or classes with their text embeddings, and who made them.
 
-Embeddings are raw text features averaged over the templates, not normalised (spec: models_pretrain
-2.5); the consumer normalises. ``encoder`` is ``{"architecture": fields of CLIPConfig,
-"parameters_sha256": hash of the text tower}``; embeddings imported from a bare file have the hash
-None.
+Embeddings are raw text features averaged over the templates, not normalised
+(docs/reference/text.md#concept-embeddings); the consumer normalises. ``encoder`` is
+``{"architecture": fields of CLIPConfig, "parameters_sha256": hash of the text tower}``; embeddings
+imported from a bare file have the hash None.
 """
 
 import dataclasses

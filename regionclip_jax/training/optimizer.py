@@ -1,7 +1,7 @@
 """Optimizers as optax chains: the reference's SGD, AdamW, freezing and decay by parameter path.
 
-Source: spec models_pretrain 5.3. The order of the SGD chain is the reference's: per-tensor clipping
-of the raw gradient, weight decay added to it, momentum, learning rate::
+Source: docs/reference/pretraining.md#solver. The order of the SGD chain is the reference's:
+per-tensor clipping of the raw gradient, weight decay added to it, momentum, learning rate::
 
     g     <- g * min(1, c / (||g|| + 1e-6))
     g     <- g + wd * theta
@@ -80,8 +80,9 @@ def make_optimizer(
 def clip_by_tensor_norm(max_norm: float) -> optax.GradientTransformation:
     """Scale each gradient tensor by itself so that its L2 norm is at most ``max_norm``.
 
-    The coefficient is ``min(1, max_norm / (norm + 1e-6))`` (spec: models_pretrain 5.3); the norm is
-    computed in float32. Unlike a clip of the global norm, a large tensor does not slow the others.
+    The coefficient is ``min(1, max_norm / (norm + 1e-6))`` (docs/reference/pretraining.md#solver);
+    the norm is computed in float32. Unlike a clip of the global norm, a large tensor does not slow
+    the others.
 
     Raises:
         ValueError: when ``max_norm`` is not positive.

@@ -1,6 +1,6 @@
 """Learning rate schedules: pure functions from the number of updates done to a rate.
 
-Source: the solver of the reference (spec: models_pretrain 5.3). An update uses ``schedule(t)`` with
+Source: docs/reference/pretraining.md#solver. An update uses ``schedule(t)`` with
 ``t`` the number of updates done before it, so the first one uses ``schedule(0)``.
 """
 
@@ -22,7 +22,8 @@ def warmup_multistep(
 
     The warm-up multiplier ``warmup_factor + (1 - warmup_factor) * t / warmup_steps`` reaches 1 at
     ``t = warmup_steps``. It multiplies the step function (a boundary inside the warm-up counts
-    too), as in the reference (spec: models_pretrain 5.3: 1000, 0.001, (300000, 525000), 0.1).
+    too), as in the reference, whose values are 1000, 0.001, (300000, 525000) and 0.1
+    (docs/reference/pretraining.md#solver).
 
     Args:
         peak: the rate after the warm-up.
