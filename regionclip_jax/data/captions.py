@@ -1,4 +1,7 @@
-"""One caption of a record, drawn by the record's own generator (spec 4.3)."""
+"""Draw one caption of a record by the record's own generator.
+
+Source: docs/reference/pretraining_data.md#captions.
+"""
 
 import re
 

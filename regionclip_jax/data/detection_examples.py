@@ -18,7 +18,7 @@ from regionclip_jax.data.transforms import (
     scale_boxes,
 )
 
-# As the reference: a box whose side is not longer is no box (spec: detector_eval 4.3).
+# A box with a side of at most this is dropped: docs/reference/training_detectors.md#annotations.
 _SHORTEST_SIDE = 1e-5
 
 

@@ -24,8 +24,9 @@ def decode_image(
     Args:
         data: the file.
         source, key: name the record in the error.
-        apply_orientation: turn the picture as its EXIF data says. The default leaves it as stored,
-            like the reference (spec 4.4) and like the boxes of COCO.
+        apply_orientation: turn the image as its EXIF data says. The default leaves it as stored,
+            like the boxes of COCO and like the reference's pretraining
+            (docs/reference/pretraining_data.md#images).
 
     Raises:
         RecordError: no picture, a truncated one, or one of more than ``MOST_PIXELS``. (The

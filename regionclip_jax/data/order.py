@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 def repeat_factors(
     classes_of_images: Sequence[Int[np.ndarray, " _"]], num_classes: int, threshold: float
 ) -> Float[np.ndarray, " N"]:
-    """How often each image comes in an epoch, for its rarest class (spec: detector_eval 4.5).
+    """Return how often each image comes in an epoch, for its rarest class.
 
-    A class that is in a share f of the images repeats them ``max(1, sqrt(threshold / f))`` times;
-    an image follows its most repeated class.
+    Source: docs/reference/training_detectors.md#sampler. A class that is in a share f of the images
+    repeats them ``max(1, sqrt(threshold / f))`` times; an image follows its most repeated class.
     """
     counts = np.zeros(num_classes)
     for classes in classes_of_images:

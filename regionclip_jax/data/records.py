@@ -33,7 +33,8 @@ class ImageTextRecord:
         image: the encoded file (JPEG, PNG, ...).
         captions: alternatives, of which one is drawn at each visit.
         tags: words about the picture; where a record has both, a visit draws captions or tags with
-            equal chance, and tags become a caption through a prompt template (spec 4.3).
+            equal chance, and tags become a caption through a prompt template
+            (docs/reference/pretraining_data.md#captions).
     """
 
     key: str

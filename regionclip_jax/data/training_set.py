@@ -1,7 +1,8 @@
 """The part of a source that a detector is trained on: some classes, and the images that show them.
 
-As in the reference (spec: detector_eval 4.3, 4.5): crowd boxes are no examples, boxes of other
-classes are as if they were not there, images without any box that is left are not visited.
+As in the reference, crowd boxes are no examples, boxes of other classes are ignored, and images
+without any remaining box are not trained on. Source:
+docs/reference/training_detectors.md#annotations, docs/reference/training_detectors.md#sampler.
 """
 
 import collections

@@ -22,11 +22,12 @@ def resized_size(
 ) -> tuple[int, int]:
     """``(height, width)`` after the short side became ``short``, the long one at most ``max_long``.
 
-    ``bicubic_truncate`` is the rule of pretraining (spec 4.4): fractions are cut off.
-    ``bilinear_round`` is the rule of detection (spec 7.13): rounded half up. Neither makes a side
-    0, as the reference would of a picture of 1 x 5000. ``bicubic_uncapped`` is the first with the
-    reference's oversight: a picture whose short side is right already stays as it is, even if its
-    long side passes ``max_long``.
+    ``bicubic_truncate`` is the rule of pretraining (docs/reference/pretraining_data.md#images):
+    fractions are cut off. ``bilinear_round`` is the rule of detection
+    (docs/reference/detection.md#resizing): rounded half up. Neither makes a side 0, as the
+    reference does with an image of 1 x 5000. ``bicubic_uncapped`` is the first with the reference's
+    oversight: an image whose short side is right already stays as it is, even if its long side
+    passes ``max_long``.
 
     Raises:
         ValueError: an unknown method.

@@ -22,8 +22,8 @@ class LvisInstancesSource(BoxedPictures):
     """Pictures with their boxes, in ascending image id.
 
     All pictures of the file are there, also those in which only the absence of categories is
-    annotated. (The reference leaves out pictures without boxes in its evaluation too, where their
-    false detections should count: spec 5.5.)
+    annotated. (The reference leaves out images without boxes in its evaluation too, where their
+    false detections should count: docs/reference/evaluation.md#lvis.)
 
     Attributes:
         annotations_path: the annotation file.

@@ -1,4 +1,6 @@
-"""Pairs of TSV files, one with pictures and one with texts: RegionCLIP's format (spec 4.1-4.3).
+"""Pairs of TSV files, one with images and one with texts: RegionCLIP's format.
+
+Source: docs/reference/pretraining_data.md#tsv-format.
 
 An image row is ``key TAB base64``, the text row of the same number ``key TAB text``. The text is a
 caption, or JSON with ``captions`` (a list, of which five are used) and/or ``tags`` (words). Beside
@@ -8,8 +10,9 @@ In a folder a picture file is one with "images", "image" or "img" in its name, a
 under the name with that word replaced by "text", "text" or "caption".
 
 Departures from the reference: the offsets are made when missing; a caption given as a plain string
-is one caption (the reference takes its first five letters, spec 7.11); a key other than these two
-is ignored (the reference draws it as an empty caption); there is no limit of 20 files.
+is one caption (the reference takes its first five letters); a key other than these two is ignored
+(the reference draws it as an empty caption, docs/reference/pretraining_data.md#captions); there is
+no limit of 20 files.
 """
 
 import base64
