@@ -1,8 +1,9 @@
 """COCO average precision of boxes, per category and per group of categories, by pycocotools.
 
-The open-vocabulary split reports the mean AP at IoU 0.5 over the novel, the base and all
-categories (spec 5.3; in percent and returned, where the reference logs fractions). A category
-without ground truth has no AP and is left out of every mean, as in COCO's own evaluation.
+The open-vocabulary split reports the mean AP at IoU 0.5 over the novel, the base and all categories
+(docs/reference/evaluation.md#coco-metrics; in percent and returned, where the reference logs
+fractions). A category without ground truth has no AP and is left out of every mean, as in COCO's
+own evaluation.
 """
 
 import contextlib

@@ -72,11 +72,11 @@ def read_lvis(ground_truth: Mapping | str | Path) -> GroundTruth:
 
 
 def keep_categories(ground_truth: Mapping | str | Path, names: Collection[str]) -> dict:
-    """The part of COCO instances that is about some categories (spec 5.2).
+    """Return the part of COCO instances that is about some categories.
 
-    From a file of all 80 this makes the ground truth of the 65, 48 or 17 of the open-vocabulary
-    split: ids stay, images without an annotation of these categories go. Predictions have to be
-    made for the images that are left.
+    Source: docs/reference/evaluation.md#annotation-files. From a file of all 80 this makes the
+    ground truth of the 65, 48 or 17 of the open-vocabulary split: ids stay, images without an
+    annotation of these categories go. Predictions have to be made for the images that are left.
 
     Returns:
         ``images``, ``annotations`` (crowd regions too) and ``categories`` in the order of the file.

@@ -1,4 +1,6 @@
-"""LVIS v1 average precision of boxes by faster-coco-eval: the extra ``lvis`` (spec 5.5).
+"""LVIS v1 average precision of boxes by faster-coco-eval: the extra ``lvis``.
+
+Source: docs/reference/evaluation.md#lvis.
 
 LVIS labels each image with some of its 1203 categories only ("federated"), hence its rules:
 

@@ -1,7 +1,7 @@
 """Masks of detections, from the cells of their boxes to the pixels of pictures.
 
-Spec: detector_eval 3.10. A pixel belongs to a detection where the probability, interpolated
-linearly between the middles of cells and zero outside of them, is at least one half.
+Source: docs/reference/detection.md#masks. A pixel belongs to a detection where the probability,
+interpolated linearly between the middles of cells and zero outside of them, is at least one half.
 """
 
 import numpy as np
