@@ -61,7 +61,7 @@ def read_lvis_categories(path: str | os.PathLike) -> tuple[LvisCategory, ...]:
     """The categories of an LVIS annotation file in ascending id, names prepared for prompts.
 
     The name is that of the field ``name``, from which RegionCLIP's authors made their prompts
-    (spec 8.3), not the first synonym, which differs for one category.
+    (docs/reference/text.md#class-names), not the first synonym, which differs for one category.
 
     Args:
         path: of ``lvis_v1_*.json``, or of a JSON list of its ``categories``.
@@ -105,7 +105,8 @@ def read_lvis_categories(path: str | os.PathLike) -> tuple[LvisCategory, ...]:
 def lvis_groups(categories: Sequence[LvisCategory]) -> dict[str, tuple[str, ...]]:
     """Names by frequency, in the order given: ``{"rare": ..., "common": ..., "frequent": ...}``.
 
-    The open-vocabulary split of LVIS trains on common and frequent and calls rare novel (spec 5.5).
+    The open-vocabulary split of LVIS trains on common and frequent and calls rare novel
+    (docs/reference/evaluation.md#lvis).
     """
     return {
         group: tuple(category.name for category in categories if category.frequency == letter)

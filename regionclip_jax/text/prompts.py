@@ -1,4 +1,6 @@
-"""Prompts: a name in a sentence (spec 2.3, 2.4).
+"""Prompts: a name in a sentence.
+
+Source: docs/reference/text.md#templates, docs/reference/text.md#class-names.
 
 The templates are the 80 that CLIP's authors published for ImageNet, with the bare name in front and
 "a photo of a {}." moved to the second place: 81, in the order of RegionCLIP.

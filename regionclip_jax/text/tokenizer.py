@@ -1,4 +1,7 @@
-"""CLIP's token ids: OpenAI's cleaning of text, then a compiled byte-pair encoder (spec 2.2)."""
+"""CLIP's token ids: OpenAI's cleaning of text, then a compiled byte-pair encoder.
+
+Source: docs/reference/text.md#tokenizer.
+"""
 
 import functools
 import html
@@ -43,7 +46,8 @@ def tokenize(
         keep_end_token: what becomes of a text that is too long. True (default, as OpenAI's own
             ``truncate=True``): its last token is the end token, where the text encoder reads the
             embedding. False (the reference): it is cut at L and the end token is lost, so that
-            every such text has the same embedding, that of the start token (spec 7.10).
+            every such text has the same embedding, that of the start token
+            (docs/reference/text.md#truncation).
 
     Raises:
         TypeError: ``texts`` is one string, not a sequence of them.
