@@ -140,7 +140,7 @@ class ConceptsSection:
 
 @dataclasses.dataclass(frozen=True)
 class RegionsSection:
-    """Regions, pseudo-labels and losses (paper section 3; spec: models_pretrain 3)."""
+    """Regions, pseudo-labels and losses (paper section 3; docs/reference/pretraining.md)."""
 
     # Model directory whose localizer proposes regions, as in the paper; "" draws random boxes, as
     # the reference also offers.
@@ -300,7 +300,7 @@ class LocalizerSection:
 
 @dataclasses.dataclass(frozen=True)
 class AnchorsSection:
-    """How anchors become examples (spec: detector_eval 7.2)."""
+    """Labelling and sampling of anchors (docs/reference/localizers.md#training)."""
 
     # Sampled of an image, and the largest share of positives among them.
     anchors_per_image: Count
@@ -312,7 +312,7 @@ class AnchorsSection:
 
 @dataclasses.dataclass(frozen=True)
 class DetectorSection:
-    """The head that is trained on boxes (paper section 3.4; spec: detector_eval 3.8 to 3.10)."""
+    """Head that is trained on boxes (paper section 3.4; docs/reference/training_detectors.md)."""
 
     # Model directory whose localizer proposes; "" means that of model.init_from.
     localizer: str

@@ -56,11 +56,11 @@ def read_names(section: ConceptsSection, default: Sequence[str]) -> tuple[str, .
 
 
 def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: str) -> Vocabulary:
-    """Raw text features of every name, averaged over the templates (spec: models_pretrain 2.5).
+    """Embed every name: raw text features, averaged over the templates.
 
-    A name's numbers do not depend on the other names, to the bit: it is embedded in a call of the
-    shape that its own longest prompt asks for. Beside the embeddings, memory does not grow with the
-    number of names.
+    Source: docs/reference/text.md#concept-embeddings. A name's numbers do not depend on the other
+    names, to the bit: it is embedded in a call of the shape that its own longest prompt asks for.
+    Beside the embeddings, memory does not grow with the number of names.
     """
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
     features = np.zeros((len(names), model.config.embed_dim), np.float32)

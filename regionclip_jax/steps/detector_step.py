@@ -1,9 +1,9 @@
 """One update of open-vocabulary detector training (paper section 3.4), top to bottom.
 
-Spec: detector_eval 3.8 to 3.10. The frozen localizer proposes -> ground truth joins -> proposals
-are matched and sampled -> CLIP's tower embeds them -> text embeddings of the *base* classes
-classify, a linear layer moves the boxes, a small head draws masks. For novel classes the text
-embeddings are swapped; nothing else knows how many classes there are.
+Source: docs/reference/training_detectors.md. The frozen localizer proposes -> ground truth joins ->
+proposals are matched and sampled -> CLIP's tower embeds them -> text embeddings of the *base*
+classes classify, a linear layer moves the boxes, a small head draws masks. For novel classes the
+text embeddings are swapped; nothing else knows how many classes there are.
 
 Knowing departures: sums go over the global batch, the reference's over one GPU; features do not
 depend on the canvas (``models.convolution``), where the reference's batches let padding leak in.
@@ -86,9 +86,10 @@ def label_and_sample(
     num_classes: int,
     settings: DetectorSettings,
 ) -> Samples:
-    """Proposals and ground-truth boxes, matched, labelled and drawn (spec: detector_eval 3.8).
+    """Match, label and sample proposals and ground-truth boxes.
 
-    Class ``num_classes`` is the background.
+    Source: docs/reference/training_detectors.md#proposal-sampling. Class ``num_classes`` is the
+    background.
     """
     boxes = jnp.concatenate([proposals.boxes, batch.boxes], 1)
     exists = jnp.concatenate([proposals.mask, batch.box_mask], 1)

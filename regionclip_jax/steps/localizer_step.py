@@ -1,10 +1,10 @@
-"""One update of localizer training: a region proposal network alone (spec: detector_eval 7.2).
+"""One update of localizer training: a region proposal network alone.
 
-Anchors are matched with ground truth, some are sampled, and the network learns which of them hold
-a thing and how far off they are. The reference trains its localizers inside a whole Mask R-CNN,
-whose box and mask heads also shape the trunk; here nothing but proposals is learned, since nothing
-else is used. That changes what the trunk's features are good for, and which proposals come: to be
-measured by average recall, not assumed.
+Source: docs/reference/localizers.md#training. Anchors are matched with ground truth, some are
+sampled, and the network learns which of them hold an object and how far off they are. The reference
+trains its localizers inside a whole Mask R-CNN, whose box and mask heads also shape the trunk; here
+nothing but proposals is learned, since nothing else is used. That changes what the trunk's features
+are good for, and which proposals come: to be measured by average recall, not assumed.
 """
 
 import dataclasses

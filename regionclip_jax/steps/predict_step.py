@@ -1,8 +1,9 @@
 """What is where: recognition of given boxes, and detection from pixels to original pixels.
 
-Paper sections 3.4 and 4.2 (zero-shot inference); spec: detector_eval 0, 3.5, 3.6 and 5.4. Regions
-of each picture, given or proposed -> an embedding of each -> softmax over the classes' cosines and
-the zero background logit, all over the temperature -> the best pairs of box and class.
+Source: paper sections 3.4 and 4.2; docs/reference/detection.md,
+docs/reference/evaluation.md#zero-shot-evaluation. Regions of each image, given or proposed -> an
+embedding of each -> softmax over the classes' cosines and the zero background logit, all over the
+temperature -> the best pairs of box and class.
 
 A region is embedded from "features", cut out of the map of the whole picture (RegionCLIP), or from
 "crops", cut out of the pixels and put through the whole tower (plain CLIP, paper figure 1).
@@ -190,7 +191,10 @@ def predict_regions(
 
 
 def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array, "B K M M"]:
-    """Masks of detected boxes (canvas pixels), cut out anew (spec: detector_eval 3.2)."""
+    """Return masks of detected boxes (canvas pixels), whose features are cut out again.
+
+    Source: docs/reference/detection.md#clipres5roiheads.
+    """
     pixels = normalize_for_clip(images, sizes)
     features = model.apply(variables.clip, pixels, sizes, method=model.image_features)
     maps = encode_region_maps(

@@ -1,13 +1,14 @@
-"""One update of RegionCLIP pretraining (paper section 3; spec: models_pretrain 3), top to bottom.
+"""One update of RegionCLIP pretraining, top to bottom.
 
-Regions of each picture -> the frozen teacher names them with concepts -> the student learns from
-the named regions (contrastive, distillation) and from the captions (image-text).
+Source: paper section 3; docs/reference/pretraining.md. Regions of each image -> the frozen teacher
+names them with concepts -> the student learns from the named regions (contrastive, distillation)
+and from the captions (image-text).
 
-Two knowing departures from the reference: its released forward crashes on the global box, whose
-meaning (the region that covers the picture) is implemented here; and there the canvas around a
-picture leaks into its features and into the global box, which covers the whole canvas. Here neither
-is so, features and losses are those of the picture alone, unless ``padding="reference"`` asks for
-it.
+Two known departures from the reference (docs/reference/pretraining.md#global-box). Its released
+forward crashes on the global box, whose meaning (the region that covers the image) is implemented
+here. And there the canvas around an image leaks into its features and into the global box, which
+covers the whole canvas. Here features and losses are those of the image alone, unless
+``padding="reference"`` asks for the canvas.
 """
 
 import dataclasses
