@@ -2,10 +2,10 @@
 
   --config=configs/evaluate.py:coco_gt_rn50 --config.models.student=workdir/model
 
-The variants are the paper's zero-shot tables (spec: detector_eval 6.1): coco_* on COCO's 48 base
-and 17 novel classes, lvis_* on LVIS's 1203. The baseline of each is the same command with a
-converted CLIP as the model; *_crops is CLIP on each region by itself (paper figure 1). scenes
-detects in the drawn world of configs/pretrain.py, with sliding windows.
+The variants are the paper's zero-shot tables (docs/reference/scripts.md#zero-shot-inference):
+coco_* on COCO's 48 base and 17 novel classes, lvis_* on LVIS's 1203. The baseline of each is the
+same command with a converted CLIP as the model; *_crops is CLIP on each region by itself (paper
+figure 1). scenes detects in the drawn world of configs/pretrain.py, with sliding windows.
 regionclip_jax/config/sections.py says what each key means.
 """
 

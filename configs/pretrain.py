@@ -7,8 +7,9 @@
   --config=configs/pretrain.py:rn50x4_cc3m   the paper's RN50x4
   --config=configs/pretrain.py:vitb16_coco   ViT-B/16 on a COCO folder
 
-The recipes of the paper follow spec/models_pretrain sections 3 to 5: what the reference's
-pretrain.sh and its yaml files set. regionclip_jax/config/sections.py says what each key means.
+The recipes of the paper follow docs/reference/configuration.md#pretraining-keys: what the
+reference's pretrain.sh and its yaml files set. regionclip_jax/config/sections.py says what each key
+means.
 """
 
 import ml_collections

@@ -7,8 +7,9 @@
   --config=configs/train_detector.py:scenes           in the drawn world of configs/pretrain.py
   --config=configs/train_detector.py:small            a small model on small pictures, no GPU
 
-also with _rn50x4. Numbers are the reference's (spec: detector_eval 7). They are for 16 images on
-any number of devices. regionclip_jax/config/sections.py says what each key means.
+also with _rn50x4. Numbers are the reference's (docs/reference/configuration.md#recognition). They
+are for 16 images on any number of devices. regionclip_jax/config/sections.py says what each key
+means.
 """
 
 import ml_collections

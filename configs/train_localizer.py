@@ -5,8 +5,9 @@
   --config=configs/train_localizer.py:lvis_fpn_lsj  the same with large-scale jitter
   --config=configs/train_localizer.py:small       a small pyramid for small pictures and no GPU
 
-Numbers are the reference's (spec: detector_eval 7.2), which trains a whole Mask R-CNN; here the
-proposal network is trained alone. regionclip_jax/config/sections.py says what each key means.
+Numbers are the reference's (docs/reference/configuration.md#localizers), which trains a whole Mask
+R-CNN; here the proposal network is trained alone. regionclip_jax/config/sections.py says what each
+key means.
 """
 
 import ml_collections
