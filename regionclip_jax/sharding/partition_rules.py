@@ -44,7 +44,7 @@ def parameter_shardings(tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionSp
     shardings, problems = [], []
     for key_path, leaf in leaves:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        spec = next((spec for pattern, spec in rules if re.search(pattern, path)), None)
+        spec = next((rule for pattern, rule in rules if re.search(pattern, path)), None)
         if spec is None or len(spec) > len(leaf.shape):
             problems.append(f"{path} {leaf.shape}: " + ("no rule" if spec is None else str(spec)))
             continue
