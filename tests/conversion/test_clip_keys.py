@@ -10,7 +10,8 @@ from regionclip_jax.conversion.clip_keys import origin
 from regionclip_jax.conversion.layouts import Layout, Origin, source_shape, to_parameter
 from regionclip_jax.models.presets import PRESETS
 
-# Tensors of the image tower: models_pretrain 6.0 for RN50; the others from their depths.
+# Tensors of the image tower: docs/reference/checkpoints.md#rn50-inventory for RN50; the others from
+# their depths.
 NUM_VISUAL = {"RN50": 284, "RN101": 284 + 17 * 15, "ViT-B/32": 8 + 12 * 12, "ViT-L/14": 8 + 24 * 12}
 NUM_TEXT = 149
 

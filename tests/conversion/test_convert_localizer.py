@@ -15,7 +15,8 @@ from regionclip_jax.conversion.convert import convert_localizer, convert_trunk
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 NORM = ("weight", "bias", "running_mean", "running_var")
-COUNTS = {"c4": 221, "fpn": 287, "jitter": 313}  # spec: detector_eval 9.2-9.4
+# docs/reference/checkpoints.md#c4-localizer and the two headings after it.
+COUNTS = {"c4": 221, "fpn": 287, "jitter": 313}
 
 
 def bare(tensors):

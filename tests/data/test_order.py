@@ -108,7 +108,7 @@ def test_threads_that_share_an_order_see_what_one_alone_sees():
 
 
 def test_repeat_factors_follow_the_rarest_class_of_an_image():
-    """spec: detector_eval 4.5, by hand: class 0 in all of 4 images, 1 in two, 2 in one."""
+    """docs/reference/training_detectors.md#sampler: class 0 in 4 images, 1 in two, 2 in one."""
     images = [np.array(classes) for classes in ([0, 0], [0, 1], [0, 1, 2], [0])]
     found = repeat_factors(images, num_classes=4, threshold=0.75)
     np.testing.assert_allclose(found, [1, (0.75 / 0.5) ** 0.5, (0.75 / 0.25) ** 0.5, 1])

@@ -49,7 +49,7 @@ def test_classification_is_the_formula_of_each_form(gamma):
 
 @pytest.mark.parametrize("logits", [[17.5, 0.0, 0.0], [100.0, 0.0, -100.0], [0.0, 0.0, 0.0]])
 def test_the_focal_gradient_is_finite_where_the_references_is_not(logits):
-    """spec: detector_eval 3.9: torch gives NaN for the first two."""
+    """torch gives NaN for the first two: docs/reference/training_detectors.md#losses."""
 
     def loss(logits):
         return classification_loss(

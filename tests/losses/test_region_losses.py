@@ -1,4 +1,8 @@
-"""Labels, distillation and concept contrast against the formulas of the spec (3.8, 3.9)."""
+"""Labels, distillation and concept contrast against the reference's formulas.
+
+Source: docs/reference/pretraining.md#pseudo-labels, docs/reference/pretraining.md#distillation,
+docs/reference/pretraining.md#contrastive-loss.
+"""
 
 from typing import NamedTuple
 

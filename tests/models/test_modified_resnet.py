@@ -118,7 +118,10 @@ def test_a_stem_for_tpus_gives_the_same_features(sizes):
 
 
 def test_an_odd_canvas_rounds_down_at_every_pool_as_the_reference_does(nano_configs):
-    """100 x 150: stem 25 x 37 (150 -> 75 -> 37), layer2 12 x 18, layer3 6 x 9 (spec 1.3)."""
+    """100 x 150: stem 25 x 37 (150 -> 75 -> 37), layer2 12 x 18, layer3 6 x 9.
+
+    Source: docs/reference/towers.md#bottleneck.
+    """
     model = CLIP(nano_configs["resnet"])
     variables = jax.eval_shape(lambda: init_variables(model.config, jax.random.key(0)))
     features = jax.eval_shape(

@@ -32,7 +32,7 @@ def test_what_stands_behind_the_end_token_never_matters(variables):
 
 
 def test_a_text_without_its_end_token_is_read_at_its_start_token(variables):
-    """The reference's behaviour (spec 2.2): such a text's embedding knows nothing of its words."""
+    """The embedding does not depend on the words: docs/reference/text.md#truncation."""
     cut = jnp.array([[48, 3, 4, 5]])
     other = jnp.array([[48, 6, 7, 8]])
     np.testing.assert_array_equal(apply(variables, cut), apply(variables, other))

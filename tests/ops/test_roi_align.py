@@ -103,8 +103,10 @@ def test_what_auto_chooses_for_the_backend_at_hand_equals_a_plain_loop(relative_
 def test_boxes_of_exact_multiples_get_the_exact_number_of_samples(
     relative_error, implementation, known_at_compile_time
 ):
-    """ceil(size / P) under jit: XLA would multiply by a rounded 1/P and count one sample too many
-    (kernels T1), also where it folds boxes that it knows."""
+    """XLA would multiply by a rounded 1/P and count one sample too many, also for known boxes.
+
+    Source: docs/reference/roi_align.md#trap-1-counts-under-jit.
+    """
     features = np.random.default_rng(0).standard_normal((1, 3, 170, 2)).astype(np.float32)
     for num_bins, cells in ((7, (21, 42, 49, 77)), (14, (42, 84, 98, 154))):
         boxes = np.array([[[16 * 3, 0, 16 * (3 + n), 48] for n in cells]], np.float32)
@@ -125,8 +127,11 @@ def test_boxes_of_exact_multiples_get_the_exact_number_of_samples(
 def test_a_sample_on_the_edge_of_the_map_is_kept(
     relative_error, implementation, known_at_compile_time
 ):
-    """Bins of 3 cells from -0.5: the last sample is at exactly 20 = the map's length, which is
-    inside (kernels T2). Other sizes, whose bins are no whole cells, come along."""
+    """Bins of 3 cells from -0.5: the last sample is at exactly 20 = the map's length, inside.
+
+    Other sizes have bins that are no whole cells. Source:
+    docs/reference/roi_align.md#trap-2-positions-under-jit.
+    """
     features = np.random.default_rng(1).standard_normal((1, 20, 20, 2)).astype(np.float32)
     sizes = np.arange(330, 352, dtype=np.float32)
     boxes = np.stack([0 * sizes, 0 * sizes, sizes, sizes], -1)[None]
@@ -144,7 +149,10 @@ def test_a_sample_on_the_edge_of_the_map_is_kept(
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_boxes_far_beyond_the_map_get_all_their_samples(relative_error, implementation):
-    """More samples a bin than the map has cells (kernels T3)."""
+    """More samples a bin than the map has cells.
+
+    Source: docs/reference/roi_align.md#trap-3-static-bound.
+    """
     features = np.random.default_rng(2).standard_normal((1, 8, 9, 2)).astype(np.float32)
     boxes = np.array([[[-1500, -700, 2100, 900], [-3, -4000, 90, 4011]]], np.float32)
     expected, _ = plain_roi_align(features, boxes, (7, 7), 1 / 16)

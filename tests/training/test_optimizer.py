@@ -19,7 +19,7 @@ def tree(seed, scale=1.0):
 
 
 def reference_sgd(params, gradients, rates, momentum, decay, clip):
-    """The formula of the spec as a plain loop over tensors (lists of flat leaves)."""
+    """docs/reference/pretraining.md#solver as a plain loop over tensors (lists of flat leaves)."""
     buffers = [None] * len(params)
     for step, gradient in enumerate(gradients):
         for i, g in enumerate(gradient):
