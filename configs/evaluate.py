@@ -5,76 +5,34 @@
 The variants are the paper's zero-shot tables (docs/reference/scripts.md#zero-shot-inference):
 coco_* on COCO's 48 base and 17 novel classes, lvis_* on LVIS's 1203. The baseline of each is the
 same command with a converted CLIP as the model; *_crops is CLIP on each region by itself (paper
-figure 1). scenes detects in the drawn world of configs/pretrain.py, with sliding windows.
-regionclip_jax/config/sections.py says what each key means.
+figure 1). scenes detects in the synthetic scenes of configs/pretrain.py, with sliding windows. A
+recipe states what differs from the defaults of regionclip_jax/settings; --describe prints all keys
+with their meanings.
 """
 
 import ml_collections
 
+from regionclip_jax.recipes import defaults
+from regionclip_jax.settings import EvaluateSettings
+
 
 def _recipe() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
-    config.job = "evaluate"
-    # In float32, bit-stable numbers are worth more than speed; bfloat16 is multiplied in one way.
-    config.matmul_precision = "highest"
-    config.models = {"student": "workdir/model"}
-    # bfloat16 on GPUs and TPUs, float32 on CPUs. The paper's tables were computed in float32; to
-    # compare with them to the last digit: --config.dtype=float32
-    config.dtype = "auto"
-    config.evaluation = dict(
-        source="coco_folder",
-        path="data/coco",
-        split="val2017",
-        annotations="",
-        class_split="coco_48_17",
-        vocabulary="",
-        short_side=800,
-        max_long_side=1333,
-        resize_method="bilinear_round",
-        canvas_sizes=((800, 1088), (1088, 800), (800, 1344), (1344, 800), (1344, 1344)),
-        batch_size=1,
-        # The most that any image of COCO has, and some.
-        max_boxes=100,
-        regions="ground_truth",
-        localizer="",
-        num_proposals=1000,
-        pre_nms_topk=1000,
-        proposal_nms_threshold=0.9,
-        window_sides=(),
-        embed_from="features",
-        temperature=0.01,
-        objectness="none",
-        score_threshold=0.001,
-        nms="hard",
-        nms_threshold=0.5,
-        soft_nms_sigma=0.5,
-        soft_nms_prune=0.001,
-        max_detections=100,
-        regions_per_chunk=25,
-        roi_align="auto",
-        templates="clip",
-        num_threads=8,
-        fault_fraction=0.0,
-    )
+    config = defaults(EvaluateSettings)
+    config.evaluation.update(path="data/coco", split="val2017")
     return config
 
 
 def _with_localizer(config):
     """The reference's proposals for zero-shot detection: the pyramid trained on LVIS's 866."""
     config.evaluation.regions = "localizer"
-    config.evaluation.objectness = "reference"
-    # A thousand regions a picture: larger chunks waste less.
-    config.evaluation.regions_per_chunk = 100
+    # A thousand regions an image: larger chunks waste less.
+    config.evaluation.detection.update(objectness="reference", regions_per_chunk=100)
     return config
 
 
 def _on_lvis(config):
-    config.evaluation.source = "lvis_folder"
-    config.evaluation.split = "val"
-    config.evaluation.class_split = "lvis"
-    config.evaluation.max_detections = 300
-    # LVIS annotates up to 300 and more boxes in an image.
-    config.evaluation.max_boxes = 512
+    config.evaluation.update(source="lvis_folder", split="val", class_split="lvis", max_boxes=512)
+    config.evaluation.detection.max_detections = 300
     return config
 
 
@@ -88,13 +46,13 @@ def coco_rpn() -> ml_collections.ConfigDict:
 
 def lvis_gt() -> ml_collections.ConfigDict:
     config = _on_lvis(_recipe())
-    config.evaluation.score_threshold = 0.0001
+    config.evaluation.detection.score_threshold = 0.0001
     return config
 
 
 def lvis_rpn() -> ml_collections.ConfigDict:
     config = _with_localizer(_on_lvis(_recipe()))
-    config.evaluation.score_threshold = 0.02
+    config.evaluation.detection.score_threshold = 0.02
     return config
 
 
@@ -106,12 +64,12 @@ def coco80_gt() -> ml_collections.ConfigDict:
 
 
 def _crops(config):
-    config.evaluation.embed_from = "crops"
+    config.evaluation.detection.embed_from = "crops"
     return config
 
 
 def scenes() -> ml_collections.ConfigDict:
-    config = _recipe()
+    config = defaults(EvaluateSettings)
     config.models = {
         "teacher": "workdir/scenes/teacher/model",
         "student": "workdir/scenes/student/model",
@@ -120,8 +78,6 @@ def scenes() -> ml_collections.ConfigDict:
     config.evaluation.update(
         source="array_record",
         path="workdir/scenes/data/held_out",
-        split="",
-        annotations="",
         class_split="scenes",
         short_side=None,
         max_long_side=None,
@@ -130,12 +86,11 @@ def scenes() -> ml_collections.ConfigDict:
         max_boxes=4,
         regions="windows",
         window_sides=(0.32, 0.45),
-        temperature=0.07,
-        regions_per_chunk=None,
         templates="plain",
         num_threads=2,
         fault_fraction=0.01,
     )
+    config.evaluation.detection.update(temperature=0.07, regions_per_chunk=None)
     return config
 
 

@@ -3,17 +3,24 @@
 Parses flags, starts the devices, and hands the recipe to the job it names.
 """
 
-import importlib
 import os
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
-from ml_collections.config_flags.config_flags import UnsupportedOperationError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, e.g. configs/pretrain.py or configs/pretrain.py:rn50_coco."
+from regionclip_jax import recipes
+from regionclip_jax.jobs.registry import JOBS
+from regionclip_jax.settings import ConfigError, TrainingSettings, as_plain
+
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "Recipe, e.g. configs/pretrain.py or configs/pretrain.py:rn50_coco. --config.KEY=VALUE sets "
+    "one of its keys; --describe lists them.",
+)
+_DESCRIBE = flags.DEFINE_bool(
+    "describe", False, "Print all keys of the recipe with values and meanings, and run nothing."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing run is continued.")
 _COORDINATOR = flags.DEFINE_string(
@@ -31,29 +38,23 @@ _PREEMPTED_STATUS = flags.DEFINE_integer(
     "after the run ask for another number, such as 75.",
 )
 
-# Job: (its config class in regionclip_jax.config, its module).
-_JOBS = {
-    "scenes_experiment": ("ScenesExperimentConfig", "regionclip_jax.jobs.scenes_experiment"),
-    "scenes_detection": ("ScenesDetectionConfig", "regionclip_jax.jobs.scenes_detection"),
-    "train_clip": ("TrainClipConfig", "regionclip_jax.jobs.train_clip"),
-    "pretrain": ("PretrainConfig", "regionclip_jax.jobs.pretrain"),
-    "train_localizer": ("TrainLocalizerConfig", "regionclip_jax.jobs.train_localizer"),
-    "train_detector": ("TrainDetectorConfig", "regionclip_jax.jobs.train_detector"),
-    "evaluate": ("EvaluateConfig", "regionclip_jax.jobs.evaluate"),
-}
-
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    # Imported late, so that --help and a mistyped flag answer at once.
+    try:
+        settings = recipes.read(_CONFIG.value, argv[1:])
+    except ConfigError as error:
+        sys.exit(f"regionclip_jax: {error}")
+    if _DESCRIBE.value:
+        print(recipes.describe(settings))
+        return
+    # Imported late, so that --help, --describe and a mistyped flag answer at once.
     from regionclip_jax.training import stopping
 
     stopping.end_at_once(_PREEMPTED_STATUS.value)
     import jax
 
-    from regionclip_jax import config as config_module
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
+    from regionclip_jax.artifacts.results import write_settings
     from regionclip_jax.data.faults import TooManyFaults
     from regionclip_jax.reporting.console import log_own_progress
     from regionclip_jax.sharding.agreement import HostsDisagree, require_agreement, require_shared
@@ -62,22 +63,13 @@ def main(argv: list[str]) -> None:
     log_own_progress()
     try:
         if "://" in _WORKDIR.value:
-            raise config_module.ConfigError(
+            raise ConfigError(
                 f"--workdir: {_WORKDIR.value!r} is an address, expected a folder; mount the bucket "
                 "(gcsfuse, s3fs) and name a folder in it"
             )
         _join_processes()
-        recipe = _CONFIG.value
-        name = recipe.get("job")
-        if name not in _JOBS:
-            raise config_module.ConfigError(f"config.job: {name!r} is none of {sorted(_JOBS)}")
-        class_name, module = _JOBS[name]
-        config = config_module.parse(getattr(config_module, class_name), recipe)
-        try:
-            jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-        except ValueError as error:
-            raise config_module.ConfigError(f"config.matmul_precision: {error}") from error
-        require_agreement({"config": config_module.as_plain(config)})
+        jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
+        require_agreement({"config": as_plain(settings)})
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
         require_shared(workdir)
@@ -87,9 +79,12 @@ def main(argv: list[str]) -> None:
             # joined CPUs only the first process would find its programs, and Gloo has aborted
             # runs of a loaded program with a compiled one.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-        importlib.import_module(module).run(config, workdir)
+        if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
+            # A training writes its own, once it is known to be the run that the folder holds.
+            write_settings(workdir, as_plain(settings))
+        JOBS[settings.job].run(settings, workdir)
     except (
-        config_module.ConfigError,
+        ConfigError,
         CheckpointMismatch,
         HostsDisagree,
         TooManyFaults,
@@ -107,7 +102,6 @@ def _join_processes() -> None:
     """Makes this process one of several, where it is."""
     import jax
 
-    from regionclip_jax.config import ConfigError
     from regionclip_jax.sharding.processes import distributed_arguments
 
     try:
@@ -132,34 +126,22 @@ def _join_processes() -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """As absl does it, but for what is wrong with a recipe: one line instead of a traceback."""
+    """Parse flags as absl does, but for --config.KEY=VALUE, which are left for ``main``.
+
+    Anything wrong with them is one line instead of a traceback.
+    """
+    rest, assignments = recipes.split_assignments(arguments)
     try:
-        remaining = flags.FLAGS(arguments)
-        # A recipe that could not be read says so when it is used first.
-        _CONFIG.value.get("job")
-        return remaining
-    except UnsupportedOperationError as error:
-        # ml_collections cannot tell the type of a key that is None.
-        reason = f"{str(error).split('. ')[0]}; set it in a recipe file of your own"
+        rest = flags.FLAGS(rest)
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected arguments {rest[1:]}")
+        for name, is_needed in (("config", True), ("workdir", not _DESCRIBE.value)):
+            if is_needed and flags.FLAGS[name].value is None:
+                raise flags.Error(f"--{name} is required")
     except flags.Error as error:
-        reason = _without_traceback(str(error))
-    except (AttributeError, KeyError) as error:
-        while isinstance(error.args[0], Exception):
-            error = error.args[0]
-        reason = f"no such key in --config: {' '.join(str(error.args[0]).split())}"
-    except OSError:
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        reason = f"--config: {path!r} cannot be read; give a recipe such as configs/pretrain.py"
-    sys.exit(f"regionclip_jax: {reason} (--helpfull lists all flags)")
-
-
-def _without_traceback(text: str) -> str:
-    """ml_collections' message for a recipe that raised, with only the last place and the error."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    places = [line for line in lines if line.startswith('File "')]
-    return f"{lines[0]} {lines[-1]} ({places[-1]})" if places else " ".join(lines)
+        sys.exit(f"regionclip_jax: {error} (--helpfull lists all flags)")
+    return [rest[0], *assignments]
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parse_flags)

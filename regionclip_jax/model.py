@@ -38,11 +38,10 @@ from regionclip_jax.jobs.concept_pool import embed_names
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
 from regionclip_jax.steps.embed_step import make_embed_regions_step
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
-    DetectSettings,
-    ProposalSettings,
     given_boxes,
     make_predict_step,
     proposals_of,
@@ -200,7 +199,7 @@ class RegionCLIP:
         """
         images, many = _listed(image)
         proposals = self._proposals(num_proposals, nms_threshold)
-        settings = DetectSettings(objectness="none", max_detections=1)
+        settings = DetectionSettings(objectness="none", max_detections=1)
         no_classes = np.zeros((1, self.config.embed_dim), np.float32)
         found = []
         # Of the prediction only the regions are asked for, and only they are computed.
@@ -254,13 +253,12 @@ class RegionCLIP:
         """
         images, many = _listed(image)
         classes = self.vocabulary(vocabulary)
-        settings = DetectSettings(
+        settings = DetectionSettings(
             temperature=self.temperature,
             embed_from=embed_from,
             objectness=objectness if boxes is None else "none",
             score_threshold=score_threshold,
-            nms=nms,
-            nms_threshold=nms_threshold,
+            nms=NmsSettings(nms, nms_threshold),
             max_detections=max_detections,
             report_probabilities=report_probabilities,
             regions_per_chunk=_REGIONS_PER_CHUNK,
@@ -294,7 +292,7 @@ class RegionCLIP:
             )
         # As the reference: 6,000 candidates of the one level of a C4, 1,000 of each of a pyramid's.
         candidates = 6000 if len(self._localizer.config.strides) == 1 else 1000
-        return ProposalSettings(candidates, num_proposals, nms_threshold)
+        return ProposalSettings(num_proposals, candidates, nms_threshold)
 
     def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
         """(placed picture, a part of its batch's prediction, row in it), in the order given."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks import data, detection, ops, pretraining, text
 from benchmarks.machine import describe_machine, find_peak
 from benchmarks.timing import run_rows
-from regionclip_jax.config import ConfigError
+from regionclip_jax.settings import ConfigError
 
 _MODES = {"ops": ops, "pretrain": pretraining, "detect": detection, "text": text, "data": data}
 

@@ -4,9 +4,10 @@ import os
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe that trains or evaluates.")
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Recipe that trains or evaluates; --config.KEY=VALUE sets one of its keys."
+)
 _LOCALIZER = flags.DEFINE_string(
     "localizer", None, "Name in models.localizer_presets; a detector needs one."
 )
@@ -22,15 +23,14 @@ def run(default_topology: str, meaning: str) -> None:
     topology = flags.DEFINE_string("topology", default_topology, meaning)
 
     def main(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments {argv[1:]}")
         os.environ["JAX_PLATFORMS"] = "cpu"
-        from regionclip_jax.config import ConfigError
+        from regionclip_jax import recipes
         from regionclip_jax.jobs.compile_ahead import compile_recipe
+        from regionclip_jax.settings import ConfigError
 
         try:
             report = compile_recipe(
-                _CONFIG.value,
+                recipes.read(_CONFIG.value, argv[1:]),
                 topology.value,
                 localizer=_LOCALIZER.value,
                 preset=_PRESET.value,
@@ -41,5 +41,14 @@ def run(default_topology: str, meaning: str) -> None:
             sys.exit(f"error: {error}")
         print(report.text())
 
+    def parse(arguments: list[str]) -> list[str]:
+        from regionclip_jax import recipes
+
+        rest, assignments = recipes.split_assignments(arguments)
+        rest = flags.FLAGS(rest)
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected arguments {rest[1:]}")
+        return [rest[0], *assignments]
+
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

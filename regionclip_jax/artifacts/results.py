@@ -1,4 +1,4 @@
-"""The files an evaluation leaves: ``results.json`` with numbers, and detections in COCO's format.
+"""The files a run leaves: ``settings.json``, ``results.json`` with numbers, and detections.
 
 ``results.json``::
 
@@ -6,8 +6,8 @@
      "teacher": {"AP50_novel": 31.4, ...}, "student": {...},   a model each: percent, or null
      "details": {...}}                                         anything else in JSON
 
-Detections are a list of ``{"image_id", "category_id", "bbox", "score"}``, ``bbox`` as
-``[x, y, width, height]`` in pixels of the original image; other COCO tools read the file as it is.
+Detections are in COCO's format, a list of ``{"image_id", "category_id", "bbox", "score"}`` with
+``bbox`` as ``[x, y, width, height]`` in pixels of the original image; other COCO tools read it.
 """
 
 import json
@@ -58,6 +58,12 @@ def read_results(path: str | Path) -> dict:
     content = _parse(path)
     _validate_results(content, str(path))
     return content
+
+
+def write_settings(workdir: str | Path, settings: Mapping[str, object]) -> None:
+    """Write ``settings.json``: the resolved recipe of the run in ``workdir``, in one move."""
+    text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
+    _write(Path(workdir) / "settings.json", text)
 
 
 def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from jax.experimental import topologies
 
-from regionclip_jax.config import ConfigError
 from regionclip_jax.reporting.chips import CHIPS, Chip
+from regionclip_jax.settings import ConfigError
 
 
 class Topology(NamedTuple):

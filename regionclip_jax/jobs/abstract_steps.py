@@ -16,21 +16,23 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.detector_heads import HeadsConfig, init_heads
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables
-from regionclip_jax.config import (
-    DataSection,
-    DetectionDataSection,
-    EvaluationSection,
-    ModelSection,
-    PretrainConfig,
-    TrainClipConfig,
-    TrainDetectorConfig,
-    TrainLocalizerConfig,
-)
 from regionclip_jax.jobs import assembly
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.settings import (
+    BoxDataSettings,
+    CaptionDataSettings,
+    EvaluatedImages,
+    EvaluationSettings,
+    ModelSettings,
+    PretrainSettings,
+    TrainClipSettings,
+    TrainDetectorSettings,
+    TrainingSettings,
+    TrainLocalizerSettings,
+)
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.detector_step import FrozenDetectorParts, make_detector_step
 from regionclip_jax.steps.localizer_step import make_localizer_step
@@ -39,8 +41,6 @@ from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
-
-TrainingConfig = TrainClipConfig | PretrainConfig | TrainLocalizerConfig | TrainDetectorConfig
 
 
 class AbstractStep(NamedTuple):
@@ -61,7 +61,7 @@ class AbstractPrediction(NamedTuple):
 
 
 def training_step(
-    config: TrainingConfig,
+    settings: TrainingSettings,
     *,
     localizer: str | None = None,
     num_concepts: int = 4764,
@@ -80,32 +80,32 @@ def training_step(
     Raises:
         ConfigError: as ``jobs.assembly``, or a localizer that does not exist.
     """
-    optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
+    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
     known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    if isinstance(config, TrainClipConfig):
-        step, variables, frozen = _train_clip(config, optimizer, mesh)
-    elif isinstance(config, PretrainConfig):
-        step, variables, frozen = _pretrain(config, optimizer, known, num_concepts, mesh)
-    elif isinstance(config, TrainLocalizerConfig):
-        step, variables, frozen = _train_localizer(config, optimizer)
+    if isinstance(settings, TrainClipSettings):
+        step, variables, frozen = _train_clip(settings, optimizer, mesh)
+    elif isinstance(settings, PretrainSettings):
+        step, variables, frozen = _pretrain(settings, optimizer, known, num_concepts, mesh)
+    elif isinstance(settings, TrainLocalizerSettings):
+        step, variables, frozen = _train_localizer(settings, optimizer)
     else:
-        step, variables, frozen = _train_detector(config, optimizer, known, num_concepts)
+        step, variables, frozen = _train_detector(settings, optimizer, known, num_concepts)
     state = jax.eval_shape(
-        lambda variables: assembly.build_state(config.optimizer, variables, optimizer), variables
+        lambda variables: assembly.build_state(settings.optimizer, variables, optimizer), variables
     )
-    mask_size = config.detector.mask_size if isinstance(config, TrainDetectorConfig) else None
-    canvas = canvas or largest_canvas(config.data)
+    mask_size = settings.detector.mask_size if isinstance(settings, TrainDetectorSettings) else None
+    canvas = canvas or largest_canvas(settings.data)
     batch = (
-        _image_text_batch(config.run.batch_size, canvas, config.data.context_length)
-        if isinstance(config.data, DataSection)
-        else _detection_batch(config.run.batch_size, canvas, config.data.max_boxes, mask_size)
+        _image_text_batch(settings.run.batch_size, canvas, settings.data.context_length)
+        if isinstance(settings.data, CaptionDataSettings)
+        else _detection_batch(settings.run.batch_size, canvas, settings.data.max_boxes, mask_size)
     )
     return AbstractStep(step, state, frozen, batch)
 
 
 def prediction_step(
-    section: EvaluationSection,
+    settings: EvaluationSettings,
     preset: str,
     dtype: str,
     *,
@@ -117,7 +117,7 @@ def prediction_step(
 
     Args:
         preset: of the CLIP.
-        localizer: name of a localizer preset, where ``section.regions`` asks for one.
+        localizer: name of a localizer preset, where ``settings.regions`` asks for one.
         num_classes: C.
         canvas: as of ``training_step``.
     """
@@ -126,39 +126,39 @@ def prediction_step(
     compute = assembly.compute_dtype(dtype)
     step = make_predict_step(
         CLIP(architecture, dtype=compute),
-        assembly.detect_settings(section),
-        assembly.build_find_regions(section, Localizer(known, compute) if known else None),
+        settings.detection,
+        assembly.build_find_regions(settings, Localizer(known, compute) if known else None),
     )
     variables = DetectorVariables(
         abstract_variables(architecture),
         _array(num_classes, architecture.embed_dim),
         abstract_localizer(known) if known else None,
     )
-    canvas = canvas or largest_canvas(section)
-    batch = _detection_batch(section.batch_size, canvas, section.max_boxes, mask_size=None)
+    canvas = canvas or largest_canvas(settings)
+    batch = _detection_batch(settings.batch_size, canvas, settings.max_boxes, mask_size=None)
     return AbstractPrediction(step, variables, batch)
 
 
 def largest_canvas(
-    section: DataSection | DetectionDataSection | EvaluationSection,
+    settings: CaptionDataSettings | BoxDataSettings | EvaluatedImages,
 ) -> tuple[int, int]:
-    return max(section.canvas_sizes, key=lambda size: size[0] * size[1])
+    return max(settings.canvas_sizes, key=lambda size: size[0] * size[1])
 
 
-def _train_clip(config: TrainClipConfig, optimizer, mesh: Mesh):
-    model = assembly.build_model(config.model, frozen_norm=False)
-    image_text = assembly.image_text_loss_on(mesh, config.image_text_chunk)
+def _train_clip(settings: TrainClipSettings, optimizer, mesh: Mesh):
+    model = assembly.build_model(settings.model, frozen_norm=False)
+    image_text = assembly.image_text_loss_on(mesh, settings.image_text_chunk)
     step = make_train_clip_step(model, optimizer, image_text)
-    return lambda state, frozen, batch: step(state, batch), _model_variables(config.model), {}
+    return lambda state, frozen, batch: step(state, batch), _model_variables(settings.model), {}
 
 
-def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int, mesh: Mesh):
-    student = assembly.build_model(config.student, frozen_norm=True)
-    teacher = assembly.build_teacher(config.teacher)
+def _pretrain(settings: PretrainSettings, optimizer, localizer, num_concepts: int, mesh: Mesh):
+    student = assembly.build_model(settings.student, frozen_norm=True)
+    teacher = assembly.build_teacher(settings.teacher)
     frozen = Frozen(
         teacher=jax.eval_shape(
             lambda variables: assembly.for_looking(variables, teacher.dtype),
-            _model_variables(config.teacher),
+            _model_variables(settings.teacher),
         ),
         teacher_concepts=_array(num_concepts, teacher.config.embed_dim),
         student_concepts=_array(num_concepts, student.config.embed_dim),
@@ -168,43 +168,46 @@ def _pretrain(config: PretrainConfig, optimizer, localizer, num_concepts: int, m
         student,
         teacher,
         optimizer,
-        assembly.pretrain_settings(config.regions, config.run),
-        Localizer(localizer, student.dtype) if localizer else None,
-        assembly.image_text_loss_on(mesh, config.regions.image_text_chunk),
+        settings.regions,
+        seed=settings.run.seed,
+        localizer=Localizer(localizer, student.dtype) if localizer else None,
+        image_text=assembly.image_text_loss_on(mesh, settings.regions.image_text_chunk),
     )
-    return step, _model_variables(config.student), frozen
+    return step, _model_variables(settings.student), frozen
 
 
-def _train_localizer(config: TrainLocalizerConfig, optimizer):
-    section = config.localizer
-    architecture = assembly.choose(LOCALIZER_PRESETS, section.preset, "localizer.preset")
+def _train_localizer(settings: TrainLocalizerSettings, optimizer):
+    trained = settings.localizer
+    architecture = assembly.choose(LOCALIZER_PRESETS, trained.preset, "localizer.preset")
     step = make_localizer_step(
         Localizer(
             architecture,
-            assembly.compute_dtype(section.dtype),
-            assembly.norm_is_frozen(section.norm, "localizer.norm"),
-            assembly.kept_activations(section.kept_activations, "localizer.kept_activations"),
+            assembly.compute_dtype(trained.dtype),
+            trained.norm == "frozen",
+            trained.kept_activations,
         ),
         optimizer,
-        assembly.localizer_settings(config.anchors, config.run),
+        settings.anchors,
+        seed=settings.run.seed,
     )
     return lambda state, frozen, batch: step(state, batch), abstract_localizer(architecture), {}
 
 
-def _train_detector(config: TrainDetectorConfig, optimizer, localizer, num_classes: int):
-    section, clip = config.detector, assembly.architecture(config.model)
-    pretrained = section.image_tower == "pretrained"
+def _train_detector(settings: TrainDetectorSettings, optimizer, localizer, num_classes: int):
+    detector, clip = settings.detector, assembly.architecture(settings.model)
+    assembly.require_detector_fits(detector, clip)
     localizer = localizer or assembly.choose(LOCALIZER_PRESETS, None, "localizer")
-    heads = HeadsConfig(clip.embed_dim, section.mask_size and clip.vision_width * 32)
-    variables = _model_variables(config.model)
+    heads = HeadsConfig(clip.embed_dim, detector.mask_size and clip.vision_width * 32)
+    variables = _model_variables(settings.model)
     added = jax.eval_shape(lambda: init_heads(heads, jax.random.key(0)))
     variables = {**variables, "params": variables["params"] | added}
-    model = assembly.build_model(config.model, frozen_norm=pretrained)
+    model = assembly.build_model(settings.model, frozen_norm=detector.image_tower == "pretrained")
     step = make_detector_step(
         model,
         Localizer(localizer, model.dtype),
         optimizer,
-        assembly.detector_settings(section, config.run, clip, pretrained),
+        detector,
+        seed=settings.run.seed,
     )
     frozen = FrozenDetectorParts(
         _frozen_localizer(localizer, model.dtype), _array(num_classes, clip.embed_dim)
@@ -212,10 +215,10 @@ def _train_detector(config: TrainDetectorConfig, optimizer, localizer, num_class
     return step, variables, frozen
 
 
-def _model_variables(section: ModelSection) -> dict:
+def _model_variables(model: ModelSettings) -> dict:
     # A shape does not depend on the weights, so their file need not be there.
-    section = dataclasses.replace(section, init_from="")
-    return jax.eval_shape(lambda: assembly.initial_variables(section, 0))
+    model = dataclasses.replace(model, init_from="")
+    return jax.eval_shape(lambda: assembly.initial_variables(model, 0))
 
 
 def _frozen_localizer(architecture: LocalizerConfig, dtype) -> dict:

@@ -5,10 +5,7 @@ import time
 from pathlib import Path
 
 import jax
-import ml_collections
 
-from regionclip_jax import config as config_module
-from regionclip_jax.config import ConfigError, EvaluateConfig, PretrainConfig, TrainLocalizerConfig
 from regionclip_jax.jobs import abstract_steps, assembly
 from regionclip_jax.jobs.absent_devices import describe_topology
 from regionclip_jax.ops.backend import tracing_for
@@ -23,17 +20,18 @@ from regionclip_jax.reporting.program_traffic import (
     memory_traffic,
 )
 from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.settings import (
+    ConfigError,
+    EvaluateSettings,
+    JobSettings,
+    PretrainSettings,
+    TrainLocalizerSettings,
+)
 from regionclip_jax.sharding.global_arrays import batch_sharding, described, whole_everywhere
 from regionclip_jax.sharding.mesh import make_mesh, require_divisible
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 
-_SECTIONS = {
-    "train_clip": config_module.TrainClipConfig,
-    "pretrain": config_module.PretrainConfig,
-    "train_localizer": config_module.TrainLocalizerConfig,
-    "train_detector": config_module.TrainDetectorConfig,
-    "evaluate": config_module.EvaluateConfig,
-}
+_ONE_STEP = ("train_clip", "pretrain", "train_localizer", "train_detector", "evaluate")
 _GIB = 2**30
 # Of the parts of a step that move most, so many lines.
 _PARTS = 10
@@ -139,7 +137,7 @@ class CompiledCost:
 
 
 def compile_recipe(
-    recipe: ml_collections.ConfigDict,
+    config: JobSettings,
     topology: str,
     *,
     localizer: str | None,
@@ -150,7 +148,7 @@ def compile_recipe(
     """Compiles one step.
 
     Args:
-        recipe: of a job that trains or evaluates.
+        config: of a job that trains or evaluates.
         topology: as of ``describe_topology``.
         localizer, num_concepts: as of ``abstract_steps.training_step``.
         preset: of the CLIP that is evaluated.
@@ -160,18 +158,16 @@ def compile_recipe(
         ConfigError: a recipe of another job, a topology that does not exist, or numbers that do
             not fit it.
     """
-    job = recipe.get("job")
-    if job not in _SECTIONS:
+    if config.job not in _ONE_STEP:
         raise ConfigError(
-            f"config.job: {job!r} is not one step; choose a recipe of {sorted(_SECTIONS)}"
+            f"config.job: {config.job!r} is not one step; choose a recipe of {sorted(_ONE_STEP)}"
         )
-    config = config_module.parse(_SECTIONS[job], recipe)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     absent = describe_topology(topology)
     began = time.monotonic()
     with tracing_for(absent.chip.kind):
         dtype = assembly.resolve_dtype(_recipe_dtype(config))
-        if isinstance(config, EvaluateConfig):
+        if isinstance(config, EvaluateSettings):
             mesh = make_mesh(devices=absent.devices)
             function, arguments = _prediction(config, preset, localizer, num_concepts, mesh)
         else:
@@ -201,16 +197,16 @@ def compile_recipe(
         collectives=collectives(program, len(absent.devices)),
         launches=launches(program),
         compile_seconds=time.monotonic() - began,
-        num_steps=None if isinstance(config, EvaluateConfig) else config.run.num_steps,
+        num_steps=None if isinstance(config, EvaluateSettings) else config.run.num_steps,
     )
 
 
 def _recipe_dtype(config) -> str:
-    if isinstance(config, EvaluateConfig):
+    if isinstance(config, EvaluateSettings):
         return config.dtype
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, PretrainSettings):
         return config.student.dtype
-    return (config.localizer if isinstance(config, TrainLocalizerConfig) else config.model).dtype
+    return (config.localizer if isinstance(config, TrainLocalizerSettings) else config.model).dtype
 
 
 def _training(config, localizer: str | None, num_concepts: int, mesh):
@@ -229,7 +225,7 @@ def _training(config, localizer: str | None, num_concepts: int, mesh):
     return function, (state, frozen, _split(parts.batch, mesh))
 
 
-def _prediction(config: EvaluateConfig, preset, localizer, num_classes: int, mesh):
+def _prediction(config: EvaluateSettings, preset, localizer, num_classes: int, mesh):
     parts = abstract_steps.prediction_step(
         config.evaluation, preset, config.dtype, localizer=localizer, num_classes=num_classes
     )

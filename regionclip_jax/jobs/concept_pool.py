@@ -12,10 +12,10 @@ from absl import logging
 from jaxtyping import Int
 
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
-from regionclip_jax.config import ConceptsSection, ConfigError
 from regionclip_jax.jobs.assembly import blame, choose
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.settings import ConceptSettings, ConfigError
 from regionclip_jax.sharding.waiting import wait_for_all
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
@@ -28,20 +28,20 @@ _TOKENS_PER_CALL = 2**14
 _WIDTH_STEP = 16
 
 
-def read_names(section: ConceptsSection, default: Sequence[str]) -> tuple[str, ...]:
+def read_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, ...]:
     """Names of the pool: of its file, one a line, or the given ones when no file is named.
 
     Raises:
         ConfigError: the file is missing or holds no names, or a name twice.
     """
-    if not section.names_file:
+    if not settings.names_file:
         if not default:
             raise ConfigError(
                 "concepts.names_file: expected a text file with one concept a line; give "
                 "--config.concepts.names_file=PATH"
             )
         return tuple(default)
-    path = Path(section.names_file)
+    path = Path(settings.names_file)
     if not path.is_file():
         raise ConfigError(f"concepts.names_file: {path} does not exist; give an existing text file")
     with blame(f"concepts.names_file: {path}"):

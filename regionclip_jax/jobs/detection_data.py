@@ -1,4 +1,4 @@
-"""Pictures with boxes to train on: sections of a recipe into a training set and its stream."""
+"""Pictures with boxes to train on: settings into a training set and its stream."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from regionclip_jax.config import ConfigError, DetectionDataSection
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.order import EpochOrder, repeat_factors
 from regionclip_jax.data.pipeline import detection_training_batches
@@ -16,6 +15,7 @@ from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.training_set import TrainingSet
 from regionclip_jax.jobs.assembly import blame
 from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
+from regionclip_jax.settings import BoxDataSettings, ConfigError
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
 
@@ -23,16 +23,16 @@ _ALL, _WITH_BOXES, _LVIS_BASE = "all", "with_boxes", "lvis_base"
 _BASE = {"coco_base": COCO_BASE_48, "scenes_base": tuple(BASE_SHAPES)}
 
 
-def build_training_set(section: DetectionDataSection, mask_size: int | None) -> TrainingSet:
+def build_training_set(settings: BoxDataSettings, mask_size: int | None) -> TrainingSet:
     """The pictures that have boxes of the classes that are trained; what was left out is logged.
 
     Raises:
         ConfigError: a class that the data do not have, an image with too many boxes, no boxes.
     """
-    source = build_boxes_source(section, "data", mask_size)
-    names = _class_names(section, source)
+    source = build_boxes_source(settings, "data", mask_size)
+    names = _class_names(settings, source)
     with blame("data"):
-        training_set = TrainingSet(source, names, max_boxes=section.max_boxes)
+        training_set = TrainingSet(source, names, max_boxes=settings.max_boxes)
     report = ", ".join(f"{count} {what}" for what, count in training_set.report.items())
     logging.info("%r: %d classes; %s", training_set, len(names), report)
     if training_set.classes_without_box:
@@ -44,10 +44,10 @@ def build_training_set(section: DetectionDataSection, mask_size: int | None) -> 
     return training_set
 
 
-def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
-    if section.classes == _ALL:
+def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
+    if settings.classes == _ALL:
         return tuple(source.category_names)
-    if section.classes == _WITH_BOXES:
+    if settings.classes == _WITH_BOXES:
         found = set()
         for index in range(len(source)):
             # What cannot be read is counted where it is visited.
@@ -55,24 +55,24 @@ def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
                 _, classes, crowd = source.annotations(index)
                 found.update(classes[~crowd].tolist())
         return tuple(name for i, name in enumerate(source.category_names) if i in found)
-    if section.classes in _BASE:
-        wanted = set(_BASE[section.classes])
+    if settings.classes in _BASE:
+        wanted = set(_BASE[settings.classes])
         if missing := sorted(wanted - set(source.category_names)):
             raise ConfigError(
-                f"data.classes: {section.classes!r} names {missing[:5]}, which {source!r} does "
+                f"data.classes: {settings.classes!r} names {missing[:5]}, which {source!r} does "
                 "not have; choose 'all', or a text file with your base classes, one a line"
             )
         # In the order of the annotation file, whatever the list's is.
         return tuple(name for name in source.category_names if name in wanted)
-    if section.classes == _LVIS_BASE:
+    if settings.classes == _LVIS_BASE:
         with blame("data.classes"):
             groups = lvis_groups(read_lvis_categories(source.annotations_path))
         wanted = {*groups["common"], *groups["frequent"]}
         return tuple(name for name in source.category_names if name in wanted)
-    path = Path(section.classes)
+    path = Path(settings.classes)
     if not path.is_file():
         raise ConfigError(
-            f"data.classes: {section.classes!r} is neither a file nor one of "
+            f"data.classes: {settings.classes!r} is neither a file nor one of "
             f"{sorted([_ALL, _WITH_BOXES, _LVIS_BASE, *_BASE])}; give a text file, one class a line"
         )
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -80,7 +80,7 @@ def _class_names(section: DetectionDataSection, source) -> tuple[str, ...]:
 
 
 def stream(
-    section: DetectionDataSection,
+    settings: BoxDataSettings,
     training_set: TrainingSet,
     *,
     batch_size: int,
@@ -90,14 +90,14 @@ def stream(
     """This process's batches from a record count on; faulty records are counted and limited."""
     repeats = None
     with blame("data"):
-        if section.repeat_threshold is not None:
+        if settings.repeat_threshold is not None:
             repeats = repeat_factors(
                 [training_set.classes_of(i) for i in range(len(training_set))],
                 len(training_set.category_names),
-                section.repeat_threshold,
+                settings.repeat_threshold,
             )
-        plan = plan_canvases(section, training_set)
-        faults = FaultCounter(section.fault_fraction, section.fault_minimum)
+        plan = plan_canvases(settings, training_set)
+        faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
         batches = detection_training_batches(
             training_set,
             order=EpochOrder(
@@ -108,18 +108,18 @@ def stream(
                 kinds=None if plan is None else plan.numbers,
             ),
             batch_size=batch_size,
-            short_sides=section.short_sides,
-            max_long_side=section.max_long_side,
-            resize_method=section.resize_method,
-            jitter=section.jitter,
-            canvas_sizes=section.canvas_sizes,
+            short_sides=settings.short_sides,
+            max_long_side=settings.max_long_side,
+            resize_method=settings.resize_method,
+            jitter=settings.jitter,
+            canvas_sizes=settings.canvas_sizes,
             plan=plan,
-            max_boxes=section.max_boxes,
-            flip_probability=section.flip_probability,
+            max_boxes=settings.max_boxes,
+            flip_probability=settings.flip_probability,
             seed=seed,
             start_record=start_record,
-            num_threads=section.num_threads,
-            num_workers=section.num_workers,
+            num_threads=settings.num_threads,
+            num_workers=settings.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

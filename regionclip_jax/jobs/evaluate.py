@@ -21,7 +21,6 @@ from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
-from regionclip_jax.config import ConfigError, EvaluateConfig, EvaluationSection, as_plain
 from regionclip_jax.evaluation import coco, lvis, predictions, recall, recognition
 from regionclip_jax.evaluation.ground_truth import keep_categories, read_coco, read_lvis
 from regionclip_jax.jobs import assembly, concept_pool, detection_gallery, streams
@@ -31,6 +30,7 @@ from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import make_writer
+from regionclip_jax.settings import ConfigError, EvaluateSettings, EvaluationSettings, as_plain
 from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
@@ -61,34 +61,34 @@ class Evaluation(NamedTuple):
     class_names: dict[int, str]
 
 
-def run(config: EvaluateConfig, workdir: Path) -> dict:
+def run(settings: EvaluateSettings, workdir: Path) -> dict:
     """Evaluates every model of the config on the same pictures; writes ``results.json``."""
-    assembly.log_dtype("evaluation", config.dtype)
+    assembly.log_dtype("evaluation", settings.dtype)
     evaluations = {
         name: evaluate_model(
-            Path(path), config.evaluation, config.dtype, workdir / f"vocabulary_{name}.npz"
+            Path(path), settings.evaluation, settings.dtype, workdir / f"vocabulary_{name}.npz"
         )
         # A recipe's dictionaries are sorted by name; a teacher is what a student is compared with.
-        for name, path in sorted(config.models.items(), key=lambda item: item[0] != "teacher")
+        for name, path in sorted(settings.models.items(), key=lambda item: item[0] != "teacher")
     }
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     if jax.process_index() == 0:
         details = {
             "saw": {name: e.saw for name, e in evaluations.items()},
             "images_per_second": {n: e.images_per_second for n, e in evaluations.items()},
-            "models": config.models,
-            "dtype": assembly.resolve_dtype(config.dtype),
-            "evaluation": as_plain(config.evaluation),
+            "models": settings.models,
+            "dtype": assembly.resolve_dtype(settings.dtype),
+            "evaluation": as_plain(settings.evaluation),
             "per_category": {n: e.per_category for n, e in evaluations.items()},
         }
         write_results(workdir / "results.json", metrics, details=details)
         for name, evaluation in evaluations.items():
             write_detections(workdir / f"detections_{name}.json", evaluation.results)
         picture = detection_gallery.draw(
-            streams.build_boxes_source(config.evaluation, "evaluation"),
+            streams.build_boxes_source(settings.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
             class_names=next(iter(evaluations.values())).class_names,
-            all_annotated=config.evaluation.class_split != LVIS,
+            all_annotated=settings.evaluation.class_split != LVIS,
             subtitle="; ".join(f"{n}: {e.saw['boxes']}" for n, e in evaluations.items()),
         )
         write_png(workdir / "detections.png", picture)
@@ -116,7 +116,7 @@ def report(
 
 
 def evaluate_model(
-    directory: Path, section: EvaluationSection, dtype: str, vocabulary_path: Path
+    directory: Path, settings: EvaluationSettings, dtype: str, vocabulary_path: Path
 ) -> Evaluation:
     """One model directory on all pictures.
 
@@ -125,34 +125,34 @@ def evaluate_model(
 
     Raises:
         CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not fit.
-        ConfigError: the section contradicts itself or the data.
+        ConfigError: the settings contradicts itself or the data.
         HostsDisagree: processes of this run found different data.
     """
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
-    source = streams.build_boxes_source(section, "evaluation")
+    source = streams.build_boxes_source(settings, "evaluation")
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
-    classes = choose_classes(source, section, heads_card and heads_card.source.get("classes"))
-    num_pictures = _require_official(section, source)
+    classes = choose_classes(source, settings, heads_card and heads_card.source.get("classes"))
+    num_pictures = _require_official(settings, source)
     require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
-    saw = {"boxes": section.regions.replace("_", " "), "weights": _origin(directory, card)}
+    saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
-    if section.regions == LOCALIZER:
-        localizer_variables, localizer_card = load_localizer(section.localizer or directory)
+    if settings.regions == LOCALIZER:
+        localizer_variables, localizer_card = load_localizer(settings.localizer or directory)
         localizer = Localizer(localizer_card.architecture, model.dtype)
-        saw["boxes"] = f"proposals of {_origin(section.localizer or directory, localizer_card)}"
+        saw["boxes"] = f"proposals of {_origin(settings.localizer or directory, localizer_card)}"
     box_head = mask_head = None
-    if heads is not None and section.regions != GROUND_TRUTH:
+    if heads is not None and settings.regions != GROUND_TRUTH:
         box_head = {"params": heads["box_head"]}
         saw["boxes"] += ", moved by the detector's box head"
         if "mask_head" in heads:
             mask_head = {"params": heads["mask_head"]}
-    vocabulary = _vocabulary(section, classes, model, variables, vocabulary_path)
-    mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
+    vocabulary = _vocabulary(settings, classes, model, variables, vocabulary_path)
+    mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
     predict_step = make_predict_step(
         model,
-        assembly.detect_settings(section),
-        assembly.build_find_regions(section, localizer),
+        settings.detection,
+        assembly.build_find_regions(settings, localizer),
     )
     # Every process takes its own rows.
     step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
@@ -162,7 +162,7 @@ def evaluate_model(
         ),
         mesh,
     )
-    on_given_boxes = section.regions == GROUND_TRUTH
+    on_given_boxes = settings.regions == GROUND_TRUTH
     truth, ranks, clock = [], {}, _Clock()
 
     def predict(batch: DetectionBatch):
@@ -177,14 +177,14 @@ def evaluate_model(
         return found.detections, None
 
     def batches():
-        for batch in streams.detection_pass(section, source):
+        for batch in streams.detection_pass(settings, source):
             batch = keep_only(batch, classes)
             truth.extend(_truth(batch, classes))
             yield batch
 
     found = predictions.run(predict, batches(), category_ids=classes.ids, gather=gather_json)
     metrics, per_category, results = _official(
-        section, source, classes, truth, found.results, draws_masks=mask_head is not None
+        settings, source, classes, truth, found.results, draws_masks=mask_head is not None
     )
     if found.num_images < num_pictures:
         saw["pictures"] = f"{found.num_images} of {num_pictures}, the others cannot be used: " + (
@@ -241,18 +241,18 @@ def _origin(directory: str | Path, card) -> str:
     return f"{directory} ({card.label}, {source})"
 
 
-def _vocabulary(section, classes: Classes, model, variables, path: Path) -> Vocabulary:
+def _vocabulary(settings, classes: Classes, model, variables, path: Path) -> Vocabulary:
     """Class embeddings in the order of the classes."""
-    if not section.vocabulary:
+    if not settings.vocabulary:
         return concept_pool.cached_vocabulary(
-            path, model, variables, classes.names, section.templates
+            path, model, variables, classes.names, settings.templates
         )
-    given = Vocabulary.load(section.vocabulary)
+    given = Vocabulary.load(settings.vocabulary)
     require_matching(given, describe_encoder(model.config, variables["params"]))
     rows = {name: row for row, name in enumerate(given.names)}
     if missing := [name for name in classes.names if name not in rows]:
         raise ConfigError(
-            f"evaluation.vocabulary: {section.vocabulary} lacks {len(missing)} of "
+            f"evaluation.vocabulary: {settings.vocabulary} lacks {len(missing)} of "
             f"{len(classes.names)} classes: {missing[:5]}; give the embeddings of these classes, "
             "or leave it empty to embed their names"
         )
@@ -260,7 +260,7 @@ def _vocabulary(section, classes: Classes, model, variables, path: Path) -> Voca
     return Vocabulary(classes.names, given.embeddings[order], given.templates, given.encoder)
 
 
-def _require_official(section: EvaluationSection, source) -> int:
+def _require_official(settings: EvaluationSettings, source) -> int:
     """Number of pictures of the data, whose file the metrics' own reading has to accept now rather
     than after the last picture: it is stricter than the source's.
 
@@ -271,17 +271,17 @@ def _require_official(section: EvaluationSection, source) -> int:
     if path is None:
         return len(source)
     with assembly.blame("evaluation.path"):
-        read = read_lvis if section.class_split == LVIS else read_coco
+        read = read_lvis if settings.class_split == LVIS else read_coco
         return len(read(path).images)
 
 
 def _official(
-    section, source, classes: Classes, truth, results, draws_masks: bool
+    settings, source, classes: Classes, truth, results, draws_masks: bool
 ) -> tuple[dict, dict, list]:
     """The data's own metrics: summary, per category, and the results they are of."""
     path = getattr(source, "annotations_path", None)
-    if section.class_split == LVIS:
-        limit = section.max_detections
+    if settings.class_split == LVIS:
+        limit = settings.detection.max_detections
         scores = lvis.lvis_ap(path, results, max_detections=limit)
         summary = {k: scores["summary"][k] for k in _LVIS_NUMBERS}
         if draws_masks:
@@ -302,10 +302,10 @@ def _official(
         name: {classes.ids[index] for index in members} for name, members in classes.groups.items()
     }
     scores = coco.coco_ap50(
-        dataset, results, category_groups=groups, max_detections=section.max_detections
+        dataset, results, category_groups=groups, max_detections=settings.detection.max_detections
     )
     summary = {f"AP50_{group}": scores["summary"][f"AP50_{group}"] for group in classes.groups}
-    if section.regions != GROUND_TRUTH:
+    if settings.regions != GROUND_TRUTH:
         # On given boxes AP is the same at every IoU threshold, so AP50 says it all.
         summary |= {key: scores["summary"][key] for key in _COCO_NUMBERS}
     if draws_masks and path is not None:
@@ -313,7 +313,7 @@ def _official(
             dataset,
             results,
             category_groups=groups,
-            max_detections=section.max_detections,
+            max_detections=settings.detection.max_detections,
             compare="segm",
         )["summary"]
         summary |= {f"mask_{key}": value for key, value in masks.items()}

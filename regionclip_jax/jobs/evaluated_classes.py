@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regionclip_jax.config import ConfigError, EvaluationSection
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
 from regionclip_jax.jobs.assembly import blame
+from regionclip_jax.settings import ConfigError, EvaluatedImages
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import (
     COCO_BASE_48,
@@ -39,7 +39,7 @@ class Classes(NamedTuple):
 
 
 def choose_classes(
-    source, section: EvaluationSection, trained: Sequence[str] | None = None
+    source, settings: EvaluatedImages, trained: Sequence[str] | None = None
 ) -> Classes:
     """The source's classes, or those of the split it is evaluated with.
 
@@ -53,17 +53,17 @@ def choose_classes(
     if not source_names:
         raise ConfigError(f"evaluation.path: {source!r} names no categories; use detection data")
     ids = tuple(getattr(source, "category_ids", range(1, len(source_names) + 1)))
-    groups = _groups(section.class_split, source_names, trained)
+    groups = _groups(settings.class_split, source_names, trained)
     wanted = {name for members in groups.values() for name in members}
     if unknown := sorted(wanted - set(source_names)):
         raise ConfigError(
-            f"evaluation.class_split: {section.class_split!r} names {unknown[:5]}, which "
+            f"evaluation.class_split: {settings.class_split!r} names {unknown[:5]}, which "
             f"{source!r} does not have; choose another split or 'none'"
         )
     rows = [row for row, name in enumerate(source_names) if not wanted or name in wanted]
     chosen = tuple(source_names[row] for row in rows)
     names = tuple(prepare_class_name(name) for name in chosen)
-    if section.class_split == LVIS:
+    if settings.class_split == LVIS:
         groups, searched = _frequencies(source), names
     else:
         searched = chosen

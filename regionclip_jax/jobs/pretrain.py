@@ -9,48 +9,48 @@ from absl import logging
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import variables_hash
 from regionclip_jax.artifacts.vocabulary import text_tower_hash
-from regionclip_jax.config import ConfigError, ModelSection, PretrainConfig, as_plain
 from regionclip_jax.jobs import assembly, concept_pool, streams, training_run
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.settings import ConfigError, ModelSettings, PretrainSettings
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_state import TrainState
 
 
-def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> Path:
+def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ()) -> Path:
     """Trains and returns the student's model directory.
 
     Args:
         concepts: names of the pool when the recipe names no file.
     """
-    source = streams.build_image_text_source(config.data)
-    student = assembly.build_model(config.student, frozen_norm=True)
-    teacher = assembly.build_teacher(config.teacher)
-    assembly.log_dtype("student and localizer", config.student.dtype)
-    assembly.log_dtype("teacher", config.teacher.dtype)
-    student_start = assembly.initial_variables(config.student, config.run.seed)
+    source = streams.build_image_text_source(settings.data)
+    student = assembly.build_model(settings.student, frozen_norm=True)
+    teacher = assembly.build_teacher(settings.teacher)
+    assembly.log_dtype("student and localizer", settings.student.dtype)
+    assembly.log_dtype("teacher", settings.teacher.dtype)
+    student_start = assembly.initial_variables(settings.student, settings.run.seed)
     teacher_variables = (
         student_start
-        if _start(config.teacher) == _start(config.student)
-        else assembly.initial_variables(config.teacher, config.run.seed)
+        if _start(settings.teacher) == _start(settings.student)
+        else assembly.initial_variables(settings.teacher, settings.run.seed)
     )
 
     localizer = localizer_variables = None
-    if config.regions.localizer:
-        localizer_variables, card = load_localizer(config.regions.localizer)
+    if settings.regions.localizer:
+        localizer_variables, card = load_localizer(settings.regions.localizer)
         localizer = Localizer(card.architecture, student.dtype)
-        logging.info("regions: proposals of %s (%s)", config.regions.localizer, card.label)
+        logging.info("regions: proposals of %s (%s)", settings.regions.localizer, card.label)
     else:
         logging.info(
-            "regions: random boxes; the paper's are a localizer's: --config.regions.localizer=DIR"
+            "regions: random boxes; the paper's are a localizer's: --settings.regions.localizer=DIR"
         )
 
-    names = concept_pool.read_names(config.concepts, concepts)
+    names = concept_pool.read_names(settings.concepts, concepts)
     logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
     student_text_tower = text_tower_hash(student_start["params"])
 
     def embed_pools() -> Frozen:
         """The text towers are frozen, so both pools are fixed for the whole run."""
-        how = (names, config.concepts.templates)
+        how = (names, settings.concepts.templates)
         student_pool = concept_pool.cached_vocabulary(
             workdir / "vocabulary.npz", student, student_start, *how
         )
@@ -66,19 +66,16 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             localizer=assembly.in_type(localizer_variables, student.dtype),
         )
 
-    optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
-    settings = assembly.pretrain_settings(config.regions, config.run)
+    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
     # Each part is split over all devices as well.
     assembly.build_mesh(
-        config.run.batch_size // settings.micro_batches,
+        settings.run.batch_size // settings.regions.micro_batches,
         "run.batch_size / regions.micro_batches",
-        config.run.fsdp,
+        settings.run.fsdp,
     )
     return training_run.train(
         workdir,
-        config.run,
-        name="pretrain",
-        settings=as_plain(config),
+        settings,
         contents={
             "records": len(source),
             "concepts": names,
@@ -86,46 +83,49 @@ def run(config: PretrainConfig, workdir: Path, concepts: Sequence[str] = ()) -> 
             "teacher": variables_hash(teacher_variables),
             "localizer": localizer_variables and variables_hash(localizer_variables),
         },
-        export=training_run.as_clip(assembly.architecture(config.student)),
+        export=training_run.as_clip(assembly.architecture(settings.student)),
         make_variables=lambda: student_start,
-        make_state=lambda variables: _build_state(config, variables, optimizer),
+        make_state=lambda variables: _build_state(settings, variables, optimizer),
         make_step=lambda: make_pretrain_step(
             student,
             teacher,
             optimizer,
-            settings,
-            localizer,
-            assembly.build_image_text_loss(config.regions.image_text_chunk, config.run),
+            settings.regions,
+            seed=settings.run.seed,
+            localizer=localizer,
+            image_text=assembly.build_image_text_loss(
+                settings.regions.image_text_chunk, settings.run
+            ),
         ),
         make_frozen=embed_pools,
         stream=lambda start: streams.stream_batches(
-            config.data,
+            settings.data,
             source,
-            batch_size=config.run.batch_size,
-            seed=config.run.seed,
+            batch_size=settings.run.batch_size,
+            seed=settings.run.seed,
             start_record=start,
         ),
     )
 
 
-def _start(section: ModelSection) -> tuple[str, str]:
+def _start(model: ModelSettings) -> tuple[str, str]:
     """What decides, with the seed, which weights a model starts from."""
-    return section.preset, section.init_from
+    return model.preset, model.init_from
 
 
 def _build_state(
-    config: PretrainConfig, variables: dict, optimizer: optax.GradientTransformation
+    settings: PretrainSettings, variables: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state at step 0.
 
     Raises:
         ConfigError: the text tower would be trained, and leave the concept pool behind.
     """
-    state = assembly.build_state(config.optimizer, variables, optimizer)
+    state = assembly.build_state(settings.optimizer, variables, optimizer)
     if "text" in state.params:
         raise ConfigError(
-            f"optimizer.frozen_patterns: {list(config.optimizer.frozen_patterns)} leave parameters "
-            "of the text tower to train, but the concept pool is embedded by it once, at the "
-            "start; add '^text/'"
+            f"optimizer.frozen_patterns: {list(settings.optimizer.frozen_patterns)} leave "
+            "parameters of the text tower to train, but the concept pool is embedded by it once, "
+            "at the start; add '^text/'"
         )
     return state

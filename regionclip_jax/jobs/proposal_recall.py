@@ -8,11 +8,11 @@ import numpy as np
 from absl import logging
 
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
-from regionclip_jax.config import EvaluationSection
 from regionclip_jax.evaluation import recall
 from regionclip_jax.jobs import assembly, streams
 from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.settings import EvaluationSettings, RecallSettings
 from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
@@ -24,19 +24,21 @@ from regionclip_jax.sharding.global_arrays import (
 from regionclip_jax.sharding.waiting import start_together
 
 
-def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str, float | None]:
+def measure(
+    directory: Path, settings: RecallSettings | EvaluationSettings, dtype: str
+) -> dict[str, float | None]:
     """``{"AR@100": ..., "recall@100": ..., "AR@100_novel": ..., ...}`` in percent.
 
     Args:
         directory: holds the localizer.
-        section: its pictures, classes and number of proposals; what is about names is not used.
+        settings: its pictures, classes and number of proposals; what is about names is not used.
     """
     variables, card = load_localizer(directory)
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
-    source = streams.build_boxes_source(section, "evaluation")
-    classes = choose_classes(source, section, card.source.get("classes"))
+    source = streams.build_boxes_source(settings, "evaluation")
+    classes = choose_classes(source, settings, card.source.get("classes"))
     require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
-    mesh = assembly.build_mesh(section.batch_size, "evaluation.batch_size")
+    mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
     # Every process takes its own rows.
@@ -48,13 +50,11 @@ def measure(directory: Path, section: EvaluationSection, dtype: str) -> dict[str
             variables,
             batch.images,
             batch.sizes,
-            pre_nms_topk=section.pre_nms_topk,
-            post_nms_topk=section.num_proposals,
-            nms_threshold=section.proposal_nms_threshold,
+            settings.proposals,
         )
 
     found = []
-    for batch in streams.detection_pass(section, source):
+    for batch in streams.detection_pass(settings, source):
         batch = keep_only(batch, classes)
         regions = local_rows(step(variables, to_global_batch(batch, mesh)))
         for row in np.flatnonzero(batch.mask):

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 
 from regionclip_jax.artifacts.results import write_detections, write_results
-from regionclip_jax.config import ScenesDetectionConfig, TrainDetectorConfig, as_plain
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES
 from regionclip_jax.jobs import (
     detection_gallery,
@@ -28,21 +27,24 @@ from regionclip_jax.jobs.scenes_experiment import draw, timed, with_data, with_s
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.reporting.tables import comparison_table
+from regionclip_jax.settings import ScenesDetectionSettings, TrainDetectorSettings, as_plain
 
 ZERO_SHOT = "zero-shot"
 RANDOM, CLIP, REGIONCLIP = "random", "CLIP", "RegionCLIP"
 
 
-def run(config: ScenesDetectionConfig, workdir: Path) -> dict:
+def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
     """Runs or resumes everything; returns the metrics by start."""
     seconds: dict[str, float] = {}
     data = workdir / "data"
-    timed(seconds, "drawing", lambda: draw(config.scenes, data, config.num_labelled))
-    clip_config = with_data(with_seed(config.train_clip, config.seed), data / "whole_pictures")
+    timed(seconds, "drawing", lambda: draw(settings.scenes, data, settings.num_labelled))
+    clip_config = with_data(with_seed(settings.train_clip, settings.seed), data / "whole_pictures")
     teacher = timed(seconds, "teacher", lambda: train_clip.run(clip_config, workdir / "teacher"))
 
     held_out = {"path": str(data / "held_out")}
-    localizer_config = with_data(with_seed(config.train_localizer, config.seed), data / "labelled")
+    localizer_config = with_data(
+        with_seed(settings.train_localizer, settings.seed), data / "labelled"
+    )
     localizer_config = dataclasses.replace(
         localizer_config,
         localizer=dataclasses.replace(localizer_config.localizer, init_from=str(teacher)),
@@ -54,7 +56,7 @@ def run(config: ScenesDetectionConfig, workdir: Path) -> dict:
     )
 
     start = {"init_from": str(teacher)}
-    pretrain_config = with_data(with_seed(config.pretrain, config.seed), data / "scenes")
+    pretrain_config = with_data(with_seed(settings.pretrain, settings.seed), data / "scenes")
     pretrain_config = dataclasses.replace(
         pretrain_config,
         student=dataclasses.replace(pretrain_config.student, **start),
@@ -67,62 +69,64 @@ def run(config: ScenesDetectionConfig, workdir: Path) -> dict:
         lambda: pretrain.run(pretrain_config, workdir / "regionclip", CONCEPTS),
     )
 
-    detector_config = with_data(with_seed(config.train_detector, config.seed), data / "labelled")
+    detector_config = with_data(
+        with_seed(settings.train_detector, settings.seed), data / "labelled"
+    )
     models, labels = {}, {RANDOM: teacher, CLIP: teacher, REGIONCLIP: student}
     for name, origin in labels.items():
         models[name] = timed(
             seconds,
             f"detector from {name}",
             lambda name=name, origin=origin: train_detector.run(
-                _from(detector_config, name, origin, localizer, config),
+                _from(detector_config, name, origin, localizer, settings),
                 workdir / f"detector_{name}",
             ),
         )
     models |= {f"{CLIP} {ZERO_SHOT}": teacher, f"{REGIONCLIP} {ZERO_SHOT}": student}
 
-    section = dataclasses.replace(
-        config.train_detector.evaluation, localizer=str(localizer), **held_out
+    evaluation = dataclasses.replace(
+        settings.train_detector.evaluation, localizer=str(localizer), **held_out
     )
 
     def evaluate_all():
         return {
             name: evaluate.evaluate_model(
                 path,
-                section,
-                config.train_detector.model.dtype,
+                evaluation,
+                settings.train_detector.model.dtype,
                 workdir / f"class_vocabulary_{name.replace(' ', '_')}.npz",
             )
             for name, path in models.items()
         }
 
     evaluations = timed(seconds, "evaluation", evaluate_all)
-    found = proposal_recall.measure(localizer, section, config.train_detector.model.dtype)
+    found = proposal_recall.measure(localizer, evaluation, settings.train_detector.model.dtype)
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     if jax.process_index() == 0:
-        _write(config, workdir, section, evaluations, metrics, found, seconds)
+        _write(settings, workdir, evaluation, evaluations, metrics, found, seconds)
     return metrics
 
 
 def _from(
-    config: TrainDetectorConfig, name: str, origin: Path, localizer: Path, whole
-) -> TrainDetectorConfig:
+    settings: TrainDetectorSettings, name: str, origin: Path, localizer: Path, whole
+) -> TrainDetectorSettings:
     """The same training from another start."""
     changes = {"localizer": str(localizer)}
-    optimizer = config.optimizer
+    optimizer = settings.optimizer
     if name == RANDOM:
         changes["image_tower"] = "random"
         optimizer = dataclasses.replace(optimizer, frozen_patterns=whole.random_frozen_patterns)
     return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, init_from=str(origin)),
-        detector=dataclasses.replace(config.detector, **changes),
+        settings,
+        model=dataclasses.replace(settings.model, init_from=str(origin)),
+        detector=dataclasses.replace(settings.detector, **changes),
         optimizer=optimizer,
     )
 
 
-def _write(config, workdir: Path, section, evaluations, metrics, recall, seconds) -> None:
-    for name, evaluation in evaluations.items():
-        write_detections(workdir / f"detections_{name.replace(' ', '_')}.json", evaluation.results)
+def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, seconds) -> None:
+    for name, found in evaluations.items():
+        write_detections(workdir / f"detections_{name.replace(' ', '_')}.json", found.results)
     details = {
         "what": "detectors trained on base shapes from three starts, and detection without any "
         "such training, on held-out drawn scenes, in percent; weights trained here from random, so "
@@ -130,16 +134,16 @@ def _write(config, workdir: Path, section, evaluations, metrics, recall, seconds
         "random_start": "image tower from random weights with live batch norms, the others with "
         "the frozen norms they were pretrained with; text tower, localizer and recipe are the same",
         "novel_classes": list(NOVEL_SHAPES),
-        "seed": config.seed,
-        "scenes_seed": config.scenes.seed,
+        "seed": settings.seed,
+        "scenes_seed": settings.scenes.seed,
         "localizer": recall,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "per_category": {n: e.per_category for n, e in evaluations.items()},
-        "config": as_plain(config),
+        "config": as_plain(settings),
     }
     write_results(workdir / "results.json", metrics, details=details)
     picture = detection_gallery.draw(
-        streams.build_boxes_source(section, "evaluation"),
+        streams.build_boxes_source(evaluation, "evaluation"),
         {name: evaluations[name].results for name in (CLIP, REGIONCLIP)},
         class_names=evaluations[CLIP].class_names,
         all_annotated=True,
@@ -147,7 +151,7 @@ def _write(config, workdir: Path, section, evaluations, metrics, recall, seconds
     )
     write_png(workdir / "detections.png", picture)
     print(comparison_table({"localizer": recall}))
-    evaluate.report(workdir, metrics, step=config.train_detector.run.num_steps, picture=picture)
+    evaluate.report(workdir, metrics, step=settings.train_detector.run.num_steps, picture=picture)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}")
     print(f"numbers: {workdir / 'results.json'}\npicture: {workdir / 'detections.png'}", flush=True)

@@ -14,28 +14,28 @@ import jax
 from absl import logging
 
 from regionclip_jax.artifacts.results import write_detections, write_results
-from regionclip_jax.config import ScenesExperimentConfig, ScenesSection, as_plain
 from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
 from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.settings import ScenesExperimentSettings, ScenesSettings, as_plain
 from regionclip_jax.sharding.waiting import wait_for_all
 
 _NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 
 
-def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
+def run(settings: ScenesExperimentSettings, workdir: Path) -> dict:
     """Runs or resumes everything; returns the metrics of teacher and student."""
     seconds: dict[str, float] = {}
-    timed(seconds, "drawing", lambda: draw(config.scenes, workdir / "data"))
+    timed(seconds, "drawing", lambda: draw(settings.scenes, workdir / "data"))
 
-    train_clip_config = with_seed(config.train_clip, config.seed)
+    train_clip_config = with_seed(settings.train_clip, settings.seed)
     train_clip_config = with_data(train_clip_config, workdir / "data" / "whole_pictures")
     teacher = timed(
         seconds, "teacher", lambda: train_clip.run(train_clip_config, workdir / "teacher")
     )
 
-    pretrain_config = with_seed(config.pretrain, config.seed)
+    pretrain_config = with_seed(settings.pretrain, settings.seed)
     pretrain_config = with_data(pretrain_config, workdir / "data" / "scenes")
     start = {"init_from": str(teacher)}
     pretrain_config = dataclasses.replace(
@@ -49,7 +49,7 @@ def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
         lambda: pretrain.run(pretrain_config, workdir / "student", CONCEPTS),
     )
 
-    section = dataclasses.replace(config.evaluation, path=str(workdir / "data" / "held_out"))
+    evaluation = dataclasses.replace(settings.evaluation, path=str(workdir / "data" / "held_out"))
     models = {"teacher": teacher, "student": student}
     evaluations = timed(
         seconds,
@@ -57,7 +57,7 @@ def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
         lambda: {
             name: evaluate.evaluate_model(
                 path,
-                section,
+                evaluation,
                 pretrain_config.student.dtype,
                 workdir / name / "class_vocabulary.npz",
             )
@@ -66,11 +66,11 @@ def run(config: ScenesExperimentConfig, workdir: Path) -> dict:
     )
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     if jax.process_index() == 0:
-        _write(config, workdir, evaluations, metrics, seconds)
+        _write(settings, workdir, evaluations, metrics, seconds)
     return metrics
 
 
-def draw(section: ScenesSection, directory: Path, num_labelled: int = 0) -> None:
+def draw(scenes: ScenesSettings, directory: Path, num_labelled: int = 0) -> None:
     """Draws the data sets, in the first process; complete ones are kept.
 
     Args:
@@ -78,35 +78,33 @@ def draw(section: ScenesSection, directory: Path, num_labelled: int = 0) -> None
     """
 
     if jax.process_index() == 0:
-        _draw(section, directory, num_labelled)
+        _draw(scenes, directory, num_labelled)
     wait_for_all("drew the pictures")
 
 
-def _draw(section: ScenesSection, directory: Path, num_labelled: int) -> None:
+def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
     def pictures(stream: int, num_things, sizes) -> Pictures:
         return Pictures(
             stream=stream,
-            seed=section.seed,
-            side=section.side,
+            seed=scenes.seed,
+            side=scenes.side,
             num_things=num_things,
             sizes=sizes,
-            overlap=section.overlap,
-            typicality=section.typicality,
-            clutter=section.clutter,
+            overlap=scenes.overlap,
+            typicality=scenes.typicality,
+            clutter=scenes.clutter,
         )
 
-    near = pictures(_NEAR, section.closeup_things, section.closeup_sizes)
-    far = pictures(_FAR, section.scene_things, section.scene_sizes)
+    near = pictures(_NEAR, scenes.closeup_things, scenes.closeup_sizes)
+    far = pictures(_FAR, scenes.scene_things, scenes.scene_sizes)
     held_out = dataclasses.replace(far, stream=_HELD_OUT)
     write_pictures(
         directory / "whole_pictures",
-        {"closeups": (near, section.num_closeups), "scenes": (far, section.num_scenes)},
+        {"closeups": (near, scenes.num_closeups), "scenes": (far, scenes.num_scenes)},
         with_boxes=False,
     )
-    write_pictures(directory / "scenes", {"scenes": (far, section.num_scenes)}, with_boxes=False)
-    write_pictures(
-        directory / "held_out", {"scenes": (held_out, section.num_test)}, with_boxes=True
-    )
+    write_pictures(directory / "scenes", {"scenes": (far, scenes.num_scenes)}, with_boxes=False)
+    write_pictures(directory / "held_out", {"scenes": (held_out, scenes.num_test)}, with_boxes=True)
     if num_labelled:
         labelled = dataclasses.replace(far, stream=_LABELLED)
         write_pictures(
@@ -114,19 +112,19 @@ def _draw(section: ScenesSection, directory: Path, num_labelled: int) -> None:
         )
 
 
-def _write(config, workdir: Path, evaluations, metrics, seconds) -> None:
+def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
     for name, evaluation in evaluations.items():
         write_detections(workdir / f"detections_{name}.json", evaluation.results)
     details = {
         "what": "zero-shot recognition of ground-truth boxes on held-out drawn scenes, in percent; "
         "weights trained here from random, so the numbers say nothing about real pictures",
         "novel_classes": list(NOVEL_SHAPES),
-        "seed": config.seed,
-        "scenes_seed": config.scenes.seed,
+        "seed": settings.seed,
+        "scenes_seed": settings.scenes.seed,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "per_category": {n: e.per_category for n, e in evaluations.items()},
         "most_confused": {n: e.confused for n, e in evaluations.items()},
-        "config": as_plain(config),
+        "config": as_plain(settings),
     }
     write_results(workdir / "results.json", metrics, details=details)
     picture = recognition_gallery.draw(
@@ -135,7 +133,7 @@ def _write(config, workdir: Path, evaluations, metrics, seconds) -> None:
         class_names=SHAPES,
     )
     recognition_gallery.write(workdir / "regions.png", picture)
-    evaluate.report(workdir, metrics, step=config.pretrain.run.num_steps, picture=picture)
+    evaluate.report(workdir, metrics, step=settings.pretrain.run.num_steps, picture=picture)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
     print(f"picture: {workdir / 'regions.png'}", flush=True)
@@ -150,11 +148,11 @@ def timed(seconds: dict[str, float], name: str, work: Callable):
     return result
 
 
-def with_seed(config, seed: int):
+def with_seed(settings, seed: int):
     """A training recipe with another seed."""
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, seed=seed))
 
 
-def with_data(config, path: Path):
+def with_data(settings, path: Path):
     """A training recipe on other pictures."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(path)))
+    return dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=str(path)))

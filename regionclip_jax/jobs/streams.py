@@ -8,12 +8,6 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from regionclip_jax.config import (
-    ConfigError,
-    DataSection,
-    DetectionDataSection,
-    EvaluationSection,
-)
 from regionclip_jax.data.batching import BatchError
 from regionclip_jax.data.canvas import CanvasPlan
 from regionclip_jax.data.faults import FaultCounter
@@ -32,6 +26,12 @@ from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.data.sources.webdataset import WebDatasetSource
 from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
 from regionclip_jax.jobs.assembly import blame, choose
+from regionclip_jax.settings import (
+    BoxDataSettings,
+    CaptionDataSettings,
+    ConfigError,
+    EvaluatedImages,
+)
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 
 _WITH_MASKS = ("coco_folder", "lvis_folder")
@@ -39,7 +39,7 @@ _WITH_MASKS = ("coco_folder", "lvis_folder")
 
 @dataclasses.dataclass(frozen=True)
 class SourceChoice:
-    """What opening a source reads of a section; fields as there."""
+    """What opening a source reads of settings; fields as there."""
 
     source: str
     path: str
@@ -48,36 +48,31 @@ class SourceChoice:
     annotations: str = ""
 
 
-def build_image_text_source(section: DataSection):
+def build_image_text_source(settings: CaptionDataSettings):
     """The source of a recipe, or the mixture that stands in its place."""
-    if not section.mixture:
-        return open_image_text_source(section, "data")
-    if section.path:
-        raise ConfigError(
-            f"data.path: {section.path!r} beside data.mixture, which has its own paths; set "
-            "data.path to '' or data.mixture to ()"
-        )
+    if not settings.mixture:
+        return open_image_text_source(settings, "data")
     sources = [
         open_image_text_source(
-            SourceChoice(part.source, part.path, part.split, section.fault_fraction),
+            SourceChoice(part.source, part.path, part.split, settings.fault_fraction),
             f"data.mixture[{number}]",
         )
-        for number, part in enumerate(section.mixture)
+        for number, part in enumerate(settings.mixture)
     ]
     with blame("data.mixture"):
-        mixture = Mixture(sources, [part.weight for part in section.mixture])
+        mixture = Mixture(sources, [part.weight for part in settings.mixture])
     logging.info("mixture: of %d records %s", sum(mixture.shares), mixture.shares)
     return mixture
 
 
-def open_image_text_source(section: DataSection | SourceChoice, key: str):
+def open_image_text_source(settings: CaptionDataSettings | SourceChoice, key: str):
     """Pictures with captions.
 
     Args:
-        key: of the section, for errors.
+        key: of the settings, for errors.
     """
-    path, split = section.path, section.split
-    share = {"fault_fraction": section.fault_fraction}
+    path, split = settings.path, settings.split
+    share = {"fault_fraction": settings.fault_fraction}
     makers = {
         "array_record": lambda: ArrayRecordSource(path),
         "caption_table": lambda: CaptionTableSource(path, **share),
@@ -86,8 +81,8 @@ def open_image_text_source(section: DataSection | SourceChoice, key: str):
         "tsv_pairs": lambda: TsvPairsSource(path),
         "webdataset": lambda: WebDatasetSource(path, **share),
     }
-    make = choose(makers, section.source, f"{key}.source")
-    _require_path(path, section.source, f"{key}.path")
+    make = choose(makers, settings.source, f"{key}.source")
+    _require_path(path, settings.source, f"{key}.path")
     with blame(key):
         source = make()
     _require_kind(source, IMAGE_TEXT, f"{key}.path")
@@ -96,19 +91,19 @@ def open_image_text_source(section: DataSection | SourceChoice, key: str):
 
 
 def build_boxes_source(
-    section: EvaluationSection | DetectionDataSection | SourceChoice,
+    settings: EvaluatedImages | BoxDataSettings | SourceChoice,
     key: str,
     mask_size: int | None = None,
 ):
     """Pictures with boxes, to evaluate on or to train on.
 
     Args:
-        key: of the section, for errors.
+        key: of the settings, for errors.
         mask_size: side of the rasters of object masks; None reads none.
     """
-    path, split = section.path, section.split
-    share = {"fault_fraction": section.fault_fraction}
-    annotations = section.annotations or None
+    path, split = settings.path, settings.split
+    share = {"fault_fraction": settings.fault_fraction}
+    annotations = settings.annotations or None
     makers = {
         "array_record": lambda: ArrayRecordSource(path),
         "coco_folder": lambda: CocoInstancesSource(
@@ -119,12 +114,12 @@ def build_boxes_source(
         "tfds": lambda: TfdsBoxesSource(path, split),
         "yolo_labels": lambda: YoloLabelsSource(path, split, **share),
     }
-    make = choose(makers, section.source, f"{key}.source")
-    if annotations and section.source != "coco_folder":
+    make = choose(makers, settings.source, f"{key}.source")
+    if annotations and settings.source != "coco_folder":
         raise ConfigError(f"{key}.annotations: only source 'coco_folder' takes a file of its own")
-    if mask_size is not None and section.source not in _WITH_MASKS:
-        raise ConfigError(f"detector.mask_size: {section.source} has no masks; set it to None")
-    _require_path(path, section.source, f"{key}.path")
+    if mask_size is not None and settings.source not in _WITH_MASKS:
+        raise ConfigError(f"detector.mask_size: {settings.source} has no masks; set it to None")
+    _require_path(path, settings.source, f"{key}.path")
     with blame(key):
         source = make()
     _require_kind(source, DETECTION, f"{key}.path")
@@ -155,35 +150,35 @@ def _introduce(source, key: str) -> None:
 
 
 def stream_batches(
-    section: DataSection, source, *, batch_size: int, seed: int, start_record: int
+    settings: CaptionDataSettings, source, *, batch_size: int, seed: int, start_record: int
 ) -> Iterator[ImageTextBatch]:
     """This process's batches from a record count on; faulty records are counted and limited."""
     with blame("data"):
-        faults = FaultCounter(section.fault_fraction, section.fault_minimum)
+        faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
         stream = image_text_batches(
             source,
             batch_size=batch_size,
-            short_sides=section.short_sides,
-            max_long_side=section.max_long_side,
-            resize_method=section.resize_method,
-            canvas_sizes=section.canvas_sizes,
-            plan=plan_canvases(section, source),
-            flip_probability=section.flip_probability,
-            flip_directional_captions=section.flip_directional_captions,
+            short_sides=settings.short_sides,
+            max_long_side=settings.max_long_side,
+            resize_method=settings.resize_method,
+            canvas_sizes=settings.canvas_sizes,
+            plan=plan_canvases(settings, source),
+            flip_probability=settings.flip_probability,
+            flip_directional_captions=settings.flip_directional_captions,
             seed=seed,
             start_record=start_record,
-            num_threads=section.num_threads,
-            num_workers=section.num_workers,
+            num_threads=settings.num_threads,
+            num_workers=settings.num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            context_length=section.context_length,
+            context_length=settings.context_length,
         )
     return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
 
 
-def plan_canvases(section: DataSection | DetectionDataSection, source) -> CanvasPlan | None:
+def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> CanvasPlan | None:
     """The canvas of each picture, if batches are to be grouped by them and the source knows how."""
-    if not section.group_by_canvas or len(section.canvas_sizes) == 1:
+    if not settings.group_by_canvas or len(settings.canvas_sizes) == 1:
         return None
     sizes = known_sizes(source)
     if sizes is None:
@@ -195,30 +190,30 @@ def plan_canvases(section: DataSection | DetectionDataSection, source) -> Canvas
         return None
     plan = CanvasPlan(
         sizes,
-        section.canvas_sizes,
-        section.short_sides,
-        section.max_long_side,
-        section.resize_method,
+        settings.canvas_sizes,
+        settings.short_sides,
+        settings.max_long_side,
+        settings.resize_method,
     )
     logging.info("%r: batches of one canvas each; %s", source, plan)
     return plan
 
 
-def detection_pass(section: EvaluationSection, source) -> Iterator[DetectionBatch]:
+def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
     """This process's batches of one pass; records that cannot be used are counted and limited."""
     with blame("evaluation"):
-        faults = FaultCounter(section.fault_fraction, minimum=1)
+        faults = FaultCounter(settings.fault_fraction, minimum=1)
         stream = detection_batches(
             source,
-            batch_size=section.batch_size,
-            short_side=section.short_side,
-            max_long_side=section.max_long_side,
-            resize_method=section.resize_method,
-            canvas_sizes=section.canvas_sizes,
-            max_boxes=section.max_boxes,
+            batch_size=settings.batch_size,
+            short_side=settings.short_side,
+            max_long_side=settings.max_long_side,
+            resize_method=settings.resize_method,
+            canvas_sizes=settings.canvas_sizes,
+            max_boxes=settings.max_boxes,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            num_threads=section.num_threads,
+            num_threads=settings.num_threads,
         )
     # A row of padding is neither a record nor a fault.
     return counted(
@@ -231,7 +226,7 @@ def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -
 
     Args:
         count: batch and texts of its faults -> number of records it took.
-        key: of the section, for errors.
+        key: of the settings, for errors.
     """
     with contextlib.closing(stream):
         try:

@@ -16,10 +16,10 @@ from regionclip_jax.artifacts.vocabulary import (
     require_matching,
     text_tower_hash,
 )
-from regionclip_jax.config import ConfigError, EvaluateConfig, TrainDetectorConfig, as_plain
 from regionclip_jax.jobs import assembly, concept_pool, detection_data, evaluate, training_run
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.settings import ConfigError, EvaluateSettings, TrainDetectorSettings
 from regionclip_jax.steps.detector_step import (
     BOX_HEAD,
     MASK_HEAD,
@@ -32,32 +32,32 @@ from regionclip_jax.text.prompts import prepare_class_name
 from regionclip_jax.training.initialization import draw_parameters
 
 
-def run(config: TrainDetectorConfig, workdir: Path) -> Path:
+def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
     """Trains, evaluates if the recipe names pictures for it, and returns the detector's directory.
 
     The directory is whole: CLIP with the trained image tower, the heads, a copy of the localizer.
     """
-    section = config.detector
-    architecture = assembly.architecture(config.model)
-    pretrained = _is_pretrained(section.image_tower)
-    training_set = detection_data.build_training_set(config.data, section.mask_size)
+    detector = settings.detector
+    architecture = assembly.architecture(settings.model)
+    assembly.require_detector_fits(detector, architecture)
+    pretrained = detector.image_tower == "pretrained"
+    training_set = detection_data.build_training_set(settings.data, detector.mask_size)
     localizer_variables, localizer_card = load_localizer(
-        section.localizer or config.model.init_from
+        detector.localizer or settings.model.init_from
     )
-    model = assembly.build_model(config.model, frozen_norm=pretrained)
-    assembly.log_dtype("model and localizer", config.model.dtype)
+    model = assembly.build_model(settings.model, frozen_norm=pretrained)
+    assembly.log_dtype("model and localizer", settings.model.dtype)
     localizer = Localizer(localizer_card.architecture, model.dtype)
-    start = assembly.initial_variables(config.model, config.run.seed)
-    optimizer = assembly.build_optimizer(config.optimizer, config.run.num_steps)
-    settings = assembly.detector_settings(section, config.run, architecture, pretrained)
+    start = assembly.initial_variables(settings.model, settings.run.seed)
+    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
     heads = HeadsConfig(
         architecture.embed_dim,
-        architecture.vision_width * 32 if section.mask_size is not None else None,
+        architecture.vision_width * 32 if detector.with_masks else None,
     )
     names = tuple(prepare_class_name(name) for name in training_set.category_names)
 
     def make_frozen() -> FrozenDetectorParts:
-        vocabulary = _class_embeddings(config, names, model, start, workdir)
+        vocabulary = _class_embeddings(settings, names, model, start, workdir)
         return FrozenDetectorParts(
             assembly.in_type(localizer_variables, model.dtype), vocabulary.embeddings
         )
@@ -71,9 +71,7 @@ def run(config: TrainDetectorConfig, workdir: Path) -> Path:
 
     directory = training_run.train(
         workdir,
-        config.run,
-        name="train_detector",
-        settings=as_plain(config),
+        settings,
         contents={
             "records": len(training_set),
             "classes": names,
@@ -81,47 +79,42 @@ def run(config: TrainDetectorConfig, workdir: Path) -> Path:
             "localizer": variables_hash(localizer_variables),
         },
         export=export,
-        make_variables=lambda: _start_variables(config, start, heads, pretrained),
-        make_state=lambda variables: _build_state(config, variables, optimizer),
-        make_step=lambda: make_detector_step(model, localizer, optimizer, settings),
+        make_variables=lambda: _start_variables(settings, start, heads, pretrained),
+        make_state=lambda variables: _build_state(settings, variables, optimizer),
+        make_step=lambda: make_detector_step(
+            model, localizer, optimizer, detector, seed=settings.run.seed
+        ),
         make_frozen=make_frozen,
         stream=lambda first: detection_data.stream(
-            config.data,
+            settings.data,
             training_set,
-            batch_size=config.run.batch_size,
-            seed=config.run.seed,
+            batch_size=settings.run.batch_size,
+            seed=settings.run.seed,
             start_record=first,
         ),
     )
-    if config.evaluation.path:
+    if settings.evaluation.path:
         evaluate.run(
-            EvaluateConfig(
-                job="evaluate",
-                matmul_precision=config.matmul_precision,
+            EvaluateSettings(
+                matmul_precision=settings.matmul_precision,
                 models={"detector": str(directory)},
-                dtype=config.model.dtype,
-                evaluation=config.evaluation,
+                dtype=settings.model.dtype,
+                evaluation=settings.evaluation,
             ),
             workdir,
         )
     return directory
 
 
-def _is_pretrained(image_tower: str) -> bool:
-    if image_tower not in ("pretrained", "random"):
-        raise ConfigError(f"detector.image_tower: {image_tower!r} is none of pretrained, random")
-    return image_tower == "pretrained"
-
-
 def _start_variables(
-    config: TrainDetectorConfig, start: dict, heads: HeadsConfig, pretrained: bool
+    settings: TrainDetectorSettings, start: dict, heads: HeadsConfig, pretrained: bool
 ) -> dict:
     """CLIP's variables, and the heads' parameters beside them."""
-    tower_key, heads_key = jax.random.split(jax.random.key(config.run.seed))
+    tower_key, heads_key = jax.random.split(jax.random.key(settings.run.seed))
     variables = start
     if not pretrained:
         logging.info("the image tower starts from random weights, with live batch norms")
-        fresh = draw_parameters(init_variables, assembly.architecture(config.model), tower_key)
+        fresh = draw_parameters(init_variables, assembly.architecture(settings.model), tower_key)
         variables = {
             "params": start["params"] | {"visual": fresh["params"]["visual"]},
             "batch_stats": fresh["batch_stats"],
@@ -131,36 +124,37 @@ def _start_variables(
 
 
 def _build_state(
-    config: TrainDetectorConfig, variables: dict, optimizer: optax.GradientTransformation
+    settings: TrainDetectorSettings, variables: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """The state at step 0.
 
     Raises:
         ConfigError: the text tower would be trained, and leave the class embeddings behind.
     """
-    state = assembly.build_state(config.optimizer, variables, optimizer)
+    state = assembly.build_state(settings.optimizer, variables, optimizer)
     if "text" in state.params:
         raise ConfigError(
-            f"optimizer.frozen_patterns: {list(config.optimizer.frozen_patterns)} leave parameters "
-            "of the text tower to train, but the classes are embedded by it once; add '^text/'"
+            f"optimizer.frozen_patterns: {list(settings.optimizer.frozen_patterns)} leave "
+            "parameters of the text tower to train, but the classes are embedded by it once; add "
+            "'^text/'"
         )
     return state
 
 
 def _class_embeddings(
-    config: TrainDetectorConfig, names: tuple[str, ...], model: CLIP, start: dict, workdir: Path
+    settings: TrainDetectorSettings, names: tuple[str, ...], model: CLIP, start: dict, workdir: Path
 ) -> Vocabulary:
     """Embeddings of the trained classes, in their order.
 
     Raises:
         ConfigError: a vocabulary of other names, or of the same in another order.
     """
-    section = config.detector
-    if not section.vocabulary:
+    detector = settings.detector
+    if not detector.vocabulary:
         return concept_pool.cached_vocabulary(
-            workdir / "vocabulary.npz", model, start, names, section.templates
+            workdir / "vocabulary.npz", model, start, names, detector.templates
         )
-    given = Vocabulary.load(section.vocabulary)
+    given = Vocabulary.load(detector.vocabulary)
     require_matching(given, describe_encoder(model.config, start["params"]))
     if given.names != names:
         where = next(
@@ -171,8 +165,9 @@ def _class_embeddings(
             repr(some[where]) if where < len(some) else "nothing" for some in (given.names, names)
         )
         raise ConfigError(
-            f"detector.vocabulary: {section.vocabulary} has {len(given.names)} names, the training "
-            f"data {len(names)} classes; at row {where}: {found} there, {expected} in the data; "
-            "give the embeddings of these classes in this order, or leave it empty to embed them"
+            f"detector.vocabulary: {detector.vocabulary} has {len(given.names)} names, the "
+            f"training data {len(names)} classes; at row {where}: {found} there, {expected} in the "
+            "data; give the embeddings of these classes in this order, or leave it empty to embed "
+            "them"
         )
     return given

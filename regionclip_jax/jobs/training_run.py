@@ -10,12 +10,18 @@ from jax.sharding import Mesh
 
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
-from regionclip_jax.config import ConfigError, RunSection
+from regionclip_jax.artifacts.results import write_settings
 from regionclip_jax.jobs.assembly import build_mesh
 from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.reporting.overview import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.progress import Progress
 from regionclip_jax.reporting.writers import make_writer
+from regionclip_jax.settings import (
+    ConfigError,
+    TrainingSettings,
+    as_plain,
+    fixed_on_resume,
+)
 from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
     described,
@@ -34,54 +40,11 @@ from regionclip_jax.training.nan_guard import only_if_finite, require_finite
 
 MODEL_FOLDER = "model"
 
-# What may be another when a run goes on: where files lie, how fast records come, how the same
-# numbers are computed and on how many devices, and of `run` the cadence. Everything else decides
-# what is learned.
-_MAY_CHANGE = frozenset(
-    {
-        "matmul_precision",
-        "model.init_from",
-        "student.init_from",
-        "teacher.init_from",
-        "model.kept_activations",
-        "student.kept_activations",
-        "localizer.kept_activations",
-        "data.path",
-        "data.num_threads",
-        "data.num_workers",
-        "data.fault_fraction",
-        "data.fault_minimum",
-        "concepts.names_file",
-        "image_text_chunk",
-        "regions.image_text_chunk",
-        "regions.micro_batches",
-        "regions.regions_per_chunk",
-        "regions.regions_per_softmax",
-        "regions.roi_align",
-        "regions.localizer",
-        "localizer.init_from",
-        "data.annotations",
-        "detector.localizer",
-        "detector.vocabulary",
-        "detector.regions_per_chunk",
-        "detector.roi_align",
-        # What comes after the training changes nothing of it.
-        "evaluation",
-        "run.num_steps",
-        "run.fsdp",
-        "run.log_every",
-        "run.checkpoint_every",
-        "run.checkpoints_to_keep",
-    }
-)
-
 
 def train(
     workdir: Path,
-    run: RunSection,
+    settings: TrainingSettings,
     *,
-    name: str,
-    settings: Mapping,
     contents: Mapping,
     export: Callable[[Path, dict, dict], None],
     make_variables: Callable[[], dict],
@@ -93,8 +56,7 @@ def train(
     """Trains to ``run.num_steps``, from the newest checkpoint in ``workdir`` if there is one.
 
     Args:
-        name: of the job, for the model's card.
-        settings: the recipe as plain values, for TensorBoard and the checkpoints' card.
+        settings: of the job; those that decide what is learned must be the same on resuming.
         contents: JSON-able facts about what lies behind the recipe's paths (number of records,
             hash of the teacher); like the settings they must be the same on resuming.
         export: writes the model directory, given the variables and the source for its card.
@@ -117,6 +79,7 @@ def train(
         ConfigError: it is already further than ``run.num_steps``, or the devices do not fit.
         HostsDisagree: processes of this run found different data.
     """
+    run = settings.run
     require_agreement({"contents": contents})
     mesh = build_mesh(run.batch_size, "run.batch_size", run.fsdp)
     shapes = jax.eval_shape(lambda: make_state(make_variables()))
@@ -143,12 +106,13 @@ def train(
                 f"run.num_steps: {run.num_steps}, but {workdir} holds a run that has done "
                 f"{start_step}; ask for more steps, or start another run with another --workdir"
             )
+        if jax.process_index() == 0:
+            write_settings(workdir, as_plain(settings))
         if start_step < run.num_steps:
             frozen = make_frozen()
             frozen = place(frozen, parameter_shardings(frozen, mesh))
             state = _run_steps(
                 workdir,
-                run,
                 settings,
                 state,
                 start_step,
@@ -157,7 +121,7 @@ def train(
                 stream,
             )
     model = workdir / MODEL_FOLDER
-    export(model, gather(state.variables), {"run": name})
+    export(model, gather(state.variables), {"run": settings.job})
     logging.info("%s: model written", model)
     return model
 
@@ -169,23 +133,15 @@ def as_clip(architecture: CLIPConfig) -> Callable[[Path, dict, dict], None]:
     )
 
 
-def resume_card(settings: Mapping, contents: Mapping) -> dict:
-    """What must be the same in the run that saved a checkpoint and in the one that resumes it.
+def resume_card(settings: TrainingSettings, contents: Mapping) -> dict:
+    """Return what must be the same in the run that saved a checkpoint and in one that resumes it.
 
     ``run.num_steps`` is part of it where the schedule is drawn over it: a cosine of another length
     would be another learning rate from the first step on.
     """
-    may_change = _MAY_CHANGE
-    if settings["optimizer"]["schedule"] == "cosine":
-        may_change = may_change - {"run.num_steps"}
-    card = {"contents": dict(contents)}
-    for section, values in settings.items():
-        if isinstance(values, Mapping):
-            values = {k: v for k, v in values.items() if f"{section}.{k}" not in may_change}
-            if parts := values.get("mixture"):  # whose files may lie elsewhere, too
-                values["mixture"] = [{**part, "path": ""} for part in parts]
-        if section not in may_change:
-            card[section] = values
+    card = {"contents": dict(contents), **fixed_on_resume(settings)}
+    if settings.optimizer.schedule == "cosine":
+        card["run"]["num_steps"] = settings.run.num_steps
     return card
 
 
@@ -211,8 +167,7 @@ def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
 
 def _run_steps(
     workdir: Path,
-    run: RunSection,
-    settings: Mapping,
+    settings: TrainingSettings,
     state: TrainState,
     start_step: int,
     checkpoints: TrainingCheckpoints,
@@ -220,13 +175,13 @@ def _run_steps(
     stream: Callable[[int], Iterator],
 ) -> TrainState:
     """The steps that are left, with metrics, guards and checkpoints."""
-    is_first_process = jax.process_index() == 0
+    run, is_first_process = settings.run, jax.process_index() == 0
     with contextlib.closing(make_writer(workdir, just_logging=not is_first_process)) as writer:
         if start_step == 0:
             writer.write_texts(
                 0,
                 {
-                    "config": as_markdown(settings_text(settings)),
+                    "config": as_markdown(settings_text(as_plain(settings))),
                     "parameters": as_markdown(parameters_text(state.variables["params"])),
                 },
             )

@@ -30,6 +30,7 @@ from regionclip_jax.ops.normalization import (
     real_pixels,
 )
 from regionclip_jax.ops.proposals import select_proposals
+from regionclip_jax.settings import ProposalSettings
 from regionclip_jax.structures import Regions
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
@@ -227,13 +228,9 @@ def propose(
     variables: dict,
     images: UInt8[Array, "B H W 3"],
     sizes: Int[Array, "B 2"],
-    *,
-    pre_nms_topk: int,
-    post_nms_topk: int,
-    nms_threshold: float,
-    min_size: float = 0.0,
+    proposals: ProposalSettings,
 ) -> Regions:
-    """The best distinct boxes of each picture, by descending objectness logit, R = post_nms_topk.
+    """Propose the best distinct boxes of each image, by descending objectness logit.
 
     Cells that exist only because the canvas is larger than the picture propose nothing: the
     anchors are those the reference has for the picture alone (padded for a pyramid to a multiple of
@@ -242,7 +239,7 @@ def propose(
     Args:
         images: canvases of any size; enlarged here to a multiple of 16 (C4) or 32 (pyramid).
         sizes: (height, width) of each picture's real pixels.
-        pre_nms_topk, post_nms_topk, nms_threshold, min_size: as in ``ops.proposals``.
+        proposals: R = ``num_proposals``, and how they are chosen.
 
     Raises:
         ValueError: as ``ops.proposals.select_proposals``.
@@ -262,10 +259,9 @@ def propose(
         deltas,
         anchors,
         sizes,
-        pre_nms_topk=pre_nms_topk,
-        post_nms_topk=post_nms_topk,
-        nms_threshold=nms_threshold,
-        min_size=min_size,
+        pre_nms_topk=proposals.pre_nms_topk,
+        num_proposals=proposals.num_proposals,
+        nms_threshold=proposals.nms_threshold,
     )
 
 

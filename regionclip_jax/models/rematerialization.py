@@ -4,15 +4,12 @@ A choice between memory and time: no number and no parameter's name depends on i
 where no gradient is taken: a frozen stage keeps nothing either way, and none of it is made twice.
 """
 
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 
-# "all": whatever the gradient of the block asks for. "products": the block's input and the outputs
-# of its convolutions and dense layers; norms, activations, pools and attention are made again.
-# "block_inputs": the block's input alone; the block is made again.
-KeptActivations = Literal["all", "products", "block_inputs"]
+from regionclip_jax.settings import KeptActivations
 
 # The name (``checkpoint_name``) of what convolutions put out: their own gradients hide the rest.
 PRODUCT = "product"
@@ -21,7 +18,14 @@ Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def keeping(block: Block, kept: KeptActivations, methods: tuple[str, ...] = ("__call__",)) -> Block:
-    """``block``, a module's class, whose ``methods`` keep no more than ``kept``."""
+    """Return a module's class whose ``methods`` keep no more than ``kept``.
+
+    Args:
+        kept: "all": whatever the gradient of the block asks for. "products": the block's input and
+            the outputs of its convolutions and dense layers; norms, activations, pools and
+            attention are made again. "block_inputs": the block's input alone; the block is made
+            again.
+    """
     if kept == "all":
         return block
     policies = {"products": _is_product, "block_inputs": None}

@@ -16,7 +16,7 @@ from regionclip_jax.structures import AnyArray, Regions
 
 
 @functools.partial(
-    jax.jit, static_argnames=("pre_nms_topk", "post_nms_topk", "nms_threshold", "min_size")
+    jax.jit, static_argnames=("pre_nms_topk", "num_proposals", "nms_threshold", "min_size")
 )
 def select_proposals(
     logits: list[Float[Array, "B _"]],
@@ -25,7 +25,7 @@ def select_proposals(
     sizes: Int[Array, "B 2"],
     *,
     pre_nms_topk: int,
-    post_nms_topk: int,
+    num_proposals: int,
     nms_threshold: float,
     min_size: float = 0.0,
 ) -> Regions:
@@ -33,7 +33,7 @@ def select_proposals(
 
     The best ``pre_nms_topk`` of each level are decoded; boxes that are not finite are dropped, the
     rest is clipped to the picture and dropped if a side is not longer than ``min_size``; boxes
-    suppress those of their own level; the best ``post_nms_topk`` of all levels are returned. No
+    suppress those of their own level; the best ``num_proposals`` of all levels are returned. No
     gradient flows back, as in the reference.
 
     Args:
@@ -43,7 +43,7 @@ def select_proposals(
         sizes: (height, width) of each picture's real pixels. A picture without pixels has no
             proposals.
         pre_nms_topk: per level.
-        post_nms_topk: R, in total.
+        num_proposals: R, in total.
         nms_threshold: IoU, between 0 and 1.
         min_size: canvas pixels, after clipping.
 
@@ -72,7 +72,7 @@ def select_proposals(
 
     def select(boxes, scores, mask):
         chosen, kept = nms_by_group(
-            boxes, scores, levels, mask, iou_threshold=nms_threshold, max_outputs=post_nms_topk
+            boxes, scores, levels, mask, iou_threshold=nms_threshold, max_outputs=num_proposals
         )
         return Regions(
             boxes=jnp.where(kept[:, None], boxes[chosen], 0.0),

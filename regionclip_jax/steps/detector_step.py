@@ -9,7 +9,6 @@ Knowing departures: sums go over the global batch, the reference's over one GPU;
 depend on the canvas (``models.convolution``), where the reference's batches let padding leak in.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +29,7 @@ from regionclip_jax.ops.mask_targets import mask_targets
 from regionclip_jax.ops.matching import match_boxes, sample_examples
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.roi_align import roi_align
-from regionclip_jax.steps.predict_step import ProposalSettings
+from regionclip_jax.settings import DetectorObjective
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
 from regionclip_jax.structures import DetectionBatch, Regions
 
@@ -44,27 +43,6 @@ class FrozenDetectorParts:
     localizer: Any
     # Of the classes that are trained, in the order of the batches' class numbers.
     class_embeddings: Float[Array, "C D"]
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectorSettings:
-    """Numbers of the objective; the recipes in ``configs/train_detector.py`` comment each."""
-
-    proposals: ProposalSettings
-    samples_per_image: int
-    positive_fraction: float
-    positive_iou: float
-    temperature: float
-    background_weight: float
-    focal_gamma: float | None
-    with_masks: bool
-    regions_per_chunk: int | None
-    roi_align: str
-    seed: int
-
-    @property
-    def max_positives(self) -> int:
-        return int(self.samples_per_image * self.positive_fraction)
 
 
 @flax.struct.dataclass
@@ -84,7 +62,7 @@ def label_and_sample(
     proposals: Regions,
     batch: DetectionBatch,
     num_classes: int,
-    settings: DetectorSettings,
+    settings: DetectorObjective,
 ) -> Samples:
     """Match, label and sample proposals and ground-truth boxes.
 
@@ -126,7 +104,7 @@ def embed_samples(
     variables: dict,
     batch: DetectionBatch,
     samples: Samples,
-    settings: DetectorSettings,
+    settings: DetectorObjective,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B P h w c"] | None, dict]:
     """Embeddings of the samples; layer4's maps of the rows that may be positive, where masks are
     trained; and the batch statistics, which are new where the norms are live."""
@@ -136,7 +114,7 @@ def embed_samples(
     features = model.apply(variables, pixels, batch.sizes, method=model.image_features)
     how = dict(
         regions_per_chunk=settings.regions_per_chunk,
-        implementation=settings.roi_align,
+        implementation=settings.roi_align_impl,
         differentiated=True,
     )
     if not settings.with_masks:
@@ -162,7 +140,7 @@ def _embed_with_live_norm(model, variables, pixels, batch, samples, settings):
         model.crop_size,
         1 / model.stride,
         extents=features.cells,
-        implementation=settings.roi_align,
+        implementation=settings.roi_align_impl,
     )
     shape = crops.shape[:2]
     maps, updated = model.apply(
@@ -183,7 +161,7 @@ def detector_losses(
     class_embeddings: Float[Array, "C D"],
     batch: DetectionBatch,
     samples: Samples,
-    settings: DetectorSettings,
+    settings: DetectorObjective,
 ) -> tuple[dict[str, Float[Array, ""]], Float[Array, "B S _"], dict]:
     """The losses by name, all of weight 1; the logits; and the batch statistics."""
     embeddings, maps, batch_stats = embed_samples(
@@ -229,7 +207,9 @@ def make_detector_step(
     model: CLIP,
     localizer: Localizer,
     optimizer: optax.GradientTransformation,
-    settings: DetectorSettings,
+    settings: DetectorObjective,
+    *,
+    seed: int,
 ) -> Callable[[TrainState, FrozenDetectorParts, DetectionBatch], tuple[TrainState, dict]]:
     """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's.
 
@@ -244,12 +224,10 @@ def make_detector_step(
             frozen.localizer,
             batch.images,
             batch.sizes,
-            pre_nms_topk=settings.proposals.pre_nms_topk,
-            post_nms_topk=settings.proposals.post_nms_topk,
-            nms_threshold=settings.proposals.nms_threshold,
+            settings.proposals,
         )
         num_classes = len(frozen.class_embeddings)
-        key = step_key(settings.seed, state.step)
+        key = step_key(seed, state.step)
         samples = label_and_sample(key, proposals, batch, num_classes, settings)
 
         def loss_fn(params):

@@ -7,7 +7,6 @@ nothing but proposals is learned, since nothing else is used. That changes what 
 are good for, and which proposals come: to be measured by average recall, not assumed.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -18,24 +17,14 @@ from jaxtyping import Array, Bool, Float
 from regionclip_jax.losses.rpn import anchor_regression_loss, objectness_loss
 from regionclip_jax.models.localizer import Localizer, level_anchors, real_anchors
 from regionclip_jax.ops.matching import IGNORED, POSITIVE, match_boxes, sampled_labels
+from regionclip_jax.settings import LocalizerObjective
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
 from regionclip_jax.structures import DetectionBatch
 
 
-@dataclasses.dataclass(frozen=True)
-class LocalizerSettings:
-    """Numbers of the objective; the recipes in ``configs/train_localizer.py`` comment each."""
-
-    anchors_per_image: int
-    positive_fraction: float
-    negative_below: float
-    positive_from: float
-    seed: int
-
-
 def label_anchors(
     key, anchors: Float[Array, "anchors 4"], exists: Bool[Array, "B anchors"],
-    batch: DetectionBatch, settings: LocalizerSettings,
+    batch: DetectionBatch, settings: LocalizerObjective,
 ):  # fmt: skip
     """Labels and ground-truth boxes of all anchors, all but the sampled ones IGNORED.
 
@@ -75,7 +64,9 @@ def label_anchors(
 def make_localizer_step(
     localizer: Localizer,
     optimizer: optax.GradientTransformation,
-    settings: LocalizerSettings,
+    settings: LocalizerObjective,
+    *,
+    seed: int,
 ) -> Callable[[TrainState, DetectionBatch], tuple[TrainState, dict]]:
     """Builds the step; ``jax.jit`` is the caller's. Norms are live where the localizer's are."""
 
@@ -85,7 +76,7 @@ def make_localizer_step(
             [jnp.asarray(a) for a in level_anchors(localizer.config, height, width)]
         )
         exists = jnp.concatenate(real_anchors(localizer.config, batch.sizes, height, width), 1)
-        key = step_key(settings.seed, state.step)
+        key = step_key(seed, state.step)
         labels, targets = label_anchors(key, anchors, exists, batch, settings)
 
         def loss_fn(params):

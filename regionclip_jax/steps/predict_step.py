@@ -12,7 +12,6 @@ The reference detects one picture at a time, without padding (but for the pyrami
 the ResNets here, whatever the canvas and the other pictures of a batch (``models.convolution``).
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ from regionclip_jax.models.mask_head import MaskHead
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.sampling import box_mask, grid_boxes
+from regionclip_jax.settings import DetectionSettings, ProposalSettings
 from regionclip_jax.structures import DetectionBatch, Detections, Regions
 
 
@@ -60,38 +60,6 @@ class Prediction:
 FindRegions = Callable[[DetectorVariables, DetectionBatch], Regions]
 
 
-@dataclasses.dataclass(frozen=True)
-class ProposalSettings:
-    """How many boxes a localizer proposes. The defaults are the reference's for zero-shot."""
-
-    # Of each level of a pyramid; 6000 for the one level of a C4.
-    pre_nms_topk: int = 1000
-    post_nms_topk: int = 1000
-    nms_threshold: float = 0.9
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectSettings:
-    """From embeddings to detections. The defaults are the reference's for COCO with proposals."""
-
-    temperature: float = 0.01
-    # "features" or "crops".
-    embed_from: str = "features"
-    # "reference" (the root of probability x raw logit), "sigmoid" (of its sigmoid), or "none".
-    objectness: str = "reference"
-    score_threshold: float = 0.001
-    # "hard", or soft: "gaussian", "linear".
-    nms: str = "hard"
-    nms_threshold: float = 0.5
-    soft_nms_sigma: float = 0.5
-    soft_nms_prune: float = 0.001
-    max_detections: int = 100
-    # Report probabilities without objectness, which still orders (the reference's VIS; hard NMS).
-    report_probabilities: bool = False
-    regions_per_chunk: int | None = None
-    roi_align: str = "auto"
-
-
 def embed_boxes(
     model: CLIP,
     variables: dict,
@@ -101,7 +69,7 @@ def embed_boxes(
     *,
     embed_from: str,
     regions_per_chunk: int | None,
-    roi_align: str,
+    roi_align_impl: str,
 ) -> Float[Array, "B R D"]:
     """Embeddings of boxes (canvas pixels) by either way.
 
@@ -122,13 +90,13 @@ def embed_boxes(
         features,
         boxes,
         regions_per_chunk=regions_per_chunk,
-        implementation=roi_align,
+        implementation=roi_align_impl,
     )
 
 
 def predict_regions(
     model: CLIP,
-    settings: DetectSettings,
+    settings: DetectionSettings,
     variables: DetectorVariables,
     images: UInt8[Array, "B H W 3"],
     sizes: Int[Array, "B 2"],
@@ -157,7 +125,7 @@ def predict_regions(
         regions.boxes,
         embed_from=settings.embed_from,
         regions_per_chunk=settings.regions_per_chunk,
-        roi_align=settings.roi_align,
+        roi_align_impl=settings.roi_align_impl,
     )
     boxes = regions.boxes
     if variables.box_head is not None:
@@ -172,10 +140,10 @@ def predict_regions(
         regions.mask & has_scores,
         sizes,
         score_threshold=settings.score_threshold,
-        nms=settings.nms,
-        nms_threshold=settings.nms_threshold,
-        soft_nms_sigma=settings.soft_nms_sigma,
-        soft_nms_prune=settings.soft_nms_prune,
+        nms=settings.nms.method,
+        nms_threshold=settings.nms.threshold,
+        soft_nms_sigma=settings.nms.sigma,
+        soft_nms_prune=settings.nms.prune,
         max_detections=settings.max_detections,
         reported_scores=probabilities if settings.report_probabilities else None,
     )
@@ -203,7 +171,7 @@ def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array
         features,
         boxes,
         regions_per_chunk=settings.regions_per_chunk,
-        implementation=settings.roi_align,
+        implementation=settings.roi_align_impl,
     )
     flat = maps.reshape(-1, *maps.shape[2:])
     logits = MaskHead(dtype=maps.dtype).apply(variables.mask_head, flat)
@@ -224,9 +192,7 @@ def proposals_of(localizer: Localizer, settings: ProposalSettings) -> FindRegion
             variables.localizer,
             batch.images,
             batch.sizes,
-            pre_nms_topk=settings.pre_nms_topk,
-            post_nms_topk=settings.post_nms_topk,
-            nms_threshold=settings.nms_threshold,
+            settings,
         )
 
     return find
@@ -244,7 +210,7 @@ def windows(sides: tuple[float, ...]) -> FindRegions:
 
 
 def make_predict_step(
-    model: CLIP, settings: DetectSettings, find_regions: FindRegions
+    model: CLIP, settings: DetectionSettings, find_regions: FindRegions
 ) -> Callable[[DetectorVariables, DetectionBatch], Prediction]:
     """Builds ``(variables, batch) -> Prediction``: uint8 canvases in, one program.
 
@@ -264,7 +230,7 @@ def make_predict_step(
 
 def make_detect_step(
     model: CLIP,
-    settings: DetectSettings,
+    settings: DetectionSettings,
     *,
     localizer: Localizer | None = None,
     proposals: ProposalSettings | None = None,

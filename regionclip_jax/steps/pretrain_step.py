@@ -11,9 +11,8 @@ covers the whole canvas. Here features and losses are those of the image alone, 
 ``padding="reference"`` asks for the canvas.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax
@@ -37,6 +36,7 @@ from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.chunks import map_chunks
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
+from regionclip_jax.settings import PretrainObjective
 from regionclip_jax.steps.micro_batches import map_parts, value_and_cached_gradient
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
 from regionclip_jax.structures import ImageTextBatch, Regions
@@ -53,32 +53,6 @@ class Frozen:
     localizer: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class PretrainSettings:
-    """Numbers of the objective; the recipes in ``configs/pretrain.py`` comment each."""
-
-    num_proposals: int
-    num_regions: int
-    pre_nms_topk: int
-    proposal_nms_threshold: float
-    box_grid: int
-    box_sides: tuple[float, float] | None
-    temperature: float
-    teacher_temperature: float
-    concept_threshold: float
-    images_per_group: int | None
-    image_text_weight: float
-    distillation_weight: float
-    contrastive_weight: float
-    padding: Literal["invisible", "reference"]
-    regions_per_chunk: int | None
-    regions_per_softmax: int | None
-    roi_align: str
-    # Parts that the towers take the batch in; 1 is all at once.
-    micro_batches: int
-    seed: int
-
-
 @flax.struct.dataclass
 class StudentEmbeddings:
     """All that the losses see of a batch."""
@@ -92,7 +66,7 @@ def find_regions(
     key: PRNGKeyArray,
     images: UInt8[Array, "B H W 3"],
     sizes: Int[Array, "B 2"],
-    settings: PretrainSettings,
+    settings: PretrainObjective,
     localizer: Localizer | None,
     localizer_variables: Any,
 ) -> Regions:
@@ -104,23 +78,27 @@ def find_regions(
                 localizer,
                 localizer_variables,
                 *part,
-                pre_nms_topk=settings.pre_nms_topk,
-                post_nms_topk=settings.num_proposals,
-                nms_threshold=settings.proposal_nms_threshold,
+                settings.proposals,
             ),
             (images, sizes),
             settings.micro_batches,
         )
     else:
         boxes = random_boxes(
-            propose_key, sizes, settings.num_proposals, settings.box_grid, settings.box_sides
+            propose_key,
+            sizes,
+            settings.proposals.num_proposals,
+            settings.box_grid,
+            settings.box_sides,
         )
-        mask = box_mask(sizes, settings.num_proposals)
+        mask = box_mask(sizes, settings.proposals.num_proposals)
         proposals = Regions(boxes=boxes, scores=jnp.zeros(mask.shape), mask=mask)
     return sample_regions(sample_key, proposals, settings.num_regions)
 
 
-def visible_sizes(sizes: Int[Array, "B 2"], settings: PretrainSettings) -> Int[Array, "B 2"] | None:
+def visible_sizes(
+    sizes: Int[Array, "B 2"], settings: PretrainObjective
+) -> Int[Array, "B 2"] | None:
     """What of each canvas the image towers look at; None is all of it, as in the reference."""
     return None if settings.padding == "reference" else sizes
 
@@ -131,7 +109,7 @@ def label_with_teacher(
     images: UInt8[Array, "B H W 3"],
     sizes: Int[Array, "B 2"],
     regions: Regions,
-    settings: PretrainSettings,
+    settings: PretrainObjective,
 ) -> PseudoLabels:
     """The teacher's embedding of every region, and what it names it; no gradient."""
 
@@ -146,7 +124,7 @@ def label_with_teacher(
             features,
             boxes,
             regions_per_chunk=settings.regions_per_chunk,
-            implementation=settings.roi_align,
+            implementation=settings.roi_align_impl,
         )
 
     embeddings = map_parts(embed, (images, sizes, regions.boxes), settings.micro_batches)
@@ -157,7 +135,7 @@ def name_regions(
     embeddings: Float[Array, "B R Dt"],
     mask: Bool[Array, "B R"],
     frozen: Frozen,
-    settings: PretrainSettings,
+    settings: PretrainObjective,
 ) -> PseudoLabels:
     """The concept that the teacher sees in every region, and which regions it is sure of.
 
@@ -183,7 +161,7 @@ def embed_with_student(
     variables: dict,
     batch: ImageTextBatch,
     boxes: Float[Array, "B R 4"],
-    settings: PretrainSettings,
+    settings: PretrainObjective,
 ) -> StudentEmbeddings:
     """The student's embeddings of the regions, of the whole pictures, and of the captions.
 
@@ -202,7 +180,7 @@ def embed_with_student(
         features,
         boxes,
         regions_per_chunk=settings.regions_per_chunk,
-        implementation=settings.roi_align,
+        implementation=settings.roi_align_impl,
         differentiated=True,
     )
     whole = features.whole
@@ -217,7 +195,7 @@ def region_losses(
     embeddings: Float[Array, "B R D"],
     labels: PseudoLabels,
     frozen: Frozen,
-    settings: PretrainSettings,
+    settings: PretrainObjective,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Distillation and concept contrast, each the mean over kept regions, then over groups.
 
@@ -256,7 +234,7 @@ def pretrain_losses(
     mask: Bool[Array, " B"],
     labels: PseudoLabels,
     frozen: Frozen,
-    settings: PretrainSettings,
+    settings: PretrainObjective,
     image_text: ImageTextLoss = image_text_loss,
 ) -> dict[str, Float[Array, ""]]:
     """The three losses, unweighted, by name."""
@@ -272,13 +250,17 @@ def make_pretrain_step(
     student: CLIP,
     teacher: CLIP,
     optimizer: optax.GradientTransformation,
-    settings: PretrainSettings,
+    settings: PretrainObjective,
+    *,
+    seed: int,
     localizer: Localizer | None = None,
     image_text: ImageTextLoss = image_text_loss,
 ) -> Callable[[TrainState, Frozen, ImageTextBatch], tuple[TrainState, dict]]:
     """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's.
 
     Args:
+        seed: of the regions of every step.
+        localizer: proposes regions, with ``frozen.localizer``; None draws random boxes.
         image_text: the form of the image-text loss: plain, or one of
             ``losses.image_text_blockwise``.
     """
@@ -290,7 +272,7 @@ def make_pretrain_step(
 
     def step(state: TrainState, frozen: Frozen, batch: ImageTextBatch) -> tuple[TrainState, dict]:
         sizes = jnp.where(batch.mask[:, None], batch.sizes, 0)
-        key = step_key(settings.seed, state.step)
+        key = step_key(seed, state.step)
         regions = find_regions(key, batch.images, sizes, settings, localizer, frozen.localizer)
         labels = label_with_teacher(teacher, frozen, batch.images, sizes, regions, settings)
 

@@ -24,10 +24,9 @@ from regionclip_jax.ops.detections import select_detections
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.sampling import random_boxes
+from regionclip_jax.settings import DetectionSettings, ProposalSettings
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
-    DetectSettings,
-    ProposalSettings,
     make_predict_step,
     proposals_of,
 )
@@ -48,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=int, default=25, help="regions of an image at once; 0: all")
 
 
-def settings_of(chunk: int | None, implementation: str = "auto") -> DetectSettings:
+def settings_of(chunk: int | None, implementation: str = "auto") -> DetectionSettings:
     """The reference's, but for objectness: random logits are negative, and would have no scores."""
-    return DetectSettings(regions_per_chunk=chunk, objectness="sigmoid", roi_align=implementation)
+    return DetectionSettings(
+        regions_per_chunk=chunk, objectness="sigmoid", roi_align_impl=implementation
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def build(args: argparse.Namespace) -> Setup:
         batch=batch,
         boxes=random_boxes(jax.random.key(0), batch.sizes, args.regions, 8),
         embeddings=jnp.array(rng.standard_normal(shape), jnp.float32),
-        proposals=ProposalSettings(post_nms_topk=args.regions),
+        proposals=ProposalSettings(num_proposals=args.regions),
         chunk=args.chunk or None,
     )
 
@@ -135,12 +136,7 @@ def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
         return localizer.apply(variables, images, sizes, method=localizer.feature_levels)
 
     def find(variables, images):
-        return propose(
-            localizer, variables, images, sizes,
-            pre_nms_topk=setup.proposals.pre_nms_topk,
-            post_nms_topk=setup.proposals.post_nms_topk,
-            nms_threshold=setup.proposals.nms_threshold,
-        )  # fmt: skip
+        return propose(localizer, variables, images, sizes, setup.proposals)
 
     def features(clip, images):
         pixels = normalize_for_clip(images, sizes)
@@ -161,8 +157,8 @@ def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
             jnp.ones(boxes.shape[:2], bool),
             sizes,
             score_threshold=settings.score_threshold,
-            nms=settings.nms,
-            nms_threshold=settings.nms_threshold,
+            nms=settings.nms.method,
+            nms_threshold=settings.nms.threshold,
             max_detections=settings.max_detections,
         )
 
@@ -202,7 +198,7 @@ def torch_columns(setup: Setup, runner) -> dict[str, dict]:
         return lambda: select_proposals(
             *outputs(images), anchors, height, width,
             pre_nms_topk=proposals.pre_nms_topk,
-            post_nms_topk=proposals.post_nms_topk,
+            num_proposals=proposals.num_proposals,
             nms_threshold=proposals.nms_threshold,
         )  # fmt: skip
 

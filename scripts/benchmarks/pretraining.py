@@ -21,9 +21,9 @@ from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.sampling import random_boxes
+from regionclip_jax.settings import PretrainObjective, ProposalSettings
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
-    PretrainSettings,
     StudentEmbeddings,
     make_pretrain_step,
     name_regions,
@@ -43,16 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=int, default=25, help="regions of an image at once; 0: all")
 
 
-def settings_of(num_regions: int, chunk: int | None) -> PretrainSettings:
-    """Return the paper's settings, on random boxes, with one group of all images."""
-    return PretrainSettings(
-        num_proposals=num_regions, num_regions=num_regions, pre_nms_topk=1000,
-        proposal_nms_threshold=0.5, box_grid=8, box_sides=None, temperature=0.01,
-        teacher_temperature=0.01, concept_threshold=0.1, images_per_group=None,
-        image_text_weight=1.0, distillation_weight=1.0, contrastive_weight=1.0,
-        padding="invisible", regions_per_chunk=chunk, regions_per_softmax=None, roi_align="auto",
-        micro_batches=1, seed=0,
-    )  # fmt: skip
+def settings_of(num_regions: int, chunk: int | None) -> PretrainObjective:
+    """Return the paper's objective, on random boxes, with one group of all images."""
+    return PretrainObjective(
+        proposals=ProposalSettings(num_proposals=num_regions),
+        num_regions=num_regions,
+        images_per_group=None,
+        regions_per_chunk=chunk,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Setup:
     frozen: Frozen
     optimizer: optax.GradientTransformation
     state: TrainState
-    settings: PretrainSettings
+    settings: PretrainObjective
 
 
 def build(args: argparse.Namespace) -> Setup:
@@ -110,12 +108,12 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
 def whole_step(setup: Setup, runner=None) -> Work:
     """Teacher, student, losses and update as a job runs them: the state is donated."""
     step = Program(
-        make_pretrain_step(setup.model, setup.model, setup.optimizer, setup.settings),
+        make_pretrain_step(setup.model, setup.model, setup.optimizer, setup.settings, seed=0),
         # A donated state is gone: the caller's stays for the other rows.
         jax.tree.map(jnp.copy, setup.state), setup.frozen, setup.batch,
         carries_first=True,
     )  # fmt: skip
-    counted = dataclasses.replace(setup.settings, regions_per_chunk=None, roi_align="gather")
+    counted = dataclasses.replace(setup.settings, regions_per_chunk=None, roi_align_impl="gather")
     return Work(
         "whole step (teacher, student, losses, update)",
         step,
@@ -123,7 +121,7 @@ def whole_step(setup: Setup, runner=None) -> Work:
         items=len(setup.batch.images),
         unit="images",
         model_flops=lambda: count_model_flops(
-            make_pretrain_step(setup.model, setup.model, setup.optimizer, counted),
+            make_pretrain_step(setup.model, setup.model, setup.optimizer, counted, seed=0),
             setup.state, setup.frozen, setup.batch,
         ),
     )  # fmt: skip

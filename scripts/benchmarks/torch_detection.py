@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from benchmarks.torch_clip import TorchCLIP, concept_logits
 from benchmarks.torch_localizer import TorchLocalizer, select_proposals
 from benchmarks.torch_ops import nms_per_class
-from regionclip_jax.steps.predict_step import DetectSettings, ProposalSettings
+from regionclip_jax.settings import DetectionSettings, ProposalSettings
 
 
 def class_probabilities(embeddings, classes, temperature: float):
@@ -14,13 +14,13 @@ def class_probabilities(embeddings, classes, temperature: float):
     return F.pad(logits, (0, 1)).softmax(-1)[..., :-1]
 
 
-def choose(boxes, scores, settings: DetectSettings):
+def choose(boxes, scores, settings: DetectionSettings):
     """The detections of every picture, from boxes and scores of each."""
     return [
         nms_per_class(
             boxes_, scores_,
             score_threshold=settings.score_threshold,
-            iou_threshold=settings.nms_threshold,
+            iou_threshold=settings.nms.threshold,
             max_outputs=settings.max_detections,
         )
         for boxes_, scores_ in zip(boxes, scores, strict=True)
@@ -32,7 +32,7 @@ def make_detect(
     localizer: TorchLocalizer,
     anchors: list,
     classes,
-    settings: DetectSettings,
+    settings: DetectionSettings,
     proposals: ProposalSettings,
     compile_,
 ):
@@ -46,12 +46,12 @@ def make_detect(
         found = select_proposals(
             logits, deltas, anchors, height, width,
             pre_nms_topk=proposals.pre_nms_topk,
-            post_nms_topk=proposals.post_nms_topk,
+            num_proposals=proposals.num_proposals,
             nms_threshold=proposals.nms_threshold,
         )  # fmt: skip
         # Pictures with fewer proposals get empty boxes, so that all are embedded at once.
         boxes = torch.stack(
-            [F.pad(b, (0, 0, 0, proposals.post_nms_topk - len(b))) for b, _ in found]
+            [F.pad(b, (0, 0, 0, proposals.num_proposals - len(b))) for b, _ in found]
         )
         probabilities = class_probabilities(
             encode(features(images), boxes), classes, settings.temperature

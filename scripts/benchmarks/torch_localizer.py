@@ -119,7 +119,7 @@ class TorchLocalizer(nn.Module):
 
 
 def select_proposals(
-    logits, deltas, anchors, height: int, width: int, *, pre_nms_topk, post_nms_topk, nms_threshold
+    logits, deltas, anchors, height: int, width: int, *, pre_nms_topk, num_proposals, nms_threshold
 ):
     """Boxes and logits of each picture, best first; as many as are left."""
     boxes, scores, levels = [], [], []
@@ -136,7 +136,7 @@ def select_proposals(
     for boxes_, scores_, levels_ in zip(boxes, scores, levels, strict=True):
         real = (boxes_[:, 2:] > boxes_[:, :2]).all(-1)
         boxes_, scores_, levels_ = boxes_[real], scores_[real], levels_[real]
-        kept = batched_nms(boxes_, scores_, levels_, nms_threshold)[:post_nms_topk]
+        kept = batched_nms(boxes_, scores_, levels_, nms_threshold)[:num_proposals]
         found.append((boxes_[kept], scores_[kept]))
     return found
 

@@ -9,7 +9,7 @@ from benchmarks.torch_clip import TorchCLIP, concept_logits, torch_clip
 from benchmarks.torch_layers import TorchRunner
 from regionclip_jax.conversion import clip_keys
 from regionclip_jax.models.presets import CLIPConfig
-from regionclip_jax.steps.pretrain_step import PretrainSettings
+from regionclip_jax.settings import PretrainObjective
 
 
 def train_as_ours(model: TorchCLIP, trained_paths: dict[str, int]) -> list:
@@ -32,7 +32,7 @@ def draw_boxes(images, num_regions: int, grid: int):
     return torch.cat([low, torch.minimum(low + span, cells)], -1) * grid
 
 
-def label_with_teacher(teacher: TorchCLIP, images, boxes, concepts, settings: PretrainSettings):
+def label_with_teacher(teacher: TorchCLIP, images, boxes, concepts, settings: PretrainObjective):
     """Embeddings of all regions [N, D], their concepts, and which of them are sure enough."""
     embeddings = teacher.encode_regions(teacher.image_features(images), boxes).flatten(0, 1)
     logits = concept_logits(embeddings, concepts, settings.teacher_temperature)
@@ -42,7 +42,7 @@ def label_with_teacher(teacher: TorchCLIP, images, boxes, concepts, settings: Pr
 
 
 def losses_of(
-    student: TorchCLIP, images, tokens, boxes, concepts, labels, settings: PretrainSettings
+    student: TorchCLIP, images, tokens, boxes, concepts, labels, settings: PretrainObjective
 ) -> dict:
     """The three losses, for one group of all pictures; ``labels`` as of ``label_with_teacher``."""
     teacher_logits, targets, keep = labels
@@ -70,7 +70,7 @@ def make_step(
     variables: dict,
     trained_paths: dict[str, int],
     concepts,
-    settings: PretrainSettings,
+    settings: PretrainObjective,
     runner: TorchRunner,
     compile_: Callable,
     canvas: tuple[int, int],

@@ -17,10 +17,10 @@ from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.ops.sampling import random_boxes
+from regionclip_jax.settings import ProposalSettings
 from regionclip_jax.steps import pretrain_step
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
-    ProposalSettings,
     make_predict_step,
     proposals_of,
 )
@@ -174,7 +174,7 @@ def test_detections_are_ours(runner, model, variables):
     localizer = Localizer(PYRAMID)
     pyramid = varied(abstract_localizer(PYRAMID), 3)
     settings = detection.settings_of(None)
-    proposals = ProposalSettings(pre_nms_topk=40, post_nms_topk=20)
+    proposals = ProposalSettings(pre_nms_topk=40, num_proposals=20)
     batch = DetectionBatch(
         images=jnp.asarray(IMAGES),
         sizes=SIZES,

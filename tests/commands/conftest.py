@@ -39,7 +39,7 @@ def get_config():
     # One caption of fourteen is blank, one picture of the thirteen others broken.
     config.data.fault_fraction, config.data.fault_minimum = 0.1, 100
     config.concepts.names_file, config.concepts.templates = {concepts!r}, "plain"
-    config.regions.num_proposals, config.regions.num_regions = 12, 6
+    config.regions.proposals.num_proposals, config.regions.num_regions = 12, 6
     config.regions.images_per_group, config.regions.regions_per_chunk = 2, 6
     config.optimizer.boundaries = (100,)
     config.optimizer.warmup_steps = 2
@@ -56,10 +56,11 @@ def get_config():
     config.evaluation.path, config.evaluation.split = {coco!r}, "val"
     config.evaluation.short_side, config.evaluation.max_long_side = 64, 96
     config.evaluation.canvas_sizes = ((64, 96), (96, 64), (96, 96))
-    config.evaluation.max_boxes, config.evaluation.regions_per_chunk = 4, 4
+    config.evaluation.max_boxes, config.evaluation.detection.regions_per_chunk = 4, 4
     config.evaluation.templates = "plain"
     # Every box with every class.
-    config.evaluation.nms_threshold, config.evaluation.score_threshold = 1.0, 0.0
+    config.evaluation.detection.score_threshold = 0.0
+    config.evaluation.detection.nms.threshold = 1.0
     config.evaluation.num_threads = 1
     return config
 """

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.command
 
 def test_a_key_that_does_not_exist_is_refused_with_the_one_meant(run_main, complaint, tmp_path):
     done = run_main("configs/pretrain.py", tmp_path, "--config.scenes.num_closeup=1")
-    assert 'Did you mean "num_closeups"' in complaint(done)
+    assert "did you mean 'num_closeups'" in complaint(done)
 
 
 def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(run_main, complaint, tmp_path):

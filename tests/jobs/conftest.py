@@ -1,11 +1,12 @@
 """Recipes of jobs that take seconds: drawn pictures of 64 pixels, networks of a few channels."""
 
+import collections
 import dataclasses
 
 import numpy as np
 import pytest
 
-from regionclip_jax import config as sections
+from regionclip_jax import settings
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import (
     abstract_variables,
@@ -98,127 +99,82 @@ def boxes_directory(tmp_path_factory, drawn):
 
 
 @pytest.fixture(scope="session")
-def data(pairs_directory) -> sections.DataSection:
-    return sections.DataSection(
+def data(pairs_directory) -> settings.CaptionDataSettings:
+    return settings.CaptionDataSettings(
         source="array_record",
         path=str(pairs_directory),
-        split="",
-        mixture=(),
         short_sides=None,
         max_long_side=None,
-        resize_method="bicubic_truncate",
         canvas_sizes=((SIDE, SIDE),),
         group_by_canvas=False,
-        flip_probability=0.5,
-        flip_directional_captions=True,
         context_length=LENGTH,
         num_threads=1,
-        num_workers=0,
         fault_fraction=0.1,
         fault_minimum=1,
     )
 
 
 @pytest.fixture(scope="session")
-def evaluation(boxes_directory) -> sections.EvaluationSection:
-    return sections.EvaluationSection(
+def evaluation(boxes_directory) -> settings.EvaluationSettings:
+    return settings.EvaluationSettings(
         source="array_record",
         path=str(boxes_directory),
-        split="",
-        annotations="",
         class_split="scenes",
-        vocabulary="",
         short_side=None,
         max_long_side=None,
-        resize_method="bilinear_round",
         canvas_sizes=((SIDE, SIDE),),
         batch_size=8,
         max_boxes=3,
-        regions="ground_truth",
-        localizer="",
-        num_proposals=50,
-        pre_nms_topk=100,
-        proposal_nms_threshold=0.9,
+        proposals=settings.ProposalSettings(num_proposals=50, pre_nms_topk=100),
         window_sides=(0.5,),
-        embed_from="features",
-        temperature=0.1,
-        objectness="none",
-        score_threshold=0.0,
-        nms="hard",
-        nms_threshold=1.0,
-        soft_nms_sigma=0.5,
-        soft_nms_prune=0.001,
-        max_detections=100,
-        regions_per_chunk=None,
-        roi_align="auto",
+        detection=settings.DetectionSettings(
+            temperature=0.1,
+            objectness="none",
+            score_threshold=0.0,
+            nms=settings.NmsSettings(threshold=1.0),
+        ),
         templates="plain",
         num_threads=1,
-        fault_fraction=0.0,
     )
 
 
 @pytest.fixture(scope="session")
-def optimizer() -> sections.OptimizerSection:
-    return sections.OptimizerSection(
-        kind="sgd",
+def optimizer() -> settings.OptimizerSettings:
+    return settings.OptimizerSettings(
         learning_rate=0.05,
-        schedule="multistep",
         boundaries=(100,),
-        gamma=0.1,
         warmup_factor=1.0,
         warmup_steps=0,
-        momentum=0.9,
         weight_decay=0.0,
-        clip_per_tensor_norm=None,
-        no_decay_patterns=(),
         frozen_patterns=("^text/", "^logit_scale"),
     )
 
 
 @pytest.fixture(scope="session")
-def run_section() -> sections.RunSection:
-    return sections.RunSection(
-        num_steps=2,
-        batch_size=8,
-        fsdp=1,
-        seed=0,
-        log_every=1,
-        checkpoint_every=1,
-        checkpoints_to_keep=2,
+def run_section() -> settings.RunSettings:
+    return settings.RunSettings(
+        num_steps=2, batch_size=8, log_every=1, checkpoint_every=1, checkpoints_to_keep=2
     )
 
 
 @pytest.fixture(scope="session")
-def regions() -> sections.RegionsSection:
-    return sections.RegionsSection(
-        localizer="",
-        num_proposals=6,
+def regions() -> settings.PretrainObjective:
+    return settings.PretrainObjective(
+        proposals=settings.ProposalSettings(num_proposals=6, pre_nms_topk=50, nms_threshold=0.7),
         num_regions=3,
-        pre_nms_topk=50,
-        proposal_nms_threshold=0.7,
-        box_grid=8,
-        box_sides=None,
         temperature=0.1,
         teacher_temperature=0.1,
-        concept_threshold=0.1,
         images_per_group=4,
         regions_per_softmax=2,
-        micro_batches=1,
-        image_text_chunk=None,
-        image_text_weight=1.0,
-        distillation_weight=1.0,
-        contrastive_weight=1.0,
-        padding="invisible",
         regions_per_chunk=None,
-        roi_align="auto",
     )
 
 
 @pytest.fixture(scope="session")
 def model_section():
     """``model_section(preset, init_from)``."""
-    return lambda preset, init_from="": sections.TrainedModelSection(
-        preset, str(init_from), "float32", "all"
+    return lambda preset, init_from="": settings.TrainedModelSettings(
+        preset, str(init_from), "float32"
     )
 
 
@@ -227,10 +183,15 @@ def changed():
     """``changed(config, {"run.seed": 3})``: the config with other values at these keys."""
 
     def change(config, values: dict):
+        # All keys of a section at once, as its checks see them together.
+        sections = collections.defaultdict(dict)
         for key, value in values.items():
             head, _, rest = key.partition(".")
-            value = change(getattr(config, head), {rest: value}) if rest else value
-            config = dataclasses.replace(config, **{head: value})
-        return config
+            sections[head][rest] = value
+        changes = {
+            head: inner[""] if "" in inner else change(getattr(config, head), inner)
+            for head, inner in sections.items()
+        }
+        return dataclasses.replace(config, **changes)
 
     return change

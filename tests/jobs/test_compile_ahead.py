@@ -1,22 +1,27 @@
 import importlib.util
 import os
-import runpy
 from pathlib import Path
 
 import jax
 import pytest
 
-from regionclip_jax.config import ConfigError, PretrainConfig, parse
+from regionclip_jax import recipes
 from regionclip_jax.jobs.abstract_steps import training_step
 from regionclip_jax.jobs.compile_ahead import CompiledCost, compile_recipe
+from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.reporting.program_traffic import Collective, Launches
+from regionclip_jax.settings import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def recipe(stem: str, variant: str):
-    return runpy.run_path(str(CONFIGS / f"{stem}.py"))["get_config"](variant)
+    return recipes.load(f"{CONFIGS / stem}.py:{variant}")
+
+
+def resolved(config):
+    return recipes.resolve(JOBS[config.job].settings, config)
 
 
 def test_a_report_says_whether_it_fits_and_what_travels():
@@ -66,8 +71,9 @@ def test_a_report_says_whether_it_fits_and_what_travels():
 def test_what_cannot_be_compiled_is_refused(topology, variant, message):
     with pytest.raises(ConfigError, match=message):
         compile_recipe(
-            recipe("pretrain", variant), topology, localizer=None, preset="RN50", num_concepts=9
-        )
+            resolved(recipe("pretrain", variant)),
+            topology, localizer=None, preset="RN50", num_concepts=9,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def test_a_recipes_auto_is_the_type_of_the_absent_devices(target, expected):
     config = recipe("pretrain", "rn50_coco")
     config.student.preset = config.teacher.preset = "scenes"
     with tracing_for(target):
-        frozen = training_step(parse(PretrainConfig, config), localizer="small").frozen
+        frozen = training_step(resolved(config), localizer="small").frozen
     for variables in (frozen.teacher, frozen.localizer):
         kinds = {leaf.dtype.name for leaf in jax.tree.leaves(variables) if leaf.ndim > 1}
         assert kinds == {expected}
@@ -94,12 +100,12 @@ STEPS = [
 
 def check_that_it_compiles(topology, stem, variant, changes, localizer):
     config = recipe(stem, variant)
-    with config.unlocked():
-        for key, value in changes.items():
-            config.update_from_flattened_dict({key: value})
-        if "run" in config:
-            config.run.batch_size = 12 if stem == "pretrain" else 4
-    cost = compile_recipe(config, topology, localizer=localizer, preset="scenes", num_concepts=20)
+    config.update_from_flattened_dict(changes)
+    if "run" in config:
+        config.run.batch_size = 12 if stem == "pretrain" else 4
+    cost = compile_recipe(
+        resolved(config), topology, localizer=localizer, preset="scenes", num_concepts=20
+    )
     assert f"x {cost.canvas[1]}, bfloat16, compiled in" in cost.text()
     assert cost.num_chips == 4 and cost.flops > 0 and cost.temporary > 0
     assert cost.memory < cost.chip.memory and sum(cost.traffic.values()) > cost.arguments

@@ -4,18 +4,18 @@ import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, text_tower_hash
-from regionclip_jax.config import ConceptsSection, ConfigError
 from regionclip_jax.jobs import concept_pool
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.settings import ConceptSettings, ConfigError
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize
 
 NAMES = ("cat", "traffic light", "tree")
 
 
-def section(names_file) -> ConceptsSection:
-    return ConceptsSection(names_file=str(names_file), templates="plain")
+def section(names_file) -> ConceptSettings:
+    return ConceptSettings(names_file=str(names_file), templates="plain")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
-from regionclip_jax.config import ConfigError, EvaluateConfig
 from regionclip_jax.data.faults import TooManyFaults
 from regionclip_jax.data.records import DetectionRecord
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
@@ -16,6 +15,12 @@ from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.jobs.evaluated_classes import choose_classes
+from regionclip_jax.settings import (
+    ConfigError,
+    DetectionSettings,
+    EvaluateSettings,
+    NmsSettings,
+)
 from regionclip_jax.steps.predict_step import Prediction
 from regionclip_jax.structures import Detections
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
@@ -63,8 +68,8 @@ def evaluate_student(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def config(evaluation, model_directory) -> EvaluateConfig:
-    return EvaluateConfig(
+def config(evaluation, model_directory) -> EvaluateSettings:
+    return EvaluateSettings(
         job="evaluate",
         matmul_precision="default",
         models={"student": model_directory("nano_vit")},
@@ -218,8 +223,11 @@ def test_detection_is_scored_by_ap_and_by_the_recall_of_its_regions(
         config.evaluation,
         regions=regions,
         localizer=localizer_directory if regions == "localizer" else "",
-        objectness="sigmoid" if regions == "localizer" else "none",
-        nms_threshold=0.5,
+        detection=dataclasses.replace(
+            config.evaluation.detection,
+            objectness="sigmoid" if regions == "localizer" else "none",
+            nms=NmsSettings(),
+        ),
     )
     evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path)
     results = read_results(tmp_path / "results.json")
@@ -244,14 +252,14 @@ def test_detection_is_scored_by_ap_and_by_the_recall_of_its_regions(
 def test_what_contradicts_itself_is_refused(config, evaluate_student):
     section = config.evaluation
     for change, message in (
-        ({"objectness": "reference"}, r"evaluation\.objectness: 'reference' with .*ground_truth"),
-        ({"regions": "windows", "window_sides": ()}, r"evaluation\.window_sides: \(\)"),
-        ({"regions": "guesses"}, r"evaluation\.regions: 'guesses' is none of"),
-        ({"nms": "fuzzy"}, r"evaluation\.nms: 'fuzzy' is none of"),
-        ({"class_split": "lvis"}, "needs an LVIS annotation file"),
+        ({"detection": DetectionSettings()}, r"objectness: 'reference' with .*ground_truth"),
+        ({"regions": "windows", "window_sides": ()}, r"window_sides: \(\)"),
+        ({"regions": "guesses"}, "regions: 'guesses' is none of"),
     ):
         with pytest.raises(ConfigError, match=message):
-            evaluate_student(config, dataclasses.replace(section, **change))
+            dataclasses.replace(section, **change)
+    with pytest.raises(ConfigError, match="needs an LVIS annotation file"):
+        evaluate_student(config, dataclasses.replace(section, class_split="lvis"))
     with pytest.raises(CheckpointMismatch, match="--localizer"):
         evaluate_student(config, dataclasses.replace(section, regions="localizer"))
 
@@ -313,7 +321,8 @@ def folder(tmp_path, drawn):
 def test_lvis_is_scored_by_its_own_rules(config, answers, evaluate_student, folder):
     section = dataclasses.replace(
         config.evaluation,
-        source="lvis_folder", path=str(folder), split="val", class_split="lvis", max_detections=300,
+        source="lvis_folder", path=str(folder), split="val", class_split="lvis",
+        detection=dataclasses.replace(config.evaluation.detection, max_detections=300),
     )  # fmt: skip
     answers(lambda batch: batch.classes)
     found = evaluate_student(config, section)

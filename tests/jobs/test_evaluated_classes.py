@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from regionclip_jax.config import ConfigError
 from regionclip_jax.jobs.evaluated_classes import choose_classes
+from regionclip_jax.settings import ConfigError
 
 SOURCE = SimpleNamespace(category_names=("cat", "hot_dog", "sofa"), category_ids=(3, 7, 9))
 

@@ -6,23 +6,25 @@ import pytest
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
-from regionclip_jax.config import ConceptsSection, ConfigError, PretrainConfig
 from regionclip_jax.jobs import pretrain
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.settings import ConceptSettings, ConfigError, PretrainSettings
 
 NAMES = ("cat", "dog", "tree", "ring")
 
 
 @pytest.fixture(scope="module")
-def config(data, regions, optimizer, run_section, model_section, model_directory) -> PretrainConfig:
+def config(
+    data, regions, optimizer, run_section, model_section, model_directory
+) -> PretrainSettings:
     """A ResNet teaches a ViT of another width, on the given names."""
-    return PretrainConfig(
+    return PretrainSettings(
         job="pretrain",
         matmul_precision="default",
         student=model_section("nano_vit", model_directory("nano_vit")),
         teacher=model_section("nano_resnet", model_directory("nano_resnet")),
         data=data,
-        concepts=ConceptsSection(names_file="", templates="plain"),
+        concepts=ConceptSettings(names_file="", templates="plain"),
         regions=regions,
         optimizer=optimizer,
         run=run_section,
@@ -170,9 +172,9 @@ def test_the_seed_of_the_run_decides_weights_regions_and_order(
         seen["weights"].append(seed)
         return nano_weights(section.preset, 0)
 
-    def steps(student, teacher, optimizer, settings, localizer, image_text):
+    def steps(student, teacher, optimizer, settings, *, seed, localizer, image_text):
         assert localizer is None
-        seen["regions"] = settings.seed
+        seen["regions"] = seed
 
     def stream(section, source, *, batch_size, seed, start_record):
         seen["order"] = (seed, batch_size, start_record)

@@ -4,14 +4,15 @@ import dataclasses
 
 import pytest
 
-from configs import pretrain as recipes
+from configs import pretrain as configs
+from regionclip_jax import recipes
 from regionclip_jax.artifacts.results import read_results
-from regionclip_jax.config import ScenesDetectionConfig, parse
 from regionclip_jax.data.records import DetectionRecord
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.jobs import scenes_detection as job
 from regionclip_jax.jobs.evaluate import Evaluation
+from regionclip_jax.settings import ScenesDetectionSettings
 
 AP50 = {
     "teacher": 10.0,
@@ -23,13 +24,13 @@ AP50 = {
 
 
 @pytest.fixture(scope="module")
-def config() -> ScenesDetectionConfig:
+def config() -> ScenesDetectionSettings:
     """The shipped recipe in a world of a few small pictures."""
-    recipe = recipes.scenes_detection()
+    recipe = configs.scenes_detection()
     recipe.seed, recipe.scenes.seed = 23, 5
     recipe.scenes.update(side=48, num_closeups=3, num_scenes=4, num_test=2)
     recipe.num_labelled = 5
-    return parse(ScenesDetectionConfig, recipe)
+    return recipes.resolve(ScenesDetectionSettings, recipe)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from regionclip_jax import config as sections
+from regionclip_jax import settings as sections
 from regionclip_jax.artifacts.results import read_results
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
@@ -13,7 +13,7 @@ from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.jobs import scenes_experiment
 from regionclip_jax.jobs.evaluate import Evaluation
 
-SCENES = sections.ScenesSection(
+SCENES = sections.ScenesSettings(
     seed=5,
     side=48,
     num_closeups=5,
@@ -38,16 +38,16 @@ def config(data, evaluation, optimizer, regions, run_section, model_section):
         optimizer=optimizer,
         run=run_section,
     )
-    concepts = sections.ConceptsSection(names_file="", templates="plain")
-    return sections.ScenesExperimentConfig(
+    concepts = sections.ConceptSettings(names_file="", templates="plain")
+    return sections.ScenesExperimentSettings(
         job="scenes_experiment",
         matmul_precision="default",
         seed=23,
         scenes=SCENES,
-        train_clip=sections.TrainClipConfig(
+        train_clip=sections.TrainClipSettings(
             job="train_clip", image_text_chunk=None, model=fresh, **shared
         ),
-        pretrain=sections.PretrainConfig(
+        pretrain=sections.PretrainSettings(
             job="pretrain",
             student=fresh,
             teacher=fresh,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regionclip_jax import config as sections
-from regionclip_jax.config import ConfigError
+from regionclip_jax import settings as sections
 from regionclip_jax.data.faults import TooManyFaults
 from regionclip_jax.data.records import ImageTextRecord
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import streams
+from regionclip_jax.settings import ConfigError
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
@@ -23,12 +23,15 @@ def test_a_missing_data_folder_is_named_with_the_flag_that_sets_it(data, evaluat
 
 
 def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(data, evaluation):
+    with pytest.raises(ConfigError, match="source: 'lmdb' is none of .*'tsv_pairs'"):
+        dataclasses.replace(data, source="lmdb")
+    with pytest.raises(ConfigError, match="source: 'tsv_pairs' is none of"):
+        dataclasses.replace(evaluation, source="tsv_pairs")
+    choice = streams.SourceChoice("lmdb", "", "", 0.0)
     with pytest.raises(ConfigError, match=r"data\.source: 'lmdb' is none of .*'tsv_pairs'"):
-        streams.build_image_text_source(dataclasses.replace(data, source="lmdb", path=""))
-    with pytest.raises(ConfigError, match=r"evaluation\.source: 'tsv_pairs' is none of"):
-        streams.build_boxes_source(
-            dataclasses.replace(evaluation, source="tsv_pairs"), "evaluation"
-        )
+        streams.open_image_text_source(choice, "data")
+    with pytest.raises(ConfigError, match=r"data\.source: 'lmdb' is none of .*'yolo_labels'"):
+        streams.build_boxes_source(choice, "data")
 
 
 def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_path, caplog):
@@ -143,14 +146,16 @@ def test_a_mixture_stands_in_place_of_one_source(parts):
 
 
 def test_a_mixture_that_cannot_be_is_a_mistake_in_the_recipe(parts, evaluation):
-    def refused(message, *changed, **changes):
-        section = dataclasses.replace(parts, mixture=(parts.mixture[0], *changed), **changes)
+    def refused(message, *changed):
+        section = dataclasses.replace(parts, mixture=(parts.mixture[0], *changed))
         with pytest.raises(ConfigError, match=message):
             streams.build_image_text_source(section)
 
     second = parts.mixture[1]
-    refused(r"data\.path: 'somewhere' beside data\.mixture", path="somewhere")
-    refused(r"mixture\[1\]\.source: 'lmdb' is none", dataclasses.replace(second, source="lmdb"))
+    with pytest.raises(ConfigError, match=r"path: 'somewhere' beside mixture"):
+        dataclasses.replace(parts, path="somewhere")
+    with pytest.raises(ConfigError, match="source: 'lmdb' is none of .*'tsv_pairs'"):
+        dataclasses.replace(second, source="lmdb")
     refused(
         r"mixture\[1\]\.path: 'no' .*--config\.data\.mixture\[1\]\.path=PATH",
         dataclasses.replace(second, path="no"),
@@ -186,7 +191,6 @@ def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"resize_method": "nearest"}, "nearest"),
         ({"short_sides": (32,)}, "give both"),
         ({"fault_fraction": 2.0}, "within 0 and 1"),
     ],

@@ -5,15 +5,15 @@ import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
-from regionclip_jax.config import TrainClipConfig
 from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.jobs import assembly, streams, train_clip
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.settings import TrainClipSettings
 
 
 @pytest.fixture(scope="module")
-def config(data, optimizer, run_section, model_section, model_directory) -> TrainClipConfig:
-    return TrainClipConfig(
+def config(data, optimizer, run_section, model_section, model_directory) -> TrainClipSettings:
+    return TrainClipSettings(
         job="train_clip",
         matmul_precision="default",
         image_text_chunk=3,

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regionclip_jax import config as sections
+from regionclip_jax import settings as sections
 from regionclip_jax.artifacts.detector_heads import load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_trunk
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
-from regionclip_jax.config import ConfigError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, SHAPES
 from regionclip_jax.jobs import train_detector, train_localizer
 from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.settings import ConfigError
 
 NANO = {
     "nano_pyramid": LocalizerConfig(
@@ -39,24 +39,18 @@ def nano_localizers():
 
 
 @pytest.fixture(scope="module")
-def boxes(boxes_directory) -> sections.DetectionDataSection:
-    return sections.DetectionDataSection(
+def boxes(boxes_directory) -> sections.BoxDataSettings:
+    return sections.BoxDataSettings(
         source="array_record",
         path=str(boxes_directory),
-        split="",
-        annotations="",
         classes="scenes_base",
         short_sides=None,
         max_long_side=None,
-        jitter=None,
-        resize_method="bilinear_round",
         canvas_sizes=((64, 64),),
-        flip_probability=0.5,
         max_boxes=3,
         repeat_threshold=0.3,
         group_by_canvas=False,
         num_threads=1,
-        num_workers=0,
         fault_fraction=0.0,
         fault_minimum=1,
     )
@@ -64,24 +58,19 @@ def boxes(boxes_directory) -> sections.DetectionDataSection:
 
 @pytest.fixture(scope="module")
 def localizer_config(boxes, evaluation, optimizer, run_section, model_directory):
-    return sections.TrainLocalizerConfig(
-        job="train_localizer",
+    images = {field.name for field in dataclasses.fields(sections.EvaluatedImages)}
+    return sections.TrainLocalizerSettings(
         matmul_precision="highest",
-        localizer=sections.LocalizerSection(
-            preset="nano_pyramid",
-            init_from=model_directory("nano_resnet"),
-            init_part="trunk",
-            norm="frozen",
-            dtype="float32",
-            kept_activations="all",
+        localizer=sections.LocalizerModelSettings(
+            preset="nano_pyramid", init_from=model_directory("nano_resnet"), dtype="float32"
         ),
         data=boxes,
-        anchors=sections.AnchorsSection(
-            anchors_per_image=16, positive_fraction=0.5, negative_below=0.3, positive_from=0.7
-        ),
+        anchors=sections.LocalizerObjective(anchors_per_image=16),
         optimizer=dataclasses.replace(optimizer, frozen_patterns=("norm",), learning_rate=1e-3),
         run=run_section,
-        evaluation=dataclasses.replace(evaluation, regions="localizer"),
+        evaluation=sections.RecallSettings(
+            proposals=evaluation.proposals, **{name: getattr(evaluation, name) for name in images}
+        ),
     )
 
 
@@ -95,35 +84,27 @@ def localizer(localizer_config, tmp_path_factory) -> tuple:
 @pytest.fixture(scope="module")
 def detector_config(boxes, evaluation, optimizer, run_section, model_section, model_directory,
                     localizer):  # fmt: skip
-    return sections.TrainDetectorConfig(
-        job="train_detector",
+    return sections.TrainDetectorSettings(
         matmul_precision="highest",
         model=model_section("nano_resnet", model_directory("nano_resnet")),
         data=boxes,
-        detector=sections.DetectorSection(
+        detector=sections.DetectorObjective(
             localizer=str(localizer[0]),
-            image_tower="pretrained",
-            num_proposals=20,
-            pre_nms_topk=50,
-            proposal_nms_threshold=0.7,
+            proposals=sections.ProposalSettings(20, 50, 0.7),
             samples_per_image=8,
-            positive_fraction=0.25,
-            positive_iou=0.5,
             temperature=0.1,
-            background_weight=0.2,
-            focal_gamma=0.5,
-            mask_size=None,
-            vocabulary="",
             templates="plain",
             regions_per_chunk=4,
-            roi_align="auto",
         ),
         optimizer=dataclasses.replace(
             optimizer, frozen_patterns=("visual/stem/", "norm", "^text/", "^logit_scale")
         ),
         run=run_section,
         evaluation=dataclasses.replace(
-            evaluation, regions="localizer", num_proposals=20, nms_threshold=0.5
+            evaluation,
+            regions="localizer",
+            proposals=sections.ProposalSettings(20, 100),
+            detection=dataclasses.replace(evaluation.detection, nms=sections.NmsSettings()),
         ),
     )
 
@@ -305,7 +286,7 @@ def test_embeddings_of_other_classes_or_in_another_order_are_refused(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"detector.image_tower": "imagenet"}, "image_tower: 'imagenet' is none of pretrained"),
+        ({"detector.image_tower": "imagenet"}, "image_tower: 'imagenet' is none of"),
         ({"detector.image_tower": "random"}, "regions_per_chunk: 4 with a random image tower"),
         ({"detector.mask_size": 8}, "array_record has no masks"),
         ({"data.classes": "coco_base"}, r"data\.classes: 'coco_base' names \['apple'"),
@@ -368,7 +349,7 @@ def test_a_detector_with_a_mask_head_writes_masks_and_their_ap(
             "data.repeat_threshold": None,
             "detector.mask_size": 8,
             "evaluation.class_split": "none",
-            "evaluation.max_detections": 5,
+            "evaluation.detection.max_detections": 5,
         },
     )
     workdir = tmp_path / "run"

@@ -13,6 +13,7 @@ from parity.comparison import assert_equal_to_reference
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
+from regionclip_jax.settings import ProposalSettings
 
 NANO = LocalizerConfig(
     blocks=(2, 1, 1, 1), stem_width=3, bottleneck_width=2, features=4, pyramid_channels=5
@@ -184,9 +185,7 @@ def test_proposals_of_a_picture_do_not_come_from_the_canvas_around_it(pyramid):
             blind,
             jnp.zeros((1, *canvas, 3), jnp.uint8),
             jnp.array([[50, 70]], jnp.int32),
-            pre_nms_topk=500,
-            post_nms_topk=300,
-            nms_threshold=0.9,
+            ProposalSettings(num_proposals=300, pre_nms_topk=500),
         )
     small, large = found.values()
     assert 10 < small.mask.sum() == large.mask.sum()

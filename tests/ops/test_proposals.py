@@ -41,7 +41,7 @@ def select(logits, anchors=ANCHORS, deltas=None, size=(32, 32), **changes):
     """Proposals of one picture with one level: boxes, scores and mask."""
     logits = jnp.asarray(logits, jnp.float32)
     deltas = jnp.zeros((len(logits), 4)) if deltas is None else jnp.asarray(deltas, jnp.float32)
-    limits = dict(pre_nms_topk=50, post_nms_topk=4, nms_threshold=0.7) | changes
+    limits = dict(pre_nms_topk=50, num_proposals=4, nms_threshold=0.7) | changes
     found = select_proposals(
         [logits[None]], [deltas[None]], [anchors], jnp.array([size], jnp.int32), **limits
     )
@@ -57,7 +57,7 @@ def test_suppressed_boxes_leave_rows_of_zeros_at_the_end():
 def test_the_best_are_chosen_before_suppression_and_again_after_it():
     """The anchor of logit 1 is suppressed."""
     assert select([1.0, 2, -3, 0], pre_nms_topk=3)[1] == [2, 0, 0, 0]
-    assert select([1.0, 2, -3, 0], post_nms_topk=2)[1] == [2, 0]
+    assert select([1.0, 2, -3, 0], num_proposals=2)[1] == [2, 0]
 
 
 def test_boxes_are_clipped_before_they_are_compared():
@@ -93,7 +93,7 @@ def test_boxes_do_not_suppress_those_of_other_levels():
     boxes = np.array([[0, 0, 8, 8]] * 3, np.float32)
     found = select_proposals(
         logits, deltas, [boxes[:2], boxes], jnp.array([[32, 32]]),
-        pre_nms_topk=2, post_nms_topk=3, nms_threshold=0.5,
+        pre_nms_topk=2, num_proposals=3, nms_threshold=0.5,
     )  # fmt: skip
     assert found.scores.tolist() == [[2, 1, 0]] and found.mask.tolist() == [[True, True, False]]
 
@@ -111,7 +111,7 @@ def random_outputs(seed, batch):
 def test_a_batch_gives_what_its_pictures_give_one_by_one():
     logits, deltas, anchors = random_outputs(0, 3)
     sizes = jnp.array([[64, 60], [0, 0], [30, 64]])
-    how = dict(pre_nms_topk=100, post_nms_topk=60, nms_threshold=0.5)
+    how = dict(pre_nms_topk=100, num_proposals=60, nms_threshold=0.5)
     together = select_proposals(logits, deltas, anchors, sizes, **how)
     for image in range(3):
         rows = slice(image, image + 1)
@@ -127,7 +127,7 @@ def test_of_equal_logits_the_lower_level_and_the_lower_anchor_come_first():
     logits, deltas, anchors = random_outputs(1, 1)
     found = select_proposals(
         logits, [0 * x for x in deltas], [a + 100 for a in anchors], jnp.array([[300, 300]]),
-        pre_nms_topk=1000, post_nms_topk=150, nms_threshold=1.0,
+        pre_nms_topk=1000, num_proposals=150, nms_threshold=1.0,
     )  # fmt: skip
     all_logits = np.concatenate(logits, 1)[0]
     order = np.argsort(-all_logits, kind="stable")[:150]
@@ -142,7 +142,7 @@ def test_no_gradient_flows_back():
     def total(logits, deltas):
         found = select_proposals(
             logits, deltas, anchors, jnp.array([[64, 64]]),
-            pre_nms_topk=100, post_nms_topk=20, nms_threshold=0.5,
+            pre_nms_topk=100, num_proposals=20, nms_threshold=0.5,
         )  # fmt: skip
         return found.boxes.sum() + found.scores.sum()
 
@@ -154,7 +154,7 @@ def test_bfloat16_outputs_are_decoded_in_float32():
     logits, deltas, anchors = random_outputs(3, 1)
     found = select_proposals(
         *jax.tree.map(lambda x: x.astype(jnp.bfloat16), (logits, deltas)), anchors,
-        jnp.array([[64, 64]]), pre_nms_topk=100, post_nms_topk=20, nms_threshold=0.5,
+        jnp.array([[64, 64]]), pre_nms_topk=100, num_proposals=20, nms_threshold=0.5,
     )  # fmt: skip
     assert found.boxes.dtype == found.scores.dtype == jnp.float32
 
@@ -164,5 +164,5 @@ def test_lists_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         select_proposals(
             logits, deltas, anchors[:1], jnp.array([[64, 64]]),
-            pre_nms_topk=100, post_nms_topk=20, nms_threshold=0.5,
+            pre_nms_topk=100, num_proposals=20, nms_threshold=0.5,
         )  # fmt: skip

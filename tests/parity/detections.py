@@ -24,10 +24,9 @@ from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.box_coder import BOX_HEAD_WEIGHTS, decode_deltas
 from regionclip_jax.ops.boxes import pairwise_iou
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
+from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
-    DetectSettings,
-    ProposalSettings,
     make_detect_step,
     predict_regions,
 )
@@ -38,8 +37,12 @@ TAGS = {
     "rpn": {},
     "rpn_mul": {"objectness": "reference"},
     "rpn_mul_vis": {"objectness": "reference", "report_probabilities": True},
-    "rpn_soft": {"nms": "gaussian", "score_threshold": 0.02},
-    "rpn_mul_soft_linear": {"objectness": "reference", "nms": "linear", "score_threshold": 0.02},
+    "rpn_soft": {"nms": NmsSettings("gaussian"), "score_threshold": 0.02},
+    "rpn_mul_soft_linear": {
+        "objectness": "reference",
+        "nms": NmsSettings("linear"),
+        "score_threshold": 0.02,
+    },
     "rpn_delta": {},
     "c4rpn": {},
     "gtmode": {},
@@ -52,9 +55,9 @@ ON_LARGER_CANVAS = {"rpn_mul": "fpn", "c4rpn": "c4", "gtmode": None}
 _BOX_TOLERANCE, _SCORE_TOLERANCE, _UNMATCHED_TOLERANCE = 0.05, 1e-4, 0.01
 
 
-def settings_of(tag: str, **others) -> DetectSettings:
+def settings_of(tag: str, **others) -> DetectionSettings:
     """Return the settings of the reference's run."""
-    return DetectSettings(**({"temperature": 0.05, "objectness": "none"} | TAGS[tag] | others))
+    return DetectionSettings(**({"temperature": 0.05, "objectness": "none"} | TAGS[tag] | others))
 
 
 class Detector(NamedTuple):
@@ -200,8 +203,8 @@ def compare_from_logits(tag: str) -> list[Comparison]:
             mask,
             sizes,
             score_threshold=settings.score_threshold,
-            nms=settings.nms,
-            nms_threshold=settings.nms_threshold,
+            nms=settings.nms.method,
+            nms_threshold=settings.nms.threshold,
             max_detections=settings.max_detections,
             reported_scores=probabilities if settings.report_probabilities else None,
         )
@@ -222,7 +225,7 @@ def compare_from_logits(tag: str) -> list[Comparison]:
         Comparison(f"{name}: classes that differ", differ, 0.0),
         Comparison(f"{name}: boxes, px", box, 5e-4),
         # The reference loses bits of the IoU by shifting classes apart.
-        Comparison(f"{name}: scores", score, 1e-4 if settings.nms == "gaussian" else 2e-6),
+        Comparison(f"{name}: scores", score, 1e-4 if settings.nms.method == "gaussian" else 2e-6),
         _compare_matched(found, arrays, tag, 0, "logits"),
     ]
 
@@ -303,7 +306,7 @@ def _localizer(kind: str | None, dtype, nms_threshold=0.9):
     config, variables = tiny_localizer(kind)
     proposals = ProposalSettings(
         pre_nms_topk=6000 if kind == "c4" else 1000,
-        post_nms_topk=300,
+        num_proposals=300,
         nms_threshold=nms_threshold,
     )
     return Localizer(config, dtype=dtype), variables, proposals
@@ -358,7 +361,7 @@ def compare_rn50_from_pixels(detector: Detector, folder: Path) -> list[Compariso
         model,
         settings_of("rpn_mul", temperature=0.01, regions_per_chunk=100),
         localizer=Localizer(config),
-        proposals=ProposalSettings(post_nms_topk=300),
+        proposals=ProposalSettings(num_proposals=300),
     )
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
     found = jax.jit(step)(variables, _stored_batch(arrays))

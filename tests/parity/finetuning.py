@@ -23,13 +23,12 @@ from regionclip_jax.artifacts.model_checkpoint import flatten
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.matching import POSITIVE, match_boxes
+from regionclip_jax.settings import DetectorObjective
 from regionclip_jax.steps.detector_step import (
-    DetectorSettings,
     Samples,
     detector_losses,
     label_and_sample,
 )
-from regionclip_jax.steps.predict_step import ProposalSettings
 from regionclip_jax.steps.train_state import model_variables, split_parameters
 from regionclip_jax.structures import DetectionBatch, Regions
 
@@ -41,21 +40,17 @@ FROZEN = ("^logit_scale$", "^visual/stem/", "^visual/layer1/", "norm")
 _NO_GRADIENT = "backbone.attnpool.k_proj.bias"
 
 
-def settings_of(arrays: Arrays, variant: str) -> DetectorSettings:
+def settings_of(arrays: Arrays, variant: str) -> DetectorObjective:
     """Return the settings of the reference's run."""
     flags = json.loads(str(arrays["flags"]))
-    return DetectorSettings(
-        proposals=ProposalSettings(),
+    return DetectorObjective(
         samples_per_image=flags["BATCH_SIZE_PER_IMAGE"],
         positive_fraction=flags["POSITIVE_FRACTION"],
         positive_iou=flags["IOU_THRESHOLDS"][0],
         temperature=flags["CLSS_TEMP"],
         background_weight=flags["BG_CLS_LOSS_WEIGHT"],
         focal_gamma=flags["FOCAL_SCALED_LOSS"][variant],
-        with_masks=False,
         regions_per_chunk=None,
-        roi_align="auto",
-        seed=0,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from parity import golden
 from parity.comparison import Comparison, relative_error
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
+from regionclip_jax.settings import ProposalSettings
 
 # Cells between those that the golden file keeps, of each level.
 STEPS = {"c4": (2,), "fpn": (6, 4, 2, 1, 1)}
@@ -97,9 +98,7 @@ def compare_proposals_of_resnet50(kind: str, folder: Path) -> list[Comparison]:
     ]
     limit = 6000 if kind == "c4" else 1000
     found = jax.jit(
-        lambda v, i, s: propose(
-            localizer, v, i, s, pre_nms_topk=limit, post_nms_topk=1000, nms_threshold=0.9
-        )
+        lambda v, i, s: propose(localizer, v, i, s, ProposalSettings(pre_nms_topk=limit))
     )(variables, images, sizes)
     expected = arrays["boxes0"]
     missing = abs(int(found.mask[0].sum()) - len(expected))

@@ -302,7 +302,7 @@ def compare_proposals_of(kind: str, threshold: float) -> list[Comparison]:
     sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
     found = select_proposals(
         *_network_outputs(arrays, kind), sizes,
-        pre_nms_topk=PRE_NMS_LIMITS[kind], post_nms_topk=1000, nms_threshold=threshold,
+        pre_nms_topk=PRE_NMS_LIMITS[kind], num_proposals=1000, nms_threshold=threshold,
     )  # fmt: skip
     comparisons = []
     for image in range(len(sizes)):
@@ -319,7 +319,7 @@ def compare_all_proposals(name: str, arrays: Arrays) -> list[Comparison]:
     sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
     found = select_proposals(
         *_network_outputs(arrays, flags["kind"]), sizes,
-        pre_nms_topk=flags["pre"], post_nms_topk=flags["post"], nms_threshold=flags["nms"],
+        pre_nms_topk=flags["pre"], num_proposals=flags["post"], nms_threshold=flags["nms"],
     )  # fmt: skip
     comparisons = []
     for image in range(len(sizes)):

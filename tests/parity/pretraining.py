@@ -23,9 +23,9 @@ from regionclip_jax.losses.concept_alignment import PseudoLabels
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import concept_logits
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.settings import PretrainObjective, ProposalSettings
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
-    PretrainSettings,
     embed_with_student,
     label_with_teacher,
     pretrain_losses,
@@ -48,35 +48,24 @@ class Step(NamedTuple):
     """One step's inputs. Variables and embeddings of concepts are of one type, float32 or wider."""
 
     model: CLIP
-    settings: PretrainSettings
+    settings: PretrainObjective
     student: dict
     frozen: Frozen
     batch: ImageTextBatch
     regions: Regions
 
 
-def settings_of(arrays: Arrays) -> PretrainSettings:
+def settings_of(arrays: Arrays) -> PretrainObjective:
     """Return the settings of the reference's run."""
-    return PretrainSettings(
-        num_proposals=24,
+    return PretrainObjective(
+        proposals=ProposalSettings(num_proposals=24),
         num_regions=24,
-        pre_nms_topk=40,
-        proposal_nms_threshold=0.9,
-        box_grid=8,
-        box_sides=None,
         temperature=float(arrays["matching_temp"]),
         teacher_temperature=float(arrays["teacher_temp"]),
         concept_threshold=float(arrays["concept_thres"]),
         images_per_group=3,
-        image_text_weight=1.0,
-        distillation_weight=1.0,
-        contrastive_weight=1.0,
         padding="reference",
         regions_per_chunk=None,
-        micro_batches=1,
-        regions_per_softmax=None,
-        roi_align="auto",
-        seed=0,
     )
 
 

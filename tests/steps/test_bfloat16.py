@@ -10,14 +10,15 @@ import pytest
 
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.steps.detector_step import (
-    DetectorSettings,
-    FrozenDetectorParts,
-    make_detector_step,
+from regionclip_jax.settings import (
+    DetectorObjective,
+    LocalizerObjective,
+    PretrainObjective,
+    ProposalSettings,
 )
-from regionclip_jax.steps.localizer_step import LocalizerSettings, make_localizer_step
-from regionclip_jax.steps.predict_step import ProposalSettings
-from regionclip_jax.steps.pretrain_step import Frozen, PretrainSettings, make_pretrain_step
+from regionclip_jax.steps.detector_step import FrozenDetectorParts, make_detector_step
+from regionclip_jax.steps.localizer_step import make_localizer_step
+from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_state import create_train_state
 from regionclip_jax.structures import DetectionBatch
 
@@ -66,31 +67,19 @@ def images():
 
 def test_a_pretraining_step_is_that_of_float32(nano_configs, nano_variables, pair_batch, images):
     """Measured: cosine 0.9993; the loss differs by 0.25%, its parts by 0.11 to 0.34%."""
-    settings = PretrainSettings(
-        num_proposals=12,
+    settings = PretrainObjective(
+        proposals=ProposalSettings(num_proposals=12, pre_nms_topk=40, nms_threshold=0.9),
         num_regions=5,
-        pre_nms_topk=40,
-        proposal_nms_threshold=0.9,
-        box_grid=8,
-        box_sides=None,
         temperature=0.1,
         teacher_temperature=0.1,
         concept_threshold=0.3,
         images_per_group=4,
-        image_text_weight=1.0,
-        distillation_weight=1.0,
-        contrastive_weight=1.0,
-        padding="invisible",
         regions_per_chunk=None,
-        regions_per_softmax=None,
-        roi_align="auto",
-        micro_batches=1,
-        seed=1,
     )
 
     def make_step(dtype):
         model = CLIP(nano_configs["resnet"], dtype=dtype)
-        return make_pretrain_step(model, model, OPTIMIZER, settings)
+        return make_pretrain_step(model, model, OPTIMIZER, settings, seed=1)
 
     concepts = jax.random.normal(jax.random.key(3), (2, 10, 32))
     found = compare(
@@ -127,18 +116,12 @@ def test_a_detector_step_is_that_of_float32(nano_configs, nano_variables, nano_l
 
     Measured: cosine 0.99995; the loss differs by 0.16%.
     """
-    settings = DetectorSettings(
-        proposals=ProposalSettings(pre_nms_topk=40, post_nms_topk=20, nms_threshold=0.7),
+    settings = DetectorObjective(
+        proposals=ProposalSettings(num_proposals=20, pre_nms_topk=40, nms_threshold=0.7),
         samples_per_image=8,
         positive_fraction=0.5,
-        positive_iou=0.5,
         temperature=0.1,
-        background_weight=0.2,
-        focal_gamma=0.5,
-        with_masks=False,
         regions_per_chunk=None,
-        roi_align="auto",
-        seed=0,
     )
     card, localizer = nano_localizer
     rng = np.random.default_rng(1)
@@ -152,6 +135,7 @@ def test_a_detector_step_is_that_of_float32(nano_configs, nano_variables, nano_l
             Localizer(card.architecture),
             OPTIMIZER,
             settings,
+            seed=0,
         ),
         state,
         FrozenDetectorParts(localizer, rng.normal(size=(5, 32)).astype(np.float32)),
@@ -166,13 +150,11 @@ def test_a_localizer_step_is_that_of_float32(nano_localizer, batch):
     With live norms, whose gradients are differences too, these four channels measured 0.989.
     """
     card, variables = nano_localizer
-    settings = LocalizerSettings(
-        anchors_per_image=32, positive_fraction=0.5, negative_below=0.3, positive_from=0.7, seed=0
-    )
+    settings = LocalizerObjective(anchors_per_image=32)
 
     def make_step(dtype):
         localizer = Localizer(card.architecture, dtype)
-        step = make_localizer_step(localizer, OPTIMIZER, settings)
+        step = make_localizer_step(localizer, OPTIMIZER, settings, seed=0)
         return lambda state, frozen, batch: step(state, batch)
 
     state = create_train_state(variables, ("norm",), OPTIMIZER)

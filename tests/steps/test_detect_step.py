@@ -13,13 +13,12 @@ from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
 from regionclip_jax.sharding.global_arrays import place, to_global_batch
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
-    DetectSettings,
-    ProposalSettings,
     embed_boxes,
     make_detect_step,
     predict_regions,
@@ -27,8 +26,8 @@ from regionclip_jax.steps.predict_step import (
 from regionclip_jax.structures import DetectionBatch, Regions
 
 # No pair suppresses another, and every pair is above the threshold.
-ALL_PAIRS = DetectSettings(
-    temperature=0.1, score_threshold=0.0, nms_threshold=1.0, max_detections=20
+ALL_PAIRS = DetectionSettings(
+    temperature=0.1, score_threshold=0.0, nms=NmsSettings(threshold=1.0), max_detections=20
 )
 PYRAMID = LocalizerConfig(
     blocks=(1, 1, 1, 1), stem_width=4, bottleneck_width=2, features=4, pyramid_channels=4
@@ -173,14 +172,14 @@ def test_detection_is_one_program_on_canvases_of_any_size(
     batch = batch.replace(
         sizes=batch.sizes.at[1].set(0), scales=batch.scales.at[1].set(1), mask=jnp.array([1, 0]) > 0
     )
-    settings = dataclasses.replace(ALL_PAIRS, objectness="sigmoid", nms_threshold=0.5)
-    proposals = ProposalSettings(pre_nms_topk=50, post_nms_topk=30)
+    settings = dataclasses.replace(ALL_PAIRS, objectness="sigmoid", nms=NmsSettings())
+    proposals = ProposalSettings(pre_nms_topk=50, num_proposals=30)
     step = make_detect_step(model, settings, localizer=localizer, proposals=proposals)
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
     found = jax.jit(step)(variables, batch)
     assert found.mask.sum(-1).tolist() == [20, 0]
 
-    regions = jax.jit(lambda v, i, s: propose(localizer, v, i, s, **dataclasses.asdict(proposals)))(
+    regions = jax.jit(lambda v, i, s: propose(localizer, v, i, s, proposals))(
         localizer_variables, batch.images, batch.sizes
     )
     expected = detect(settings, batch, regions)
@@ -196,14 +195,14 @@ def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyra
     model, clip = resnet
     localizer, localizer_variables = pyramid
     settings = dataclasses.replace(
-        ALL_PAIRS, objectness="sigmoid", nms_threshold=0.5, regions_per_chunk=8
+        ALL_PAIRS, objectness="sigmoid", nms=NmsSettings(), regions_per_chunk=8
     )
     step = jax.jit(
         make_detect_step(
             model,
             settings,
             localizer=localizer,
-            proposals=ProposalSettings(pre_nms_topk=50, post_nms_topk=30),
+            proposals=ProposalSettings(pre_nms_topk=50, num_proposals=30),
         )
     )
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
@@ -230,7 +229,7 @@ def test_crops_are_embedded_as_pictures_cut_out_and_resized_by_pillow(
     images = jnp.asarray(np.asarray(batch.images) // 2 + 64)
     found = jax.jit(
         lambda v, *x: embed_boxes(
-            model, v, *x, embed_from="crops", regions_per_chunk=2, roi_align="auto"
+            model, v, *x, embed_from="crops", regions_per_chunk=2, roi_align_impl="auto"
         )
     )(variables, images, batch.sizes, batch.boxes)
     height, width = batch.sizes[0].tolist()
@@ -250,5 +249,5 @@ def test_an_unknown_way_to_embed_is_refused(resnet, class_embeddings):
     with pytest.raises(ValueError, match="embed_from 'pixels'; expected features or crops"):
         embed_boxes(
             *resnet, batch.images, batch.sizes, batch.boxes,
-            embed_from="pixels", regions_per_chunk=None, roi_align="auto",
+            embed_from="pixels", regions_per_chunk=None, roi_align_impl="auto",
         )  # fmt: skip

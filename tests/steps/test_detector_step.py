@@ -13,28 +13,22 @@ from marks import on_accelerators
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.mask_head import MaskHead
+from regionclip_jax.settings import DetectorObjective, LocalizerObjective, ProposalSettings
 from regionclip_jax.steps.detector_step import (
-    DetectorSettings,
     FrozenDetectorParts,
     make_detector_step,
 )
-from regionclip_jax.steps.localizer_step import LocalizerSettings, make_localizer_step
-from regionclip_jax.steps.predict_step import ProposalSettings
+from regionclip_jax.steps.localizer_step import make_localizer_step
 from regionclip_jax.steps.train_state import create_train_state
 from regionclip_jax.structures import DetectionBatch
 
-SETTINGS = DetectorSettings(
-    proposals=ProposalSettings(pre_nms_topk=40, post_nms_topk=20, nms_threshold=0.7),
+SETTINGS = DetectorObjective(
+    proposals=ProposalSettings(num_proposals=20, pre_nms_topk=40, nms_threshold=0.7),
     samples_per_image=8,
     positive_fraction=0.5,
-    positive_iou=0.5,
     temperature=0.1,
-    background_weight=0.2,
-    focal_gamma=0.5,
-    with_masks=True,
+    mask_size=4,
     regions_per_chunk=2,
-    roi_align="auto",
-    seed=0,
 )
 FROZEN = ("visual/stem/", "norm", "^text/", "^logit_scale")
 
@@ -85,7 +79,7 @@ def parts(nano_configs, nano_variables, nano_localizer):
     def make(frozen_norm=True, **changes):
         model = CLIP(nano_configs["resnet"], frozen_norm)
         settings = dataclasses.replace(SETTINGS, **changes)
-        step = make_detector_step(model, Localizer(card.architecture), optimizer, settings)
+        step = make_detector_step(model, Localizer(card.architecture), optimizer, settings, seed=0)
         return jax.jit(step)
 
     return make, state, frozen
@@ -96,9 +90,7 @@ def parts(nano_configs, nano_variables, nano_localizer):
 def test_devices_make_the_updates_of_one(parts, batch, two_updates, assert_same_update, live_norm):
     """Also with the live norms of a tower from random weights, which see the global batch."""
     make, state, frozen = parts
-    step = (
-        make(frozen_norm=False, with_masks=False, regions_per_chunk=None) if live_norm else make()
-    )
+    step = make(frozen_norm=False, mask_size=None, regions_per_chunk=None) if live_norm else make()
     (expected, losses), (found, metrics) = (
         two_updates(step, state, frozen, batch, mesh) for mesh in (None, (8, 4))
     )
@@ -153,11 +145,9 @@ def localizer_parts(nano_localizer):
     """Jitted step and state of a nano localizer with live norms."""
     card, variables = nano_localizer
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05))
-    settings = LocalizerSettings(
-        anchors_per_image=32, positive_fraction=0.5, negative_below=0.3, positive_from=0.7, seed=0
-    )
+    settings = LocalizerObjective(anchors_per_image=32)
     localizer = Localizer(card.architecture, frozen_norm=False)
-    step = make_localizer_step(localizer, optimizer, settings)
+    step = make_localizer_step(localizer, optimizer, settings, seed=0)
     jitted = jax.jit(lambda state, frozen, batch: step(state, batch))
     return jitted, create_train_state(variables, (), optimizer)
 

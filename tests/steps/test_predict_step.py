@@ -6,10 +6,10 @@ import pytest
 from marks import on_accelerators
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.settings import DetectionSettings, NmsSettings
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
-    DetectSettings,
     given_boxes,
     make_predict_step,
     windows,
@@ -36,9 +36,9 @@ def recognized(nano_configs, nano_variables):
     batch = jax.tree.map(jnp.asarray, batch)
     model, variables = CLIP(nano_configs["resnet"]), nano_variables("resnet")
     classes = jax.random.normal(jax.random.key(0), (5, 32))
-    settings = DetectSettings(
+    settings = DetectionSettings(
         temperature=0.1, max_detections=12, regions_per_chunk=3, objectness="none",
-        nms_threshold=1.0, score_threshold=0.0,
+        nms=NmsSettings(threshold=1.0), score_threshold=0.0,
     )  # fmt: skip
     step = jax.jit(make_predict_step(model, settings, given_boxes))
 
@@ -85,7 +85,7 @@ def test_detections_are_the_best_pairs_of_real_boxes_in_order(recognized):
 
 def test_windows_cover_every_picture_and_nothing_else(recognized, nano_configs, nano_variables):
     batch, classes, _, _ = recognized
-    settings = DetectSettings(temperature=0.1, objectness="none", max_detections=5)
+    settings = DetectionSettings(temperature=0.1, objectness="none", max_detections=5)
     step = jax.jit(make_predict_step(CLIP(nano_configs["resnet"]), settings, windows((0.4, 1.0))))
     found = step(DetectorVariables(nano_variables("resnet"), classes), batch)
     boxes = np.asarray(found.regions.boxes)

@@ -12,10 +12,10 @@ from marks import on_accelerators
 from regionclip_jax.losses.image_text_blockwise import ring_image_text_loss
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.settings import PretrainObjective, ProposalSettings
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
-    PretrainSettings,
     embed_with_student,
     find_regions,
     label_with_teacher,
@@ -29,26 +29,14 @@ from regionclip_jax.steps.train_state import create_train_state, model_variables
 # What a canvas shows is masked in both; that a transformer's is too, its own tests say every time.
 BACKBONES = ["resnet", pytest.param("vit", marks=pytest.mark.slow)]
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)
-SETTINGS = PretrainSettings(
-    num_proposals=12,
+SETTINGS = PretrainObjective(
+    proposals=ProposalSettings(num_proposals=12, pre_nms_topk=40, nms_threshold=0.9),
     num_regions=5,
-    pre_nms_topk=40,
-    proposal_nms_threshold=0.9,
-    box_grid=8,
-    box_sides=None,
     temperature=0.1,
     teacher_temperature=0.1,
     concept_threshold=0.3,
     images_per_group=4,
-    image_text_weight=1.0,
-    distillation_weight=1.0,
-    contrastive_weight=1.0,
-    padding="invisible",
     regions_per_chunk=3,
-    regions_per_softmax=None,
-    roi_align="auto",
-    micro_batches=1,
-    seed=1,
 )
 FROZEN = {
     "resnet": ("^text/", "^logit_scale$", "^visual/stem/", "^visual/layer1/", "norm"),
@@ -73,7 +61,7 @@ def start(nano_configs, nano_variables):
             teacher_concepts=concepts[0],
             student_concepts=concepts[1],
         )
-        return jax.jit(make_pretrain_step(model, model, OPTIMIZER, SETTINGS)), state, frozen
+        return jax.jit(make_pretrain_step(model, model, OPTIMIZER, SETTINGS, seed=1)), state, frozen
 
     return make
 
@@ -125,7 +113,7 @@ def test_a_step_in_blocks_makes_the_updates_of_a_whole_one(
     ring = functools.partial(
         ring_image_text_loss, chunk=1, mesh=make_mesh(fsdp=2), axis=("data", "fsdp")
     )
-    in_blocks = make_pretrain_step(model, model, OPTIMIZER, settings, image_text=ring)
+    in_blocks = make_pretrain_step(model, model, OPTIMIZER, settings, seed=1, image_text=ring)
     found, metrics = two_updates(in_blocks, state, frozen, pair_batch, (8, 2))
     for one, other in zip(expected_metrics, metrics, strict=True):
         for name, value in one.items():
@@ -258,7 +246,7 @@ def test_a_batch_in_parts_makes_the_updates_of_a_whole_one(
     expected, expected_metrics = two_updates(step, state, frozen, batch)
     model = CLIP(nano_configs["resnet"])
     settings = dataclasses.replace(SETTINGS, micro_batches=4)
-    in_parts = make_pretrain_step(model, model, OPTIMIZER, settings)
+    in_parts = make_pretrain_step(model, model, OPTIMIZER, settings, seed=1)
     for mesh in (None, (2, 1)):
         how = in_parts if mesh else jax.jit(in_parts)
         found, metrics = two_updates(how, state, frozen, batch, mesh)
@@ -275,19 +263,20 @@ def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
     config, variables = reference_localizer("tiny_rpn_fpn")
     localizer = Localizer(config)
     images, sizes = pair_batch.images, pair_batch.sizes.at[7].set(0)
-    key, settings = jax.random.key(0), dataclasses.replace(SETTINGS, num_proposals=30)
+    key = jax.random.key(0)
+    proposals = dataclasses.replace(SETTINGS.proposals, num_proposals=30)
+    settings = dataclasses.replace(SETTINGS, proposals=proposals)
     found = find_regions(key, images, sizes, settings, localizer, variables)
-    everything = propose(
-        localizer, variables, images, sizes,
-        pre_nms_topk=settings.pre_nms_topk, post_nms_topk=30, nms_threshold=0.9,
-    )  # fmt: skip
+    everything = propose(localizer, variables, images, sizes, proposals)
     assert found.boxes.shape == (8, 5, 4) and found.mask[:7].all() and not found.mask[7].any()
     for image in range(7):
         known = {tuple(box) for box in np.asarray(everything.boxes[image])}
         mine = {tuple(box) for box in np.asarray(found.boxes[image])}
         assert len(mine) == 5 and mine <= known
     model = CLIP(nano_configs["resnet"])
-    proposing = jax.jit(make_pretrain_step(model, model, OPTIMIZER, settings, localizer))
+    proposing = jax.jit(
+        make_pretrain_step(model, model, OPTIMIZER, settings, seed=1, localizer=localizer)
+    )
     _, first = proposing(state, frozen.replace(localizer=variables), pair_batch)
     for _ in range(8):
         state, last = proposing(state, frozen.replace(localizer=variables), pair_batch)

@@ -1,0 +1,96 @@
+"""Settings: one typed definition of every number of a recipe.
+
+Nested frozen dataclasses with the paper's numbers as defaults. Steps, losses, models and jobs take
+them as they are. The comment above a field is its meaning (``--describe`` prints it), ``Literal``
+lists its choices, ``__post_init__`` checks fields against each other, and ``may_change`` marks what
+a resumed run may have otherwise. ``regionclip_jax.recipes`` reads them from recipe files and
+command lines.
+"""
+
+from regionclip_jax.settings.data import (
+    BoxDataSettings,
+    CaptionDataSettings,
+    EvaluatedImages,
+    LoadingSettings,
+    MixturePart,
+)
+from regionclip_jax.settings.fields import (
+    ConfigError,
+    Count,
+    as_plain,
+    fixed_on_resume,
+    may_change,
+    meanings,
+)
+from regionclip_jax.settings.jobs import (
+    ConceptSettings,
+    EvaluateSettings,
+    EvaluationSettings,
+    JobSettings,
+    OptimizerSettings,
+    PretrainSettings,
+    RecallSettings,
+    RunSettings,
+    ScenesDetectionSettings,
+    ScenesExperimentSettings,
+    ScenesSettings,
+    TrainClipSettings,
+    TrainDetectorSettings,
+    TrainingSettings,
+    TrainLocalizerSettings,
+)
+from regionclip_jax.settings.models import (
+    Dtype,
+    KeptActivations,
+    LocalizerModelSettings,
+    ModelSettings,
+    TrainedModelSettings,
+)
+from regionclip_jax.settings.regions import (
+    DetectionSettings,
+    DetectorObjective,
+    LocalizerObjective,
+    NmsSettings,
+    PretrainObjective,
+    ProposalSettings,
+)
+
+__all__ = [
+    "BoxDataSettings",
+    "CaptionDataSettings",
+    "ConceptSettings",
+    "ConfigError",
+    "Count",
+    "DetectionSettings",
+    "DetectorObjective",
+    "Dtype",
+    "EvaluateSettings",
+    "EvaluatedImages",
+    "EvaluationSettings",
+    "JobSettings",
+    "KeptActivations",
+    "LoadingSettings",
+    "LocalizerModelSettings",
+    "LocalizerObjective",
+    "MixturePart",
+    "ModelSettings",
+    "NmsSettings",
+    "OptimizerSettings",
+    "PretrainObjective",
+    "PretrainSettings",
+    "ProposalSettings",
+    "RecallSettings",
+    "RunSettings",
+    "ScenesDetectionSettings",
+    "ScenesExperimentSettings",
+    "ScenesSettings",
+    "TrainClipSettings",
+    "TrainDetectorSettings",
+    "TrainLocalizerSettings",
+    "TrainedModelSettings",
+    "TrainingSettings",
+    "as_plain",
+    "fixed_on_resume",
+    "may_change",
+    "meanings",
+]

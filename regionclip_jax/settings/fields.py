@@ -1,0 +1,107 @@
+"""What a field of the settings may hold, and whether it may change when a run is resumed."""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import io
+import tokenize
+import typing
+from typing import Any, NewType
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot run, with the key and the remedy."""
+
+
+# A whole number of at least 1.
+Count = NewType("Count", int)
+
+_MAY_CHANGE = "may_change"
+
+
+def may_change(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+    """Declare a field that a resumed run may have otherwise: it decides nothing that is learned.
+
+    Paths, cadence, threads, memory and devices are of this kind; all other fields of a run that is
+    resumed must be those it began with.
+    """
+    return dataclasses.field(default=default, default_factory=factory, metadata={_MAY_CHANGE: True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Base of all settings; refuses values that are none of a field's choices."""
+
+    def __post_init__(self):
+        for name, choices in _choices(type(self)).items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"{name}: {value!r} is none of {sorted(choices)}")
+
+
+@functools.cache
+def _choices(section: type) -> dict[str, tuple]:
+    hints = typing.get_type_hints(section)
+    return {
+        name: typing.get_args(kind)
+        for name, kind in hints.items()
+        if typing.get_origin(kind) is typing.Literal
+    }
+
+
+def as_plain(settings: Any) -> dict:
+    """Return settings as nested dicts of JSON values."""
+    return dataclasses.asdict(settings)
+
+
+def fixed_on_resume(settings: Any) -> Any:
+    """Return settings as nested dicts, without the fields that may change on resume."""
+    if isinstance(settings, tuple):
+        return [fixed_on_resume(value) for value in settings]
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    return {
+        field.name: fixed_on_resume(getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+        if _MAY_CHANGE not in field.metadata
+    }
+
+
+@functools.cache
+def meanings(section: type) -> dict[str, str]:
+    """Return the comment above each field of a section, inherited fields included.
+
+    The comments are the one description of a key: ``--describe`` prints them.
+    """
+    found = {}
+    for owner in reversed(section.__mro__):
+        if dataclasses.is_dataclass(owner):
+            found |= _own_meanings(owner)
+    return found
+
+
+def _own_meanings(section: type) -> dict[str, str]:
+    source = inspect.cleandoc(inspect.getsource(section))
+    comments = {
+        token.start[0]: token.string.removeprefix("#").strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    found, run = {}, []
+    nodes = {
+        node.lineno: node.target.id
+        for node in ast.parse(source).body[0].body
+        if isinstance(node, ast.AnnAssign)
+    }
+    previous = None
+    for line in range(1, source.count("\n") + 2):
+        if line in nodes:
+            # Fields in a row without a comment between them share the one above.
+            previous = " ".join(run) if run else previous
+            found[nodes[line]], run = previous or "", []
+        elif line in comments:
+            run.append(comments[line])
+        elif not source.splitlines()[line - 1].strip():
+            previous = None
+    return found

@@ -1,0 +1,318 @@
+"""The settings of each job: what its recipes state, with the paper's numbers as defaults."""
+
+import dataclasses
+from typing import Literal
+
+from regionclip_jax.settings.data import BoxDataSettings, CaptionDataSettings, EvaluatedImages
+from regionclip_jax.settings.fields import ConfigError, Count, Section, may_change
+from regionclip_jax.settings.models import (
+    Dtype,
+    LocalizerModelSettings,
+    ModelSettings,
+    TrainedModelSettings,
+)
+from regionclip_jax.settings.regions import (
+    DetectionSettings,
+    DetectorObjective,
+    LocalizerObjective,
+    PretrainObjective,
+    ProposalSettings,
+    Templates,
+)
+
+MatmulPrecision = Literal["default", "high", "highest", "tensorfloat32", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings(Section):
+    """Optimizer, schedule, and what is trained. The defaults are those of the paper's pretraining.
+
+    Rates are for the recipe's batch; nothing scales them to another.
+    """
+
+    # "sgd" (the reference's, coupled decay) or "adamw".
+    kind: Literal["sgd", "adamw"] = "sgd"
+    # Peak of the learning rate.
+    learning_rate: float = 0.002
+    # "multistep" or "cosine".
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    # Of multistep: steps at which the rate is multiplied by gamma.
+    boundaries: tuple[int, ...] = (300_000, 525_000)
+    gamma: float = 0.1
+    # Of multistep: the factor that warm-up starts from.
+    warmup_factor: float = 0.001
+    # Steps of linear warm-up.
+    warmup_steps: int = 1000
+    # Of sgd.
+    momentum: float = 0.9
+    # Weight decay.
+    weight_decay: float = 1e-4
+    # Largest L2 norm of any one gradient tensor; None for no clipping.
+    clip_per_tensor_norm: float | None = None
+    # Parameters whose path matches one of these regular expressions are not decayed.
+    no_decay_patterns: tuple[str, ...] = ()
+    # Parameters whose path matches one of these regular expressions are not trained.
+    frozen_patterns: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings(Section):
+    """How long, how large, how often."""
+
+    # Updates. A cosine schedule is drawn over them, so that a run of one cannot change them.
+    num_steps: Count = may_change(600_000)
+    # Images of the global batch, which is split over all devices.
+    batch_size: Count = 96
+    # Devices that share one copy of parameters and optimizer state; 1: each device has its own.
+    fsdp: Count = may_change(1)
+    # Everything drawn at random in a run follows from it.
+    seed: int = 0
+    # Steps between two lines of the log.
+    log_every: Count = may_change(50)
+    # Steps between two checkpoints, and how many of them are kept.
+    checkpoint_every: Count = may_change(5000)
+    checkpoints_to_keep: Count = may_change(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConceptSettings(Section):
+    """The concept pool."""
+
+    # Text file, one name a line (what follows a tab or comma is ignored), e.g. the nouns of the
+    # captions (paper: 4,764 from COCO's); "" for the synthetic scenes' own.
+    names_file: str = may_change("")
+    # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
+    templates: Templates = "clip"
+
+
+@dataclasses.dataclass(frozen=True)
+class RecallSettings(EvaluatedImages):
+    """Average recall of a localizer's proposals."""
+
+    # Proposals that count.
+    proposals: ProposalSettings = ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings(EvaluatedImages):
+    """Zero-shot recognition of given boxes, or detection, with the official metrics."""
+
+    # Class embeddings (.npz) to use; "" embeds the data's class names with the model's text tower.
+    vocabulary: str = ""
+    # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
+    templates: Templates = "clip"
+    # Where to look: "ground_truth", "localizer" or "windows" (sliding ones).
+    regions: Literal["ground_truth", "localizer", "windows"] = "ground_truth"
+    # Model directory whose localizer proposes; "" means that of the model itself.
+    localizer: str = ""
+    # Proposals of the localizer.
+    proposals: ProposalSettings = ProposalSettings()
+    # Sides of the windows as shares of the image's.
+    window_sides: tuple[float, ...] = ()
+    # From regions to detections.
+    detection: DetectionSettings = DetectionSettings(objectness="none", regions_per_chunk=25)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.detection.objectness != "none" and self.regions != "localizer":
+            raise ConfigError(
+                f"detection.objectness: {self.detection.objectness!r} with regions "
+                f"{self.regions!r}, which have no objectness; set it to 'none', or regions to "
+                "'localizer'"
+            )
+        if self.regions == "windows" and (
+            not self.window_sides or not all(0 < side <= 1 for side in self.window_sides)
+        ):
+            raise ConfigError(
+                f"window_sides: {self.window_sides}, expected shares of the image's side above 0 "
+                "and at most 1, such as (0.3, 0.5)"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesSettings(Section):
+    """The synthetic scenes (data.scenes)."""
+
+    # Everything drawn follows from it.
+    seed: int = 0
+    # Side of the square images in pixels.
+    side: int = 96
+    # Images of single objects seen from near and far: what a CLIP sees of the web.
+    num_closeups: Count = 8000
+    # Scenes of several smaller objects: what RegionCLIP is pretrained on.
+    num_scenes: Count = 6000
+    # Scenes that are held out for the test.
+    num_test: Count = 800
+    # Objects of an image, smallest and largest number, and their size as a share of the side.
+    closeup_things: tuple[int, int] = (1, 1)
+    closeup_sizes: tuple[float, float] = (0.4, 0.95)
+    scene_things: tuple[int, int] = (2, 4)
+    scene_sizes: tuple[float, float] = (0.3, 0.55)
+    # Largest share of the smaller object that may be covered.
+    overlap: float = 0.2
+    # Probability that an object has its category's typical colour, and likewise its texture.
+    typicality: float = 0.8
+    # Distracting strokes behind the objects.
+    clutter: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class JobSettings(Section):
+    """What every job has."""
+
+    # jax_default_matmul_precision: "default" (fast) or "highest" (with dtype "float32": parity with
+    # the reference on accelerators, too).
+    matmul_precision: MatmulPrecision = may_change("default")
+
+
+# Stem and layer1 (FREEZE_AT 2), every batch norm, the text tower.
+_RESNET_FROZEN = ("visual/stem/", "visual/layer1/", "norm", "^text/", "^logit_scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainClipSettings(JobSettings):
+    """Whole-image contrastive training of a CLIP from captions."""
+
+    # Name of the job.
+    job: Literal["train_clip"] = "train_clip"
+    # As of pretraining's regions.
+    image_text_chunk: int | None = may_change(None)
+    model: TrainedModelSettings = TrainedModelSettings()
+    # The whole image on CLIP's canvas: no crop cuts off what the caption names.
+    data: CaptionDataSettings = CaptionDataSettings(
+        short_sides=(168,), max_long_side=224, canvas_sizes=((224, 224),), group_by_canvas=False,
+        flip_directional_captions=False,
+    )  # fmt: skip
+    optimizer: OptimizerSettings = OptimizerSettings(
+        kind="adamw", learning_rate=1e-3, schedule="cosine", boundaries=(), warmup_steps=2000,
+        weight_decay=0.2, no_decay_patterns=("bias$", "scale$", "embedding$"),
+    )  # fmt: skip
+    run: RunSettings = RunSettings(num_steps=50_000, batch_size=1024, checkpoint_every=1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings(JobSettings):
+    """RegionCLIP pretraining; the defaults are the paper's RN50."""
+
+    # Name of the job.
+    job: Literal["pretrain"] = "pretrain"
+    student: TrainedModelSettings = TrainedModelSettings()
+    # Static in the paper: the CLIP that the student starts from.
+    teacher: ModelSettings = ModelSettings()
+    data: CaptionDataSettings = CaptionDataSettings()
+    concepts: ConceptSettings = ConceptSettings()
+    regions: PretrainObjective = PretrainObjective()
+    optimizer: OptimizerSettings = OptimizerSettings(
+        clip_per_tensor_norm=5.0, frozen_patterns=_RESNET_FROZEN
+    )
+    run: RunSettings = RunSettings()
+
+    def __post_init__(self):
+        super().__post_init__()
+        batch = self.run.batch_size
+        if batch % (self.regions.images_per_group or batch):
+            raise ConfigError(
+                f"regions.images_per_group: {self.regions.images_per_group} does not divide "
+                f"run.batch_size {batch}; choose a divisor, or None for the whole batch"
+            )
+        if batch % self.regions.micro_batches:
+            raise ConfigError(
+                f"regions.micro_batches: {self.regions.micro_batches} does not divide "
+                f"run.batch_size {batch}; choose a divisor, or 1 for the whole batch at once"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainLocalizerSettings(JobSettings):
+    """Training of a region proposal network; the defaults are the reference's on COCO."""
+
+    # Name of the job.
+    job: Literal["train_localizer"] = "train_localizer"
+    localizer: LocalizerModelSettings = LocalizerModelSettings()
+    data: BoxDataSettings = BoxDataSettings()
+    anchors: LocalizerObjective = LocalizerObjective()
+    # FREEZE_AT 2, and every norm.
+    optimizer: OptimizerSettings = OptimizerSettings(
+        learning_rate=0.02, boundaries=(60_000, 80_000),
+        frozen_patterns=("trunk/stem/", "trunk/res2/", "norm"),
+    )  # fmt: skip
+    run: RunSettings = RunSettings(num_steps=90_000, batch_size=16)
+    # Average recall at the end; evaluation.path "" measures none.
+    evaluation: RecallSettings = may_change(RecallSettings())
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDetectorSettings(JobSettings):
+    """Training of an open-vocabulary detector; the defaults are the paper's on COCO."""
+
+    # Name of the job.
+    job: Literal["train_detector"] = "train_detector"
+    model: TrainedModelSettings = TrainedModelSettings()
+    data: BoxDataSettings = BoxDataSettings()
+    detector: DetectorObjective = DetectorObjective()
+    optimizer: OptimizerSettings = OptimizerSettings(
+        boundaries=(60_000, 80_000), warmup_steps=5000, frozen_patterns=_RESNET_FROZEN
+    )
+    run: RunSettings = RunSettings(num_steps=90_000, batch_size=16)
+    # Of the detector at the end, with the classes of the test; evaluation.path "" evaluates none.
+    evaluation: EvaluationSettings = may_change(
+        EvaluationSettings(
+            regions="localizer",
+            proposals=ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7),
+            detection=DetectionSettings(objectness="none", regions_per_chunk=100),
+        )
+    )
+
+
+TrainingSettings = (
+    TrainClipSettings | PretrainSettings | TrainLocalizerSettings | TrainDetectorSettings
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings(JobSettings):
+    """Evaluation of models on the same images."""
+
+    # Name of the job.
+    job: Literal["evaluate"] = "evaluate"
+    # In float32, bit-stable numbers are worth more than speed; bfloat16 is multiplied in one way.
+    matmul_precision: MatmulPrecision = "highest"
+    # Model directories by the name they get in the results, e.g. {"student": "workdir/model"}.
+    models: dict[str, str] = dataclasses.field(default_factory=lambda: {"student": "workdir/model"})
+    # As of a model, of all models and their localizers. The paper's tables were computed in
+    # float32; to compare with them to the last digit: --config.dtype=float32
+    dtype: Dtype = "auto"
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesExperimentSettings(JobSettings):
+    """The synthetic experiment: teacher, RegionCLIP, table. The job sets the paths inside it."""
+
+    # Name of the job.
+    job: Literal["scenes_experiment"] = "scenes_experiment"
+    # Everything drawn at random but the images follows from it: initial weights, order, boxes.
+    seed: int = 0
+    scenes: ScenesSettings = ScenesSettings()
+    train_clip: TrainClipSettings = TrainClipSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesDetectionSettings(JobSettings):
+    """The synthetic experiment all the way to trained detectors. The job sets the paths."""
+
+    # Name of the job.
+    job: Literal["scenes_detection"] = "scenes_detection"
+    # As of the synthetic experiment.
+    seed: int = 0
+    scenes: ScenesSettings = ScenesSettings()
+    # Scenes with boxes, for the localizer and the detectors; they use those of base shapes alone.
+    num_labelled: Count = 3000
+    train_clip: TrainClipSettings = TrainClipSettings()
+    train_localizer: TrainLocalizerSettings = TrainLocalizerSettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    train_detector: TrainDetectorSettings = TrainDetectorSettings()
+    # Parameters that stay frozen where the image tower starts from random weights.
+    random_frozen_patterns: tuple[str, ...] = ("^text/", "^logit_scale")

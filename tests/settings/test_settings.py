@@ -1,0 +1,123 @@
+"""Checks of settings, their meanings, and what a resumed run may change."""
+
+import dataclasses
+import typing
+
+import pytest
+
+from regionclip_jax import settings
+from regionclip_jax.settings import (
+    ConfigError,
+    DetectorObjective,
+    LocalizerObjective,
+    PretrainObjective,
+    PretrainSettings,
+    ProposalSettings,
+    RunSettings,
+    fixed_on_resume,
+    may_change,
+    meanings,
+)
+
+SECTIONS = [
+    value
+    for value in vars(settings).values()
+    if dataclasses.is_dataclass(value) and isinstance(value, type)
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_key_has_a_meaning(section):
+    said = meanings(section)
+    kinds = typing.get_type_hints(section)
+    keys = [
+        f.name for f in dataclasses.fields(section) if not dataclasses.is_dataclass(kinds[f.name])
+    ]
+    assert [key for key in keys if len(said.get(key, "")) < 5] == []
+
+
+def test_keys_in_a_row_share_the_comment_above_them_and_a_gap_ends_it():
+    said = meanings(PretrainObjective)
+    assert (
+        said["distillation_weight"] == said["image_text_weight"] == "Weights of the three losses."
+    )
+    assert said["box_grid"].startswith("Corners of random boxes")
+
+
+def test_what_may_change_on_resume_is_left_out_at_any_depth():
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        kept: int = 1
+        path: str = may_change("a")
+
+    @dataclasses.dataclass(frozen=True)
+    class Outer:
+        inner: Inner = Inner()
+        parts: tuple = (Inner(2, "b"),)
+        later: Inner = may_change(Inner())
+
+    assert fixed_on_resume(Outer()) == {"inner": {"kept": 1}, "parts": [{"kept": 2}]}
+
+
+def test_paths_cadence_and_memory_may_change_and_nothing_that_is_learned():
+    fixed = fixed_on_resume(PretrainSettings())
+    assert set(fixed["run"]) == {"batch_size", "seed"}
+    assert set(fixed["concepts"]) == {"templates"}
+    assert set(fixed["student"]) == {"preset", "dtype"}
+    free = {"localizer", "regions_per_chunk", "regions_per_softmax", "micro_batches"}
+    free |= {"image_text_chunk", "roi_align_impl"}
+    keys = {field.name for field in dataclasses.fields(PretrainObjective)}
+    assert set(fixed["regions"]) == keys - free
+    assert "path" not in fixed["data"] and "num_threads" not in fixed["data"]
+    assert "matmul_precision" not in fixed
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        (
+            PretrainObjective,
+            {"num_regions": 301},
+            r"num_regions: 301 .*proposals\.num_proposals 300",
+        ),
+        (
+            PretrainObjective,
+            {"box_sides": (0.6, 0.2)},
+            r"box_sides: .* at most 1, found \(0\.6, 0\.2\)",
+        ),
+        (PretrainObjective, {"box_sides": (0.0, 0.2)}, r"box_sides: .* above 0"),
+        (PretrainObjective, {"box_sides": (0.5, 1.2)}, r"box_sides: .* at most 1"),
+        (
+            PretrainObjective,
+            {"padding": "zero"},
+            r"padding: 'zero' is none of \['invisible', 'reference'\]",
+        ),
+        (PretrainObjective, {"roi_align_impl": "fast"}, r"roi_align_impl: 'fast' is none of"),
+        (LocalizerObjective, {"negative_below": 0.8}, "negative_below: 0.8 with positive_from 0.7"),
+        (
+            DetectorObjective,
+            {"image_tower": "random"},
+            "regions_per_chunk: 64 with a random image tower",
+        ),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_naming_their_keys(section, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        section(**changes)
+
+
+@pytest.mark.parametrize("key", ["images_per_group", "micro_batches"])
+def test_parts_of_a_batch_divide_it(key):
+    regions = PretrainObjective(**{"images_per_group": None, key: 3})
+    with pytest.raises(ConfigError, match=rf"regions\.{key}: 3 .*run\.batch_size 8"):
+        PretrainSettings(regions=regions, run=RunSettings(batch_size=8))
+
+
+def test_one_group_may_be_the_whole_batch():
+    regions = PretrainObjective(images_per_group=None)
+    assert PretrainSettings(regions=regions, run=RunSettings(batch_size=7)).run.batch_size == 7
+
+
+def test_steps_take_settings_as_static_arguments():
+    assert hash(PretrainObjective()) == hash(PretrainObjective())
+    assert PretrainObjective() != PretrainObjective(proposals=ProposalSettings(num_proposals=400))

@@ -1,0 +1,230 @@
+"""From recipe files and command lines to settings."""
+
+import ml_collections
+import pytest
+
+from regionclip_jax import recipes
+from regionclip_jax.recipes import defaults, resolve
+from regionclip_jax.settings import (
+    ConfigError,
+    EvaluateSettings,
+    EvaluationSettings,
+    MixturePart,
+    PretrainSettings,
+    RunSettings,
+    TrainClipSettings,
+    TrainDetectorSettings,
+    as_plain,
+)
+
+COUNT = "a whole number of at least 1"
+
+
+def test_defaults_resolve_to_themselves():
+    assert resolve(PretrainSettings, defaults(PretrainSettings)) == PretrainSettings()
+    assert resolve(EvaluateSettings, defaults(EvaluateSettings)) == EvaluateSettings()
+
+
+def test_a_key_that_is_none_takes_its_own_type_and_none_again():
+    config = defaults(PretrainSettings)
+    config.regions.regions_per_softmax = 2
+    config.regions.images_per_group = None
+    found = resolve(PretrainSettings, config).regions
+    assert found.regions_per_softmax == 2 and found.images_per_group is None
+    with pytest.raises(TypeError, match="str"):
+        config.regions.image_text_chunk = "all"
+    config.regions.regions_per_softmax = None
+    assert resolve(PretrainSettings, config).regions.regions_per_softmax is None
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant():
+    with pytest.raises(ConfigError, match=r"config\.batchsize: .* did you mean 'batch_size'"):
+        resolve(RunSettings, {"batchsize": 2})
+
+
+def test_an_unknown_key_deep_in_a_recipe_is_named_with_its_path():
+    config = defaults(PretrainSettings)
+    config.regions.num_region = 3
+    with pytest.raises(ConfigError, match=r"config\.regions\.num_region: .*'num_regions'"):
+        resolve(PretrainSettings, config)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "now"),
+    [
+        (PretrainSettings, "regions.num_proposals", "regions.proposals.num_proposals"),
+        (PretrainSettings, "regions.roi_align", "regions.roi_align_impl"),
+        (EvaluateSettings, "evaluation.nms_threshold", "evaluation.detection.nms.threshold"),
+        (EvaluateSettings, "evaluation.temperature", "evaluation.detection.temperature"),
+    ],
+)
+def test_a_key_of_an_earlier_version_fails_with_its_new_name(section, key, now):
+    config = defaults(section)
+    with pytest.raises(ConfigError, match=rf"config\.{key}: no such key; it is '{now}' now"):
+        recipes.assign(section, config, key, "1")
+    *parents, name = key.split(".")
+    part = config
+    for parent in parents:
+        part = part[parent]
+    part[name] = 1
+    with pytest.raises(ConfigError, match=rf"config\.{key}: no such key; it is '{now}' now"):
+        resolve(section, config)
+
+
+def test_all_renamed_keys_lead_to_keys_that_exist():
+    roots = {
+        "regions": PretrainSettings,
+        "evaluation": EvaluateSettings,
+        "detector": TrainDetectorSettings,
+    }
+    for old, new in recipes._RENAMED.items():
+        section = roots[new.partition(".")[0]]
+        config = defaults(section)
+        for name in new.split("."):
+            config = config[name]
+        with pytest.raises(ConfigError, match=f"it is '{new}' now"):
+            recipes.assign(section, defaults(section), old, "1")
+
+
+def test_a_teacher_keeps_nothing_so_it_is_not_asked_what():
+    config = defaults(PretrainSettings)
+    config.teacher.kept_activations = "all"
+    with pytest.raises(ConfigError, match=r"config\.teacher\.kept_activations: no such key"):
+        resolve(PretrainSettings, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": "10"}, rf"config\.num_steps: expected {COUNT}, found '10'"),
+        ({"num_steps": 1.5}, rf"config\.num_steps: expected {COUNT}, found 1\.5"),
+        ({"num_steps": True}, rf"config\.num_steps: expected {COUNT}, found True"),
+        ({"log_every": 0}, rf"config\.log_every: expected {COUNT}, found 0"),
+        ({"seed": None}, r"config\.seed: expected int, found None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_its_key(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(RunSettings, changes)
+
+
+def test_a_choice_that_does_not_exist_is_refused_with_those_that_do():
+    config = defaults(PretrainSettings)
+    for value in ("auto", "float32", "bfloat16"):
+        config.student.dtype = value
+        assert resolve(PretrainSettings, config).student.dtype == value
+    config.student.dtype = "float16"
+    message = r"config\.student\.dtype: 'float16' is none of \['auto', 'bfloat16', 'float32'\]"
+    with pytest.raises(ConfigError, match=message):
+        resolve(PretrainSettings, config)
+
+
+def test_a_section_that_is_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.run: expected a section"):
+        resolve(PretrainSettings, {"run": 3})
+
+
+def test_keys_that_contradict_each_other_are_refused_with_their_path():
+    config = defaults(EvaluateSettings)
+    config.evaluation.detection.objectness = "reference"
+    message = r"config\.evaluation\.detection\.objectness: 'reference' with regions"
+    with pytest.raises(ConfigError, match=message):
+        resolve(EvaluateSettings, config)
+
+
+def test_canvases_are_pairs():
+    config = defaults(PretrainSettings)
+    config.data.canvas_sizes = ((800,),)
+    with pytest.raises(ConfigError, match=r"config\.data\.canvas_sizes: expected 2 values"):
+        resolve(PretrainSettings, config)
+
+
+def test_the_parts_of_a_mixture_are_sections_of_their_own():
+    config = defaults(PretrainSettings)
+    part = dict(source="coco_folder", path="data/coco", split="train2017", weight=1)
+    config.data.mixture = (part, part | {"weight": 2.5})
+    parsed = resolve(PretrainSettings, config).data.mixture
+    assert [type(p) for p in parsed] == [MixturePart] * 2
+    assert [p.weight for p in parsed] == [1.0, 2.5]
+    config.data.mixture = (part | {"wieght": 1},)
+    with pytest.raises(ConfigError, match=r"data\.mixture\.wieght: .*did you mean 'weight'"):
+        resolve(PretrainSettings, config)
+    config.data.mixture = ({"source": "coco_folder"},)
+    with pytest.raises(ConfigError, match=r"data\.mixture: missing \['path'\]"):
+        resolve(PretrainSettings, config)
+    recipes.assign(PretrainSettings, config, "data.mixture", repr((part,)))
+    assert resolve(PretrainSettings, config).data.mixture[0].split == "train2017"
+    config.data.path = "data/coco"
+    with pytest.raises(ConfigError, match=r"config\.data\.path: .* beside mixture"):
+        resolve(PretrainSettings, config)
+
+
+def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
+    plain = as_plain(PretrainSettings())
+    plain["data"]["canvas_sizes"] = [[800, 1344]]
+    plain["optimizer"]["learning_rate"] = 1
+    parsed = resolve(PretrainSettings, ml_collections.ConfigDict(plain))
+    assert parsed.data.canvas_sizes == ((800, 1344),)
+    assert parsed.optimizer.learning_rate == 1.0
+
+
+def test_arguments_are_parted_from_those_that_set_keys():
+    arguments = ["main", "--config=a.py", "--config.run.seed=3", "--workdir=x"]
+    rest, found = recipes.split_assignments([*arguments, "--config.data.path", "with space"])
+    assert rest == ["main", "--config=a.py", "--workdir=x"]
+    assert found == ["--config.run.seed=3", "--config.data.path=with space"]
+    with pytest.raises(ConfigError, match="--config.run.seed: expected a value"):
+        recipes.split_assignments(["--config.run.seed"])
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("run.seed", "abc", r"config\.run\.seed: expected int, found 'abc'"),
+        ("run", "3", r"config\.run: has keys of its own, set one of \['batch_size'"),
+        ("run.seed.x", "3", r"config\.run\.seed\.x: 'seed' has no keys of its own"),
+        ("data.group_by_canvas", "yes", "expected true or false, found 'yes'"),
+        ("run.seeds", "3", r"config\.run\.seeds: no such key; did you mean 'seed'"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_with_its_key(key, text, message):
+    config = defaults(TrainClipSettings)
+    with pytest.raises(ConfigError, match=message):
+        recipes.assign(TrainClipSettings, config, key, text)
+
+
+def test_models_of_an_evaluation_have_names_of_their_own():
+    config = defaults(EvaluateSettings)
+    recipes.assign(EvaluateSettings, config, "models.teacher", "a=b/model")
+    found = resolve(EvaluateSettings, config).models
+    assert found == {"student": "workdir/model", "teacher": "a=b/model"}
+
+
+def test_a_recipe_of_ones_own_is_read_and_its_mistakes_are_one_line(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from regionclip_jax.recipes import defaults\n"
+        "from regionclip_jax.settings import TrainClipSettings\n\n"
+        "def get_config(name='short'):\n"
+        "    config = defaults(TrainClipSettings)\n"
+        "    config.run.num_steps = {'short': 5}[name]\n"
+        "    return config\n"
+    )
+    assert recipes.read(str(file)).run.num_steps == 5
+    found = recipes.read(f"{file}:short", ["--config.run.num_steps=7"])
+    assert found.run.num_steps == 7
+    with pytest.raises(ConfigError, match=r"own\.py: 'long' .*line 6"):
+        recipes.read(f"{file}:long")
+    file.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="has no function get_config"):
+        recipes.load(str(file))
+    with pytest.raises(ConfigError, match=r"nowhere\.py' cannot be read"):
+        recipes.load(str(tmp_path / "nowhere.py"))
+    file.write_text("def get_config():\n    return {}\n")
+    with pytest.raises(ConfigError, match="expected a ConfigDict"):
+        recipes.load(str(file))
+
+
+def test_an_evaluation_says_what_contradicts_itself():
+    with pytest.raises(ConfigError, match="window_sides: .* above 0"):
+        EvaluationSettings(regions="windows")
