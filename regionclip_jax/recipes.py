@@ -219,10 +219,12 @@ def _field_type(section: type, name: str, where: str) -> Any:
 
 def _hint(section: type, name: str, where: str) -> str:
     """What may have been meant by a key that does not exist."""
-    now = [new for old, new in _RENAMED.items() if f".{where}".endswith(f".{old}")]
-    if now:
-        return f"; it is {now[0]!r} now"
     names = [field.name for field in dataclasses.fields(section)]
+    for old, new in _RENAMED.items():
+        # A section that has lost the key altogether is not sent to another's.
+        first = new.removeprefix(f"{old.rpartition('.')[0]}.").partition(".")[0]
+        if f".{where}".endswith(f".{old}") and first in names:
+            return f"; it is {new!r} now"
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {sorted(names)}"
 

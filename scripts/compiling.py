@@ -25,7 +25,7 @@ def run(default_topology: str, meaning: str) -> None:
     def main(argv: list[str]) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         from regionclip_jax import recipes
-        from regionclip_jax.jobs.compile_ahead import compile_recipe
+        from regionclip_jax.compile_report.report import compile_recipe
         from regionclip_jax.settings import ConfigError
 
         try:

@@ -14,6 +14,7 @@ from regionclip_jax.settings import (
     RunSettings,
     TrainClipSettings,
     TrainDetectorSettings,
+    TrainLocalizerSettings,
     as_plain,
 )
 
@@ -84,6 +85,15 @@ def test_all_renamed_keys_lead_to_keys_that_exist():
             config = config[name]
         with pytest.raises(ConfigError, match=f"it is '{new}' now"):
             recipes.assign(section, defaults(section), old, "1")
+
+
+def test_a_key_that_a_section_has_lost_is_not_sent_to_another():
+    config = defaults(TrainLocalizerSettings)
+    with pytest.raises(ConfigError, match=r"evaluation\.embed_from: no such key; there are"):
+        recipes.assign(TrainLocalizerSettings, config, "evaluation.embed_from", "crops")
+    message = "evaluation.num_proposals: no such key; it is 'evaluation.proposals.num_proposals'"
+    with pytest.raises(ConfigError, match=message):
+        recipes.assign(TrainLocalizerSettings, config, "evaluation.num_proposals", "3")
 
 
 def test_a_teacher_keeps_nothing_so_it_is_not_asked_what():

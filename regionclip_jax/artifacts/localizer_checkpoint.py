@@ -47,6 +47,15 @@ def load_localizer(directory: str | Path) -> tuple[dict, LocalizerCard]:
     return load_sealed(folder, abstract_localizer(card.architecture), card), card
 
 
+def load_localizer_card(directory: str | Path) -> LocalizerCard:
+    """Read the card of the localizer in ``directory``, and none of its arrays.
+
+    Raises:
+        CheckpointMismatch: there is none.
+    """
+    return _load_card(Path(directory) / FOLDER_NAME, "localizer", "--localizer")
+
+
 def abstract_trunk(config: LocalizerConfig) -> dict:
     """Shapes and dtypes of the variables of a localizer's trunk."""
     return {name: tree["trunk"] for name, tree in abstract_localizer(config).items()}

@@ -109,13 +109,18 @@ def from_card(text: str, path: str | Path, config_class: type) -> tuple:
             f"{path}: expected model card format {FORMAT}, found {found!r}; use the version of "
             "regionclip_jax that wrote it, or convert the model again with this one"
         )
-    fields = {field.name for field in dataclasses.fields(config_class)}
+    fields = dataclasses.fields(config_class)
+    known = {field.name for field in fields}
+    # A field with a default is younger than the directories without it.
+    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
     architecture = content.get("architecture")
-    if not isinstance(architecture, dict) or set(architecture) != fields:
+    if not isinstance(architecture, dict) or not needed <= set(architecture) <= known:
         given = sorted(architecture) if isinstance(architecture, dict) else architecture
         raise CheckpointMismatch(
-            f"{path}: architecture: expected the fields {sorted(fields)}, found {given}; "
-            "convert or export the model again"
+            f"{path}: architecture: expected the fields {sorted(needed)}"
+            + (f" and perhaps {sorted(known - needed)}" if known > needed else "")
+            + f", found {given}; use the version of regionclip_jax that wrote it, or convert or "
+            "export the model again"
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
     return config_class(**values), content.get("source", {}), content.get("version", "unknown")

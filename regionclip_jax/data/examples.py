@@ -146,7 +146,6 @@ class LoadImageText:
     flip_directional_captions: bool
     seed: int
     context_length: int
-    keep_end_token: bool
 
     def __call__(self, local: int) -> ImageTextExample | Fault:
         position = self.shard.global_position(local)
@@ -165,7 +164,7 @@ class LoadImageText:
                 image = flip_image(image)
         except RecordError as error:
             return Fault(str(error))
-        (tokens,) = tokenize([caption], self.context_length, self.keep_end_token)
+        (tokens,) = tokenize([caption], self.context_length)
         return ImageTextExample(image, tokens)
 
 

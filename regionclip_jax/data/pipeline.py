@@ -8,7 +8,7 @@ workers and threads, and nothing but the number has to be saved.
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grain
 
@@ -20,51 +20,32 @@ from regionclip_jax.data.mixing import Mixture
 from regionclip_jax.data.order import EpochOrder
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, Source
 from regionclip_jax.data.transforms import check_resize_method
+from regionclip_jax.settings import BoxDataSettings, CaptionDataSettings, EvaluatedImages
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
-from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
 
 
 def image_text_batches(
     source: Source[ImageTextRecord],
+    settings: CaptionDataSettings,
+    shard: Shard,
     *,
-    batch_size: int,
-    short_sides: Sequence[int] | None,
-    max_long_side: int | None,
-    resize_method: str,
-    canvas_sizes: Sequence[Size],
-    plan: CanvasPlan | None = None,
-    flip_probability: float,
-    flip_directional_captions: bool,
     seed: int,
     start_record: int,
-    num_threads: int,
-    num_workers: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    context_length: int = CONTEXT_LENGTH,
-    keep_end_token: bool = True,
+    plan: CanvasPlan | None = None,
     shuffle: bool = True,
 ) -> Iterator[tuple[ImageTextBatch, list[str]]]:
-    """An endless stream of this process's part of each batch, and the faults in it.
+    """Stream this process's part of each batch without end, and the faults in it.
 
     Args:
         source: of image-text records, or a ``Mixture`` of such.
-        batch_size: of the global batch B; this process yields ``B / process_count`` rows.
-        short_sides, max_long_side, resize_method: see ``transforms``; one of the short sides is
-            drawn at each visit. Both None keep every picture at its own size.
-        canvas_sizes: ``(height, width)`` to choose from, see ``canvas.check_canvases``.
-        plan: of the same canvases for this source. Batches then hold pictures of one of them, as
-            ``EpochOrder`` says, and all processes know which. None: any pictures, on the smallest
-            canvas that holds those of this process.
-        flip_probability: of a mirrored picture.
-        flip_directional_captions: False leaves pictures whose caption says "left" or "right".
-        seed: of the order and of all that is drawn for a visit; from 0 to 2**32 - 1.
+        settings: sizes, mirrors, tokens, threads and workers. Workers need a main module guarded by
+            ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
+        shard: the global batch and this process's part of it.
+        seed: of the order and of everything drawn for a sample; from 0 to 2**32 - 1.
         start_record: number of records, over all processes, that were consumed before.
-        num_threads: that load in parallel, in each worker; 0 loads in the caller.
-        num_workers: processes to spawn for loading; 0 uses threads alone. Workers need a main
-            module guarded by ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
-        context_length: tokens a caption is cut or padded to.
-        keep_end_token: see ``text.tokenizer.tokenize``.
+        plan: of the same canvases for this source. Batches then hold images of one of them, as
+            ``EpochOrder`` says, and all processes know which. None: any images, on the smallest
+            canvas that holds those of this process.
         shuffle: anew in every epoch; False keeps the order of the source, which no plan does.
 
     Yields:
@@ -72,16 +53,14 @@ def image_text_batches(
 
     Raises:
         ValueError: at once, for an empty source, a ``start_record`` between two batches, a batch
-            that does not divide among the processes, an unknown resize method, canvases that are
-            too small, or a plan of them without shuffling.
+            that does not divide among the processes, canvases that are too small, or a plan of them
+            without shuffling.
     """
-    shard, images = _check(
-        source,
-        Shard(batch_size, process_index, process_count),
-        ImageLoading(_as_tuple(short_sides), max_long_side, resize_method, _as_sizes(canvas_sizes)),
-        plan,
+    images = ImageLoading(
+        settings.short_sides, settings.max_long_side, settings.resize_method, settings.canvas_sizes
     )
-    _check_start(start_record, batch_size)
+    _check(source, shard, images, plan)
+    _check_start(start_record, shard.batch_size)
     if plan is not None and not shuffle:
         raise ValueError("a plan of canvases groups records anew in every epoch: shuffle, or none")
     if isinstance(source, Mixture):
@@ -92,52 +71,41 @@ def image_text_batches(
         order = grain.MapDataset.range(len(source))
         order = (order.seed(seed).shuffle() if shuffle else order).repeat()
     else:
-        order = EpochOrder(len(source), seed=seed, batch_size=batch_size, kinds=plan.numbers)
+        order = EpochOrder(len(source), seed=seed, batch_size=shard.batch_size, kinds=plan.numbers)
     load = LoadImageText(
         source,
         order,
         plan,
         shard,
         images,
-        flip_probability,
-        flip_directional_captions,
+        settings.flip_probability,
+        settings.flip_directional_captions,
         seed,
-        context_length,
-        keep_end_token,
+        settings.context_length,
     )
-    positions = grain.MapDataset.range(start_record // process_count, sys.maxsize)
-    examples = _iterate(positions.map(load), num_threads, num_workers)
+    positions = grain.MapDataset.range(start_record // shard.count, sys.maxsize)
+    examples = _iterate(positions.map(load), settings.num_threads, settings.num_workers)
     return (
-        batch_image_text(group, canvases, context_length)
+        batch_image_text(group, canvases, settings.context_length)
         for group, canvases in zip(
             _groups(examples, shard.local_batch_size),
-            _canvases(images.canvas_sizes, plan, order, start_record // batch_size),
+            _canvases(images.canvas_sizes, plan, order, start_record // shard.batch_size),
             strict=False,
         )
     )
 
 
 def detection_batches(
-    source: Source[DetectionRecord],
-    *,
-    batch_size: int,
-    short_side: int | None,
-    max_long_side: int | None,
-    resize_method: str,
-    canvas_sizes: Sequence[Size],
-    max_boxes: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    num_threads: int,
+    source: Source[DetectionRecord], settings: EvaluatedImages, shard: Shard
 ) -> Iterator[tuple[DetectionBatch, list[str]]]:
-    """One pass over a source in its own order, every record once, without crowd boxes.
+    """Stream one pass over a source in its own order, every record once, without crowd boxes.
 
     All processes yield the same number of batches of the same number of rows; rows past the end are
-    masked. Arguments are those of :func:`image_text_batches`.
+    masked.
 
     Args:
-        short_side: of all pictures.
-        max_boxes: G, number of box rows an image; more boxes in one image are an error.
+        settings: sizes, box rows of an image (more boxes in one image are an error), threads.
+        shard: as of :func:`image_text_batches`.
 
     Yields:
         ``(batch, faults)`` as :func:`image_text_batches`. A fault is a record that was not
@@ -146,85 +114,70 @@ def detection_batches(
     Raises:
         ValueError: as :func:`image_text_batches`; while running, as ``batching.batch_detection``.
     """
-    short_sides = None if short_side is None else (short_side,)
-    shard, images = _check(
-        source,
-        Shard(batch_size, process_index, process_count),
-        ImageLoading(short_sides, max_long_side, resize_method, _as_sizes(canvas_sizes)),
-        plan=None,
+    short_sides = None if settings.short_side is None else (settings.short_side,)
+    images = ImageLoading(
+        short_sides, settings.max_long_side, settings.resize_method, settings.canvas_sizes
     )
-    num_batches = -(-len(source) // batch_size)
+    _check(source, shard, images, plan=None)
+    num_batches = -(-len(source) // shard.batch_size)
     positions = grain.MapDataset.range(num_batches * shard.local_batch_size)
     load = LoadDetection(source, shard, images)
-    examples = _iterate(positions.map(load), num_threads, num_workers=0)
+    examples = _iterate(positions.map(load), settings.num_threads, num_workers=0)
     return (
-        batch_detection(group, images.canvas_sizes, max_boxes)
+        batch_detection(group, images.canvas_sizes, settings.max_boxes)
         for group in _groups(examples, shard.local_batch_size)
     )
 
 
 def detection_training_batches(
     source: Source[DetectionRecord],
+    settings: BoxDataSettings,
+    shard: Shard,
     *,
     order: EpochOrder,
-    batch_size: int,
-    short_sides: Sequence[int] | None,
-    max_long_side: int | None,
-    resize_method: str,
-    jitter: tuple[float, float] | None,
-    canvas_sizes: Sequence[Size],
-    plan: CanvasPlan | None = None,
-    max_boxes: int,
-    flip_probability: float,
     seed: int,
     start_record: int,
-    num_threads: int,
-    num_workers: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    plan: CanvasPlan | None = None,
 ) -> Iterator[tuple[DetectionBatch, list[str]]]:
-    """An endless stream of this process's part of each batch to train a detector on.
+    """Stream this process's part of each batch to train a detector on, without end.
 
     Arguments are those of :func:`image_text_batches`; see also ``DetectionAugmentation``.
 
     Args:
         source: without crowd boxes and unwanted classes, such as a ``TrainingSet``.
-        order: which record comes when; with a ``plan`` its kinds are the plan's numbers.
-        max_boxes: G, number of box rows an image.
+        order: of the records; with a ``plan`` its kinds are the plan's numbers.
 
     Raises:
         ValueError: as :func:`image_text_batches`; ``jitter`` together with ``short_sides``, or on
             several canvases.
     """
-    sizes = _as_sizes(canvas_sizes)
-    if jitter is not None and (short_sides is not None or len(sizes) != 1):
+    jitter, sizes = settings.jitter, settings.canvas_sizes
+    if jitter is not None and (settings.short_sides is not None or len(sizes) != 1):
         raise ValueError(
-            f"jitter {jitter} sizes pictures by the one canvas: give no short_sides (found "
-            f"{short_sides}) and one canvas (found {sizes})"
+            f"jitter {jitter} sizes images by the one canvas: give no short_sides (found "
+            f"{settings.short_sides}) and one canvas (found {sizes})"
         )
-    shard, images = _check(
-        source,
-        Shard(batch_size, process_index, process_count),
-        ImageLoading(_as_tuple(short_sides), max_long_side, resize_method, sizes),
-        plan,
+    images = ImageLoading(
+        settings.short_sides, settings.max_long_side, settings.resize_method, sizes
     )
-    _check_start(start_record, batch_size)
+    _check(source, shard, images, plan)
+    _check_start(start_record, shard.batch_size)
     augmentation = DetectionAugmentation(
-        images.short_sides,
-        max_long_side,
+        settings.short_sides,
+        settings.max_long_side,
         jitter,
-        resize_method,
+        settings.resize_method,
         sizes,
-        flip_probability,
+        settings.flip_probability,
     )
     load = LoadTrainingDetection(source, order, plan, shard, augmentation, seed)
-    positions = grain.MapDataset.range(start_record // process_count, sys.maxsize)
-    examples = _iterate(positions.map(load), num_threads, num_workers)
+    positions = grain.MapDataset.range(start_record // shard.count, sys.maxsize)
+    examples = _iterate(positions.map(load), settings.num_threads, settings.num_workers)
     return (
-        batch_detection(group, canvases, max_boxes)
+        batch_detection(group, canvases, settings.max_boxes)
         for group, canvases in zip(
             _groups(examples, shard.local_batch_size),
-            _canvases(images.canvas_sizes, plan, order, start_record // batch_size),
+            _canvases(sizes, plan, order, start_record // shard.batch_size),
             strict=False,
         )
     )
@@ -236,14 +189,6 @@ def _check_start(start_record: int, batch_size: int) -> None:
             f"start_record {start_record} is not a multiple of batch_size {batch_size}: resume "
             "with the batch size of the run that is resumed, or start a new run"
         )
-
-
-def _as_sizes(canvas_sizes: Sequence[Size]) -> tuple[Size, ...]:
-    return tuple((int(height), int(width)) for height, width in canvas_sizes)
-
-
-def _as_tuple(short_sides: Sequence[int] | None) -> tuple[int, ...] | None:
-    return tuple(short_sides) if short_sides else None
 
 
 def _canvases(
@@ -258,9 +203,7 @@ def _canvases(
     return ((plan.shared(order.kinds_of_batch(number)),) for number in itertools.count(first))
 
 
-def _check(
-    source: Source, shard: Shard, images: ImageLoading, plan: CanvasPlan | None
-) -> tuple[Shard, ImageLoading]:
+def _check(source: Source, shard: Shard, images: ImageLoading, plan: CanvasPlan | None) -> None:
     if not len(source):
         raise ValueError(f"{source!r} has no records: check its path and split")
     check_resize_method(images.resize_method)
@@ -286,7 +229,6 @@ def _check(
             f"no canvas of {images.canvas_sizes} holds what all the others hold, as the batch of "
             "an epoch's rest may have to: add one as high as the highest and as wide as the widest"
         )
-    return shard, images
 
 
 def _iterate(examples: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator:

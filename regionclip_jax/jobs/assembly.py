@@ -28,7 +28,6 @@ from regionclip_jax.settings import (
     EvaluationSettings,
     ModelSettings,
     OptimizerSettings,
-    RunSettings,
     TrainedModelSettings,
 )
 from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
@@ -208,9 +207,22 @@ def build_state(
         return create_train_state(variables, settings.frozen_patterns, optimizer)
 
 
-def build_image_text_loss(chunk: int | None, run: RunSettings) -> ImageTextLoss:
-    """As ``image_text_loss_on``, on the devices of this run."""
-    return image_text_loss_on(build_mesh(run.batch_size, "run.batch_size", run.fsdp), chunk)
+def build_state_beside_text(
+    settings: OptimizerSettings, variables: dict, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Build the state at step 0 of a training whose names are embedded once, at its start.
+
+    Raises:
+        ConfigError: the text tower would be trained, and leave those embeddings behind.
+    """
+    state = build_state(settings, variables, optimizer)
+    if "text" in state.params:
+        raise ConfigError(
+            f"optimizer.frozen_patterns: {list(settings.frozen_patterns)} leave parameters of the "
+            "text tower to train, but concepts and classes are embedded by it once, at the start; "
+            "add '^text/'"
+        )
+    return state
 
 
 def image_text_loss_on(mesh: Mesh, chunk: int | None) -> ImageTextLoss:

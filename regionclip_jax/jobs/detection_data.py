@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from regionclip_jax.data.examples import Shard
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.order import EpochOrder, repeat_factors
 from regionclip_jax.data.pipeline import detection_training_batches
@@ -100,6 +101,8 @@ def stream(
         faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
         batches = detection_training_batches(
             training_set,
+            settings,
+            Shard(batch_size, jax.process_index(), jax.process_count()),
             order=EpochOrder(
                 len(training_set),
                 seed=seed,
@@ -107,20 +110,8 @@ def stream(
                 repeats=repeats,
                 kinds=None if plan is None else plan.numbers,
             ),
-            batch_size=batch_size,
-            short_sides=settings.short_sides,
-            max_long_side=settings.max_long_side,
-            resize_method=settings.resize_method,
-            jitter=settings.jitter,
-            canvas_sizes=settings.canvas_sizes,
-            plan=plan,
-            max_boxes=settings.max_boxes,
-            flip_probability=settings.flip_probability,
             seed=seed,
             start_record=start_record,
-            num_threads=settings.num_threads,
-            num_workers=settings.num_workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            plan=plan,
         )
     return counted(batches, faults, lambda batch, texts: len(batch.mask), "data")

@@ -1,61 +1,129 @@
 """RegionCLIP pretraining: a teacher names regions, a student learns from them and captions."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-import optax
+import jax
+import jax.numpy as jnp
 from absl import logging
 
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
-from regionclip_jax.artifacts.model_checkpoint import variables_hash
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables, variables_hash
 from regionclip_jax.artifacts.vocabulary import text_tower_hash
 from regionclip_jax.jobs import assembly, concept_pool, streams, training_run
+from regionclip_jax.jobs.training import (
+    Assumed,
+    Materials,
+    Training,
+    abstract_frozen_localizer,
+    array,
+    localizer_architecture,
+)
+from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.settings import ConfigError, ModelSettings, PretrainSettings
+from regionclip_jax.settings import ModelSettings, PretrainSettings
 from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
-from regionclip_jax.steps.train_state import TrainState
 
 
 def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ()) -> Path:
-    """Trains and returns the student's model directory.
+    """Train and return the student's model directory.
 
     Args:
         concepts: names of the pool when the recipe names no file.
     """
-    source = streams.build_image_text_source(settings.data)
-    student = assembly.build_model(settings.student, frozen_norm=True)
-    teacher = assembly.build_teacher(settings.teacher)
     assembly.log_dtype("student and localizer", settings.student.dtype)
     assembly.log_dtype("teacher", settings.teacher.dtype)
-    student_start = assembly.initial_variables(settings.student, settings.run.seed)
-    teacher_variables = (
-        student_start
-        if _start(settings.teacher) == _start(settings.student)
-        else assembly.initial_variables(settings.teacher, settings.run.seed)
+    # Each part is split over all devices as well.
+    assembly.build_mesh(
+        settings.run.batch_size // settings.regions.micro_batches,
+        "run.batch_size / regions.micro_batches",
+        settings.run.fsdp,
+    )
+    return training_run.run(build(settings, concepts=concepts), workdir)
+
+
+def build(
+    settings: PretrainSettings, assumed: Assumed | None = None, concepts: Sequence[str] = ()
+) -> Training:
+    """Describe the training.
+
+    Args:
+        assumed: stands for the localizer and the concept pool where shapes are enough.
+        concepts: names of the pool when the recipe names no file.
+    """
+    student = assembly.build_model(settings.student, frozen_norm=True)
+    teacher = assembly.build_teacher(settings.teacher)
+    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
+    architecture = localizer_architecture(settings.regions.localizer, assumed)
+    localizer = Localizer(architecture, student.dtype) if architecture else None
+
+    def make_step(mesh):
+        return make_pretrain_step(
+            student,
+            teacher,
+            optimizer,
+            settings.regions,
+            seed=settings.run.seed,
+            localizer=localizer,
+            image_text=assembly.image_text_loss_on(mesh, settings.regions.image_text_chunk),
+        )
+
+    def abstract_frozen() -> Frozen:
+        num_names = (assumed or Assumed()).num_names
+        return Frozen(
+            teacher=jax.eval_shape(
+                lambda variables: assembly.for_looking(variables, teacher.dtype),
+                abstract_variables(teacher.config),
+            ),
+            teacher_concepts=array(num_names, teacher.config.embed_dim),
+            student_concepts=array(num_names, student.config.embed_dim),
+            localizer=abstract_frozen_localizer(architecture, student.dtype),
+        )
+
+    return Training(
+        settings=settings,
+        dtype=jnp.dtype(student.dtype),
+        make_step=make_step,
+        initial_state=functools.partial(
+            assembly.build_state_beside_text, settings.optimizer, optimizer=optimizer
+        ),
+        abstract_variables=lambda: abstract_variables(student.config),
+        abstract_frozen=abstract_frozen,
+        open=lambda: _open(settings, student, teacher, concepts),
     )
 
-    localizer = localizer_variables = None
+
+def _open(
+    settings: PretrainSettings, student: CLIP, teacher: CLIP, concepts: Sequence[str]
+) -> Materials:
+    source = streams.build_image_text_source(settings.data)
+    start = assembly.initial_variables(settings.student, settings.run.seed)
+    teacher_variables = (
+        start
+        if _origin(settings.teacher) == _origin(settings.student)
+        else assembly.initial_variables(settings.teacher, settings.run.seed)
+    )
+    localizer = None
     if settings.regions.localizer:
-        localizer_variables, card = load_localizer(settings.regions.localizer)
-        localizer = Localizer(card.architecture, student.dtype)
+        localizer, card = load_localizer(settings.regions.localizer)
         logging.info("regions: proposals of %s (%s)", settings.regions.localizer, card.label)
     else:
         logging.info(
-            "regions: random boxes; the paper's are a localizer's: --settings.regions.localizer=DIR"
+            "regions: random boxes; the paper's are a localizer's: --config.regions.localizer=DIR"
         )
-
     names = concept_pool.read_names(settings.concepts, concepts)
     logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
-    student_text_tower = text_tower_hash(student_start["params"])
+    text_tower = text_tower_hash(start["params"])
 
-    def embed_pools() -> Frozen:
+    def frozen(workdir: Path) -> Frozen:
         """The text towers are frozen, so both pools are fixed for the whole run."""
         how = (names, settings.concepts.templates)
         student_pool = concept_pool.cached_vocabulary(
-            workdir / "vocabulary.npz", student, student_start, *how
+            workdir / "vocabulary.npz", student, start, *how
         )
         teacher_pool = student_pool
-        if student_text_tower != text_tower_hash(teacher_variables["params"]):
+        if text_tower != text_tower_hash(teacher_variables["params"]):
             teacher_pool = concept_pool.cached_vocabulary(
                 workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how
             )
@@ -63,69 +131,30 @@ def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ())
             teacher=assembly.for_looking(teacher_variables, teacher.dtype),
             teacher_concepts=teacher_pool.embeddings,
             student_concepts=student_pool.embeddings,
-            localizer=assembly.in_type(localizer_variables, student.dtype),
+            localizer=assembly.in_type(localizer, student.dtype),
         )
 
-    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
-    # Each part is split over all devices as well.
-    assembly.build_mesh(
-        settings.run.batch_size // settings.regions.micro_batches,
-        "run.batch_size / regions.micro_batches",
-        settings.run.fsdp,
-    )
-    return training_run.train(
-        workdir,
-        settings,
+    return Materials(
         contents={
             "records": len(source),
             "concepts": names,
-            "student_text_tower": student_text_tower,
+            "student_text_tower": text_tower,
             "teacher": variables_hash(teacher_variables),
-            "localizer": localizer_variables and variables_hash(localizer_variables),
+            "localizer": localizer and variables_hash(localizer),
         },
-        export=training_run.as_clip(assembly.architecture(settings.student)),
-        make_variables=lambda: student_start,
-        make_state=lambda variables: _build_state(settings, variables, optimizer),
-        make_step=lambda: make_pretrain_step(
-            student,
-            teacher,
-            optimizer,
-            settings.regions,
-            seed=settings.run.seed,
-            localizer=localizer,
-            image_text=assembly.build_image_text_loss(
-                settings.regions.image_text_chunk, settings.run
-            ),
-        ),
-        make_frozen=embed_pools,
-        stream=lambda start: streams.stream_batches(
+        variables=lambda: start,
+        frozen=frozen,
+        batches=lambda first: streams.stream_batches(
             settings.data,
             source,
             batch_size=settings.run.batch_size,
             seed=settings.run.seed,
-            start_record=start,
+            start_record=first,
         ),
+        export=training_run.as_clip(student.config),
     )
 
 
-def _start(model: ModelSettings) -> tuple[str, str]:
+def _origin(model: ModelSettings) -> tuple[str, str]:
     """What decides, with the seed, which weights a model starts from."""
     return model.preset, model.init_from
-
-
-def _build_state(
-    settings: PretrainSettings, variables: dict, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state at step 0.
-
-    Raises:
-        ConfigError: the text tower would be trained, and leave the concept pool behind.
-    """
-    state = assembly.build_state(settings.optimizer, variables, optimizer)
-    if "text" in state.params:
-        raise ConfigError(
-            f"optimizer.frozen_patterns: {list(settings.optimizer.frozen_patterns)} leave "
-            "parameters of the text tower to train, but the concept pool is embedded by it once, "
-            "at the start; add '^text/'"
-        )
-    return state

@@ -9,13 +9,20 @@ from regionclip_jax.settings import ConfigError
 
 
 class Job(NamedTuple):
-    """``module`` has ``run(settings, workdir)``; it is imported when the job runs."""
+    """``module`` has ``run(settings, workdir)``, and ``build(settings, assumed)`` if it trains.
+
+    It is imported when it is needed.
+    """
 
     settings: type
     module: str
 
     def run(self, resolved: Any, workdir: Path) -> Any:
         return importlib.import_module(self.module).run(resolved, workdir)
+
+    def build(self, resolved: Any, assumed: Any = None) -> Any:
+        """Describe the training of a job that trains (``jobs.training``)."""
+        return importlib.import_module(self.module).build(resolved, assumed)
 
 
 JOBS = {

@@ -10,6 +10,7 @@ from absl import logging
 
 from regionclip_jax.data.batching import BatchError
 from regionclip_jax.data.canvas import CanvasPlan
+from regionclip_jax.data.examples import Shard
 from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.mixing import Mixture
 from regionclip_jax.data.pipeline import detection_batches, image_text_batches
@@ -157,21 +158,11 @@ def stream_batches(
         faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
         stream = image_text_batches(
             source,
-            batch_size=batch_size,
-            short_sides=settings.short_sides,
-            max_long_side=settings.max_long_side,
-            resize_method=settings.resize_method,
-            canvas_sizes=settings.canvas_sizes,
-            plan=plan_canvases(settings, source),
-            flip_probability=settings.flip_probability,
-            flip_directional_captions=settings.flip_directional_captions,
+            settings,
+            Shard(batch_size, jax.process_index(), jax.process_count()),
             seed=seed,
             start_record=start_record,
-            num_threads=settings.num_threads,
-            num_workers=settings.num_workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            context_length=settings.context_length,
+            plan=plan_canvases(settings, source),
         )
     return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
 
@@ -203,18 +194,8 @@ def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch
     """This process's batches of one pass; records that cannot be used are counted and limited."""
     with blame("evaluation"):
         faults = FaultCounter(settings.fault_fraction, minimum=1)
-        stream = detection_batches(
-            source,
-            batch_size=settings.batch_size,
-            short_side=settings.short_side,
-            max_long_side=settings.max_long_side,
-            resize_method=settings.resize_method,
-            canvas_sizes=settings.canvas_sizes,
-            max_boxes=settings.max_boxes,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=settings.num_threads,
-        )
+        shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
+        stream = detection_batches(source, settings, shard)
     # A row of padding is neither a record nor a fault.
     return counted(
         stream, faults, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"

@@ -1,38 +1,58 @@
 """Whole-image contrastive training of a CLIP from captions."""
 
+import functools
 from pathlib import Path
 
+import jax.numpy as jnp
+
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables
 from regionclip_jax.jobs import assembly, streams, training_run
+from regionclip_jax.jobs.training import Assumed, Materials, Training
 from regionclip_jax.settings import TrainClipSettings
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
 
 
 def run(settings: TrainClipSettings, workdir: Path) -> Path:
-    """Trains and returns the model directory."""
-    source = streams.build_image_text_source(settings.data)
-    model = assembly.build_model(settings.model, frozen_norm=False)
+    """Train and return the model directory."""
     assembly.log_dtype("model", settings.model.dtype)
+    return training_run.run(build(settings), workdir)
+
+
+def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Training:
+    """Describe the training; it has no files that shapes depend on, so nothing is assumed."""
+    model = assembly.build_model(settings.model, frozen_norm=False)
     optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
 
-    def make_step():
-        image_text = assembly.build_image_text_loss(settings.image_text_chunk, settings.run)
+    def make_step(mesh):
+        image_text = assembly.image_text_loss_on(mesh, settings.image_text_chunk)
         step = make_train_clip_step(model, optimizer, image_text)
         return lambda state, frozen, batch: step(state, batch)
 
-    return training_run.train(
-        workdir,
-        settings,
-        contents={"records": len(source)},
-        export=training_run.as_clip(assembly.architecture(settings.model)),
-        make_variables=lambda: assembly.initial_variables(settings.model, settings.run.seed),
-        make_state=lambda variables: assembly.build_state(settings.optimizer, variables, optimizer),
+    return Training(
+        settings=settings,
+        dtype=jnp.dtype(model.dtype),
         make_step=make_step,
-        make_frozen=dict,
-        stream=lambda start: streams.stream_batches(
+        initial_state=functools.partial(
+            assembly.build_state, settings.optimizer, optimizer=optimizer
+        ),
+        abstract_variables=lambda: abstract_variables(model.config),
+        abstract_frozen=dict,
+        open=lambda: _open(settings),
+    )
+
+
+def _open(settings: TrainClipSettings) -> Materials:
+    source = streams.build_image_text_source(settings.data)
+    return Materials(
+        contents={"records": len(source)},
+        variables=lambda: assembly.initial_variables(settings.model, settings.run.seed),
+        frozen=lambda workdir: {},
+        batches=lambda start: streams.stream_batches(
             settings.data,
             source,
             batch_size=settings.run.batch_size,
             seed=settings.run.seed,
             start_record=start,
         ),
+        export=training_run.as_clip(assembly.architecture(settings.model)),
     )

@@ -1,15 +1,20 @@
 """Training an open-vocabulary detector on base classes, and testing it on novel ones too."""
 
+import functools
 from pathlib import Path
 
 import jax
-import optax
+import jax.numpy as jnp
 from absl import logging
 
 from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, init_heads, save_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_localizer
-from regionclip_jax.artifacts.model_card import LocalizerCard, ModelCard
-from regionclip_jax.artifacts.model_checkpoint import save_model, variables_hash
+from regionclip_jax.artifacts.model_card import ModelCard
+from regionclip_jax.artifacts.model_checkpoint import (
+    abstract_variables,
+    save_model,
+    variables_hash,
+)
 from regionclip_jax.artifacts.vocabulary import (
     Vocabulary,
     describe_encoder,
@@ -17,6 +22,14 @@ from regionclip_jax.artifacts.vocabulary import (
     text_tower_hash,
 )
 from regionclip_jax.jobs import assembly, concept_pool, detection_data, evaluate, training_run
+from regionclip_jax.jobs.training import (
+    Assumed,
+    Materials,
+    Training,
+    abstract_frozen_localizer,
+    array,
+    localizer_architecture,
+)
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.settings import ConfigError, EvaluateSettings, TrainDetectorSettings
@@ -27,72 +40,17 @@ from regionclip_jax.steps.detector_step import (
     clip_part,
     make_detector_step,
 )
-from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.text.prompts import prepare_class_name
 from regionclip_jax.training.initialization import draw_parameters
 
 
 def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
-    """Trains, evaluates if the recipe names pictures for it, and returns the detector's directory.
+    """Train, evaluate if the recipe names images for it, and return the detector's directory.
 
     The directory is whole: CLIP with the trained image tower, the heads, a copy of the localizer.
     """
-    detector = settings.detector
-    architecture = assembly.architecture(settings.model)
-    assembly.require_detector_fits(detector, architecture)
-    pretrained = detector.image_tower == "pretrained"
-    training_set = detection_data.build_training_set(settings.data, detector.mask_size)
-    localizer_variables, localizer_card = load_localizer(
-        detector.localizer or settings.model.init_from
-    )
-    model = assembly.build_model(settings.model, frozen_norm=pretrained)
     assembly.log_dtype("model and localizer", settings.model.dtype)
-    localizer = Localizer(localizer_card.architecture, model.dtype)
-    start = assembly.initial_variables(settings.model, settings.run.seed)
-    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
-    heads = HeadsConfig(
-        architecture.embed_dim,
-        architecture.vision_width * 32 if detector.with_masks else None,
-    )
-    names = tuple(prepare_class_name(name) for name in training_set.category_names)
-
-    def make_frozen() -> FrozenDetectorParts:
-        vocabulary = _class_embeddings(settings, names, model, start, workdir)
-        return FrozenDetectorParts(
-            assembly.in_type(localizer_variables, model.dtype), vocabulary.embeddings
-        )
-
-    def export(directory: Path, variables: dict, source: dict) -> None:
-        save_model(directory, clip_part(variables), ModelCard(architecture, source))
-        card = LocalizerCard(localizer_card.architecture, localizer_card.source)
-        save_localizer(directory, localizer_variables, card)
-        parts = {k: v for k, v in variables["params"].items() if k in (BOX_HEAD, MASK_HEAD)}
-        save_heads(directory, parts, HeadsCard(heads, {**source, "classes": list(names)}))
-
-    directory = training_run.train(
-        workdir,
-        settings,
-        contents={
-            "records": len(training_set),
-            "classes": names,
-            "text_tower": text_tower_hash(start["params"]),
-            "localizer": variables_hash(localizer_variables),
-        },
-        export=export,
-        make_variables=lambda: _start_variables(settings, start, heads, pretrained),
-        make_state=lambda variables: _build_state(settings, variables, optimizer),
-        make_step=lambda: make_detector_step(
-            model, localizer, optimizer, detector, seed=settings.run.seed
-        ),
-        make_frozen=make_frozen,
-        stream=lambda first: detection_data.stream(
-            settings.data,
-            training_set,
-            batch_size=settings.run.batch_size,
-            seed=settings.run.seed,
-            start_record=first,
-        ),
-    )
+    directory = training_run.run(build(settings), workdir)
     if settings.evaluation.path:
         evaluate.run(
             EvaluateSettings(
@@ -106,13 +64,96 @@ def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
     return directory
 
 
-def _start_variables(
-    settings: TrainDetectorSettings, start: dict, heads: HeadsConfig, pretrained: bool
-) -> dict:
+def build(settings: TrainDetectorSettings, assumed: Assumed | None = None) -> Training:
+    """Describe the training.
+
+    Args:
+        assumed: stands for the localizer and the classes of the data where shapes are enough.
+
+    Raises:
+        ConfigError: a model that cannot have what is asked for, or assumptions without a localizer.
+    """
+    detector, clip = settings.detector, assembly.architecture(settings.model)
+    assembly.require_detector_fits(detector, clip)
+    architecture = localizer_architecture(_localizer_directory(settings), assumed)
+    if architecture is None:
+        raise ConfigError(
+            "detector.localizer: a detector needs a localizer; name a model directory that has "
+            "one, or a preset with --localizer where a recipe is only compiled"
+        )
+    model = assembly.build_model(settings.model, frozen_norm=detector.image_tower == "pretrained")
+    localizer = Localizer(architecture, model.dtype)
+    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
+    heads = HeadsConfig(clip.embed_dim, clip.vision_width * 32 if detector.with_masks else None)
+
+    def shapes() -> dict:
+        added = jax.eval_shape(lambda: init_heads(heads, jax.random.key(0)))
+        variables = abstract_variables(clip)
+        return {**variables, "params": variables["params"] | added}
+
+    return Training(
+        settings=settings,
+        dtype=jnp.dtype(model.dtype),
+        make_step=lambda mesh: make_detector_step(
+            model, localizer, optimizer, detector, seed=settings.run.seed
+        ),
+        initial_state=functools.partial(
+            assembly.build_state_beside_text, settings.optimizer, optimizer=optimizer
+        ),
+        abstract_variables=shapes,
+        abstract_frozen=lambda: FrozenDetectorParts(
+            abstract_frozen_localizer(architecture, model.dtype),
+            array((assumed or Assumed()).num_names, clip.embed_dim),
+        ),
+        open=lambda: _open(settings, model, heads),
+    )
+
+
+def _localizer_directory(settings: TrainDetectorSettings) -> str:
+    return settings.detector.localizer or settings.model.init_from
+
+
+def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> Materials:
+    training_set = detection_data.build_training_set(settings.data, settings.detector.mask_size)
+    localizer, localizer_card = load_localizer(_localizer_directory(settings))
+    start = assembly.initial_variables(settings.model, settings.run.seed)
+    names = tuple(prepare_class_name(name) for name in training_set.category_names)
+
+    def frozen(workdir: Path) -> FrozenDetectorParts:
+        vocabulary = _class_embeddings(settings, names, model, start, workdir)
+        return FrozenDetectorParts(assembly.in_type(localizer, model.dtype), vocabulary.embeddings)
+
+    def export(directory: Path, variables: dict, source: dict) -> None:
+        save_model(directory, clip_part(variables), ModelCard(model.config, source))
+        save_localizer(directory, localizer, localizer_card)
+        parts = {k: v for k, v in variables["params"].items() if k in (BOX_HEAD, MASK_HEAD)}
+        save_heads(directory, parts, HeadsCard(heads, {**source, "classes": list(names)}))
+
+    return Materials(
+        contents={
+            "records": len(training_set),
+            "classes": names,
+            "text_tower": text_tower_hash(start["params"]),
+            "localizer": variables_hash(localizer),
+        },
+        variables=lambda: _start_variables(settings, start, heads),
+        frozen=frozen,
+        batches=lambda first: detection_data.stream(
+            settings.data,
+            training_set,
+            batch_size=settings.run.batch_size,
+            seed=settings.run.seed,
+            start_record=first,
+        ),
+        export=export,
+    )
+
+
+def _start_variables(settings: TrainDetectorSettings, start: dict, heads: HeadsConfig) -> dict:
     """CLIP's variables, and the heads' parameters beside them."""
     tower_key, heads_key = jax.random.split(jax.random.key(settings.run.seed))
     variables = start
-    if not pretrained:
+    if settings.detector.image_tower == "random":
         logging.info("the image tower starts from random weights, with live batch norms")
         fresh = draw_parameters(init_variables, assembly.architecture(settings.model), tower_key)
         variables = {
@@ -121,24 +162,6 @@ def _start_variables(
         }
     params = variables["params"] | draw_parameters(init_heads, heads, heads_key)
     return {"params": params, "batch_stats": variables["batch_stats"]}
-
-
-def _build_state(
-    settings: TrainDetectorSettings, variables: dict, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state at step 0.
-
-    Raises:
-        ConfigError: the text tower would be trained, and leave the class embeddings behind.
-    """
-    state = assembly.build_state(settings.optimizer, variables, optimizer)
-    if "text" in state.params:
-        raise ConfigError(
-            f"optimizer.frozen_patterns: {list(settings.optimizer.frozen_patterns)} leave "
-            "parameters of the text tower to train, but the classes are embedded by it once; add "
-            "'^text/'"
-        )
-    return state
 
 
 def _class_embeddings(

@@ -1,8 +1,10 @@
 """Training a localizer: where things are, whatever they are, from boxes of base classes."""
 
+import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 from regionclip_jax.artifacts.localizer_checkpoint import (
@@ -18,6 +20,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCar
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_results
 from regionclip_jax.jobs import assembly, detection_data, proposal_recall, training_run
+from regionclip_jax.jobs.training import Assumed, Materials, Training
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.reporting.tables import comparison_table
@@ -32,56 +35,71 @@ from regionclip_jax.training.initialization import draw_parameters, merge_parame
 
 
 def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
-    """Trains, measures recall if the recipe names pictures for it, returns the model directory."""
-    training_set = detection_data.build_training_set(settings.data, mask_size=None)
+    """Train, measure recall if the recipe names images for it, and return the model directory."""
+    assembly.log_dtype("localizer", settings.localizer.dtype)
+    model = training_run.run(build(settings), workdir)
+    if settings.evaluation.path:
+        dtype = settings.localizer.dtype
+        found = proposal_recall.measure(model, settings.evaluation, dtype)
+        if jax.process_index() == 0:
+            details = {
+                "evaluation": as_plain(settings.evaluation),
+                "localizer": str(model),
+                "dtype": assembly.resolve_dtype(dtype),
+            }
+            write_results(workdir / "results.json", {"localizer": found}, details=details)
+            print(comparison_table({"localizer": found}), flush=True)
+    return model
+
+
+def build(settings: TrainLocalizerSettings, assumed: Assumed | None = None) -> Training:
+    """Describe the training; it has no files that shapes depend on, so nothing is assumed."""
     trained = settings.localizer
     architecture = assembly.choose(LOCALIZER_PRESETS, trained.preset, "localizer.preset")
+    _require_canvases(settings, architecture)
     localizer = Localizer(
         architecture,
         assembly.compute_dtype(trained.dtype),
         trained.norm == "frozen",
         trained.kept_activations,
     )
-    assembly.log_dtype("localizer", trained.dtype)
     optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
-    _require_canvases(settings, architecture)
 
-    def make_step():
+    def make_step(mesh):
         step = make_localizer_step(localizer, optimizer, settings.anchors, seed=settings.run.seed)
         return lambda state, frozen, batch: step(state, batch)
 
-    model = training_run.train(
-        workdir,
-        settings,
-        contents={"records": len(training_set), "classes": training_set.category_names},
-        export=lambda directory, variables, source: save_localizer(
-            directory,
-            variables,
-            LocalizerCard(architecture, {**source, "classes": list(training_set.category_names)}),
-        ),
-        make_variables=lambda: initial_localizer(trained, architecture, settings.run.seed),
-        make_state=lambda variables: assembly.build_state(settings.optimizer, variables, optimizer),
+    return Training(
+        settings=settings,
+        dtype=jnp.dtype(localizer.dtype),
         make_step=make_step,
-        make_frozen=dict,
-        stream=lambda start: detection_data.stream(
+        initial_state=functools.partial(
+            assembly.build_state, settings.optimizer, optimizer=optimizer
+        ),
+        abstract_variables=lambda: abstract_localizer(architecture),
+        abstract_frozen=dict,
+        open=lambda: _open(settings, architecture),
+    )
+
+
+def _open(settings: TrainLocalizerSettings, architecture: LocalizerConfig) -> Materials:
+    training_set = detection_data.build_training_set(settings.data, mask_size=None)
+    names = list(training_set.category_names)
+    return Materials(
+        contents={"records": len(training_set), "classes": training_set.category_names},
+        variables=lambda: initial_localizer(settings.localizer, architecture, settings.run.seed),
+        frozen=lambda workdir: {},
+        batches=lambda start: detection_data.stream(
             settings.data,
             training_set,
             batch_size=settings.run.batch_size,
             seed=settings.run.seed,
             start_record=start,
         ),
+        export=lambda directory, variables, source: save_localizer(
+            directory, variables, LocalizerCard(architecture, {**source, "classes": names})
+        ),
     )
-    if settings.evaluation.path:
-        found = proposal_recall.measure(model, settings.evaluation, trained.dtype)
-        if jax.process_index() == 0:
-            details = {
-                "evaluation": as_plain(settings.evaluation),
-                "localizer": str(model),
-                "dtype": assembly.resolve_dtype(trained.dtype),
-            }
-            write_results(workdir / "results.json", {"localizer": found}, details=details)
-            print(comparison_table({"localizer": found}), flush=True)
-    return model
 
 
 def initial_localizer(

@@ -12,6 +12,7 @@ from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
 from regionclip_jax.jobs.assembly import build_mesh
+from regionclip_jax.jobs.training import Training
 from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.reporting.overview import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.progress import Progress
@@ -41,35 +42,8 @@ from regionclip_jax.training.nan_guard import only_if_finite, require_finite
 MODEL_FOLDER = "model"
 
 
-def train(
-    workdir: Path,
-    settings: TrainingSettings,
-    *,
-    contents: Mapping,
-    export: Callable[[Path, dict, dict], None],
-    make_variables: Callable[[], dict],
-    make_state: Callable[[dict], TrainState],
-    make_step: Callable,
-    make_frozen: Callable,
-    stream: Callable[[int], Iterator],
-) -> Path:
-    """Trains to ``run.num_steps``, from the newest checkpoint in ``workdir`` if there is one.
-
-    Args:
-        settings: of the job; those that decide what is learned must be the same on resuming.
-        contents: JSON-able facts about what lies behind the recipe's paths (number of records,
-            hash of the teacher); like the settings they must be the same on resuming.
-        export: writes the model directory, given the variables and the source for its card.
-        make_variables: the model's variables before the first step, as files or a seed give them:
-            whole, on the host or on one device.
-        make_state: these variables -> the state at step 0; jitted, so that what an optimizer
-            remembers comes into being split, as it is nowhere whole.
-        make_step: ``(state, frozen, batch) -> (state, metrics)`` builder; jitted here, once, with
-            the state donated.
-        make_frozen: what the step only reads; split by the same rules as the state. Called when
-            the run is known to be the same one and to have steps left, so a refused run changes
-            nothing.
-        stream: global record count -> this process's batches from there on.
+def run(training: Training, workdir: Path) -> Path:
+    """Train to ``run.num_steps``, from the newest checkpoint in ``workdir`` if there is one.
 
     Returns:
         The model directory that was exported, ``workdir/model``.
@@ -79,23 +53,27 @@ def train(
         ConfigError: it is already further than ``run.num_steps``, or the devices do not fit.
         HostsDisagree: processes of this run found different data.
     """
+    settings, materials = training.settings, training.open()
     run = settings.run
-    require_agreement({"contents": contents})
+    require_agreement({"contents": materials.contents})
     mesh = build_mesh(run.batch_size, "run.batch_size", run.fsdp)
-    shapes = jax.eval_shape(lambda: make_state(make_variables()))
+    shapes = training.abstract_state()
     shardings = parameter_shardings(shapes, mesh)
     checkpoints = TrainingCheckpoints(
         workdir / "checkpoints",
         max_to_keep=run.checkpoints_to_keep,
-        card=resume_card(settings, contents),
+        card=resume_card(settings, materials.contents),
+        # A key that is new has its default in runs of older versions.
+        added=resume_card(type(settings)(), {}),
     )
     # Closing waits for the checkpoint that is being written, also on the way out of an error.
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore_latest(described(shapes, shardings))
         if restored is None:
-            variables = make_variables()
+            variables = materials.variables()
             variables = place(variables, parameter_shardings(variables, mesh))
-            state = jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(variables)
+            create = jax.jit(training.initial_state, out_shardings=shardings, donate_argnums=0)
+            state = create(variables)
             start_step = 0
         else:
             state, position = restored
@@ -109,7 +87,7 @@ def train(
         if jax.process_index() == 0:
             write_settings(workdir, as_plain(settings))
         if start_step < run.num_steps:
-            frozen = make_frozen()
+            frozen = materials.frozen(workdir)
             frozen = place(frozen, parameter_shardings(frozen, mesh))
             state = _run_steps(
                 workdir,
@@ -117,11 +95,11 @@ def train(
                 state,
                 start_step,
                 checkpoints,
-                _on_mesh(make_step(), shardings, frozen, mesh),
-                stream,
+                _on_mesh(training.make_step(mesh), shardings, frozen, mesh),
+                materials.batches,
             )
     model = workdir / MODEL_FOLDER
-    export(model, gather(state.variables), {"run": settings.job})
+    materials.export(model, gather(state.variables), {"run": settings.job})
     logging.info("%s: model written", model)
     return model
 
@@ -172,7 +150,7 @@ def _run_steps(
     start_step: int,
     checkpoints: TrainingCheckpoints,
     run_step: Callable,
-    stream: Callable[[int], Iterator],
+    batches_from: Callable[[int], Iterator],
 ) -> TrainState:
     """The steps that are left, with metrics, guards and checkpoints."""
     run, is_first_process = settings.run, jax.process_index() == 0
@@ -215,7 +193,7 @@ def _run_steps(
             guarded_save(step_number, state, step_metrics)
             checkpoints.wait()
 
-        with contextlib.closing(stream(start_step * run.batch_size)) as batches:
+        with contextlib.closing(batches_from(start_step * run.batch_size)) as batches:
             return loop.run(
                 run_step,
                 state,

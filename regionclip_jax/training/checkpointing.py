@@ -8,6 +8,7 @@ Orbax writes a step into a temporary directory and renames it when all is on dis
 in the middle leaves that directory behind; it is never listed and is removed at the next start.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import orbax.checkpoint as ocp
@@ -26,15 +27,23 @@ class TrainingCheckpoints:
         max_to_keep: older checkpoints beyond this number are deleted; None keeps all.
         card: JSON-able facts that must agree between the run that saved and the run that resumes
             (architecture, batch size, seed, ...). Not what may change, like the number of steps.
+        added: what an older run is taken to have had, of facts that its version did not store yet.
 
     Raises:
         CheckpointMismatch: when the directory holds a run with another card, or the position of
             its newest checkpoint cannot be read.
     """
 
-    def __init__(self, directory: str | Path, *, max_to_keep: int | None, card: dict):
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        max_to_keep: int | None,
+        card: dict,
+        added: Mapping | None = None,
+    ):
         self.directory = Path(directory).absolute()
-        self._card = card
+        self._card, self._added = card, added or {}
         # Before the manager, which tidies the directory: a refused run leaves another's alone.
         self._require_same_card()
         self._manager = ocp.CheckpointManager(
@@ -138,7 +147,8 @@ class TrainingCheckpoints:
                 f"{where}: its position cannot be read ({error}); delete this checkpoint to go on "
                 "from the one before it, or start this run with another --workdir"
             ) from error
-        stored, ours = flat(position["card"]), flat(self._card)
+        stored = flat(_with_added(position["card"], self._added, self._card))
+        ours = flat(self._card)
         differences = [
             f"{key}: there {stored.get(key, 'absent')!r}, here {ours.get(key, 'absent')!r}"
             for key in sorted(stored.keys() | ours.keys())
@@ -148,3 +158,13 @@ class TrainingCheckpoints:
             raise CheckpointMismatch(
                 f"{where} belongs to another run ({'; '.join(differences)}); {_ASK}"
             )
+
+
+def _with_added(stored: dict, added: Mapping, ours: Mapping) -> dict:
+    """The stored facts, and those of ``added`` that ours has and the stored ones lack."""
+    inner = {
+        key: _with_added(value, added[key], ours[key])
+        for key, value in stored.items()
+        if all(isinstance(x, dict) for x in (value, added.get(key), ours.get(key)))
+    }
+    return {**{key: added[key] for key in added if key in ours}, **stored, **inner}

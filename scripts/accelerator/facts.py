@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from accelerator.recorder import Recorder
 from benchmarks.machine import describe_machine
-from regionclip_jax.reporting.chips import peak_flops
+from regionclip_jax.compile_report.chips import peak_flops
 
 _PRODUCTS = (
     # Name, type, precision of the product.

@@ -5,8 +5,8 @@ The pipeline is the one that training reads, with the numbers of ``configs/pretr
 
 import argparse
 import contextlib
+import dataclasses
 import json
-import runpy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +17,12 @@ from PIL import Image
 
 from benchmarks.machine import available_cpus
 from benchmarks.timing import Work, run_rows
+from regionclip_jax.data.examples import Shard
 from regionclip_jax.data.pipeline import image_text_batches
 from regionclip_jax.data.read_speed import measure_reading
 from regionclip_jax.jobs.streams import SourceChoice, open_image_text_source, plan_canvases
+from regionclip_jax.settings import CaptionDataSettings
 
-_RECIPE = Path(__file__).parents[2] / "configs" / "pretrain.py"
 # (height, width) of the pictures drawn here: COCO's commonest.
 _SIZES = ((480, 640), (480, 640), (480, 640), (640, 480), (427, 640))
 
@@ -73,28 +74,22 @@ def _works(args, source) -> Iterator[Work]:
 
 
 def _stream(args, source, num_threads: int, num_workers: int):
-    section = runpy.run_path(str(_RECIPE))["rn50_coco"]().data
-    share = args.short_side / section.short_sides[0]
-    section.short_sides = (args.short_side,)
-    section.max_long_side = round(section.max_long_side * share)
-    section.canvas_sizes = tuple(
-        tuple(-(-round(side * share) // 32) * 32 for side in size) for size in section.canvas_sizes
-    )
-    return image_text_batches(
-        source,
-        batch_size=args.batch,
-        short_sides=section.short_sides,
-        max_long_side=section.max_long_side,
-        resize_method=section.resize_method,
-        canvas_sizes=section.canvas_sizes,
-        plan=plan_canvases(section, source),
-        flip_probability=section.flip_probability,
-        flip_directional_captions=section.flip_directional_captions,
-        seed=0,
-        start_record=0,
+    paper = CaptionDataSettings()
+    share = args.short_side / paper.short_sides[0]
+    settings = dataclasses.replace(
+        paper,
+        short_sides=(args.short_side,),
+        max_long_side=round(paper.max_long_side * share),
+        canvas_sizes=tuple(
+            tuple(-(-round(side * share) // 32) * 32 for side in size)
+            for size in paper.canvas_sizes
+        ),
         num_threads=num_threads,
         num_workers=num_workers,
     )
+    plan = plan_canvases(settings, source)
+    shard = Shard(args.batch, 0, 1)
+    return image_text_batches(source, settings, shard, seed=0, start_record=0, plan=plan)
 
 
 def draw_coco(root: Path, num_pictures: int) -> None:

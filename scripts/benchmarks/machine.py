@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from regionclip_jax.reporting.chips import peak_flops
+from regionclip_jax.compile_report.chips import peak_flops
 
 _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision")
 

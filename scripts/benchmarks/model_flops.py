@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 
+from regionclip_jax.compile_report.program_costs import count_flops
 from regionclip_jax.ops.backend import tracing_for
-from regionclip_jax.reporting.program_costs import count_flops
 
 
 def count_model_flops(step: Callable, *arguments) -> int:

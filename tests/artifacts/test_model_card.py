@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard, from_card
 from regionclip_jax.models.presets import PRESETS
 
 
@@ -33,3 +33,19 @@ def test_a_card_with_other_fields_names_them():
     content["architecture"]["num_registers"] = 4
     with pytest.raises(CheckpointMismatch, match="num_registers"):
         ModelCard.from_json(json.dumps(content))
+
+
+def test_a_field_that_is_younger_than_a_card_has_its_default():
+    @dataclasses.dataclass(frozen=True)
+    class Grown:
+        width: int
+        activation: str = "quick_gelu"
+
+    card = {"format": 1, "architecture": {"width": 3}, "source": {"run": "old"}}
+    found, source, _ = from_card(json.dumps(card), "model.json", Grown)
+    assert found == Grown(3, "quick_gelu") and source == {"run": "old"}
+    card["architecture"] = {"activation": "gelu"}
+    with pytest.raises(
+        CheckpointMismatch, match=r"fields \['width'\] and perhaps \['activation'\]"
+    ):
+        from_card(json.dumps(card), "model.json", Grown)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from regionclip_jax.data.canvas import CanvasPlan
 from regionclip_jax.data.detection_examples import DetectionAugmentation, augment
+from regionclip_jax.data.examples import Shard
 from regionclip_jax.data.images import decode_image
 from regionclip_jax.data.object_masks import crop_masks, rasterize
 from regionclip_jax.data.order import EpochOrder
@@ -17,6 +18,7 @@ from regionclip_jax.data.pipeline import detection_training_batches
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.sources.coco_folder import CocoInstancesSource
 from regionclip_jax.data.training_set import TrainingSet
+from regionclip_jax.settings import BoxDataSettings
 
 CATEGORIES = {7: "cat", 3: "dog", 12: "sheep"}
 # image id: (height, width), [(category, xywh, crowd)]
@@ -112,19 +114,19 @@ def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, planned=Fals
     options = dict(
         short_sides=(40, 50, 64),
         max_long_side=96,
-        resize_method="bilinear_round",
-        jitter=None,
         canvas_sizes=((64, 96), (96, 64), (96, 96)),
         max_boxes=3,
-        flip_probability=0.5,
+        num_threads=1,
     )
-    options |= changes
+    settings = BoxDataSettings(**options | changes)
     plan = None
     if planned:
         names = ("canvas_sizes", "short_sides", "max_long_side", "resize_method")
-        plan = CanvasPlan(data.sizes(), *(options[name] for name in names))
+        plan = CanvasPlan(data.sizes(), *(getattr(settings, name) for name in names))
     return detection_training_batches(
         data,
+        settings,
+        Shard(batch_size, *process),
         order=EpochOrder(
             len(data),
             seed=1,
@@ -132,14 +134,8 @@ def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, planned=Fals
             kinds=None if plan is None else plan.numbers,
         ),
         plan=plan,
-        batch_size=batch_size,
         seed=1,
         start_record=start_record,
-        num_threads=1,
-        num_workers=0,
-        process_index=process[0],
-        process_count=process[1],
-        **options,
     )
 
 
@@ -227,19 +223,18 @@ def test_batches_carry_rasters_of_objects_where_they_were_asked_for(folder):
     data = training_set(folder, mask_size=6)
     batches = detection_training_batches(
         data,
+        BoxDataSettings(
+            short_sides=None,
+            max_long_side=None,
+            canvas_sizes=((64, 64),),
+            max_boxes=3,
+            flip_probability=0.0,
+            num_threads=0,
+        ),
+        Shard(3, 0, 1),
         order=EpochOrder(len(data), seed=0, batch_size=3),
-        batch_size=3,
-        short_sides=None,
-        max_long_side=None,
-        resize_method="bilinear_round",
-        jitter=None,
-        canvas_sizes=((64, 64),),
-        max_boxes=3,
-        flip_probability=0.0,
         seed=0,
         start_record=0,
-        num_threads=0,
-        num_workers=0,
     )
     batch, _ = next(batches)
     assert batch.object_masks.shape == (3, 3, 6, 6)

@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regionclip_jax.data.examples import Shard
 from regionclip_jax.data.mixing import Mixture
 from regionclip_jax.data.pipeline import image_text_batches
 from regionclip_jax.data.records import ImageTextRecord
+from regionclip_jax.settings import CaptionDataSettings
 
 # Grain shuffles sets of a few records hundreds of times slower than large ones.
 LENGTHS = (130, 50, 110)
@@ -134,19 +136,16 @@ def test_mixtures_that_cannot_be_are_refused(lengths, weights, message):
 
 def stream(picture, count, **changes):
     arguments = {
-        "batch_size": 4,
         "short_sides": None,
-        "flip_directional_captions": True,
         "max_long_side": None,
-        "resize_method": "bicubic_truncate",
         "canvas_sizes": ((16, 16),),
-        "flip_probability": 0.5,
-        "seed": 7,
-        "start_record": 0,
         "num_threads": 2,
-        "num_workers": 0,
     }
-    batches = image_text_batches(mixture(picture=picture), **arguments | changes)
+    how = {"seed": 7, "start_record": 0}
+    how |= {name: changes.pop(name) for name in (*how, "plan") if name in changes}
+    shard = Shard(4, changes.pop("process_index", 0), changes.pop("process_count", 1))
+    settings = CaptionDataSettings(**arguments | changes)
+    batches = image_text_batches(mixture(picture=picture), settings, shard, **how)
     return [batch for batch, _ in itertools.islice(batches, count)]
 
 

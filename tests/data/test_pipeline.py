@@ -5,10 +5,12 @@ import pytest
 from absl import flags
 
 from regionclip_jax.data.canvas import CanvasPlan
+from regionclip_jax.data.examples import Shard
 from regionclip_jax.data.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.settings import CaptionDataSettings, EvaluatedImages
 
 NUM_RECORDS = 11
 
@@ -42,19 +44,20 @@ def source(records):
 
 def stream(source, **changes):
     arguments = {
-        "batch_size": 4,
         "short_sides": None,
         "max_long_side": None,
-        "resize_method": "bicubic_truncate",
         "canvas_sizes": ((16, 16), (32, 32)),
-        "flip_probability": 0.5,
-        "flip_directional_captions": True,
-        "seed": 7,
-        "start_record": 0,
         "num_threads": 2,
-        "num_workers": 0,
     }
-    return image_text_batches(source, **arguments | changes)
+    how = {"seed": 7, "start_record": 0}
+    shard = {"batch_size": 4, "process_index": 0, "process_count": 1}
+    for name, value in changes.items():
+        known = next((part for part in (shard, how) if name in part), None)
+        if name in ("plan", "shuffle"):
+            known = how
+        (arguments if known is None else known)[name] = value
+    settings = CaptionDataSettings(**arguments)
+    return image_text_batches(source, settings, Shard(*shard.values()), **how)
 
 
 def take(count, batches):
@@ -280,7 +283,7 @@ def test_pictures_are_resized_to_the_limits(source):
         ({"process_count": 3}, "not a multiple of the 3 processes"),
         ({"process_index": 2, "process_count": 2}, "process_index 2"),
         ({"short_sides": (20,)}, "give both"),
-        ({"resize_method": "nearest"}, "unknown resize method"),
+        ({"resize_method": "nearest"}, "resize_method: 'nearest' is none of"),
         ({"short_sides": (20,), "max_long_side": 40}, "no canvas"),
         ({"process_count": 2}, "give one size"),
         ({"source": ListSource([])}, "has no records"),
@@ -303,12 +306,13 @@ def detection_stream(source, **changes):
         "batch_size": 4,
         "short_side": 24,
         "max_long_side": 64,
-        "resize_method": "bilinear_round",
         "canvas_sizes": ((64, 64),),
         "max_boxes": 3,
         "num_threads": 2,
     }
-    return list(detection_batches(source, **arguments | changes))
+    shard = changes.pop("process_index", 0), changes.pop("process_count", 1)
+    settings = EvaluatedImages(**arguments | changes)
+    return list(detection_batches(source, settings, Shard(settings.batch_size, *shard)))
 
 
 def test_a_pass_holds_every_record_once_and_pads_its_last_batch(encode_image):

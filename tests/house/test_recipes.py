@@ -13,14 +13,15 @@ import jax
 import pytest
 
 from regionclip_jax import recipes
-from regionclip_jax.jobs import abstract_steps
+from regionclip_jax.jobs.prediction import prediction_step
 from regionclip_jax.jobs.registry import JOBS
+from regionclip_jax.jobs.training import Assumed
 from regionclip_jax.settings import (
     Count,
-    ScenesDetectionSettings,
-    ScenesExperimentSettings,
     TrainDetectorSettings,
+    TrainingSettings,
 )
+from regionclip_jax.sharding.mesh import make_mesh
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {p.stem: runpy.run_path(str(p)) for p in sorted((ROOT / "configs").glob("*.py"))}
@@ -33,16 +34,11 @@ def recipe(stem: str, variant: str):
 
 
 def training_recipes(stem: str, variant: str):
-    """The training settings in a recipe: itself, or those of the synthetic experiment."""
+    """The training settings in a recipe: itself, or those within it."""
     settings = recipe(stem, variant)
-    if isinstance(settings, ScenesExperimentSettings):
-        return [settings.train_clip, settings.pretrain]
-    if isinstance(settings, ScenesDetectionSettings):
-        return [
-            settings.train_clip, settings.train_localizer, settings.pretrain,
-            settings.train_detector,
-        ]  # fmt: skip
-    return [settings]
+    if isinstance(settings, TrainingSettings):
+        return [settings]
+    return [value for value in vars(settings).values() if isinstance(value, TrainingSettings)]
 
 
 def localizer_of(settings) -> str | None:
@@ -169,12 +165,14 @@ def test_the_documents_have_commands():
     [pair for pair in VARIANTS if pair[0] != "evaluate"],
 )
 def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, variant):
+    mesh = make_mesh(devices=jax.devices()[:1])
     for settings in training_recipes(stem, variant):
         # Nothing is allocated: RN50x4 with 96 canvases would not fit here.
-        step, state, frozen, batch = abstract_steps.training_step(
-            settings, localizer=localizer_of(settings)
+        training = JOBS[settings.job].build(settings, Assumed(localizer_of(settings)))
+        state = training.abstract_state()
+        after, metrics = jax.eval_shape(
+            training.make_step(mesh), state, training.abstract_frozen(), training.abstract_batch()
         )
-        after, metrics = jax.eval_shape(step, state, frozen, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
@@ -188,7 +186,7 @@ def test_evaluations_trace_at_their_real_sizes(variant, preset):
     evaluation = recipe("evaluate", variant).evaluation
     localizer = "rn50_fpn" if evaluation.regions == "localizer" else None
     num_classes = 1203 if evaluation.class_split == "lvis" else 65
-    step, variables, batch = abstract_steps.prediction_step(
+    step, variables, batch = prediction_step(
         evaluation, preset, "float32", localizer=localizer, num_classes=num_classes
     )
     size = evaluation.batch_size

@@ -18,6 +18,7 @@ from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.settings import ConfigError, ModelSettings
+from regionclip_jax.sharding.mesh import make_mesh
 
 
 def test_a_choice_that_does_not_exist_is_refused_with_its_key_and_those_that_do():
@@ -147,11 +148,10 @@ def test_patterns_decide_what_is_trained_and_one_that_matches_nothing_is_refused
     ],
 )
 def test_the_image_text_loss_is_plain_without_a_chunk_and_a_ring_on_several_devices(
-    monkeypatch, run_section, chunk, num_devices, form
+    chunk, num_devices, form
 ):
-    devices = jax.devices()[:num_devices]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    loss = assembly.build_image_text_loss(chunk, run_section)
+    mesh = make_mesh(devices=jax.devices()[:num_devices])
+    loss = assembly.image_text_loss_on(mesh, chunk)
     if chunk is None:
         assert loss is form
     else:

@@ -9,6 +9,7 @@ from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
 from regionclip_jax.jobs import pretrain
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import ConceptSettings, ConfigError, PretrainSettings
+from regionclip_jax.sharding.mesh import make_mesh
 
 NAMES = ("cat", "dog", "tree", "ring")
 
@@ -122,22 +123,12 @@ def quick_pools(monkeypatch):
     return asked
 
 
-@pytest.fixture
-def trained_with(monkeypatch):
-    """What the frame is given, instead of a training."""
-    given = {}
-    monkeypatch.setattr(
-        pretrain.training_run, "train", lambda workdir, run, **rest: given.update(rest, run=run)
-    )
-    return given
-
-
 def test_towers_with_the_same_words_share_one_pool(
-    config, model_section, model_directory, tmp_path, quick_pools, trained_with, nano_weights
+    config, model_section, model_directory, tmp_path, quick_pools, nano_weights
 ):
     same = model_section("nano_vit", model_directory("nano_vit"))
-    pretrain.run(dataclasses.replace(config, teacher=same), tmp_path, NAMES)
-    frozen = trained_with["make_frozen"]()
+    training = pretrain.build(dataclasses.replace(config, teacher=same), concepts=NAMES)
+    frozen = training.open().frozen(tmp_path)
     assert set(quick_pools) == {"vocabulary.npz"}
     np.testing.assert_array_equal(frozen.teacher_concepts, frozen.student_concepts)
     start, teacher = flatten(nano_weights("nano_vit", 0)), flatten(frozen.teacher)
@@ -145,12 +136,12 @@ def test_towers_with_the_same_words_share_one_pool(
 
 
 def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
-    config, changed, tmp_path, quick_pools, trained_with, nano_weights
+    config, changed, tmp_path, quick_pools, nano_weights
 ):
     names = tmp_path / "names.txt"
     names.write_text("moon\nkey\n")
-    pretrain.run(changed(config, {"concepts.names_file": str(names)}), tmp_path, NAMES)
-    frozen = trained_with["make_frozen"]()
+    config = changed(config, {"concepts.names_file": str(names)})
+    frozen = pretrain.build(config, concepts=NAMES).open().frozen(tmp_path)
     expected = ("moon", "key"), "plain"
     assert quick_pools == {
         "vocabulary.npz": (PRESETS["nano_vit"], *expected),
@@ -164,7 +155,7 @@ def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
 
 
 def test_the_seed_of_the_run_decides_weights_regions_and_order(
-    config, changed, monkeypatch, tmp_path, quick_pools, trained_with, nano_weights
+    config, changed, monkeypatch, tmp_path, quick_pools, nano_weights
 ):
     seen = {"weights": []}
 
@@ -182,7 +173,7 @@ def test_the_seed_of_the_run_decides_weights_regions_and_order(
     monkeypatch.setattr(pretrain.assembly, "initial_variables", weights)
     monkeypatch.setattr(pretrain.streams, "stream_batches", stream)
     monkeypatch.setattr(pretrain, "make_pretrain_step", steps)
-    pretrain.run(changed(config, {"run.seed": 41}), tmp_path, NAMES)
-    trained_with["make_step"]()
-    trained_with["stream"](16)
+    training = pretrain.build(changed(config, {"run.seed": 41}), concepts=NAMES)
+    training.make_step(make_mesh())
+    training.open().batches(16)
     assert seen == {"weights": [41, 41], "regions": 41, "order": (41, 8, 16)}

@@ -62,9 +62,7 @@ def test_a_run_of_other_settings_is_not_continued(
     assert message in str(caught.value)
 
 
-def test_the_seed_of_the_run_decides_the_weights_and_the_order(
-    config, changed, monkeypatch, tmp_path
-):
+def test_the_seed_of_the_run_decides_the_weights_and_the_order(config, changed, monkeypatch):
     seen = {}
 
     def weights(section, seed):
@@ -73,12 +71,9 @@ def test_the_seed_of_the_run_decides_the_weights_and_the_order(
     def stream(section, source, *, batch_size, seed, start_record):
         seen["order"] = (seed, batch_size, start_record)
 
-    def train(workdir, run, *, make_variables, stream, **others):
-        make_variables()
-        stream(16)
-
     monkeypatch.setattr(assembly, "initial_variables", weights)
     monkeypatch.setattr(streams, "stream_batches", stream)
-    monkeypatch.setattr(train_clip.training_run, "train", train)
-    train_clip.run(changed(config, {"run.seed": 41}), tmp_path)
+    materials = train_clip.build(changed(config, {"run.seed": 41})).open()
+    materials.variables()
+    materials.batches(16)
     assert seen == {"weights": 41, "order": (41, 8, 16)}

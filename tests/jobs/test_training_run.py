@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_model
 from regionclip_jax.jobs import assembly, training_run
+from regionclip_jax.jobs.training import Materials, Training
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import ConfigError, MixturePart, TrainClipSettings, as_plain
 from regionclip_jax.sharding.global_arrays import replicate
@@ -49,18 +50,27 @@ def train(nano_weights, tmp_path):
             x = position + np.arange(batch_size, dtype=np.float32)
             yield {"x": x * 1e-3 if position < broken_from else x * np.nan}
 
-    def run(recipe, *, workdir=tmp_path, make_step=lambda: step, broken_from=10**6, **contents):
-        return training_run.train(
-            workdir,
-            recipe,
-            contents={"records": 24, **contents},
+    def run(recipe, *, workdir=tmp_path, make_step=lambda mesh: step, broken_from=10**6, **more):
+        def begin(variables):
+            return create_train_state(variables, ("^text/",), OPTIMIZER)
+
+        materials = Materials(
+            contents={"records": 24, **more},
+            variables=lambda: weights,
+            frozen=lambda workdir: {"scale": np.float32(0.5)},
+            batches=lambda start: stream(start, recipe.run.batch_size, broken_from),
             export=training_run.as_clip(PRESETS["nano_vit"]),
-            make_variables=lambda: weights,
-            make_state=lambda variables: create_train_state(variables, ("^text/",), OPTIMIZER),
-            make_step=make_step,
-            make_frozen=lambda: {"scale": np.float32(0.5)},
-            stream=lambda start: stream(start, recipe.run.batch_size, broken_from),
         )
+        training = Training(
+            settings=recipe,
+            dtype=jnp.dtype("float32"),
+            make_step=make_step,
+            initial_state=begin,
+            abstract_variables=lambda: abstract_variables(PRESETS["nano_vit"]),
+            abstract_frozen=dict,
+            open=lambda: materials,
+        )
+        return training_run.run(training, workdir)
 
     run.started = started
     return run
@@ -101,7 +111,7 @@ def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(train, recipe, cha
 def test_a_finished_run_is_exported_again_without_a_step(train, recipe):
     before = flatten(load_model(train(recipe))[0])
 
-    def no_step():
+    def no_step(mesh):
         raise AssertionError("a step was built")
 
     after = flatten(load_model(train(recipe, make_step=no_step))[0])
@@ -185,7 +195,7 @@ def test_a_metric_that_is_not_finite_stops_the_run_at_the_last_good_checkpoint(
 
 
 def test_a_parameter_that_is_not_finite_is_not_saved_though_the_loss_is(train, recipe, tmp_path):
-    def make_step():
+    def make_step(mesh):
         def broken(state, frozen, batch):
             after, metrics = step(state, frozen, batch)
             poison = jnp.where(after.step == 3, jnp.nan, 0.0)

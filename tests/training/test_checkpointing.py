@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.sharding.global_arrays import described, place
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.training import checkpointing
@@ -37,6 +39,23 @@ def fresh(fill=0.0):
 
 def open_run(directory, card=CARD, max_to_keep=2):
     return checkpointing.TrainingCheckpoints(directory, max_to_keep=max_to_keep, card=card)
+
+
+def test_a_fact_that_an_older_run_did_not_store_is_what_it_is_taken_to_have_had(tmp_path):
+    old = {"regions": {"weight": 1.0}, "sizes": [[8, 8]]}
+    with contextlib.closing(open_run(tmp_path, old)) as run:
+        run.save(1, fresh(1.0), records=8)
+    added = {"regions": {"weight": 2.0, "margin": 0.5}, "sizes": [[8, 8], [9, 9]]}
+
+    def resume(card):
+        return checkpointing.TrainingCheckpoints(tmp_path, max_to_keep=2, card=card, added=added)
+
+    resume({"regions": {"weight": 1.0, "margin": 0.5}, "sizes": [[8, 8]]}).close()
+    with pytest.raises(CheckpointMismatch, match=r"regions\.margin: there 0\.5, here 0\.7"):
+        resume({"regions": {"weight": 1.0, "margin": 0.7}, "sizes": [[8, 8]]})
+    # A list is one fact: the second size is new.
+    with pytest.raises(CheckpointMismatch, match=r"sizes\.1\.0: there 'absent', here 9"):
+        resume({"regions": {"weight": 1.0, "margin": 0.5}, "sizes": [[8, 8], [9, 9]]})
 
 
 def abstract():

@@ -3,8 +3,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from regionclip_jax.reporting.program_text import array_bytes, memory_bytes, parse_program
-from regionclip_jax.reporting.program_traffic import Launches, collectives, launches, memory_traffic
+from regionclip_jax.compile_report.program_text import array_bytes, memory_bytes, parse_program
+from regionclip_jax.compile_report.program_traffic import (
+    Launches,
+    collectives,
+    launches,
+    memory_traffic,
+)
 from regionclip_jax.sharding.mesh import make_mesh
 
 

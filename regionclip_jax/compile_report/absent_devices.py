@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jax.experimental import topologies
 
-from regionclip_jax.reporting.chips import CHIPS, Chip
+from regionclip_jax.compile_report.chips import CHIPS, Chip
 from regionclip_jax.settings import ConfigError
 
 

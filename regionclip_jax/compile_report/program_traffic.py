@@ -9,7 +9,7 @@ import math
 import re
 from typing import NamedTuple
 
-from regionclip_jax.reporting.program_text import (
+from regionclip_jax.compile_report.program_text import (
     Operation,
     Program,
     array_bytes,

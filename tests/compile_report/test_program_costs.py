@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from regionclip_jax.reporting.chips import CHIPS
-from regionclip_jax.reporting.program_costs import Roofline, count_flops, roofline, scaling
+from regionclip_jax.compile_report.chips import CHIPS
+from regionclip_jax.compile_report.program_costs import Roofline, count_flops, roofline, scaling
 
 
 def flops(function, *shapes):

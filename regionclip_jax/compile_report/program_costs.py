@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.extend.core
 
-from regionclip_jax.reporting.chips import Chip
+from regionclip_jax.compile_report.chips import Chip
 
 
 def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:

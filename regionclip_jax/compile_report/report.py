@@ -6,32 +6,34 @@ from pathlib import Path
 
 import jax
 
-from regionclip_jax.jobs import abstract_steps, assembly
-from regionclip_jax.jobs.absent_devices import describe_topology
-from regionclip_jax.ops.backend import tracing_for
-from regionclip_jax.reporting import program_costs
-from regionclip_jax.reporting.chips import CHIPS, Chip
-from regionclip_jax.reporting.program_text import parse_program
-from regionclip_jax.reporting.program_traffic import (
+from regionclip_jax.compile_report import program_costs
+from regionclip_jax.compile_report.absent_devices import describe_topology
+from regionclip_jax.compile_report.chips import CHIPS, Chip
+from regionclip_jax.compile_report.program_text import parse_program
+from regionclip_jax.compile_report.program_traffic import (
     Collective,
     Launches,
     collectives,
     launches,
     memory_traffic,
 )
+from regionclip_jax.jobs import assembly
+from regionclip_jax.jobs.prediction import prediction_step
+from regionclip_jax.jobs.registry import JOBS
+from regionclip_jax.jobs.training import Assumed, Training
+from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import (
     ConfigError,
     EvaluateSettings,
     JobSettings,
-    PretrainSettings,
-    TrainLocalizerSettings,
+    TrainingSettings,
 )
 from regionclip_jax.sharding.global_arrays import batch_sharding, described, whole_everywhere
 from regionclip_jax.sharding.mesh import make_mesh, require_divisible
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 
-_ONE_STEP = ("train_clip", "pretrain", "train_localizer", "train_detector", "evaluate")
+_ONE_STEP = TrainingSettings | EvaluateSettings
 _GIB = 2**30
 # Of the parts of a step that move most, so many lines.
 _PARTS = 10
@@ -150,7 +152,8 @@ def compile_recipe(
     Args:
         config: of a job that trains or evaluates.
         topology: as of ``describe_topology``.
-        localizer, num_concepts: as of ``abstract_steps.training_step``.
+        localizer: name in models.localizer_presets; a detector needs one.
+        num_concepts: of the pool, or classes of a detector.
         preset: of the CLIP that is evaluated.
         dump: file for the program's text.
 
@@ -158,21 +161,24 @@ def compile_recipe(
         ConfigError: a recipe of another job, a topology that does not exist, or numbers that do
             not fit it.
     """
-    if config.job not in _ONE_STEP:
+    if not isinstance(config, _ONE_STEP):
+        one_step = [name for name, job in JOBS.items() if issubclass(job.settings, _ONE_STEP)]
         raise ConfigError(
-            f"config.job: {config.job!r} is not one step; choose a recipe of {sorted(_ONE_STEP)}"
+            f"config.job: {config.job!r} is not one step; choose a recipe of {sorted(one_step)}"
         )
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     absent = describe_topology(topology)
     began = time.monotonic()
     with tracing_for(absent.chip.kind):
-        dtype = assembly.resolve_dtype(_recipe_dtype(config))
         if isinstance(config, EvaluateSettings):
             mesh = make_mesh(devices=absent.devices)
             function, arguments = _prediction(config, preset, localizer, num_concepts, mesh)
+            dtype = assembly.resolve_dtype(config.dtype)
         else:
             mesh = make_mesh(fsdp=config.run.fsdp, devices=absent.devices)
-            function, arguments = _training(config, localizer, num_concepts, mesh)
+            training = JOBS[config.job].build(config, Assumed(localizer, num_concepts))
+            function, arguments = _training(training, mesh)
+            dtype = training.dtype.name
         batch = arguments[-1]
         require_divisible(len(batch.mask), mesh)
         traced = function.trace(*arguments)
@@ -201,32 +207,23 @@ def compile_recipe(
     )
 
 
-def _recipe_dtype(config) -> str:
-    if isinstance(config, EvaluateSettings):
-        return config.dtype
-    if isinstance(config, PretrainSettings):
-        return config.student.dtype
-    return (config.localizer if isinstance(config, TrainLocalizerSettings) else config.model).dtype
-
-
-def _training(config, localizer: str | None, num_concepts: int, mesh):
-    parts = abstract_steps.training_step(
-        config, localizer=localizer, num_concepts=num_concepts, mesh=mesh
-    )
-    state = described(parts.state, parameter_shardings(parts.state, mesh))
+def _training(training: Training, mesh):
+    shapes = training.abstract_state()
+    state = described(shapes, parameter_shardings(shapes, mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     function = jax.jit(
-        parts.step,
+        training.make_step(mesh),
         in_shardings=(shardings, None, None),
         out_shardings=(shardings, whole_everywhere(mesh)),
         donate_argnums=0,
     )
-    frozen = described(parts.frozen, parameter_shardings(parts.frozen, mesh))
-    return function, (state, frozen, _split(parts.batch, mesh))
+    frozen = training.abstract_frozen()
+    frozen = described(frozen, parameter_shardings(frozen, mesh))
+    return function, (state, frozen, _split(training.abstract_batch(), mesh))
 
 
 def _prediction(config: EvaluateSettings, preset, localizer, num_classes: int, mesh):
-    parts = abstract_steps.prediction_step(
+    parts = prediction_step(
         config.evaluation, preset, config.dtype, localizer=localizer, num_classes=num_classes
     )
     whole = jax.tree.map(lambda _: whole_everywhere(mesh), parts.variables)

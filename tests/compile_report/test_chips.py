@@ -1,4 +1,4 @@
-from regionclip_jax.reporting.chips import CHIPS, peak_flops
+from regionclip_jax.compile_report.chips import CHIPS, peak_flops
 
 
 def test_peaks_are_known_by_the_names_that_jax_gives_devices():

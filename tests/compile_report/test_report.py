@@ -6,11 +6,12 @@ import jax
 import pytest
 
 from regionclip_jax import recipes
-from regionclip_jax.jobs.abstract_steps import training_step
-from regionclip_jax.jobs.compile_ahead import CompiledCost, compile_recipe
+from regionclip_jax.compile_report.program_traffic import Collective, Launches
+from regionclip_jax.compile_report.report import CompiledCost, compile_recipe
+from regionclip_jax.jobs import pretrain
 from regionclip_jax.jobs.registry import JOBS
+from regionclip_jax.jobs.training import Assumed
 from regionclip_jax.ops.backend import tracing_for
-from regionclip_jax.reporting.program_traffic import Collective, Launches
 from regionclip_jax.settings import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -84,7 +85,7 @@ def test_a_recipes_auto_is_the_type_of_the_absent_devices(target, expected):
     config = recipe("pretrain", "rn50_coco")
     config.student.preset = config.teacher.preset = "scenes"
     with tracing_for(target):
-        frozen = training_step(resolved(config), localizer="small").frozen
+        frozen = pretrain.build(resolved(config), Assumed("small")).abstract_frozen()
     for variables in (frozen.teacher, frozen.localizer):
         kinds = {leaf.dtype.name for leaf in jax.tree.leaves(variables) if leaf.ndim > 1}
         assert kinds == {expected}

@@ -1,0 +1,6 @@
+"""Compile a recipe's step for absent TPUs and GPUs, and report what it costs.
+
+``report`` compiles and sums up; ``absent_devices`` describes topologies to the compilers;
+``program_text`` parses a compiled program, ``program_traffic`` counts the bytes it moves and
+``program_costs`` the FLOPs of a traced one; ``chips`` holds the makers' numbers.
+"""

@@ -1,0 +1,63 @@
+"""The step of an evaluation with shapes in place of weights, images and words.
+
+To compile it for absent devices, or to trace it where its arrays would not fit. Nothing is read, so
+what a recipe's paths would tell is asked for: the kind of localizer, the number of classes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables
+from regionclip_jax.jobs import assembly
+from regionclip_jax.jobs.training import abstract_boxes, array, largest_canvas
+from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.settings import EvaluationSettings
+from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
+from regionclip_jax.structures import DetectionBatch
+
+
+class AbstractPrediction(NamedTuple):
+    """``step(variables, batch) -> Prediction``, and its arguments as shapes."""
+
+    step: Callable
+    variables: DetectorVariables
+    batch: DetectionBatch
+
+
+def prediction_step(
+    settings: EvaluationSettings,
+    preset: str,
+    dtype: str,
+    *,
+    localizer: str | None = None,
+    num_classes: int = 65,
+    canvas: tuple[int, int] | None = None,
+) -> AbstractPrediction:
+    """The step of an evaluation, or of any detection.
+
+    Args:
+        preset: of the CLIP.
+        localizer: name of a localizer preset, where ``settings.regions`` asks for one.
+        num_classes: C.
+        canvas: (height, width); None is the largest of the recipe.
+    """
+    architecture = assembly.choose(PRESETS, preset, "preset")
+    known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
+    compute = assembly.compute_dtype(dtype)
+    step = make_predict_step(
+        CLIP(architecture, dtype=compute),
+        settings.detection,
+        assembly.build_find_regions(settings, Localizer(known, compute) if known else None),
+    )
+    variables = DetectorVariables(
+        abstract_variables(architecture),
+        array(num_classes, architecture.embed_dim),
+        abstract_localizer(known) if known else None,
+    )
+    canvas = canvas or largest_canvas(settings)
+    batch = abstract_boxes(settings.batch_size, canvas, settings.max_boxes)
+    return AbstractPrediction(step, variables, batch)
