@@ -102,7 +102,8 @@ def load(specification: str) -> ml_collections.ConfigDict:
     """Read a recipe.
 
     Args:
-        specification: a file, or ``FILE:VARIANT``.
+        specification: a file, or ``FILE:VARIANT``. ``configs/NAME.py`` that is not in the working
+            directory is the recipe that came with the package.
 
     Raises:
         ConfigError: no such file, no recipe in it, no such variant, or the file fails.
@@ -110,18 +111,18 @@ def load(specification: str) -> ml_collections.ConfigDict:
     file, colon, variant = specification.rpartition(":")
     if not colon:
         file, variant = specification, ""
-    if not Path(file).is_file():
-        raise ConfigError(
-            f"--config: {file!r} cannot be read; give a recipe such as configs/pretrain.py"
-        )
+    path = _find(file)
+    if path is None:
+        shipped = ", ".join(sorted(f"configs/{p.name}" for p in _shipped().glob("[!_]*.py")))
+        raise ConfigError(f"--config: {file!r} cannot be read; give a recipe such as {shipped}")
     try:
-        get_config = runpy.run_path(file).get("get_config")
+        get_config = runpy.run_path(str(path)).get("get_config")
         if get_config is None:
             raise ConfigError("has no function get_config")
         config = get_config(variant) if variant else get_config()
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f" ({last.filename}, line {last.lineno})" if file == last.filename else ""
+        where = f" ({path}, line {last.lineno})" if str(path) == last.filename else ""
         raise ConfigError(f"--config: {file}: {error}{where}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"--config: {file}: get_config gave {config!r}, expected a ConfigDict")
@@ -170,6 +171,21 @@ def split_assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if waiting is not None:
         raise ConfigError(f"{waiting}: expected a value, as in {waiting}=VALUE")
     return rest, found
+
+
+def _find(file: str) -> Path | None:
+    """The recipe's file; those of ``configs/`` are found from any folder."""
+    path = Path(file)
+    if not path.is_file() and path.parent == Path("configs"):
+        path = _shipped() / path.name
+    return path if path.is_file() else None
+
+
+def _shipped() -> Path:
+    """Folder of the recipes: beside the package in a checkout, within it when installed."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def assign(section: type, config: ml_collections.ConfigDict, key: str, text: str) -> None:

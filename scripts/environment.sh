@@ -16,9 +16,9 @@ make_environment() {
   if [ ! -x .venv/bin/python ]; then
     "$python" -m venv .venv
   fi
-  # Installed once for each state of the two files that decide what is installed.
+  # Installed once for each state of the files that decide what is installed.
   local state
-  state="$(cat setup.cfg constraints.txt | cksum)"
+  state="$(cat setup.py setup.cfg constraints.txt | cksum)"
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$state" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
       -c constraints.txt -e ".$extras"

@@ -270,6 +270,7 @@ def test_the_image_copies_files_that_exist_and_installs_an_extra_that_exists():
     # What the build of the package reads, and recipes, which lie outside of it.
     needed = {
         "regionclip_jax",
+        "setup.py",
         "setup.cfg",
         "pyproject.toml",
         "README.md",

@@ -15,7 +15,10 @@ pytestmark = pytest.mark.command
 ROOT = Path(__file__).parents[2]
 # What the build reads. A copy, because a build writes beside its sources and believes what it finds
 # there from an earlier one.
-SOURCES = ("regionclip_jax", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "third_party")
+SOURCES = (
+    "regionclip_jax", "configs", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE",
+    "third_party",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    files |= {f"regionclip_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     rooms = {file.split("/")[1] for file in files if file.count("/") > 1}
     assert {"ops", "models", "jobs", "data", "text"} <= rooms
     with zipfile.ZipFile(wheel) as archive:
@@ -127,6 +131,21 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
     assert imported == "True"
     forbidden = {"tensorflow", "torch", "grain", "clu", "orbax"}
     assert not forbidden & set(names.split())
+
+
+def test_recipes_are_read_in_any_folder(run):
+    code = """
+from regionclip_jax import recipes
+settings = recipes.read("configs/pretrain.py:rn50_coco", ["--config.run.num_steps=7"])
+print(settings.job, settings.run.num_steps, settings.regions.num_regions)
+try:
+    recipes.load("configs/pretain.py")
+except recipes.ConfigError as error:
+    print(error)
+"""
+    settings, error = run(code).splitlines()
+    assert settings == "pretrain 7 100"
+    assert "'configs/pretain.py' cannot be read" in error and "configs/pretrain.py" in error
 
 
 def test_the_command_answers_from_the_wheel(run):
