@@ -1,7 +1,7 @@
 """Anchors: the reference boxes of a region proposal network.
 
-Source: docs/reference/localizers.md#anchors. NumPy makes them while a program is traced, since they
-depend on shapes only.
+Source: docs/reference/localizers.md#anchors. NumPy computes them while a program is traced, since
+they depend on shapes only.
 """
 
 import math
@@ -13,7 +13,7 @@ from jaxtyping import Float
 def cell_anchors(
     sizes: tuple[int | float, ...], aspect_ratios: tuple[int | float, ...]
 ) -> Float[np.ndarray, "A 4"]:
-    """The anchors of one cell, centred on (0, 0): all ratios of the first size, then of the next.
+    """Return the anchors of one cell, centred on (0, 0), all ratios of a size together.
 
     Args:
         sizes: square roots of the areas, in canvas pixels.
@@ -31,10 +31,10 @@ def cell_anchors(
 def grid_anchors(
     height: int, width: int, stride: int, cells: Float[np.ndarray, "A 4"]
 ) -> Float[np.ndarray, "anchors 4"]:
-    """The anchors of one feature map: rows first, then columns, then the anchors of a cell.
+    """Return the anchors of one feature map, ordered by row, column and anchor of the cell.
 
-    Those of cell (row, column) are centred on its top left corner, ``(column, row) * stride``. The
-    maps of a padded canvas have anchors in the padding too.
+    The anchors of cell (row, column) are centred on its top left corner,
+    ``(column, row) * stride``. The maps of a padded canvas have anchors in the padding too.
 
     Args:
         height, width: cells of the map.

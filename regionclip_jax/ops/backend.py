@@ -1,9 +1,8 @@
-"""Which kind of device a program is traced for.
+"""The backend that a program is traced for.
 
-Seven choices depend on it (how RoIAlign reads its map, how NMS takes its boxes, whether chunks are
-unrolled, how a kernel's gradient is summed, how maps are pooled, whether a stem's cells lie in
-channels, whether tokens attend in chunks). It is that of the devices that are there, unless a
-program is compiled ahead of time for others.
+Seven choices depend on it: RoIAlign's reads, NMS tiles, unrolled chunks, the sum of a kernel's
+gradient, pooling, a stem's cells in channels, and attention in chunks. The target is the default
+backend, unless a program is compiled ahead of time for another one.
 """
 
 import contextlib
@@ -16,15 +15,15 @@ _TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", d
 
 
 def target_backend() -> str:
-    """``cpu``, ``gpu`` or ``tpu``."""
+    """Return the backend to trace for: ``cpu``, ``gpu`` or ``tpu``."""
     return _TARGET.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def tracing_for(backend: str) -> Iterator[None]:
-    """What is traced within is for devices of this kind, wherever it is traced.
+    """Set the target backend of every trace in this context.
 
-    Functions that are jitted already keep what they were traced for.
+    Functions that were traced before keep their backend.
     """
     token = _TARGET.set(backend)
     try:

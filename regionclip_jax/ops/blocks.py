@@ -1,8 +1,7 @@
-"""Convolutions of maps with few channels, whose cells lie in channels block by block.
+"""Convolutions of maps with few channels, with blocks of cells moved into the channels.
 
-A TPU keeps 128 channels where a map has 32, and multiplies them. Blocks of 2 x 2 cells as channels
-fill them: the same numbers, and a convolution over blocks instead of cells, whose kernel has zeros
-where a cell's neighbours end.
+A TPU stores and multiplies 128 channels for a map of 32. Blocks of 2 x 2 cells as channels fill
+them. The results are the same; the kernel over blocks has zeros outside a cell's neighbourhood.
 """
 
 import jax.numpy as jnp
@@ -14,10 +13,10 @@ from jaxtyping import Array, Float, Shaped
 def to_blocks(
     x: Shaped[Array, "N H W channels"], side: int
 ) -> Shaped[Array, "N h w side_side_channels"]:
-    """Blocks of ``side`` x ``side`` cells, row by row, each with its channels.
+    """Move blocks of ``side`` x ``side`` cells into channels, ordered by row, column and channel.
 
     Raises:
-        ValueError: a side of the map is no multiple of a block's.
+        ValueError: a side of the map is not a multiple of ``side``.
     """
     num, height, width, channels = x.shape
     if height % side or width % side:
@@ -31,14 +30,14 @@ def to_blocks(
 def average_of_blocks(
     x: Float[Array, "N h w side_side_channels"], side: int
 ) -> Float[Array, "N h w channels"]:
-    """The mean over each block's cells: the average pool with windows of ``side``."""
+    """Return the mean over each block's cells: the average pool with windows of ``side``."""
     return sum(jnp.split(x, side * side, -1)) * (1 / (side * side))
 
 
 def convolve_into_blocks(
     x: Float[Array, "N H W in"], kernel: Float[Array, "k k in out"], stride: int, side: int
 ) -> Float[Array, "N h w out_blocks"]:
-    """The padded convolution of ``ops.convolution``, from cells to blocks of ``side``."""
+    """Apply the padded convolution of ``ops.convolution``, from cells to blocks of ``side``."""
     size, half = kernel.shape[0], kernel.shape[0] // 2
     window, out = stride * (side - 1) + size, np.arange(side)
     taps = np.full((window, 1, side), size)
@@ -51,7 +50,7 @@ def convolve_into_blocks(
 def convolve_blocks(
     x: Float[Array, "N h w in_blocks"], kernel: Float[Array, "k k in out"], side: int
 ) -> Float[Array, "N h w out_blocks"]:
-    """The padded convolution of ``ops.convolution`` with stride 1, from blocks to blocks."""
+    """Apply the padded convolution of ``ops.convolution`` with stride 1, from blocks to blocks."""
     size = kernel.shape[0]
     out, tap = np.meshgrid(np.arange(side), np.arange(size), indexing="ij")
     block, cell = np.divmod(out + tap - size // 2, side)
@@ -62,11 +61,11 @@ def convolve_blocks(
 
 
 def _spread(kernel, taps: np.ndarray):
-    """The kernel over blocks.
+    """Return the kernel over blocks.
 
     Args:
-        taps: [places, cells of a block in, cells of a block out] of either axis: which tap leads
-            from one to the other; one behind the last for none.
+        taps: [places, cells of an input block, cells of an output block], the same for both axes:
+            the tap from one cell to the other; the kernel size where there is none.
     """
     kernel = jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)])
     # [places, y in, y out, places, x in, x out, in, out]

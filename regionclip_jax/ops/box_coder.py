@@ -1,4 +1,4 @@
-"""Box deltas: how far a box lies from a reference box, in units of the latter's size.
+"""Box deltas: the offset of a box from a reference box, in units of the latter's size.
 
 Source: docs/reference/localizers.md#box-deltas. ``(dx, dy)`` shift the centre by fractions of the
 reference's width and height, ``(dw, dh)`` are logarithms of the ratios of the sides. Each is
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-# No decoded side is longer than 1000 px for a reference of 16 px. There is no lower bound.
+# Bounds a decoded side to 1000 px for a reference of 16 px. There is no lower bound.
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 
 
@@ -22,11 +22,11 @@ def encode_deltas(
     targets: Float[Array, "*#B 4"],
     weights: tuple[float, float, float, float] = RPN_WEIGHTS,
 ) -> Float[Array, "*B 4"]:
-    """The deltas that turn ``boxes`` (proposals, anchors) into ``targets``.
+    """Return the deltas that turn ``boxes`` (proposals, anchors) into ``targets``.
 
     Args:
-        boxes: xyxy with positive sides; sides of 0 give infinite or NaN deltas, mask them.
-        targets: xyxy in the same frame, likewise.
+        boxes: xyxy with positive sides; sides of 0 give infinite or NaN deltas, so mask them.
+        targets: xyxy in the same frame, with positive sides.
         weights: of dx, dy, dw, dh.
     """
     centers, sides = _centers_and_sides(boxes)
@@ -41,12 +41,12 @@ def decode_deltas(
     boxes: Float[Array, "*#B 4"],
     weights: tuple[float, float, float, float] = RPN_WEIGHTS,
 ) -> Float[Array, "*B 4"]:
-    """``boxes`` moved and resized by ``deltas``, the inverse of ``encode_deltas`` up to the clamp.
+    """Move and resize ``boxes`` by ``deltas``: the inverse of ``encode_deltas`` up to the clamp.
 
     Args:
-        deltas: dx, dy, dw, dh; with one set per class put the classes in an axis of their own.
+        deltas: dx, dy, dw, dh; deltas per class need an axis of classes.
         boxes: xyxy reference boxes.
-        weights: those the deltas were encoded with.
+        weights: the weights of ``encode_deltas``.
     """
     centers, sides = _centers_and_sides(boxes)
     deltas = deltas / jnp.asarray(weights, deltas.dtype)

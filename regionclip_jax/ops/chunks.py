@@ -1,6 +1,6 @@
-"""Rows a few at a time: what is made of them exists for one chunk only.
+"""Rows in chunks: intermediate values exist for one chunk at a time.
 
-Rows are regions of a picture, or the tokens that attend to it.
+Rows are regions of an image, or the tokens that attend to it.
 """
 
 from collections.abc import Callable
@@ -19,24 +19,24 @@ def map_chunks(
     *,
     unroll: bool = False,
 ):
-    """``function(rows)``, of so many rows of each picture at once; rematerialised.
+    """Apply ``function`` to at most ``rows_per_chunk`` rows of each image at a time.
 
-    The chunks run along the rows, never along the pictures, so a batch that is split over devices
-    stays split. Beside arguments and results one chunk's intermediates exist at a time, forward
-    and backward.
+    The chunks run along the rows, never along the images, so a sharded batch stays sharded. The
+    function is rematerialised: beside arguments and results, the intermediates of one chunk exist
+    at a time, forward and backward.
 
     Args:
-        function: of a tree of ``[B, r, ...]``, gives a tree of ``[B, r, ...]``; what it gives for a
-            row depends on that row alone.
+        function: maps a tree of ``[B, r, ...]`` to a tree of ``[B, r, ...]``; each result row
+            depends on its own row alone.
         rows: tree of ``[B, R, ...]``.
-        rows_per_chunk: the largest r; None means all R in one, without rematerialisation.
-        unroll: as code instead of a loop.
+        rows_per_chunk: the largest r; None means one chunk of R, without rematerialisation.
+        unroll: unroll the loop.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[1]
     num_chunks = -(-num_rows // (rows_per_chunk or max(num_rows, 1)))
     if num_chunks <= 1:
         return function(rows)
-    # Equal chunks: with the whole picture as region 101, chunks of 25 would pad to 125.
+    # Equal chunks pad less: with the whole image as region 101, chunks of 25 would pad to 125.
     size = -(-num_rows // num_chunks)
 
     def split(x):

@@ -1,12 +1,13 @@
-"""A padded convolution whose kernel gradient is fast on CPU too.
+"""Padded convolution with a kernel gradient that is fast on CPU too.
 
-XLA writes the gradient of a kernel as a convolution with a window as large as the map. Where maps
-are large, its CPU backend takes ten times as long for that as for the forward pass, and longer in a
-loop. Here, on CPU, it is a sum of matrix products over pieces of the map that stay in the cache:
-the same sums in another order. A kernel of one cell is a matrix product anyway; JAX has its
-gradient the other way round, [out, in], for which XLA's CPU backend first transposes the incoming
-gradient together with all that leads to it, column by column: up to 2.6 times as long for the whole
-backward pass. Other backends keep XLA's.
+XLA computes the gradient of a kernel as a convolution with a window as large as the map. For large
+maps its CPU backend takes ten times as long for that as for the forward pass, and longer in a loop.
+Here the CPU sums matrix products over pieces of the map that stay in the cache: the same sums in
+another order.
+
+A kernel of one cell is a matrix product. JAX computes its gradient as [out, in], for which XLA's
+CPU backend transposes the incoming gradient and its producers, column by column. This takes up to
+2.6 times as long for the whole backward pass. Other backends keep XLA's gradient.
 """
 
 import functools
@@ -18,17 +19,17 @@ from jaxtyping import Array, Float
 
 from regionclip_jax.ops.backend import target_backend
 
-# Cells of all pictures that one product sums over: some hundred kilobytes of either factor.
+# Cells of all images that one product sums over: some hundred kilobytes per factor.
 _CELLS_AT_ONCE = 2048
 _PICTURES_AT_ONCE = 32
-# Channels below which XLA's own is as fast.
+# Below this many channels XLA's own gradient is as fast.
 _NARROW = 32
 
 
 def convolve(
     x: Float[Array, "N H W in"], kernel: Float[Array, "k k in out"], stride: int = 1
 ) -> Float[Array, "N h w out"]:
-    """A convolution with an odd kernel, padded by half of it: stride 1 keeps the size. NHWC."""
+    """Convolve with an odd kernel, padded by half of it: stride 1 keeps the size. NHWC."""
     if kernel.shape[0] == 1:
         x = x[:, ::stride, ::stride]
         return _mix_channels(x, kernel) if target_backend() == "cpu" else x @ kernel[0, 0]
@@ -45,14 +46,14 @@ def with_multiplier(
     kernel: Float[Array, "k k in out"],
     multiplier: Float[Array, " out"],
 ) -> Float[Array, "N h w outs"]:
-    """``convolve(x, kernel)`` times the multiplier of each channel that comes out.
+    """Return ``convolve(x, kernel)`` times the multiplier of each output channel.
 
-    Forward the kernel is multiplied, a smaller array than the map. Backward it is the gradient of
-    the map, in passing: that of the kernel is then what a convolution gives, with nothing behind
-    it, and devices sum it once where steps add it up in a loop.
+    The forward pass multiplies the kernel, a smaller array than the map. The backward pass
+    multiplies the gradient of the map. The kernel's gradient is then a plain convolution, and
+    devices sum it once where steps accumulate it in a loop.
 
     Args:
-        convolve: linear in both; channels may come out several times over (``ops.blocks``).
+        convolve: linear in both; may repeat the output channels (``ops.blocks``).
         kernel: in the type of ``x``; multiplied in fp32.
     """
     return convolve(x, (kernel * multiplier).astype(x.dtype))
@@ -67,7 +68,7 @@ def _with_multiplier_backward(convolve, kept, gradient):
     _, pull_back = jax.vjp(convolve, x, kernel)
     times = gradient.shape[-1] // multiplier.shape[0]
     for_x, for_kernel = pull_back(gradient * jnp.tile(multiplier, times).astype(gradient.dtype))
-    # Of a frozen norm nobody asks for this, and it is not computed.
+    # A frozen norm does not use this gradient, so XLA does not compute it.
     _, before_multiplier = pull_back(gradient)
     for_multiplier = (before_multiplier * kernel).astype(jnp.float32).sum((0, 1, 2))
     return for_x, for_kernel, for_multiplier.astype(multiplier.dtype)
@@ -126,10 +127,10 @@ _with_products.defvjp(_forward, _backward)
 def _kernel_gradient(
     x: Float[Array, "N H W in"], gradient: Float[Array, "N H W out"], size: int
 ) -> Float[Array, "k k in out"]:
-    """The sum over cells of what a cell's neighbour held times what its output asks for.
+    """Return the sum over cells of each neighbour's value times the output cell's gradient.
 
-    Rows of a padded map laid end to end make every neighbour a fixed distance; cells of the padding
-    ask for nothing. A piece is a stretch of such maps of several pictures.
+    The rows of a padded map are laid end to end, so each neighbour lies at a fixed distance; the
+    gradient of padding cells is zero. A piece is a stretch of such maps of several images.
     """
     num, height, width, channels = x.shape
     half, row = size // 2, width + size - 1
@@ -146,7 +147,7 @@ def _kernel_gradient(
         return jnp.pad(flat, [(0, 0), (0, 0), (0, length - flat.shape[2]), (0, 0)])
 
     held = jnp.pad(x, [absent, (half, half), (half, half), (0, 0)])
-    # Channels first, so that a shifted stretch is contiguous and a factor of the product as it is.
+    # Channels first: a shifted stretch is contiguous and enters the product without a copy.
     held = laid_out(held, stretches * length + reach).transpose(1, 3, 0, 2)
     asked = jnp.pad(gradient, [absent, (0, 0), (0, size - 1), (0, 0)])
     asked = laid_out(asked, stretches * length)

@@ -1,7 +1,7 @@
-"""Boxes cut out of pictures and resized, as a program on the host would with Pillow.
+"""Crops of images, resized as Pillow resizes them on the host.
 
 The alternative to RoIAlign: pixels are cropped, not features (paper figure 1). Resizing is linear
-and separable, so a crop is the product of the picture with one matrix for each axis.
+and separable, so a crop is the product of the image with one matrix for each axis.
 """
 
 import jax.numpy as jnp
@@ -14,16 +14,17 @@ def crop_and_resize(
     sizes: Int[Array, "B 2"],
     output_size: int,
 ) -> Float[Array, "B R P P 3"]:
-    """Cuts boxes out and squashes them to squares; their aspect ratio is not kept.
+    """Crop boxes and resize them to squares; the aspect ratio is not kept.
 
-    A box is clipped to its picture and widened to whole pixels. Nothing outside it takes part. The
-    filter is Pillow's bicubic, which grows with the box where it shrinks (antialias). Pillow rounds
-    to bytes after each axis, in an order that depends on its version; here nothing is rounded.
+    A box is clipped to its image and widened to whole pixels. Pixels outside it have no weight. The
+    filter is Pillow's bicubic, which grows with the box when it shrinks it (antialias). Pillow
+    rounds to bytes after each axis, in an order that depends on its version; here nothing is
+    rounded.
 
     Args:
         images: canvases.
         boxes: xyxy canvas pixels.
-        sizes: (height, width) of each picture's real pixels.
+        sizes: (height, width) of each image's real pixels.
         output_size: P.
 
     Returns:
@@ -42,7 +43,7 @@ def crop_and_resize(
 
 
 def _resize_matrix(low, high, length: int, num_outputs: int) -> Float[Array, "B R P length"]:
-    """Weights of every pixel of an axis in every output, of the pixels from ``low`` to ``high``."""
+    """Weights of the pixels of an axis in every output; zero outside ``low`` to ``high``."""
     low, high = low[..., None, None], high[..., None, None]
     scale = (high - low) / num_outputs
     centers = low + (jnp.arange(num_outputs, dtype=jnp.float32)[:, None] + 0.5) * scale
@@ -54,7 +55,7 @@ def _resize_matrix(low, high, length: int, num_outputs: int) -> Float[Array, "B 
 
 
 def _bicubic(distance):
-    """Keys' kernel with a = -1/2, of distances that are not negative."""
+    """Keys' kernel with a = -1/2, for distances of 0 or more."""
     near = (1.5 * distance - 2.5) * distance**2 + 1.0
     far = ((-0.5 * distance + 2.5) * distance - 4.0) * distance + 2.0
     return jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0.0))

@@ -1,13 +1,13 @@
-"""Class scores of regions to the detections of an image.
+"""Detections of an image from the class scores of its regions.
 
-Source: docs/reference/detection.md#inference. Three steps: objectness joins the class
-probabilities, the best distinct pairs of box and class are chosen, and their boxes return to the
-pixels of the original image.
+Source: docs/reference/detection.md#inference. Three steps: fuse objectness with the class
+probabilities, select the best distinct pairs of box and class, and convert their boxes to pixels of
+the original image.
 
 The reference (docs/reference/detection.md#objectness) multiplies a probability by a raw objectness
-*logit* and takes the root. So scores may exceed 1, and the NaNs that negative logits give remove
-their regions. Here that removal is a mask; "sigmoid" is what was probably meant: the geometric mean
-of two probabilities.
+*logit* and takes the root. So scores may exceed 1, and negative logits give NaNs that remove their
+regions. Here a mask removes them. "sigmoid" is the probable intention: the geometric mean of two
+probabilities.
 """
 
 import functools
@@ -25,17 +25,17 @@ from regionclip_jax.structures import Detections
 def fuse_objectness(
     probabilities: Float[Array, "*B R C"], objectness_logits: Float[Array, "*B R"], how: str
 ) -> tuple[Float[Array, "*B R C"], Bool[Array, "*B R"]]:
-    """Scores of pairs of region and class, and which regions have any.
+    """Return the scores of pairs of region and class, and the mask of regions that have scores.
 
     Args:
-        probabilities: of the classes.
-        objectness_logits: as a localizer gives them, before any sigmoid.
+        probabilities: class probabilities.
+        objectness_logits: a localizer's logits, before any sigmoid.
         how: "none": the probabilities. "reference": ``sqrt(probability * logit)``; regions with a
             negative or infinite logit have no scores. "sigmoid": ``sqrt(probability *
-            sigmoid(logit))``. Either way regions whose logit is NaN have no scores.
+            sigmoid(logit))``. With these two, regions with a NaN logit have no scores.
 
     Returns:
-        Scores, 0 where a region has none; and a mask that is False there.
+        Scores, 0 for a region without scores; and a mask that is False there.
 
     Raises:
         ValueError: another ``how``.
@@ -74,29 +74,29 @@ def select_detections(
     max_detections: int,
     reported_scores: Float[Array, "B R C"] | None = None,
 ) -> Detections:
-    """The best pairs of region and class that do not suppress one another, per image.
+    """Select the best pairs of region and class per image, after NMS within each class.
 
-    Regions whose box or scores are not finite are dropped, boxes are clipped to the picture, pairs
-    need a score above the threshold (strictly), boxes of one class suppress one another. Boxes that
-    clipping leaves empty take part; ``to_original_pixels`` drops them, as in the reference.
+    Regions with a box or scores that are not finite are dropped. Boxes are clipped to the image.
+    Pairs need a score above the threshold (strictly). Boxes that clipping leaves empty still
+    suppress others; ``to_original_pixels`` drops them, as in the reference.
 
     Args:
         boxes: xyxy canvas pixels, one for all classes.
         scores: of each region for each class, without the background.
         mask: regions that exist and have scores.
-        sizes: (height, width) of each picture's real pixels.
+        sizes: (height, width) of each image's real pixels.
         score_threshold: in the scale of the scores.
         nms: "hard" removes boxes; "gaussian" and "linear" lower their scores (``ops.soft_nms``).
         nms_threshold: IoU, of "hard" and "linear".
         soft_nms_sigma: of "gaussian".
         soft_nms_prune: lowered scores up to this are removed.
         max_detections: K.
-        reported_scores: come out in place of ``scores``, which still order and threshold: the
+        reported_scores: returned in place of ``scores``, which still order and threshold: the
             reference's VIS, to show probabilities that objectness did not multiply.
 
     Returns:
-        Canvas pixels, by descending score (of equal scores the lower region, then the lower class,
-        first). Rows that are not real hold zeros.
+        Detections in canvas pixels, by descending score; ties by lower region, then lower class.
+        Masked rows hold zeros.
 
     Raises:
         ValueError: an unknown ``nms``; ``reported_scores`` with soft NMS, which lowers scores; an
@@ -133,24 +133,24 @@ def select_detections(
 def to_original_pixels(
     detections: Detections, sizes: Int[Array, "B 2"], scales: Float[Array, "B 2"]
 ) -> Detections:
-    """Detections of canvases in the pixels of the original images.
+    """Convert detections from canvas pixels to pixels of the original images.
 
     Args:
         detections: canvas pixels.
-        sizes: (height, width) of each picture's real pixels on its canvas.
+        sizes: (height, width) of each image's real pixels on its canvas.
         scales: canvas pixels per original pixel, (y, x).
 
     Returns:
-        Boxes clipped to the original image; those that are then empty are masked where they are.
+        Detections with boxes clipped to the original image; empty ones are masked in their row.
     """
     boxes = scale_boxes(detections.boxes, 1 / scales)
-    # The quotient is a whole number but for float32's rounding.
+    # The quotient is a whole number up to float32's rounding.
     boxes = clip_boxes(boxes, jnp.round(sizes / scales).astype(jnp.int32))
     return _only(detections.replace(boxes=boxes), detections.mask & valid_boxes(boxes))
 
 
 def _only(detections: Detections, mask: Bool[Array, "B K"]) -> Detections:
-    """With the rows outside ``mask`` zero."""
+    """``detections`` with zeros in the rows outside ``mask``."""
     return Detections(
         boxes=jnp.where(mask[..., None], detections.boxes, 0.0),
         scores=jnp.where(mask, detections.scores, 0.0),

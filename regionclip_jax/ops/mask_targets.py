@@ -1,9 +1,9 @@
-"""What a mask head should draw in a region: the object's raster, resampled to the region's cells.
+"""Targets of a mask head: the object's raster, resampled to a region's cells.
 
 The reference draws the polygon of an object again in each proposal
 (docs/reference/training_detectors.md#losses). Here an object has one raster of its own box, in
-P x P cells, which is resampled linearly and cut at one half, as detectron2 does with bit masks. The
-outlines differ by less than a cell of the finer of the two; there are no golden arrays of either.
+P x P cells. It is resampled linearly and cut at one half, as in detectron2 for bit masks. The
+outlines differ by less than a cell of the finer raster; there are no golden arrays of either.
 """
 
 import jax.numpy as jnp
@@ -16,12 +16,12 @@ def mask_targets(
     regions: Float[Array, "N 4"],
     size: int,
 ) -> Float[Array, "N M M"]:
-    """1 in the cells of each region whose middle is on the object.
+    """Return 1 in the cells of each region that have their middle on the object.
 
     Args:
-        object_masks: of the object over its own box.
+        object_masks: raster of each object over its own box.
         boxes: the objects' boxes, xyxy.
-        regions: where to draw, same frame.
+        regions: one region per object, xyxy in the same frame.
         size: M, cells of a region's side.
     """
     num_cells = object_masks.shape[-1]
@@ -31,7 +31,7 @@ def mask_targets(
         low, high = regions[:, axis, None], regions[:, axis + 2, None]
         begin = boxes[:, axis, None]
         side = jnp.maximum(boxes[:, axis + 2, None] - begin, 1e-6)
-        # Where the region's middles are, in cells of the raster.
+        # In cells of the raster.
         place = (low + middles * (high - low) - begin) / side * num_cells - 0.5
         return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(num_cells)), 0.0)
 

@@ -1,4 +1,4 @@
-"""Which ground-truth box each proposal or anchor stands for, and which of them a step samples.
+"""Matching of proposals or anchors to ground truth, and the sampling of training examples.
 
 Every function takes one image; ``jax.vmap`` gives the batch. Source:
 docs/reference/training_detectors.md#proposal-sampling (box heads) and
@@ -23,23 +23,23 @@ def match_boxes(
     positive_from: float,
     allow_low_quality: bool = False,
 ) -> tuple[Int[Array, " R"], Int[Array, " R"]]:
-    """Each box's best target, and whether it is an example of it.
+    """Return each box's best target and its label.
 
-    An IoU of ``positive_from`` or more makes a positive, one below ``negative_below`` a negative,
-    one between them is ignored. The paper's box head has 0.5 for both, its localizer 0.3 and 0.7.
+    A box is positive at an IoU of ``positive_from`` or more, negative below ``negative_below``, and
+    ignored in between. The paper's box head has 0.5 for both, its localizer 0.3 and 0.7.
 
     Args:
         boxes: proposals or anchors, xyxy canvas pixels.
         targets: ground truth in the same frame.
-        target_mask: rows of ``targets`` that are real. Without any all boxes are negatives.
-        allow_low_quality: boxes that no other overlaps a target more than (ties included) are
-            positives however small the overlap, so that every target has one. Their target stays
-            the one *they* overlap most, as in the reference. A target that no box touches makes
-            nothing positive; in the reference it would make everything positive.
+        target_mask: rows of ``targets`` that are real. If none is, all boxes are negatives.
+        allow_low_quality: the boxes with a target's largest overlap (ties included) are positives,
+            however small the overlap, so that every target has one. Such a box keeps the target
+            that it overlaps most itself, as in the reference. A target without any overlap makes no
+            box positive; in the reference it makes all boxes positive.
 
     Returns:
-        Rows of ``targets`` (of equal overlaps the first; 0 without any), and POSITIVE, NEGATIVE or
-        IGNORED.
+        Rows of ``targets`` (the first of equal overlaps; 0 without targets), and POSITIVE, NEGATIVE
+        or IGNORED.
     """
     overlaps = jnp.where(target_mask, pairwise_iou(boxes, targets), -1.0)
     best = overlaps.max(-1)
@@ -62,25 +62,26 @@ def sample_examples(
     num_samples: int,
     positive_fraction: float,
 ) -> tuple[Int[Array, " S"], Bool[Array, " S"], Bool[Array, " S"]]:
-    """A random subset of positives and negatives, of a fixed number of rows.
+    """Draw a random subset of positives and negatives, in a fixed number of rows.
 
-    At most ``int(num_samples * positive_fraction)`` positives; negatives fill the rest, also the
-    rows that too few positives leave. Where those are too few as well, rows stay empty.
+    There are at most ``int(num_samples * positive_fraction)`` positives. Negatives fill the other
+    rows; with too few negatives, rows stay empty.
 
     Args:
         key: of the draw.
-        labels: of ``match_boxes``.
+        labels: from ``match_boxes``.
         mask: boxes that exist.
         num_samples: S.
+        positive_fraction: largest share of positives.
 
     Returns:
-        Rows of the boxes, positives first; which of them are positives; which are real.
+        Rows of the boxes, positives first; the mask of positives; the mask of real rows.
     """
     most = min(int(num_samples * positive_fraction), labels.shape[0])
     priority = jax.random.uniform(key, labels.shape)
 
     def draw(wanted, count):
-        """``count`` random rows of those wanted, and how many of them are."""
+        """``count`` random rows, wanted ones first, and the number of wanted ones among them."""
         _, rows = jax.lax.top_k(jnp.where(wanted, priority, -1.0), count)
         return rows, jnp.minimum(wanted.sum(), count)
 
@@ -102,9 +103,9 @@ def sampled_labels(
     num_samples: int,
     positive_fraction: float,
 ) -> Int[Array, " R"]:
-    """``labels`` with all but a random subset IGNORED: ``sample_examples`` without the gathering.
+    """Return ``labels`` with all but a random subset IGNORED, as drawn by ``sample_examples``.
 
-    For anchors, of which there are too many to gather and whose outputs exist anyway.
+    For anchors: they are too many to gather, and their outputs exist anyway.
     """
     rows, _, real = sample_examples(
         key,

@@ -1,21 +1,21 @@
 """Greedy non-maximum suppression, exact, on padded boxes, with fixed shapes.
 
 Source: docs/reference/localizers.md#proposals, docs/reference/detection.md#inference. Boxes are
-visited by descending score (of equal scores the lower index first); one is kept unless its IoU with
-a box kept before exceeds the threshold. The kept set is bit for bit that of the reference, which
-compares a float32 IoU with a float64 threshold, strictly: an IoU of exactly 1/2 is not suppressed
-at 0.5, one of float32(0.3) > 0.3 is at 0.3. (The reference separates classes by shifting their
-boxes apart and loses bits of the IoU by it; here groups are compared, so decisions may differ where
-an IoU equals the threshold to within that loss.)
+taken by descending score (ties by lower index). A box is kept unless its IoU with a box kept before
+exceeds the threshold. The kept set is bit for bit that of the reference, which compares a float32
+IoU with a float64 threshold, strictly. An IoU of exactly 1/2 is not suppressed at 0.5; one of
+float32(0.3) > 0.3 is suppressed at 0.3. The reference separates classes by shifting their boxes
+apart, which loses bits of the IoU. Here groups are compared, so decisions may differ if an IoU
+equals the threshold to within that loss.
 
-How: boxes are sorted and taken in tiles. A tile is compared with the boxes kept so far, then
-settled within itself: ``keep <- alive & no kept earlier one overlaps`` converges to the greedy
+Algorithm: boxes are sorted and taken in tiles. A tile is compared with the boxes kept so far, then
+settled within itself. ``keep <- alive & no kept earlier one overlaps`` converges to the greedy
 solution, in as many rounds as the longest chain of suppressions. The loop ends when enough boxes
-are kept, so that neither an N x N matrix nor N steps are needed.
+are kept, so neither an N x N matrix nor N steps are needed.
 
-A GPU's host waits after each round of a loop that ends by data, to hear whether there is another.
-There tiles are larger, compared with all kept boxes at once, and settled several rounds at a time:
-of 12,000 boxes, 10 waits instead of 117.
+A GPU's host waits after each round of a loop with a data-dependent end. On GPUs, tiles are larger,
+compared with all kept boxes at once, and settled several rounds at a time. For 12,000 boxes this
+takes 10 waits instead of 117.
 """
 
 import functools
@@ -30,13 +30,13 @@ from regionclip_jax.ops.boxes import intersection_and_union, iou_exceeds
 
 
 class _Way(NamedTuple):
-    """How tiles are taken; changes no result."""
+    """Parameters of the loops over tiles; they change no result."""
 
     # Rows compared at once. From 128 to 512 the time on a CPU hardly changes.
     tile: int = 256
-    # Rounds of settling before it is asked whether more are needed.
+    # Rounds of settling between two tests for convergence.
     rounds: int = 1
-    # A tile is compared with the boxes kept so far in a loop over those there are.
+    # Compare a tile with the kept boxes in a loop over the tiles in use, not with all rows at once.
     loop_over_kept: bool = True
 
 
@@ -57,17 +57,17 @@ def nms(
     iou_threshold: float,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Bool[Array, " K"]]:
-    """The first ``max_outputs`` boxes that greedy NMS keeps, by descending score.
+    """Return the first ``max_outputs`` boxes that greedy NMS keeps, by descending score.
 
     Args:
         boxes: xyxy in any one frame.
-        scores: any numbers but NaN.
-        mask: rows that exist; the others neither suppress nor come out.
+        scores: any numbers except NaN.
+        mask: rows that exist; the others neither suppress nor are returned.
         iou_threshold: between 0 and 1.
+        max_outputs: K.
 
     Returns:
-        Indices into ``boxes``, and which of them are real: all up to some place, none from there
-        on. Indices of the others are 0.
+        Indices into ``boxes``, and their mask: real rows first. Masked indices are 0.
 
     Raises:
         ValueError: the threshold is not between 0 and 1.
@@ -86,7 +86,7 @@ def nms_by_group(
     iou_threshold: float,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Bool[Array, " K"]]:
-    """As ``nms``, but boxes suppress only those of their own group (class or pyramid level)."""
+    """Apply ``nms``, but boxes suppress only boxes of their own group (class or pyramid level)."""
     return _sorted_nms(boxes, scores, groups, mask, iou_threshold, max_outputs)
 
 
@@ -100,9 +100,9 @@ def nms_per_class(
     iou_threshold: float,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """NMS within each class, for boxes that all classes share: the best of all classes.
+    """Apply NMS within each class to boxes that all classes share; return the best of all classes.
 
-    The R x C candidates are not sorted as a whole: chunks of the best remaining ones are taken
+    The R x C candidates are not sorted as a whole. Chunks of the best remaining ones are taken
     until enough are kept, so the result is exact and nearly always costs one chunk.
 
     Args:
@@ -111,10 +111,11 @@ def nms_per_class(
         mask: rows that exist.
         score_threshold: candidates need more, strictly.
         iou_threshold: between 0 and 1.
+        max_outputs: K.
 
     Returns:
-        Index into ``boxes``, class, score and whether the row is real, by descending score (of
-        equal scores the lower box, then the lower class, first). Rows that are not real hold zeros.
+        Index into ``boxes``, class, score and mask, by descending score; ties by lower box, then
+        lower class. Masked rows hold zeros.
 
     Raises:
         ValueError: the threshold is not between 0 and 1.
@@ -147,7 +148,7 @@ def nms_per_class(
 
 
 class _Rows(NamedTuple):
-    """Boxes in the order in which they are visited."""
+    """Boxes by descending score."""
 
     boxes: Float[Array, "N 4"]
     groups: Int[Array, " N"]
@@ -156,8 +157,10 @@ class _Rows(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """What is kept so far: ``count`` rows, and zeros up to a whole number of tiles. (The count goes
-    on beyond the rows there are.) A box of zeros intersects nothing."""
+    """Boxes kept so far: ``count`` rows, then zeros up to a whole number of tiles.
+
+    The count may exceed the number of rows. A box of zeros intersects nothing.
+    """
 
     boxes: Float[Array, "P 4"]
     groups: Int[Array, " P"]
@@ -185,12 +188,12 @@ def _outputs(kept: _Kept, max_outputs: int):
 
 
 def _whole_tiles(num_rows: int, tile: int) -> int:
-    """Rows of the fewest tiles, at least one, that hold ``num_rows``."""
+    """Number of rows in the fewest tiles (at least one) that hold ``num_rows``."""
     return max(-(-num_rows // tile), 1) * tile
 
 
 def _visit(rows: _Rows, kept: _Kept, iou_threshold: float, max_outputs: int, way: _Way) -> _Kept:
-    """Adds what NMS keeps of ``rows``, stopping when there are ``max_outputs`` or more."""
+    """Add the rows that NMS keeps; stop at ``max_outputs`` or more."""
     num_rows = rows.boxes.shape[0]
     last_alive = jnp.where(rows.alive, jnp.arange(1, num_rows + 1), 0).max(initial=0)
     padding = _whole_tiles(num_rows, way.tile) - num_rows
@@ -211,7 +214,7 @@ def _visit(rows: _Rows, kept: _Kept, iou_threshold: float, max_outputs: int, way
 
 def _add_tile(tile: _Rows, kept: _Kept, iou_threshold: float, way: _Way) -> _Kept:
     def suppressing(boxes, groups):
-        """[rows of ``boxes``, tile]: which pairs overlap too much."""
+        """[rows of ``boxes``, tile]: True for pairs that overlap too much."""
         overlap = iou_exceeds(*intersection_and_union(boxes, tile.boxes), iou_threshold)
         return overlap & (groups[:, None] == tile.groups)
 
@@ -238,7 +241,7 @@ def _add_tile(tile: _Rows, kept: _Kept, iou_threshold: float, way: _Way) -> _Kep
         return settled, (settled != keep).any()
 
     keep, _ = jax.lax.while_loop(lambda state: state[1], settle, (alive, alive.any()))
-    # Rows that are not kept go beyond the end, where writes are dropped.
+    # Rows that are not kept get an index beyond the end, so their writes are dropped.
     end = kept.boxes.shape[0]
     places = jnp.where(keep, kept.count + jnp.cumsum(keep) - 1, end)
     return _Kept(

@@ -1,4 +1,4 @@
-"""What a region proposal network proposes: its outputs to the best distinct boxes.
+"""Proposals: the best distinct boxes from the outputs of a region proposal network.
 
 Source: docs/reference/localizers.md#proposals.
 """
@@ -29,18 +29,18 @@ def select_proposals(
     nms_threshold: float,
     min_size: float = 0.0,
 ) -> Regions:
-    """Decodes each level's best anchors and keeps the best boxes that do not overlap too much.
+    """Decode each level's best anchors and keep the best boxes that NMS leaves.
 
-    The best ``pre_nms_topk`` of each level are decoded; boxes that are not finite are dropped, the
-    rest is clipped to the picture and dropped if a side is not longer than ``min_size``; boxes
-    suppress those of their own level; the best ``num_proposals`` of all levels are returned. No
+    The best ``pre_nms_topk`` of each level are decoded. Boxes that are not finite are dropped. The
+    others are clipped to the image, and dropped if a side is not longer than ``min_size``. Boxes
+    suppress boxes of their own level. The best ``num_proposals`` of all levels are returned. No
     gradient flows back, as in the reference.
 
     Args:
         logits: objectness before any sigmoid, per level, in the order of ``anchors``.
         deltas: of each anchor, encoded with weights (1, 1, 1, 1).
-        anchors: xyxy canvas pixels, per level; the same for all pictures.
-        sizes: (height, width) of each picture's real pixels. A picture without pixels has no
+        anchors: xyxy canvas pixels, per level; the same for all images.
+        sizes: (height, width) of each image's real pixels. An image without pixels has no
             proposals.
         pre_nms_topk: per level.
         num_proposals: R, in total.
@@ -48,8 +48,8 @@ def select_proposals(
         min_size: canvas pixels, after clipping.
 
     Returns:
-        Boxes by descending score, which is the raw logit, as in the reference. (Of equal ones the
-        lower level, then the lower anchor, comes first; the reference's order is undefined.)
+        Boxes by descending score, which is the raw logit, as in the reference. Ties are ordered by
+        lower level, then lower anchor; the reference's order is undefined.
 
     Raises:
         ValueError: lists of different lengths; a threshold that is not between 0 and 1.

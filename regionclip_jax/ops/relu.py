@@ -1,9 +1,8 @@
-"""The rectifier, with a gradient that needs only what comes out of it.
+"""Rectifier with a gradient that needs only the output.
 
-JAX's asks which inputs are positive, so the input is kept beside the output, which the next layer
-keeps anyway: each map twice. The outputs that are positive are the same ones. What leads to the
-rectifier (a product, a norm, a shortcut) is then needed nowhere else, and GPUs compute it in one
-kernel with the product before it.
+JAX's gradient tests the sign of the input, so the input is kept beside the output, which the next
+layer keeps anyway. The output has the same positive cells. The input (of a product, a norm or a
+shortcut) is then needed nowhere else, and GPUs fuse it with the product before it.
 """
 
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 @jax.custom_vjp
 def relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """``max(x, 0)``; its gradient at 0 is 0, as in torch."""
+    """Return ``max(x, 0)``; its gradient at 0 is 0, as in torch."""
     return jnp.maximum(x, 0)
 
 

@@ -4,11 +4,11 @@ Source: docs/reference/roi_align.md#sampling-points (torchvision's compiled kern
 contributes nothing when it lies beyond -1 or beyond the map's length. Otherwise it is clamped into
 the map, and each bin is the mean over its samples. With ``sampling_ratio=0`` the number of samples
 of a bin is ``ceil(size / P)``, per box and per axis; an empty or inverted box then has none and
-gives zeros. Bilinear sampling is separable, which gives three exact implementations:
+gives zeros. Bilinear sampling is separable, so there are three exact implementations:
 
 ``matmul``       one matrix per box and axis, ``out = W_y F W_x^T``, columns first. For TPUs, and
                  for small maps.
-``matmul_rows``  the same with rows first, laid out for the libraries of GPUs.
+``matmul_rows``  the same with rows first, in the layout of the libraries of GPUs.
 ``gather``       one box at a time, one row read per (sample, corner). For large maps on CPUs, where
                  it is 4 to 9 times faster than the matrices.
 ``auto``         picks by the backend and the size of the map when the function is traced.
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from regionclip_jax.ops.backend import target_backend
 
-# Below this many cells the matrices are small enough to win on CPUs too.
+# Below this many cells the matrices are small enough to be faster on CPUs too.
 _GATHER_MIN_CELLS = 1024
 
 
@@ -39,7 +39,7 @@ def roi_align(
     extents: Int[Array, "B 2"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B R P Q channels"]:
-    """Crops ``boxes`` out of ``features``.
+    """Crop ``boxes`` out of ``features``.
 
     Args:
         features: feature maps, NHWC.
@@ -49,7 +49,7 @@ def roi_align(
         sampling_ratio: samples per bin and axis; 0 chooses ``ceil(size / P)`` per box.
         aligned: shift by half a cell (detectron2's ROIAlignV2); False also widens boxes to one
             cell.
-        extents: (height, width) in cells of each picture's own part of its map, where samples end;
+        extents: (height, width) in cells of each image's own part of its map, the limit of samples;
             None means all of it.
         implementation: "matmul", "matmul_rows", "gather" or "auto".
 
@@ -58,7 +58,7 @@ def roi_align(
     """
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     # The barrier keeps XLA from folding boxes known at compile time into rounded reciprocals, which
-    # would undo what ``_divide`` is for.
+    # would defeat ``_divide``.
     boxes = jax.lax.optimization_barrier(jax.lax.stop_gradient(boxes.astype(jnp.float32)))
     implementation = _named(implementation, features)
     extents = _whole(features) if extents is None else extents
@@ -72,9 +72,9 @@ def map_for_many(
     extents: Int[Array, "B 2"] | None,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "B H W channels"], Int[Array, "B 2"]]:
-    """The map and extents to call ``roi_align`` with several times, e.g. for chunks of the boxes.
+    """Return the map and extents for several calls of ``roi_align``, e.g. for chunks of the boxes.
 
-    Changes no crop. What the implementation would do to the map every time is done.
+    The implementation's preparation of the map is done once. No crop changes.
 
     Raises:
         ValueError: unknown implementation.
@@ -92,7 +92,7 @@ def _whole(features) -> Int[Array, "B 2"]:
 
 
 def _named(implementation: str, features) -> str:
-    """An implementation, the backend's own for "auto"."""
+    """Return the name of an implementation; for "auto" the backend's choice."""
     if implementation == "auto":
         backend, cells = target_backend(), features.shape[1] * features.shape[2]
         if backend == "gpu":
@@ -117,7 +117,7 @@ def _bins(low, high, num_bins: int, scale: float, sampling_ratio: int, aligned: 
     if sampling_ratio > 0:
         count = jnp.full(size.shape, sampling_ratio, jnp.int32)
     else:
-        # Right even where a backend's division is not correctly rounded.
+        # Correct even if a backend's division is not correctly rounded.
         samples = jnp.ceil(length)
         samples = samples + (size > samples * num_bins)
         samples = samples - (size <= (samples - 1) * num_bins)
@@ -149,16 +149,16 @@ def _sample_positions(start, length, count, sample, bins):
 # --- matmul ---------------------------------------------------------------------------------------
 
 
-# Samples of one bin lie at least half a cell apart, and those that touch a cell within two.
+# Samples of one bin are at least half a cell apart; those that touch a cell are within two cells.
 _SAMPLES_PER_CELL = 6
 
 
 def _interpolation_matrix(low, high, extent, num_cells, num_bins, scale, sampling_ratio, aligned):
-    """[..., num_bins, num_cells] weights of every cell in the mean of every bin; samples end at
-    ``extent``, one for each image.
+    """Weights [..., num_bins, num_cells] of every cell in the mean of every bin.
 
-    A box far larger than the map has any number of samples, but few of them touch one cell: they
-    are counted from the first that can, so that nothing depends on how many there are.
+    Samples end at ``extent``, one for each image. A box far larger than the map has any number of
+    samples, but few of them touch one cell. The loop starts at the first that can, so its length is
+    fixed.
     """
     start, length, count = (
         x[..., None, None] for x in _bins(low, high, num_bins, scale, sampling_ratio, aligned)
@@ -189,12 +189,12 @@ def _align_by_matmul(features, boxes, extents, *how):
 
 
 def _align_by_matmul_rows(features, boxes, extents, *how):
-    """Products that a GPU's library takes as they lie.
+    """Products that a GPU's library takes without a transposition.
 
-    Rows of the map are mixed for all columns and channels at once, then columns for every row of
-    every crop, with the box's matrix repeated for it. Compiled for H200, 20 boxes of each of three
-    maps of 84 x 84 x 1024 in bf16 move 0.43 GB so, and their gradients as much; 1.18 and 0.85 with
-    columns first, between whose products maps are transposed.
+    Rows of the map are mixed for all columns and channels at once. Columns are then mixed for every
+    row of every crop, with the box's matrix repeated. Compiled for H200, 20 boxes of each of three
+    maps of 84 x 84 x 1024 in bf16 move 0.43 GB, and their gradients as much. With columns first
+    they move 1.18 and 0.85 GB, since maps are transposed between the products.
     """
     step = _multiple(features.dtype)
     features = _padded(features, {1: step, 2: step})
@@ -213,15 +213,15 @@ def _align_by_matmul_rows(features, boxes, extents, *how):
 
 
 def _multiple(dtype) -> int:
-    """Of what XLA makes the sides of products before it asks a GPU's library for them.
+    """Multiple to which XLA pads the sides of products for a GPU's library.
 
-    It would copy what lies between the two products, which is larger than all else.
+    Without padding ahead XLA copies the array between the two products, the largest of all.
     """
     return 8 if dtype.itemsize == 2 else 1
 
 
 def _padded(x, multiples: dict[int, int]):
-    """Zeros at the end of axes, up to the next multiple."""
+    """``x`` with zeros at the end of axes, up to the next multiple."""
     added = [(0, -side % multiples.get(axis, 1)) for axis, side in enumerate(x.shape)]
     return jnp.pad(x, added) if any(after for _, after in added) else x
 
@@ -321,7 +321,7 @@ def _axis_corner(start, length, count, sample, upper, num_bins, extent):
     bins = jnp.arange(num_bins, dtype=jnp.float32)
     at = _sample_positions(start, length, count, sample.astype(jnp.float32), bins)
     inside = (at >= -1.0) & (at <= extent)
-    # A picture without pixels has no extent; its cell 0 exists all the same.
+    # An image without pixels has an extent of 0, but its cell 0 exists.
     at = jnp.maximum(jnp.minimum(at, extent - 1.0), 0.0)
     low = jnp.floor(at)
     fraction = at - low

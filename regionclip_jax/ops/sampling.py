@@ -14,7 +14,7 @@ def sample_regions(key: PRNGKeyArray, regions: Regions, num_samples: int) -> Reg
     """Sample a uniform subset of each image's regions, in random order, ignoring their scores.
 
     Source: docs/reference/pretraining.md#region-sampling. With fewer real regions than
-    ``num_samples`` all of them are kept and the rest of the rows is masked.
+    ``num_samples`` all of them are kept and the other rows are masked.
     """
     order = jax.random.uniform(key, regions.mask.shape)
     order = jnp.where(regions.mask, order, 2.0)
@@ -32,22 +32,22 @@ def random_boxes(
     grid: int,
     sides: tuple[float, float] | None = None,
 ) -> Float[Array, "B R 4"]:
-    """Boxes with corners on a grid of ``grid`` pixels, anywhere in each picture.
+    """Draw boxes with corners on a grid of ``grid`` pixels, anywhere in each image.
 
     Source: docs/reference/pretraining.md#random-regions. The upper left corner is uniform over grid
     points, the lower right one uniform over those right of and below it. The reference draws one
     set on the padded batch canvas and shares it among the images, so boxes may lie on padding. Here
-    every image has its own draw within its own pixels. Images smaller than one grid cell get their
-    whole box.
+    every image has its own draw within its own pixels. Images smaller than one grid cell get one
+    box of the whole image.
 
     Args:
         key: of all draws.
-        sizes: (height, width) of each picture's real pixels.
-        num_boxes: R, of each picture.
+        sizes: (height, width) of each image's real pixels.
+        num_boxes: R, per image.
         grid: pixels.
-        sides: None for the reference's draw, in which slivers and nearly whole pictures are common.
-            Else the shortest and longest side as shares of the picture's; width and height are
-            uniform between them (to a grid cell), then the place is.
+        sides: None for the reference's draw, which often gives slivers and nearly whole images.
+            Else the shortest and longest side as shares of the image's. Width and height are
+            uniform between them (to a grid cell), then the position is uniform.
     """
     cells = jnp.maximum(sizes // grid, 1)[:, None, ::-1]
     low_key, span_key = jax.random.split(key)
@@ -68,14 +68,14 @@ def random_boxes(
 
 
 def grid_boxes(sizes: Int[Array, "B 2"], sides: tuple[float, ...]) -> Float[Array, "B R 4"]:
-    """Sliding windows of each picture: for those without a localizer.
+    """Return sliding windows of each image, for use without a localizer.
 
     Args:
-        sizes: (height, width) of each picture's real pixels.
-        sides: of the windows, as shares of the picture's; each moves by at most a third of itself.
+        sizes: (height, width) of each image's real pixels.
+        sides: of the windows, as shares of the image's; the stride is at most a third of the side.
 
     Returns:
-        R boxes, the same shares of every picture: all windows of the first side, then the next.
+        R boxes, the same shares of every image: all windows of the first side, then the next.
     """
     shares = []
     for side in sides:
@@ -87,5 +87,5 @@ def grid_boxes(sizes: Int[Array, "B 2"], sides: tuple[float, ...]) -> Float[Arra
 
 
 def box_mask(sizes: Int[Array, "B 2"], num_boxes: int) -> Bool[Array, "B R"]:
-    """All boxes of pictures that have pixels; none of those that are padding of the batch."""
+    """Return True for all boxes of real images, False for those of the batch's padding rows."""
     return jnp.broadcast_to((sizes > 0).all(-1, keepdims=True), (sizes.shape[0], num_boxes))

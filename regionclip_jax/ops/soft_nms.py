@@ -1,15 +1,15 @@
 """Soft non-maximum suppression: overlap with a better box lowers a score instead of removing a box.
 
-Source: docs/reference/detection.md#soft-nms. Repeatedly, the best remaining box comes out and the
-scores of the others are multiplied by a factor of their IoU with it; those that are then at most
-``prune_threshold`` are removed (also where nothing overlaps, so only the very first box can come
-out with less). The reference goes on until nothing remains; scores only fall, so stopping at the
-number of outputs that are wanted gives the same ones. It separates classes by shifting their boxes,
-which costs bits of the IoU; here groups are compared.
+Source: docs/reference/detection.md#soft-nms. Each round selects the best remaining box and
+multiplies the other scores by a factor of their IoU with it. Boxes with a score of at most
+``prune_threshold`` are then removed, with or without overlap, so only the first box can have less.
+The reference continues until no box remains. Scores only fall, so stopping at the wanted number of
+outputs gives the same ones. The reference separates classes by shifting their boxes, which costs
+bits of the IoU; here groups are compared.
 
-A removed box has a score of -inf. (Its product with a factor of 0 is NaN, which is not above the
-threshold: removed as well.) There are always ``max_outputs`` rounds, after the last box empty ones:
-the copies by which ``vmap`` would keep finished images of a ``while`` loop cost far more.
+A removed box has a score of -inf. Its product with a factor of 0 is NaN, which is not above the
+threshold, so it stays removed. There are always ``max_outputs`` rounds, empty ones after the last
+box. In a ``while`` loop ``vmap`` copies the state of finished images, which costs far more.
 """
 
 import functools
@@ -36,7 +36,7 @@ def soft_nms(
     prune_threshold: float = 0.001,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """The first ``max_outputs`` boxes and their lowered scores, by descending lowered score.
+    """Return the first ``max_outputs`` boxes and their lowered scores, by descending lowered score.
 
     Args:
         boxes: xyxy in any one frame.
@@ -48,10 +48,11 @@ def soft_nms(
         iou_threshold: of "linear" and "hard". Rounded to float32 before comparing, as in the
             reference, unlike that of ``nms``: an IoU of float32(0.3) does not exceed 0.3 here.
         prune_threshold: lowered scores up to this are removed; not negative.
+        max_outputs: K.
 
     Returns:
-        Indices into ``boxes``, lowered scores, and which rows are real: all up to some place, none
-        from there on. Rows that are not real hold zeros. Of equal scores the lower index is first.
+        Indices into ``boxes``, lowered scores, and their mask: real rows first. Masked rows hold
+        zeros. Ties are ordered by lower index.
 
     Raises:
         ValueError: unknown method.
@@ -74,7 +75,7 @@ def soft_nms_by_group(
     prune_threshold: float = 0.001,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """As ``soft_nms``, but boxes lower only the scores of their own group (class)."""
+    """Apply ``soft_nms``, but boxes lower only the scores of their own group (class)."""
     factor = _factor_function(method, sigma, iou_threshold)
     return _take_best(boxes, scores, groups, mask, factor, prune_threshold, max_outputs)
 
@@ -92,22 +93,21 @@ def soft_nms_per_class(
     prune_threshold: float = 0.001,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """Soft NMS within each class, for boxes that all classes share: the best of all classes.
+    """Apply soft NMS within each class to boxes that all classes share; return the best of all.
 
-    A box that comes out lowers scores of one class only, so with the best of each class remembered
-    a round costs R + C instead of R x C.
+    A selected box lowers scores of one class only. With the best box of each class stored, a round
+    costs R + C instead of R x C.
 
     Args:
         boxes: xyxy, one for all classes.
         scores: of each box for each class; not negative, not infinite.
         mask: rows that exist.
         score_threshold: candidates need more, strictly, before any score is lowered.
-        method, sigma, iou_threshold, prune_threshold: as in ``soft_nms``.
+        method, sigma, iou_threshold, prune_threshold, max_outputs: as in ``soft_nms``.
 
     Returns:
-        Index into ``boxes``, class, lowered score and whether the row is real, by descending
-        lowered score (of equal ones the lower box, then the lower class, first). Rows that are not
-        real hold zeros.
+        Index into ``boxes``, class, lowered score and mask, by descending lowered score; ties by
+        lower box, then lower class. Masked rows hold zeros.
 
     Raises:
         ValueError: unknown method.
@@ -120,7 +120,7 @@ def soft_nms_per_class(
 
     candidates = mask[:, None] & (scores > score_threshold)
     scores = jnp.where(candidates, scores, -jnp.inf)
-    # The first round prunes all classes. Doing it ahead leaves each round its own class.
+    # The first round prunes all classes. Pruning ahead lets each round touch one class only.
     first = jnp.arange(scores.size).reshape(scores.shape) == scores.argmax()
     scores = jnp.where((scores > prune_threshold) | first, scores, -jnp.inf).T
 
@@ -131,8 +131,8 @@ def soft_nms_per_class(
         best = best_boxes[best_class]
         lowered = scores[best_class] * factor(boxes, boxes[best])
         lowered = _without(best, lowered, prune_threshold)
-        # With max and argmax for top_k, XLA reads the scores after writing them: two copies of all
-        # of them in each round, six times slower on a CPU.
+        # With max and argmax instead of top_k, XLA reads the scores after writing them. That makes
+        # two copies of all scores in each round, six times slower on a CPU.
         (next_score,), (next_box,) = jax.lax.top_k(lowered, 1)
         state = (
             scores.at[best_class].set(lowered),
@@ -164,13 +164,13 @@ def _take_best(boxes, scores, groups, mask, factor, prune_threshold, max_outputs
 
 
 def _without(taken, scores, prune_threshold):
-    """``scores``, with those that are too low and that of index ``taken`` removed."""
+    """``scores`` without those that are too low and without index ``taken``."""
     others = jnp.arange(scores.size) != taken
     return jnp.where((scores > prune_threshold) & others, scores, -jnp.inf)
 
 
 def _factor_function(method: str, sigma: float, iou_threshold: float) -> Callable:
-    """``factor(boxes, best)``: by what the scores of ``boxes`` are multiplied once ``best`` is out.
+    """Return ``factor(boxes, best)``: the factors of the scores of ``boxes`` once ``best`` is out.
 
     Raises:
         ValueError: unknown method.
