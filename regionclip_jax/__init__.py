@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # The device side is imported on machines without the libraries that a model directory needs.
+    # Lazy: device code is imported on machines without the libraries of a model directory.
     if name == "load":
         return importlib.import_module("regionclip_jax.model").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,12 @@
-"""One drawn picture, and what a model said of it when it was written: does it still say the same?
+"""Self-check of a model directory: scores of one synthetic image, recorded with the weights.
 
 ``self_check.json`` lies in a model directory beside the weights::
 
     {"format": 1, "picture": PNG in base64, "boxes": [[x1, y1, x2, y2], ...], "names": [...],
      "templates": "plain", "cosines": [[one for each name], ... one row a box]}
 
-A model that was damaged, or that this machine computes wrongly, does not pass. Of random weights it
-says as much as of trained ones: it compares numbers, it does not judge them.
+A damaged model does not pass, nor one that this machine computes wrongly. The check compares
+numbers and does not judge quality, so it works for random weights too.
 """
 
 import base64
@@ -28,7 +28,7 @@ from regionclip_jax.model import RegionCLIP, load
 
 FILE_NAME = "self_check.json"
 FORMAT = 1
-# Cosines of fp32 differ by 1e-6 from machine to machine; another model's differ by 0.1.
+# Cosines in fp32 differ by 1e-6 between machines, and by 0.1 between models.
 TOLERANCE = 1e-3
 _TEMPLATES = "plain"
 _NUM_NAMES = 5
@@ -39,14 +39,14 @@ _PICTURE = Pictures(
 
 
 class Comparison(NamedTuple):
-    """What a model says of the boxes now, and what it said when it was written."""
+    """Cosines of a model now (``found``) and when it was written (``expected``)."""
 
     found: Float[np.ndarray, "R C"]
     expected: Float[np.ndarray, "R C"]
 
     @property
     def difference(self) -> float:
-        """The largest one; infinite where a number is not finite."""
+        """Largest absolute difference; infinite if a number is not finite."""
         if not np.isfinite(self.found).all():
             return float("inf")
         return float(np.abs(self.found - self.expected).max())
@@ -57,7 +57,7 @@ class Comparison(NamedTuple):
 
 
 def write(directory: str | Path) -> Path:
-    """Lets the model of ``directory`` look at the drawn picture and notes what it says."""
+    """Record the scores of the model of ``directory`` for the synthetic image; return the path."""
     record = draw_record(_PICTURE, 0, with_boxes=True)
     shown = [SHAPES[k] for k in dict.fromkeys(record.classes.tolist())]
     names = (shown + [name for name in SHAPES if name not in shown])[:_NUM_NAMES]
@@ -79,10 +79,10 @@ def write(directory: str | Path) -> Path:
 
 
 def compare(directory: str | Path) -> Comparison:
-    """Asks the model again.
+    """Compute the scores again and compare them with the recorded ones.
 
     Raises:
-        CheckpointMismatch: there is no readable self-check, or no complete model.
+        CheckpointMismatch: the self-check is not readable, or the model is not complete.
     """
     path = Path(directory) / FILE_NAME
     if not path.is_file():

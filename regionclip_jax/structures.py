@@ -1,4 +1,4 @@
-"""The structures that cross between host and device.
+"""Structures that cross between host and device.
 
 Legend of the shapes in this package:
   B images of the global batch    H, W canvas height and width    L text tokens (77)
@@ -20,7 +20,7 @@ AnyArray = Array | np.ndarray
 
 @flax.struct.dataclass
 class ImageTextBatch:
-    """Pictures with one caption each, for contrastive training and region pretraining."""
+    """Images with one caption each, for contrastive training and region pretraining."""
 
     images: UInt8[AnyArray, "B H W 3"]
     sizes: Int[AnyArray, "B 2"]
@@ -30,7 +30,7 @@ class ImageTextBatch:
 
 @flax.struct.dataclass
 class DetectionBatch:
-    """Pictures with ground-truth boxes. ``scales`` are canvas pixels per original pixel (y, x)."""
+    """Images with ground-truth boxes. ``scales`` are canvas pixels per original pixel (y, x)."""
 
     images: UInt8[AnyArray, "B H W 3"]
     sizes: Int[AnyArray, "B 2"]
@@ -40,13 +40,13 @@ class DetectionBatch:
     image_ids: Int[AnyArray, " B"]
     scales: Float[AnyArray, "B 2"]
     mask: Bool[AnyArray, " B"]
-    # Of each thing, P x P cells over its box, 1 where it is; None where nobody asked for them.
+    # Object rasters: P x P cells over each box, 1 on the object; None if not requested.
     object_masks: UInt8[AnyArray, "B G P P"] | None = None
 
 
 @flax.struct.dataclass
 class Regions:
-    """Candidate regions of each image, with objectness where a localizer gave one (else zeros)."""
+    """Candidate regions of each image; ``scores`` are a localizer's objectness, or zeros."""
 
     boxes: Float[AnyArray, "B R 4"]
     scores: Float[AnyArray, "B R"]
@@ -61,5 +61,5 @@ class Detections:
     scores: Float[AnyArray, "B K"]
     classes: Int[AnyArray, "B K"]
     mask: Bool[AnyArray, "B K"]
-    # Probability of being the thing, in M x M cells of each box; None without a mask head.
+    # Probability of the object, in M x M cells of each box; None without a mask head.
     object_masks: Float[AnyArray, "B K M M"] | None = None
