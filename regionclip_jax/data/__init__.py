@@ -1,1 +1,1 @@
-"""From files to batches of numpy arrays: sources, pictures, captions, canvases, the pipeline."""
+"""Data: sources, images, captions, canvases, and the pipeline to batches of numpy arrays."""

@@ -1,4 +1,4 @@
-"""Examples to batches of static shapes; a fault or the missing end of a pass is a masked row."""
+"""Batches of static shapes; skipped records and rows past the end of a pass are masked."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
 
 
 class BatchError(ValueError):
-    """Sound records that do not fit the static shapes of a batch: a limit must be raised."""
+    """Valid records that do not fit the static shapes of a batch: a limit must be raised."""
 
 
 def batch_image_text(
@@ -19,14 +19,13 @@ def batch_image_text(
     canvas_sizes: Sequence[Size],
     context_length: int = CONTEXT_LENGTH,
 ) -> tuple[ImageTextBatch, list[str]]:
-    """Stacks examples, whose captions have ``context_length`` tokens, on the smallest canvas that
-    holds all of them.
+    """Stack examples with captions of ``context_length`` tokens on the smallest common canvas.
 
     Returns:
-        The batch (numpy), a row for each example, and the texts of the faults.
+        The batch (numpy) with a row for each example, and the texts of the skipped records.
 
     Raises:
-        BatchError: each picture fits a canvas, but no canvas holds all.
+        BatchError: each image fits a canvas, but no canvas holds all.
     """
     images, sizes, mask = _stack_images(examples, canvas_sizes)
     tokens = np.zeros((len(examples), context_length), np.int32)
@@ -40,18 +39,18 @@ def batch_detection(
     canvas_sizes: Sequence[Size],
     max_boxes: int,
 ) -> tuple[DetectionBatch, list[str]]:
-    """Stacks examples on the smallest canvas that holds all of them; None is a row of padding.
+    """Stack examples on the smallest common canvas; None is a row of padding.
 
     Args:
-        max_boxes: G, number of box rows an image.
+        max_boxes: G, number of box rows for each image.
 
     Returns:
-        The batch (numpy), a row for each example, and the texts of the faults. A masked row has
-        image id 0 and scale 1.
+        The batch (numpy) with a row for each example, and the texts of the skipped records. A
+        masked row has image id 0 and scale 1.
 
     Raises:
-        BatchError: an image has more than ``max_boxes`` boxes (cutting some off would falsify a
-            metric), or no canvas holds all pictures.
+        BatchError: an image has more than ``max_boxes`` boxes (dropping some would falsify a
+            metric), or no canvas holds all images.
     """
     images, sizes, mask = _stack_images(examples, canvas_sizes)
     count = len(examples)
@@ -96,7 +95,7 @@ def batch_detection(
 
 
 def _stack_images(examples: Sequence, canvas_sizes: Sequence[Size]):
-    """Pictures, their sizes, and which rows are real."""
+    """Return the images, their sizes, and the mask of real rows."""
     mask = np.array([hasattr(example, "image") for example in examples], bool)
     sizes = np.zeros((len(examples), 2), np.int32)
     for row in np.flatnonzero(mask):

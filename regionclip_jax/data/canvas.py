@@ -1,6 +1,6 @@
-"""Pictures of any size on canvases of few sizes, so that the device compiles few programs.
+"""Padded canvases of few sizes for images of any size, so that few programs are compiled.
 
-A canvas is ``(height, width)``; a picture lies in its top left corner, the rest is zero.
+A canvas is ``(height, width)``; an image lies in its top left corner, the rest is zero.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,20 +15,20 @@ Size = tuple[int, int]
 
 
 def smallest_canvas(canvas_sizes: Sequence[Size], height: int, width: int) -> Size | None:
-    """The canvas of the smallest area that holds ``height`` x ``width``, or None."""
+    """Return the smallest canvas by area that holds ``height`` x ``width``, or None."""
     fitting = [size for size in canvas_sizes if size[0] >= height and size[1] >= width]
     return min(fitting, key=lambda size: (size[0] * size[1], size), default=None)
 
 
 def place_on_canvas(image: UInt8[np.ndarray, "h w 3"], canvas: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Copies a picture into the top left corner of a canvas, which must be large enough."""
+    """Copy an image into the top left corner of a canvas, which must be large enough."""
     canvas[: image.shape[0], : image.shape[1]] = image
 
 
 def require_canvas(
     canvas_sizes: Sequence[Size], height: int, width: int, source: str, key: str
 ) -> None:
-    """Raises RecordError unless one of the canvases holds a picture of ``height`` x ``width``."""
+    """Raise RecordError unless one of the canvases holds an image of ``height`` x ``width``."""
     if smallest_canvas(canvas_sizes, height, width) is None:
         raise RecordError(
             source,
@@ -40,18 +40,19 @@ def require_canvas(
 
 
 class CanvasPlan:
-    """Which canvas each picture needs, known without opening it.
+    """Assignment of images to canvas buckets by their sizes, without opening them.
 
     Attributes:
-        canvas_sizes: by ascending width for their height, so that neighbours are of like shape.
-        numbers: of each picture's canvas among them.
-        padding_share: of all pixels, were every batch of one canvas (at the largest short side).
+        canvas_sizes: by ascending ratio of width to height, so that neighbours are of like shape.
+        numbers: index into ``canvas_sizes`` for each image.
+        padding_share: padding as a share of all pixels, for batches of one canvas at the largest
+            short side.
 
     Args:
-        sizes: (height, width) of the pictures as they are stored.
-        canvas_sizes: to choose from.
-        short_sides, max_long_side, resize_method: see ``transforms``; a picture gets the canvas
-            that holds it at each of the short sides. None keeps its size.
+        sizes: (height, width) of the images as stored.
+        canvas_sizes: available canvases.
+        short_sides, max_long_side, resize_method: see ``transforms``; an image gets a canvas that
+            holds it at each of the short sides. None keeps its size.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class CanvasPlan:
         resize_method: str,
     ):
         self.canvas_sizes = tuple(sorted(canvas_sizes, key=lambda size: size[1] / size[0]))
-        # One that fits none becomes a fault when it is loaded, on whichever canvas.
+        # An image that fits no canvas is skipped when it is loaded, so any canvas will do.
         largest = max(self.canvas_sizes, key=lambda size: size[0] * size[1])
-        # A data set has few different sizes.
+        # A data set has few distinct sizes: compute each once.
         shapes, of_shape = np.unique(sizes, axis=0, return_inverse=True)
         numbers, pixels = [], []
         for shape in shapes.tolist():
@@ -84,11 +85,11 @@ class CanvasPlan:
         self.padding_share = float(1 - np.array(pixels)[of_shape].sum() / areas[self.numbers].sum())
 
     def canvas(self, index: int) -> Size:
-        """The one that a picture needs."""
+        """Return the canvas of an image."""
         return self.canvas_sizes[self.numbers[index]]
 
     def shared(self, numbers: Iterable[int]) -> Size | None:
-        """The smallest canvas that holds whatever each of these canvases holds, or None."""
+        """Return the smallest canvas as large as all of these canvases, or None."""
         height, width = np.max([self.canvas_sizes[number] for number in numbers], 0).tolist()
         return smallest_canvas(self.canvas_sizes, height, width)
 
@@ -110,18 +111,18 @@ def check_canvases(
     process_count: int,
     agreed: bool,
 ) -> None:
-    """Refuses, before the first record, canvases that the resize limits would overflow.
+    """Refuse, before the first record, canvases that the resize limits would overflow.
 
     Args:
-        canvas_sizes: the static tuple a batch chooses from.
-        short_side, max_long_side: the limits of the resize; None: sizes are not known beforehand.
-        images_together: pictures that share a canvas; an upright and a lying one need one for both.
-        process_count: processes that choose alone can have one canvas only.
-        agreed: the canvas of a batch follows from the order, so that all processes have the same.
+        canvas_sizes: available canvases.
+        short_side, max_long_side: limits of the resize, in pixels; None: sizes are not known.
+        images_together: images that share a canvas; it must hold portrait and landscape images.
+        process_count: with several processes that choose alone, only one canvas is possible.
+        agreed: the canvas of a batch follows from the order, so all processes choose the same.
 
     Raises:
-        ValueError: no canvas, a canvas that cannot hold what the limits allow, or several canvases
-            with several processes that choose alone.
+        ValueError: no canvas, limits that exceed every canvas, or several canvases with several
+            processes that choose alone.
     """
     if not canvas_sizes or min(min(size) for size in canvas_sizes) < 1:
         raise ValueError(f"canvas_sizes must hold positive (height, width), found {canvas_sizes}")

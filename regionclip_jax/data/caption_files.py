@@ -1,4 +1,4 @@
-"""Captions without their pictures, from the files they come in, one after the other."""
+"""Read captions without their images from JSON, TSV, CSV and text files."""
 
 import csv
 import json
@@ -12,13 +12,13 @@ _CAPTION_COLUMNS = ("caption", "title", "text")
 
 
 def read_captions(path: str | os.PathLike) -> Iterator[str]:
-    """The captions of a file that are not blank, in its order.
+    """Yield the captions of a file in order, without blank ones.
 
     Args:
-        path: told apart by the ending. ``.json``: COCO's ``captions_*.json``. ``.tsv``, ``.csv``: a
-            table whose first row names a column ``caption``, ``title`` or ``text``; or, without
-            such a row, ``caption TAB url`` (Conceptual Captions) or ``key TAB text`` (the text file
-            of TSV pairs). Anything else: one caption a line.
+        path: its suffix selects the format. ``.json``: COCO's ``captions_*.json``. ``.tsv``,
+            ``.csv``: a table whose first row names a column ``caption``, ``title`` or ``text``.
+            Without such a row: ``caption TAB url`` (Conceptual Captions) or ``key TAB text``
+            (text file of TSV pairs). Any other suffix: one caption per line.
 
     Raises:
         FileNotFoundError: no such file.

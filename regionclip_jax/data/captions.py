@@ -10,23 +10,23 @@ import numpy as np
 from regionclip_jax.data.records import ImageTextRecord, RecordError
 from regionclip_jax.text.prompts import TEMPLATES, fill_template
 
-# Characters of a caption that are looked at; 77 tokens are over long before.
+# Further characters are ignored: 77 tokens end long before.
 _LONGEST = 10_000
-# A false alarm ("right next to", "left over") costs a mirrored picture and nothing else.
+# A false positive ("right next to", "left over") only prevents a mirrored image.
 _DIRECTIONS = re.compile(r"\b(left|right)(most|hand|wards?)?\b", re.IGNORECASE)
 
 
 def mentions_direction(caption: str) -> bool:
-    """Whether a caption tells left from right, so that a mirrored picture would belie it."""
+    """Return True for a caption with left or right, which a mirrored image would contradict."""
     return _DIRECTIONS.search(caption) is not None
 
 
 def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source: str) -> str:
-    """Draws one of the captions that are not blank, or a prompt made of the tags.
+    """Draw one caption that is not blank, or a prompt made of the tags.
 
-    Of a record with captions and tags each is taken with equal chance. The tags are shuffled,
-    joined and put into a random template. (The reference trains on up to five captions of a visit;
-    here a visit has one, and the others come at later visits.)
+    If a record has captions and tags, either is drawn with equal probability. The tags are
+    shuffled, joined and put into a random template. (The reference trains on up to five captions
+    per sample; here a sample has one, and later samples draw the others.)
 
     Raises:
         RecordError: all captions are blank and there are no tags.
@@ -43,5 +43,5 @@ def choose_caption(record: ImageTextRecord, rng: np.random.Generator, *, source:
 
 
 def _has_words(text: str) -> bool:
-    """Whether anything can be seen of a text: not of blanks, NULs and other control characters."""
+    """Return False for a text of blanks, NULs and other control characters only."""
     return any(c.isprintable() and not c.isspace() for c in text[:_LONGEST])

@@ -1,4 +1,4 @@
-"""One visit of a detection record in training: resized or jittered, mirrored, boxes with it."""
+"""Training samples of detection records: resize or jitter, mirror, and transform the boxes."""
 
 import dataclasses
 
@@ -24,15 +24,16 @@ _SHORTEST_SIDE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class DetectionAugmentation:
-    """What happens to a picture and its boxes at each visit.
+    """Augmentation of an image and its boxes for each sample.
 
     Args:
-        short_sides: of which one is drawn; None keeps the picture's size.
-        max_long_side: pixels.
-        jitter: smallest and largest factor of the canvas instead (``transforms.jitter_image``).
+        short_sides: one is drawn for each sample, in pixels; None keeps the image's size.
+        max_long_side: in pixels.
+        jitter: smallest and largest scale relative to the canvas; replaces ``short_sides``
+            (``transforms.jitter_image``).
         resize_method: see ``transforms.resized_size``.
-        canvas_sizes: jitter takes the first.
-        flip_probability: of a mirrored picture.
+        canvas_sizes: available canvases; jitter uses the first.
+        flip_probability: probability of a mirrored image.
     """
 
     short_sides: tuple[int, ...] | None
@@ -45,7 +46,7 @@ class DetectionAugmentation:
 
 @dataclasses.dataclass(frozen=True)
 class LoadTrainingDetection:
-    """Local position -> example; a pure function of seed and position."""
+    """Map from local position to training example; a pure function of seed and position."""
 
     source: Source[DetectionRecord]
     order: EpochOrder
@@ -78,7 +79,7 @@ def augment(
     augmentation: DetectionAugmentation,
     rng: np.random.Generator,
 ) -> DetectionExample:
-    """A picture and its boxes as one visit shows them; boxes that are then empty are dropped."""
+    """Return the augmented image and boxes of one sample; boxes that become empty are dropped."""
     image, offset = original, np.zeros(2)
     if augmentation.jitter is not None:
         image, scale, offset = jitter_image(

@@ -1,6 +1,6 @@
-"""One record to one example: decoded, resized, flipped, tokenised; or a fault in its place.
+"""Examples from records: decoded, resized, flipped and tokenised, or a skipped record.
 
-What is here runs in worker processes, so it touches nothing of the device side.
+This code runs in worker processes, so it must not use the device.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from regionclip_jax.text.tokenizer import tokenize
 
 
 class Fault(NamedTuple):
-    """Stands where a record could not be used. ``text`` names source, key and reason."""
+    """Skipped record. ``text`` names source, key and reason."""
 
     text: str
 
@@ -53,11 +53,11 @@ class DetectionExample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Which part of each global batch one process loads, so that positions stay global.
+    """Part of each global batch that one process loads; positions stay global.
 
     Args:
-        batch_size: of the global batch.
-        index, count: of the process.
+        batch_size: size of the global batch.
+        index, count: index of this process and number of processes.
     """
 
     batch_size: int
@@ -75,18 +75,18 @@ class Shard:
 
     @property
     def local_batch_size(self) -> int:
-        """Records of a batch that this process loads."""
+        """Number of records of each batch that this process loads."""
         return self.batch_size // self.count
 
     def global_position(self, local: int) -> int:
-        """The place, in the one global order, of this process's ``local``-th record."""
+        """Return the position in the global order of this process's ``local``-th record."""
         batch, row = divmod(local, self.local_batch_size)
         return batch * self.batch_size + self.index * self.local_batch_size + row
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageLoading:
-    """What happens to every picture. ``short_sides`` None keeps its own size."""
+    """Decoding and resizing of images. ``short_sides`` None keeps their sizes."""
 
     short_sides: tuple[int, ...] | None
     max_long_side: int | None
@@ -102,12 +102,12 @@ class ImageLoading:
         rng: np.random.Generator | None = None,
         canvas_sizes: tuple[Size, ...] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The picture, and the factors (y, x) it was resized by.
+        """Return the resized image and its resize factors (y, x).
 
         Args:
             source, key: name the record in errors.
             rng: draws one of the short sides; None takes the first.
-            canvas_sizes: those that this picture may have, if not all.
+            canvas_sizes: canvases allowed for this image; None allows all.
 
         Raises:
             RecordError: not decodable, or larger than every canvas.
@@ -125,15 +125,15 @@ class ImageLoading:
 
 @dataclasses.dataclass(frozen=True)
 class LoadImageText:
-    """Local position -> example of contrastive training; a pure function of seed and position.
+    """Map from local position to image-text example; a pure function of seed and position.
 
     Args:
-        source: of image-text records.
+        source: image-text records.
         order: global position -> index of a record.
-        plan: the canvas of each record, where it is agreed before loading.
-        flip_probability: of a mirrored picture.
-        flip_directional_captions: mirror also where the caption tells left from right.
-        seed: with the global position it seeds the generator of the visit.
+        plan: canvas of each record, if assigned before loading.
+        flip_probability: probability of a mirrored image.
+        flip_directional_captions: mirror also images whose caption mentions left or right.
+        seed: seeds the generator of a sample, together with the global position.
         context_length: tokens a caption is cut or padded to.
     """
 
@@ -170,7 +170,7 @@ class LoadImageText:
 
 @dataclasses.dataclass(frozen=True)
 class LoadDetection:
-    """Local position -> example of a detection pass, without crowd boxes; None past the end."""
+    """Map from local position to evaluation example without crowd boxes; None past the end."""
 
     source: Source[DetectionRecord]
     shard: Shard

@@ -1,4 +1,4 @@
-"""Counts the records that could not be used, and stops a run that loses too many."""
+"""Count skipped records, and stop a run that skips too many."""
 
 import collections
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ _TEXTS_IN_ERROR = 3
 
 
 class TooManyFaults(RuntimeError):
-    """A larger share of the records than the recipe allows could not be used."""
+    """The share of skipped records exceeds the limit of the recipe."""
 
 
 class FaultCounter:
-    """Counts faults against records; a few broken files are normal, a wrong path is not.
+    """Counter of skipped records; a few broken files are normal, a wrong path is not.
 
     Args:
-        limit_fraction: of all records seen that may be faults.
-        minimum: number of faults below which the fraction is not looked at, so that one broken file
-            among the first records stops nothing.
-        num_logged: texts to log; later ones are only counted.
+        limit_fraction: share of the records that may be skipped.
+        minimum: number of skipped records below which the share is not checked, so that one broken
+            file among the first records stops nothing.
+        num_logged: number of texts to log; later ones are only counted.
     """
 
     def __init__(self, limit_fraction: float, minimum: int, num_logged: int = 20):
@@ -33,14 +33,14 @@ class FaultCounter:
         self.num_faults = 0
 
     def add(self, num_records: int, faults: Sequence[str]) -> None:
-        """Counts one batch.
+        """Count one batch.
 
         Args:
-            num_records: rows of the batch, faults included.
-            faults: their texts.
+            num_records: rows of the batch, including skipped records.
+            faults: texts of the skipped records.
 
         Raises:
-            TooManyFaults: at least ``minimum`` faults, and their share passes the limit.
+            TooManyFaults: at least ``minimum`` skipped records, and their share exceeds the limit.
         """
         self.num_records += num_records
         for text in faults:

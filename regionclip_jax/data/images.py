@@ -1,4 +1,4 @@
-"""Encoded pictures to RGB pixels."""
+"""Decode images to RGB pixels."""
 
 import io
 import pathlib
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from regionclip_jax.data.records import RecordError
 
-# More than any camera makes but few, and 400 MB of RGB in each thread that decodes. A file of a few
+# More than nearly all cameras produce, and 400 MB of RGB in each decoding thread. A file of a few
 # kilobytes can claim any size.
 MOST_PIXELS = 2**27
 
@@ -18,38 +18,39 @@ MOST_PIXELS = 2**27
 def decode_image(
     data: bytes, *, source: str, key: str, apply_orientation: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes any file Pillow reads, whatever its name: grayscale, palette and CMYK become RGB,
-    alpha is dropped, and of an animation the first picture is taken.
+    """Decode any format Pillow reads to RGB.
+
+    Grayscale, palette and CMYK become RGB, alpha is dropped, an animation gives its first frame.
 
     Args:
-        data: the file.
+        data: the encoded file.
         source, key: name the record in the error.
-        apply_orientation: turn the image as its EXIF data says. The default leaves it as stored,
-            like the boxes of COCO and like the reference's pretraining
+        apply_orientation: rotate the image by its EXIF orientation. The default keeps it as stored,
+            like the boxes of COCO and the reference's pretraining
             (docs/reference/pretraining_data.md#images).
 
     Raises:
-        RecordError: no picture, a truncated one, or one of more than ``MOST_PIXELS``. (The
-            reference fills the missing part of a truncated picture with grey.)
+        RecordError: no image, a truncated one, or one of more than ``MOST_PIXELS``. (The
+            reference fills the missing part of a truncated image with grey.)
     """
     try:
         with _open(io.BytesIO(data)) as image:
             if apply_orientation:
                 image = ImageOps.exif_transpose(image)
             return to_rgb(image)
-    # Pillow's readers raise what they please at broken files: OSError, SyntaxError, struct.error,
-    # IndexError, zlib.error; none of it is about anything but the file.
+    # Pillow's readers raise many exceptions for broken files: OSError, SyntaxError, struct.error,
+    # IndexError, zlib.error. All of them concern the file only.
     except Exception as error:
         what = f"{len(data)} bytes that Pillow cannot decode: {type(error).__name__}: {error}"
         raise RecordError(source, key, what) from error
 
 
 def image_size(file: bytes | pathlib.Path) -> tuple[int, int] | None:
-    """(height, width) as a picture's header says, without decoding; None where it says nothing."""
+    """Return (height, width) from an image's header without decoding; None if unreadable."""
     try:
         with _open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             return image.height, image.width
-    except Exception:  # as in decode_image, which will say what it is
+    except Exception:  # as in decode_image, which reports the reason later
         return None
 
 
@@ -67,9 +68,9 @@ def _open(file: io.BytesIO | pathlib.Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an opened picture, as it is stored: grayscale, palette and CMYK become RGB."""
+    """Return the pixels of an opened image as stored: grayscale, palette and CMYK become RGB."""
     if image.mode.startswith("I"):
-        # 16 bits, which Pillow would clip to 8, so that most of the picture turned white.
+        # Pillow would clip 16 bits to 8, which turns most of the image white.
         gray = (np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=-1)
     return np.asarray(image.convert("RGB"))

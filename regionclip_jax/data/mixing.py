@@ -1,8 +1,8 @@
-"""Several sources as one stream with given shares.
+"""Mixture of several sources with given shares.
 
-Which source and which of its records comes at a position is a pure function of (seed, position), so
-a run resumes from the number of records alone, and processes agree without talking. Each source is
-visited in its own shuffled epochs, whatever the lengths of the others.
+The record at a position is a pure function of (seed, position). So a run resumes from the number
+of records alone, and processes need no communication. Each source has its own shuffled epochs,
+independent of the lengths of the others.
 """
 
 import bisect
@@ -15,25 +15,25 @@ import numpy as np
 
 from regionclip_jax.data.records import ImageTextRecord, Source
 
-# Shares are whole numbers of this many records, so that they are met exactly within as many.
+# Shares are whole numbers of records in a window of this size, so they are exact in each window.
 _WINDOW = 10_000
 
 
 class Mixture:
-    """The records of all sources, one source after the other; ``order`` gives them their shares.
+    """Concatenated records of all sources; ``order`` samples them by their shares.
 
     Attributes:
         shares: records of each source within any ``sum(shares)`` consecutive positions of
-            ``order``. Each is within one record of its weight's part of 10,000 (then all are
-            divided by what they have in common: weights 3 and 1 have shares 3 and 1).
+            ``order``. Each is within one record of its weight's part of 10,000. Shares are then
+            divided by their greatest common divisor: weights 3 and 1 have shares 3 and 1.
 
     Args:
-        sources: of image-text records.
-        weights: one above 0 for each source; only their ratios matter.
+        sources: sources of image-text records.
+        weights: a number above 0 for each source; only their ratios matter.
 
     Raises:
-        ValueError: no source, an empty one, a weight that is not above 0, or one so small that its
-            share is no record.
+        ValueError: no source, an empty one, a weight that is not above 0, or a weight whose share
+            is below one record.
     """
 
     def __init__(self, sources: Sequence[Source[ImageTextRecord]], weights: Sequence[float]):
@@ -55,22 +55,22 @@ class Mixture:
         return self._sources[part][index - self._starts[part]]
 
     def order(self, seed: int, shuffle: bool = True) -> "MixtureOrder":
-        """Which record comes when.
+        """Return the sampling order.
 
         Args:
             seed: from 0 to 2**32 - 1.
-            shuffle: each source anew in each of its epochs; False keeps the sources' orders.
+            shuffle: shuffle each source in each of its epochs; False keeps the sources' orders.
         """
         visits = []
         for number, ends in enumerate(itertools.pairwise(self._starts)):
-            # Grain adds the epoch to the seed, so neighbouring seeds would repeat each other.
+            # Grain adds the epoch to the seed, so consecutive seeds would share epochs.
             (own_seed,) = np.random.SeedSequence((seed, number)).generate_state(1)
             part = grain.MapDataset.range(*ends)
             visits.append((part.seed(int(own_seed)).shuffle() if shuffle else part).repeat())
         return MixtureOrder(visits, self.shares)
 
     def sizes(self) -> None:
-        """Sizes of pictures: not given, as batches of one size would not keep the shares."""
+        """Return None: batches of one canvas size would not keep the shares."""
         return None
 
     def __repr__(self) -> str:
@@ -78,19 +78,19 @@ class Mixture:
 
 
 class MixtureOrder:
-    """Position -> index in a mixture, endless and picklable.
+    """Map from position to index in a mixture, endless and picklable.
 
-    Turns are spread evenly over a window of ``sum(shares)`` positions, and every window is alike.
-    (Grain's own mix rounds shares to a hundredth of the smallest.)
+    The samples of a source are spread evenly over a window of ``sum(shares)`` positions. All
+    windows are alike. (Grain's own mix rounds shares to a hundredth of the smallest.)
 
     Args:
-        visits: of each source, visit -> index.
-        shares: turns of each source in a window.
+        visits: sampling order of each source: sample number -> index.
+        shares: samples of each source in a window.
     """
 
     def __init__(self, visits: Sequence[grain.MapDataset[int]], shares: Sequence[int]):
         self._visits, self._shares = tuple(visits), tuple(shares)
-        # Turn i of a source that has n comes when (i + 1/2) / n of the window is over.
+        # Sample i of n of a source comes at the fraction (i + 1/2) / n of the window.
         when = np.concatenate([(np.arange(share) + 0.5) / share for share in shares])
         by_time = np.argsort(when, kind="stable")
         self._sources = np.repeat(np.arange(len(shares)), shares)[by_time]
@@ -103,7 +103,7 @@ class MixtureOrder:
 
 
 def _whole_shares(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """Weights as whole parts of the window, by largest remainders."""
+    """Return whole shares of the window by the largest remainder method."""
     if not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights {list(weights)}: expected numbers above 0")
     exact = [weight / sum(weights) * _WINDOW for weight in weights]

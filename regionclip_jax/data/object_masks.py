@@ -1,24 +1,24 @@
-"""Segmentations of annotation files as small rasters over each object's own box."""
+"""Rasterize the segmentations of annotation files over each object's box."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-# Polygons are drawn this much finer, and a cell is in where at least half of it is.
+# Oversampling of the polygons; a cell is set if at least half of it is covered.
 _FINER = 4
 
 
 def rasterize(
     segmentation: object, box: Float[np.ndarray, " 4"], size: int
 ) -> UInt8[np.ndarray, "P P"]:
-    """1 where the object is, in ``size`` x ``size`` cells of its box.
+    """Return a mask of ``size`` x ``size`` cells over the box: 1 inside the object, else 0.
 
     Args:
         segmentation: COCO's list of polygons, ``[x1, y1, x2, y2, ...]`` in original pixels.
         box: xyxy in the same frame.
 
     Raises:
-        ValueError: no list of polygons of at least three points.
+        ValueError: not a list of polygons of at least three points.
     """
     if (
         not isinstance(segmentation, list)
@@ -34,7 +34,7 @@ def rasterize(
     canvas = Image.new("L", (fine, fine))
     draw = ImageDraw.Draw(canvas)
     for polygon in segmentation:
-        # PIL counts from the middles of pixels.
+        # PIL's coordinates have their origin at the centre of the first pixel.
         points = (np.array(polygon, np.float64).reshape(-1, 2) - box[:2]) * scale - 0.5
         draw.polygon([tuple(point) for point in points], fill=1)
     cells = np.asarray(canvas).reshape(size, _FINER, size, _FINER).sum((1, 3))
@@ -46,7 +46,7 @@ def crop_masks(
     boxes: Float[np.ndarray, "G 4"],
     parts: Float[np.ndarray, "G 4"],
 ) -> UInt8[np.ndarray, "G P P"]:
-    """Rasters of ``boxes`` as rasters of parts of them (nearest cell)."""
+    """Resample masks over ``boxes`` to masks over ``parts`` of the boxes (nearest cell)."""
     size = masks.shape[-1]
     middles = (np.arange(size) + 0.5) / size
     found = np.zeros_like(masks)

@@ -1,7 +1,7 @@
-"""In which order records are visited: epochs of other lengths, batches of one kind of picture.
+"""Sampling order of records: repeated records and batches of one kind of image.
 
-The index at a global position is a pure function of seed and position, so a run that resumes needs
-no more than the number of records it has seen.
+The index at a global position is a pure function of seed and position. So a run resumes from the
+number of records alone.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 def repeat_factors(
     classes_of_images: Sequence[Int[np.ndarray, " _"]], num_classes: int, threshold: float
 ) -> Float[np.ndarray, " N"]:
-    """Return how often each image comes in an epoch, for its rarest class.
+    """Return the expected number of samples of each image in an epoch, for its rarest class.
 
-    Source: docs/reference/training_detectors.md#sampler. A class that is in a share f of the images
-    repeats them ``max(1, sqrt(threshold / f))`` times; an image follows its most repeated class.
+    Source: docs/reference/training_detectors.md#sampler. A class in a share f of the images repeats
+    them ``max(1, sqrt(threshold / f))`` times; an image follows its most repeated class.
     """
     counts = np.zeros(num_classes)
     for classes in classes_of_images:
@@ -27,20 +27,20 @@ def repeat_factors(
 
 
 class EpochOrder:
-    """Global position -> index of a record, endless and picklable.
+    """Map from global position to index of a record, endless and picklable.
 
-    With ``kinds`` the global batches, ``batch_size`` positions from a multiple of it on, hold one
-    kind each, but for what is left of the kinds in an epoch: that is put together by ascending
-    number, so at most one batch for each neighbouring pair of kinds is mixed. An epoch that does
-    not begin or end with a batch shares one with its neighbour; there it has the commonest kind.
+    With ``kinds``, each global batch (``batch_size`` positions from a multiple of it) holds one
+    kind. The incomplete batches of an epoch are joined by ascending kind, so at most one batch for
+    each pair of neighbouring kinds is mixed. A batch may span two epochs; both fill it with the
+    most common kind.
 
     Args:
         num_records: N.
-        seed: of every draw.
-        batch_size: of the global batch.
-        repeats: visits of each record an epoch; fractions are rounded anew in every epoch, up with
-            the probability of the fraction. None: one visit.
-        kinds: number of the kind of each record, such as the canvas it needs. None: all are alike.
+        seed: seed of every draw.
+        batch_size: size of the global batch.
+        repeats: samples of each record in an epoch. A fraction is rounded anew in every epoch, up
+            with the probability of the fraction. None: one sample.
+        kinds: kind of each record, such as the index of its canvas. None: all records are alike.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class EpochOrder:
             raise ValueError("no records to order")
         self._num_records, self._seed, self._batch_size = num_records, seed, batch_size
         self._repeats, self._kinds = repeats, kinds
-        # Threads share this object, so what they have computed is replaced, never changed: first
-        # positions of the epochs known so far, and the last two epochs arranged, as (number,
-        # indices): where one epoch follows another, threads ask for both.
+        # Threads share this object, so the caches are replaced, never changed: first positions of
+        # the known epochs, and the last two arranged epochs as (number, indices). At the boundary
+        # of two epochs, threads need both.
         self._starts: tuple[int, ...] = (0,)
         self._arranged: tuple[tuple[int, Int[np.ndarray, " _"]], ...] = ()
 
@@ -72,13 +72,13 @@ class EpochOrder:
         return int(indices[position - start])
 
     def kinds_of_batch(self, number: int) -> set[int]:
-        """The kinds in a global batch."""
+        """Return the kinds in a global batch."""
         first = number * self._batch_size
         indices = [self[position] for position in range(first, first + self._batch_size)]
         return set(self._kinds[indices].tolist())
 
     def _epoch_at(self, position: int) -> tuple[int, int]:
-        """The epoch of a position, and where it starts."""
+        """Return the epoch of a position and the epoch's first position."""
         if self._repeats is None:
             epoch = position // self._num_records
             return epoch, epoch * self._num_records
@@ -90,7 +90,7 @@ class EpochOrder:
         return epoch, starts[epoch]
 
     def _visits(self, epoch: int) -> Int[np.ndarray, " N"]:
-        """Of each record in an epoch."""
+        """Return the number of samples of each record in an epoch."""
         rng = np.random.default_rng((self._seed, epoch, 0))
         whole = np.floor(self._repeats)
         return (whole + (rng.random(len(whole)) < self._repeats - whole)).astype(np.int64)
@@ -103,7 +103,7 @@ class EpochOrder:
         indices = rng.permutation(indices)
         if self._kinds is None:
             return indices
-        # What completes the last batch of the epoch before, and what begins the one after.
+        # These records complete the batches shared with the previous and the next epoch.
         lead = min(-start % self._batch_size, len(indices))
         tail = (len(indices) - lead) % self._batch_size
         commonest = np.bincount(self._kinds).argmax()

@@ -1,4 +1,4 @@
-"""Pictures and boxes as users have them, on one of a few canvases, in batches of few shapes."""
+"""Letterbox users' images and boxes on few canvas sizes, in batches of few shapes."""
 
 import dataclasses
 import glob
@@ -21,8 +21,7 @@ _FEWEST_ROWS = 25
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A picture as the device sees it: its size on the canvas, and canvas pixels per pixel of it
-    as given, (y, x)."""
+    """Letterboxed image: canvas, size on it, and canvas pixels per original pixel (y, x)."""
 
     canvas: UInt8[np.ndarray, "H W 3"]
     size: tuple[int, int]
@@ -30,11 +29,11 @@ class Placed:
 
 
 def place(picture: Picture, short_side: int, max_long_side: int) -> Placed:
-    """Resizes as the reference does for detection, and chooses the smallest canvas.
+    """Letterbox an image: resize it like the reference's detection, on the smallest canvas.
 
     Raises:
-        RecordError: a file that is no picture.
-        ValueError: an array of another kind.
+        RecordError: the file is not an image.
+        ValueError: the array is not an image.
         FileNotFoundError: no such file.
     """
     original = read_picture(picture)
@@ -47,11 +46,11 @@ def place(picture: Picture, short_side: int, max_long_side: int) -> Placed:
 
 
 def read_picture(image: Picture) -> np.ndarray:
-    """RGB uint8 [H, W, 3].
+    """Return an image as RGB uint8 [H, W, 3].
 
     Raises:
-        RecordError: a file that is no picture.
-        ValueError: an array of another kind.
+        RecordError: the file is not an image.
+        ValueError: the array is not an image.
     """
     if isinstance(image, str | Path):
         path = Path(image)
@@ -73,10 +72,10 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def list_pictures(given: Sequence[str]) -> list[Path]:
-    """Files for what a user names: files as they are, pictures directly in folders, globs.
+    """Return the files of paths, folders (not recursive) and glob patterns.
 
     Raises:
-        FileNotFoundError: one of them names nothing.
+        FileNotFoundError: one of them matches no file.
     """
     found: list[Path] = []
     for name in given:
@@ -97,7 +96,7 @@ def list_pictures(given: Sequence[str]) -> list[Path]:
 
 
 def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
-    """Lying and upright canvases for pictures of 4:3 and of all longer shapes; multiples of 32."""
+    """Return landscape and portrait canvases, multiples of 32, for 4:3 and longer images."""
     short, middle, long = (
         -(-side // 32) * 32
         for side in (short_side, round(short_side * 4 / 3), max(short_side, max_long_side))
@@ -107,7 +106,7 @@ def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
 
 
 def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
-    """Boxes as float32.
+    """Return boxes as float32 [R, 4].
 
     Raises:
         ValueError: another shape, or a box that is not finite or has no area.
@@ -132,10 +131,10 @@ def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
 def make_batch(
     pictures: Sequence[Placed], boxes: Sequence[np.ndarray], size: int = 1
 ) -> DetectionBatch:
-    """Pictures of one canvas, their boxes scaled to it; rows of padding to ``size`` pictures.
+    """Return a batch of images of one canvas size, with scaled boxes, padded to ``size`` images.
 
     Args:
-        boxes: of each picture, xyxy in pixels of it as given. Their rows are padded to one of few
+        boxes: xyxy boxes of each image in original pixels. Their rows are padded to one of few
             numbers, so that few programs are compiled.
     """
     rows = _region_rows(max(map(len, boxes)))

@@ -1,9 +1,9 @@
-"""Source to batches: order, share of the process, threads or worker processes, batches.
+"""Pipeline from a source to batches: sampling order, shard of the process, threads or workers.
 
-The record at global position i of a run is a pure function of (seed, i): its place in the shuffled
-order, its mirror, its caption. Processes take contiguous parts of each global batch. So a run that
-is stopped after n records continues at ``start_record=n`` exactly, with any number of processes,
-workers and threads, and nothing but the number has to be saved.
+The sample at global position i is a pure function of (seed, i): record, mirror and caption.
+Processes take contiguous parts of each global batch. So a run stopped after n records continues
+exactly at ``start_record=n``, with any number of processes, workers and threads. Only that number
+has to be saved.
 """
 
 import itertools
@@ -34,26 +34,27 @@ def image_text_batches(
     plan: CanvasPlan | None = None,
     shuffle: bool = True,
 ) -> Iterator[tuple[ImageTextBatch, list[str]]]:
-    """Stream this process's part of each batch without end, and the faults in it.
+    """Stream this process's part of each batch and its skipped records, without end.
 
     Args:
-        source: of image-text records, or a ``Mixture`` of such.
+        source: image-text records, or a ``Mixture`` of such sources.
         settings: sizes, mirrors, tokens, threads and workers. Workers need a main module guarded by
             ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
         shard: the global batch and this process's part of it.
-        seed: of the order and of everything drawn for a sample; from 0 to 2**32 - 1.
-        start_record: number of records, over all processes, that were consumed before.
-        plan: of the same canvases for this source. Batches then hold images of one of them, as
-            ``EpochOrder`` says, and all processes know which. None: any images, on the smallest
-            canvas that holds those of this process.
-        shuffle: anew in every epoch; False keeps the order of the source, which no plan does.
+        seed: seed of the order and of every draw; from 0 to 2**32 - 1.
+        start_record: number of records consumed before, over all processes.
+        plan: canvases of this source's images. Each batch then holds images of one canvas (see
+            ``EpochOrder``), the same in all processes. None: any images, on the smallest canvas
+            that holds those of this process.
+        shuffle: shuffle every epoch; False keeps the order of the source and excludes a plan.
 
     Yields:
-        ``(batch, faults)``: numpy arrays, a masked row for each fault, and the texts of the faults.
+        ``(batch, faults)``: numpy arrays with a masked row for each skipped record, and the texts
+        of the skipped records.
 
     Raises:
         ValueError: at once, for an empty source, a ``start_record`` between two batches, a batch
-            that does not divide among the processes, canvases that are too small, or a plan of them
+            that does not divide among the processes, canvases that are too small, or a plan
             without shuffling.
     """
     images = ImageLoading(
@@ -105,11 +106,10 @@ def detection_batches(
 
     Args:
         settings: sizes, box rows of an image (more boxes in one image are an error), threads.
-        shard: as of :func:`image_text_batches`.
+        shard: as in :func:`image_text_batches`.
 
     Yields:
-        ``(batch, faults)`` as :func:`image_text_batches`. A fault is a record that was not
-        evaluated.
+        ``(batch, faults)`` as in :func:`image_text_batches`. A skipped record is not evaluated.
 
     Raises:
         ValueError: as :func:`image_text_batches`; while running, as ``batching.batch_detection``.
@@ -139,17 +139,17 @@ def detection_training_batches(
     start_record: int,
     plan: CanvasPlan | None = None,
 ) -> Iterator[tuple[DetectionBatch, list[str]]]:
-    """Stream this process's part of each batch to train a detector on, without end.
+    """Stream this process's part of each batch for training a detector, without end.
 
     Arguments are those of :func:`image_text_batches`; see also ``DetectionAugmentation``.
 
     Args:
-        source: without crowd boxes and unwanted classes, such as a ``TrainingSet``.
-        order: of the records; with a ``plan`` its kinds are the plan's numbers.
+        source: records without crowd boxes and unwanted classes, such as a ``TrainingSet``.
+        order: order of the records; with a ``plan``, its kinds are the plan's numbers.
 
     Raises:
-        ValueError: as :func:`image_text_batches`; ``jitter`` together with ``short_sides``, or on
-            several canvases.
+        ValueError: as in :func:`image_text_batches`; ``jitter`` together with ``short_sides``, or
+            with several canvases.
     """
     jitter, sizes = settings.jitter, settings.canvas_sizes
     if jitter is not None and (settings.short_sides is not None or len(sizes) != 1):
@@ -197,7 +197,7 @@ def _canvases(
     order: grain.MapDataset | EpochOrder,
     first: int,
 ) -> Iterator[tuple[Size, ...]]:
-    """Those that each global batch, from number ``first`` on, may have: with a plan just one."""
+    """Yield the canvases allowed for each global batch from ``first`` on: one with a plan."""
     if plan is None:
         return itertools.repeat(canvas_sizes)
     return ((plan.shared(order.kinds_of_batch(number)),) for number in itertools.count(first))
@@ -232,7 +232,7 @@ def _check(source: Source, shard: Shard, images: ImageLoading, plan: CanvasPlan 
 
 
 def _iterate(examples: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator:
-    """Elements in order, loaded ahead by threads and, if any, worker processes."""
+    """Yield the elements in order, prefetched by threads and, if any, worker processes."""
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     dataset = examples.to_iter_dataset(options, allow_nones=True)  # None is a row of padding
     if num_workers:

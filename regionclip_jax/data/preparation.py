@@ -1,15 +1,15 @@
-"""Any source into a directory of ArrayRecord shards, by several processes, restartable at any time.
+"""Prepare a source as ArrayRecord shards with several processes; restartable at any time.
 
-A shard holds what could be used of a fixed range of the source's records, and one process writes it
-from its first record to its last. So a shard is a pure function of source and plan, whoever writes
-it and whenever. Until the end the directory has, beside the shards that are complete:
+A shard holds the usable records of a fixed range of the source. One process writes a whole shard,
+so a shard is a pure function of source and plan. Until the end the directory holds, beside the
+complete shards:
 
-    unfinished/plan.json          what is being prepared
-    unfinished/shard-00000.json   the note that this shard is complete, and what it holds
-    unfinished/*.partial-*        what a process is writing
+    unfinished/plan.json          the arguments of the preparation
+    unfinished/shard-00000.json   the note of a complete shard, with its content
+    unfinished/*.partial-*        files that are being written
 
-The manifest comes last, in one move, and ``unfinished`` goes. So a directory with a manifest is
-complete, and one without goes on with the shards that have no note.
+The manifest is moved into place last, and ``unfinished`` is removed. So a directory with a manifest
+is complete. Without one, a new call writes the shards that have no note.
 """
 
 import collections
@@ -51,7 +51,7 @@ _NAMED_SKIPPED = 10
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What determines the content of every shard."""
+    """Arguments that determine the content of every shard."""
 
     source: Source
     directory: pathlib.Path
@@ -89,20 +89,19 @@ def prepare(
     faults: FaultCounter,
     report: Callable[[int, int, int], object],
 ) -> dict:
-    """Writes a source's records, or what is left of them after an interrupted call.
+    """Write a source's records, or the remaining ones after an interrupted call.
 
     Args:
-        source: must survive pickling; its ``category_names``, if any, are handed on.
-        directory: to create, or one that an earlier call with equal arguments began.
-        origin: JSON values that say where the source is from.
-        limit: of the source's first records; None takes all.
-        shard_size: records of the source that one shard covers.
+        source: must be picklable; its ``category_names``, if any, are stored.
+        directory: directory to create, or the one of an interrupted call with equal arguments.
+        origin: JSON values that identify the source.
+        limit: number of first records to take; None takes all.
+        shard_size: records of the source in one shard.
         short_side, check: see ``prepare_record``.
-        num_workers: processes.
-        faults: counts the records that are left out; a later call counts those of an earlier one
-            too.
-        report: called about every second with the numbers of records done by earlier calls, done by
-            now, and to do in all.
+        num_workers: number of processes.
+        faults: counts the skipped records, including those of earlier calls.
+        report: called about every second with the numbers of records done by earlier calls, done
+            now, and in total.
 
     Returns:
         The manifest: that of ``write_array_record``, with ``bytes`` and ``sha256`` of each shard
@@ -111,9 +110,9 @@ def prepare(
 
     Raises:
         FileExistsError: the directory holds something else, or another process writes it.
-        TooManyFaults: what is complete so far is kept for a later call.
-        ValueError: there is nothing to write.
-        RuntimeError: a worker process was killed, or a disk is full.
+        TooManyFaults: too many skipped records; complete shards are kept for a later call.
+        ValueError: there is no record to write.
+        RuntimeError: a worker process was killed, or the disk is full.
     """
     directory = pathlib.Path(directory)
     num_records = len(source) if limit is None else min(limit, len(source))
@@ -131,7 +130,7 @@ def prepare(
     with _begun(plan, description):
         shards = range(plan.num_shards)
         notes = {shard: note for shard in shards if (note := _read_note(plan, shard)) is not None}
-        # All at once: of one shard alone the share may be large.
+        # All at once: the share of one shard alone may exceed the limit.
         faults.add(
             sum(len(plan.records_of(shard)) for shard in notes),
             [text for note in notes.values() for _, text in note["skipped"]],
@@ -157,7 +156,7 @@ def _describe(plan: _Plan, origin: dict) -> dict:
 
 @contextlib.contextmanager
 def _begun(plan: _Plan, description: dict) -> Iterator[None]:
-    """The directory, new or gone on with, for this process alone."""
+    """Create or resume the directory, and lock it for this process."""
     directory, plan_path = plan.directory, plan.unfinished / "plan.json"
     if directory.exists() and any(directory.iterdir()) and not plan.unfinished.is_dir():
         raise FileExistsError(
@@ -193,10 +192,10 @@ def _write_shards(
     faults: FaultCounter,
     report: Callable[[int, int, int], object],
 ) -> None:
-    """Deals the shards out to processes; ends them all when one of them, or this one, fails."""
+    """Distribute the shards over processes; end all of them when one, or this one, fails."""
     done_before = done = plan.num_records - sum(len(plan.records_of(shard)) for shard in missing)
-    # Spawned, not forked: the caller may have threads. A worker whose pipe breaks ends by itself,
-    # so none outlives a caller that was killed.
+    # Spawned, not forked: the caller may have threads. A worker ends when its pipe breaks, so none
+    # outlives a killed caller.
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
     left = iter(missing)
@@ -239,7 +238,7 @@ def _write_shards(
 
 
 def _work(connection: Connection, plan: _Plan) -> None:
-    """A process: asks for shards (None), tells of records and what was skipped, ends on None."""
+    """Run a worker: request shards (None), report records and skipped ones, end on None."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, who ends this process
     try:
         while True:
@@ -277,8 +276,8 @@ def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]]
                 tell((number - num_told, [text for _, text in skipped[told:]]))
                 told, num_told, last = len(skipped), number, time.monotonic()
     finally:
-        writer.close()  # where a full disk is noticed
-    # Before anything is made final: a process whose caller was killed ends here.
+        writer.close()  # raises on a full disk
+    # Before the shard becomes final: a process whose caller was killed ends here.
     tell((len(plan.records_of(shard)) - num_told, [text for _, text in skipped[told:]]))
     note = {
         "count": len(sizes),
@@ -295,7 +294,7 @@ def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]]
 
 
 def _read_note(plan: _Plan, shard: int) -> dict | None:
-    """What a complete shard holds; None where it has yet to be written."""
+    """Return the note of a complete shard; None if it has yet to be written."""
     try:
         note = json.loads(plan.note_path(shard).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -303,12 +302,12 @@ def _read_note(plan: _Plan, shard: int) -> dict | None:
     path = plan.directory / shard_name(shard)
     if note["count"] and not (path.is_file() and path.stat().st_size == note["bytes"]):
         return None
-    note["sides"] = np.array(note["sides"], np.int32)  # a list of millions would be large
+    note["sides"] = np.array(note["sides"], np.int32)  # a list of millions would use much memory
     return note
 
 
 def _complete(plan: _Plan, description: dict) -> dict:
-    """Sizes and manifest out of the notes."""
+    """Write sizes and manifest from the notes."""
     notes = [(shard_name(shard), _read_note(plan, shard)) for shard in range(plan.num_shards)]
     sizes = np.concatenate([note["sides"] for _, note in notes]).reshape(-1, 2)
     skipped: dict[str, dict] = collections.defaultdict(lambda: {"count": 0, "first": []})
@@ -346,7 +345,7 @@ def _complete(plan: _Plan, description: dict) -> dict:
 
 
 def _seal(path: pathlib.Path) -> dict:
-    """Size and checksum of a written file, once it has reached the disk."""
+    """Sync a written file to disk, and return its size and checksum."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -354,7 +353,7 @@ def _seal(path: pathlib.Path) -> dict:
 
 
 def _write_at_once(plan: _Plan, path: pathlib.Path, content: dict) -> None:
-    """The whole file appears, or nothing."""
+    """Write a file atomically."""
     partial = plan.unfinished / f"{path.name}.partial-{os.getpid()}"
     with open(partial, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)

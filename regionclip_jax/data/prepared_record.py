@@ -1,6 +1,6 @@
-"""One record made ready for storage: looked at, measured, and made smaller where that is asked for.
+"""Prepare one record for storage: check it, measure it, and shrink it on request.
 
-What training would stumble over on its third day is found here.
+This finds broken records before training does.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _NO_LIMIT = 2**31
 
 
 class Kept(NamedTuple):
-    """The encoded record, its kind, and (height, width) of its picture as stored."""
+    """Encoded record, its kind, and (height, width) of its image as stored."""
 
     data: bytes
     kind: str
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Stands where a record was left out. ``text`` names source, key and what was found."""
+    """Skipped record. ``text`` names source, key and problem."""
 
     reason: str
     text: str
@@ -41,12 +41,12 @@ class Skipped(NamedTuple):
 def prepare_record(
     source: Source, index: int, *, short_side: int | None, check: bool
 ) -> Kept | Skipped:
-    """Reads one record and says what to store of it.
+    """Read one record and return it encoded, or skipped.
 
     Args:
-        short_side: pictures whose short side is longer are stored as JPEG of this short side, in
-            pixels, boxes along with them; all others, or with None all, keep their bytes.
-        check: decode every picture; otherwise only its header is read.
+        short_side: images with a longer short side are stored as JPEG of this short side, in
+            pixels, and their boxes are scaled. Other images, or all with None, keep their bytes.
+        check: decode every image; otherwise read only its header.
     """
     try:
         record = source[index]
@@ -62,7 +62,7 @@ def prepare_record(
         if short_side is not None and size is not None and min(size) > short_side:
             record, size = _shrink(record, short_side, name)
         elif check or size is None:
-            # Of a header that says nothing this says what is wrong.
+            # Decoding an image with an unreadable header gives the reason.
             size = decode_image(record.image, source=name, key=record.key).shape[:2]
     except RecordError as error:
         return Skipped(BROKEN_PICTURE, str(error))

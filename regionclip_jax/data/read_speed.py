@@ -1,4 +1,4 @@
-"""How fast a source gives its records, and how fast the same records come from ArrayRecord."""
+"""Measure the read speed of a source, and of the same records in ArrayRecord."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from regionclip_jax.data.writers import write_array_record
 
 
 class ReadSpeed(NamedTuple):
-    """Records a second of one core, and the mean size of a picture's file."""
+    """Records per second of one core, and the mean file size of an image in bytes."""
 
     source: float
     array_record: float
@@ -25,22 +25,22 @@ class ReadSpeed(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """How many times faster a core reads and decodes from ArrayRecord than from the source."""
+        """Speed-up of reading and decoding on one core with ArrayRecord instead of the source."""
         return (1 / self.source + 1 / self.decoding) / (1 / self.array_record + 1 / self.decoding)
 
 
 def measure_reading(source: Source, folder: str | os.PathLike, num_records: int) -> ReadSpeed:
-    """Reads a random sample in random order, as training does, and once more from ArrayRecord.
+    """Read random records in random order, as training does, and once more from ArrayRecord.
 
-    What the machine already holds in memory of the source makes it look faster; the sample is
-    pushed out of memory before it is read, where the file system lets it be.
+    The page cache makes the source look faster. The ArrayRecord copy is dropped from the cache
+    before it is read, if the file system allows it.
 
     Args:
-        folder: existing; on the disk of the prepared data. A sample lies there for a moment.
-        num_records: of the sample.
+        folder: existing folder on the disk of the prepared data, for the temporary copy.
+        num_records: number of records to read.
 
     Raises:
-        ValueError: no record of the sample could be read and decoded.
+        ValueError: no record could be read and decoded.
     """
     rng = np.random.default_rng(0)
     sample = rng.permutation(len(source))[:num_records].tolist()
@@ -69,7 +69,7 @@ def measure_reading(source: Source, folder: str | os.PathLike, num_records: int)
 
 
 def _timed(work: Callable, items: Iterable) -> tuple[list, float]:
-    """Results without those that were faults, and items a second."""
+    """Return the results without skipped records, and items per second."""
     results, count, began = [], 0, time.perf_counter()
     for item in items:
         count += 1
@@ -81,7 +81,7 @@ def _timed(work: Callable, items: Iterable) -> tuple[list, float]:
 
 
 def _forget(path: pathlib.Path) -> None:
-    """Has the system write a file to its disk and drop it from memory."""
+    """Sync a file to disk and drop it from the page cache."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):

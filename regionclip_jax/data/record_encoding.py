@@ -1,8 +1,8 @@
-"""One record as bytes, and back.
+"""Encode a record as bytes, and decode it.
 
 Layout: header length (uint32, little endian), header (UTF-8 JSON), then for a detection record the
-boxes (float32), classes (int32) and crowd flags (uint8) in this order, then the encoded picture.
-Nothing in it is executable, so a file from elsewhere is safe to open.
+boxes (float32), classes (int32) and crowd flags (uint8) in this order, then the encoded image.
+The layout holds nothing executable, so untrusted files are safe to open.
 """
 
 import json
@@ -19,12 +19,12 @@ _LENGTH = struct.Struct("<I")
 
 
 def kind_of(record: ImageTextRecord | DetectionRecord) -> str:
-    """``"image_text"`` or ``"detection"``, as written in a manifest."""
+    """Return ``"image_text"`` or ``"detection"``, as written in a manifest."""
     return DETECTION if isinstance(record, DetectionRecord) else IMAGE_TEXT
 
 
 def encode_record(record: ImageTextRecord | DetectionRecord) -> bytes:
-    """The bytes that :func:`decode_record` reads."""
+    """Return the bytes that :func:`decode_record` reads."""
     header: dict = {"kind": kind_of(record), "key": record.key, "captions": list(record.captions)}
     arrays = b""
     if isinstance(record, DetectionRecord):
@@ -41,10 +41,10 @@ def encode_record(record: ImageTextRecord | DetectionRecord) -> bytes:
 
 
 def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
-    """The record that :func:`encode_record` wrote.
+    """Return the record that :func:`encode_record` wrote.
 
     Raises:
-        ValueError: the bytes are not such a record (too short, no JSON header, a missing field).
+        ValueError: not an encoded record (too short, no JSON header, a missing field).
     """
     try:
         (length,) = _LENGTH.unpack_from(data)

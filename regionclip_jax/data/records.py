@@ -1,4 +1,4 @@
-"""What any source yields: one picture, still encoded, with its words or boxes."""
+"""Records of a source: one encoded image with its captions or boxes."""
 
 import dataclasses
 from typing import Protocol, TypeVar, runtime_checkable
@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 
 class RecordError(Exception):
-    """One record cannot be used. The pipeline turns it into a masked row and a fault text.
+    """One record cannot be used. The pipeline turns it into a masked row and a text.
 
     Args:
-        source: the ``repr`` of the source.
-        key: of the record in the source.
-        what: was found, and was expected.
+        source: ``repr`` of the source.
+        key: key of the record in the source.
+        what: found and expected content.
     """
 
     def __init__(self, source: str, key: str, what: str):
@@ -26,14 +26,14 @@ class RecordError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextRecord:
-    """A picture and what was written about it.
+    """Image with captions or tags.
 
     Attributes:
         key: names the record in messages.
         image: the encoded file (JPEG, PNG, ...).
-        captions: alternatives, of which one is drawn at each visit.
-        tags: words about the picture; where a record has both, a visit draws captions or tags with
-            equal chance, and tags become a caption through a prompt template
+        captions: alternatives; one is drawn for each sample.
+        tags: words about the image. If a record has both, a sample draws captions or tags with
+            equal probability. A prompt template turns tags into a caption
             (docs/reference/pretraining_data.md#captions).
     """
 
@@ -45,17 +45,17 @@ class ImageTextRecord:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DetectionRecord:
-    """A picture and its annotated boxes.
+    """Image with annotated boxes.
 
     Attributes:
         key: names the record in messages.
         image: the encoded file.
-        boxes: ``(x1, y1, x2, y2)`` in pixels of the original picture.
+        boxes: ``(x1, y1, x2, y2)`` in pixels of the original image.
         classes: index into the source's ``category_names``.
         crowd: True for a box around a group, which is neither a target nor an error.
         image_id: as in the annotation file, for the official metrics.
-        captions: of the picture, where the source has them.
-        masks: of each object over its own box, where they were asked for (``object_masks``).
+        captions: captions of the image, if the source has them.
+        masks: mask of each object over its own box, if requested (``object_masks``).
     """
 
     key: str
@@ -75,8 +75,8 @@ RecordT = TypeVar("RecordT", ImageTextRecord, DetectionRecord, covariant=True)
 class Source(Protocol[RecordT]):
     """Random access to records. Must be picklable, and ``repr`` must be the same in every run.
 
-    A source that knows the sizes of its pictures without opening them says so by a method
-    ``sizes() -> Int[np.ndarray, "N 2"] | None``, (height, width) as they are decoded.
+    A source that knows the sizes of its images without opening them has a method
+    ``sizes() -> Int[np.ndarray, "N 2"] | None``: (height, width) as decoded.
     """
 
     def __len__(self) -> int: ...
@@ -87,6 +87,6 @@ class Source(Protocol[RecordT]):
 
 
 def known_sizes(source: Source) -> Int[np.ndarray, "N 2"] | None:
-    """(height, width) of all pictures of a source, or None if it would have to open them."""
+    """Return (height, width) of all images of a source, or None if it would have to open them."""
     sizes = getattr(source, "sizes", None)
     return None if sizes is None else sizes()

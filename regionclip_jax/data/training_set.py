@@ -1,7 +1,7 @@
-"""The part of a source that a detector is trained on: some classes, and the images that show them.
+"""Training part of a detection source: selected classes, and the images that show them.
 
-As in the reference, crowd boxes are no examples, boxes of other classes are ignored, and images
-without any remaining box are not trained on. Source:
+As in the reference, crowd boxes and boxes of other classes are ignored, and images without a
+remaining box are not trained on. Source:
 docs/reference/training_detectors.md#annotations, docs/reference/training_detectors.md#sampler.
 """
 
@@ -20,17 +20,17 @@ class TrainingSet:
 
     Attributes:
         category_names: ``class_names``.
-        classes_without_box: those that nothing can be learned of.
-        report: counts of what there is and what was left out.
+        classes_without_box: classes without any example.
+        report: counts of images, boxes and skipped entries.
 
     Args:
-        source: of detection records.
-        class_names: of the classes to train, as the source names them.
-        max_boxes: an image with more is an error, named before the first step.
+        source: detection records.
+        class_names: names of the classes to train, from the source.
+        max_boxes: an image with more boxes is an error before the first step.
 
     Raises:
-        ValueError: a class that the source does not have or that comes twice, an image with too
-            many boxes, or no box at all.
+        ValueError: a class that the source lacks or that comes twice, an image with too many
+            boxes, or no box at all.
     """
 
     def __init__(self, source, class_names: Sequence[str], *, max_boxes: int):
@@ -57,7 +57,7 @@ class TrainingSet:
             try:
                 _, classes, crowd = source.annotations(index)
             except RecordError:
-                # Its visits say what is wrong, and count.
+                # Kept: its samples report the reason and are counted.
                 self._indices.append(index)
                 self._classes.append(np.zeros(0, np.int64))
                 counts["images that cannot be read"] += 1
@@ -107,11 +107,11 @@ class TrainingSet:
         )
 
     def classes_of(self, index: int) -> Int[np.ndarray, " _"]:
-        """Numbers of the classes of a record's boxes, without opening its picture."""
+        """Return the class numbers of a record's boxes without opening its image."""
         return self._classes[index]
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
-        """(height, width) of the pictures, where the source knows them."""
+        """Return (height, width) of the images, or None if the source does not know them."""
         sizes = known_sizes(self._source)
         return None if sizes is None else sizes[self._indices]
 

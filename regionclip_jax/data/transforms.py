@@ -1,4 +1,4 @@
-"""Resize and flip: a picture and its boxes together."""
+"""Resize and flip an image and its boxes."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -12,7 +12,7 @@ _RESAMPLING = {
 
 
 def check_resize_method(method: str) -> None:
-    """Raises ValueError with the choices if there is no such method."""
+    """Raise ValueError with the choices if there is no such method."""
     if method not in _RESAMPLING:
         raise ValueError(f"unknown resize method {method!r}: choose from {', '.join(_RESAMPLING)}")
 
@@ -20,14 +20,14 @@ def check_resize_method(method: str) -> None:
 def resized_size(
     height: int, width: int, short: int, max_long: int, method: str
 ) -> tuple[int, int]:
-    """``(height, width)`` after the short side became ``short``, the long one at most ``max_long``.
+    """Return ``(height, width)`` with the short side ``short`` and the long one up to ``max_long``.
 
     ``bicubic_truncate`` is the rule of pretraining (docs/reference/pretraining_data.md#images):
-    fractions are cut off. ``bilinear_round`` is the rule of detection
-    (docs/reference/detection.md#resizing): rounded half up. Neither makes a side 0, as the
-    reference does with an image of 1 x 5000. ``bicubic_uncapped`` is the first with the reference's
-    oversight: an image whose short side is right already stays as it is, even if its long side
-    passes ``max_long``.
+    fractions are truncated. ``bilinear_round`` is the rule of detection
+    (docs/reference/detection.md#resizing): rounded half up. Neither makes a side 0, unlike the
+    reference for an image of 1 x 5000. ``bicubic_uncapped`` is ``bicubic_truncate`` with the
+    reference's bug: an image with the right short side keeps its size, even if its long side
+    exceeds ``max_long``.
 
     Raises:
         ValueError: an unknown method.
@@ -54,14 +54,14 @@ def resized_size(
 def resize_short_side(
     image: UInt8[np.ndarray, "h w 3"], short: int, max_long: int, method: str
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Resizes with Pillow, whose filters widen when they shrink (antialias).
+    """Resize an image with Pillow's antialiasing filters.
 
     Args:
         short, max_long: in pixels; the sizes follow :func:`resized_size`.
-        method: one of :func:`resized_size`.
+        method: a method of :func:`resized_size`.
 
     Raises:
-        ValueError: as :func:`resized_size`.
+        ValueError: an unknown method.
     """
     height, width = resized_size(*image.shape[:2], short, max_long, method)
     if (height, width) == image.shape[:2]:
@@ -76,19 +76,19 @@ def jitter_image(
     factors: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Float[np.ndarray, " 2"], Float[np.ndarray, " 2"]]:
-    """Large-scale jitter: a picture much smaller or larger than the canvas, cut to it.
+    """Apply large-scale jitter: resize an image by a random scale and crop it to the canvas.
 
-    As in detectron2: the picture is resized to fit a random factor of the canvas, keeping its
-    shape, and a random part of the canvas' size is cut out of a larger one. (A smaller one is
-    surrounded by gray there and counts as alone here: what is outside a picture is never seen.)
+    As in detectron2, the image is resized to fit a random factor of the canvas and keeps its
+    aspect ratio. A random crop of the canvas' size is taken from a larger image. (detectron2 pads
+    a smaller image with gray; here a model never sees the padding.)
 
     Args:
         canvas: (height, width).
-        factors: smallest and largest, such as (0.1, 2.0).
+        factors: smallest and largest factor, such as (0.1, 2.0).
 
     Returns:
-        The picture; by what it was resized, (y, x); and where the part began, (y, x) in pixels of
-        the resized picture.
+        The image, the resize factors (y, x), and the offset of the crop (y, x) in pixels of the
+        resized image.
     """
     factor = rng.uniform(*factors)
     height, width = image.shape[:2]
@@ -102,7 +102,7 @@ def jitter_image(
 
 
 def flip_image(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Left becomes right."""
+    """Mirror an image horizontally."""
     flipped = np.empty_like(image)
     for channel in range(3):  # several times faster than copying image[:, ::-1] at once
         flipped[..., channel] = image[:, ::-1, channel]
@@ -110,7 +110,7 @@ def flip_image(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def flip_boxes(boxes: Float[np.ndarray, "G 4"], width: int) -> Float[np.ndarray, "G 4"]:
-    """Boxes of a picture ``width`` pixels wide after :func:`flip_image`."""
+    """Return the boxes of an image ``width`` pixels wide after :func:`flip_image`."""
     x1, y1, x2, y2 = boxes.T
     return np.stack([width - x2, y1, width - x1, y2], -1).astype(boxes.dtype)
 
@@ -118,5 +118,5 @@ def flip_boxes(boxes: Float[np.ndarray, "G 4"], width: int) -> Float[np.ndarray,
 def scale_boxes(
     boxes: Float[np.ndarray, "G 4"], scale_y: float, scale_x: float
 ) -> Float[np.ndarray, "G 4"]:
-    """Boxes of a picture after it was resized by the factors of each axis."""
+    """Scale boxes by the resize factors of each axis."""
     return boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)

@@ -1,4 +1,4 @@
-"""A prepared directory against its manifest: every byte as it was written."""
+"""Verify every byte of a prepared directory against its manifest."""
 
 import concurrent.futures
 import hashlib
@@ -10,14 +10,14 @@ from regionclip_jax.data.writers import MANIFEST, read_manifest
 
 
 def find_damage(directory: str | os.PathLike, num_threads: int) -> list[str]:
-    """Reads all files that the manifest lists.
+    """Read and hash all files that the manifest lists.
 
     Args:
         directory: written by ``prepare``.
-        num_threads: that read and hash at once.
+        num_threads: threads that read and hash.
 
     Returns:
-        A text for every file that is missing, of another length or changed; none for a whole
+        A text for every file that is missing, changed or of another length; empty for an intact
         directory.
 
     Raises:

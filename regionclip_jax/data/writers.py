@@ -1,4 +1,4 @@
-"""Records into a directory of ArrayRecord shards with a manifest."""
+"""Write records to a directory of ArrayRecord shards with a manifest."""
 
 import itertools
 import json
@@ -16,10 +16,10 @@ from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-# Within a directory that scripts/prepare_data.py has not completed.
+# Folder in a directory that scripts/prepare_data.py has not completed.
 UNFINISHED = "unfinished"
 
-# One record a group gives random access; pictures are compressed already.
+# One record per group gives random access; images are compressed already.
 OPTIONS = "group_size:1,uncompressed"
 
 
@@ -29,21 +29,21 @@ def write_array_record(
     shard_size: int,
     description: dict,
 ) -> dict:
-    """Writes records, all of one kind, so that a complete directory appears at once or not at all.
+    """Write records of one kind; the complete directory appears atomically.
 
     An existing complete directory with an equal description is kept; ``records`` is not touched.
 
     Args:
-        directory: to create; its parent may be missing.
-        shard_size: records a file.
-        description: JSON values that determine the records (where from, which settings). For
-            detection records give ``category_names`` here: the source hands them on.
+        directory: directory to create; its parent may be missing.
+        shard_size: records per file.
+        description: JSON values that determine the records (origin, settings). For detection
+            records include ``category_names``: the source reads them from here.
 
     Returns:
         The manifest: ``format, kind, count, shards [{name, count}], description``.
 
     Raises:
-        FileExistsError: the directory exists and holds something else.
+        FileExistsError: the directory exists with other content.
         ValueError: no records, two kinds mixed, or ``shard_size`` below 1.
     """
     if shard_size < 1:
@@ -72,7 +72,7 @@ def write_array_record(
 
 
 def read_manifest(directory: str | os.PathLike) -> dict:
-    """The manifest of a directory written by :func:`write_array_record`.
+    """Return the manifest of a directory written by :func:`write_array_record`.
 
     Raises:
         FileNotFoundError: no such directory, or no manifest in it.
@@ -104,10 +104,10 @@ def shard_name(number: int) -> str:
 
 
 def existing_manifest(directory: pathlib.Path, description: dict) -> dict:
-    """The manifest of a complete directory that is to hold ``description``.
+    """Return the manifest of a complete directory, which must hold ``description``.
 
     Raises:
-        FileExistsError: it holds something else.
+        FileExistsError: the directory holds something else.
     """
     if not (directory / MANIFEST).is_file():
         raise FileExistsError(
