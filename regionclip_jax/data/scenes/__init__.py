@@ -1,1 +1,1 @@
-"""The drawn world of the embedded experiment: pictures, captions and boxes from a seed."""
+"""Synthetic scenes: images, captions and boxes from a seed."""

@@ -1,4 +1,4 @@
-"""The drawn data sets of the embedded experiment, as records written once."""
+"""Write the data sets of the synthetic experiment as records."""
 
 import concurrent.futures
 import dataclasses
@@ -24,9 +24,9 @@ _CHUNK = 128
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What a set of pictures looks like; picture i is a pure function of this and i."""
+    """Parameters of a set of synthetic images; image i is a pure function of these and i."""
 
-    # Tells sets drawn from one world seed apart.
+    # Distinguishes sets with the same seed.
     stream: int
     seed: int
     side: int
@@ -38,7 +38,7 @@ class Pictures:
 
 
 def draw_record(pictures: Pictures, index: int, with_boxes: bool):
-    """One picture with its caption; boxes and classes only where they are asked for."""
+    """Return an image with its caption, and on request with boxes and classes."""
     rng = np.random.default_rng((pictures.seed, pictures.stream, index))
     layout = draw_layout(
         rng,
@@ -51,7 +51,7 @@ def draw_record(pictures: Pictures, index: int, with_boxes: bool):
     pixels, boxes, visible = render(layout, pictures.side, pictures.clutter, rng)
     caption = describe(layout, visible, rng)
     file = io.BytesIO()
-    # As it is: grain hardly compresses, and each picture is read many times.
+    # Uncompressed: image noise hardly compresses, and each image is read many times.
     Image.fromarray(pixels).save(file, "BMP")
     key = f"{pictures.stream}-{index}"
     if not with_boxes:
@@ -71,11 +71,11 @@ def draw_record(pictures: Pictures, index: int, with_boxes: bool):
 def write_pictures(
     directory: Path, parts: dict[str, tuple[Pictures, int]], *, with_boxes: bool
 ) -> None:
-    """Draws a data set of several kinds of pictures and writes it once; a complete one is kept.
+    """Draw a data set of several kinds of images and write it; a complete one is kept.
 
     Args:
-        parts: name -> (kind of pictures, how many).
-        with_boxes: detection records, for evaluation; otherwise pictures and captions only.
+        parts: name -> (parameters, number of images).
+        with_boxes: write detection records, for evaluation; otherwise images and captions only.
     """
     description = {
         "world": "scenes",

@@ -1,4 +1,4 @@
-"""What stands where in a picture: things, their looks and places, drawn from a generator."""
+"""Draw the layout of a synthetic scene: objects, their appearance and their positions."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from regionclip_jax.data.scenes.vocabulary import (
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One object. ``centre`` and ``size`` (of its square) in pixels, ``angle`` in radians."""
+    """Object. ``centre`` and ``size`` (side of its square) in pixels, ``angle`` in radians."""
 
     shape: str
     colour: str
@@ -29,7 +29,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A picture before it is drawn; later things cover earlier ones."""
+    """Scene before it is rendered; later objects cover earlier ones."""
 
     background: str
     things: tuple[Thing, ...]
@@ -43,13 +43,13 @@ def draw_layout(
     overlap: float,
     typicality: float,
 ) -> Layout:
-    """A random layout on a square picture of ``side`` pixels.
+    """Draw a random layout on a square image of ``side`` pixels.
 
     Args:
-        num_things: smallest and largest number of things.
-        sizes: smallest and largest size of a thing, as a share of the side (log-uniform).
-        overlap: largest share of the smaller of two things' squares that may be shared.
-        typicality: probability that a thing shows its category's colour, and likewise its texture.
+        num_things: smallest and largest number of objects.
+        sizes: smallest and largest size of an object, as a share of the side (log-uniform).
+        overlap: largest intersection of two objects' squares, as a share of the smaller square.
+        typicality: probability of the category's typical colour, and likewise texture.
     """
     wanted = int(rng.integers(num_things[0], num_things[1] + 1))
     things: list[Thing] = []
@@ -86,7 +86,7 @@ def draw_layout(
 
 
 def _shared(a, b) -> float:
-    """Intersection over the smaller square."""
+    """Return the intersection over the smaller square."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:

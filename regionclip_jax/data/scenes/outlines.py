@@ -1,4 +1,4 @@
-"""Outlines of the shapes as polygons in the unit square [-1, 1]^2, y downwards.
+"""Outlines of the shapes as polygons in the square [-1, 1]^2, y downwards.
 
 Each shape is a list of (points, is_solid): solid polygons are filled, the others are holes.
 """

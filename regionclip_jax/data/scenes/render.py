@@ -1,4 +1,4 @@
-"""Layouts to pixels and boxes."""
+"""Render layouts to pixels and boxes."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -7,23 +7,23 @@ from regionclip_jax.data.scenes.layout import Layout, Thing
 from regionclip_jax.data.scenes.outlines import OUTLINES
 from regionclip_jax.data.scenes.vocabulary import COLOURS
 
-# Things are drawn this many times larger and averaged down, for smooth edges.
+# Scenes are drawn this many times larger and averaged down, for smooth edges.
 _OVERSAMPLING = 2
-# A thing less visible than this share of its own area has no box: nobody could name it.
+# An object whose visible share is smaller has no box: it cannot be recognized.
 MIN_VISIBLE = 0.35
 
 
 def render(layout: Layout, side: int, clutter: int, rng: np.random.Generator):
-    """Draws a layout.
+    """Render a layout.
 
     Args:
-        side: of the picture, in pixels.
-        clutter: number of random strokes behind the things.
-        rng: for everything a layout leaves open (grain, strokes, shades).
+        side: side of the image, in pixels.
+        clutter: number of distractor lines behind the objects.
+        rng: draws the noise, distractors and shades, which a layout does not define.
 
     Returns:
         ``(pixels uint8 [side, side, 3], boxes float32 [n, 4] xyxy, visible bool [n])``: tight boxes
-        of the visible part of each thing, and whether enough of it is visible.
+        of the visible part of each object; ``visible`` marks objects with a sufficient part.
     """
     big = side * _OVERSAMPLING
     background = Image.fromarray(_background(layout.background, side, rng))
@@ -66,7 +66,7 @@ def _polygons(thing: Thing, scale: int):
 
 
 def _mask(thing: Thing, big: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The thing's silhouette on a tile as large as it, and the tile's corner on the canvas."""
+    """Return the object's silhouette on a tight tile, and the tile's corner on the canvas."""
     polygons = list(_polygons(thing, _OVERSAMPLING))
     points = np.concatenate([points for points, _ in polygons])
     low = np.floor(points.min(0)).clip(0, big - 1).astype(int)

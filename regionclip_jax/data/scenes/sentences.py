@@ -1,4 +1,4 @@
-"""Layouts to captions: what stands there, sometimes how it looks and where."""
+"""Describe layouts as captions: objects, sometimes their appearance and the background."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _BACKGROUND_PROBABILITY = 0.15
 
 
 def describe(layout: Layout, visible: np.ndarray, rng: np.random.Generator) -> str:
-    """One caption naming every visible thing in random order, and now and then the background."""
+    """Return a caption with every visible object in random order, and sometimes the background."""
     named = [_name(thing, rng) for thing, seen in zip(layout.things, visible, strict=True) if seen]
     rng.shuffle(named)
     if len(named) > 1:

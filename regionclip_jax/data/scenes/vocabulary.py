@@ -1,9 +1,9 @@
-"""The words of the drawn world: what things are called, how they look, and which names are novel.
+"""Vocabulary of the synthetic scenes: shapes, typical looks, and base and novel categories.
 
-The category of a thing is its shape. As in the real world a category has a typical colour and a
-typical texture, which a thing shows most of the time and which other categories share: looks help,
-shape decides. Backgrounds have names too, so that a region without a thing on it has a right label
-in the concept pool, as "sky" and "grass" do in real captions.
+The category of an object is its shape. A category has a typical colour and a typical texture, which
+most of its objects show. Other categories share them, so only the shape is decisive. Backgrounds
+have names too: a region without an object has a correct label in the concept pool, as "sky" and
+"grass" do in real captions.
 """
 
 # Shape: (typical colour, typical texture).
@@ -21,8 +21,8 @@ BASE_SHAPES = {
     "bolt": ("yellow", "dotted"),
     "flower": ("purple", "dotted"),
 }
-# Novel names occur in captions and in the concept pool like all others, but no ground-truth box of
-# a novel category is used in any training.
+# Novel names occur in captions and in the concept pool, but no training uses a ground-truth box of
+# a novel category.
 NOVEL_SHAPES = {
     "heart": ("red", "dotted"),
     "fish": ("blue", "dotted"),
@@ -43,5 +43,5 @@ COLOURS = {
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 BACKGROUNDS = ("sand", "grass", "water", "brick", "night", "fog")
 
-# What the concept pool holds: every noun of the captions.
+# The concept pool: every noun of the captions.
 CONCEPTS = SHAPES + BACKGROUNDS

@@ -1,1 +1,1 @@
-"""Sources of records, one format a file: ``len``, ``source[index]``, a stable ``repr``."""
+"""Sources of records, one module per format: ``len``, ``source[index]``, a stable ``repr``."""

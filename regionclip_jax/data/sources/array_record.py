@@ -1,4 +1,4 @@
-"""Directories of ArrayRecord shards, as ``data.writers`` and ``data.preparation`` make them."""
+"""Source for directories of ArrayRecord shards from ``data.writers`` or ``data.preparation``."""
 
 import os
 import pathlib
@@ -13,11 +13,11 @@ from regionclip_jax.data.writers import read_manifest
 
 
 class ArrayRecordSource:
-    """Records of one directory.
+    """Records of one directory of shards.
 
     Attributes:
         kind: ``"image_text"`` or ``"detection"``.
-        description: what the writer was told determines the records.
+        description: JSON values from the writer that determine the records.
         category_names: names of the classes, for detection records whose description has them.
 
     Args:
@@ -58,12 +58,12 @@ class ArrayRecordSource:
             raise RecordError(repr(self), f"#{index}", str(error)) from error
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, classes and crowd flags of a detection record."""
+        """Return boxes, classes and crowd flags of a detection record."""
         record = self[index]
         return record.boxes, record.classes, record.crowd
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
-        """(height, width) of every picture as stored; None in a directory that was not measured."""
+        """Return (height, width) of every image as stored; None if the directory has no sizes."""
         return self._sizes
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
 
 
 def _open(paths: list[pathlib.Path]) -> grain.sources.ArrayRecordDataSource:
-    """All shards as one; ArrayRecord's own error does not say which of them is damaged."""
+    """Open all shards as one; name the damaged shard, which ArrayRecord's own error does not."""
     try:
         return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError:

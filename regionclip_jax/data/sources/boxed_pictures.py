@@ -1,4 +1,4 @@
-"""Pictures of a folder whose boxes are all in memory, whatever kind of file they were read from."""
+"""Base class of sources with images in a folder and all boxes in memory."""
 
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from regionclip_jax.data.sources.picture_files import read_image
 
 
 class Boxes(NamedTuple):
-    """Boxes of one picture, as in ``DetectionRecord``, and the outlines of its objects."""
+    """Boxes of one image, as in ``DetectionRecord``, with the outlines of its objects."""
 
     boxes: Float[np.ndarray, "G 4"]
     classes: Int[np.ndarray, " G"]
@@ -25,7 +25,7 @@ NO_BOXES = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0
 
 
 class BoxedPicture(NamedTuple):
-    """One record before its picture is read; ``name`` is relative to the folder."""
+    """Record before its image is read; ``name`` is relative to the folder."""
 
     image_id: int
     name: str
@@ -35,18 +35,18 @@ class BoxedPicture(NamedTuple):
 
 
 class BoxedPictures:
-    """What sources of pictures with boxes have in common; how they come to them is their own.
+    """Base class of sources of images with boxes; subclasses read the annotations.
 
     Attributes:
         category_names: by class.
         category_ids: by class, as in the annotation file, for the official metrics.
-        report: counts of what there is, and of what was clipped, dropped or left out.
-        named: key of the report -> the first few that it counts.
+        report: counts of images and boxes, and of clipped, dropped and skipped ones.
+        named: report key -> first few names of its entries.
 
     Args:
-        folder: of the pictures.
-        pictures: in the order of the records.
-        mask_size: side P of the rasters of object masks; None reads none.
+        folder: folder of the images.
+        pictures: records in order.
+        mask_size: side P of the object masks; None reads none.
     """
 
     category_names: tuple[str, ...]
@@ -84,24 +84,24 @@ class BoxedPictures:
         )
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, classes and crowd flags of a record."""
+        """Return boxes, classes and crowd flags of a record."""
         return self._pictures[index].boxes[:3]
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
-        """(height, width) of every picture, without opening it."""
+        """Return (height, width) of every image without opening it."""
         return np.array([(p.height, p.width) for p in self._pictures], np.int32).reshape(-1, 2)
 
 
 def clip_box(
     corners: tuple[float, float, float, float], height: int, width: int
 ) -> Float[np.ndarray, " 4"] | None:
-    """A finite box ``(x1, y1, x2, y2)`` clipped to its picture; None where nothing is left."""
+    """Clip a finite box ``(x1, y1, x2, y2)`` to its image; return None if nothing is left."""
     box = np.array(corners, np.float64).clip(0, (width, height, width, height)).astype(np.float32)
     return box if box[2] > box[0] and box[3] > box[1] else None
 
 
 def stack_boxes(rows: Sequence[tuple[np.ndarray, int, bool, object]]) -> Boxes:
-    """Rows of (box, class, crowd, outline) as arrays."""
+    """Stack rows of (box, class, crowd, outline) as arrays."""
     if not rows:
         return NO_BOXES
     boxes, classes, crowd, outlines = zip(*rows, strict=True)
@@ -113,10 +113,10 @@ def stack_boxes(rows: Sequence[tuple[np.ndarray, int, bool, object]]) -> Boxes:
 def _rasterize_all(
     boxes: Boxes, mask_size: int, source: str, key: str
 ) -> UInt8[np.ndarray, "G P P"]:
-    """Rasters of an image's objects; crowds have empty ones.
+    """Return the masks of an image's objects; crowds have empty ones.
 
     Raises:
-        RecordError: an object that is no crowd has no polygons.
+        RecordError: an object other than a crowd has no polygons.
     """
     masks = np.zeros((len(boxes.boxes), mask_size, mask_size), np.uint8)
     for row in np.flatnonzero(~boxes.crowd):

@@ -1,8 +1,8 @@
-"""A table of picture files and captions, CSV, TSV or JSON lines, beside the pictures.
+"""Source for a table of image files and captions: CSV, TSV or JSON lines, beside the images.
 
-Columns are found by their names in the first row, or, where that has none of them, two columns in
-either order of which one names files that are there. Names of files are relative to the table.
-Rows of the same picture are one record with several captions.
+The first row names the columns. Without known names, the table must have two columns in either
+order, one of them with names of existing files. File names are relative to the table. Rows of the
+same image are one record with several captions.
 """
 
 import collections
@@ -22,29 +22,29 @@ _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 _CAPTION_COLUMNS = ("caption", "text", "title")
 _DELIMITED = (".csv", ".tsv")
 _JSON_LINES = (".jsonl", ".ndjson")
-# Rows looked at to tell which of two columns without names holds the files.
+# Rows used to find the column of files when the columns have no names.
 _NUM_PROBED = 100
-# Of a CSV row with a caption in quotation marks.
+# Longest CSV row: a quoted caption may span several lines.
 _MOST_LINES = 100
 
-Row = tuple[object, object]  # file name and caption, as they stand there
+Row = tuple[object, object]  # file name and caption, unchecked
 
 
 class CaptionTableSource:
-    """Records in the order in which the table first names their pictures.
+    """Records of a table, in the order of the first row of each image.
 
     Attributes:
-        report: counts of what there is, and of what was left out.
-        named: key of the report -> the first few that it counts.
+        report: counts of images, captions and skipped rows.
+        named: report key -> first few names of its entries.
 
     Args:
-        path: of the table: ``.csv``, ``.tsv`` or ``.jsonl``.
-        fault_fraction: share of the rows that may be unusable: without one of the columns or with
-            an empty one, or whose file is missing.
+        path: path of the table: ``.csv``, ``.tsv`` or ``.jsonl``.
+        fault_fraction: share of the rows that may be skipped: a missing or empty column, or a
+            missing file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a table, columns that cannot be told, or too many unusable rows.
+        ValueError: not such a table, unknown columns, or too many skipped rows.
     """
 
     def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
@@ -76,7 +76,7 @@ class CaptionTableSource:
         )
         names = [name for name in captions if name in present]
         self._names = PackedTexts(names)
-        # As JSON, since captions may hold any character.
+        # JSON, because captions may hold any character.
         self._captions = PackedTexts(
             json.dumps([text for _, text in captions[name]], ensure_ascii=False) for name in names
         )
@@ -96,7 +96,7 @@ class CaptionTableSource:
         return ImageTextRecord(name, image, tuple(json.loads(self._captions[index])))
 
     def sizes(self) -> None:
-        """Sizes of pictures: not known without opening them."""
+        """Return None: the sizes are unknown without opening the images."""
         return None
 
     def __repr__(self) -> str:
@@ -104,17 +104,17 @@ class CaptionTableSource:
 
 
 def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
-    """Line number and content of every row.
+    """Yield line number and content of every row.
 
     Raises:
-        ValueError: the file is no such table, or has columns that cannot be told.
+        ValueError: the file is not such a table, or its columns are unknown.
     """
     ending = path.suffix.lower()
     if ending not in _DELIMITED and ending not in _JSON_LINES:
         raise ValueError(
             f"{path}: expected a table that ends in .csv, .tsv or .jsonl, found {ending!r}"
         )
-    # A byte that is no UTF-8 spoils its row, not the table.
+    # A byte that is not UTF-8 invalidates its row, not the table.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         if ending in _JSON_LINES:
             yield from _read_json_lines(path, file)
@@ -164,17 +164,16 @@ def _read_delimited(
 
 
 def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """In a TSV a quotation mark is a character like any other."""
+    """Yield the rows of a TSV, which has no quoting."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, line.rstrip("\r\n").split("\t")
 
 
 def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Rows, also of several lines; one that is broken is empty, and the next begins a line later.
+    """Yield CSV rows, also of several lines; a broken row is empty, and the next line is tried.
 
-    (Python's own reader would take a quotation mark that nothing closes, and all rows up to the
-    next one, for one field.)
+    (Python's own reader would join all rows after an unclosed quotation mark into one field.)
     """
     source, waiting, number = iter(lines), collections.deque(), 1
 
@@ -204,7 +203,7 @@ def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _named_columns(header: list[str]) -> tuple[str, str] | None:
-    """The columns of file and caption, the first of the well-known names that is there."""
+    """Return the columns of file and caption: the first known names in the header."""
     by_name = {name.strip().lower(): name for name in reversed(header)}
     found = [
         next((by_name[name] for name in names if name in by_name), None)
@@ -214,7 +213,7 @@ def _named_columns(header: list[str]) -> tuple[str, str] | None:
 
 
 def _column_of_files(path: pathlib.Path, rows: list[list[str]]) -> int | None:
-    """Which of two columns names files that are there, the other one none; else None."""
+    """Return the only one of two columns that names existing files; None if not unique."""
     counts = [
         len(present_files(path.parent, {row[i].strip() for row in rows if len(row) == 2}))
         for i in (0, 1)

@@ -1,9 +1,8 @@
-"""Annotation files in COCO's format, as they are found: what cannot be used is left out, counted.
+"""Read annotation files in COCO's format; unusable entries are skipped and counted.
 
-Left out of ``images`` are entries without id, file name or size, an id that was there before, and
-pictures whose file is missing; of ``annotations`` those of a picture or a category that is not
-listed, and those without a box of four finite numbers and a size that is not negative. Boxes
-without area, or that have none within their picture, are no loss: they are dropped, counted.
+Skipped ``images``: entries without id, file name or size, repeated ids, and missing files. Skipped
+``annotations``: an unlisted image or category, or a box without four finite numbers or with a
+negative size. Boxes without area inside their image are dropped and counted, but not as skipped.
 """
 
 import json
@@ -15,16 +14,16 @@ from regionclip_jax.data.sources.boxed_pictures import Boxes, clip_box, stack_bo
 from regionclip_jax.data.sources.left_out import LeftOut
 from regionclip_jax.data.sources.picture_files import present_files
 
-# COCO rounds to hundredths, so that many boxes end 0.01 outside; those do not count as clipped.
+# COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
 _ROUNDING = 0.02
 
 
 def read_annotations(path: pathlib.Path) -> dict:
-    """A file with lists of ``images`` and ``annotations``.
+    """Read a file with lists of ``images`` and ``annotations``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or something else.
+        ValueError: not JSON, or without these lists.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -45,10 +44,10 @@ def read_annotations(path: pathlib.Path) -> dict:
 
 
 def read_categories(path: pathlib.Path, content: dict) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and ids in ascending id.
+    """Return the names and ids of the categories by ascending id.
 
     Raises:
-        ValueError: none, one without a name or a whole number as its id, or one that comes twice.
+        ValueError: no category, a repeated one, or one without a name and an integer id.
     """
     categories = content.get("categories")
     if not isinstance(categories, list) or not categories:
@@ -75,16 +74,16 @@ def read_images(
     name_of: Callable[[dict], object] = lambda image: image.get("file_name"),
     need_sizes: bool = True,
 ) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
-    """The pictures that a file lists.
+    """Read the list of images.
 
     Args:
-        folder: that the names are relative to.
+        folder: folder of the relative file names.
         name_of: image -> name of its file.
-        need_sizes: leave out pictures whose size is not given.
+        need_sizes: skip images without a size.
 
     Returns:
-        File names of the pictures that are there by ascending id; (height, width) of all that are
-        listed; and what was left out.
+        File names of the present images by ascending id; (height, width) of all listed images; and
+        the skipped images.
     """
     left_out = LeftOut("images")
     names: dict[int, str] = {}
@@ -110,7 +109,7 @@ def read_images(
 def require_pictures(
     path: pathlib.Path, content: dict, folder: pathlib.Path, left_out: LeftOut, limit: float
 ) -> None:
-    """Raises ValueError where more than a share ``limit`` of the pictures is left out."""
+    """Raise ValueError if more than a share ``limit`` of the images is skipped."""
     left_out.require_few(
         path,
         len(content["images"]),
@@ -122,7 +121,7 @@ def require_pictures(
 def read_boxes(
     annotations: list, category_ids: tuple[int, ...], sizes: Mapping[int, tuple[int, int]]
 ) -> tuple[dict[int, Boxes], dict[str, int], LeftOut]:
-    """Boxes of an annotation file, clipped to their pictures.
+    """Read the boxes of an annotation file, clipped to their images.
 
     Args:
         annotations: with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height).
@@ -130,7 +129,7 @@ def read_boxes(
         sizes: image id -> (height, width).
 
     Returns:
-        Boxes by image id; counts of clipped and dropped ones; and what was left out.
+        Boxes by image id; counts of clipped and dropped boxes; and the skipped annotations.
     """
     class_of = {category_id: i for i, category_id in enumerate(category_ids)}
     counts = {"boxes_clipped": 0, "boxes_dropped_empty": 0}
@@ -158,7 +157,7 @@ def read_boxes(
 
 
 def require_annotations(path: pathlib.Path, content: dict, left_out: LeftOut, limit: float) -> None:
-    """Raises ValueError where more than a share ``limit`` of the annotations is left out."""
+    """Raise ValueError if more than a share ``limit`` of the annotations is skipped."""
     left_out.require_few(
         path,
         len(content["annotations"]),
@@ -180,7 +179,7 @@ def _corners(bbox: object) -> tuple[float, float, float, float] | None:
 
 
 def _whole(value: object) -> int | None:
-    """Ids and sizes, also where a tool wrote them as 7.0; of anything else None."""
+    """Return an id or size as an integer, also if a tool wrote it as 7.0; None for other values."""
     if type(value) is int:
         return value
     return int(value) if type(value) is float and value.is_integer() else None

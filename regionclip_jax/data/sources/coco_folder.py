@@ -1,6 +1,6 @@
-"""COCO's own layout: ``annotations/{captions,instances}_{split}.json``, pictures in ``{split}/``.
+"""Sources for COCO's layout: ``annotations/{captions,instances}_{split}.json`` and ``{split}/``.
 
-Annotations are held in memory, pictures are read when asked for.
+Annotations are held in memory, images are read on access.
 """
 
 import os
@@ -24,20 +24,20 @@ from regionclip_jax.data.sources.picture_files import read_image
 
 
 class CocoCaptionsSource:
-    """Pictures with their captions, in ascending image id; pictures without a caption are left out.
+    """Images with captions, by ascending image id; images without a caption are excluded.
 
     Attributes:
-        report: counts of what there is, and of what was left out.
-        named: key of the report -> the first few that it counts.
+        report: counts of images, captions and skipped entries.
+        named: report key -> first few names of its entries.
 
     Args:
-        root: holds ``annotations/`` and the picture folder.
+        root: holds ``annotations/`` and the image folder.
         split: such as ``"train2017"``.
-        fault_fraction: share of the pictures, and of the captions, that may be unusable.
+        fault_fraction: share of the images, and of the captions, that may be skipped.
 
     Raises:
-        FileNotFoundError: no annotation file or no picture folder.
-        ValueError: the file has no captions, or too much is unusable.
+        FileNotFoundError: no annotation file or no image folder.
+        ValueError: the file has no captions, or too many entries are skipped.
     """
 
     def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
@@ -91,7 +91,7 @@ class CocoCaptionsSource:
         return ImageTextRecord(name, image, captions)
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
-        """(height, width) of every picture, where the file gives them."""
+        """Return (height, width) of every image, or None if the file does not give all."""
         return self._sizes
 
     def __repr__(self) -> str:
@@ -99,25 +99,25 @@ class CocoCaptionsSource:
 
 
 class CocoInstancesSource(BoxedPictures):
-    """Pictures with their boxes, in ascending image id; pictures without boxes are kept.
+    """Images with boxes, by ascending image id; images without boxes are kept.
 
-    Classes are contiguous from 0 in the order of ascending category id. Boxes are clipped to the
-    picture; what is empty then is dropped.
+    Classes are contiguous from 0 by ascending category id. Boxes are clipped to the image; empty
+    ones are dropped.
 
     Attributes:
         annotations_path: the annotation file.
 
     Args:
-        root: holds ``annotations/`` and the picture folder.
+        root: holds ``annotations/`` and the image folder.
         split: such as ``"train2017"``.
-        fault_fraction: share of the pictures, and of the annotations, that may be unusable.
-        annotations: a file in COCO's format that lies anywhere; the pictures are then those of
-            ``root/split``, or of ``root`` with an empty split.
-        mask_size: side P of the rasters of object masks; None reads none.
+        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        annotations: a file in COCO's format at any path; its images are in ``root/split``, or in
+            ``root`` with an empty split.
+        mask_size: side P of the object masks; None reads none.
 
     Raises:
-        FileNotFoundError: no annotation file or no picture folder.
-        ValueError: the file is not one of instances, or too much is unusable.
+        FileNotFoundError: no annotation file or no image folder.
+        ValueError: the file has no instances, or too many entries are skipped.
     """
 
     def __init__(

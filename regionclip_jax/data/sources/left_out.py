@@ -1,4 +1,4 @@
-"""What a source has to leave out: counted by kind, the first of each named, too much refused."""
+"""Count the skipped entries of a source by kind, name the first ones, and refuse too many."""
 
 import collections
 
@@ -6,14 +6,14 @@ _NUM_NAMED = 3
 
 
 class LeftOut:
-    """Counts what cannot be used among the entries of one file or folder.
+    """Counter of the skipped entries of one file or folder.
 
     Attributes:
         report: ``{what}_{kind}`` -> count.
-        named: ``{what}_{kind}`` -> the first few.
+        named: ``{what}_{kind}`` -> first few names.
 
     Args:
-        what: is counted, in the plural: ``"images"``.
+        what: counted entries, in the plural: ``"images"``.
     """
 
     def __init__(self, what: str):
@@ -22,7 +22,7 @@ class LeftOut:
         self.named: dict[str, list[str]] = {}
 
     def add(self, kind: str, name: object) -> None:
-        """One more of a kind, such as ``"missing"``; ``name`` is for messages."""
+        """Count one entry of a kind, such as ``"missing"``; ``name`` is for messages."""
         key = f"{self._what}_{kind}"
         self.report[key] += 1
         first = self.named.setdefault(key, [])
@@ -30,15 +30,15 @@ class LeftOut:
             first.append(str(name)[:200])
 
     def require_few(self, where: object, total: int, fault_fraction: float, remedy: str) -> None:
-        """A few broken entries are normal, a wrong file is not.
+        """Refuse too many skipped entries: a few are normal, a wrong file is not.
 
         Args:
             where: the file or folder, for the error.
-            total: number of entries, those left out included.
-            fault_fraction: share of them that may be left out; never all of them.
+            total: number of entries, including skipped ones.
+            fault_fraction: share of the entries that may be skipped; never all of them.
 
         Raises:
-            ValueError: more are left out.
+            ValueError: more entries are skipped.
         """
         lost = self.report.total()
         if not lost or (lost < total and lost <= fault_fraction * total):
@@ -51,7 +51,7 @@ class LeftOut:
 
 
 def describe(report: dict[str, int], named: dict[str, list[str]]) -> str:
-    """Counts as a line: ``images 12, images missing 2 (a.jpg, b.jpg)``."""
+    """Format counts as a line: ``images 12, images missing 2 (a.jpg, b.jpg)``."""
     parts = []
     for key, count in report.items():
         examples = ""

@@ -1,7 +1,7 @@
-"""LVIS v1: ``annotations/lvis_v1_{split}.json`` beside COCO's folders of pictures.
+"""Source for LVIS v1: ``annotations/lvis_v1_{split}.json`` beside COCO's folders of images.
 
-LVIS divides COCO's pictures anew, so those of one split lie in several folders; the last two parts
-of ``coco_url`` say where: ``train2017/000000000009.jpg``.
+LVIS has its own splits, so the images of one split are in several folders of COCO. The last two
+parts of ``coco_url`` give the path: ``train2017/000000000009.jpg``.
 """
 
 import os
@@ -19,24 +19,24 @@ from regionclip_jax.data.sources.coco_annotations import (
 
 
 class LvisInstancesSource(BoxedPictures):
-    """Pictures with their boxes, in ascending image id.
+    """Images with boxes, by ascending image id.
 
-    All pictures of the file are there, also those in which only the absence of categories is
-    annotated. (The reference leaves out images without boxes in its evaluation too, where their
-    false detections should count: docs/reference/evaluation.md#lvis.)
+    All images of the file are included, also images with only negative categories. (The reference
+    drops images without boxes in its evaluation too, where their false detections should count:
+    docs/reference/evaluation.md#lvis.)
 
     Attributes:
         annotations_path: the annotation file.
 
     Args:
-        root: holds ``annotations/`` and the picture folders.
+        root: holds ``annotations/`` and the image folders.
         split: ``"train"`` or ``"val"``.
-        fault_fraction: share of the pictures, and of the annotations, that may be unusable.
-        mask_size: side P of the rasters of object masks; None reads none.
+        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        mask_size: side P of the object masks; None reads none.
 
     Raises:
         FileNotFoundError: no annotation file.
-        ValueError: the file is not one of LVIS v1, or too much is unusable.
+        ValueError: not a file of LVIS v1, or too many skipped entries.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Millions of short texts without an object for each."""
+"""Store millions of short texts without a Python object for each."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class PackedTexts:
-    """A sequence of texts in one piece of memory; any comes back as it was, lone surrogates too."""
+    """Sequence of texts in one block of memory; lone surrogates are preserved."""
 
     def __init__(self, texts: Iterable[str]):
         pieces = [text.encode("utf-8", "surrogatepass") for text in texts]

@@ -1,7 +1,7 @@
-"""Pascal VOC's layout: ``ImageSets/Main/{split}.txt``, ``Annotations/*.xml``, ``JPEGImages/``.
+"""Source for Pascal VOC: ``ImageSets/Main/{split}.txt``, ``Annotations/*.xml``, ``JPEGImages/``.
 
-Corners in the files count pixels from 1 and include the last one, as the reference reads them: 1 is
-taken from xmin and ymin. Objects marked ``difficult`` are boxes like any other, counted.
+Corners in the files count pixels from 1 and include the last one. As in the reference, 1 is
+subtracted from xmin and ymin. Objects marked ``difficult`` are counted and kept.
 """
 
 import math
@@ -21,18 +21,18 @@ from regionclip_jax.data.sources.left_out import LeftOut
 
 
 class PascalVocSource(BoxedPictures):
-    """Pictures with their boxes, in the order of the split's list; classes in alphabetic order.
+    """Images with boxes, in the order of the split's list; classes in alphabetic order.
 
-    Sizes are those of the pictures' own headers, since hand-made files often have others.
+    Sizes come from the image headers, because annotation files often have wrong ones.
 
     Args:
         root: such as ``VOCdevkit/VOC2012``.
         split: such as ``"trainval"``.
-        fault_fraction: share of the pictures, and of the objects, that may be unusable.
+        fault_fraction: share of the images, and of the objects, that may be skipped.
 
     Raises:
         FileNotFoundError: no list of the split.
-        ValueError: too much is unusable, or no object has a name.
+        ValueError: too many entries are skipped, or no object has a name.
     """
 
     def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
@@ -44,7 +44,7 @@ class PascalVocSource(BoxedPictures):
                 "Annotations/ and JPEGImages/; correct root and split"
             )
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        # A list of one class has a second column.
+        # The list of a single class has a second column.
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
         images, objects = LeftOut("images"), LeftOut("objects")
         counts = {"boxes_difficult": 0, "boxes_dropped_empty": 0}
@@ -100,7 +100,7 @@ class PascalVocSource(BoxedPictures):
 
 
 def _parse(path: pathlib.Path) -> ElementTree.Element | None:
-    """The tree of a file; None where there is none, or one that declares entities of its own."""
+    """Return the tree of a file; None if it is unreadable or declares a document type."""
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end

@@ -1,4 +1,4 @@
-"""Picture files in folders: which there are, and their bytes."""
+"""List and read image files in folders."""
 
 import collections
 import os
@@ -9,9 +9,9 @@ from regionclip_jax.data.records import RecordError
 
 
 def present_files(folder: pathlib.Path, names: Iterable[str]) -> set[str]:
-    """Those of the names, relative to a folder, that are there.
+    """Return those of the names, relative to a folder, whose files exist.
 
-    Every folder is listed once, which on a network disk is far faster than a look at every file.
+    Every folder is listed once: on a network disk this is far faster than checking every file.
     """
     by_parent = collections.defaultdict(list)
     for name in names:
@@ -28,7 +28,7 @@ def present_files(folder: pathlib.Path, names: Iterable[str]) -> set[str]:
 
 
 def read_image(path: pathlib.Path, source: str, key: str) -> bytes:
-    """An encoded picture.
+    """Return the bytes of an image file.
 
     Raises:
         RecordError: the file cannot be read; ``source`` and ``key`` name the record.

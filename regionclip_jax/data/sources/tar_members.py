@@ -1,7 +1,7 @@
-"""Where the files of a tar lie: its headers alone, read by seeking from one to the next.
+"""Read the headers of a tar by seeking from one to the next.
 
-The standard library's ``tarfile`` makes an object of every member and is many times slower, which
-for the million members of a data set is minutes at every start.
+The standard library's ``tarfile`` makes an object of every member and is many times slower: for
+the million members of a data set this takes minutes at every start.
 """
 
 import os
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
-# A longer name or extended header is taken for a damaged one.
+# A longer name or extended header counts as damaged.
 _LONGEST_HEADER = 1 << 20
 _FILES, _LONG_NAME, _EXTENDED = (b"0", b"\0", b"7"), b"L", b"x"
 
 
 class Member(NamedTuple):
-    """A file in a tar: its bytes are ``size`` ones from ``offset``."""
+    """File in a tar: ``size`` bytes from ``offset``."""
 
     name: str
     offset: int
@@ -25,16 +25,16 @@ class Member(NamedTuple):
 
 
 def read_members(path: pathlib.Path) -> tuple[list[Member], str | None]:
-    """The files in a tar, in their order, up to its end or to where it is cut or damaged.
+    """Read the files in a tar, in order, up to its end or its first damage.
 
-    Understands ustar, GNU's long names and pax headers of single files.
+    Supports ustar, GNU's long names and pax headers of single files.
 
     Returns:
-        Members that are there as a whole; and what is wrong with the tar, or None.
+        The complete members; and the problem of the tar, or None.
     """
     members: list[Member] = []
     position = 0
-    # Of the member that follows: its long name, its pax header.
+    # Long name and pax header of the next member.
     name: bytes | None = None
     extended: dict[bytes, bytes] = {}
     with open(path, "rb", buffering=0) as file:
@@ -70,14 +70,14 @@ def read_members(path: pathlib.Path) -> tuple[list[Member], str | None]:
 
 
 def _size(header: bytes) -> int:
-    """Size of a member, whose header is one.
+    """Return the size of a member after checking its header.
 
     Raises:
-        ValueError: the header does not have the checksum it says, or no number.
+        ValueError: a wrong checksum, or a field that is not a number.
     """
     expected = _number(header[148:156])
-    # The checksum is the sum of all bytes, with its own eight as blanks. Adler's first half is one
-    # more than the sum of all bytes, modulo 65521: far faster than Python's own sum.
+    # The checksum is the sum of all bytes, with its own eight bytes as blanks. The low half of
+    # Adler-32 is one more than that sum, modulo 65521, and far faster than Python's own sum.
     blanked = header[:148] + b"        " + header[156:]
     if zlib.adler32(blanked) & 0xFFFF != (1 + expected) % 65521:
         raise ValueError("checksum")
@@ -85,7 +85,7 @@ def _size(header: bytes) -> int:
 
 
 def _number(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU's binary form of what is too large for octal digits
+    if field[0] & 0x80:  # GNU's binary form of numbers too large for octal digits
         return int.from_bytes(field[1:], "big")
     return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
@@ -98,7 +98,7 @@ def _name(header: bytes) -> bytes:
 
 
 def _parse_extended(content: bytes) -> dict[bytes, bytes]:
-    """Pax records ``LENGTH KEY=VALUE``, as far as they are well formed."""
+    """Parse pax records ``LENGTH KEY=VALUE`` up to the first malformed one."""
     found: dict[bytes, bytes] = {}
     while content:
         length, _, _ = content.partition(b" ")

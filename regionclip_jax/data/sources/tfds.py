@@ -1,7 +1,7 @@
-"""Data sets that TensorFlow Datasets prepared as ArrayRecord files, read without TensorFlow.
+"""Sources for ArrayRecord data sets of TensorFlow Datasets, read without TensorFlow.
 
-The folder is the one of a version, which holds ``dataset_info.json``; the code that prepared it is
-not needed. Pictures stay encoded.
+The folder of a version holds ``dataset_info.json``; the code that prepared it is not needed.
+Images stay encoded.
 """
 
 import os
@@ -15,21 +15,23 @@ from regionclip_jax.data.sources.boxed_pictures import Boxes, clip_box, stack_bo
 
 _CAPTIONS = ("caption", "captions", "text", "title")
 _OBJECTS = "objects"
-# By TFDS's own name: ymin, xmin, ymax, xmax as shares of the picture.
+# TFDS's name of the box format: ymin, xmin, ymax, xmax as fractions of the image.
 _RELATIVE = "REL_YXYX"
 
 
 class TfdsCaptionsSource:
-    """Pictures with the captions of one of the features ``caption``, ``captions``, ``text``,
-    ``title``: a text, a sequence of texts, or (as ``coco_captions``) of dictionaries with ``text``.
+    """Images with captions, from the feature ``caption``, ``captions``, ``text`` or ``title``.
+
+    The feature is a text, a sequence of texts, or (as in ``coco_captions``) of dictionaries with
+    ``text``.
 
     Args:
         path: the folder of a version, such as ``.../coco_captions/2014/1.1.0``.
-        split: as TFDS writes it: ``"train"``, ``"train[:1%]"``.
+        split: in TFDS's notation: ``"train"``, ``"train[:1%]"``.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: other files than ArrayRecord's, no such split, no picture, or no captions.
+        ValueError: not ArrayRecord files, no such split, no image, or no captions.
     """
 
     def __init__(self, path: str | os.PathLike, split: str):
@@ -55,7 +57,7 @@ class TfdsCaptionsSource:
         return ImageTextRecord(key, example["image"], captions)
 
     def sizes(self) -> None:
-        """Sizes of pictures: not known without opening them."""
+        """Return None: the sizes are unknown without opening the images."""
         return None
 
     def __repr__(self) -> str:
@@ -63,17 +65,16 @@ class TfdsCaptionsSource:
 
 
 class TfdsBoxesSource:
-    """Pictures with the boxes of the feature ``objects``: ``bbox`` and ``label``, maybe
-    ``is_crowd``.
+    """Images with boxes, from the feature ``objects``: ``bbox``, ``label``, optional ``is_crowd``.
 
-    TFDS's boxes are shares of the picture, whose size is read from its header.
+    TFDS's boxes are fractions of the image, whose size is read from its header.
 
     Attributes:
         category_names: by class.
         category_ids: by class, from 1.
 
-    Args and Raises: as :class:`TfdsCaptionsSource`; LVIS is refused, whose metrics need its own
-    annotation file.
+    Args and Raises: as :class:`TfdsCaptionsSource`. LVIS is refused, because its metrics need its
+    own annotation file.
     """
 
     def __init__(self, path: str | os.PathLike, split: str):
@@ -114,11 +115,11 @@ class TfdsBoxesSource:
         )
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, classes and crowd flags of a record."""
+        """Return boxes, classes and crowd flags of a record."""
         return self._boxes(_read(self, self._examples, index), index)[:3]
 
     def sizes(self) -> None:
-        """Sizes of pictures: not known without opening them."""
+        """Return None: the sizes are unknown without opening the images."""
         return None
 
     def __repr__(self) -> str:
@@ -144,7 +145,7 @@ class TfdsBoxesSource:
 
 
 def _open(path: pathlib.Path, split: str):
-    """The features by name, and random access to the examples."""
+    """Return the features by name, and random access to the examples."""
     import tensorflow_datasets as tfds
 
     if not (path / "dataset_info.json").is_file():
@@ -181,7 +182,7 @@ def _key(example: dict, index: int) -> str:
 
 
 def _texts(found: object) -> tuple[str, ...] | None:
-    """Captions in any of the forms TFDS has for them; None for anything else."""
+    """Return captions from any of TFDS's forms; None for other values."""
     if isinstance(found, dict):
         found = found.get("text")
     if isinstance(found, bytes):

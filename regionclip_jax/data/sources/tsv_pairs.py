@@ -1,18 +1,18 @@
-"""Pairs of TSV files, one with images and one with texts: RegionCLIP's format.
+"""Source for pairs of TSV files, one with images and one with texts: RegionCLIP's format.
 
 Source: docs/reference/pretraining_data.md#tsv-format.
 
 An image row is ``key TAB base64``, the text row of the same number ``key TAB text``. The text is a
-caption, or JSON with ``captions`` (a list, of which five are used) and/or ``tags`` (words). Beside
-``name.tsv`` may lie ``name.lineidx`` with the byte offset of every row, one a line; where it is
-missing the offsets are found by reading the file once. A ``name.linelist`` selects rows by number.
-In a folder a picture file is one with "images", "image" or "img" in its name, and its texts are
-under the name with that word replaced by "text", "text" or "caption".
+caption, or JSON with ``captions`` (a list, of which five are used) and/or ``tags`` (words). An
+optional ``name.lineidx`` beside ``name.tsv`` has the byte offset of every row, one per line.
+Without it, the file is read once to find the offsets. A ``name.linelist`` selects rows by number.
+In a folder, image files have "images", "image" or "img" in their names. The name of the text file
+has "text", "text" or "caption" instead.
 
-Departures from the reference: the offsets are made when missing; a caption given as a plain string
-is one caption (the reference takes its first five letters); a key other than these two is ignored
-(the reference draws it as an empty caption, docs/reference/pretraining_data.md#captions); there is
-no limit of 20 files.
+Departures from the reference: missing offsets are computed; a caption given as a plain string is
+one caption (the reference takes its first five letters); other keys are ignored (the reference
+draws them as empty captions, docs/reference/pretraining_data.md#captions); there is no limit of
+20 files.
 """
 
 import base64
@@ -32,14 +32,14 @@ _MAX_CAPTIONS = 5
 
 
 class TsvPairsSource:
-    """Image-text records of one pair of files, or of all pairs in a folder in the order of names.
+    """Image-text records of one pair of files, or of all pairs in a folder, in order of names.
 
     Args:
-        path: a folder, or one picture file.
+        path: a folder, or one image file.
 
     Raises:
-        FileNotFoundError: the path, any picture file in it, or a text file is missing.
-        ValueError: a pair with different numbers of rows, or offsets that do not fit their file.
+        FileNotFoundError: the path, any image file in it, or a text file is missing.
+        ValueError: a pair with different numbers of rows, or offsets that do not match their file.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -70,7 +70,7 @@ class TsvPairsSource:
                 repr(self), key, f"row {row} of {texts.path.name} has another key, {text_key}"
             )
         try:
-            # Without validation, characters that are not base64's would be dropped in silence.
+            # Without validation, characters outside base64 would be dropped silently.
             decoded = base64.b64decode(image, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RecordError(repr(self), key, f"picture is not base64: {error}") from error
@@ -92,7 +92,7 @@ class TsvPairsSource:
 
 
 def decode_text(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """``(captions, tags)`` of a text column; what is not a JSON object is itself the caption."""
+    """Return ``(captions, tags)`` of a text column; text other than a JSON object is a caption."""
     try:
         content = json.loads(field)
     except (ValueError, RecursionError):
@@ -104,13 +104,13 @@ def decode_text(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         captions = [captions] if isinstance(captions, str) else []
     if not isinstance(tags, list):
         tags = tags.split() if isinstance(tags, str) else []
-    # What is no text, such as null, is no caption either.
+    # Values other than text, such as null, are dropped.
     captions = [text for text in captions if isinstance(text, str)]
     return tuple(captions[:_MAX_CAPTIONS]), tuple(tag for tag in tags if isinstance(tag, str))
 
 
 class _Rows:
-    """Random access to the rows of a file, safe for threads: every read opens its own file."""
+    """Random access to the rows of a file, thread-safe: every read opens the file anew."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path

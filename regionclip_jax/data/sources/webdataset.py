@@ -1,9 +1,9 @@
-"""Tar shards of pictures and captions: WebDataset's format, as img2dataset writes it.
+"""Source for tar shards of images and captions: WebDataset's format, as img2dataset writes it.
 
-Of ``000000012.jpg``, ``000000012.txt`` and ``000000012.json`` the key is what stands before the
-first dot. A sample has a picture (jpg, jpeg, png, webp) and a caption: the ``txt``, or else
-``caption`` of the ``json``; other files are ignored. Headers are read once, at the start; pictures
-and captions when asked for.
+The key of ``000000012.jpg``, ``000000012.txt`` and ``000000012.json`` is the part before the first
+dot. A sample has an image (jpg, jpeg, png, webp) and a caption: the ``txt``, or else ``caption`` of
+the ``json``. Other files are ignored. Headers are read once, at the start; images and captions on
+access.
 """
 
 import bisect
@@ -21,7 +21,7 @@ from regionclip_jax.data.sources.packed_texts import PackedTexts
 from regionclip_jax.data.sources.tar_members import Member, read_members
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
-# Shards whose headers are read at a time; on a network disk most of that is waiting.
+# Shards whose headers are read concurrently; on a network disk most of the time is latency.
 _NUM_THREADS = 8
 
 
@@ -29,17 +29,17 @@ class WebDatasetSource:
     """Samples of all shards of a folder, in the order of the shards' names.
 
     Attributes:
-        report: counts of what there is, and of what was left out.
-        named: key of the report -> the first few that it counts.
+        report: counts of shards, samples and skipped entries.
+        named: report key -> first few names of its entries.
 
     Args:
         path: a folder of ``*.tar``, or one of them.
-        fault_fraction: share of the samples that may lack a picture or a caption, and of the shards
-            that may be cut short; what comes before the cut is used.
+        fault_fraction: share of the samples that may lack an image or a caption, and of the shards
+            that may be truncated; samples before the truncation are used.
 
     Raises:
         FileNotFoundError: no shard.
-        ValueError: too much is left out.
+        ValueError: too many entries are skipped.
     """
 
     def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
@@ -97,7 +97,7 @@ class WebDatasetSource:
         image_at, image_size, text_at, text_size, is_json = self._spans[part][row].tolist()
         name = f"{shard.name}: {key}"
         try:
-            # Opened anew each time: safe for threads, and nothing that cannot be pickled.
+            # Opened anew each time: thread-safe, and the source stays picklable.
             with open(shard, "rb", buffering=0) as file:
                 image = os.pread(file.fileno(), image_size, image_at)
                 text = os.pread(file.fileno(), text_size, text_at)
@@ -117,7 +117,7 @@ class WebDatasetSource:
         return ImageTextRecord(key, image, (caption,))
 
     def sizes(self) -> None:
-        """Sizes of pictures: not known without opening them."""
+        """Return None: the sizes are unknown without opening the images."""
         return None
 
     def __repr__(self) -> str:
@@ -125,10 +125,10 @@ class WebDatasetSource:
 
 
 class _Shard:
-    """What the headers of one tar say: where the picture and the caption of each sample lie.
+    """Positions of the images and captions of one tar, from its headers.
 
-    ``spans`` has a row for each key: offset and size of the picture, of the text, and 1 where that
-    is JSON. ``incomplete`` and ``doubles`` name what is left out, and why.
+    ``spans`` has a row for each key: offset and size of the image, of the text, and 1 if the text
+    is JSON. ``incomplete`` and ``doubles`` name the skipped samples and files.
     """
 
     def __init__(self, path: pathlib.Path):

@@ -1,8 +1,8 @@
-"""YOLO's layout: ``images/{split}/`` and ``labels/{split}/*.txt``, names in ``data.yaml`` or
-``classes.txt``.
+"""Source for YOLO's layout: ``images/{split}/`` and ``labels/{split}/*.txt``.
 
-A line of a label file is ``class cx cy width height`` in shares of the picture, or ``class`` and a
-polygon, of which the box is taken. A picture without a label file has no boxes.
+Class names are in ``data.yaml`` or ``classes.txt``. A line of a label file is ``class cx cy width
+height`` in fractions of the image, or ``class`` and a polygon, which gives a box. An image without
+a label file has no boxes.
 """
 
 import math
@@ -19,21 +19,21 @@ from regionclip_jax.data.sources.boxed_pictures import (
 from regionclip_jax.data.sources.left_out import LeftOut
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-# Shares are up to 1, and rounding may pass that; what is far larger was meant in pixels.
+# Fractions are at most 1, apart from rounding; far larger values are in pixels.
 _LARGEST_SHARE = 1.5
 
 
 class YoloLabelsSource(BoxedPictures):
-    """Pictures with their boxes, in the order of their names.
+    """Images with boxes, in the order of their names.
 
     Args:
         root: holds ``images/``, ``labels/`` and the file of names.
-        split: folder in both, such as ``"train"``; empty where pictures lie in ``images/`` itself.
-        fault_fraction: share of the pictures, and of the lines, that may be unusable.
+        split: folder in both, such as ``"train"``; empty if ``images/`` itself holds the images.
+        fault_fraction: share of the images, and of the lines, that may be skipped.
 
     Raises:
         FileNotFoundError: no such folders, no names, or no label file at all.
-        ValueError: names that are not one a class, or too much that is unusable.
+        ValueError: not one distinct name for each class, or too many skipped entries.
     """
 
     def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
@@ -97,7 +97,7 @@ class YoloLabelsSource(BoxedPictures):
 
 
 def _read_names(root: pathlib.Path) -> tuple[str, ...]:
-    """Class names by number."""
+    """Return the class names by number."""
     import yaml
 
     if (path := root / "data.yaml").is_file():
@@ -129,7 +129,7 @@ def _read_names(root: pathlib.Path) -> tuple[str, ...]:
 
 
 def _parse(line: str, num_classes: int) -> tuple[tuple[float, float, float, float], int] | None:
-    """Corners in shares of the picture, and the class."""
+    """Return the corners in fractions of the image, and the class."""
     try:
         number, *values = (float(word) for word in line.split())
     except ValueError:
