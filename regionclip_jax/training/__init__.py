@@ -1,1 +1,1 @@
-"""What a training run needs beside its step: optimizer, loop, metrics, guards, checkpoints."""
+"""Training around the step: optimizer, loop, metrics, guards, checkpoints."""

@@ -1,11 +1,11 @@
 """Checkpoints of a training run: state and position, saved in the background, resumed bit for bit.
 
-A checkpoint holds the state (an Orbax pytree) and a small JSON, the position: how many records and
-steps are done, and the card of the run. The data pipeline is a function of the number of records
-and a step's random key one of the step, so nothing else is needed to resume.
+A checkpoint holds the state (an Orbax pytree) and the position (a small JSON): the number of
+records and steps done, and the card of the run. The data pipeline is a function of the number of
+records, and a step's random key of the step number, so resuming needs no more.
 
-Orbax writes a step into a temporary directory and renames it when all is on disk. A process killed
-in the middle leaves that directory behind; it is never listed and is removed at the next start.
+Orbax writes a step into a temporary directory and renames it when it is complete. A killed process
+leaves that directory behind; it is never listed, and the next start removes it.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,19 @@ _ASK = "continue it with its own settings, or start this run with another --work
 
 
 class TrainingCheckpoints:
-    """The checkpoints of one run in one directory.
+    """Checkpoints of one run in one directory.
 
     Args:
-        directory: made when missing.
-        max_to_keep: older checkpoints beyond this number are deleted; None keeps all.
-        card: JSON-able facts that must agree between the run that saved and the run that resumes
-            (architecture, batch size, seed, ...). Not what may change, like the number of steps.
-        added: what an older run is taken to have had, of facts that its version did not store yet.
+        directory: created if missing.
+        max_to_keep: number of newest checkpoints to keep; None keeps all.
+        card: JSON facts that must agree between the run that saved and the run that resumes
+            (architecture, batch size, seed, ...). Excludes facts that may change, like the number
+            of steps.
+        added: assumed facts of older runs, which their version did not store yet.
 
     Raises:
-        CheckpointMismatch: when the directory holds a run with another card, or the position of
-            its newest checkpoint cannot be read.
+        CheckpointMismatch: the directory holds a run with another card, or the position of its
+            newest checkpoint cannot be read.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class TrainingCheckpoints:
     ):
         self.directory = Path(directory).absolute()
         self._card, self._added = card, added or {}
-        # Before the manager, which tidies the directory: a refused run leaves another's alone.
+        # Before the manager, which cleans the directory: a refused run must not change another's.
         self._require_same_card()
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -58,7 +59,7 @@ class TrainingCheckpoints:
         )
 
     def latest(self) -> Path | None:
-        """The newest finished checkpoint, or None."""
+        """Return the newest finished checkpoint, or None."""
         self.wait()
         step = self._manager.latest_step()
         return None if step is None else self.directory / str(step)
@@ -66,14 +67,14 @@ class TrainingCheckpoints:
     def save(self, step: int, state, *, records: int) -> None:
         """Copy the state to the host, then write it in the background.
 
-        The next step may donate the state's buffers as soon as this returns: from an accelerator
-        the copy is complete by then; on CPU Orbax reads the buffers in place and JAX, seeing that
-        they are held, copies instead of overwriting. A step that is already saved is left alone.
+        The next step may donate the state's buffers as soon as this returns. From an accelerator
+        the copy is complete by then. On CPU, Orbax reads the buffers in place and holds them, so
+        JAX copies instead of overwriting. A step that is already saved is not saved again.
 
         Args:
             step: updates done.
             state: pytree of arrays.
-            records: records of the data consumed by these updates.
+            records: number of records consumed by these updates.
         """
         if step in self._manager.all_steps():
             return
@@ -86,18 +87,18 @@ class TrainingCheckpoints:
         )
 
     def restore_latest(self, abstract_state) -> tuple[object, dict] | None:
-        """Read the newest checkpoint, however many devices and processes wrote it.
+        """Read the newest checkpoint, written by any number of devices and processes.
 
         Args:
-            abstract_state: the state as ``jax.ShapeDtypeStruct`` leaves with their shardings
-                (``jax.eval_shape`` of the initialisation); the restored arrays get these.
+            abstract_state: the state as ``jax.ShapeDtypeStruct`` leaves with shardings
+                (``jax.eval_shape`` of the initialisation), which the restored arrays get.
 
         Returns:
-            (state, position) with position = {"step", "records", "card"}; None when there is none.
+            (state, position) with position = {"step", "records", "card"}; None without checkpoint.
 
         Raises:
-            CheckpointMismatch: when the stored tensors are not those of ``abstract_state``, or
-                not all there.
+            CheckpointMismatch: the stored tensors differ from ``abstract_state`` or are
+                incomplete.
         """
         self.wait()
         step = self._manager.latest_step()
@@ -111,7 +112,7 @@ class TrainingCheckpoints:
                     position=ocp.args.JsonRestore(),
                 ),
             )
-        # For tensors whose bytes are gone Orbax raises a bare Exception.
+        # Orbax raises a bare Exception for tensors with missing bytes.
         except Exception as error:
             where = self.directory / str(step)
             if not isinstance(error, ValueError) or "NOT_FOUND" in str(error):
@@ -127,7 +128,7 @@ class TrainingCheckpoints:
         return restored["state"], restored["position"]
 
     def wait(self) -> None:
-        """Wait until every save is on disk; raises what went wrong in the background."""
+        """Wait until every save is on disk; raise errors of the background."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -161,7 +162,7 @@ class TrainingCheckpoints:
 
 
 def _with_added(stored: dict, added: Mapping, ours: Mapping) -> dict:
-    """The stored facts, and those of ``added`` that ours has and the stored ones lack."""
+    """Return the stored facts, with missing ones of ours taken from ``added``."""
     inner = {
         key: _with_added(value, added[key], ours[key])
         for key, value in stored.items()

@@ -1,8 +1,7 @@
-"""Starting parameters: drawn at random, or from another model's tree, strictly.
+"""Initial parameters: random, or strictly from another model's tree.
 
-There nothing is skipped and nothing is guessed. Most reports of "zero AP" with the reference are
-weights that were silently not loaded. Here a name or a shape that does not fit ends the run with
-the list of all that do not fit.
+Most reports of "zero AP" with the reference come from weights that were silently not loaded. Here a
+wrong name or shape ends the run with the list of all mismatches.
 """
 
 from collections.abc import Callable, Hashable
@@ -19,14 +18,14 @@ _LISTED = 10
 def draw_parameters(
     initialize: Callable[[Hashable, jax.Array], dict], config: Hashable, key: jax.Array
 ) -> dict:
-    """``initialize(config, key)`` as one program that is compiled fast.
+    """Run ``initialize(config, key)`` as one program that compiles fast.
 
-    Operation by operation every shape compiles its own programs, for many seconds even of a small
-    model; and on a CPU optimizing a program that runs once takes longer than running it as it is.
-    Against the function itself values differ by rounding.
+    Without jit, every shape compiles its own programs, which takes many seconds even for a small
+    model. On a CPU, optimizing a program that runs once takes longer than running it unoptimized.
+    Values differ from an eager call by rounding.
     """
     if isinstance(key, jax.core.Tracer):
-        # Asked for shapes alone: options belong to the outermost program.
+        # Called by eval_shape: only the outermost program takes compiler options.
         return initialize(config, key)
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
@@ -34,16 +33,16 @@ def draw_parameters(
 
 
 def merge_parameters(target_abstract, source, where: str):
-    """Give ``source``'s arrays the place, order and dtype of ``target_abstract``.
+    """Arrange ``source``'s arrays in the structure and dtypes of ``target_abstract``.
 
     Args:
-        target_abstract: nested dict of ``jax.ShapeDtypeStruct`` (or arrays): what the model wants.
-        source: nested dict of arrays: what was read.
-        where: the file or directory ``source`` came from, for messages.
+        target_abstract: nested dict of ``jax.ShapeDtypeStruct`` (or arrays) of the model.
+        source: nested dict of arrays.
+        where: file or directory of ``source``, for messages.
 
     Returns:
         A tree like ``target_abstract`` with the arrays of ``source``, cast to the target's dtype of
-        the same kind (float16 to float32, say).
+        the same kind (float16 to float32, for example).
 
     Raises:
         CheckpointMismatch: lists up to 10 each of the missing names, the unused names and the

@@ -1,8 +1,8 @@
-"""The training loop: a step over batches, with plain callables every N steps.
+"""Training loop: a step over batches, with callables every N steps.
 
-The loop itself never reads a number from the device. It only keeps the queue short: after sending
-off step t it waits for the metrics of step t - 2, so that on a slow device neither batches nor
-programs pile up.
+The loop never reads a number from the device. It limits the queue: after dispatching step t it
+waits for the metrics of step t - 2, so that neither batches nor programs accumulate on a slow
+device.
 """
 
 import collections
@@ -17,8 +17,8 @@ from regionclip_jax.training.stopping import Preempted, stop_requests
 State = TypeVar("State")
 Batch = TypeVar("Batch")
 Metrics = dict[str, jax.Array | tuple[jax.Array, jax.Array]]
-# hook(step, state, metrics): `step` updates are done, `state` is the result, `metrics` are those of
-# the last update. A hook must not keep `state`: the next step may donate its buffers.
+# hook(step, state, metrics): number of updates done, state after them, and metrics of the last one.
+# A hook must not keep `state`: the next step may donate its buffers.
 Hook = Callable[[int, State, Metrics], object]
 
 _STEPS_IN_FLIGHT = 2
@@ -41,20 +41,20 @@ def run(
         state: the state after ``start_step`` updates.
         batches: one per update, beginning with the batch of update ``start_step + 1``.
         start_step: updates done before.
-        num_steps: updates done in the end, counted from the very beginning of the run.
-        hooks: pairs (every, hook), called in their order when ``step % every == 0`` and after the
-            last step.
-        on_preempt: called once after SIGTERM or Ctrl-C, instead of further steps, like a hook; it
-            returns when what it saves is on disk. Signals are noted from the end of the first step
-            on: until then, while its program is compiled, there is nothing to save.
+        num_steps: updates done at the end, counted from the beginning of the run.
+        hooks: pairs (every, hook), called in order when ``step % every == 0`` and after the last
+            step.
+        on_preempt: called like a hook after SIGTERM or Ctrl-C, instead of further steps; it must
+            return only when its save is on disk. Signals are caught from the end of the first step:
+            before, while its program is compiled, there is nothing to save.
 
     Returns:
         The state after ``num_steps`` updates.
 
     Raises:
         Preempted: after SIGTERM or Ctrl-C, when the step in progress and ``on_preempt`` are done.
-            Also after the last step: whatever would follow must not start.
-        ValueError: for a hook period below 1 or when the data end early.
+            Also after the last step, because nothing else must start.
+        ValueError: a hook period below 1, or the data end early.
     """
     for every, hook in hooks:
         if every < 1:

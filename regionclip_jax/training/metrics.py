@@ -12,7 +12,7 @@ StepMetrics = dict[str, jax.Array | tuple[jax.Array, jax.Array]]
 
 
 class MetricAccumulator:
-    """Averages step metrics between two log points; ``add`` never waits for the device."""
+    """Average of step metrics between two log points; ``add`` never waits for the device."""
 
     def __init__(self):
         self._averages: dict[str, clu_metrics.Average] | None = None
@@ -21,7 +21,7 @@ class MetricAccumulator:
         """Add the metrics of one step.
 
         Raises:
-            ValueError: when the names differ from those of the steps before.
+            ValueError: the names differ from those of the previous steps.
         """
         if self._averages is None:
             self._averages = _averages(metrics)
@@ -35,9 +35,9 @@ class MetricAccumulator:
         self._averages = _merged(self._averages, metrics)
 
     def compute(self) -> dict[str, float]:
-        """Fetch the averages since the last call and begin anew.
+        """Fetch the averages since the last call, and reset them.
 
-        A metric with a total count of zero was never observed and is left out. Names come sorted.
+        A metric with a total count of zero was never observed and is omitted. Names are sorted.
         """
         if self._averages is None:
             return {}
@@ -50,7 +50,7 @@ class MetricAccumulator:
         }
 
 
-# Both jitted: one dispatch a step, and no constant crosses from the host (transfer_guard holds).
+# Both jitted: one dispatch per step, and no constant from the host (transfer_guard permits it).
 @jax.jit
 def _averages(metrics: StepMetrics) -> dict[str, clu_metrics.Average]:
     def average(value):

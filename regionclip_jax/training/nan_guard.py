@@ -1,4 +1,4 @@
-"""Refuse to go on, and above all to save, once a number is not finite."""
+"""Stop a run, and above all prevent a save, when a number is not finite."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ def require_finite(step: int, metrics: Mapping[str, float], *, last_good: Path |
     Args:
         step: updates done.
         metrics: fetched metrics.
-        last_good: the newest checkpoint, for the message.
+        last_good: newest checkpoint, for the message.
 
     Raises:
         NonFiniteMetric: names the metric, the step and the checkpoint.
@@ -42,17 +42,17 @@ def require_finite(step: int, metrics: Mapping[str, float], *, last_good: Path |
 
 
 def only_if_finite(save: Hook, last_good: Callable[[], Path | None]) -> Hook:
-    """Compose a checkpoint hook with the guard: check first, save only what is sound.
+    """Return a checkpoint hook that saves only finite states.
 
-    Both the metrics of the step and every floating point tensor of the state are checked: the loss
-    of a step says nothing about the update that followed it. This waits for the device once a save.
+    It checks the metrics of the step and every floating point tensor of the state, because the loss
+    of a step does not depend on the update after it. Each save waits for the device once.
 
     Args:
-        save: the hook that writes a checkpoint.
-        last_good: gives the newest checkpoint.
+        save: hook that writes a checkpoint.
+        last_good: returns the newest checkpoint.
 
     Returns:
-        A hook that raises NonFiniteMetric instead of saving a broken state.
+        A hook that raises NonFiniteMetric instead of saving a non-finite state.
     """
 
     def hook(step, state, metrics):

@@ -37,14 +37,14 @@ def make_optimizer(
         kind: ``"sgd"`` (coupled decay, heavy-ball momentum) or ``"adamw"`` (decoupled decay).
         schedule: updates done -> learning rate.
         weight_decay: factor on theta; 0 for none.
-        momentum: of SGD; for AdamW it is beta1.
-        clip_per_tensor_norm: largest L2 norm of any one gradient tensor; None for no clipping.
+        momentum: momentum of SGD, beta1 of AdamW.
+        clip_per_tensor_norm: largest L2 norm of each gradient tensor; None for no clipping.
         no_decay_patterns: parameters whose path matches one of these are not decayed.
         frozen_patterns: parameters whose path matches one of these never change: no update, no
             decay, no optimizer memory.
 
     Raises:
-        ValueError: for an unknown kind; and, at ``init``, for a pattern that matches no parameter.
+        ValueError: an unknown kind; and, at ``init``, a pattern that matches no parameter.
     """
     parts = []
     if clip_per_tensor_norm is not None:
@@ -78,14 +78,14 @@ def make_optimizer(
 
 
 def clip_by_tensor_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scale each gradient tensor by itself so that its L2 norm is at most ``max_norm``.
+    """Scale each gradient tensor separately to an L2 norm of at most ``max_norm``.
 
     The coefficient is ``min(1, max_norm / (norm + 1e-6))`` (docs/reference/pretraining.md#solver);
-    the norm is computed in float32. Unlike a clip of the global norm, a large tensor does not slow
-    the others.
+    the norm is computed in float32. Unlike clipping by the global norm, a large tensor does not
+    scale the others.
 
     Raises:
-        ValueError: when ``max_norm`` is not positive.
+        ValueError: ``max_norm`` is not positive.
     """
     if not max_norm > 0:
         raise ValueError(

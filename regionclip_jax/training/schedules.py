@@ -1,7 +1,7 @@
 """Learning rate schedules: pure functions from the number of updates done to a rate.
 
-Source: docs/reference/pretraining.md#solver. An update uses ``schedule(t)`` with
-``t`` the number of updates done before it, so the first one uses ``schedule(0)``.
+Source: docs/reference/pretraining.md#solver. An update uses ``schedule(t)``, where ``t`` is the
+number of previous updates, so the first one uses ``schedule(0)``.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def warmup_multistep(
     warmup_steps: int,
     warmup_factor: float,
 ) -> optax.Schedule:
-    """Linear warm-up, then a constant rate that is cut by ``gamma`` at each boundary.
+    """Return a linear warm-up, then a rate that is multiplied by ``gamma`` at each boundary.
 
     The warm-up multiplier ``warmup_factor + (1 - warmup_factor) * t / warmup_steps`` reaches 1 at
     ``t = warmup_steps``. It multiplies the step function (a boundary inside the warm-up counts
@@ -26,14 +26,14 @@ def warmup_multistep(
     (docs/reference/pretraining.md#solver).
 
     Args:
-        peak: the rate after the warm-up.
-        boundaries: increasing step numbers; the cut is in force from that step on.
+        peak: rate after the warm-up.
+        boundaries: increasing step numbers; a factor applies from its step on.
         gamma: factor per boundary.
         warmup_steps: length of the warm-up; 0 for none.
         warmup_factor: multiplier at step 0.
 
     Raises:
-        ValueError: when the boundaries do not increase or ``warmup_steps`` is negative.
+        ValueError: the boundaries do not increase, or ``warmup_steps`` is negative.
     """
     boundaries = tuple(boundaries)
     if list(boundaries) != sorted(set(boundaries)):
@@ -46,7 +46,7 @@ def warmup_multistep(
         return steps
 
     def schedule(step):
-        # Written out: optax.linear_schedule computes 1 - (1 - factor), five digits lost in float32.
+        # optax.linear_schedule computes 1 - (1 - factor), which loses five digits in float32.
         progress = jnp.minimum(step / warmup_steps, 1.0)
         return (warmup_factor + (1.0 - warmup_factor) * progress) * steps(step)
 
@@ -56,13 +56,12 @@ def warmup_multistep(
 def warmup_cosine(
     peak: float, *, warmup_steps: int, total_steps: int, final: float = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up from 0 to ``peak``, then half a cosine down to ``final`` at ``total_steps``.
+    """Return a linear warm-up to ``peak``, then half a cosine to ``final`` at ``total_steps``.
 
-    The first update already moves: the warm-up is ``peak * (t + 1) / warmup_steps``, so no batch is
-    spent on a rate of zero.
+    The warm-up is ``peak * (t + 1) / warmup_steps``, so the first update has a rate above zero.
 
     Raises:
-        ValueError: when the warm-up does not fit into ``total_steps``.
+        ValueError: the warm-up is not shorter than ``total_steps``.
     """
     _require_warmup(warmup_steps)
     if not warmup_steps < total_steps:

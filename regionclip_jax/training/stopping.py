@@ -1,9 +1,9 @@
-"""How a run ends when it is told to: SIGTERM from a scheduler, Ctrl-C from a person.
+"""Stop a run on SIGTERM from a scheduler or Ctrl-C from a person.
 
-There are two manners. Between steps of a training the step in progress is finished and saved
-(``stop_requests``). Everywhere else, while a program loads, compiles or evaluates, there is nothing
-that is not on disk already and every file is written whole or not at all, so the process just ends
-(``end_at_once``). Either way the same command goes on from the last checkpoint.
+During training steps, the step in progress is finished and saved (``stop_requests``). Elsewhere,
+while a program loads, compiles or evaluates, the process ends at once (``end_at_once``): everything
+is on disk already, and files are written atomically. In both cases the same command continues from
+the last checkpoint.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _AGAIN = "start the same command again to continue"
 
 
 class Preempted(Exception):
-    """The run was asked to stop by ``number`` and stopped cleanly after ``step`` updates."""
+    """The signal ``number`` stopped the run cleanly after ``step`` updates."""
 
     def __init__(self, step: int, number: signal.Signals = signal.SIGTERM):
         super().__init__(f"stopped by {number.name} after step {step}, which is saved; {_AGAIN}")
@@ -27,21 +27,21 @@ class Preempted(Exception):
 
 
 def exit_status(number: int, preempted_status: int) -> int:
-    """Of a run stopped by a signal; after Ctrl-C the shell's 130, which ends a script around it."""
+    """Return the exit status after a signal; 130 after Ctrl-C, which also ends a calling script."""
     return 128 + number if number == signal.SIGINT else preempted_status
 
 
 def end_at_once(preempted_status: int) -> None:
-    """From now on SIGTERM and Ctrl-C end the process within a moment, saying what to do.
+    """Let SIGTERM and Ctrl-C end the process at once, with a message.
 
-    Python runs the handler of a signal between two instructions of the main thread, and compiling a
-    large program is one instruction of minutes. So a thread listens as well, at the pipe that
-    Python writes each signal to while it arrives.
+    Python runs a signal handler between two instructions of the main thread, and compiling a large
+    program is one instruction of minutes. So a thread also reads the wake-up pipe, to which Python
+    writes each signal on arrival.
 
-    With several processes JAX's preemption service takes SIGTERM over (``stop_requests``).
+    With several processes, JAX's preemption service takes over SIGTERM (``stop_requests``).
 
     Args:
-        preempted_status: the exit status after SIGTERM.
+        preempted_status: exit status after SIGTERM.
     """
     leaving = threading.Lock()
 
@@ -49,7 +49,7 @@ def end_at_once(preempted_status: int) -> None:
         if not leaving.acquire(blocking=False):
             return
         name = signal.Signals(number).name
-        # Not print: the thread that was interrupted may hold the lock of sys.stderr.
+        # Not print: the interrupted thread may hold the lock of sys.stderr.
         said = f"regionclip_jax: stopped by {name} outside of training steps; {_AGAIN}\n"
         os.write(2, said.encode())
         for child in multiprocessing.active_children():
@@ -59,7 +59,7 @@ def end_at_once(preempted_status: int) -> None:
     def listen():
         while True:
             (number,) = os.read(receiving, 1)
-            # In a training the handler is another one, and the step's end will be soon enough.
+            # During training steps the handler is another one, which waits for the step.
             if signal.getsignal(number) is leave:
                 leave(number)
 
@@ -73,13 +73,13 @@ def end_at_once(preempted_status: int) -> None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """While in here SIGTERM and the first Ctrl-C only ask to stop; a second Ctrl-C is meant.
+    """Let SIGTERM and the first Ctrl-C request a stop; a second Ctrl-C interrupts.
 
-    Several processes must stop after the same step: there JAX's preemption service, which catches
-    SIGTERM in C++, is asked. A Python handler would take the signal away from it.
+    Several processes must stop after the same step, so they query JAX's preemption service. It
+    catches SIGTERM in C++; a Python handler would replace it.
 
     Yields:
-        A function of the number of updates done -> the signal to stop for, or None.
+        A function: number of updates done -> received signal, or None.
     """
     import jax  # not above: main calls end_at_once before it imports anything heavy
     from jax.experimental import multihost_utils
@@ -111,4 +111,4 @@ def stop_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if received:
-        signal.raise_signal(received[0])  # it came after the last look
+        signal.raise_signal(received[0])  # it came after the last check
