@@ -1,1 +1,1 @@
-"""From predictions to the numbers of the field, in numpy on the host."""
+"""Compute detection metrics from predictions, in numpy on the host."""

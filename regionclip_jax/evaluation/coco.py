@@ -1,8 +1,8 @@
 """COCO average precision of boxes, per category and per group of categories, by pycocotools.
 
 The open-vocabulary split reports the mean AP at IoU 0.5 over the novel, the base and all categories
-(docs/reference/evaluation.md#coco-metrics; in percent and returned, where the reference logs
-fractions). A category without ground truth has no AP and is left out of every mean, as in COCO's
+(docs/reference/evaluation.md#coco-metrics; in percent and returned, while the reference logs
+fractions). A category without ground truth has no AP and is excluded from every mean, as in COCO's
 own evaluation.
 """
 
@@ -38,31 +38,31 @@ def coco_ap50(
 ) -> dict[str, dict]:
     """Evaluate boxes against ground truth in COCO's format.
 
-    Of detections that score alike those of the smaller image id come first, in one image those
-    given first: the same results give the same numbers.
+    Detections with equal scores are sorted by image id, and in one image by their order in
+    ``results``, so the same results give the same numbers.
 
     Args:
         ground_truth: COCO instances (``images``, ``annotations``, ``categories``) or the path of
             such a JSON. An annotation without ``area`` gets that of its box, one without
             ``iscrowd`` is no crowd. Boxes are ``[x, y, width, height]`` in original pixels.
-        results: ``{"image_id", "category_id", "bbox", "score"}`` each; may be empty.
+        results: each ``{"image_id", "category_id", "bbox", "score"}``; may be empty.
         category_groups: group name -> category ids, e.g. ``{"novel": {...}, "base": {...}}``.
-        iou_threshold: the threshold of the group numbers; they are called ``AP50_<group>`` for 0.5.
-        max_detections: the best so many of an image and category count.
+        iou_threshold: IoU threshold of the group metrics, called ``AP50_<group>`` for 0.5.
+        max_detections: number of best detections counted for each image and category.
         compare: overlaps of boxes, or of masks (``segmentation`` of annotations and results; images
             then need ``height`` and ``width``).
 
     Returns:
         ``{"summary": {"AP50_<group>": ..., "AP": ..., "AP50": ..., "AP75": ..., "APs": ...,
         "APm": ..., "APl": ...}, "per_category": {name: {"AP50": ..., "AP": ...}}}`` in percent.
-        ``AP`` is the mean over IoU 0.5 to 0.95; s, m, l are objects of less than 32², less than 96²
-        and more pixels of ``area``, in COCO's files that of the mask. None where no category has
+        ``AP`` is the mean over IoU 0.5 to 0.95; s, m, l are objects with an ``area`` below 32²,
+        below 96² and above, in pixels (in COCO's files that of the mask). None if no category has
         such ground truth.
 
     Raises:
         ValueError: a result of an unknown image or category, a box or score that is not finite, a
-            group with an unknown category, a file that is not sound COCO instances, or no mask
-            where masks are compared.
+            group with an unknown category, invalid COCO instances, or a missing mask with
+            ``compare="segm"``.
     """
     truth = read_coco(ground_truth)
     categories = {category["id"]: category["name"] for category in truth.categories}
@@ -85,7 +85,7 @@ def coco_ap50(
         evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-    # [threshold, recall, category, area, limit], -1 where a category has no ground truth.
+    # [threshold, recall, category, area, limit]; -1 for a category without ground truth.
     precision = evaluation.eval["precision"][..., 0]
     area = evaluation.params.areaRngLbl.index
     everywhere = precision[: len(standard), ..., area("all")]

@@ -1,8 +1,8 @@
-"""Annotations and results, checked before an evaluator sees them, which would not complain.
+"""Check annotations and results before evaluation, because the evaluators do not.
 
-pycocotools lets the last of two images with one id win, takes a box that matches annotation 0 for a
-false one, and reads an LVIS file as if all of its images were labelled with all categories. Here
-such files are refused or, where nothing is lost, put right.
+pycocotools keeps the last of two images with one id, counts a box that matches annotation 0 as
+false, and reads an LVIS file as if all images were labelled with all categories. Here such files
+are refused or, if nothing is lost, corrected.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an LVIS image
-FREQUENCIES = ("r", "c", "f")  # of an LVIS category: rare, common, frequent
+_FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")  # keys of an LVIS image
+FREQUENCIES = ("r", "c", "f")  # frequency of an LVIS category: rare, common, frequent
 
 
 class GroundTruth(NamedTuple):
@@ -28,13 +28,13 @@ class GroundTruth(NamedTuple):
 
 
 def read_coco(ground_truth: Mapping | str | Path) -> GroundTruth:
-    """COCO instances, as a mapping or the path of a JSON.
+    """Read COCO instances from a mapping or the path of a JSON.
 
     An annotation without ``area`` gets that of its box, one without ``iscrowd`` is no crowd.
 
     Raises:
-        ValueError: something is missing, not a box, of an unknown image or category, or has the id
-            of another; or this is an LVIS file.
+        ValueError: a missing key, an invalid box, an unknown image or category, a repeated id, or
+            an LVIS file.
     """
     where, content = _open(ground_truth)
     _refuse_lvis(where, content)
@@ -42,11 +42,11 @@ def read_coco(ground_truth: Mapping | str | Path) -> GroundTruth:
 
 
 def read_lvis(ground_truth: Mapping | str | Path) -> GroundTruth:
-    """LVIS v1 annotations, as a mapping or the path of a JSON.
+    """Read LVIS v1 annotations from a mapping or the path of a JSON.
 
     Raises:
         ValueError: as ``read_coco``; or this is a COCO file, a category has no frequency, an image
-            does not say which categories were looked for, or an annotation is a crowd.
+            lacks its negative or non-exhaustive categories, or an annotation is a crowd.
     """
     where, content = _open(ground_truth)
     what = "evaluate COCO files with evaluation.coco, LVIS with the original lvis_v1_*.json"
@@ -72,11 +72,11 @@ def read_lvis(ground_truth: Mapping | str | Path) -> GroundTruth:
 
 
 def keep_categories(ground_truth: Mapping | str | Path, names: Collection[str]) -> dict:
-    """Return the part of COCO instances that is about some categories.
+    """Return the part of COCO instances with the given categories.
 
-    Source: docs/reference/evaluation.md#annotation-files. From a file of all 80 this makes the
-    ground truth of the 65, 48 or 17 of the open-vocabulary split: ids stay, images without an
-    annotation of these categories go. Predictions have to be made for the images that are left.
+    Source: docs/reference/evaluation.md#annotation-files. This makes the ground truth of the 65, 48
+    or 17 categories of the open-vocabulary split from a file of all 80. Ids stay, images without an
+    annotation of these categories are dropped. Predictions are needed for the remaining images.
 
     Returns:
         ``images``, ``annotations`` (crowd regions too) and ``categories`` in the order of the file.
@@ -101,7 +101,7 @@ def keep_categories(ground_truth: Mapping | str | Path, names: Collection[str]) 
 
 
 def as_detections(results: Sequence[Mapping], truth: GroundTruth) -> list[dict]:
-    """Results in COCO's format as annotations, in the order given.
+    """Convert results in COCO's format to annotations, in the given order.
 
     Raises:
         ValueError: a result of an image or category that the ground truth lacks, or a box or score
@@ -141,7 +141,7 @@ def as_detections(results: Sequence[Mapping], truth: GroundTruth) -> list[dict]:
 
 
 def require_masks(truth: GroundTruth, detections: Sequence[Mapping]) -> None:
-    """Raises ValueError where something that masks are compared of has none."""
+    """Raise ValueError for an annotation or result without a mask."""
     for kind, entries in (("annotation", truth.annotations), ("result", detections)):
         for entry in entries:
             if not entry.get("segmentation"):
@@ -152,7 +152,7 @@ def require_masks(truth: GroundTruth, detections: Sequence[Mapping]) -> None:
 
 
 def percent(precision: np.ndarray) -> float | None:
-    """Mean of the entries that exist (> -1, as the evaluators write it), in percent."""
+    """Return the mean of the valid entries (> -1, as in the evaluators), in percent."""
     known = precision[precision > -1]
     return 100.0 * float(known.mean()) if known.size else None
 

@@ -2,20 +2,20 @@
 
 Source: docs/reference/evaluation.md#lvis.
 
-LVIS labels each image with some of its 1203 categories only ("federated"), hence its rules:
+LVIS labels each image with only some of its 1203 categories ("federated"), hence its rules:
 
-- A detection counts only where its category was looked for: where the image has annotations of it,
-  or names it in ``neg_category_ids``. Elsewhere it is ignored.
-- Where the image names the category in ``not_exhaustive_category_ids``, detections that match
-  nothing are ignored.
+- A detection counts only if its category was annotated in the image: the image has annotations of
+  it, or lists it in ``neg_category_ids``. Otherwise it is ignored.
+- If the image lists the category in ``not_exhaustive_category_ids``, unmatched detections are
+  ignored.
 - The best 300 detections of an image count, over all categories.
 - APr, APc, APf are means over the categories of one frequency: rare, common, frequent in training.
 
-The numbers are those of the official tool, the lvis package, whose last release (0.5.3) does not
-run with current NumPy. faster-coco-eval knows all of its rules but one: its limit of detections is
-per image *and category*, so the best 300 are chosen here, before the other rules as in the official
-tool (a detection that is then ignored has used up its place). Of detections that score alike, here
-and there, those given first are better in one image, those of the smaller id among images.
+The numbers equal those of the official tool, the lvis package, whose last release (0.5.3) does not
+run with current NumPy. faster-coco-eval implements all of its rules but one: its limit of
+detections is per image *and category*. So the best 300 are chosen here, before the other rules, as
+in the official tool (ignored detections count towards the limit). In both tools, detections with
+equal scores are sorted by image id, and in one image by their order in the results.
 """
 
 from collections import defaultdict
@@ -52,20 +52,20 @@ def lvis_ap(
         ground_truth: LVIS v1 annotations (categories with ``frequency``, images with
             ``neg_category_ids`` and ``not_exhaustive_category_ids``) or the path of such a JSON.
             Boxes are ``[x, y, width, height]`` in original pixels.
-        results: ``{"image_id", "category_id", "bbox", "score"}`` each; may be empty.
-        max_detections: the best so many of an image count.
-        compare: overlaps of boxes or of masks, as ``evaluation.coco``.
+        results: each ``{"image_id", "category_id", "bbox", "score"}``; may be empty.
+        max_detections: number of best detections counted for each image.
+        compare: overlaps of boxes or of masks, as in ``evaluation.coco``.
 
     Returns:
         ``{"summary": {"AP": ..., "AP50": ..., "AP75": ..., "APs": ..., "APm": ..., "APl": ...,
         "APr": ..., "APc": ..., "APf": ...}, "per_category": {name: {"AP50": ..., "AP": ...}}}`` in
-        percent. None where no category has such ground truth; a category without ground truth is
-        left out of every mean. Sizes are as in ``evaluation.coco``.
+        percent. None if no category has such ground truth; a category without ground truth is
+        excluded from every mean. Sizes are as in ``evaluation.coco``.
 
     Raises:
         ModuleNotFoundError: faster-coco-eval is not installed.
         ValueError: a result of an unknown image or category, a box or score that is not finite, or
-            a file that is not sound LVIS v1.
+            invalid LVIS v1 annotations.
     """
     truth = read_lvis(ground_truth)
     detections = _best_of_each_image(as_detections(results, truth), max_detections)
@@ -74,8 +74,8 @@ def lvis_ap(
     annotated, detected = _by_category(truth.annotations), _by_category(detections)
     images = {image["id"]: image for image in truth.images}
     categories = sorted(truth.categories, key=lambda category: category["id"])
-    # One category at a time, with the images that have something of it: asked for all at once, the
-    # library keeps a record of each of LVIS's 19,809 x 1,203 pairs of image and category.
+    # One category at a time, with the images that have entries of it: for all at once, the library
+    # keeps a record of each of LVIS's 19,809 x 1,203 pairs of image and category.
     precision = np.full((*_SHAPE, len(categories)), -1.0)
     evaluate = _evaluator(max_detections, compare)
     for i, category in enumerate(categories):
@@ -122,7 +122,10 @@ def _by_category(entries: list[dict]) -> defaultdict[int, list[dict]]:
 def _evaluator(
     max_detections: int, compare: str
 ) -> Callable[[Mapping, Mapping, list, list], np.ndarray]:
-    """``evaluate(category, images by id, annotations, detections)`` -> [area, threshold, recall]"""
+    """Return ``evaluate(category, images by id, annotations, detections)``.
+
+    It gives the precision [area, threshold, recall].
+    """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ModuleNotFoundError as error:
@@ -155,11 +158,11 @@ def _evaluator(
         evaluation.params.maxDets = [max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
-        # [threshold, recall, category, area, limit], each of the last three but area once.
+        # [threshold, recall, category, area, limit], with one category and one limit.
         return np.moveaxis(evaluation.eval["precision"][:, :, 0, :, 0], -1, 0)
 
     return evaluate
 
 
 def _silent(*_) -> None:
-    """In place of the library's progress messages, one set for each category."""
+    """Discard the library's progress messages, one set for each category."""

@@ -1,7 +1,7 @@
-"""Masks of detections, from the cells of their boxes to the pixels of pictures.
+"""Resample masks of detections from the cells of their boxes to the pixels of images.
 
-Source: docs/reference/detection.md#masks. A pixel belongs to a detection where the probability,
-interpolated linearly between the middles of cells and zero outside of them, is at least one half.
+Source: docs/reference/detection.md#masks. A pixel belongs to a detection if its probability is at
+least one half. Probabilities are interpolated linearly between cell centres, and zero outside.
 """
 
 import numpy as np
@@ -17,12 +17,12 @@ def paste_mask(
     height: int,
     width: int,
 ) -> Bool[np.ndarray, "H W"]:
-    """The pixels of a picture that a detection covers.
+    """Return the mask of the pixels that a detection covers.
 
     Args:
-        probabilities: of the cells of the box.
-        box: xyxy, pixels of the picture; an empty one covers nothing.
-        height, width: of the picture.
+        probabilities: probability of each cell of the box.
+        box: xyxy, pixels of the image; an empty one covers no pixel.
+        height, width: size of the image.
     """
     pixels = np.zeros((height, width), bool)
     if not (box[2] > box[0] and box[3] > box[1]):
@@ -42,6 +42,6 @@ def paste_mask(
 
 
 def encode_mask(pixels: Bool[np.ndarray, "H W"]) -> dict:
-    """COCO's compressed run-length encoding, with text for JSON."""
+    """Encode a mask in COCO's compressed run-length encoding, as JSON text."""
     encoded = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode()}

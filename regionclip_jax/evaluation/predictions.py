@@ -1,8 +1,8 @@
-"""Run a prediction function over batches and put its answers into COCO's form.
+"""Run a prediction function over batches and convert its predictions to COCO's format.
 
-Coordinates: predictions are in pixels of the original images already (``steps.predict_step``); COCO
-wants them as ``[x, y, width, height]``. The boxes of a batch are in canvas pixels, from where
-``to_original_xywh`` leads back.
+Coordinates: predictions are in pixels of the original images (``steps.predict_step``); COCO uses
+``[x, y, width, height]``. The boxes of a batch are in canvas pixels; ``to_original_xywh`` converts
+them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,16 +14,16 @@ from jaxtyping import Int
 from regionclip_jax.evaluation.masks import encode_mask, paste_mask
 from regionclip_jax.structures import DetectionBatch, Detections
 
-# What one image contributes: plain JSON values, so that any gather of processes can carry them.
+# Results of one image as plain JSON values, which any gather of processes can transfer.
 ImageRecord = dict[str, object]
 PredictFn = Callable[[DetectionBatch], tuple[Detections, Int[np.ndarray, "B G"] | None]]
 
 
 class Predictions(NamedTuple):
-    """Answers for all images of a data set, each image once, by increasing image id."""
+    """Predictions for all images of a data set, each image once, by increasing image id."""
 
     results: list[dict]  # COCO results: image_id, category_id, bbox xywh in original pixels, score
-    # (and segmentation, where the detector draws masks)
+    # (and segmentation, if the detector predicts masks)
     predicted: Int[np.ndarray, " N"]  # best class of each ground-truth box, contiguous index
     actual: Int[np.ndarray, " N"]  # its true class; both empty when predict_fn gives no classes
     num_images: int
@@ -41,13 +41,13 @@ def run(
     Args:
         predict_fn: batch -> (Detections in pixels of the original images, best class per
             ground-truth box [B, G] or None), as numpy arrays.
-        batches: this process's share. Images with ``mask`` False are padding and dropped.
+        batches: batches of this process. Images with ``mask`` False are padding and dropped.
         category_ids: class index -> category id of the results.
-        gather: this process's records -> those of all processes; the identity for one process.
-            Images that several processes saw (an uneven share) are counted once.
+        gather: records of this process -> records of all processes; identity for one process.
+            Images seen by several processes (uneven shards) are counted once.
 
     Raises:
-        ValueError: for a class index beyond ``category_ids`` or numbers that are not finite.
+        ValueError: a class index beyond ``category_ids``, or numbers that are not finite.
     """
     records: list[ImageRecord] = []
     for batch in batches:
@@ -109,10 +109,10 @@ def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRec
 
 
 def to_original_xywh(boxes: np.ndarray, *, sizes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Boxes of one image, such as its ground truth, from the canvas to its original, clipped to it.
+    """Convert boxes of one image from the canvas to its original, clipped to the image.
 
     Args:
-        boxes: [K, 4] xyxy, canvas pixels.
+        boxes: [K, 4] xyxy, canvas pixels, such as its ground truth.
         sizes: [2] height and width of the image on the canvas.
         scales: [2] canvas pixels per original pixel, y and x.
 

@@ -1,9 +1,9 @@
-"""Recall of proposals: does the localizer find the objects, whatever they are?
+"""Class-agnostic recall of the localizer's proposals.
 
-Beside AP this tells a bad localizer from bad recognition. The rule is pycocotools' without
-categories (``useCats = 0``): at each IoU threshold the proposals choose in the order of their rank,
-each the box it overlaps most among those still free. A maximal matching could find a few boxes
-more, where an early proposal takes the box that a later one needed.
+Beside AP this separates a bad localizer from bad recognition. The rule is pycocotools' without
+categories (``useCats = 0``): at each IoU threshold the proposals are matched in the order of their
+rank, each to the unmatched box with the largest overlap. A maximum matching could find a few boxes
+more.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU; the first gives recall, their mean gives AR
-NEVER = np.iinfo(np.int32).max  # the rank at which a box is found that no proposal finds
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU; the first gives recall, the mean gives AR
+NEVER = np.iinfo(np.int32).max  # rank of a box that no proposal finds
 
 
 def found_at(
     boxes: Float[np.ndarray, "G 4"], proposals: Float[np.ndarray, "N 4"]
 ) -> Int[np.ndarray, "T G"]:
-    """Rank of the proposal that finds each box of one image, at each of ``THRESHOLDS``.
+    """Return the rank of the proposal that finds each box of one image, for each IoU threshold.
 
-    Small enough to gather from all processes, which the proposals themselves are not.
+    Ranks are small enough to gather from all processes; the proposals are not.
 
     Args:
-        boxes: xyxy, without crowd regions: those would take only proposals that find nothing else.
+        boxes: xyxy, without crowd regions, which only match proposals that find no other box.
         proposals: xyxy in the same frame, best first.
 
     Returns:
-        int32, 0 for the best proposal, ``NEVER`` where none finds the box.
+        int32, 0 for the best proposal, ``NEVER`` for a box that no proposal finds.
 
     Raises:
         ValueError: arrays of other shapes, or numbers that are not finite.
@@ -50,7 +50,7 @@ def found_at(
     every = np.arange(len(THRESHOLDS))
     for rank in np.flatnonzero(overlaps.max(axis=1) >= THRESHOLDS[0]):
         free = np.where(ranks == NEVER, overlaps[rank], -1.0)
-        best = len(boxes) - 1 - np.argmax(free[:, ::-1], axis=1)  # of equal ones the last
+        best = len(boxes) - 1 - np.argmax(free[:, ::-1], axis=1)  # the last of equal overlaps
         found = free[every, best] >= THRESHOLDS
         ranks[every[found], best[found]] = rank
     return ranks
@@ -59,15 +59,15 @@ def found_at(
 def summarize_recall(
     ranks: Sequence[Int[np.ndarray, "T _"]], *, limits: Sequence[int] = (100, 300, 1000)
 ) -> dict[str, float | None]:
-    """Recall over all boxes of all images, in percent.
+    """Return the recall over all boxes of all images, in percent.
 
     Args:
-        ranks: of each image what ``found_at`` says.
-        limits: so many proposals of an image count.
+        ranks: result of ``found_at`` for each image.
+        limits: numbers of best proposals counted for each image.
 
     Returns:
         ``{"recall@100": ..., "AR@100": ..., ...}``: at IoU 0.5, and the mean over 0.5 to 0.95.
-        None when there are no boxes.
+        None without boxes.
     """
     every = np.concatenate([np.asarray(image, np.int32) for image in ranks] or [_NO_BOX], axis=1)
     summary: dict[str, float | None] = {}
@@ -84,10 +84,10 @@ def proposal_recall(
     *,
     limits: Sequence[int] = (100, 300, 1000),
 ) -> dict[str, float | None]:
-    """``summarize_recall`` of boxes and ranked proposals, both one array for each image.
+    """Return ``summarize_recall`` of boxes and ranked proposals, one array for each image.
 
     Raises:
-        ValueError: not as many images in one as in the other, or as ``found_at``.
+        ValueError: different numbers of images, or as ``found_at``.
     """
     if len(boxes) != len(proposals):
         raise ValueError(
@@ -102,11 +102,11 @@ _NO_BOX = np.empty((len(THRESHOLDS), 0), np.int32)
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """IoU [N, G] of xyxy boxes [N, 4] and [G, 4]."""
+    """Return the IoU [N, G] of xyxy boxes [N, 4] and [G, 4]."""
     low = np.maximum(first[:, None, :2], second[:, :2])
     high = np.minimum(first[:, None, 2:], second[:, 2:])
     common = np.clip(high - low, 0.0, None).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
     union = areas[0][:, None] + areas[1] - common
-    # A pair of boxes without area has no union.
+    # The union of two boxes without area is zero.
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

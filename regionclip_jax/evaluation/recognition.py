@@ -1,6 +1,6 @@
-"""Recognition on given boxes: is the best class the true one, and what is mistaken for what?
+"""Recognition metrics on given boxes: accuracy and confusions.
 
-These numbers leave localisation out, so they say what region pretraining taught.
+They exclude localization, so they measure region pretraining.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -15,18 +15,18 @@ def region_top1(
     *,
     class_groups: Mapping[str, Set[int]],
 ) -> dict[str, float | None]:
-    """Share of regions whose best class is the true one, in percent.
+    """Return the top-1 accuracy of regions, in percent.
 
     Args:
         predicted: class index per region.
         actual: true class index per region.
-        class_groups: group name -> true class indices that belong to it.
+        class_groups: group name -> its true class indices.
 
     Returns:
-        ``{"top1": ..., "top1_<group>": ...}``; None where a group has no region.
+        ``{"top1": ..., "top1_<group>": ...}``; None for a group without regions.
 
     Raises:
-        ValueError: when the arrays do not have one length.
+        ValueError: the arrays differ in length.
     """
     predicted, actual = _pair(predicted, actual)
     right = predicted == actual
@@ -42,22 +42,22 @@ def factor_accuracy(
     *,
     factors: Mapping[str, Mapping[int, str]],
 ) -> dict[str, float | None]:
-    """Share of regions whose best class agrees with the true one in a factor, in percent.
+    """Return the share of regions whose predicted and true classes agree in a factor, in percent.
 
-    Tells a model that knows colours but no shapes from one that guesses.
+    This distinguishes a model that recognizes only colours from one that guesses.
 
     Args:
         predicted: class index per region.
         actual: true class index per region.
         factors: factor -> class index -> value, e.g. ``{"colour": {0: "red", 1: "blue", ...}}``.
-            Regions whose true class has no value in a factor are left out of it; a predicted class
-            without a value is wrong.
+            Regions whose true class has no value in a factor are excluded from it; a predicted
+            class without a value is wrong.
 
     Returns:
-        ``{"<factor>_accuracy": ...}``; None where no region has the factor.
+        ``{"<factor>_accuracy": ...}``; None if no region has the factor.
 
     Raises:
-        ValueError: when the arrays do not have one length.
+        ValueError: the arrays differ in length.
     """
     predicted, actual = _pair(predicted, actual)
     scores = {}
@@ -78,12 +78,12 @@ def most_confused(
     names: Sequence[str],
     limit: int = 10,
 ) -> list[tuple[str, str, int]]:
-    """The most frequent mistakes, ``(true name, predicted name, regions)``, most frequent first.
+    """Return the most frequent confusions ``(true name, predicted name, number of regions)``.
 
-    Ties are in the order of the class indices, so that two runs list alike.
+    Ties are in the order of the class indices, so that the list is deterministic.
 
     Raises:
-        ValueError: when the arrays do not have one length or hold an index beyond ``names``.
+        ValueError: the arrays differ in length, or hold an index beyond ``names``.
     """
     predicted, actual = _pair(predicted, actual)
     for what, values in (("predicted", predicted), ("true", actual)):
