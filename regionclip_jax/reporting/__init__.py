@@ -1,1 +1,1 @@
-"""What people look at: TensorBoard, log lines, tables, pictures."""
+"""Reports for users: TensorBoard, log lines, tables, images."""

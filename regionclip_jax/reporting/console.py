@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: our own progress, and other packages' warnings."""
+"""Terminal output: progress of this package, and warnings of other packages."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ _PACKAGE = str(Path(regionclip_jax.__file__).parent)
 
 
 def log_own_progress() -> None:
-    """Shows INFO lines of this package and only warnings of all others.
+    """Show INFO lines of this package and only warnings of others.
 
-    Orbax and grain report every file at INFO through the same logger.
+    Orbax and grain log every file at INFO through the same logger.
     """
-    # A script that is not an absl app has neither absl's handler nor flags until then.
+    # A script that is not an absl app has no absl handler and no parsed flags yet.
     logging.use_absl_handler()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

@@ -1,7 +1,7 @@
-"""Boxes with labels on a picture.
+"""Draw boxes with labels on an image.
 
-What a mark says is carried twice, by colour and by line (dashed = wrong), so that it survives a
-black-and-white print and a colour-blind reader. The colours are those of Okabe and Ito.
+Colour and line style (dashed = wrong) both encode the kind of a mark, for black-and-white prints
+and colour-blind readers. The colours are those of Okabe and Ito.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "wrong": (206, 84, 0),
     "unjudged": (0, 102, 170),
 }
-# Of classes, in this order, then again: Okabe and Ito's and neighbours, all dark enough for white
-# letters.
+# Colours of the classes, repeated in this order: Okabe and Ito's and similar ones, dark enough for
+# white letters.
 CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 102, 170), (206, 84, 0), (0, 128, 96), (170, 60, 130), (140, 100, 0), (90, 60, 160),
     (0, 120, 150), (176, 32, 48), (70, 110, 20), (110, 80, 60),
@@ -34,8 +34,8 @@ Rectangle = tuple[float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """One box and what is said of it. ``box`` is xyxy in pixels of the picture it lies on; without
-    a ``colour`` of its own it has that of its kind."""
+    """Box with a label. ``box`` is xyxy in pixels of the image; without ``colour`` it has the
+    colour of its kind."""
 
     box: Sequence[float | int]
     text: str
@@ -46,19 +46,19 @@ class Mark:
 def draw_marks(
     picture: np.ndarray, marks: Sequence[Mark], *, width: int | None = None
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Draw boxes and labels; labels keep off each other where there is room.
+    """Draw boxes and labels; labels avoid each other if there is space.
 
     Args:
         picture: RGB uint8 [H, W, 3].
-        marks: drawn in order; later ones lie on top.
-        width: pixels of the result; the picture is enlarged (or reduced) first, so that lines and
-            letters stay crisp on small pictures. None keeps the size.
+        marks: drawn in order; later ones are on top.
+        width: width of the result in pixels; the image is resized first, so that lines and letters
+            stay sharp on small images. None keeps the size.
 
     Returns:
-        A new picture of the same proportions.
+        A new image of the same aspect ratio.
 
     Raises:
-        ValueError: for a picture that is not uint8 [H, W, 3].
+        ValueError: the image is not uint8 [H, W, 3].
     """
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
@@ -86,7 +86,7 @@ def draw_marks(
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """The typeface of all pictures: Pillow's own (Latin letters), alike on every machine."""
+    """Return Pillow's own typeface (Latin letters), which is the same on every machine."""
     return ImageFont.load_default(size)
 
 
@@ -118,7 +118,7 @@ def _colour(mark: Mark) -> tuple[int, int, int]:
 
 
 def _dashes(start: float, end: float, period: int) -> list[tuple[float, float]]:
-    """An odd number of equal parts, every other one drawn, so that both corners are closed."""
+    """Return the dashes of a line: every other of an odd number of parts, so corners are closed."""
     parts = max(1, 2 * round((end - start) / (2 * period)) + 1)
     edges = np.linspace(start, end, parts + 1)
     return [(float(edges[i]), float(edges[i + 1])) for i in range(0, parts, 2)]
@@ -137,7 +137,7 @@ def _draw_label(draw, mark, box, letters, line, size, placed) -> Rectangle:
 
 
 def _label_corner(box, width, height, line, size, placed) -> tuple[float, float]:
-    """Top left corner of a label: above its box, in it or below it, where it covers no other."""
+    """Return a label's top left corner above, in or below its box, with the least overlap."""
     x1, y1, x2, y2 = box
     lefts = (x1, x2 - width)
     tops = (y1 - height - 1, y1 + line + 1, y2 - line - 1 - height, y2 + 2)

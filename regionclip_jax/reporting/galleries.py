@@ -1,4 +1,4 @@
-"""Grids of pictures: the same scene as several models see it, readable at a glance."""
+"""Draw grids of images: the same scene with the predictions of several models."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from regionclip_jax.reporting.drawing import COLOURS, Mark, draw_marks, font
 
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (31, 36, 43), (105, 114, 125), (222, 226, 231)
-_MARGIN = 28  # around everything
-_GAP = 16  # between the pictures of one example
+_MARGIN = 28  # around the page
+_GAP = 16  # between the images of one example
 _GUTTER = 46  # between examples
 _LINE = 20  # of the subtitle
 _LEGEND = {"right": "right", "wrong": "wrong", "unjudged": "not judged"}
@@ -20,7 +20,7 @@ _LEGEND = {"right": "right", "wrong": "wrong", "unjudged": "not judged"}
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """A picture (RGB uint8 [H, W, 3]) and the marks of one model on it, in the picture's pixels."""
+    """Image (RGB uint8 [H, W, 3]) with the marks of one model, in pixels of the image."""
 
     picture: np.ndarray
     marks: tuple[Mark, ...] = ()
@@ -35,23 +35,23 @@ def draw_gallery(
     panels_per_row: int = 4,
     panel_width: int = 300,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw examples as groups of panels, one panel a model, in a grid.
+    """Draw examples in a grid, each as a group of panels with one panel per model.
 
-    Each panel is captioned with its model and, where boxes are judged, how many are right.
+    The caption of a panel is its model and, if boxes are judged, the number of right ones.
 
     Args:
-        examples: one panel for each of ``columns`` each, of one picture shape throughout a row.
-        columns: the models' names, e.g. ``("teacher", "student")``.
-        title: what is seen.
-        subtitle: below it: the numbers behind the pictures, say. Broken into lines of the page.
-        panels_per_row: at most, whole examples and at least one.
-        panel_width: pixels a picture is drawn wide.
+        examples: for each example, a panel for each of ``columns``; one image shape per row.
+        columns: names of the models, e.g. ``("teacher", "student")``.
+        title: title of the page.
+        subtitle: text below the title, such as metrics, wrapped to the page.
+        panels_per_row: upper limit; a row holds whole examples, at least one.
+        panel_width: width of an image in pixels.
 
     Returns:
-        The finished page, RGB.
+        The page, RGB.
 
     Raises:
-        ValueError: without examples, or when an example has another number of panels than columns.
+        ValueError: no examples, or an example whose number of panels differs from the columns.
     """
     if not examples:
         raise ValueError("gallery: no examples; pass at least one")
@@ -94,7 +94,7 @@ def draw_gallery(
 
 
 def write_png(path: str | Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Write a picture as PNG; directories are made."""
+    """Write an image as PNG; create missing directories."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path, format="PNG", optimize=True)
@@ -144,7 +144,7 @@ class _Head:
 
 
 def _broken(text: str, width: int) -> list[str]:
-    """Lines of words that fit; a word that fits no line, a path say, is cut into pieces."""
+    """Wrap text to lines; a word longer than a line, such as a path, is split."""
     length, lines = font(15).getlength, []
     for word in text.split():
         if lines and length(f"{lines[-1]} {word}") <= width:

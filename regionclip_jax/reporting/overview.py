@@ -1,4 +1,4 @@
-"""What a run consists of, as text: its settings and its parameters."""
+"""Format the settings and parameters of a run as text."""
 
 import json
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from clu import parameter_overview
 
 
 def settings_text(settings: Mapping[str, object]) -> str:
-    """Nested settings, one ``name: value`` a line, indented by section."""
+    """Format nested settings, one ``name: value`` per line, indented by section."""
     return "\n".join(_lines(settings, indent=0))
 
 
 def parameters_text(params) -> str:
-    """Table of the parameters by path: shape, dtype, number; the total below.
+    """Return a table of the parameters by path: shape, dtype, number; the total below.
 
     Args:
         params: nested dict of arrays or ``jax.ShapeDtypeStruct``.
@@ -21,7 +21,7 @@ def parameters_text(params) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """Text that keeps its columns in TensorBoard's Markdown view."""
+    """Wrap text so that it keeps its columns in TensorBoard's Markdown view."""
     return f"```\n{text}\n```"
 
 

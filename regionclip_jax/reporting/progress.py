@@ -1,4 +1,4 @@
-"""How fast, how far, how long still: one readable line in the log and scalars for TensorBoard."""
+"""Report the rate, progress and remaining time of a run to the log and TensorBoard."""
 
 import contextlib
 import time
@@ -17,15 +17,14 @@ class Progress:
 
         hooks = [(1, progress.started), (100, progress.report)]
 
-    ``started`` begins the measurement after the first step, so that its compilation does not spoil
-    the first rate.
+    ``started`` begins the measurement after the first step, which excludes its compilation.
 
     Args:
         num_steps: updates done at the end of the run.
-        images_per_step: images of the global batch.
-        fetch_metrics: called once per report; gives the averaged metrics since the last one.
+        images_per_step: number of images of the global batch.
+        fetch_metrics: called once per report; returns the metrics averaged since the last one.
         write_scalars: receives (step, metrics and progress), e.g. a writer's ``write_scalars``.
-        clock: seconds; replaced in tests.
+        clock: returns seconds; replaced in tests.
     """
 
     def __init__(
@@ -47,9 +46,9 @@ class Progress:
         self._waited = 0.0
 
     def waiting(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; how long each is waited for is reported, in seconds a step.
+        """Yield the batches, and measure the wait for each, reported in seconds per step.
 
-        What an input that is too slow costs; one that keeps up waits for nothing.
+        The wait is the cost of an input that is slower than the step.
         """
         iterator = iter(batches)
         while True:
@@ -62,14 +61,14 @@ class Progress:
             yield batch
 
     def started(self, step: int, state: object, metrics: object) -> None:
-        """Begin measuring at the first step seen; afterwards nothing."""
+        """Begin the measurement at the first step; later calls do nothing."""
         if self._mark is None:
             self._mark = (step, self._clock())
             self._waited = 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time within (evaluation, saving) does not count into the rate."""
+        """Exclude the time within (evaluation, saving) from the rate."""
         began = self._clock()
         try:
             yield
@@ -111,7 +110,7 @@ class Progress:
 
 
 def readable_seconds(seconds: float) -> str:
-    """``42s``, ``3m 05s``, ``2h 07m``, ``3d 04h``: the two largest units."""
+    """Format seconds in the two largest units: ``42s``, ``3m 05s``, ``2h 07m``, ``3d 04h``."""
     whole = round(seconds)
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if days:

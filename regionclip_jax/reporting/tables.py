@@ -1,4 +1,4 @@
-"""Tables of metrics: a row a metric, a column a model, and the difference between two models."""
+"""Tables of metrics: rows of metrics, columns of models, and the difference of two models."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -15,8 +15,8 @@ def comparison_table(
     """Compare models, ``{"teacher": {"AP50_novel": 31.4, ...}, "student": {...}}``.
 
     Args:
-        models: columns in their order. Metrics appear in the order of their first mention; None or
-            a metric that a model lacks is shown as ``-``.
+        models: columns in order. Metrics appear in the order of their first occurrence; None or a
+            missing metric is shown as ``-``.
         style: ``"text"`` for a terminal, ``"markdown"`` for a README.
         digits: decimal places.
 
@@ -25,7 +25,7 @@ def comparison_table(
         minus the first, signed.
 
     Raises:
-        ValueError: without any model, or for an unknown style.
+        ValueError: no models, or an unknown style.
     """
     if not models:
         raise ValueError("table: no models to compare; pass at least one column")
@@ -61,7 +61,7 @@ def _number(value: float | None, digits: int) -> str:
 def _difference(values: list[float | None], digits: int) -> str:
     if None in values:
         return _MISSING
-    # From the shown numbers, so that the reader's own subtraction agrees.
+    # From the rounded numbers, so that the difference agrees with the shown columns.
     difference = round(values[1], digits) - round(values[0], digits)
     return f"{difference:+.{digits}f}"
 

@@ -1,8 +1,8 @@
-"""TensorBoard and log through CLU's writer interface, without TensorFlow.
+"""Write to TensorBoard and the log through CLU's writer interface, without TensorFlow.
 
-``clu.metric_writers`` imports TensorFlow for one of its classes, the writer of event files. Where
-TensorFlow is not installed, this file puts a writer of its own (over tensorboardX) into the place
-that the import looks in. Where TensorFlow is installed, CLU is left exactly as it is.
+``clu.metric_writers`` imports TensorFlow for one of its classes, the writer of event files. If
+TensorFlow is not installed, this module registers its own writer (over tensorboardX) under the
+name of the imported module. If TensorFlow is installed, CLU is not changed.
 """
 
 import importlib.util
@@ -22,10 +22,10 @@ _opened = itertools.count()
 
 
 def make_writer(workdir: str | Path | None, *, just_logging: bool):
-    """A ``clu.metric_writers.MetricWriter`` for the log and for TensorBoard, in the background.
+    """Return a ``clu.metric_writers.MetricWriter`` for log and TensorBoard, in the background.
 
     Args:
-        workdir: where the event files go; None for the log alone.
+        workdir: directory of the event files; None for the log alone.
         just_logging: write no event files (processes other than the first).
     """
     install_summary_writer_bridge()
@@ -36,10 +36,10 @@ def make_writer(workdir: str | Path | None, *, just_logging: bool):
 
 
 def install_summary_writer_bridge() -> None:
-    """Give CLU an event file writer if, and only if, TensorFlow is not installed.
+    """Install an event file writer for CLU if TensorFlow is not installed.
 
-    Call before the first import of ``clu.metric_writers`` or ``clu.periodic_actions``; calling it
-    again does nothing.
+    Call before the first import of ``clu.metric_writers`` or ``clu.periodic_actions``; further
+    calls do nothing.
     """
     if _MODULE in sys.modules or importlib.util.find_spec("tensorflow") is not None:
         return
@@ -54,15 +54,14 @@ def install_summary_writer_bridge() -> None:
 class EventFileWriter:
     """CLU's MetricWriter interface over tensorboardX.
 
-    It cannot inherit from the interface, whose import needs this class to be in place; it is
-    registered as a virtual subclass instead.
+    It is a virtual subclass of the interface, because the interface's import needs this class.
 
     Args:
-        log_dir: directory of the event file, made when missing.
+        log_dir: directory of the event file, created if missing.
     """
 
     def __init__(self, log_dir: str | Path):
-        # tensorboardX names files by the second and truncates the one that it finds.
+        # tensorboardX names files by the second and truncates an existing one.
         unique = f".{os.getpid()}.{next(_opened)}"
         self._writer = tensorboardX.SummaryWriter(logdir=str(log_dir), filename_suffix=unique)
 
@@ -71,10 +70,10 @@ class EventFileWriter:
             self._writer.add_scalar(name, float(np.asarray(value)), step)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Images [H, W, C] or [N, H, W, C], C = 1 or 3: uint8, or floating point in [0, 1].
+        """Write images [H, W, C] or [N, H, W, C], C = 1 or 3: uint8, or floats in [0, 1].
 
         Raises:
-            ValueError: for another shape.
+            ValueError: another shape.
         """
         for name, value in images.items():
             pixels = np.asarray(value)
@@ -109,12 +108,12 @@ class EventFileWriter:
             )
 
     def write_hparams(self, hparams: Mapping[str, object]) -> None:
-        """Values that are no number, bool or string are written as their text."""
+        """Write hyperparameters; values other than numbers, bools and strings as text."""
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in hparams.items()
         }
-        # tensorboardX's add_hparams would make a second run in a sub-directory named by the clock.
+        # tensorboardX's add_hparams would create a second run in a sub-directory named by the time.
         for summary in hparams_summary(plain, {}):
             self._writer.file_writer.add_summary(summary)
 
