@@ -1,6 +1,6 @@
-"""Compile a recipe's step for absent TPUs and GPUs, and report what it costs.
+"""Compile a recipe's step for absent TPUs and GPUs, and report its costs.
 
-``report`` compiles and sums up; ``absent_devices`` describes topologies to the compilers;
+``report`` compiles and summarizes; ``absent_devices`` describes topologies to the compilers;
 ``program_text`` parses a compiled program, ``program_traffic`` counts the bytes it moves and
-``program_costs`` the FLOPs of a traced one; ``chips`` holds the makers' numbers.
+``program_costs`` the FLOPs of a traced one; ``chips`` holds the vendors' specifications.
 """

@@ -1,6 +1,6 @@
-"""Devices that are not here, to compile programs for: slices of TPUs, hosts of GPUs.
+"""Absent devices as targets of compilation: slices of TPUs, hosts of GPUs.
 
-A TPU's compiler is in libtpu, a GPU's in JAX's CUDA plugin; neither needs the device.
+The TPU compiler is in libtpu, the GPU compiler in JAX's CUDA plugin; neither needs the device.
 """
 
 import os
@@ -14,7 +14,7 @@ from regionclip_jax.settings import ConfigError
 
 
 class Topology(NamedTuple):
-    """Devices of a kind, and how far apart they are."""
+    """Devices of one kind on one or several hosts."""
 
     name: str
     chip: Chip
@@ -23,21 +23,21 @@ class Topology(NamedTuple):
 
     @property
     def compiler_options(self) -> dict[str, bool | int]:
-        """Trying kernels out takes a GPU, and those in Triton are not compiled without trying."""
+        """Options without autotuning, which needs a GPU, and Triton, which needs autotuning."""
         if self.chip.kind == "tpu":
             return {}
         return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
 def describe_topology(name: str) -> Topology:
-    """The devices that ``name`` asks for.
+    """Return the devices of a topology.
 
     Args:
-        name: a kind of chip, a colon, and a slice of TPUs (``v5e:16x16``), a number of GPUs of one
+        name: kind of chip, a colon, and a slice of TPUs (``v5e:16x16``), a number of GPUs of one
             host (``h100:8``) or hosts and GPUs of each (``h100:4x8``).
 
     Raises:
-        ConfigError: there is no such thing, or the compiler is not installed.
+        ConfigError: there is no such topology, or the compiler is not installed.
     """
     kind, _, grid = name.partition(":")
     known = CHIPS.get(kind)
@@ -56,11 +56,11 @@ def describe_topology(name: str) -> Topology:
 
 
 def _tpus(name: str) -> list:
-    # No chip is used, so whoever else has the library open, a training on this host, may keep it.
+    # No chip is used, so another process, such as a training on this host, may use the library.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(topologies.get_topology_desc(name, "tpu").devices)
-    except Exception as error:  # whatever libtpu says of a grid, or that it is missing
+    except Exception as error:  # libtpu raises many types, or it is missing
         raise ConfigError(
             f"--topology: {name!r} cannot be described ({error}); it needs libtpu "
             '(pip install -e ".[tpu]") and a grid that this kind of chip comes in'
@@ -73,7 +73,7 @@ def _gpus(name: str, kind: str, hosts: int, each: int) -> list:
             "", "cuda", target_config=_target(kind), topology=f"1x{hosts}x{each}"
         )
         return list(described.devices)
-    except Exception as error:  # whatever the plugin says, or that it is missing
+    except Exception as error:  # the plugin raises many types, or it is missing
         raise ConfigError(
             f"--topology: {name!r} cannot be described ({error}); it needs JAX's CUDA plugin "
             '(pip install -e ".[gpu]"; its NVIDIA libraries and a driver are not needed for this) '
@@ -81,8 +81,8 @@ def _gpus(name: str, kind: str, hosts: int, each: int) -> list:
         ) from error
 
 
-# What XLA asks a GPU for when there is one: multiprocessors, bytes of shared memory of each and of
-# a block at most, of the second cache, compute capability, and what the device calls itself.
+# Properties XLA would query from a GPU: multiprocessors, bytes of shared memory of each and at most
+# of a block, bytes of L2 cache, compute capability, clock rate in GHz, and device name.
 _GPUS = {
     "a100": (108, 167936, 166912, 40 * 2**20, (8, 0), 1.41, "NVIDIA A100-SXM4-80GB"),
     "h100": (132, 233472, 232448, 50 * 2**20, (9, 0), 1.98, "NVIDIA H100 80GB HBM3"),
@@ -91,7 +91,7 @@ _GPUS = {
 
 
 def _target(kind: str) -> str:
-    """XLA's description of a GPU, as text of a protocol buffer."""
+    """Return XLA's description of a GPU, as text of a protocol buffer."""
     multiprocessors, shared, shared_by_block, cache, (major, minor), clock, called = _GPUS[kind]
     device = {
         "core_count": multiprocessors,

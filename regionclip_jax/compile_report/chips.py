@@ -1,6 +1,6 @@
-"""What the makers of TPUs and GPUs say of them.
+"""Vendors' specifications of TPUs and GPUs.
 
-GPUs as modules on a board (SXM); FLOPs are dense. A card for a slot is slower, and not here.
+GPUs are SXM modules; FLOPs are dense. PCIe cards are slower and not included.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ Kind = Literal["tpu", "gpu"]
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A second: FLOPs in bf16 and of fp32, bytes of memory and of links; and the memory it has.
+    """Specification per second: FLOPs in bf16 and fp32, bytes of memory and links; memory size.
 
-    ``fp32_flops`` are of fp32 numbers as JAX multiplies them by default: TPUs as bf16, GPUs in
-    TF32. ``link_bytes`` are of all links of a chip within a slice or a host, one way;
-    ``network_bytes`` those between hosts of GPUs, one adapter of 400 Gb/s (A100: 200) a GPU. A
-    TPU's slice is one network.
+    ``fp32_flops`` are for JAX's default precision of fp32: bf16 on TPUs, TF32 on GPUs.
+    ``link_bytes`` are those of all links of a chip within a slice or a host, one way;
+    ``network_bytes`` those between hosts of GPUs, one adapter of 400 Gb/s (A100: 200) per GPU. A
+    TPU slice is one network.
     """
 
     kind: Kind
@@ -25,10 +25,10 @@ class Chip:
     memory_bytes: float
     link_bytes: float
     network_bytes: float
-    memory: float  # bytes a program can have of it
+    memory: float  # bytes available to a program
 
     def peak(self, dtype: str) -> float:
-        """FLOPs a second of "float32" or "bfloat16"."""
+        """Return the FLOPs per second of "float32" or "bfloat16"."""
         return self.fp32_flops if dtype == "float32" else self.flops
 
 
@@ -46,7 +46,7 @@ CHIPS = {
     "h200": Chip("gpu", 989e12, 494.5e12, 4800e9, 450e9, 50e9, 140 * 2**30),
 }
 
-# What JAX calls TPU chips.
+# JAX's names of TPU chips.
 _TPU_KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -59,10 +59,10 @@ _TPU_KINDS = {
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """What its maker says of a device's matrix products, FLOPs a second; None if it is not known.
+    """Return the specified matrix FLOPs per second of a device; None if unknown.
 
     Args:
-        device_kind: as JAX calls it, e.g. "NVIDIA H100 80GB HBM3".
+        device_kind: JAX's name of the device, e.g. "NVIDIA H100 80GB HBM3".
         dtype: "float32" or "bfloat16".
     """
     if device_kind in _TPU_KINDS:

@@ -1,4 +1,4 @@
-"""What a step costs on devices that are not here: operations, and time at best.
+"""Costs of a step on absent devices: FLOPs, and a lower bound of the time.
 
 A roofline is a bound: no program is faster, and few are as fast.
 """
@@ -14,12 +14,12 @@ from regionclip_jax.compile_report.chips import Chip
 
 
 def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
-    """FLOPs of all matrix products and convolutions, two a multiplication with its addition.
+    """Count the FLOPs of all matrix products and convolutions, two per multiply-add.
 
-    Bodies of scans count as often as they run, of branches the dearest, of while loops once (none
-    of ours multiplies matrices). The zeros that a strided convolution's gradient puts in between
-    are left out; those of padding count, as is usual. So are equations whose results nobody needs,
-    which are not compiled.
+    The body of a scan counts as often as it runs, the most expensive branch of a cond once, and a
+    while loop once (none of ours multiplies matrices). The zeros that a strided convolution's
+    gradient inserts are excluded; those of padding count, as is usual. Equations with unused
+    results are excluded, because they are not compiled.
     """
     total = 0
     for equation in _needed(jaxpr):
@@ -40,7 +40,7 @@ def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
 
 
 def _needed(jaxpr: jax.extend.core.Jaxpr) -> list:
-    """The equations that lead to a result, last first."""
+    """Return the equations that contribute to a result, last first."""
     literal = jax.extend.core.Literal
     wanted = {var for var in jaxpr.outvars if not isinstance(var, literal)}
     needed = []
@@ -56,7 +56,7 @@ def _size(equation) -> int:
 
 
 def _convolution_products(equation) -> int:
-    """Multiplications of a convolution, without those by what ``lhs_dilation`` puts in between."""
+    """Count the multiplications of a convolution without the zeros of ``lhs_dilation``."""
     params = equation.params
     kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
     _, inputs, *window = params["dimension_numbers"].rhs_spec
@@ -89,7 +89,7 @@ def _inner(params: dict) -> Iterator[jax.extend.core.Jaxpr]:
 
 
 class Roofline(NamedTuple):
-    """Seconds of a step that each part takes at least, on one chip."""
+    """Lower bounds of the seconds of each part of a step, on one chip."""
 
     compute: float
     memory: float
@@ -97,7 +97,7 @@ class Roofline(NamedTuple):
 
     @property
     def step(self) -> float:
-        """If computing and reading overlap and nothing travels meanwhile."""
+        """Seconds of a step if compute and memory overlap, and communication does not."""
         return max(self.compute, self.memory) + self.links
 
 
@@ -110,20 +110,21 @@ def roofline(
     dtype: str,
     over_network: bool = False,
 ) -> Roofline:
-    """Of one chip's share of a step.
+    """Return the roofline of one chip's share of a step.
 
     Args:
-        dtype: "float32" or "bfloat16", of its products.
-        over_network: chips of several hosts take part, GPUs over adapters instead of their links.
+        flops, memory_bytes, sent_bytes: one chip's share.
+        dtype: dtype of the products, "float32" or "bfloat16".
+        over_network: several hosts take part, so GPUs use adapters instead of links.
     """
     links = chip.network_bytes if over_network else chip.link_bytes
     return Roofline(flops / chip.peak(dtype), memory_bytes / chip.memory_bytes, sent_bytes / links)
 
 
 def scaling(time: Roofline, num_devices: int) -> dict[int, float]:
-    """Efficiency against one chip with the same share of the batch, for 1, 2, 4, ... chips.
+    """Return the weak scaling efficiency relative to one chip, for 1, 2, 4, ... chips.
 
-    What a chip sends in rings of n chips grows as (n - 1) / n.
+    The bytes that a chip sends in rings of n chips grow as (n - 1) / n.
     """
     alone = max(time.compute, time.memory)
     whole = (num_devices - 1) / num_devices if num_devices > 1 else 1.0

@@ -1,4 +1,4 @@
-"""A compiled program, read from its text (``compiled.as_text()``): operations, loops, shapes."""
+"""Parse the text of a compiled program (``compiled.as_text()``): operations, loops, shapes."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 class Operation:
     """One line of a program.
 
-    ``shape`` and ``rest`` (attributes: what it calls, its name in the source) as they are written.
+    ``shape`` and ``rest`` (attributes: called computations, name in the source) are unparsed text.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Operation:
     is_root: bool
 
     def called(self) -> list[str]:
-        """Names of the computations that it runs, conditions of loops left out."""
+        """Return the names of the called computations, without conditions of loops."""
         return [
             name
             for single, several in _CALLED.findall(self.rest)
@@ -32,15 +32,15 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: its computations by name, and which of them is run."""
+    """Compiled program: its computations by name, and the name of the entry."""
 
     entry: str
     computations: dict[str, dict[str, Operation]]
 
     def runs(self, into_fusions: bool = False) -> Iterator[tuple[str, Operation, int]]:
-        """(computation, operation, how often a step runs it), of all that are run.
+        """Yield (computation, operation, number of runs in a step) of all operations.
 
-        A loop whose end depends on data counts once, as do all branches of a choice.
+        A loop whose end depends on data counts once, as do all branches of a conditional.
         """
 
         def visit(computation: str, times: int):
@@ -56,9 +56,9 @@ class Program:
         yield from visit(self.entry, 1)
 
     def trips(self, loop: Operation) -> int | None:
-        """How often a loop runs: what it states, or what its counter is to stay below.
+        """Return the trip count of a loop: the stated number, or the limit of its counter.
 
-        A TPU's compiler states nothing. None where the end depends on data.
+        The TPU compiler states no number. None if the end depends on data.
         """
         if stated := _TRIPS.search(loop.rest):
             return int(stated[1])
@@ -70,10 +70,10 @@ class Program:
 
 
 def parse_program(text: str) -> Program:
-    """Reads ``compiled.as_text()``.
+    """Parse ``compiled.as_text()``.
 
     Raises:
-        ValueError: it is no program's text.
+        ValueError: not the text of a program.
     """
     computations: dict[str, dict[str, Operation]] = {}
     entry, current = None, None
@@ -108,7 +108,7 @@ def _operation(line: str) -> Operation | None:
         return None
     close = _closing(line, kind.end() - 1)
     operands = [part.strip().lstrip("%") for part in line[kind.end() : close - 1].split(",")]
-    # Some write the shape of an operand before its name.
+    # Some compilers write the shape of an operand before its name.
     operands = tuple(part.split("%")[-1] for part in operands if part)
     return Operation(
         named[2], line[start:end], kind[1], operands, line[close:], named[1] is not None
@@ -116,7 +116,7 @@ def _operation(line: str) -> Operation | None:
 
 
 def _closing(line: str, start: int) -> int:
-    """Behind the parenthesis that closes the one at ``start``."""
+    """Return the position after the parenthesis that closes the one at ``start``."""
     depth = 0
     for place in range(start, len(line)):
         depth += {"(": 1, ")": -1}.get(line[place], 0)
@@ -133,15 +133,15 @@ _SPACE = re.compile(r"S\(\d+\)")
 
 
 def array_bytes(shape: str) -> list[int]:
-    """Of each array of a shape, without what a device's tiles add."""
+    """Return the bytes of each array of a shape, without the padding of tiles."""
     return [_elements(match) * _width(match) for match in find_arrays(shape)]
 
 
 @functools.cache
 def memory_bytes(shape: str) -> int:
-    """That a shape's arrays take in the device's main memory, tiles filled up.
+    """Return the bytes of a shape's arrays in the device's main memory, with padded tiles.
 
-    Arrays that the compiler keeps on the chip take none.
+    Arrays that the compiler keeps on the chip count zero.
     """
     return sum(
         _tiled_elements(match) * _width(match) for match in find_arrays(shape) if not on_chip(match)

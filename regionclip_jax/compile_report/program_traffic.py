@@ -1,8 +1,7 @@
-"""What a compiled program moves: between chips, between a chip and its memory; what it launches.
+"""Traffic of a compiled program: between chips, between chip and memory; and its launches.
 
-A compiler says what memory a program needs, but of what it moves no more than a sum, which takes
-the body of a loop once, and for GPUs not even that. Here every operation is counted as often as it
-runs.
+A compiler reports a program's memory, but its traffic only as a sum that counts the body of a loop
+once, and for GPUs not at all. Here every operation is counted as often as it runs.
 """
 
 import math
@@ -20,12 +19,12 @@ from regionclip_jax.compile_report.program_text import (
 
 
 class Collective(NamedTuple):
-    """All operations of a kind in one step, on one chip."""
+    """All collectives of a kind in one step, on one chip."""
 
     count: int
-    # Of their results; of what is scattered, before it is.
+    # Bytes of the results; for scatters, bytes of the inputs.
     num_bytes: int
-    # That one chip sends, where they go round in rings.
+    # Bytes that one chip sends in ring algorithms.
     sent_bytes: float
 
 
@@ -39,10 +38,10 @@ _SHARE_SENT = {
 
 
 def collectives(program: Program, num_devices: int) -> dict[str, Collective]:
-    """The collectives of a program by kind, those in loops as often as these run.
+    """Return the collectives of a program by kind; those in loops count as often as they run.
 
     Args:
-        num_devices: for operations that do not say how many take part.
+        num_devices: group size of operations that do not state it.
     """
     found: dict[str, list[tuple[int, float, float]]] = {}
     for _, operation, times in program.runs(into_fusions=True):
@@ -51,7 +50,7 @@ def collectives(program: Program, num_devices: int) -> dict[str, Collective]:
             continue
         group = _group_size(operation.rest, num_devices)
         sizes = array_bytes(operation.shape)
-        # The start of an operation names what goes in before what comes.
+        # The shape of a start operation holds the inputs before the outputs.
         names_both = operation.kind != kind and kind != "all-reduce"
         size = max(sizes, default=0) if names_both else sum(sizes)
         if kind == "reduce-scatter":
@@ -69,7 +68,7 @@ def _group_size(rest: str, num_devices: int) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return match[1].count(",") + 1
-    # Axes of a mesh, as compilers for GPUs write them, and those that take part.
+    # GPU compilers write the axes of a mesh, and the axes that take part.
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
         sides = dict(axis.split("=") for axis in match[1].split(","))
         return math.prod(int(sides[axis.strip()]) for axis in match[2].split(","))
@@ -78,7 +77,7 @@ def _group_size(rest: str, num_devices: int) -> int:
 
 # --- between chip and memory ----------------------------------------------------------------------
 
-# What computes nothing and moves nothing, and what runs a computation whose operations count.
+# Operations without work or traffic, and operations that run a computation counted by itself.
 _FREE = {
     "parameter",
     "constant",
@@ -95,18 +94,18 @@ _FREE = {
     "domain",
 }
 _WORKLESS = re.compile(r'custom_call_target="(?:AllocateBuffer|ConcatBitcast|Assume\w+)"')
-# Operations looked at to find whom an unnamed one is for.
+# Limit of operations searched for the user of an unnamed one.
 _SEARCHED = 64
 _LIBRARY = re.compile(r'custom_call_target="__cu(?:blas|dnn)')
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
 def memory_traffic(program: Program) -> dict[str, int]:
-    """Bytes that every operation reads and writes, by the part of the step that asked for it.
+    """Return the bytes that operations read and write, by part of the step, largest first.
 
-    As often as operations run; of what is sliced out or written into, only that slice. No cache is
-    assumed between operations, and operations that the compiler fused keep what is between them.
-    What the compiler fetches ahead without a name goes to whoever uses it.
+    Operations count as often as they run. Slices and in-place updates count only the slice. No
+    cache is assumed between operations; intermediate values of a fusion are free. Unnamed
+    prefetches count for the part that uses them.
     """
     found: dict[str, int] = {}
     users = {name: _users(scope) for name, scope in program.computations.items()}
@@ -126,7 +125,7 @@ def _users(scope: dict[str, Operation]) -> dict[str, list[Operation]]:
 
 
 def _named(operation: Operation, users: dict[str, list[Operation]]) -> Operation:
-    """The operation itself, or the first one down the line that says where it comes from."""
+    """Return the operation, or the first of its users that has a source name."""
     found, seen = [operation], 0
     while seen < len(found) <= _SEARCHED:
         if _OP_NAME.search(found[seen].rest):
@@ -152,7 +151,7 @@ def _moved(program: Program, computation: str, operation: Operation) -> int:
         source, result = find_arrays(operation.shape)[:2]
         return array_bytes(result[0])[0] * sum(not on_chip(array) for array in (source, result))
     if operation.kind.endswith("-start"):
-        # Its shape names what goes in and what comes out.
+        # Its shape holds the input and the output.
         return out
     if operation.kind == "fusion":
         return _moved_by_fusion(program.computations.get(operation.called()[0], {}), shapes, out)
@@ -160,7 +159,7 @@ def _moved(program: Program, computation: str, operation: Operation) -> int:
 
 
 def _workspace(operation: Operation) -> int:
-    """Bytes that a library of a GPU may use as it likes, the last of what its call gives."""
+    """Return the bytes of the workspace of a GPU library call: its last result."""
     if operation.kind != "custom-call" or not _LIBRARY.search(operation.rest):
         return 0
     last = find_arrays(operation.shape)[-1]
@@ -178,7 +177,7 @@ def _moved_by_fusion(inside: dict[str, Operation], shapes: list[str], out: int) 
         if reading and all(_reads_a_slice(user, operation) for user in reading):
             whole = min(whole, sum(memory_bytes(user.shape) for user in reading))
         elif len(reading) == 1 and _writes_into(reading[0], operation):
-            # In place: the rest is neither read nor written.
+            # In place: only the slice is read and written.
             slice_ = memory_bytes(inside[reading[0].operands[1]].shape)
             total += slice_ - whole
             whole = 0
@@ -196,12 +195,12 @@ def _writes_into(user: Operation, parameter: Operation) -> bool:
 
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _WRAPPED = re.compile(r"^(?:transpose|jvp|vmap|checkpoint)\((.*)\)$")
-# What a transformation puts into a name.
+# Parts of a name that come from transformations.
 _FRAMES = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "pjit", ""}
 
 
 def part_of(operation: Operation) -> str:
-    """Where an operation comes from: up to three modules, and when: forward or backward."""
+    """Return the origin of an operation: up to three modules, and forward or backward."""
     named = _OP_NAME.search(operation.rest)
     if named is None:
         return "of the compiler"
@@ -227,16 +226,16 @@ def part_of(operation: Operation) -> str:
 
 
 class Launches(NamedTuple):
-    """What a GPU is asked for in one step."""
+    """Launches on a GPU in one step."""
 
-    # Kernels and calls of libraries; loops that end by data count once.
+    # Kernels and library calls; loops whose end depends on data count once.
     kernels: int
-    # Loops whose end depends on data: after each round the host waits to hear whether it goes on.
+    # Loops whose end depends on data: the host waits for the condition after each round.
     waiting_loops: int
 
 
 def launches(program: Program) -> Launches:
-    """Of a program for GPUs."""
+    """Count the launches of a GPU program."""
     kernels = waiting = 0
     for _, operation, times in program.runs():
         if operation.kind == "while":

@@ -1,4 +1,4 @@
-"""Compiles a recipe's step for TPUs or GPUs that are not here, and reports what it costs."""
+"""Compile a recipe's step for absent TPUs or GPUs, and report its costs."""
 
 import dataclasses
 import time
@@ -35,31 +35,31 @@ from regionclip_jax.sharding.partition_rules import parameter_shardings
 
 _ONE_STEP = TrainingSettings | EvaluateSettings
 _GIB = 2**30
-# Of the parts of a step that move most, so many lines.
+# Number of lines for the parts of a step with the most traffic.
 _PARTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledCost:
-    """Of one step; bytes are those of one chip."""
+    """Costs of one compiled step; bytes are those of one chip."""
 
     topology: str
     num_chips: int
     several_hosts: bool
     batch_size: int
     canvas: tuple[int, int]
-    # Of the products: "float32" or "bfloat16".
+    # Dtype of the products: "float32" or "bfloat16".
     dtype: str
     arguments: int
     temporary: int
     outputs: int
-    # By part of the step, most first.
+    # Bytes by part of the step, largest first.
     traffic: dict[str, int]
     flops: int
     collectives: dict[str, Collective]
     launches: Launches
     compile_seconds: float
-    # Of the recipe; None where nothing is trained.
+    # Steps of the recipe; None without training.
     num_steps: int | None
 
     @property
@@ -68,7 +68,7 @@ class CompiledCost:
 
     @property
     def memory(self) -> int:
-        """What a chip needs at once; what the state is donated to is counted as argument."""
+        """Bytes a chip needs at once; the donated state counts as argument."""
         return self.arguments + self.temporary + self.outputs
 
     @property
@@ -83,9 +83,9 @@ class CompiledCost:
         )
 
     def chip_hours(self, utilization: float = 1.0) -> float:
-        """Of the whole run, if chips did this share of the FLOPs that their maker states.
+        """Return the chip-hours of the whole run at a share of the specified FLOPs.
 
-        With 1 nothing could be faster; memory and links, which may bound it too, are not counted.
+        1 gives a lower bound; limits of memory and links are not included.
         """
         peak = self.chip.peak(self.dtype) * utilization
         return self.flops * (self.num_steps or 0) / peak / 3600
@@ -147,19 +147,19 @@ def compile_recipe(
     num_concepts: int,
     dump: str | None = None,
 ) -> CompiledCost:
-    """Compiles one step.
+    """Compile one step and return its costs.
 
     Args:
-        config: of a job that trains or evaluates.
-        topology: as of ``describe_topology``.
+        config: settings of a job that trains or evaluates.
+        topology: name for ``describe_topology``.
         localizer: name in models.localizer_presets; a detector needs one.
-        num_concepts: of the pool, or classes of a detector.
-        preset: of the CLIP that is evaluated.
+        num_concepts: concepts of the pool, or classes of a detector.
+        preset: preset of the evaluated CLIP.
         dump: file for the program's text.
 
     Raises:
-        ConfigError: a recipe of another job, a topology that does not exist, or numbers that do
-            not fit it.
+        ConfigError: a recipe of another job, a topology that does not exist, or sizes that do not
+            divide among its devices.
     """
     if not isinstance(config, _ONE_STEP):
         one_step = [name for name, job in JOBS.items() if issubclass(job.settings, _ONE_STEP)]
