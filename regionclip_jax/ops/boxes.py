@@ -45,8 +45,8 @@ def iou_exceeds(
 
     No division is used: a GPU's quotient may be off by a bit, so that a box's IoU with itself is
     not 1 (openxla/xla#37181). Let t be the largest float32 up to the threshold, and m the middle
-    between t and the next float32. The quotient rounds to more than t exactly if it exceeds m (it
-    cannot equal m, which has one bit too many), that is if ``intersection > m * union``. Both
+    between t and the next float32. The quotient rounds to more than t exactly if it exceeds m, that
+    is if ``intersection > m * union``. (It cannot equal m, which has one bit too many.) Both
     factors are cut into halves of at most 12 bits. All partial products are then exact, and so are
     their differences where the decision is close.
 
