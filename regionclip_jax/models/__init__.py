@@ -1,1 +1,1 @@
-"""Flax modules: the CLIP image towers, the text tower, and the functions only they need."""
+"""Flax modules: CLIP's image and text towers, localizers, detector heads, and their functions."""

@@ -1,11 +1,10 @@
-"""CLIP's attention pooling, with the one query that matters.
+"""CLIP's attention pooling, computed for the one query that it uses.
 
 Source: docs/reference/towers.md#attention-pool. The reference computes queries, keys and values of
-every token and keeps token 0 of the result. Here the same number comes from re-association: the
-query is the mean token only; ``score_j = (W_k,h^T q_h) . x_j`` (its constant ``q . b_k`` cancels in
-the softmax) and ``output_h = W_v,h (sum_j a_j x_j) + b_v,h``, so keys and values of the tokens
-never exist. ``k_proj/bias`` therefore has no effect; it is kept so that checkpoints survive a round
-trip.
+every token and keeps token 0 of the result. Here re-association gives the same result: the query is
+the mean token only; ``score_j = (W_k,h^T q_h) . x_j`` (its constant ``q . b_k`` cancels in the
+softmax) and ``output_h = W_v,h (sum_j a_j x_j) + b_v,h``. Keys and values of the tokens are never
+computed, so ``k_proj/bias`` has no effect. It is kept so that checkpoints survive a round trip.
 """
 
 import flax.linen as nn
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float
 
 
 class _Projection(nn.Module):
-    """Holds the kernel and bias of a linear map, for maps that are applied in pieces."""
+    """Kernel and bias of a linear map, for maps that are applied in pieces."""
 
     features: int
     kernel_init: nn.initializers.Initializer
@@ -28,10 +27,10 @@ class _Projection(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Pools a grid of features into one embedding.
+    """Pooling of a grid of features into one embedding.
 
-    Args of the module: ``grid_size`` side of the grid the positional embedding was made for,
-    ``num_heads``, ``embed_dim`` D, ``dtype`` of the computation.
+    Args of the module: ``grid_size`` side of the positional embedding's grid, ``num_heads``,
+    ``embed_dim`` D, ``dtype`` of the computation.
     """
 
     grid_size: int

@@ -1,8 +1,7 @@
-"""Box regression of a fine-tuned detector: one set of deltas per region, whatever its class.
+"""Box regression of a fine-tuned detector: one set of deltas per region, for all classes.
 
-Source: docs/reference/detection.md#classifier. It regresses from the region's embedding as the
-tower gives it, not from the unit vector that is classified. Zero-shot inference leaves the boxes as
-they are.
+Source: docs/reference/detection.md#classifier. The input is the tower's embedding of the region,
+not the unit vector that is classified. Zero-shot inference does not change the boxes.
 """
 
 import flax.linen as nn
@@ -13,11 +12,11 @@ from regionclip_jax.ops.box_coder import BOX_HEAD_WEIGHTS, decode_deltas
 
 
 class BoxHead(nn.Module):
-    """A linear layer, ``bbox_pred`` of the reference. It starts near "stay where you are"."""
+    """Linear layer, ``bbox_pred`` of the reference. Its initial deltas are close to zero."""
 
     @nn.compact
     def __call__(self, embeddings: Float[Array, "*regions D"]) -> Float[Array, "*regions 4"]:
-        """Deltas in fp32, encoded with ``BOX_HEAD_WEIGHTS``."""
+        """Return deltas in fp32, encoded with ``BOX_HEAD_WEIGHTS``."""
         deltas = nn.Dense(4, kernel_init=nn.initializers.normal(0.001), name="deltas")
         return deltas(embeddings.astype(jnp.float32))
 
@@ -25,5 +24,5 @@ class BoxHead(nn.Module):
 def regress_boxes(
     variables: dict, embeddings: Float[Array, "*regions D"], boxes: Float[Array, "*regions 4"]
 ) -> Float[Array, "*regions 4"]:
-    """``boxes`` moved and resized as their regions' embeddings say; same frame, not clipped."""
+    """Refine ``boxes`` by the deltas of their regions' embeddings; same frame, not clipped."""
     return decode_deltas(BoxHead().apply(variables, embeddings), boxes, BOX_HEAD_WEIGHTS)

@@ -1,9 +1,9 @@
 """CLIP: an image tower that embeds regions and whole images by one path, and a text tower.
 
 Source: paper section 3.1; docs/reference/towers.md, docs/reference/text.md. The ResNet towers embed
-a whole image as the region that covers it (at the training resolution RoIAlign is then the
-identity, so this *is* CLIP); ViT towers keep their class token for whole images. Nothing here is
-normalised to unit length: the losses and the classifier do that.
+a whole image as the region that covers it. At the training resolution RoIAlign is then the
+identity, so the result equals CLIP's. ViT towers keep their class token for whole images. The
+losses and the classifier normalise embeddings to unit length; this module does not.
 """
 
 import flax.linen as nn
@@ -26,11 +26,11 @@ from regionclip_jax.ops.roi_align import map_for_many, roi_align
 
 @flax.struct.dataclass
 class ImageFeatures:
-    """What is computed once a picture: the map regions are cut from, and (ViT) the class token."""
+    """Features computed once per image: the map for regions and (ViT) the class token."""
 
     map: Float[Array, "B h w channels"]
     whole: Float[Array, "B D"] | None
-    # Each picture's part of the map, (height, width); None where the map is taken whole.
+    # (height, width) of each image's part of the map; None means the whole map.
     cells: Int[Array, "B 2"] | None = None
 
 
@@ -38,7 +38,7 @@ class CLIP(nn.Module):
     """The two towers.
 
     ``frozen_norm=False`` gives the ResNet live batch norm (to train from scratch).
-    ``kept_activations`` matters where gradients are taken, and then for memory and time alone.
+    ``kept_activations`` affects only the memory and time of gradients.
     """
 
     config: CLIPConfig
@@ -71,17 +71,18 @@ class CLIP(nn.Module):
 
     @property
     def crop_size(self) -> int:
-        """Side of the RoIAligned crops that ``embed_crops`` takes."""
+        """Side of the RoIAlign crops that ``embed_crops`` takes."""
         return 1 if self.config.is_vit else 2 * self.config.grid_size
 
     def image_features(
         self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None = None
     ) -> ImageFeatures:
-        """Normalised pixels (ops.normalization) to the features that regions are cut from.
+        """Compute the features of images, from which regions are cropped.
 
         Args:
-            sizes: (height, width) of each picture. With them features are those of the picture
-                alone; without, the canvas around it leaks in, as in the reference's batches.
+            pixels: normalised (``ops.normalization``).
+            sizes: (height, width) of each image. With them the features are those of the image
+                alone. Without them the padding affects them, as in the reference's batches.
         """
         if self.config.is_vit:
             return ImageFeatures(*self.visual.features(pixels, sizes))
@@ -92,14 +93,14 @@ class CLIP(nn.Module):
         return self.visual.embed_crops(crops)
 
     def crop_features(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N p p out"]:
-        """Layer4's maps of crops; ``pool_crops`` of them is ``embed_crops``. ResNets only."""
+        """Return layer4's maps of crops; ``pool_crops`` completes ``embed_crops``. ResNets only."""
         return self.visual.crop_features(crops)
 
     def pool_crops(self, maps: Float[Array, "N p p out"]) -> Float[Array, "N D"]:
         return self.visual.pool_crops(maps)
 
     def encode_image(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-        """Whole canvases to embeddings."""
+        """Embed whole canvases."""
         features = self.image_features(pixels)
         if features.whole is not None:
             return features.whole
@@ -116,12 +117,12 @@ class CLIP(nn.Module):
     def __call__(
         self, pixels: Float[Array, "B H W 3"], tokens: Int[Array, "N L"]
     ) -> tuple[Float[Array, "B D"], Float[Array, "N D"], Float[Array, ""]]:
-        """Image embeddings, text embeddings, and the log of the logit scale."""
+        """Return image embeddings, text embeddings, and the log of the logit scale."""
         return self.encode_image(pixels), self.encode_text(tokens), self.logit_scale
 
 
 def whole_image_boxes(sizes: Int[Array, "B 2"]) -> Float[Array, "B 4"]:
-    """The box of each picture's real pixels, ``sizes`` being (height, width)."""
+    """Return the box of each image's real pixels; ``sizes`` are (height, width)."""
     zeros = jnp.zeros(sizes.shape[0])
     return jnp.stack([zeros, zeros, sizes[:, 1], sizes[:, 0]], -1).astype(jnp.float32)
 
@@ -136,19 +137,19 @@ def encode_regions(
     implementation: str = "auto",
     differentiated: bool = False,
 ) -> Float[Array, "B R D"]:
-    """Embeds boxes: RoIAlign, then layer4 and attention pooling, in rematerialised chunks.
+    """Embed boxes: RoIAlign, then layer4 and attention pooling, in rematerialised chunks.
 
     Args:
-        model: the CLIP module; ``variables`` its frozen-norm variables.
+        model: the CLIP module.
+        variables: its frozen-norm variables.
         features: ``image_features(...)``.
-        boxes: canvas pixels; an empty box gives some finite embedding that the caller masks.
-        regions_per_chunk: regions of each picture embedded at once, at most. Crops and layer4's
-            activations of one chunk are all that ever exists, forward and backward; None means all
-            in one.
+        boxes: canvas pixels; an empty box gives a finite embedding, which the caller must mask.
+        regions_per_chunk: largest number of regions per image embedded at once. Crops and layer4's
+            activations exist for one chunk at a time, forward and backward. None means one chunk.
         implementation: of RoIAlign, see ``ops.roi_align``.
-        differentiated: the caller takes gradients of it. Changes no number: XLA's CPU backend
-            computes a convolution's kernel gradient 20 times slower inside a loop, so there the
-            chunks are then unrolled.
+        differentiated: the caller takes gradients. No number changes. XLA's CPU backend computes a
+            convolution's kernel gradient 20 times slower inside a loop, so chunks are unrolled
+            there.
     """
 
     return _of_crops(
@@ -167,9 +168,9 @@ def encode_region_maps(
     implementation: str = "auto",
     differentiated: bool = False,
 ) -> Float[Array, "B R p p out"]:
-    """Layer4's maps of boxes, from which a mask head draws; arguments as of ``encode_regions``.
+    """Return layer4's maps of boxes, the input of a mask head; arguments as in ``encode_regions``.
 
-    ``model.pool_crops`` of them are the embeddings that ``encode_regions`` gives.
+    ``model.pool_crops`` of the maps gives the embeddings of ``encode_regions``.
     """
     return _of_crops(
         model, variables, features, boxes, model.crop_features,
@@ -181,7 +182,7 @@ def _of_crops(
     model, variables, features, boxes, method, regions_per_chunk, implementation, differentiated
 ) -> Float[Array, "B R *out"]:
     if regions_per_chunk is not None and regions_per_chunk < boxes.shape[1]:
-        # Chunks are made again as they are; their blocks once more would be a third pass.
+        # Chunks are rematerialised already; with their blocks too there would be a third pass.
         model = model.clone(kept_activations="all")
 
     map_, extents = map_for_many(features.map, features.cells, implementation)
@@ -210,16 +211,16 @@ def encode_crops(
     *,
     regions_per_chunk: int | None = None,
 ) -> Float[Array, "B R D"]:
-    """Embeds boxes as pictures of their own: cut out, resized, and through the whole image tower.
+    """Embed boxes as separate images: crop, resize, and apply the whole image tower.
 
-    What CLIP does without RegionCLIP (paper figure 1), at the price of one tower a box. Boxes are
-    squashed to the square of the training resolution; see ``ops.crops``.
+    The method of CLIP without RegionCLIP (paper figure 1), at the cost of one tower per box. Boxes
+    are resized to the square of the training resolution; see ``ops.crops``.
 
     Args:
         model, variables, regions_per_chunk: as in ``encode_regions``.
         images: canvases, not normalised.
-        sizes: (height, width) of each picture's real pixels.
-        boxes: canvas pixels; one without pixels gives the embedding of a black picture.
+        sizes: (height, width) of each image's real pixels.
+        boxes: canvas pixels; a box without pixels gives the embedding of a black image.
     """
 
     def embed(chunk):
@@ -238,7 +239,7 @@ def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]
 
 
 def init_variables(config: CLIPConfig, key: PRNGKeyArray) -> dict:
-    """Fresh variables, ``{"params", "batch_stats"}``; ``jax.eval_shape`` gives shapes alone."""
+    """Initialise ``{"params", "batch_stats"}``; under ``jax.eval_shape`` give shapes only."""
     side = config.image_resolution
     variables = CLIP(config).init(
         key, jnp.zeros((1, side, side, 3)), jnp.zeros((1, config.context_length), jnp.int32)

@@ -1,10 +1,9 @@
-"""Region embeddings against class embeddings: the classifier that text makes.
+"""Classifier of regions: cosines of region embeddings and class embeddings.
 
-Source: paper section 3.4; docs/reference/detection.md#classifier. Nothing here has parameters: the
-rows of a classifier are the text tower's embeddings of class names. Both sides are brought to unit
-length here, so embeddings are stored and passed around as the towers give them. The reference's
-background class has an embedding of zeros that is never trained: its logit is 0, whatever the
-region.
+Source: paper section 3.4; docs/reference/detection.md#classifier. There are no parameters: the rows
+of a classifier are the text tower's embeddings of class names. Both sides are normalised here, so
+embeddings are stored and passed without normalisation. The reference's background class has an
+embedding of zeros that is never trained, so its logit is 0 for every region.
 """
 
 import jax
@@ -17,19 +16,21 @@ from regionclip_jax.ops.unit_length import unit_length
 def concept_logits(
     regions: Float[Array, "*regions D"], concepts: Float[Array, "C D"], temperature: float
 ) -> Float[Array, "*regions C"]:
-    """Cosines of regions and concepts over the temperature, fp32."""
+    """Return the cosines of regions and concepts divided by the temperature, in fp32."""
     return unit_length(regions) @ unit_length(concepts).T / temperature
 
 
 def with_background(logits: Float[Array, "*regions C"]) -> Float[Array, "*regions C+1"]:
-    """Logits of the classes and, last, the zero logit of the background."""
+    """Append the zero logit of the background to the logits of the classes."""
     return jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, 1)])
 
 
 def class_probabilities(
     regions: Float[Array, "*regions D"], classes: Float[Array, "C D"], temperature: float
 ) -> Float[Array, "*regions C"]:
-    """Softmax over classes and background, without the background's share: rows sum to below 1.
+    """Return the softmax over classes and background, without the background's column.
+
+    Rows therefore sum to less than 1.
 
     Args:
         regions: embeddings of any length.

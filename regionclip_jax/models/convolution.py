@@ -1,10 +1,10 @@
-"""The convolution that all trunks share.
+"""The convolution of all trunks.
 
-A picture lies in the corner of a larger canvas. The rest of the canvas, zero at first, is zero no
-longer after a norm and an activation, and leaks into the picture's border. ``Cells`` are the
-(height, width) of each picture's own part of a map; with them the rest counts as zeros before every
-convolution, as the padding of a picture by itself does, and features do not depend on the canvas.
-None leaves the rest as it is: a batch of the reference's pretraining.
+An image lies in the corner of a larger canvas. The rest of the canvas is zero at first. After a
+norm and an activation it is not, and it affects the image's border. ``Cells`` are the (height,
+width) of each image's own part of a map. With them the rest is set to zero before every
+convolution, as in the padding of a single image. Features then do not depend on the canvas. None
+keeps the rest, as in the batches of the reference's pretraining.
 """
 
 import functools
@@ -25,7 +25,7 @@ Cells = Int[Array, "N 2"] | None
 def zero_outside(
     x: Float[Array, "N H W channels"], cells: Cells, block: int = 1
 ) -> Float[Array, "N H W channels"]:
-    """The map, of cells or of blocks of them, with zeros outside each picture's own part."""
+    """Set a map of cells, or of blocks of cells, to zero outside each image's own part."""
     if cells is None:
         return x
     real = real_pixels(cells, x.shape[1] * block, x.shape[2] * block)[..., None]
@@ -35,21 +35,21 @@ def zero_outside(
 
 
 def after_stride(cells: Cells) -> Cells:
-    """A picture's part after a convolution, or a padded pool, of stride 2."""
+    """Return an image's part of a map after a convolution or a padded pool of stride 2."""
     return None if cells is None else (cells + 1) // 2
 
 
 def after_pool(cells: Cells) -> Cells:
-    """A picture's part after a 2x2 pool, which leaves out an odd last row or column."""
+    """Return an image's part of a map after a 2x2 pool, which drops an odd last row or column."""
     return None if cells is None else cells // 2
 
 
 class Conv(nn.Module):
-    """A convolution with an odd kernel, padded by half of it, so that stride 1 keeps the size.
+    """Convolution with an odd kernel, padded by half of it, so that stride 1 keeps the size.
 
-    ``multiplier`` is of what comes out (before the bias), as of a norm that follows. ``blocks`` are
-    the sides of the blocks of cells that lie in channels (``ops.blocks``), of what goes in and of
-    what comes out. NHWC. Parameters ``kernel`` [k, k, in, out] and, with ``use_bias``, ``bias``.
+    ``multiplier`` scales the output (before the bias), for a norm that follows. ``blocks`` are the
+    sides of the blocks of cells in channels (``ops.blocks``), for the input and the output. NHWC.
+    Parameters ``kernel`` [k, k, in, out] and, with ``use_bias``, ``bias``.
     """
 
     features: int
@@ -70,7 +70,7 @@ class Conv(nn.Module):
         before, after = blocks
         shape = (size, size, x.shape[-1] // before**2, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
-        # A kernel of one cell sees nothing outside.
+        # A kernel of one cell reads no neighbours.
         x = x if size == 1 else zero_outside(x, cells, before)
         if blocks == (1, 1):
             apply = functools.partial(convolve, stride=step)

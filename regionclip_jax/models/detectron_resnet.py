@@ -15,7 +15,7 @@ from regionclip_jax.ops.relu import relu
 
 
 class Stem(nn.Module):
-    """Pixels to features of stride 4; ``cells`` are the pictures' sizes in pixels."""
+    """Stem: pixels to features of stride 4; ``cells`` are the images' sizes in pixels."""
 
     width: int
     frozen_norm: bool
@@ -28,13 +28,13 @@ class Stem(nn.Module):
         conv = Conv(self.width, 7, 2, self.dtype, name="conv1")
         norm = BatchNorm(self.width, self.frozen_norm, name="norm1")
         x = relu(convolve_and_normalize(conv, norm, x, cells))
-        # Zeros are as good as minus infinity: nothing is below them.
+        # Zeros act as minus infinity in the pool: after the ReLU nothing is below them.
         x = zero_outside(x, after_stride(cells))
         return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class Bottleneck(nn.Module):
-    """1x1 (which strides), 3x3, 1x1, and a shortcut that is projected where channels change."""
+    """1x1 (which strides), 3x3, 1x1, and a shortcut with a projection if the channels change."""
 
     planes: int
     features: int
@@ -52,7 +52,7 @@ class Bottleneck(nn.Module):
             return convolve_and_normalize(conv, norm, x, cells)
 
         out = relu(convolve(x, self.planes, 1, self.stride, "", "1"))
-        # The first convolution has strode already.
+        # The first convolution applied the stride.
         cells = after_stride(cells) if self.stride == 2 else cells
         out = relu(convolve(out, self.planes, 3, 1, "", "2", cells))
         out = convolve(out, self.features, 1, 1, "", "3")
@@ -92,7 +92,7 @@ class Stage(nn.Module):
 
 
 class DetectronResNet(nn.Module):
-    """All stages' outputs: res2 (stride 4), res3 (8), res4 (16) and, with four counts, res5 (32).
+    """Trunk with outputs res2 (stride 4), res3 (8), res4 (16) and, with four counts, res5 (32).
 
     ``bottleneck_width`` and ``features`` are res2's; both double from stage to stage.
     """

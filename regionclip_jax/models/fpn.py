@@ -14,8 +14,7 @@ from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_norm
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, nearest upsampling from coarse to fine, 3x3 output convolutions.
 
-    With ``norm`` (the large-scale-jitter variant) convolutions have a batch norm, without it
-    a bias.
+    With ``norm`` (the large-scale-jitter variant) convolutions have a batch norm instead of a bias.
     """
 
     channels: int
@@ -27,10 +26,10 @@ class FPN(nn.Module):
     def __call__(
         self, stages: list[Float[Array, "B _ _ _"]], cells: list[Cells]
     ) -> list[Float[Array, "B _ _ c"]]:
-        """Features of stride 4, 8, 16, 32 to levels of stride 4, 8, 16, 32, 64.
+        """Return levels of stride 4, 8, 16, 32, 64 from stages of stride 4, 8, 16, 32.
 
         Args:
-            cells: each picture's part of every stage.
+            cells: each image's part of every stage.
 
         Raises:
             ValueError: a stage is not exactly twice as large as the next.

@@ -1,8 +1,8 @@
 """Batch normalisation, frozen (the reference) or live (training from scratch).
 
 Source: docs/reference/towers.md#frozen-norms. The reference runs every norm of the CLIP trunk
-frozen: an affine map with eps 1e-5 made of four stored vectors. ``train_clip`` needs live
-statistics to learn from nothing; any later job uses the same variables with ``frozen=True``.
+frozen: an affine map with eps 1e-5 from four stored vectors. ``train_clip`` needs live statistics
+to train from scratch; any later job uses the same variables with ``frozen=True``.
 """
 
 import flax.linen as nn
@@ -42,7 +42,7 @@ class BatchNorm(nn.Module):
         return x * multiplier.astype(x.dtype) + offset.astype(x.dtype)
 
     def affine(self) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
-        """What the frozen norm multiplies by and adds, in fp32."""
+        """Return the multiplier and the offset of the frozen norm, in fp32."""
         return self._folded(self.mean.value, self.var.value)
 
     def _folded(self, mean, var):
@@ -67,11 +67,11 @@ def convolve_and_normalize(
     cells: Cells = None,
     blocks: tuple[int, int] = (1, 1),
 ) -> Float[Array, "N h w out"]:
-    """``norm(conv(x, cells))``; ``blocks`` as of ``Conv``, with a frozen norm only.
+    """Return ``norm(conv(x, cells))``; ``blocks`` as in ``Conv``, with a frozen norm only.
 
-    A frozen norm multiplies the kernel instead of the map: a smaller array, fewer roundings in half
-    precision, and what is left, adding the offset, is what GPUs do together with a product. (XLA
-    fuses both with a convolution on CPUs and TPUs, but not into a GPU's libraries.)
+    A frozen norm multiplies the kernel instead of the map: a smaller array and fewer roundings in
+    half precision. A GPU's library adds the remaining offset together with a product. (XLA fuses
+    both with a convolution on CPUs and TPUs, but not into a GPU's libraries.)
     """
     if not norm.frozen:
         return norm(conv(x, cells))

@@ -1,12 +1,12 @@
 """The localizer: a class-agnostic region proposal network on a trunk of its own.
 
-Source: docs/reference/localizers.md. Four variants, told apart by ``LocalizerConfig``: a ResNet's
+Source: docs/reference/localizers.md. ``LocalizerConfig`` selects one of four variants: a ResNet's
 res4 (C4), a feature pyramid (FPN), the pyramid with norms and a deeper head (large-scale jitter),
-the pyramid on CLIP's ResNet. It sees the canvas that CLIP sees, normalised for its own trunk.
+the pyramid on CLIP's ResNet. The input is CLIP's canvas, normalised for the localizer's trunk.
 
-What it says of a picture does not depend on the canvas: everything is computed as for the picture
-alone (``models.convolution``), padded for a pyramid to a multiple of 32, as the reference does when
-it evaluates. In the reference's batches of several pictures the padding leaks into them.
+The outputs for an image do not depend on the canvas. They are those of the image alone
+(``models.convolution``), padded for a pyramid to a multiple of 32, as in the reference's
+evaluation. In the reference's batches of several images the padding affects the outputs.
 """
 
 import dataclasses
@@ -45,17 +45,17 @@ class LocalizerConfig:
     # Bottlenecks of res2, res3, ...; the last stage is the C4 feature map, or the pyramid's top.
     blocks: tuple[int, ...] = (3, 4, 6)
     stem_width: int = 64
-    # Of res2: channels inside and after its bottlenecks.
+    # Channels inside and after the bottlenecks of res2.
     bottleneck_width: int = 64
     features: int = 256
-    # Of a feature pyramid; None means one level, the trunk's last.
+    # Channels of a feature pyramid; None means one level, the trunk's last.
     pyramid_channels: int | None = None
     pyramid_norm: bool = False
     head_convs: int = 1
 
     @property
     def variant(self) -> str:
-        """In words, for messages."""
+        """Description of the variant, for messages."""
         trunk = "CLIP's ResNet" if self.trunk == "clip" else "detectron2's ResNet"
         if self.pyramid_channels is None:
             return f"{trunk}, C4"
@@ -63,34 +63,34 @@ class LocalizerConfig:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Canvas pixels a cell, of each level."""
+        """Canvas pixels per cell, for each level."""
         if self.pyramid_channels is None:
             return (2 ** (len(self.blocks) + 1),)
         return tuple(2 ** (level + 2) for level in range(len(self.blocks) + 1))
 
     @property
     def anchor_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Sizes of the anchors of each level: all on one, or one on each of the pyramid's five."""
+        """Anchor sizes of each level: all on one level, or one on each of the pyramid's five."""
         if self.pyramid_channels is None:
             return (ANCHOR_SIZES,)
         return tuple((size,) for size in ANCHOR_SIZES)
 
     @property
     def canvas_divisor(self) -> int:
-        """The sides of a canvas must be multiples of it."""
+        """Required divisor of the canvas sides."""
         return self.strides[0 if self.pyramid_channels is None else -2]
 
     def padded_sizes(self, sizes: Int[Array, "B 2"]) -> Int[Array, "B 2"]:
-        """Pixels that count as the picture: for a pyramid a multiple of 32, as in the reference."""
+        """Return sizes, for a pyramid rounded up to multiples of 32, as in the reference."""
         if self.pyramid_channels is None:
             return sizes
         divisor = self.strides[-2]
         return -(-sizes // divisor) * divisor
 
     def level_cells(self, sizes: Int[Array, "B 2"]) -> list[Int[Array, "B 2"]]:
-        """Each picture's part of every level."""
+        """Return each image's part of every level, in cells (height, width)."""
         if self.trunk == "clip" and self.pyramid_channels is None:
-            # Its pools leave out an odd last row, where detectron2's convolutions keep it.
+            # CLIP's pools drop an odd last row; detectron2's convolutions keep it.
             return [-(-sizes // 2) // (stride // 2) for stride in self.strides]
         return [-(-self.padded_sizes(sizes) // stride) for stride in self.strides]
 
@@ -130,10 +130,10 @@ class ClipTrunk(nn.Module):
 
 
 class Localizer(nn.Module):
-    """Canvases to objectness logits and box deltas of every anchor of every level.
+    """Region proposal network: objectness logits and box deltas of every anchor of every level.
 
-    ``frozen_norm=False`` gives live batch norms, to train one from scratch. ``kept_activations`` is
-    of the trunk.
+    ``frozen_norm=False`` gives live batch norms, to train from scratch. ``kept_activations``
+    applies to the trunk.
     """
 
     config: LocalizerConfig
@@ -165,7 +165,7 @@ class Localizer(nn.Module):
     def feature_levels(
         self, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
     ) -> list[Float[Array, "B _ _ _"]]:
-        """What the head sees: res4, or p2 to p6."""
+        """Return the inputs of the head: res4, or p2 to p6."""
         normalize = normalize_for_clip if self.config.trunk == "clip" else normalize_for_detectron
         padded = self.config.padded_sizes(sizes)
         stages = self.trunk(normalize(images, sizes), padded)
@@ -176,18 +176,20 @@ class Localizer(nn.Module):
     def predict(
         self, features: Float[Array, "B h w c"], cells: Int[Array, "B 2"]
     ) -> tuple[Float[Array, "B anchors"], Float[Array, "B anchors 4"]]:
-        """Logits and deltas of one level, as ``RPNHead``; ``cells`` as of ``level_cells``."""
+        """Return logits and deltas of one level, as ``RPNHead``; ``cells`` from ``level_cells``."""
         return self.head(features, cells)
 
     def __call__(
         self, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
     ) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]]]:
-        """Logits (before any sigmoid) and deltas, fp32, by level; of all cells of the canvas.
+        """Return fp32 logits (before any sigmoid) and deltas per level, for all canvas cells.
+
+        Args:
+            images: canvases whose sides are multiples of ``config.canvas_divisor``.
+            sizes: (height, width) of each image's real pixels.
 
         Raises:
-            ValueError: a pyramid, and a side of the canvas is no multiple of 32.
-
-        The canvas' sides are multiples of ``config.canvas_divisor``.
+            ValueError: with a pyramid, a side of the canvas is not a multiple of 32.
         """
         levels = zip(
             self.feature_levels(images, sizes), self.config.level_cells(sizes), strict=True
@@ -199,7 +201,7 @@ class Localizer(nn.Module):
 def level_anchors(
     config: LocalizerConfig, height: int, width: int
 ) -> list[Float[np.ndarray, "_ 4"]]:
-    """The anchors of every level of a canvas, in the order of a localizer's outputs."""
+    """Return the anchors of every level of a canvas, in the order of a localizer's outputs."""
     return [
         grid_anchors(-(-height // stride), -(-width // stride), stride, _cell(sizes))
         for stride, sizes in zip(config.strides, config.anchor_sizes, strict=True)
@@ -209,7 +211,7 @@ def level_anchors(
 def real_anchors(
     config: LocalizerConfig, sizes: Int[Array, "B 2"], height: int, width: int
 ) -> list[Bool[Array, "B _"]]:
-    """Which of them belong to cells of the picture itself, not of the canvas around it."""
+    """Return True for the anchors of the image's own cells, False for those of the padding."""
     found = []
     for cells, stride, anchor_sizes in zip(
         config.level_cells(sizes), config.strides, config.anchor_sizes, strict=True
@@ -232,14 +234,14 @@ def propose(
 ) -> Regions:
     """Propose the best distinct boxes of each image, by descending objectness logit.
 
-    Cells that exist only because the canvas is larger than the picture propose nothing: the
-    anchors are those the reference has for the picture alone (padded for a pyramid to a multiple of
-    32, as there). In its batches the padding proposes too; that is an accident of batching.
+    Cells of the canvas outside the image propose nothing. The anchors are the reference's for the
+    image alone (for a pyramid padded to a multiple of 32). In the reference's batches the padding
+    proposes too, as a side effect of batching.
 
     Args:
         images: canvases of any size; enlarged here to a multiple of 16 (C4) or 32 (pyramid).
-        sizes: (height, width) of each picture's real pixels.
-        proposals: R = ``num_proposals``, and how they are chosen.
+        sizes: (height, width) of each image's real pixels.
+        proposals: R = ``num_proposals``, and the selection's settings.
 
     Raises:
         ValueError: as ``ops.proposals.select_proposals``.
@@ -266,6 +268,6 @@ def propose(
 
 
 def init_localizer(config: LocalizerConfig, key: PRNGKeyArray) -> dict:
-    """Fresh variables, ``{"params", "batch_stats"}``; ``jax.eval_shape`` gives shapes alone."""
+    """Initialise ``{"params", "batch_stats"}``; under ``jax.eval_shape`` give shapes only."""
     images, sizes = jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64)
     return dict(Localizer(config).init(key, images, sizes))

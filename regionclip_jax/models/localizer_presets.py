@@ -14,11 +14,11 @@ LOCALIZER_PRESETS: dict[str, LocalizerConfig] = {
     "clip_rn50_fpn": LocalizerConfig(
         trunk="clip", blocks=(3, 4, 6, 3), stem_width=64, pyramid_channels=256
     ),
-    # On the small CLIP of the embedded experiment.
+    # On the small CLIP of the synthetic experiment.
     "scenes": LocalizerConfig(
         trunk="clip", blocks=(1, 1, 1, 1), stem_width=16, pyramid_channels=32
     ),
-    # A few million operations a picture: for two CPU cores.
+    # A few million operations per image: for two CPU cores.
     "small": LocalizerConfig(
         blocks=(1, 1, 2, 1),
         stem_width=16,

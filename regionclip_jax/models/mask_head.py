@@ -1,6 +1,6 @@
-"""Mask head of a detector: one outline a region, whatever its class.
+"""Mask head of a detector: one mask per region, for all classes.
 
-Source: docs/reference/detection.md#masks. It reads layer4's map of a region, not the pooled
+Source: docs/reference/detection.md#masks. The input is layer4's map of a region, not the pooled
 embedding.
 """
 
@@ -12,10 +12,10 @@ from regionclip_jax.ops.relu import relu
 
 
 class MaskHead(nn.Module):
-    """A transposed 2x2 convolution of stride 2, a ReLU, and a logit for every cell.
+    """Transposed 2x2 convolution of stride 2, a ReLU, and a logit for every cell.
 
-    ``deconv/kernel`` is [2, 2, in, out]; torch keeps [in, out, 2, 2]. Its windows do not overlap,
-    so that it is a matrix product of each cell with the four cells it becomes.
+    ``deconv/kernel`` is [2, 2, in, out]; torch keeps [in, out, 2, 2]. The windows do not overlap,
+    so the convolution is a matrix product from each cell to its four output cells.
     """
 
     features: int = 256
@@ -23,7 +23,7 @@ class MaskHead(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Float[Array, "N h w channels"]) -> Float[Array, "N 2*h 2*w"]:
-        """Logits in fp32."""
+        """Return logits in fp32."""
         num, height, width, channels = maps.shape
         kernel, bias = _Deconvolution(channels, self.features, name="deconv")()
         x = jnp.einsum("nhwc,ijcf->nhiwjf", maps.astype(self.dtype), kernel.astype(self.dtype))

@@ -1,8 +1,8 @@
 """CLIP's modified ResNet, split where regions need it: stem..layer3 | layer4 | attention pool.
 
-Source: docs/reference/towers.md#stem, docs/reference/towers.md#bottleneck. Three 3x3 stem
-convolutions and an average pool; strides are average pools after the 3x3 convolution and in the
-shortcut; every pool drops an odd last row or column. NHWC. The trunk's output (``res4``) has stride
+Source: docs/reference/towers.md#stem, docs/reference/towers.md#bottleneck. The stem has three 3x3
+convolutions and an average pool. Strides are average pools after the 3x3 convolution and in the
+shortcut. Every pool drops an odd last row or column. NHWC. The trunk's output (``res4``) has stride
 16.
 """
 
@@ -23,7 +23,7 @@ EXPANSION = 4
 
 
 class Stem(nn.Module):
-    """Pixels to features of stride 4; ``cells`` are the pictures' sizes in pixels."""
+    """Stem: pixels to features of stride 4; ``cells`` are the images' sizes in pixels."""
 
     width: int
     frozen_norm: bool
@@ -43,13 +43,13 @@ class Stem(nn.Module):
         return average_of_blocks(x, after) if after > 1 else average_pool_2x2(x)
 
     def _block(self, x) -> int:
-        """Side of the blocks of cells that lie in channels: those of a pool, on TPUs."""
+        """Side of the blocks of cells in channels (``ops.blocks``): a pool's window on TPUs."""
         whole = x.shape[1] % 4 == x.shape[2] % 4 == 0
         return 2 if target_backend() == "tpu" and self.frozen_norm and whole else 1
 
 
 def stem_cells(sizes: Cells) -> Cells:
-    """A picture's part of the stem's output, from its size in pixels."""
+    """Return an image's part of the stem's output, from its size in pixels."""
     return after_pool(after_stride(sizes))
 
 
@@ -110,8 +110,8 @@ class Stage(nn.Module):
 class ModifiedResNet(nn.Module):
     """CLIP's ResNet image tower.
 
-    ``feature_map`` is computed once an image; ``embed_crops`` turns RoIAligned crops of it into
-    embeddings. A whole picture of the training resolution is the crop of its own box: RoIAlign then
+    ``feature_map`` runs once per image; ``embed_crops`` turns RoIAlign crops of the map into
+    embeddings. A whole image of the training resolution is the crop of its own box: RoIAlign then
     samples every cell's centre and is the identity.
     """
 
@@ -153,14 +153,14 @@ class ModifiedResNet(nn.Module):
     def feature_map(
         self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
     ) -> tuple[Float[Array, "B h w channels"], Cells]:
-        """Normalised pixels to ``res4`` (stride 16, 16 * width channels).
+        """Compute ``res4`` (stride 16, 16 * width channels) of normalised pixels.
 
         Args:
-            sizes: (height, width) of each picture, to keep the canvas around it out; see
+            sizes: (height, width) of each image, to exclude the padding; see
                 ``models.convolution``.
 
         Returns:
-            The map, and each picture's part of it (None without ``sizes``).
+            The map, and each image's part of it (None without ``sizes``).
         """
         cells = stem_cells(sizes)
         x = self.stem(pixels.astype(self.dtype), sizes)
@@ -169,13 +169,13 @@ class ModifiedResNet(nn.Module):
         return self.layer3(x, cells), after_pool(cells)
 
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
-        """Crops of ``res4`` through layer4 and attention pooling; not normalised."""
+        """Embed crops of ``res4`` by layer4 and attention pooling; not normalised."""
         return self.pool_crops(self.crop_features(crops))
 
     def crop_features(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N p p out"]:
-        """The first half of ``embed_crops``: layer4's maps, ``grid_size`` cells a side."""
+        """Compute the first half of ``embed_crops``: layer4's maps, ``grid_size`` cells a side."""
         return self.layer4(crops)
 
     def pool_crops(self, maps: Float[Array, "N p p out"]) -> Float[Array, "N D"]:
-        """The second half of ``embed_crops``."""
+        """Compute the second half of ``embed_crops``: attention pooling."""
         return self.attention_pool(maps)

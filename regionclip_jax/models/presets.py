@@ -1,7 +1,7 @@
-"""The one table of architectures, used by configs, conversion and tests.
+"""Table of architectures for configs, conversion and tests.
 
-Numbers: docs/reference/towers.md#variants for RN50, RN101 and RN50x4; OpenAI's published state
-dicts for the rest. ``tiny`` is the network of the golden arrays, ``scenes`` that of the embedded
+Source: docs/reference/towers.md#variants for RN50, RN101 and RN50x4; OpenAI's published state dicts
+for the rest. ``tiny`` is the network of the golden arrays, ``scenes`` that of the synthetic
 experiment.
 """
 
@@ -10,9 +10,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Shape of a CLIP model. Enough to build it, and all that a checkpoint's card records of it."""
+    """Architecture of a CLIP model, enough to build it; recorded in a checkpoint's card."""
 
-    # Side of the square picture the positional embedding was made for, in pixels.
+    # Side of the square image of the positional embedding, in pixels.
     image_resolution: int
     # Blocks of layer1..layer4 (ResNet), or the number of transformer blocks (ViT).
     vision_layers: tuple[int, int, int, int] | int
@@ -36,7 +36,7 @@ class CLIPConfig:
 
     @property
     def grid_size(self) -> int:
-        """Side of the grid of positional embeddings: tokens the pooling sees along one axis."""
+        """Side of the grid of positional embeddings, in tokens."""
         return self.image_resolution // (self.vision_patch_size or 32)
 
 
@@ -83,11 +83,11 @@ PRESETS: dict[str, CLIPConfig] = {
     "ViT-L/14": _vit(224, 24, 1024, 14, 768, 768),
     "ViT-L/14@336": _vit(336, 24, 1024, 14, 768, 768),
     "tiny": _resnet(224, (1, 1, 1, 1), 16, 64, 128, text_layers=2),
-    # With CLIP's 64 units a head this width has one head; with it some seeds never leave the start.
+    # CLIP's 64 units per head would give one head, with which some seeds do not learn.
     "scenes": dataclasses.replace(
         _resnet(96, (1, 1, 1, 1), 16, 64, 64, text_layers=2), text_heads=4
     ),
-    # For real pictures on two CPU cores.
+    # For real images on two CPU cores.
     "small": dataclasses.replace(
         _resnet(128, (1, 1, 2, 1), 16, 128, 64, text_layers=2), text_heads=4
     ),
@@ -95,5 +95,5 @@ PRESETS: dict[str, CLIPConfig] = {
 
 
 def preset_name(config: CLIPConfig) -> str | None:
-    """Name of the preset that equals ``config``, or None."""
+    """Return the name of the preset that equals ``config``, or None."""
     return next((name for name, preset in PRESETS.items() if preset == config), None)

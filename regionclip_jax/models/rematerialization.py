@@ -1,7 +1,7 @@
-"""What the blocks of a tower keep from the forward pass for the backward one.
+"""Remat policy of a tower's blocks: the activations kept for the backward pass.
 
-A choice between memory and time: no number and no parameter's name depends on it. It says nothing
-where no gradient is taken: a frozen stage keeps nothing either way, and none of it is made twice.
+The policy trades memory for time; no number and no parameter's name depends on it. It has no effect
+without a gradient: a frozen stage keeps nothing and is never computed twice.
 """
 
 from typing import TypeVar
@@ -11,20 +11,20 @@ import jax
 
 from regionclip_jax.settings import KeptActivations
 
-# The name (``checkpoint_name``) of what convolutions put out: their own gradients hide the rest.
+# The ``checkpoint_name`` of convolution outputs: custom gradients hide them from JAX's policies.
 PRODUCT = "product"
 
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
 def keeping(block: Block, kept: KeptActivations, methods: tuple[str, ...] = ("__call__",)) -> Block:
-    """Return a module's class whose ``methods`` keep no more than ``kept``.
+    """Return a module's class with the remat policy ``kept`` on its ``methods``.
 
     Args:
-        kept: "all": whatever the gradient of the block asks for. "products": the block's input and
+        kept: "all": all values that the block's gradient needs. "products": the block's input and
             the outputs of its convolutions and dense layers; norms, activations, pools and
-            attention are made again. "block_inputs": the block's input alone; the block is made
-            again.
+            attention are recomputed. "block_inputs": the block's input alone; the block is
+            recomputed.
     """
     if kept == "all":
         return block
@@ -33,7 +33,7 @@ def keeping(block: Block, kept: KeptActivations, methods: tuple[str, ...] = ("__
 
 
 def _is_product(primitive, *shapes, **parameters) -> bool:
-    """Convolutions, and products with a matrix; not those of queries with keys of each picture."""
+    """True for convolutions and matrix products, but not for the products of attention."""
     policies = jax.checkpoint_policies
     return any(
         saves(primitive, *shapes, **parameters)

@@ -22,7 +22,7 @@ class RPNHead(nn.Module):
     def __call__(
         self, features: Float[Array, "B h w c"], cells: Cells = None
     ) -> tuple[Float[Array, "B anchors"], Float[Array, "B anchors 4"]]:
-        """Logits and deltas in the order of ``ops.anchors``: rows, columns, anchors of a cell."""
+        """Return logits and deltas in the order of ``ops.anchors``: row, column, cell's anchor."""
         num, channels = features.shape[0], features.shape[-1]
         x = features
         for index in range(self.num_convs):

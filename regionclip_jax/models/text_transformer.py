@@ -9,7 +9,7 @@ from regionclip_jax.models.transformer_blocks import BlockStack, LayerNorm
 
 
 class TextTransformer(nn.Module):
-    """Token ids to one embedding a text, read at the end-of-text token; not normalised."""
+    """Text tower: one embedding per text, read at the end-of-text token; not normalised."""
 
     vocab_size: int
     context_length: int
@@ -35,13 +35,12 @@ class TextTransformer(nn.Module):
         )
 
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
-        """The end-of-text token has the largest id of the vocabulary, so its place is the argmax.
+        """Embed texts; the end-of-text token has the largest id, so the argmax finds it.
 
-        A text cut before its end token is read at its start token, whose embedding knows nothing of
-        the words: that is the reference's behaviour (docs/reference/text.md#truncation). This
-        package's tokenizer keeps the end token.
-        Texts shorter than the context may come cut to any length: the mask is causal, so what
-        stands behind the end token never matters.
+        A text cut before its end token is read at its start token, which does not attend to the
+        words. This is the reference's behaviour (docs/reference/text.md#truncation). This package's
+        tokenizer keeps the end token. Texts shorter than the context may be cut to any length: the
+        mask is causal, so tokens behind the end token have no effect.
         """
         length = tokens.shape[1]
         x = self.token_embedding[tokens] + self.positional_embedding[:length]

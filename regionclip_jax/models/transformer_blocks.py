@@ -12,12 +12,12 @@ from regionclip_jax.models.rematerialization import KeptActivations, keeping
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.chunks import map_chunks
 
-# Of more tokens than twice this, so many attend at once on accelerators.
+# Queries per chunk on accelerators, for more than twice as many tokens.
 _TOKENS_PER_CHUNK = 256
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x * sigmoid(1.702 x), the activation CLIP was trained with."""
+    """Return x * sigmoid(1.702 x), the activation of CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -60,12 +60,12 @@ def dot_product_attention(
 
     Args:
         query: scaled by 1 / sqrt(d) here.
-        mask: which keys a query sees; None means all.
-        tokens_per_chunk: queries that attend at once, at most; their weights are made again in the
-            backward pass. None lets the backend and the number of tokens decide. The weights of all
-            tokens for one another grow with the square of their number: for the 2,210 of an image
-            of 752 x 752 they are most of what a ViT's step would keep and move. On CPUs a loop's
-            body keeps one core busy, and memory is seldom short: all attend at once there.
+        mask: True for the keys that a query attends to; None means all.
+        tokens_per_chunk: largest number of queries at once; their weights are recomputed in the
+            backward pass. None lets the backend and the number of tokens decide. The size of all
+            weights is quadratic in the tokens: for the 2,210 of an image of 752 x 752 they are most
+            of the memory and traffic of a ViT's step. On CPUs all attend at once: a loop's body
+            uses one core there, and memory is seldom short.
     """
     query = query * query.shape[-1] ** -0.5
 
@@ -77,7 +77,7 @@ def dot_product_attention(
         return jnp.einsum("nhqk,nkhd->nqhd", weights, value)
 
     if tokens_per_chunk is None:
-        # A mask with a row for each token is that of texts, which are short.
+        # Only texts have a mask with a row for each token, and texts are short.
         in_chunks = target_backend() != "cpu" and (mask is None or mask.shape[1] == 1)
         in_chunks &= query.shape[1] > 2 * _TOKENS_PER_CHUNK
         tokens_per_chunk = _TOKENS_PER_CHUNK if in_chunks else query.shape[1]
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(mixed.reshape(num, tokens, width))
 
     def values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
-        """Each token's own value, projected: attention in which every token sees only itself."""
+        """Project each token's own value: attention of every token to itself only."""
         return self.out_proj(self.v_proj(x))
 
 
@@ -154,7 +154,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
     def values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
-        """The block with its attention replaced by each token's own value."""
+        """Apply the block with its attention replaced by each token's own value."""
         x = x + self.attention.values_only(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 

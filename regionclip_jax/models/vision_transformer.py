@@ -1,15 +1,15 @@
 """CLIP's ViT image tower, with a dense form for regions.
 
-Source of the tower: docs/reference/towers.md#vit. The reference does not use its ViT, so the region
-path is a choice: as MaskCLIP (Zhou et al., ECCV 2022) and CLIPSelf (Wu et al., ICLR 2024)
-do, the last block's attention is replaced by each patch token's own value and output projection
-(residual and MLP stay, as in CLIPSelf), the tokens pass ``ln_post``, a region is their RoIAligned
-average, and the projection comes last (it is linear, so pooling before it changes nothing). The
-class token of the ordinary last block remains the embedding of the whole picture.
+Source of the tower: docs/reference/towers.md#vit. The reference does not use its ViT. The region
+path follows MaskCLIP (Zhou et al., ECCV 2022) and CLIPSelf (Wu et al., ICLR 2024).
+The last block's attention is replaced by each patch token's own value and output projection
+(residual and MLP stay, as in CLIPSelf). The tokens pass ``ln_post``, and a region is their RoIAlign
+average. The projection comes last; it is linear, so pooling before it changes nothing. The class
+token of the ordinary last block remains the embedding of the whole image.
 
-With the size of each picture on its canvas, its patches are those with any pixel of it. They attend
-to each other alone, and the grid of positions is resized to them: what a picture is embedded as
-does not depend on the canvas, as long as that ends with a whole patch.
+If the size of each image is given, its patches are those with any pixel of it. They attend to each
+other alone, and the grid of positions is resized to them. The embedding then does not depend on the
+canvas, if the canvas ends with a whole patch.
 """
 
 import flax.linen as nn
@@ -23,7 +23,7 @@ from regionclip_jax.ops.normalization import real_pixels
 
 
 class VisionTransformer(nn.Module):
-    """ViT with a class token; positional embeddings are resized to any picture."""
+    """ViT with a class token; positional embeddings are resized to any image size."""
 
     grid_size: int
     patch_size: int
@@ -63,11 +63,11 @@ class VisionTransformer(nn.Module):
     def _positions(
         self, height: int, width: int, cells: Int[Array, "B 2"] | None = None
     ) -> Float[Array, "#B T width"]:
-        """Embeddings of the positions of ``height x width`` patches (bicubic; class row kept).
+        """Positional embeddings of ``height x width`` patches (bicubic; class row kept).
 
         Args:
-            cells: patches of each picture, over which its positions are spread; what is beyond
-                them is of no use. None spreads them over all.
+            cells: (height, width) of each image's patches, over which the grid is resized; rows
+                beyond them are unused. None resizes the grid over all patches.
         """
         if cells is None and (height, width) == (self.grid_size, self.grid_size):
             return self.positional_embedding[None]
@@ -105,20 +105,20 @@ class VisionTransformer(nn.Module):
     def features(
         self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None = None
     ) -> tuple[Float[Array, "B h w width"], Float[Array, "B D"], Int[Array, "B 2"] | None]:
-        """The dense map for regions, and the class token's embedding of the whole picture.
+        """Compute the dense map for regions and the class token's embedding of the whole image.
 
         Args:
-            sizes: (height, width) of each picture; None takes the canvas for the picture.
+            sizes: (height, width) of each image; None treats the canvas as the image.
 
         Returns:
-            The map, the embedding, and each picture's part of the map (None without ``sizes``).
+            The map, the embedding, and each image's part of the map (None without ``sizes``).
         """
         height, width = (side // self.patch_size for side in pixels.shape[1:3])
         cells = mask = None
         if sizes is not None:
             cells = -(-sizes // self.patch_size)
             seen = real_pixels(cells, height, width).reshape(-1, height * width)
-            # The class token is always there.
+            # The class token is always real.
             mask = jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)[:, None]
         tokens = self._tokens_before_last(pixels, cells, mask)
         last = self.blocks.last(tokens, mask)[:, 0]
@@ -127,5 +127,5 @@ class VisionTransformer(nn.Module):
         return dense.reshape(pixels.shape[0], height, width, self.width), whole, cells
 
     def embed_crops(self, crops: Float[Array, "N P P width"]) -> Float[Array, "N D"]:
-        """Averaged crops of the dense map through the projection; not normalised."""
+        """Average and project crops of the dense map; not normalised."""
         return crops.mean((1, 2)).astype(self.dtype) @ self.projection.astype(self.dtype)
