@@ -1,8 +1,8 @@
 """Losses of a detector's region head: classification and box regression.
 
 Source: docs/reference/training_detectors.md#losses. All sums are over the regions of the global
-batch; the reference's are over those of one GPU (its recipe names one GPU with 16 images, for which
-they are the same).
+batch; the reference's are over those of one GPU. Its recipe has one GPU with 16 images, for which
+both are the same.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.ops.box_coder import BOX_HEAD_WEIGHTS, encode_deltas
 
-# Below this share of wrongness a region teaches nothing, and the power's slope would be infinite.
+# Below this ``1 - p`` a region has no gradient; the power's slope would be infinite at 0.
 _SMALLEST = 1e-12
 
 
@@ -23,26 +23,26 @@ def classification_loss(
     background_weight: float,
     focal_gamma: float | None,
 ) -> Float[Array, ""]:
-    """Cross entropy over classes and background, in one of the reference's two forms.
+    """Return the cross entropy over classes and background, in one of the reference's two forms.
 
-    With ``focal_gamma`` g (COCO: 0.5): the mean over all regions of ``w (1 - p)^g CE``, where p is
-    the probability of the right class: divided by the *number* of regions. Without it (LVIS): ``sum
-    w CE / sum w``, divided by the sum of the *weights*. Both normalisations are the reference's.
+    With ``focal_gamma`` g (COCO: 0.5): the sum of ``w (1 - p)^g CE`` divided by the *number* of
+    regions, where p is the probability of the right class. Without it (LVIS): ``sum w CE / sum w``,
+    divided by the sum of the *weights*. Both normalisations are the reference's.
 
     The slope of ``(1 - p)^0.5`` is infinite at p = 1, where the reference's gradient turns NaN
-    (cosine margins above 0.17 at temperature 0.01). Here ``1 - p`` is ``-expm1(-CE)``, exact where
-    p is near 1, and regions with a smaller one than 1e-12 have no gradient: the limit of
-    ``CE (1 - p)^g`` and of its slope is 0 for g > 0.
+    (cosine margins above 0.17 at temperature 0.01). Here ``1 - p`` is ``-expm1(-CE)``, exact for p
+    near 1. Regions with ``1 - p`` below 1e-12 have no gradient: the limit of ``CE (1 - p)^g`` and
+    of its slope is 0 for g > 0.
 
     Args:
-        logits: cosines over the temperature, C classes and last the background.
+        logits: cosines over the temperature; C classes, then the background.
         classes: C is the background.
         mask: regions that exist.
         background_weight: w of background regions; all others have 1.
         focal_gamma: None for the form without focal scaling.
 
     Returns:
-        0 for a batch without regions.
+        Scalar; 0 for a batch without regions.
     """
     logits = logits.astype(jnp.float32)
     background = logits.shape[-1] - 1
@@ -65,13 +65,13 @@ def box_regression_loss(
     is_positive: Bool[Array, "*regions"],
     mask: Bool[Array, "*regions"],
 ) -> Float[Array, ""]:
-    """Sum of absolute errors of the positives' deltas over the number of *all* regions.
+    """Return the positives' absolute errors of deltas, summed, over the number of *all* regions.
 
     Args:
         deltas: predicted, the same for every class, in units of ``BOX_HEAD_WEIGHTS``.
         boxes: the regions, canvas pixels.
-        targets: the ground-truth box of each, same frame; any box where a region is no positive.
-        is_positive: regions that stand for a thing.
+        targets: the ground-truth box of each positive, same frame; any box for other regions.
+        is_positive: regions matched to an object.
         mask: regions that exist.
     """
     wanted = is_positive & mask

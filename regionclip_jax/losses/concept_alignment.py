@@ -1,9 +1,9 @@
-"""Regions against the concept pool: the teacher's labels, and groups of images.
+"""Pseudo-labels of regions from the concept pool, and groups of images.
 
 Source: paper sections 3.2 and 3.3; docs/reference/pretraining.md#pseudo-labels. The reference
 computes both region losses, their means and the rule "if no region passes the threshold keep all"
-on each GPU alone (3 images), so negatives come from 3 images. Here that group of images is an
-explicit argument, and the number of devices never changes the objective.
+on each GPU alone. Its negatives therefore come from 3 images. Here the group of images is an
+argument, and the number of devices never changes the objective.
 """
 
 import flax.struct
@@ -14,10 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 @flax.struct.dataclass
 class PseudoLabels:
-    """The teacher's view of every region. Regions with ``keep`` False take no part.
+    """The teacher's labels of every region. The losses ignore regions with ``keep`` False.
 
-    Its distribution over the concepts, C numbers a region, is not kept: it follows from the
-    embeddings, and is made again where it is needed.
+    The distribution over the C concepts is not stored; it is recomputed from the embeddings.
     """
 
     embeddings: Float[Array, "B R Dt"]
@@ -27,7 +26,7 @@ class PseudoLabels:
 
 
 def group_regions(x: Array, images_per_group: int | None) -> Array:
-    """``[B, R, ...]`` to ``[groups, images_per_group * R, ...]``; None makes one group of all.
+    """Reshape ``[B, R, ...]`` to ``[groups, images_per_group * R, ...]``; None makes one group.
 
     Raises:
         ValueError: the batch does not divide into groups.
@@ -45,7 +44,7 @@ def group_regions(x: Array, images_per_group: int | None) -> Array:
 def likeliest_concepts(
     logits: Float[Array, "*regions C"],
 ) -> tuple[Int[Array, "*regions"], Float[Array, "*regions"]]:
-    """The likeliest concept of each region, and its probability."""
+    """Return the likeliest concept of each region, and its probability."""
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     return probabilities.argmax(-1), probabilities.max(-1)
 
@@ -55,7 +54,7 @@ def confident_regions(
 ) -> Bool[Array, "groups M"]:
     """Return the real regions whose likeliest concept has a probability above a threshold.
 
-    The comparison is strict; a group in which nothing passes keeps all its real regions
+    The comparison is strict. A group in which no region passes keeps all its real regions
     (docs/reference/pretraining.md#pseudo-labels).
     """
     passed = mask & (confidence > threshold)
@@ -65,7 +64,7 @@ def confident_regions(
 def mean_over_groups(
     values: Float[Array, "groups M"], keep: Bool[Array, "groups M"]
 ) -> Float[Array, ""]:
-    """Mean over kept regions of each group, then over the groups that keep any."""
+    """Return the mean over kept regions of each group, then over the groups that keep any."""
     counts = keep.sum(-1)
     means = jnp.where(keep, values, 0.0).sum(-1) / jnp.maximum(counts, 1)
     return means.sum() / jnp.maximum((counts > 0).sum(), 1)

@@ -1,4 +1,4 @@
-"""Distillation: the student's distribution over concepts follows the teacher's (paper eq. 4)."""
+"""Distillation of the teacher's distribution over concepts into the student (paper eq. 4)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ def distillation_losses(
     """Return KL(teacher || student) of each region.
 
     Source: docs/reference/pretraining.md#distillation. The reference takes ``softmax(...).log()``,
-    which becomes infinite where a probability underflows; log-softmax is the same number without
-    that. Terms of zero teacher probability are 0.
+    which is infinite if a probability underflows. Log-softmax gives the same number without this
+    case. Terms of zero teacher probability are 0.
     """
     log_student, log_teacher = (
         jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)

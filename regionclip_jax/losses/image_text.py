@@ -1,9 +1,8 @@
 """Image-text contrastive loss over the global batch.
 
-Source: docs/reference/pretraining.md#image-text-loss. Under ``jit`` with a sharded batch axis these
-arrays are the global batch, so the reference's gather with gradient
-(docs/reference/pretraining.md#gather) has no counterpart here: this is the loss whose gradient that
-gather computes.
+Source: docs/reference/pretraining.md#image-text-loss. Under ``jit`` with a sharded batch axis the
+arrays are the global batch. The gradient is then that of the reference's gather with gradient
+(docs/reference/pretraining.md#gather), and no gather is needed.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from regionclip_jax.ops.unit_length import unit_length
 
-# (images, texts, mask, temperature) -> loss: the plain one below, or a form of it that holds less.
+# (images, texts, mask, temperature) -> loss: the plain one below, or a form with less memory.
 ImageTextLoss = Callable[..., Float[Array, ""]]
 
 
@@ -24,14 +23,14 @@ def image_text_loss(
     mask: Bool[Array, " B"],
     temperature: float | Float[Array, ""],
 ) -> Float[Array, ""]:
-    """Symmetric cross-entropy of matching every picture to its text among the texts of the batch.
+    """Return the symmetric cross-entropy of matching every image to its text within the batch.
 
-    Holds the ``B x B`` matrix of logits; ``image_text_blockwise`` has the same loss without it.
+    Memory: the ``B x B`` matrix of logits; ``image_text_blockwise`` has the same loss without it.
 
     Args:
-        images, texts: embeddings of any length; row i of both belong together.
-        mask: False rows take no part, neither as queries nor as negatives.
-        temperature: cosines are divided by it.
+        images, texts: embeddings of any length; row i of both is a pair.
+        mask: False rows are neither queries nor negatives.
+        temperature: divisor of the cosines.
 
     Returns:
         Mean over real rows of both directions, halved; 0 if no row is real.

@@ -1,10 +1,10 @@
 """The image-text loss without its B x B matrix: in blocks on one device, or in a ring of devices.
 
-Both are ``image_text.image_text_loss`` exactly, in value and in the gradients of embeddings and
-temperature. A block of logits is made, adds to the log-sum-exp of its rows (picture to text) and of
-its columns (text to picture), and is dropped; the backward pass makes it once more. In the ring
-every device keeps its pictures while the texts travel past all of them, and with them what has
-been summed for them, until they are home again: one tour serves both directions.
+Both equal ``image_text.image_text_loss`` exactly, in value and in the gradients of embeddings and
+temperature. A block of logits is computed, added to the log-sum-exp of its rows (image to text) and
+of its columns (text to image), and dropped; the backward pass computes it again. In the ring every
+device keeps its images. The texts and their partial sums pass through all devices once, back to
+their own. One pass computes both directions.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from regionclip_jax.ops.unit_length import unit_length
 
-# The mesh and its axis (or axes) over which rows are split.
+# The mesh and its axis (or axes) over which rows are sharded.
 Ring = tuple[Mesh, str | tuple[str, ...]]
 
 
@@ -27,14 +27,14 @@ def chunked_image_text_loss(
     temperature: float | Float[Array, ""],
     chunk: int,
 ) -> Float[Array, ""]:
-    """``image_text_loss`` in blocks of ``chunk`` texts.
+    """Compute ``image_text_loss`` in blocks of ``chunk`` texts.
 
     Memory beyond the embeddings and their gradients: ``B * chunk`` logits, forward and backward,
-    in place of ``B * B``. The work is that of the plain loss and one more product of the backward
-    pass, which makes the logits again.
+    in place of ``B * B``. The work is that of the plain loss plus one product, since the backward
+    pass recomputes the logits.
 
     Args:
-        images, texts, mask, temperature: as of ``image_text_loss``.
+        images, texts, mask, temperature: as in ``image_text_loss``.
         chunk: texts of a block; it need not divide B.
     """
     return _loss(images, texts, mask, temperature, chunk, None)
@@ -49,16 +49,16 @@ def ring_image_text_loss(
     mesh: Mesh,
     axis: str | tuple[str, ...],
 ) -> Float[Array, ""]:
-    """``image_text_loss`` of rows that are split over n devices and never gathered.
+    """Compute ``image_text_loss`` of rows sharded over n devices, without a gather.
 
-    Memory of a device beyond its own ``B / n`` rows: one visiting shard of texts and its gradient,
-    ``2 * (B / n) * D``, and ``(B / n) * chunk`` logits, whatever n is. Traffic of a device: n hops
-    of ``(B / n) * D`` numbers forward, and of twice as many backward.
+    Memory of a device beyond its own ``B / n`` rows: one foreign shard of texts and its gradient,
+    ``2 * (B / n) * D``, and ``(B / n) * chunk`` logits, for every n. Traffic of a device: n hops of
+    ``(B / n) * D`` numbers forward, and of twice as many backward.
 
     Args:
-        images, texts, mask, temperature: as of ``image_text_loss``, the global batch; n divides B.
-        chunk: texts of a block, of the ``B / n`` that visit at once.
-        mesh, axis: the devices, and the axis (or axes) of the mesh that split the batch.
+        images, texts, mask, temperature: as in ``image_text_loss``, the global batch; n divides B.
+        chunk: texts of a block, out of the ``B / n`` of a shard.
+        mesh, axis: the devices, and the axis (or axes) of the mesh that shard the batch.
     """
     return _loss(images, texts, mask, temperature, chunk, (mesh, axis))
 
@@ -74,7 +74,7 @@ def _loss(images, texts, mask, temperature, chunk: int, ring: Ring | None) -> Fl
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _log_sums(images, texts, mask, scale, chunk: int, ring: Ring | None):
-    """Log-sum-exp of every picture over all texts, and of every text over all pictures."""
+    """Log-sum-exp of every image over all texts, and of every text over all images."""
     if ring is None:
         return _sum_blocks(images, mask, texts, mask, scale, chunk)
     mesh, axis = ring
@@ -131,7 +131,7 @@ def _log_sums_backward(chunk, ring, saved, gradients):
         d_images, d_texts = everywhere(
             (images, mask, sums, gradient), (texts, mask, texts_sums, texts_gradient), scale
         )
-    # Both are still those of cosines times one: the scale's own gradient needs no third product.
+    # Both gradients still lack the factor ``scale``, so its own gradient needs no third product.
     return scale * d_images, scale * d_texts, None, (images * d_images).sum()
 
 
@@ -139,7 +139,7 @@ _log_sums.defvjp(_log_sums_forward, _log_sums_backward)
 
 
 def _sum_blocks(images, images_mask, texts, texts_mask, scale, chunk: int):
-    """Log-sum-exp of the pictures over these texts, and of these texts over the pictures."""
+    """Log-sum-exp of the images over these texts, and of these texts over the images."""
 
     def visit(sums, block):
         texts, texts_mask = block
@@ -153,7 +153,7 @@ def _sum_blocks(images, images_mask, texts, texts_mask, scale, chunk: int):
 
 
 def _pull_blocks(kept, visiting, scale, chunk: int):
-    """Gradients of the scaled pictures and texts: softmaxes, weighted by the sums' gradients."""
+    """Gradients of the scaled images and texts: softmaxes, weighted by the sums' gradients."""
     images, images_mask, sums, gradient = kept
 
     def visit(d_images, block):
@@ -175,7 +175,7 @@ def _logits(images, images_mask, texts, texts_mask, scale):
 
 
 def _split(rows, chunk: int):
-    """``[N, ...]`` to blocks ``[ceil(N / chunk), chunk, ...]``; rows that are added are masked."""
+    """Blocks ``[ceil(N / chunk), chunk, ...]`` of ``[N, ...]``; padding rows are masked."""
     size = min(chunk, rows[0].shape[0])
 
     def split(x):

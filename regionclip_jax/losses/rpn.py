@@ -1,8 +1,8 @@
 """Losses of a region proposal network.
 
 Source: docs/reference/localizers.md#training. Both are sums over the sampled anchors divided by the
-number of anchors that were asked for (256 an image), as in detectron2: an image with fewer weighs
-less. There are no golden arrays of these; the tests compare with plain NumPy.
+requested number of anchors (256 per image), as in detectron2: an image with fewer weighs less.
+There are no golden arrays; the tests compare with NumPy.
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from regionclip_jax.ops.matching import IGNORED, POSITIVE
 def objectness_loss(
     logits: Float[Array, "B anchors"], labels: Int[Array, "B anchors"], samples_per_image: int
 ) -> Float[Array, ""]:
-    """Binary cross entropy of the sampled anchors; ``labels`` as of ``ops.matching``."""
+    """Return the binary cross entropy of the sampled anchors; ``labels`` from ``ops.matching``."""
     entropy = optax.sigmoid_binary_cross_entropy(
         logits.astype(jnp.float32), (labels == POSITIVE).astype(jnp.float32)
     )
@@ -30,12 +30,13 @@ def anchor_regression_loss(
     labels: Int[Array, "B anchors"],
     samples_per_image: int,
 ) -> Float[Array, ""]:
-    """Sum of absolute errors of the sampled positives' deltas.
+    """Return the absolute errors of the sampled positives' deltas, summed and normalised.
 
     Args:
         deltas: predicted, in units of ``RPN_WEIGHTS``.
         anchors: the same for all images, canvas pixels.
-        targets: each anchor's ground-truth box, same frame; any box where it is no positive.
+        targets: each anchor's ground-truth box, same frame; any box for an anchor that is not
+            positive.
     """
     positive = (labels == POSITIVE)[..., None]
     unit = jnp.array([0.0, 0.0, 1.0, 1.0])
