@@ -1,1 +1,1 @@
-"""What happens on the device in one step, told top to bottom."""
+"""Device programs of one step each."""

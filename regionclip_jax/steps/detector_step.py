@@ -1,12 +1,13 @@
-"""One update of open-vocabulary detector training (paper section 3.4), top to bottom.
+"""One update of open-vocabulary detector training (paper section 3.4).
 
 Source: docs/reference/training_detectors.md. The frozen localizer proposes -> ground truth joins ->
 proposals are matched and sampled -> CLIP's tower embeds them -> text embeddings of the *base*
-classes classify, a linear layer moves the boxes, a small head draws masks. For novel classes the
-text embeddings are swapped; nothing else knows how many classes there are.
+classes classify, a linear layer refines the boxes, a small head predicts masks. For novel classes
+only the text embeddings are replaced.
 
-Knowing departures: sums go over the global batch, the reference's over one GPU; features do not
-depend on the canvas (``models.convolution``), where the reference's batches let padding leak in.
+Two departures from the reference: sums are over the global batch, not over one GPU; and features do
+not depend on the canvas (``models.convolution``), while in the reference's batches padding affects
+them.
 """
 
 from collections.abc import Callable
@@ -38,16 +39,16 @@ BOX_HEAD, MASK_HEAD = "box_head", "mask_head"
 
 @flax.struct.dataclass
 class FrozenDetectorParts:
-    """What the step reads and never changes: neither donated nor checkpointed."""
+    """Constant inputs of the step: neither donated nor checkpointed."""
 
     localizer: Any
-    # Of the classes that are trained, in the order of the batches' class numbers.
+    # The trained classes, in the order of the batches' class numbers.
     class_embeddings: Float[Array, "C D"]
 
 
 @flax.struct.dataclass
 class Samples:
-    """The regions of a step: positives first. ``things`` are rows of the batch's ground truth."""
+    """Regions of a step, positives first. ``things`` are rows of the batch's ground truth."""
 
     boxes: Float[Array, "B S 4"]
     classes: Int[Array, "B S"]
@@ -94,7 +95,7 @@ def label_and_sample(
 
 
 def clip_part(variables: dict) -> dict:
-    """CLIP's variables among a detector's."""
+    """Return CLIP's variables among a detector's."""
     params = {k: v for k, v in variables["params"].items() if k not in (BOX_HEAD, MASK_HEAD)}
     return {"params": params, "batch_stats": variables["batch_stats"]}
 
@@ -106,8 +107,12 @@ def embed_samples(
     samples: Samples,
     settings: DetectorObjective,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "B P h w c"] | None, dict]:
-    """Embeddings of the samples; layer4's maps of the rows that may be positive, where masks are
-    trained; and the batch statistics, which are new where the norms are live."""
+    """Embed the samples.
+
+    Returns:
+        Embeddings; layer4's maps of the rows that may be positive (None without masks); and the
+        batch statistics, updated if the norms are live.
+    """
     pixels = normalize_for_clip(batch.images, batch.sizes)
     if not model.frozen_norm:
         return _embed_with_live_norm(model, variables, pixels, batch, samples, settings)
@@ -130,7 +135,7 @@ def embed_samples(
 
 
 def _embed_with_live_norm(model, variables, pixels, batch, samples, settings):
-    """As above, of an untrained tower: statistics of all pictures, then of all regions."""
+    """``embed_samples`` of an untrained tower: statistics of all images, then of all regions."""
     features, updated = model.apply(
         variables, pixels, batch.sizes, method=model.image_features, mutable=["batch_stats"]
     )
@@ -163,7 +168,7 @@ def detector_losses(
     samples: Samples,
     settings: DetectorObjective,
 ) -> tuple[dict[str, Float[Array, ""]], Float[Array, "B S _"], dict]:
-    """The losses by name, all of weight 1; the logits; and the batch statistics."""
+    """Return the losses by name, all of weight 1; the logits; and the batch statistics."""
     embeddings, maps, batch_stats = embed_samples(
         model, clip_part(variables), batch, samples, settings
     )
@@ -211,9 +216,9 @@ def make_detector_step(
     *,
     seed: int,
 ) -> Callable[[TrainState, FrozenDetectorParts, DetectionBatch], tuple[TrainState, dict]]:
-    """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's.
+    """Build the step; the caller applies ``jax.jit`` (state donated, frozen not).
 
-    The state's parameters are CLIP's with ``box_head`` and, with masks, ``mask_head`` beside them.
+    The state's parameters are CLIP's plus ``box_head`` and, with masks, ``mask_head``.
     """
 
     def step(

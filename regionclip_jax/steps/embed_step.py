@@ -1,4 +1,4 @@
-"""Texts and regions to embeddings, in fixed-size pieces; not normalised."""
+"""Steps that embed texts and regions; not normalised."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from regionclip_jax.ops.normalization import normalize_for_clip
 
 
 def make_embed_text_step(model: CLIP) -> Callable[[dict, Int[Array, "N L"]], Float[Array, "N D"]]:
-    """``(variables, tokens) -> embeddings`` (not normalised) of the text tower."""
+    """Build ``(variables, tokens) -> embeddings`` (not normalised) of the text tower."""
 
     def step(variables: dict, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
         return model.apply(variables, tokens, method=model.encode_text)
@@ -20,7 +20,7 @@ def make_embed_text_step(model: CLIP) -> Callable[[dict, Int[Array, "N L"]], Flo
 def make_embed_regions_step(
     model: CLIP, *, regions_per_chunk: int | None, roi_align: str = "auto"
 ) -> Callable[..., Float[Array, "B R D"]]:
-    """``(variables, images, sizes, boxes) -> embeddings`` of boxes in canvas pixels."""
+    """Build ``(variables, images, sizes, boxes) -> embeddings`` of boxes in canvas pixels."""
 
     def step(
         variables: dict,

@@ -1,10 +1,10 @@
 """One update of localizer training: a region proposal network alone.
 
-Source: docs/reference/localizers.md#training. Anchors are matched with ground truth, some are
-sampled, and the network learns which of them hold an object and how far off they are. The reference
-trains its localizers inside a whole Mask R-CNN, whose box and mask heads also shape the trunk; here
-nothing but proposals is learned, since nothing else is used. That changes what the trunk's features
-are good for, and which proposals come: to be measured by average recall, not assumed.
+Source: docs/reference/localizers.md#training. Anchors are matched with ground truth and sampled.
+The network learns the objectness and the box deltas of the sampled ones. The reference trains its
+localizers inside a whole Mask R-CNN, whose box and mask heads also train the trunk. Here only the
+proposal network is trained, since no other head is used. This changes the trunk's features and the
+proposals; average recall measures by how much.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ def label_anchors(
     key, anchors: Float[Array, "anchors 4"], exists: Bool[Array, "B anchors"],
     batch: DetectionBatch, settings: LocalizerObjective,
 ):  # fmt: skip
-    """Labels and ground-truth boxes of all anchors, all but the sampled ones IGNORED.
+    """Return labels and ground-truth boxes of all anchors; those not sampled are IGNORED.
 
-    One image after the other: the overlaps of all anchors of a pyramid with all boxes of an image
-    are a hundred megabytes.
+    Images are processed one at a time: the overlaps of all anchors of a pyramid with all boxes of
+    an image take a hundred megabytes.
 
     Args:
-        exists: anchors of the picture's own cells; others are never sampled. In the reference's
+        exists: anchors of the image's own cells; others are never sampled. In the reference's
             batches the padding has anchors too, all negatives.
     """
 
@@ -55,7 +55,7 @@ def label_anchors(
         return labels, targets[matched]
 
     keys = jax.random.split(key, len(batch.boxes))
-    # A row that is no picture teaches nothing.
+    # Padding rows of the batch contribute no samples.
     exists = exists & batch.mask[:, None]
     found = jax.lax.map(one, (keys, exists, batch.boxes, batch.box_mask))
     return jax.lax.stop_gradient(found)
@@ -68,7 +68,7 @@ def make_localizer_step(
     *,
     seed: int,
 ) -> Callable[[TrainState, DetectionBatch], tuple[TrainState, dict]]:
-    """Builds the step; ``jax.jit`` is the caller's. Norms are live where the localizer's are."""
+    """Build the step; the caller applies ``jax.jit``. Norms are live if the localizer's are."""
 
     def step(state: TrainState, batch: DetectionBatch) -> tuple[TrainState, dict]:
         height, width = batch.images.shape[1:3]

@@ -1,13 +1,13 @@
 """A large batch in parts, with the gradient of the whole (gradient caching, arXiv:2101.06983).
 
-A contrastive loss is no mean over pictures: every picture is everyone's negative, so gradients of
-parts do not add up to that of the whole. But the loss sees pictures through their embeddings alone.
-So these are computed part by part without gradients, then the loss of all of them and its gradient
-with respect to them, then part by part again what that means for the parameters. Memory is that of
-one part and of all embeddings; the price is one more forward pass.
+A contrastive loss is not a mean over images: every image is a negative of all others, so gradients
+of parts do not add up to that of the whole. But the loss depends on images through their embeddings
+alone. First the embeddings are computed part by part without gradients. Then come the loss of all
+embeddings and its gradient with respect to them. This gradient is then propagated to the parameters
+part by part. Memory is that of one part and of all embeddings; the cost is one more forward pass.
 
-Rows of a part are every ``count``-th of the batch, so that a batch which lies in blocks on devices
-is split on each of them and nothing travels.
+A part has every ``count``-th row of the batch. So a batch sharded in blocks is split within each
+device, without communication.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ Tree = TypeVar("Tree")
 
 
 def split(batch: Tree, count: int) -> Tree:
-    """``[B, ...]`` to ``[count, B / count, ...]``.
+    """Split ``[B, ...]`` into ``[count, B / count, ...]``.
 
     Raises:
-        ValueError: the batch does not divide.
+        ValueError: ``count`` does not divide the batch.
     """
 
     def parts(x):
@@ -39,12 +39,12 @@ def split(batch: Tree, count: int) -> Tree:
 
 
 def join(parts: Tree) -> Tree:
-    """The inverse of ``split``."""
+    """Invert ``split``."""
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
 
 
 def map_parts(function: Callable, batch: Tree, count: int):
-    """``function(batch)``, a part at a time; what it gives for a row depends on that row alone."""
+    """Apply ``function`` to a part at a time; each result row depends on its own row alone."""
     if count == 1:
         return function(batch)
     return join(jax.lax.map(function, split(batch, count)))
@@ -57,14 +57,14 @@ def value_and_cached_gradient(
     batch,
     count: int,
 ) -> tuple[tuple[Float[Array, ""], object], Tree]:
-    """Loss and gradient of ``loss(embed(params, batch))``, with one part of the batch at a time.
+    """Return loss and gradient of ``loss(embed(params, batch))``, one part of the batch at a time.
 
     Args:
-        embed: ``(params, part) -> tree of [b, ...]``; of a row from that row alone.
-        loss: tree of ``[B, ...]`` -> ``(loss, auxiliary)``, of the whole batch.
-        params: that are trained.
+        embed: ``(params, part) -> tree of [b, ...]``; each row depends on its own row alone.
+        loss: tree of ``[B, ...]`` -> ``(loss, auxiliary)``, for the whole batch.
+        params: trained parameters.
         batch: tree of ``[B, ...]``.
-        count: of parts.
+        count: number of parts.
 
     Returns:
         ``((loss, auxiliary), gradient)`` as ``jax.value_and_grad`` with ``has_aux``.

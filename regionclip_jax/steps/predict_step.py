@@ -1,15 +1,15 @@
-"""What is where: recognition of given boxes, and detection from pixels to original pixels.
+"""Recognition of given boxes, and detection from canvases to boxes in original pixels.
 
 Source: paper sections 3.4 and 4.2; docs/reference/detection.md,
 docs/reference/evaluation.md#zero-shot-evaluation. Regions of each image, given or proposed -> an
 embedding of each -> softmax over the classes' cosines and the zero background logit, all over the
 temperature -> the best pairs of box and class.
 
-A region is embedded from "features", cut out of the map of the whole picture (RegionCLIP), or from
-"crops", cut out of the pixels and put through the whole tower (plain CLIP, paper figure 1).
+A region is embedded from "features" or from "crops". Features are cropped from the map of the whole
+image (RegionCLIP). Crops of the pixels pass the whole tower (plain CLIP, paper figure 1).
 
-The reference detects one picture at a time, without padding (but for the pyramid's, to 32). So do
-the ResNets here, whatever the canvas and the other pictures of a batch (``models.convolution``).
+The reference detects one image at a time, without padding (except to 32 for the pyramid). The
+ResNets here give the same features for any canvas and batch (``models.convolution``).
 """
 
 from collections.abc import Callable
@@ -34,26 +34,26 @@ from regionclip_jax.structures import DetectionBatch, Detections, Regions
 
 @flax.struct.dataclass
 class DetectorVariables:
-    """What a detect step reads: CLIP's variables, raw class embeddings; the others may be None."""
+    """Inputs of a detect step: CLIP's variables, raw class embeddings; the others may be None."""
 
     clip: Any
     class_embeddings: Float[Array, "C D"]
     localizer: Any = None
-    # Of ``models.box_head.BoxHead``; without one, detections are the regions as they are.
+    # Variables of ``models.box_head.BoxHead``; without one, detections keep the regions' boxes.
     box_head: Any = None
-    # Of ``models.mask_head.MaskHead``; without one, detections have no masks.
+    # Variables of ``models.mask_head.MaskHead``; without one, detections have no masks.
     mask_head: Any = None
 
 
 @flax.struct.dataclass
 class Prediction:
-    """What a model says of a batch, and where it looked."""
+    """Predictions of a model for a batch, and the regions."""
 
     # Pixels of the original images.
     detections: Detections
     # Canvas pixels, best first.
     regions: Regions
-    # Of each region, whatever was detected there.
+    # One per region, with or without a detection.
     most_probable_class: Int[Array, "B R"]
 
 
@@ -71,7 +71,7 @@ def embed_boxes(
     regions_per_chunk: int | None,
     roi_align_impl: str,
 ) -> Float[Array, "B R D"]:
-    """Embeddings of boxes (canvas pixels) by either way.
+    """Embed boxes (canvas pixels) from features or from crops.
 
     Raises:
         ValueError: ``embed_from`` is neither "features" nor "crops".
@@ -103,17 +103,20 @@ def predict_regions(
     scales: Float[Array, "B 2"],
     regions: Regions,
 ) -> Prediction:
-    """What is in given regions, and the detections among them.
+    """Classify given regions and select the detections.
 
     Args:
         images: canvases.
-        sizes: (height, width) of each picture's real pixels.
+        sizes: (height, width) of each image's real pixels.
         scales: canvas pixels per original pixel, (y, x).
         regions: canvas pixels, with objectness logits unless ``settings.objectness`` is "none".
 
     Returns:
-        Detections with K = ``settings.max_detections``. Rows in between may be masked: boxes
-        without area are chosen before they are dropped, as in the reference.
+        Detections with K = ``settings.max_detections``. Masked rows may lie between real ones:
+        boxes without area are selected before they are dropped, as in the reference.
+
+    Raises:
+        ValueError: a mask head with ``embed_from`` other than "features".
     """
     if variables.mask_head is not None and settings.embed_from != "features":
         raise ValueError(f"embed_from {settings.embed_from!r}: masks are drawn from features")
@@ -159,7 +162,7 @@ def predict_regions(
 
 
 def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array, "B K M M"]:
-    """Return masks of detected boxes (canvas pixels), whose features are cut out again.
+    """Return masks of detected boxes (canvas pixels), whose features are cropped again.
 
     Source: docs/reference/detection.md#clipres5roiheads.
     """
@@ -179,12 +182,12 @@ def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array
 
 
 def given_boxes(variables: DetectorVariables, batch: DetectionBatch) -> Regions:
-    """The batch's own boxes; they have no objectness."""
+    """Return the batch's own boxes; they have no objectness."""
     return Regions(batch.boxes, jnp.zeros(batch.box_mask.shape), batch.box_mask)
 
 
 def proposals_of(localizer: Localizer, settings: ProposalSettings) -> FindRegions:
-    """Proposals of a localizer, whose variables are among the detector's."""
+    """Build a ``FindRegions`` of a localizer whose variables are among the detector's."""
 
     def find(variables: DetectorVariables, batch: DetectionBatch) -> Regions:
         return propose(
@@ -199,7 +202,7 @@ def proposals_of(localizer: Localizer, settings: ProposalSettings) -> FindRegion
 
 
 def windows(sides: tuple[float, ...]) -> FindRegions:
-    """Sliding windows (``ops.sampling.grid_boxes``), where there is no localizer."""
+    """Build a ``FindRegions`` of sliding windows (``ops.sampling.grid_boxes``)."""
 
     def find(variables: DetectorVariables, batch: DetectionBatch) -> Regions:
         boxes = grid_boxes(batch.sizes, sides)
@@ -212,7 +215,7 @@ def windows(sides: tuple[float, ...]) -> FindRegions:
 def make_predict_step(
     model: CLIP, settings: DetectionSettings, find_regions: FindRegions
 ) -> Callable[[DetectorVariables, DetectionBatch], Prediction]:
-    """Builds ``(variables, batch) -> Prediction``: uint8 canvases in, one program.
+    """Build ``(variables, batch) -> Prediction``, one program from uint8 canvases.
 
     Args:
         find_regions: ``given_boxes``, ``proposals_of(...)`` or ``windows(...)``. Only proposals
@@ -235,11 +238,12 @@ def make_detect_step(
     localizer: Localizer | None = None,
     proposals: ProposalSettings | None = None,
 ) -> Callable[[DetectorVariables, DetectionBatch], Detections]:
-    """Builds ``(variables, batch) -> Detections``: the detections of ``make_predict_step`` alone.
+    """Build ``(variables, batch) -> Detections``: the detections of ``make_predict_step`` alone.
 
     Args:
-        localizer: proposes the regions, as ``proposals`` says (None: ``ProposalSettings()``).
-            Without one the batch's own boxes are the regions, which no box head moves.
+        localizer: proposes the regions. Without one the batch's own boxes are the regions, and the
+            box head is not applied.
+        proposals: settings of the localizer; None means ``ProposalSettings()``.
 
     Raises:
         ValueError: objectness without a localizer; a batch's own boxes have none.

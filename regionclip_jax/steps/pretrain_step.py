@@ -1,14 +1,14 @@
-"""One update of RegionCLIP pretraining, top to bottom.
+"""One update of RegionCLIP pretraining.
 
 Source: paper section 3; docs/reference/pretraining.md. Regions of each image -> the frozen teacher
-names them with concepts -> the student learns from the named regions (contrastive, distillation)
-and from the captions (image-text).
+labels them with concepts -> the student learns from the labelled regions (contrastive,
+distillation) and from the captions (image-text).
 
-Two known departures from the reference (docs/reference/pretraining.md#global-box). Its released
-forward crashes on the global box, whose meaning (the region that covers the image) is implemented
-here. And there the canvas around an image leaks into its features and into the global box, which
-covers the whole canvas. Here features and losses are those of the image alone, unless
-``padding="reference"`` asks for the canvas.
+There are two departures from the reference (docs/reference/pretraining.md#global-box). Its released
+forward crashes on the global box; here the box is implemented as the region that covers the image.
+In the reference the padding affects an image's features, and the global box covers the whole
+canvas. Here features and losses are those of the image alone, unless ``padding="reference"``
+selects the canvas.
 """
 
 from collections.abc import Callable
@@ -44,18 +44,18 @@ from regionclip_jax.structures import ImageTextBatch, Regions
 
 @flax.struct.dataclass
 class Frozen:
-    """What a step reads and never changes: neither donated nor checkpointed."""
+    """Constant inputs of a step: neither donated nor checkpointed."""
 
     teacher: Any
     teacher_concepts: Float[Array, "C Dt"]
     student_concepts: Float[Array, "C D"]
-    # Variables of the localizer; None where regions are random boxes.
+    # Variables of the localizer; None if regions are random boxes.
     localizer: Any = None
 
 
 @flax.struct.dataclass
 class StudentEmbeddings:
-    """All that the losses see of a batch."""
+    """Inputs of the losses from a batch."""
 
     regions: Float[Array, "B R D"]
     images: Float[Array, "B D"]
@@ -70,7 +70,7 @@ def find_regions(
     localizer: Localizer | None,
     localizer_variables: Any,
 ) -> Regions:
-    """``num_regions`` of ``num_proposals`` boxes of every picture: proposed, or else random."""
+    """Sample ``num_regions`` of ``num_proposals`` boxes per image, proposed or random."""
     propose_key, sample_key = jax.random.split(key)
     if localizer is not None:
         proposals = map_parts(
@@ -99,7 +99,7 @@ def find_regions(
 def visible_sizes(
     sizes: Int[Array, "B 2"], settings: PretrainObjective
 ) -> Int[Array, "B 2"] | None:
-    """What of each canvas the image towers look at; None is all of it, as in the reference."""
+    """Return the ``sizes`` of the image towers; None means whole canvases, as in the reference."""
     return None if settings.padding == "reference" else sizes
 
 
@@ -111,7 +111,7 @@ def label_with_teacher(
     regions: Regions,
     settings: PretrainObjective,
 ) -> PseudoLabels:
-    """The teacher's embedding of every region, and what it names it; no gradient."""
+    """Return the teacher's embedding and label of every region, without gradient."""
 
     def embed(part):
         images, sizes, boxes = part
@@ -137,7 +137,7 @@ def name_regions(
     frozen: Frozen,
     settings: PretrainObjective,
 ) -> PseudoLabels:
-    """The concept that the teacher sees in every region, and which regions it is sure of.
+    """Label every region with the teacher's likeliest concept, and select the confident ones.
 
     Memory beyond the embeddings: ``B * regions_per_softmax * C`` probabilities.
     """
@@ -163,9 +163,9 @@ def embed_with_student(
     boxes: Float[Array, "B R 4"],
     settings: PretrainObjective,
 ) -> StudentEmbeddings:
-    """The student's embeddings of the regions, of the whole pictures, and of the captions.
+    """Return the student's embeddings of the regions, the whole images, and the captions.
 
-    The whole picture is one more region of the same batch (ResNet); a ViT has its class token.
+    The whole image is one more region of the same batch (ResNet); a ViT has its class token.
     """
     pixels = normalize_for_clip(batch.images, batch.sizes)
     visible = visible_sizes(batch.sizes, settings)
@@ -186,7 +186,7 @@ def embed_with_student(
     whole = features.whole
     if whole is None:
         embeddings, whole = embeddings[:, 1:], embeddings[:, 0]
-    # The text tower is frozen in the paper's recipe; then nothing of this has a gradient.
+    # The text tower is frozen in the paper's recipe, so its backward pass is then removed.
     texts = student.apply(variables, batch.tokens, method=student.encode_text)
     return StudentEmbeddings(embeddings, whole, texts)
 
@@ -197,7 +197,7 @@ def region_losses(
     frozen: Frozen,
     settings: PretrainObjective,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Distillation and concept contrast, each the mean over kept regions, then over groups.
+    """Return distillation and concept contrast, each the mean over kept regions, then over groups.
 
     Memory beyond the embeddings: ``B * regions_per_softmax * C`` logits of student and teacher,
     forward and backward, ``B * C`` counts of labels, and both pools at unit length.
@@ -207,7 +207,7 @@ def region_losses(
     counts = count_targets(
         group_regions(labels.targets, settings.images_per_group), keep, num_concepts
     )
-    # Of each picture, so that regions can be taken picture by picture, whatever the groups are.
+    # One row per image, so that chunks of regions work for any size of the groups.
     counts = jnp.repeat(counts, embeddings.shape[0] // counts.shape[0], axis=0)[:, None]
 
     def of_each(chunk):
@@ -237,7 +237,7 @@ def pretrain_losses(
     settings: PretrainObjective,
     image_text: ImageTextLoss = image_text_loss,
 ) -> dict[str, Float[Array, ""]]:
-    """The three losses, unweighted, by name."""
+    """Return the three losses, unweighted, by name."""
     distillation, contrastive = region_losses(embeddings.regions, labels, frozen, settings)
     return {
         "image_text": image_text(embeddings.images, embeddings.texts, mask, settings.temperature),
@@ -256,7 +256,7 @@ def make_pretrain_step(
     localizer: Localizer | None = None,
     image_text: ImageTextLoss = image_text_loss,
 ) -> Callable[[TrainState, Frozen, ImageTextBatch], tuple[TrainState, dict]]:
-    """Builds the step; ``jax.jit`` (state donated, frozen not) is the caller's.
+    """Build the step; the caller applies ``jax.jit`` (state donated, frozen not).
 
     Args:
         seed: of the regions of every step.

@@ -13,7 +13,7 @@ from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables
 from regionclip_jax.structures import ImageTextBatch
 
-# CLIP never multiplies cosines by more than this.
+# CLIP's limit for the factor of the cosines.
 MAX_LOGIT_SCALE = 100.0
 
 
@@ -22,7 +22,7 @@ def make_train_clip_step(
     optimizer: optax.GradientTransformation,
     image_text: ImageTextLoss = image_text_loss,
 ) -> Callable[[TrainState, ImageTextBatch], tuple[TrainState, dict]]:
-    """Builds the step. ``model`` has ``frozen_norm=False``; ``jax.jit`` is the caller's.
+    """Build the step. ``model`` has ``frozen_norm=False``; the caller applies ``jax.jit``.
 
     Args:
         image_text: the form of the loss: plain, or one of ``losses.image_text_blockwise``.

@@ -1,4 +1,4 @@
-"""What a training step carries from one update to the next, and which parameters it trains."""
+"""State of training between two updates, and the split into trained and frozen parameters."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ Parameters = dict[str, Any]
 
 @flax.struct.dataclass
 class TrainState:
-    """``params`` are trained; ``frozen_params`` are the rest of the same tree and never change.
+    """State of training: ``params`` are trained, ``frozen_params`` (the rest of the tree) constant.
 
-    Gradients and optimizer state exist for ``params`` only, so freezing costs nothing and no update
-    can reach a frozen tensor. A checkpoint of the state is a whole model.
+    Gradients and optimizer state exist for ``params`` only, so frozen parameters cost no memory and
+    no update can reach them. A checkpoint of the state is a whole model.
     """
 
     step: Int[Array, ""]
@@ -30,12 +30,12 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Parameters]:
-        """The model's variables, whole."""
+        """All variables of the model."""
         return model_variables(self.params, self.frozen_params, self.batch_stats)
 
 
 def model_variables(params: Parameters, frozen_params: Parameters, batch_stats: Parameters) -> dict:
-    """Trained and frozen parameters as one tree, with the batch statistics."""
+    """Merge trained and frozen parameters into one tree, with the batch statistics."""
     merged = flatten_dict(params) | flatten_dict(frozen_params)
     return {"params": unflatten_dict(merged), "batch_stats": batch_stats}
 
@@ -43,7 +43,7 @@ def model_variables(params: Parameters, frozen_params: Parameters, batch_stats: 
 def split_parameters(
     params: Parameters, frozen_patterns: Sequence[str]
 ) -> tuple[Parameters, Parameters]:
-    """Trained and frozen parts of a tree.
+    """Split a tree into its trained and its frozen part.
 
     Args:
         params: nested dict of arrays.
@@ -51,7 +51,7 @@ def split_parameters(
             ``visual/layer1/block0/conv1/kernel``.
 
     Raises:
-        ValueError: a pattern matches no parameter, or nothing is left to train.
+        ValueError: a pattern matches no parameter, or all parameters are frozen.
     """
     flat = flatten_dict(params, sep="/")
     for pattern in frozen_patterns:
@@ -71,7 +71,7 @@ def split_parameters(
 def create_train_state(
     variables: dict, frozen_patterns: Sequence[str], optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """A state at step 0 from a model's variables."""
+    """Create the state at step 0 from a model's variables."""
     params, frozen_params = split_parameters(variables["params"], frozen_patterns)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -88,7 +88,7 @@ def apply_gradients(
     optimizer: optax.GradientTransformation,
     batch_stats: Parameters | None = None,
 ) -> TrainState:
-    """The state after one update."""
+    """Return the state after one update."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     return state.replace(
         step=state.step + 1,
@@ -99,5 +99,5 @@ def apply_gradients(
 
 
 def step_key(seed: int, step: Int[Array, ""]) -> jax.Array:
-    """The random key of one step: a function of seed and step, so resuming needs no stored key."""
+    """Return the random key of one step, from seed and step: resuming needs no stored key."""
     return jax.random.fold_in(jax.random.key(seed), step)
