@@ -1,1 +1,1 @@
-"""The mesh of devices, what of a model lies where, and the one crossing from host to device."""
+"""The mesh of devices, the shardings of a model, and transfers between host and device."""

@@ -1,8 +1,8 @@
-"""Processes of one run see to it that they are of one mind.
+"""Consistency check across hosts of one run.
 
-Processes that run different programs do not fail: they wait for each other for ever, or learn
-something nobody asked for. So what could differ between hosts is compared before anything is
-compiled. With one process all of this is nothing.
+Processes that run different programs do not fail: they wait for each other without end, or train
+something unintended. So facts that could differ between hosts are compared before compilation. With
+one process the checks do nothing.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from regionclip_jax.sharding.waiting import wait_for_all
 
 
 class HostsDisagree(Exception):
-    """Processes of one run have different recipes, data, or working directories."""
+    """Error: processes of one run have different recipes, data, or working directories."""
 
 
 def require_agreement(facts: Mapping) -> None:
-    """Compares JSON-able facts of all processes, by a hash and, where it differs, one by one.
+    """Compare JSON-able facts of all processes, first by a hash, then one by one if it differs.
 
     Raises:
         HostsDisagree: in every process, with the first key that differs and its values.
@@ -37,11 +37,14 @@ def require_agreement(facts: Mapping) -> None:
 
 
 def first_difference(facts: Sequence[Mapping[str, object]], names: Sequence[str]) -> str:
-    """In words, where the facts of a process first differ from those of the first one.
+    """Describe the first key whose value in a process differs from that of the first process.
 
     Args:
         facts: of each process, flat.
         names: of the processes.
+
+    Raises:
+        ValueError: all facts are the same.
     """
     first = facts[0]
     for key in sorted(set().union(*facts)):
@@ -56,14 +59,14 @@ def first_difference(facts: Sequence[Mapping[str, object]], names: Sequence[str]
 
 
 def require_shared(folder: Path) -> None:
-    """A file that the first process writes must be there for all.
+    """Check that all processes see a file that the first process writes.
 
     Raises:
-        HostsDisagree: in every process, with those that do not see it.
+        HostsDisagree: in every process, with the processes that do not see it.
     """
     if jax.process_count() == 1:
         return
-    # A name nobody asked for before, so that no cache of a network file system knows it as missing.
+    # A new name, so that no cache of a network file system has it as missing.
     (token, *_) = gather_json([secrets.token_hex(8)])
     path = folder / f".seen_by_all.{token}"
     if jax.process_index() == 0:
@@ -77,7 +80,7 @@ def require_shared(folder: Path) -> None:
 
 
 def unshared(folder: Path, seen: Sequence[bool], names: Sequence[str]) -> str:
-    """In words, which processes do not see the first one's file."""
+    """Describe the processes that do not see the first one's file."""
     blind = [name for name, sees in zip(names, seen, strict=True) if not sees]
     more = f" and {len(blind) - 3} more" if len(blind) > 3 else ""
     return (
@@ -91,7 +94,7 @@ def _own_name() -> str:
 
 
 def flat(facts: object, prefix: str = "") -> dict[str, object]:
-    """Nested dicts and sequences as {"a.b.0": leaf}, so that JSON's lists equal Python's tuples."""
+    """Flatten dicts and sequences to {"a.b.0": leaf}, so JSON's lists equal Python's tuples."""
     if isinstance(facts, dict) and facts:
         items = facts.items()
     elif isinstance(facts, list | tuple) and facts:

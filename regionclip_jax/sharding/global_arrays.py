@@ -1,4 +1,4 @@
-"""The one crossing between a process's numpy arrays and global device arrays."""
+"""Conversion between a process's numpy arrays and global device arrays."""
 
 import json
 from typing import TypeVar
@@ -15,25 +15,25 @@ Tree = TypeVar("Tree")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Split along the first axis, over all devices in their order."""
+    """Return the sharding along the first axis, over all devices in their order."""
     return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
 
 
 def whole_everywhere(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return the replicated sharding: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def to_global_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """This process's rows of a batch as one global array a leaf, split along the first axis."""
+    """Make global arrays, sharded along the first axis, from this process's rows of a batch."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def place(tree: Tree, shardings: Tree) -> Tree:
-    """Arrays that every process holds as a whole, as global arrays: each device gets its share.
+    """Shard arrays that every process holds as a whole: each device gets its part.
 
-    Real copies: a device array may alias the buffer it is made of, and a step that donates its
+    The parts are copies. A device array may alias its source buffer, and a step that donates its
     state would then delete the caller's arrays.
     """
 
@@ -48,12 +48,12 @@ def place(tree: Tree, shardings: Tree) -> Tree:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """A copy of every leaf on every device, as ``place``."""
+    """Copy every leaf to every device, as ``place``."""
     return place(tree, jax.tree.map(lambda _: whole_everywhere(mesh), tree))
 
 
 def described(tree: Tree, shardings: Tree) -> Tree:
-    """Shapes, types and shardings of a tree of arrays or shapes, for a restore."""
+    """Return the abstract values (shape, type, sharding) of a tree of arrays, for a restore."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         tree,
@@ -62,7 +62,7 @@ def described(tree: Tree, shardings: Tree) -> Tree:
 
 
 def gather(tree: Tree) -> Tree:
-    """Global arrays as numpy arrays, whole, in every process; every process calls it."""
+    """Return global arrays as whole numpy arrays in every process; every process must call it."""
 
     def fetch(leaf):
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
@@ -73,7 +73,7 @@ def gather(tree: Tree) -> Tree:
 
 
 def local_rows(tree: Tree) -> Tree:
-    """This process's rows of global arrays that are split along their first axis, as numpy."""
+    """Return this process's rows of global arrays sharded along their first axis, as numpy."""
     return jax.tree.map(
         lambda x: (
             np.concatenate(
@@ -91,7 +91,7 @@ def _first_row(shard) -> int:
 
 
 def gather_json(records: list) -> list:
-    """Every process's list of JSON values, joined in process order."""
+    """Join every process's list of JSON values, in process order."""
     if jax.process_count() == 1:
         return records
     wait_for_all("gather records")

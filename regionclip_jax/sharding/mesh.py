@@ -1,4 +1,4 @@
-"""The mesh of devices a job runs on: the same two axes for one chip and for a pod."""
+"""The mesh of a job's devices: the same two axes for one chip and for a pod."""
 
 import collections
 from collections.abc import Sequence
@@ -7,20 +7,20 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-# A batch is split over both; parameters and what an optimizer remembers over the second.
+# A batch is sharded over both; parameters and optimizer state over the second.
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
 
 def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Devices as ``data`` x ``fsdp``.
+    """Arrange devices as ``data`` x ``fsdp``.
 
-    They stay in the order of their processes: a process then has rows of a batch that lie together,
-    as the data pipeline deals them out, and a batch has the same order on any number of processes.
-    Neighbours, which have the fastest link, split the parameters.
+    Devices stay in the order of their processes. A process then has contiguous rows of a batch, as
+    in the data pipeline. A batch has the same order on any number of processes. Parameters are
+    sharded over neighbours, which have the fastest link.
 
     Args:
         fsdp: devices that share one copy of the parameters.
-        devices: those to use; None for all.
+        devices: devices to use; None for all.
 
     Raises:
         ValueError: ``fsdp`` does not divide the number of devices.
@@ -41,10 +41,10 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> 
 
 
 def require_divisible(batch_size: int, mesh: Mesh) -> None:
-    """Sees to it that every device gets as much of a global batch as any other.
+    """Check that a global batch divides equally among devices and processes.
 
     Raises:
-        ValueError: it does not divide among the devices, or they do not divide among the processes.
+        ValueError: the batch does not divide, or processes have unequal numbers of devices.
     """
     of_process = collections.Counter(device.process_index for device in mesh.devices.flat)
     (fewest, low), (most, high) = (f(of_process.items(), key=lambda i: i[1]) for f in (min, max))

@@ -1,8 +1,8 @@
-"""Which axis of a parameter is split over which axis of the mesh: rules on paths, first match wins.
+"""Partition rules: regular expressions on parameter paths to specs; the first match wins.
 
-Each large tensor is split along its output channels over the ``fsdp`` axis, small ones are kept
-whole; with an axis of one device everything is whole. They change no number but by rounding (tests
-compare steps on split states with steps on whole ones).
+Large tensors are sharded along their output channels over the ``fsdp`` axis; small ones are
+replicated. With an axis of one device all are replicated. The rules change numbers only by rounding
+(tests compare steps on sharded and replicated states).
 """
 
 import re
@@ -16,29 +16,29 @@ from regionclip_jax.sharding.mesh import FSDP_AXIS
 _LAST = PartitionSpec(None, FSDP_AXIS)
 # (pattern found anywhere in a path, spec). A momentum has the path of its parameter at its end.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # One vector or number a module: batch norm, layer norm, biases, the logit scale.
+    # One vector or number per module: batch norm, layer norm, biases, the logit scale.
     (r"(^|/)(scale|bias|mean|var|logit_scale|class_embedding)$", PartitionSpec()),
     (r"/token_embedding$", PartitionSpec(FSDP_AXIS, None)),
-    # Embeddings of a concept pool or of classes: every region asks for all of them.
+    # Embeddings of a concept pool or of classes: every region needs all of them.
     (r"_(concepts|embeddings)$", PartitionSpec()),
-    # A detector's heads: the four numbers of a box, the one of a cell.
+    # A detector's heads have too few outputs to shard: four per box, one per cell.
     (r"(^|/)(box_head/deltas|mask_head/predictor)/kernel$", PartitionSpec()),
     (r"/(positional_embedding|projection)$", _LAST),
     # Linear maps [in, out]; convolutions [k, k, in, out], patches among them.
     (r"_proj/kernel$|/c_fc/kernel$", _LAST),
     (r"/kernel$", PartitionSpec(None, None, None, FSDP_AXIS)),
-    # What an optimizer counts.
+    # Counters of optimizers.
     (r"(^|/)(count|step)$", PartitionSpec()),
 )
 
 
 def parameter_shardings(tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = RULES):
-    """A ``NamedSharding`` for every leaf of a tree of parameters, states or shapes.
+    """Return a ``NamedSharding`` for every leaf of a tree of parameters, states or shapes.
 
-    A dimension that the mesh's axis does not divide stays whole.
+    A dimension that the mesh's axis does not divide is not sharded.
 
     Raises:
-        ValueError: naming the paths that no rule matches, or whose rank the rule does not fit.
+        ValueError: no rule matches a path, or its rank does not fit; the message names the paths.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     shardings, problems = [], []

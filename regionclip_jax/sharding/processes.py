@@ -1,7 +1,7 @@
-"""Whether this process is one of several, and how they find each other.
+"""Arguments of multi-process runs, from flags or from the environment.
 
-On Slurm and on TPU slices that name their hosts this is known from the environment; anywhere else
-three flags say it, or ``auto``, which leaves the search to JAX.
+On Slurm and on TPU slices that name their hosts the environment is enough. Elsewhere three flags
+are needed, or ``auto``, which leaves the detection to JAX.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ def distributed_arguments(
     num_processes: int | None,
     process_id: int | None,
 ) -> dict | None:
-    """Arguments of ``jax.distributed.initialize``, or None for a process that is alone.
+    """Return the arguments of ``jax.distributed.initialize``, or None for a single process.
 
     Args:
         environment: of the process.
-        coordinator: ``host:port`` of process 0, with the other two; ``auto``, without them.
+        coordinator: ``host:port`` of process 0, with the other two; or ``auto``, without them.
         num_processes: of the run.
-        process_id: of this one, from 0.
+        process_id: of this process, from 0.
 
     Raises:
         ValueError: the flags do not fit together.
@@ -46,7 +46,7 @@ def distributed_arguments(
             "coordinator_address": coordinator,
             "num_processes": num_processes,
             "process_id": process_id,
-            # All devices of the host, also where a cluster would give each process one.
+            # All devices of the host, even if a cluster would give each process one.
             "cluster_detection_method": "deactivate",
         }
     if len(missing) < len(flags):
@@ -73,10 +73,10 @@ def _check(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _from_slurm(environment: Mapping[str, str]) -> dict | None:
-    """Within ``srun`` only: a batch script or ``salloc`` shell has variables too, but no step.
+    """Arguments within ``srun``; a batch script or ``salloc`` shell has variables but no step.
 
-    JAX gives each task one GPU, by its number on the node. A task that has its node for itself gets
-    all of the step's GPUs there.
+    JAX gives each task one GPU, by its number on the node. A task alone on its node gets all of the
+    step's GPUs there.
     """
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks < 2 or "SLURM_PROCID" not in environment:

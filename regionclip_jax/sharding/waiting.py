@@ -1,8 +1,8 @@
-"""Processes of one run wait for one another; with one process there is nothing to wait for.
+"""Barriers between the processes of one run; with one process they do nothing.
 
-Devices wait for each other anyway, but not for long: Gloo, which joins CPUs, gives up after 30
-seconds, and a slow disk or a program that the compilation cache of one process lacks takes longer.
-JAX's coordination service waits as long as it takes, and ends all processes when one has died.
+Collectives on devices wait too, but Gloo (for CPUs) gives up after 30 seconds. A slow disk, or a
+compilation that only one process lacks in its cache, takes longer. JAX's coordination service waits
+up to the limit below, and ends all processes when one has died.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 
-# JAX has no public barrier that leaves the devices alone; Orbax takes the same one.
+# JAX has no public barrier without a device collective; Orbax uses the same one.
 from jax._src import distributed
 
 _LONGEST_MILLISECONDS = 24 * 3600 * 1000
@@ -18,15 +18,15 @@ _number = itertools.count()
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process has come to ``what``, such as "drew the pictures"."""
+    """Wait until every process has reached ``what``, such as "wrote the images"."""
     if jax.process_count() > 1:
-        # All come to the same barriers in the same order; a name serves once.
+        # All processes reach the same barriers in the same order; a name is valid once.
         name = f"regionclip_jax {next(_number)}: {what}"
         distributed.global_state.client.wait_at_barrier(name, _LONGEST_MILLISECONDS)
 
 
 def start_together(jitted: Callable) -> Callable:
-    """A jitted function that no process runs before all have compiled it for the same shapes."""
+    """Wrap a jitted function: no process runs it before all have compiled it for its shapes."""
     if jax.process_count() == 1:
         return jitted
     compiled = set()
