@@ -1,1 +1,1 @@
-"""Formats of the files that pass between jobs: how they are written, read, checked and refused."""
+"""Formats of the files that pass between jobs: writing, reading and validation."""

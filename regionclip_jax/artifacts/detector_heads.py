@@ -1,6 +1,6 @@
 """The heads of a fine-tuned detector: ``heads/card.json`` and ``heads/params/`` (Orbax).
 
-They lie in the model directory of the CLIP they were trained with, beside its ``localizer/``.
+They lie in the model directory of their CLIP, beside its ``localizer/``.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ FOLDER_NAME = "heads"
 
 @dataclasses.dataclass(frozen=True)
 class HeadsConfig:
-    """Widths of what the heads read: region embeddings, and layer4's maps (None: no mask head)."""
+    """Input widths of the heads: region embeddings, and layer4's maps (None: no mask head)."""
 
     embed_dim: int
     mask_channels: int | None
@@ -29,7 +29,7 @@ class HeadsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadsCard:
-    """Architecture and origin, as ``ModelCard``; ``source`` names the classes it was trained on."""
+    """Architecture and origin, as ``ModelCard``; ``source`` names the training classes."""
 
     architecture: HeadsConfig
     source: dict
@@ -37,7 +37,7 @@ class HeadsCard:
 
     @property
     def label(self) -> str:
-        """In words, for messages."""
+        """Description of the heads, for messages."""
         return "box head" if self.architecture.mask_channels is None else "box and mask heads"
 
     def to_json(self) -> str:
@@ -45,7 +45,7 @@ class HeadsCard:
 
 
 def init_heads(config: HeadsConfig, key: jax.Array) -> dict:
-    """Fresh parameters by head; ``jax.eval_shape`` gives shapes alone."""
+    """Initialise parameters by head; under ``jax.eval_shape`` give shapes only."""
     box_key, mask_key = jax.random.split(key)
     heads = {"box_head": BoxHead().init(box_key, jnp.zeros((1, config.embed_dim)))["params"]}
     if config.mask_channels is not None:
@@ -60,27 +60,27 @@ def _abstract(config: HeadsConfig) -> dict:
 
 
 def save_heads(directory: str | Path, heads: dict, card: HeadsCard) -> None:
-    """Adds heads, parameters by name, to a model directory, replacing those that were there."""
+    """Write heads, parameters by name, to a model directory; replace existing ones."""
     variables = {"params": heads, "batch_stats": {}}
     save_sealed(Path(directory) / FOLDER_NAME, variables, _abstract(card.architecture), card)
 
 
 def remove_heads(directory: str | Path) -> None:
-    """Makes a detector's model directory a plain one; one without heads stays as it is."""
+    """Remove the heads of a model directory, if it has any."""
     if has_heads(directory):
         shutil.rmtree(Path(directory) / FOLDER_NAME)
 
 
 def has_heads(directory: str | Path) -> bool:
-    """Whether a model directory is a detector's."""
+    """Return True if a model directory has detector heads."""
     return (Path(directory) / FOLDER_NAME).exists()
 
 
 def load_heads(directory: str | Path) -> tuple[dict, HeadsCard]:
-    """Reads the heads of a model directory: parameters by head, and the card.
+    """Read the heads of a model directory: parameters by head, and the card.
 
     Raises:
-        CheckpointMismatch: there are none that are complete, or they are not what the card says.
+        CheckpointMismatch: there are no complete heads, or they do not fit the card.
     """
     folder = Path(directory) / FOLDER_NAME
     path = folder / FILE_NAME

@@ -1,6 +1,6 @@
 """The localizer of a model directory: ``localizer/card.json`` and ``localizer/params/`` (Orbax).
 
-Or its trunk alone, in ``trunk/``: what an ImageNet checkpoint gives a localizer to start from.
+Or its trunk alone, in ``trunk/``: an ImageNet initialisation for a localizer.
 """
 
 import functools
@@ -18,29 +18,28 @@ TRUNK_FOLDER_NAME = "trunk"
 
 @functools.lru_cache(maxsize=8)
 def abstract_localizer(config: LocalizerConfig) -> dict:
-    """Shapes and dtypes of a localizer's variables; allocates nothing. Callers share the tree."""
+    """Return a localizer's abstract variables (shape, dtype); callers share the tree."""
     return jax.eval_shape(lambda: init_localizer(config, jax.random.key(0)))
 
 
 def save_localizer(directory: str | Path, variables: dict, card: LocalizerCard) -> None:
-    """Adds a localizer to the model directory ``directory``, replacing one that was there.
+    """Write a localizer to the model directory ``directory``; replace an existing one.
 
     Raises:
-        CheckpointMismatch: the variables are not those of ``card.architecture``.
+        CheckpointMismatch: the variables do not fit ``card.architecture``.
     """
     folder = Path(directory) / FOLDER_NAME
     save_sealed(folder, variables, abstract_localizer(card.architecture), card)
 
 
 def load_localizer(directory: str | Path) -> tuple[dict, LocalizerCard]:
-    """Reads the localizer of a model directory.
+    """Read the localizer of a model directory.
 
     Returns:
         ``{"params", "batch_stats"}`` as nested dicts of fp32 numpy arrays, and the card.
 
     Raises:
-        CheckpointMismatch: no complete localizer is there, or its arrays are not what its card
-            says.
+        CheckpointMismatch: there is no complete localizer, or its arrays do not fit its card.
     """
     folder = Path(directory) / FOLDER_NAME
     card = _load_card(folder, "localizer", "--localizer")
@@ -48,31 +47,31 @@ def load_localizer(directory: str | Path) -> tuple[dict, LocalizerCard]:
 
 
 def load_localizer_card(directory: str | Path) -> LocalizerCard:
-    """Read the card of the localizer in ``directory``, and none of its arrays.
+    """Read the card of the localizer in ``directory``, without its arrays.
 
     Raises:
-        CheckpointMismatch: there is none.
+        CheckpointMismatch: there is no card.
     """
     return _load_card(Path(directory) / FOLDER_NAME, "localizer", "--localizer")
 
 
 def abstract_trunk(config: LocalizerConfig) -> dict:
-    """Shapes and dtypes of the variables of a localizer's trunk."""
+    """Return the abstract variables (shape, dtype) of a localizer's trunk."""
     return {name: tree["trunk"] for name, tree in abstract_localizer(config).items()}
 
 
 def save_trunk(directory: str | Path, variables: dict, card: LocalizerCard) -> None:
-    """Writes ``directory/trunk``; of ``card.architecture`` only the trunk is there.
+    """Write ``directory/trunk``, the trunk of ``card.architecture`` alone.
 
     Raises:
-        CheckpointMismatch: the variables are not those of the trunk.
+        CheckpointMismatch: the variables do not fit the trunk.
     """
     folder = Path(directory) / TRUNK_FOLDER_NAME
     save_sealed(folder, variables, abstract_trunk(card.architecture), card)
 
 
 def load_trunk(directory: str | Path) -> tuple[dict, LocalizerCard]:
-    """As ``load_localizer``, of ``directory/trunk``."""
+    """Read ``directory/trunk``, as ``load_localizer``."""
     folder = Path(directory) / TRUNK_FOLDER_NAME
     card = _load_card(folder, "trunk", "--trunk")
     return load_sealed(folder, abstract_trunk(card.architecture), card), card

@@ -1,4 +1,4 @@
-"""``card.json``: what a model directory says of itself.
+"""``card.json``: architecture and origin of a model directory.
 
 Format 1: {"format": 1, "architecture": {fields of CLIPConfig}, "preset": "RN50" or null,
 "source": {"file": name, "sha256": hex} or {"run": name}, "version": package version}. A localizer's
@@ -18,15 +18,15 @@ FILE_NAME = "card.json"
 
 
 class CheckpointMismatch(ValueError):
-    """Files of weights or embeddings that do not fit what is asked of them, or each other."""
+    """Error: files of weights or embeddings do not fit their use, or each other."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelCard:
     """Architecture and origin of a model directory.
 
-    ``source`` says where the weights came from: ``{"file": name, "sha256": hex}`` for converted
-    ones, ``{"run": name}`` for trained ones. ``version`` is the package that wrote the directory.
+    ``source`` is the origin of the weights: ``{"file": name, "sha256": hex}`` if converted,
+    ``{"run": name}`` if trained. ``version`` is that of the package that wrote the directory.
     """
 
     architecture: CLIPConfig
@@ -40,7 +40,7 @@ class ModelCard:
 
     @property
     def label(self) -> str:
-        """The architecture in words, for messages."""
+        """Description of the architecture, for messages."""
         return self.preset or str(self.architecture)
 
     def to_json(self) -> str:
@@ -48,7 +48,7 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "ModelCard":
-        """Parses a card; ``path`` is the file that errors name.
+        """Parse a card; ``path`` is the file that errors name.
 
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
@@ -61,13 +61,13 @@ class LocalizerCard:
     """Architecture and origin of a localizer, as ``ModelCard`` of a model."""
 
     architecture: LocalizerConfig
-    # Of one that was trained here also the classes whose boxes it saw.
+    # For a localizer trained here also the training classes.
     source: dict
     version: str = regionclip_jax.__version__
 
     @property
     def label(self) -> str:
-        """The architecture in words, for messages."""
+        """Description of the architecture, for messages."""
         return f"localizer, {self.architecture.variant}"
 
     def to_json(self) -> str:
@@ -75,7 +75,7 @@ class LocalizerCard:
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "LocalizerCard":
-        """Parses a card; ``path`` is the file that errors name.
+        """Parse a card; ``path`` is the file that errors name.
 
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
@@ -84,7 +84,7 @@ class LocalizerCard:
 
 
 def to_card(card, **more) -> str:
-    """The JSON of a card: a dataclass of architecture, source and version."""
+    """Return the JSON of a card, a dataclass of architecture, source and version."""
     architecture = dataclasses.asdict(card.architecture)
     content = {"format": FORMAT, "architecture": architecture, **more}
     content |= {"source": card.source, "version": card.version}
@@ -92,7 +92,7 @@ def to_card(card, **more) -> str:
 
 
 def from_card(text: str, path: str | Path, config_class: type) -> tuple:
-    """Architecture, source and version of a card's JSON.
+    """Parse architecture, source and version from a card's JSON.
 
     Raises:
         CheckpointMismatch: as ``ModelCard.from_json``.
@@ -111,7 +111,7 @@ def from_card(text: str, path: str | Path, config_class: type) -> tuple:
         )
     fields = dataclasses.fields(config_class)
     known = {field.name for field in fields}
-    # A field with a default is younger than the directories without it.
+    # Older directories lack the fields with a default.
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
     architecture = content.get("architecture")
     if not isinstance(architecture, dict) or not needed <= set(architecture) <= known:

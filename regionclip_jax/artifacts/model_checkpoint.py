@@ -1,8 +1,8 @@
 """A model directory: ``card.json`` and ``params/`` (Orbax), written whole or not at all.
 
-The card is the seal: it is removed first and written last, so a directory whose writing was cut
-short has no card and is refused. Orbax itself renames ``params`` into place only when it is
-complete. Reading runs no code from the files.
+The card marks a complete directory: it is removed first and written last. A directory without it is
+refused. Orbax renames ``params`` into place only when it is complete. Reading runs no code from the
+files.
 """
 
 import functools
@@ -25,24 +25,24 @@ from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.sharding.waiting import wait_for_all
 
 PARAMS_NAME = "params"
-# How many tensors an error names before it only counts them.
+# Largest number of tensors that an error names.
 MAX_NAMED = 10
 
 
 @functools.lru_cache(maxsize=8)
 def abstract_variables(config: CLIPConfig) -> dict:
-    """Shapes and dtypes of a model's variables; allocates nothing. Callers share the tree."""
+    """Return a model's abstract variables (shape, dtype); callers share the tree."""
     return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
 
 
 def flatten(variables: dict) -> dict[str, object]:
-    """Nested dicts to ``{"params/visual/stem/conv1/kernel": leaf}``."""
+    """Flatten nested dicts to ``{"params/visual/stem/conv1/kernel": leaf}``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unflatten(leaves: dict[str, object]) -> dict:
-    """The inverse of ``flatten``, with ``batch_stats`` {} where a model has none."""
+    """Invert ``flatten``; ``batch_stats`` is {} for a model without them."""
     tree = {"params": {}, "batch_stats": {}}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
@@ -54,7 +54,7 @@ def unflatten(leaves: dict[str, object]) -> dict:
 
 
 def variables_hash(variables: dict) -> str:
-    """SHA-256 of names, shapes and fp32 numbers: which model this is, wherever it came from."""
+    """Return the SHA-256 of names, shapes and fp32 numbers: identifies a model of any origin."""
     digest = hashlib.sha256()
     for path, leaf in sorted(flatten(variables).items()):
         array = np.ascontiguousarray(leaf, dtype=np.float32)
@@ -64,14 +64,14 @@ def variables_hash(variables: dict) -> str:
 
 
 def save_variables(path: str | Path, variables: dict) -> None:
-    """Writes a tree of arrays with Orbax, replacing what ``path`` held; every process calls it."""
+    """Write a tree of arrays with Orbax, replacing ``path``; every process must call it."""
     tree = {name: branch for name, branch in variables.items() if jax.tree.leaves(branch)}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(path).absolute(), tree, force=True)
 
 
 def load_variables(path: str | Path) -> dict:
-    """Reads a tree written by ``save_variables`` as numpy arrays, on any number of devices.
+    """Read a tree written by ``save_variables`` as numpy arrays, on any number of devices.
 
     Raises:
         CheckpointMismatch: there is no complete Orbax checkpoint at ``path``, or its files are cut
@@ -98,15 +98,15 @@ def load_variables(path: str | Path) -> dict:
 
 
 def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
-    """Writes a model directory; a model that was there is replaced, other files stay.
+    """Write a model directory; replace an existing model, keep other files.
 
-    Every process calls it; when it returns, all of them can read the model.
+    Every process must call it; when it returns, all of them can read the model.
 
     Args:
-        variables: ``{"params", "batch_stats"}`` as ``models.clip`` has them, whole, stored as fp32.
+        variables: ``{"params", "batch_stats"}`` of ``models.clip``, whole; stored as fp32.
 
     Raises:
-        CheckpointMismatch: the variables are not those of ``card.architecture``.
+        CheckpointMismatch: the variables do not fit ``card.architecture``.
     """
     expected = abstract_variables(card.architecture)
     save_sealed(Path(directory), variables, expected, card)
@@ -115,11 +115,11 @@ def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
 def save_sealed(
     directory: Path, variables: dict, expected: dict, card: ModelCard | LocalizerCard
 ) -> None:
-    """Writes ``params/`` and then the card, its seal, of a model or of a part of one.
+    """Write ``params/`` and then the card of a model or of a part of one.
 
     Args:
         variables: ``{"params", "batch_stats"}``.
-        expected: a tree of the same shapes; another one is refused.
+        expected: a tree of the required shapes.
 
     Raises:
         CheckpointMismatch: the variables have other names or shapes.
@@ -143,7 +143,7 @@ def save_sealed(
 
 
 def load_card(directory: str | Path) -> ModelCard:
-    """Reads the card alone.
+    """Read the card, without the arrays.
 
     Raises:
         CheckpointMismatch: ``directory`` is not a (complete) model directory.
@@ -159,13 +159,13 @@ def load_card(directory: str | Path) -> ModelCard:
 
 
 def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
-    """Reads a model directory.
+    """Read a model directory.
 
     Returns:
         ``{"params", "batch_stats"}`` as nested dicts of fp32 numpy arrays, and the card.
 
     Raises:
-        CheckpointMismatch: no complete model is there, or its arrays are not what its card says.
+        CheckpointMismatch: there is no complete model, or its arrays do not fit its card.
     """
     card = load_card(directory)
     expected = abstract_variables(card.architecture)
@@ -173,7 +173,7 @@ def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
 
 
 def load_sealed(directory: Path, expected: dict, card: ModelCard | LocalizerCard) -> dict:
-    """Reads what ``save_sealed`` wrote, as numpy arrays; ``card`` is the one that lies there.
+    """Read the numpy arrays that ``save_sealed`` wrote; ``card`` is the directory's card.
 
     Raises:
         CheckpointMismatch: incomplete or damaged files, or other names or shapes than expected.
@@ -210,13 +210,13 @@ def _require_shapes(
 
 
 def summarise(lines: list[str]) -> list[str]:
-    """The first lines, and how many more there are."""
+    """Return the first ``MAX_NAMED`` lines, and a count of the others."""
     more = len(lines) - MAX_NAMED
     return lines[:MAX_NAMED] + ([f"... and {more} more"] if more > 0 else [])
 
 
 def describe_folder(directory: Path) -> str:
-    """What a directory holds, for errors."""
+    """Describe the content of a directory, for errors."""
     if not directory.is_dir():
         return "no such directory"
     names = sorted(path.name for path in directory.iterdir())

@@ -1,4 +1,4 @@
-"""The files a run leaves: ``settings.json``, ``results.json`` with numbers, and detections.
+"""Output files of a run: ``settings.json``, ``results.json`` with numbers, and detections.
 
 ``results.json``::
 
@@ -27,10 +27,10 @@ def write_results(
     *,
     details: Mapping[str, object],
 ) -> None:
-    """Write ``results.json``, in one move: a reader never sees half of it.
+    """Write ``results.json`` atomically.
 
     Raises:
-        ValueError: names the model and metric whose value is no finite number.
+        ValueError: a value is not a finite number; the message names the model and the metric.
     """
     if reserved := {"format", "details"} & set(models):
         raise ValueError(f"{path}: a model cannot be called {sorted(reserved)}; rename it")
@@ -50,10 +50,10 @@ def write_results(
 
 
 def read_results(path: str | Path) -> dict:
-    """Read and check ``results.json``; returns its content.
+    """Read and check ``results.json``; return its content.
 
     Raises:
-        ValueError: names the file and the key, what was expected and what was found.
+        ValueError: the file does not fit the format; the message names the file and the key.
     """
     content = _parse(path)
     _validate_results(content, str(path))
@@ -61,18 +61,18 @@ def read_results(path: str | Path) -> dict:
 
 
 def write_settings(workdir: str | Path, settings: Mapping[str, object]) -> None:
-    """Write ``settings.json``: the resolved recipe of the run in ``workdir``, in one move."""
+    """Write ``settings.json``, the resolved recipe of the run in ``workdir``, atomically."""
     text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
     _write(Path(workdir) / "settings.json", text)
 
 
 def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:
-    """Write COCO detections, with masks where they have some.
+    """Write COCO detections, with their masks if they have any.
 
     Boxes are rounded to 0.01 pixels and scores to six digits.
 
     Raises:
-        ValueError: names the record and key that do not fit the format.
+        ValueError: a record does not fit the format; the message names the record and the key.
     """
     _validate_detections(detections, str(path))
     rounded = [
@@ -92,7 +92,7 @@ def read_detections(path: str | Path) -> list[dict]:
     """Read and check COCO detections.
 
     Raises:
-        ValueError: names the file, the record and the key, what was expected and what was found.
+        ValueError: a record does not fit the format; the message names file, record and key.
     """
     content = _parse(path)
     _validate_detections(content, str(path))

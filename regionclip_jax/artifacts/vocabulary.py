@@ -1,4 +1,4 @@
-"""``vocabulary.npz``: names of concepts or classes with their text embeddings, and who made them.
+"""``vocabulary.npz``: names of concepts or classes, their text embeddings, and the encoder.
 
 Embeddings are raw text features averaged over the templates, not normalised
 (docs/reference/text.md#concept-embeddings); the consumer normalises. ``encoder`` is
@@ -25,10 +25,10 @@ _FIELDS = ("names", "embeddings", "templates", "encoder")
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """C names with raw embeddings ``[C, D]``, the prompt templates and the encoder that made them.
+    """C names with raw embeddings ``[C, D]``, the prompt templates and the encoder.
 
     Raises:
-        CheckpointMismatch: names and embeddings differ in number, a name is empty or comes twice,
+        CheckpointMismatch: names and embeddings differ in number, a name is empty or occurs twice,
             or an embedding is not finite.
     """
 
@@ -61,7 +61,7 @@ class Vocabulary:
             )
 
     def save(self, path: str | Path) -> None:
-        """Writes the file whole or not at all."""
+        """Write the file whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
@@ -77,7 +77,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":
-        """Reads and checks a vocabulary; runs no code from the file.
+        """Read and check a vocabulary; run no code from the file.
 
         Raises:
             CheckpointMismatch: the file is missing, damaged, or lacks a field.
@@ -114,11 +114,11 @@ class Vocabulary:
 
 
 def text_tower_hash(params: dict) -> str:
-    """SHA-256 of the text tower's parameters: names, shapes and fp32 numbers, in order of names.
+    """Return the SHA-256 of the text tower's names, shapes and fp32 numbers, in order of names.
 
     Args:
-        params: of a CLIP; only its branch ``text`` counts, so a student and a teacher that share a
-            frozen text tower have one hash.
+        params: of a CLIP; only its branch ``text`` is hashed, so a student and a teacher with the
+            same frozen text tower have the same hash.
     """
     digest = hashlib.sha256()
 
@@ -136,7 +136,7 @@ def text_tower_hash(params: dict) -> str:
 
 
 def describe_encoder(config: CLIPConfig, params: dict) -> dict:
-    """The ``encoder`` entry of a vocabulary made by this text tower."""
+    """Return the ``encoder`` entry for vocabularies of this text tower."""
     return {
         "architecture": dataclasses.asdict(config),
         "parameters_sha256": text_tower_hash(params),
@@ -144,13 +144,12 @@ def describe_encoder(config: CLIPConfig, params: dict) -> dict:
 
 
 def require_matching(vocabulary: Vocabulary, encoder: dict) -> None:
-    """Checks that a vocabulary was made by the text tower it is to be used with.
+    """Check that a vocabulary comes from the text tower of the model that uses it.
+
+    The hashes are compared. An imported vocabulary has none, so only the width D is compared.
 
     Args:
-        encoder: ``describe_encoder`` of the model at hand.
-
-    The hash decides. An imported vocabulary has none: there only the width D can be, and is,
-    compared.
+        encoder: ``describe_encoder`` of the model.
 
     Raises:
         CheckpointMismatch: they differ; the message describes both.
