@@ -1,2 +1,1 @@
-"""Weights from elsewhere: PyTorch and safetensors files into model directories. Executes no file's
-code."""
+"""Conversion of PyTorch, NumPy and safetensors files to model directories; runs no file's code."""

@@ -1,7 +1,7 @@
 """Infer an architecture from the shapes of tensors.
 
-Source: docs/reference/towers.md#variants, docs/reference/checkpoints.md#lsj-localizer. Everything
-but the number of attention heads follows from names and shapes; heads are 64 wide in every CLIP.
+Source: docs/reference/towers.md#variants, docs/reference/checkpoints.md#lsj-localizer. Names and
+shapes determine all but the number of attention heads; heads are 64 wide in every CLIP.
 """
 
 import math
@@ -18,10 +18,11 @@ HEAD_WIDTH = 64
 
 
 def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
-    """Architecture of a CLIP from its tensors by OpenAI's names; ``file_name`` is for errors.
+    """Infer a CLIP's architecture from tensors by OpenAI's names; ``file_name`` is for errors.
 
     Raises:
-        CheckpointMismatch: a tensor that fixes the architecture is missing or has a wrong rank.
+        CheckpointMismatch: a tensor that determines the architecture is missing or has a wrong
+            rank.
     """
 
     def shape(name: str, num_dims: int) -> tuple[int, ...]:
@@ -70,10 +71,11 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
 
 
 def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> LocalizerConfig:
-    """Architecture of a localizer from its tensors by detectron2's names.
+    """Infer a localizer's architecture from tensors by detectron2's names.
 
     Raises:
-        CheckpointMismatch: a tensor that fixes the architecture is missing or has a wrong rank.
+        CheckpointMismatch: a tensor that determines the architecture is missing or has a wrong
+            rank.
     """
     lateral = f"{BACKBONE}fpn_lateral2"
     has_pyramid = f"{lateral}.weight" in tensors
@@ -114,7 +116,7 @@ def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
 
 
 def _count(tensors, pattern: str) -> int:
-    """One more than the largest number that the pattern's group finds in a name."""
+    """One more than the largest number that the pattern's group matches in a name."""
     matches = (re.match(pattern, name) for name in tensors)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
 

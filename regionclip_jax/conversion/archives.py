@@ -1,7 +1,7 @@
-"""Files of tensors into ``{name: array}``: torch's zip, TorchScript and legacy files, safetensors,
-and detectron2's pickles of NumPy arrays.
+"""Readers of checkpoint files into ``{name: array}``.
 
-Neither torch nor any code from the file is needed or run (``torch_pickle``). Source:
+Formats: torch's zip, TorchScript and legacy files, safetensors, and detectron2's pickles of NumPy
+arrays. Torch is not needed, and no code from the file is run (``torch_pickle``). Source:
 docs/reference/checkpoints.md#openai-archives, docs/reference/checkpoints.md#renaming. Limits:
 little-endian files, dense tensors, torch 0.4 or later.
 """
@@ -29,7 +29,7 @@ from regionclip_jax.conversion.torch_pickle import (
     unpickle,
 )
 
-# The name under which a file that holds one tensor and no names is read.
+# Name of the tensor of a file with one tensor and no names.
 BARE_TENSOR = ""
 
 _SAFETENSORS_DTYPES = {
@@ -50,7 +50,7 @@ _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, protocol=2)
-# What a damaged archive can make the standard zip reader raise.
+# Errors of the standard zip reader for a damaged archive.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -65,21 +65,21 @@ _ZIP_ERRORS = (
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads every named tensor of a checkpoint, in the file's own names, layouts and dtypes.
+    """Read every named tensor of a checkpoint, with the file's own names, layouts and dtypes.
 
     Args:
         path: an OpenAI TorchScript archive, a ``torch.save`` file (zip or legacy), safetensors, or
-            a pickle of NumPy arrays. Of a training checkpoint only the entry ``model`` (or
-            ``state_dict``, ``blobs``) is read; optimizer state never leaves the disk.
+            a pickle of NumPy arrays. In a training checkpoint only the entry ``model`` (or
+            ``state_dict``, ``blobs``) is read; optimizer state is not.
 
     Returns:
-        Arrays that may be read-only views of the file. A file that is one bare tensor gives it
-        under the name ``BARE_TENSOR``.
+        Arrays that may be read-only views of the file. A single bare tensor has the name
+        ``BARE_TENSOR``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointMismatch: the file is cut short, of another format, big-endian, or its pickle asks
-            for something that is not a tensor; the message names the file and the remedy.
+        CheckpointMismatch: the file is cut short, of another format, big-endian, or its pickle
+            names an object that is not a tensor; the message names the file and the remedy.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -101,7 +101,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _read_zip(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
-    """torch.save since 1.6 and torch.jit.save: ``ROOT/data.pkl`` and one entry a storage."""
+    """Read torch.save since 1.6 or torch.jit.save: ``ROOT/data.pkl`` and one entry per storage."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = set(archive.namelist())
@@ -135,7 +135,7 @@ def _read_zip(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
 
 
 def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
-    """torch.save before 1.6: magic, version, system, the object, storage keys, the storages."""
+    """Read torch.save before 1.6: magic, version, system, object, storage keys, storages."""
     unpickle(path, file)
     unpickle(path, file)
     system, _ = unpickle(path, file)
@@ -145,7 +145,7 @@ def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     keys, _ = unpickle(path, file)
     if not isinstance(keys, list) or sorted(map(repr, keys)) != sorted(map(repr, storages)):
         raise damaged(path, "its list of storages does not agree with its tensors")
-    # Each storage carries its length in elements; an unused one (an optimizer's) is stepped over.
+    # Each storage starts with its length in elements; an unused one (an optimizer's) is skipped.
     places = {}
     for key in keys:
         length = file.read(8)
@@ -165,7 +165,7 @@ def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
 
 
 def _read_arrays(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
-    """A pickle of NumPy arrays (detectron2's ``.pkl``)."""
+    """Read a pickle of NumPy arrays (detectron2's ``.pkl``)."""
     tensors = _named_tensors(path, read_numpy_pickle(path, file))
     if incomplete := [name for name, tensor in tensors.items() if not hasattr(tensor, "value")]:
         raise damaged(path, f"array {incomplete[0]!r} has no numbers")
@@ -180,7 +180,7 @@ def _wrong_endian(path: Path, order: str) -> CheckpointMismatch:
 
 
 def _named_tensors(path: Path, content) -> dict[str, Tensor]:
-    """Names of tensors as ``state_dict`` would give them, from an unpickled object."""
+    """Tensors of an unpickled object, by the names of its ``state_dict``."""
     if isinstance(content, Tensor | NumpyArray):
         return {BARE_TENSOR: content}
     if isinstance(content, dict):
@@ -255,7 +255,7 @@ def _strided_view(path: Path, name: str, tensor: Tensor, data: np.ndarray) -> np
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Eight bytes of header length, a JSON header, then the numbers."""
+    """Read safetensors: eight bytes of header length, a JSON header, then the numbers."""
     size = path.stat().st_size
     with path.open("rb") as file:
         (header_length,) = struct.unpack("<Q", file.read(8))
@@ -288,7 +288,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
         if not whole or end - begin != math.prod(shape) * dtype.itemsize or data_start + end > size:
             raise damaged(path, f"tensor {name!r} of shape {shape} lies at bytes {begin}..{end}")
-        # A view of the mapped file: nothing is read before it is used.
+        # A view of the mapped file: numbers are read on first use only.
         values = data[data_start + begin : data_start + end].view(dtype)
         try:
             arrays[name] = values.reshape(shape)

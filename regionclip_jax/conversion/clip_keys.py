@@ -1,8 +1,8 @@
 """OpenAI's names and layouts of CLIP's tensors, for every parameter path of ``models.clip``.
 
 Source: docs/reference/checkpoints.md#rn50-inventory, docs/reference/checkpoints.md#layouts. The map
-is driven by our tree: each leaf knows the one tensor it is made of, so what a file lacks and what
-it has left over both follow by comparing sets of names.
+goes from our tree to the file: each leaf has one source tensor. So a comparison of names finds both
+missing and unused tensors.
 """
 
 import re
@@ -44,14 +44,14 @@ _TOWER = {"visual/": "visual.", "text/": ""}
 
 
 def origin(path: str, num_dims: int) -> Origin:
-    """The tensor of OpenAI's state dict that a parameter is made of.
+    """Return a parameter's source tensor in OpenAI's state dict.
 
     Args:
         path: of the parameter below its collection, such as ``visual/layer1/block0/conv1/kernel``.
-        num_dims: of the flax parameter; it tells a convolution's kernel from a linear map's.
+        num_dims: of the flax parameter; it distinguishes kernels of convolutions and linear maps.
 
     Raises:
-        KeyError: no rule names this path: a module was added to ``models`` and not here.
+        KeyError: no rule matches this path: a module was added to ``models`` and not here.
     """
     if path in _SINGLE:
         return Origin(_SINGLE[path], Layout.SAME)

@@ -1,6 +1,6 @@
-"""A checkpoint of any known kind into a model directory: read, name, check, save.
+"""Conversion of checkpoints to model directories: read, rename, check, save.
 
-Every tensor is used, or listed as unused; every parameter has its tensor, or the file is refused.
+Every tensor is used, or listed as unused. Every parameter has its tensor, or the file is refused.
 Numbers are copied (fp16 and bf16 cast up), never folded: batch-norm statistics stay verbatim with
 eps 1e-5 (docs/reference/checkpoints.md#layouts, docs/reference/towers.md#frozen-norms).
 """
@@ -35,9 +35,9 @@ from regionclip_jax.conversion.architecture import infer_config, infer_localizer
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
 from regionclip_jax.conversion.layouts import build_variables
 
-# RegionCLIP drops the logit scale and divides by the temperature 0.01: its inverse is CLIP's limit.
+# RegionCLIP drops the logit scale and divides by the temperature 0.01, the inverse of CLIP's limit.
 DEFAULT_LOGIT_SCALE = np.array(np.log(100.0), np.float32)
-# Bookkeeping that CLIP's files hold beside weights: docs/reference/checkpoints.md#prefixes.
+# Bookkeeping beside the weights in CLIP's files: docs/reference/checkpoints.md#prefixes.
 _BOOKKEEPING = re.compile(
     r"(.*\.)?(num_batches_tracked|input_resolution|context_length|vocab_size|position_ids|attn_mask"
     r"|pixel_mean|pixel_std|cell_anchors\.\d+)"
@@ -46,7 +46,7 @@ _BOOKKEEPING = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What a conversion did: ``num_used`` tensors were used, ``bookkeeping`` and ``unused`` not."""
+    """Report of a conversion; ``bookkeeping`` and ``unused`` are tensors that were not used."""
 
     card: ModelCard | LocalizerCard
     num_used: int
@@ -55,7 +55,7 @@ class Conversion:
     notes: tuple[str, ...]
 
     def summary(self) -> str:
-        """For people: the architecture, the counts, the unused tensors by their first names."""
+        """Return a text of the architecture, the counts, and the unused tensors by prefix."""
         lines = [
             f"architecture: {self.card.label}",
             f"tensors: {self.num_used} used, {len(self.bookkeeping)} of bookkeeping, "
@@ -77,19 +77,19 @@ def convert_checkpoint(
     tower: str = "student",
     text_from: str | Path | None = None,
 ) -> Conversion:
-    """Converts a CLIP or RegionCLIP checkpoint to the model directory ``output``.
+    """Convert a CLIP or RegionCLIP checkpoint to the model directory ``output``.
 
-    The box and mask heads of a fine-tuned RegionCLIP come with its student.
+    The box and mask heads of a fine-tuned RegionCLIP are converted with its student.
 
     Args:
         source: OpenAI archive or state dict, RegionCLIP ``.pth``, or safetensors with open_clip's
             or Hugging Face's names.
-        output: directory to write; a model that was there is replaced.
-        tower: ``"student"`` or ``"teacher"`` of a file that holds both.
-        text_from: checkpoint file (any of the kinds above) whose text tower to take instead.
+        output: directory to write; an existing model is replaced.
+        tower: ``"student"`` or ``"teacher"`` of a file with both.
+        text_from: another checkpoint file (any of these kinds), the source of the text tower.
 
     Raises:
-        CheckpointMismatch: the file is no checkpoint, lacks tensors, or has tensors of other
+        CheckpointMismatch: the file is not a checkpoint, lacks tensors, or has tensors of other
             shapes.
     """
     source = Path(source)
@@ -134,7 +134,7 @@ def convert_checkpoint(
             f"a detector: {heads_card.label} taken; its localizer is for --localizer {source.name}"
         )
     model_checkpoint.save_model(output, variables, card)
-    # Those of a model that was here before would move the boxes of another.
+    # Heads of an earlier model in this directory do not fit this one.
     remove_heads(output)
     if heads is not None:
         save_heads(output, heads, heads_card)
@@ -142,15 +142,15 @@ def convert_checkpoint(
 
 
 def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
-    """Adds the localizer of a detectron2 checkpoint to the model directory ``output``.
+    """Convert the localizer of a detectron2 checkpoint into the model directory ``output``.
 
     Args:
-        source: RegionCLIP's ``rpn_*.pth`` or another R-CNN of detectron2, whose backbone and
-            proposal generator are taken; or a fine-tuned RegionCLIP, whose ``offline_`` ones are.
+        source: RegionCLIP's ``rpn_*.pth`` or another R-CNN of detectron2, with its backbone and
+            proposal generator; or a fine-tuned RegionCLIP, with its ``offline_`` ones.
         output: a model directory, whose localizer is replaced; or a new directory for it alone.
 
     Raises:
-        CheckpointMismatch: the file has no localizer, lacks tensors of it, or has some of other
+        CheckpointMismatch: the file has no localizer, lacks tensors of it, or has tensors of other
             shapes.
     """
     source = Path(source)
@@ -171,17 +171,17 @@ def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
 
 
 def convert_trunk(source: str | Path, output: str | Path) -> Conversion:
-    """Writes an ImageNet ResNet as ``output/trunk``, for a localizer's training to start from.
+    """Convert an ImageNet ResNet to ``output/trunk``, an initialisation for a localizer.
 
     Args:
         source: detectron2's ``ImageNetPretrained/MSRA/R-50.pkl`` or another ResNet of bottlenecks
-            with Caffe2's names, whose first 1x1 convolution strides and which sees BGR pixels, as
-            the reference's localizers. (Torchvision's strides in the 3x3 one and sees RGB: its
-            numbers would fit and its features would not.)
-        output: a directory; a trunk that was there is replaced.
+            with Caffe2's names. Its first 1x1 convolution strides and its input is BGR, as in the
+            reference's localizers. (Torchvision's ResNet strides in the 3x3 convolution and reads
+            RGB: its shapes fit, but its features differ.)
+        output: a directory; an existing trunk is replaced.
 
     Raises:
-        CheckpointMismatch: the file has other names, lacks tensors, or has some of other shapes.
+        CheckpointMismatch: the file has other names, lacks tensors, or has tensors of other shapes.
     """
     source = Path(source)
     tensors = read_tensors(source)
@@ -196,7 +196,7 @@ def convert_trunk(source: str | Path, output: str | Path) -> Conversion:
     config = infer_localizer_config(renamed, source.name)
     variables, used = build_variables(
         abstract_trunk(config),
-        # Below a trunk the rules of a localizer begin with it.
+        # The rules of a localizer have paths that begin with ``trunk/``.
         lambda path, num_dims: localizer_keys.origins(config)(f"trunk/{path}", num_dims),
         renamed,
         where=f"{source.name} as a ResNet of blocks {config.blocks}",
@@ -210,12 +210,12 @@ def convert_trunk(source: str | Path, output: str | Path) -> Conversion:
 def convert_vocabulary(
     source: str | Path, names_path: str | Path, output: str | Path
 ) -> Vocabulary:
-    """Turns a bare ``[C, D]`` embedding file and its names into ``output/vocabulary.npz``.
+    """Convert a bare ``[C, D]`` embedding file and its names to ``output/vocabulary.npz``.
 
     Args:
         source: file of one tensor, such as RegionCLIP's ``*_emb.pth``: raw, not normalised.
-        names_path: text file, one name a line in the order of the rows.
-        output: a model directory, whose D must agree; or a new directory for the vocabulary alone.
+        names_path: text file, one name per line in the order of the rows.
+        output: a model directory with the same D; or a new directory for the vocabulary alone.
 
     Raises:
         CheckpointMismatch: the file holds more than one tensor, or a number differs.
@@ -272,7 +272,7 @@ def _conversion(card, tensors, taken: set[str], notes: list[str]) -> Conversion:
 
 
 def _read_model(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file that is a model, without a common prefix."""
+    """Tensors of a model's file, without a common prefix."""
     tensors = regionclip_keys.strip_common_prefix(read_tensors(path))
     if BARE_TENSOR in tensors:
         raise CheckpointMismatch(
@@ -325,10 +325,10 @@ def _read_text_tower(path: Path) -> dict[str, np.ndarray]:
 
 
 def _activation_notes(path: Path) -> list[str]:
-    """Refuses models trained with another activation than CLIP's, as far as files can tell.
+    """Refuse models with another activation than CLIP's, if a file beside the model names it.
 
-    No tensor tells quick GELU from GELU; the configuration that Hugging Face and open_clip keep
-    beside theirs does.
+    Tensors do not distinguish quick GELU from GELU; the configuration files of Hugging Face and
+    open_clip do.
     """
     if path.suffix not in (".safetensors", ".bin"):
         return []

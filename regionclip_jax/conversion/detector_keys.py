@@ -1,7 +1,7 @@
 """The heads of a fine-tuned RegionCLIP, by the reference's names.
 
 Source: docs/reference/checkpoints.md#detector-keys. The file's class embeddings (``cls_score``,
-``test_cls_score``) stay unused: here they are made from names.
+``test_cls_score``) are not used: here they are computed from names.
 """
 
 import numpy as np
@@ -21,20 +21,20 @@ def has_box_head(tensors: dict[str, np.ndarray]) -> bool:
 def take_heads(
     tensors: dict[str, np.ndarray], embed_dim: int, layer4_channels: int, file_name: str
 ) -> tuple[dict, HeadsConfig, set[str]]:
-    """The heads of a detector's file, which has them (``has_box_head``).
+    """Extract the heads of a detector's file with heads (``has_box_head``).
 
     Args:
         tensors: by the file's own names.
         embed_dim, layer4_channels: of the image tower in the same file.
-        file_name: what errors call the file.
+        file_name: name of the file in errors.
 
     Returns:
-        Parameters by head as ``artifacts.detector_heads`` keeps them, their widths, and the names
+        Parameters by head in the form of ``artifacts.detector_heads``, their widths, and the names
         that were used.
 
     Raises:
-        CheckpointMismatch: a tensor is missing or has another shape; a box regression for each
-            class among them, which RegionCLIP's recipes never train.
+        CheckpointMismatch: a tensor is missing or has another shape, such as a box regression for
+            each class, which RegionCLIP's recipes never train.
     """
     used = set()
 

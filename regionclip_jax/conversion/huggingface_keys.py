@@ -1,4 +1,4 @@
-"""Hugging Face CLIP's names into OpenAI's: separate q, k, v become one packed tensor again."""
+"""Renaming of Hugging Face CLIP's tensors to OpenAI's; separate q, k, v are packed into one."""
 
 import re
 
@@ -8,7 +8,7 @@ _MODULES = [
     (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding"),
     (r"vision_model\.embeddings\.patch_embedding\.weight", "visual.conv1.weight"),
     (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
-    # The missing letter is theirs.
+    # The missing letter is in Hugging Face's own name.
     (r"vision_model\.pre_layrnorm\.(weight|bias)", r"visual.ln_pre.\1"),
     (r"vision_model\.post_layernorm\.(weight|bias)", r"visual.ln_post.\1"),
     (r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
@@ -38,10 +38,10 @@ def is_huggingface(tensors: dict[str, np.ndarray]) -> bool:
 def to_openai(
     tensors: dict[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
-    """Renames, packs and transposes; a block that lacks one of q, k, v lacks the packed tensor.
+    """Rename, pack and transpose; a block without one of q, k, v has no packed tensor.
 
     Returns:
-        Tensors by OpenAI's names, and for each the file's own names (three where it was packed).
+        Tensors by OpenAI's names, and for each the file's own names (three if it was packed).
     """
     renamed, names = {}, {}
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
-"""From torch's tensors to our parameters: which tensor, in which layout, and whether all fit.
+"""Torch tensors to parameters: source tensor, layout, and checks of shape and type.
 
-The map is driven by our tree: each leaf knows the one tensor it is made of (its ``Origin``), so
-what a file lacks and what it has left over both follow by comparing sets of names.
+The map goes from our tree to the file: each leaf has one source tensor (its ``Origin``). So a
+comparison of names finds both missing and unused tensors.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ DENSE = {"kernel": "weight", "bias": "bias"}
 
 
 class Layout(Enum):
-    """How a torch tensor becomes a flax one."""
+    """Conversion of a torch tensor's layout to flax's."""
 
     SAME = "as it is"
     LINEAR = "[out, in] -> [in, out]"
@@ -27,7 +27,7 @@ class Layout(Enum):
 
 
 class Origin(NamedTuple):
-    """The tensor a parameter comes from: ``third`` q, k, v = 0, 1, 2 of a packed one, else None."""
+    """Source tensor of a parameter; ``third`` is 0, 1, 2 for q, k, v of a packed one, else None."""
 
     name: str
     layout: Layout
@@ -35,7 +35,7 @@ class Origin(NamedTuple):
 
 
 def source_shape(shape: tuple[int, ...], where: Origin) -> tuple[int, ...]:
-    """Shape the torch tensor must have for a parameter of ``shape``."""
+    """Return the required shape of the torch tensor for a parameter of ``shape``."""
     if where.layout is Layout.CONVOLUTION:
         shape = (shape[3], shape[2], shape[0], shape[1])
     elif where.layout is Layout.LINEAR:
@@ -46,7 +46,7 @@ def source_shape(shape: tuple[int, ...], where: Origin) -> tuple[int, ...]:
 
 
 def to_parameter(tensor: np.ndarray, where: Origin) -> np.ndarray:
-    """A torch tensor in our layout, as contiguous fp32: exact for fp16, bf16 and fp32."""
+    """Convert a torch tensor to our layout, as contiguous fp32: exact for fp16, bf16 and fp32."""
     if where.third is not None:
         rows = tensor.shape[0] // 3
         tensor = tensor[where.third * rows : (where.third + 1) * rows]
@@ -65,20 +65,21 @@ def build_variables(
     where: str,
     remedy: str,
 ) -> tuple[dict, set[str]]:
-    """Variables of the shapes ``expected`` from tensors by the names that ``origin`` gives.
+    """Build variables of the shapes ``expected`` from the tensors that ``origin`` names.
 
     Args:
         expected: ``{"params", "batch_stats"}`` of shapes.
-        origin: (path below its collection, number of dimensions) -> the tensor it is made of.
-        where: the file and what it should be, for errors.
-        remedy: what errors advise.
+        origin: (path below its collection, number of dimensions) -> source tensor.
+        tensors: by name.
+        where: the file and its expected kind, for errors.
+        remedy: advice in errors.
 
     Returns:
         ``{"params", "batch_stats"}`` of fp32 arrays, and the names that were used.
 
     Raises:
-        CheckpointMismatch: naming each tensor that is missing, not of floating point, or whose
-            shape differs, with both shapes.
+        CheckpointMismatch: a tensor is missing, not of floating point, or of another shape; the
+            message names each of them, with both shapes.
     """
     leaves, used, problems = {}, set(), []
     for path, leaf in model_checkpoint.flatten(expected).items():
@@ -97,7 +98,7 @@ def build_variables(
             leaves[path] = to_parameter(tensor, source)
             used.add(source.name)
     if problems:
-        # A packed tensor stands for three parameters.
+        # A packed tensor is the source of three parameters, so its problem would occur three times.
         problems = list(dict.fromkeys(problems))
         raise CheckpointMismatch(
             f"{where}: {len(problems)} tensors do not fit:\n  "

@@ -1,8 +1,8 @@
 """Detectron2's names of a localizer's tensors, for every parameter path of ``models.localizer``.
 
 Source: docs/reference/checkpoints.md#loading, docs/reference/checkpoints.md#c4-localizer. A
-detector's own backbone and proposal generator have bare names; in a fine-tuned RegionCLIP, whose
-``backbone.`` is the recognition tower, the localizer's begin with ``offline_``.
+detector's own backbone and proposal generator have bare names. In a fine-tuned RegionCLIP
+``backbone.`` is the recognition tower, and the localizer's names begin with ``offline_``.
 """
 
 import re
@@ -17,7 +17,7 @@ from regionclip_jax.models.localizer import LocalizerConfig
 BACKBONE, HEAD = "backbone.", "proposal_generator.rpn_head."
 _OFFLINE = "offline_"
 
-# (pattern of a parameter path, name of the module, names of the leaves); T stands for the trunk.
+# (pattern of a parameter path, name of the module, names of the leaves); T is the trunk's prefix.
 _DETECTRON = [
     (r"trunk/stem/conv1", r"Tstem.conv1", DENSE),
     (r"trunk/stem/norm1", r"Tstem.conv1.norm", NORM),
@@ -45,20 +45,20 @@ _PREDICTORS = [
 
 
 def trunk_prefix(has_pyramid: bool) -> str:
-    """What the names of the trunk's tensors begin with."""
+    """Return the prefix of the names of the trunk's tensors."""
     return f"{BACKBONE}bottom_up." if has_pyramid else BACKBONE
 
 
 def to_bare_names(
     tensors: dict[str, np.ndarray], file_name: str
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Takes the one localizer of a file.
+    """Extract the localizer of a file; ``file_name`` is for errors.
 
     Returns:
         Its tensors as ``backbone.*`` and ``proposal_generator.*``, and the file's own name of each.
 
     Raises:
-        CheckpointMismatch: there is none; ``file_name`` is what the error calls the file.
+        CheckpointMismatch: the file has no localizer.
     """
     offline = any(name.startswith(_OFFLINE + HEAD) for name in tensors)
     if not offline and not any(name.startswith(HEAD) for name in tensors):
@@ -76,7 +76,7 @@ def to_bare_names(
     return {bare: tensors[name] for bare, name in names.items()}, names
 
 
-# Caffe2's names of an ImageNet ResNet (MSRA's R-50.pkl), and detectron2's of the same tensors.
+# Names of an ImageNet ResNet (MSRA's R-50.pkl) in Caffe2 and in detectron2.
 _CAFFE2 = [
     (r"conv1_w", "stem.conv1.weight"),
     (r"res_conv1_bn_([sb])", r"stem.conv1.norm.\1"),
@@ -86,19 +86,19 @@ _CAFFE2 = [
     (r"res(\d)_(\d+)_branch2([abc])_bn_([sb])", r"res\1.\2.conv\3.norm.\4"),
 ]
 _CAFFE2_LEAVES = {"norm.s": "norm.weight", "norm.b": "norm.bias"}
-# Caffe2 folds its statistics into scale and bias: what is left is mean 0 and, with eps, variance 1.
+# Caffe2 folds its statistics into scale and bias: mean 0 and, with eps, variance 1 remain.
 _FOLDED_VARIANCE = np.float32(1 - 1e-5)
 
 
 def trunk_from_caffe2(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict]:
-    """Take an ImageNet ResNet with Caffe2's names (MSRA's ``R-50.pkl``).
+    """Rename an ImageNet ResNet with Caffe2's names (MSRA's ``R-50.pkl``).
 
     The reference starts its localizers from it (docs/reference/configuration.md#localizers).
 
     Returns:
         Its tensors by detectron2's names of a trunk (``backbone.res2.0.conv1.weight``), with the
-        statistics that a folded norm has; and the file's own name of each that came from it. Both
-        are empty where the names are not Caffe2's.
+        statistics of a folded norm; and the file's own name of each renamed tensor. Both are empty
+        if the names are not Caffe2's.
     """
     renamed, names = {}, {}
     for own_name, tensor in tensors.items():
@@ -118,14 +118,14 @@ def trunk_from_caffe2(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndar
 
 
 def origins(config: LocalizerConfig) -> Callable[[str, int], Origin]:
-    """``(path below its collection, number of dimensions) -> Origin`` for this variant.
+    """Return ``(path below its collection, number of dimensions) -> Origin`` for this variant.
 
-    The function raises KeyError for a path that no rule names: a module was added to ``models`` and
-    not here.
+    The function raises KeyError if no rule matches a path: a module was added to ``models`` and not
+    here.
     """
     trunk = trunk_prefix(config.pyramid_channels is not None)
     rules = _CLIP if config.trunk == "clip" else _DETECTRON
-    # Detectron2 numbers the head's convolutions only where there is more than one.
+    # Detectron2 numbers the head's convolutions only if there is more than one.
     conv = HEAD + (r"conv.conv\1" if config.head_convs > 1 else "conv")
     modules = [*rules, *_PYRAMID, *_PREDICTORS, (r"head/conv(\d)", conv, DENSE)]
 

@@ -1,7 +1,7 @@
-"""NumPy arrays in a plain pickle, as detectron2's model zoo stores weights (``.pkl``).
+"""Reader of NumPy arrays in a plain pickle, the format of detectron2's model zoo (``.pkl``).
 
-The same care as for torch's files (``torch_pickle``): nothing of the file is run. NumPy's own
-reconstruction is replaced by objects that check what they are told.
+As for torch's files (``torch_pickle``), no code from the file is run. Objects that check their
+arguments replace NumPy's own reconstruction.
 """
 
 import io
@@ -14,12 +14,12 @@ import numpy as np
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.torch_pickle import PICKLE_ERRORS, RestrictedUnpickler, damaged
 
-# Kinds and widths of numbers that weights may have; all little-endian or one byte wide.
+# Allowed kinds and widths of numbers; all little-endian or one byte wide.
 _DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 
 
 class _Dtype:
-    """A numpy.dtype of plain numbers."""
+    """Stand-in for a numpy.dtype of plain numbers."""
 
     __slots__ = ("name", "little_endian")
 
@@ -36,7 +36,7 @@ class _Dtype:
 
 
 class NumpyArray:
-    """An array as its pickle describes it; ``value`` once that is done."""
+    """An array of a pickle; ``value`` is set once its state is read."""
 
     __slots__ = ("value",)
 
@@ -66,7 +66,7 @@ def _reconstruct(kind, shape, type_code) -> NumpyArray:
 
 
 def _from_buffer(data, dtype, shape, order, axis_order=None) -> NumpyArray:
-    """Protocol 5's form of an array."""
+    """Array in the form of protocol 5."""
     if order not in ("C", "F") or axis_order is not None:
         raise pickle.UnpicklingError(f"an array in the order {order!r}, {axis_order!r}")
     array = NumpyArray()
@@ -75,12 +75,12 @@ def _from_buffer(data, dtype, shape, order, axis_order=None) -> NumpyArray:
 
 
 def _no_bytes() -> bytes:
-    """How protocol 2 writes empty bytes."""
+    """Empty bytes, as protocol 2 writes them."""
     return b""
 
 
 def _encode(text: str, codec: str) -> bytes:
-    """How Python 3 writes bytes into pickles that Python 2 can read."""
+    """Bytes, as Python 3 writes them into pickles for Python 2."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes in the codec {codec!r}")
     return text.encode("latin1")
@@ -105,13 +105,13 @@ class _ArrayUnpickler(RestrictedUnpickler):
 
 
 def read_numpy_pickle(path: Path, file: io.BufferedIOBase):
-    """The object of a pickle, with arrays as ``NumpyArray``.
+    """Return the object of a pickle, with arrays as ``NumpyArray``.
 
     Raises:
-        CheckpointMismatch: the pickle is damaged, or names what is not part of an array.
+        CheckpointMismatch: the pickle is damaged, or names an object that is not part of an array.
     """
     try:
-        # Python 2's strings: names are ASCII, and bytes come through unchanged.
+        # Python 2's strings: names are ASCII, and latin1 keeps bytes unchanged.
         return _ArrayUnpickler(path, file, encoding="latin1").load()
     except CheckpointMismatch:
         raise

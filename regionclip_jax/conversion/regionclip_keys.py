@@ -1,8 +1,8 @@
-"""RegionCLIP's and open_clip's prefixes into OpenAI's bare names.
+"""Renaming of RegionCLIP's and open_clip's prefixes to OpenAI's bare names.
 
 Source: docs/reference/checkpoints.md#prefixes. A RegionCLIP file may hold a student
 (``backbone.``), a teacher (``teacher_backbone.``), a text tower (``lang_encoder.``) and parts of a
-detector; OpenAI's and open_clip's names (``visual.``, bare text or ``text.``) pass through.
+detector. OpenAI's and open_clip's names (``visual.``, bare text or ``text.``) are accepted too.
 """
 
 import re
@@ -17,7 +17,7 @@ _TEXT = re.compile(
 
 
 def strip_common_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Drops ``module.`` (distributed wrappers), also twice, when every name begins with it."""
+    """Drop ``module.`` (distributed wrappers), also twice, if every name begins with it."""
     while tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
@@ -30,16 +30,16 @@ def has_tower(tensors: dict[str, np.ndarray], tower: str) -> bool:
 def to_openai(
     tensors: dict[str, np.ndarray], tower: str
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
-    """Renames what belongs to one image tower and one text tower; never a mixture of two.
+    """Rename the tensors of one image tower and one text tower; never a mixture of two.
 
     Args:
         tensors: by the file's names, common prefix stripped.
-        tower: ``"student"`` or ``"teacher"``; a plain ``visual.`` is the student of a file that has
-            no ``backbone.``.
+        tower: ``"student"`` or ``"teacher"``; a plain ``visual.`` is the student of a file without
+            ``backbone.``.
 
     Returns:
-        Tensors by OpenAI's names, and for each of these the file's own name. Of several text towers
-        RegionCLIP's own (``lang_encoder.``) is taken.
+        Tensors by OpenAI's names, and for each the file's own name. RegionCLIP's own text tower
+        (``lang_encoder.``) has precedence.
     """
     plain = tower == "student" and not has_tower(tensors, "student")
     image_prefix = "visual." if plain else TOWERS[tower]

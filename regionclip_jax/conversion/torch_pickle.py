@@ -1,8 +1,9 @@
-"""The one reader of pickles: tensors come out, everything else is refused.
+"""Restricted reader of pickles: it returns tensors and refuses all else.
 
-A pickle is a program that may call whatever it can name. Here it can name ordered dicts, torch's
-tensor constructors (replaced by our own), storages and dtypes, and, in a TorchScript archive,
-module classes as bags of attributes. Anything else is refused by name; nothing of the file is run.
+A pickle is a program that may call every object that it can name. Here it can name ordered dicts,
+torch's tensor constructors (replaced by our own), storages and dtypes. In a TorchScript archive it
+can also name module classes, read as attributes only. Any other name is refused, and no code from
+the file is run.
 """
 
 import collections
@@ -42,7 +43,7 @@ _STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
-# What a hostile or broken pickle can make the standard unpickler raise.
+# Errors of the standard unpickler for a hostile or broken pickle.
 PICKLE_ERRORS = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -70,7 +71,7 @@ class Storage(NamedTuple):
 class Tensor(NamedTuple):
     """A strided view of a storage; offset and strides count elements of ``dtype``.
 
-    A tuple, because a pickle may overwrite the fields of any object that lets it, checked or not.
+    A tuple, because a pickle may overwrite the fields of any mutable object after its checks.
     """
 
     storage: Storage
@@ -115,15 +116,16 @@ def _make_tensor(storage, dtype, offset, shape, strides) -> Tensor:
 
 
 def _keep_first(value, *_):
-    """Stands for torch functions that only annotate their first argument."""
+    """Stand-in for torch functions that only annotate their first argument."""
     return value
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """Refuses every class and function that is not listed in ``allowed``.
+    """Unpickler that refuses every class and function that is not listed in ``allowed``.
 
-    The standard library's Python implementation: its C twin allocates whatever size a damaged file
-    names, which can exhaust the machine's memory. Checkpoints have some ten thousand opcodes.
+    It derives from the standard library's Python implementation. The C implementation allocates any
+    size that a damaged file names, which can exhaust memory. Checkpoints have some ten thousand
+    opcodes, so speed does not matter.
     """
 
     allowed: dict[str, object] = {}
@@ -144,7 +146,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
 
 class _TensorUnpickler(RestrictedUnpickler):
-    """Unpickles tensors as ``Tensor``."""
+    """Unpickler of tensors as ``Tensor``."""
 
     allowed = {
         "collections.OrderedDict": collections.OrderedDict,
@@ -187,13 +189,13 @@ class _TensorUnpickler(RestrictedUnpickler):
 
 
 def unpickle(path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
-    """Reads one pickle from ``file``; ``path`` is for errors.
+    """Read one pickle from ``file``; ``path`` is for errors.
 
     Returns:
         The object, its tensors as ``Tensor``, and every storage it names, by key.
 
     Raises:
-        CheckpointMismatch: the pickle is damaged, or names what is not part of a tensor.
+        CheckpointMismatch: the pickle is damaged, or names an object that is not part of a tensor.
     """
     unpickler = _TensorUnpickler(path, file, torchscript=torchscript)
     try:
@@ -207,7 +209,7 @@ def unpickle(path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
 
 
 def damaged(path: Path, what: str) -> CheckpointMismatch:
-    """The error for a file that is not whole."""
+    """Return the error for a damaged file."""
     return CheckpointMismatch(
         f"{path}: {what} (file of {path.stat().st_size} bytes); the file is damaged or cut short: "
         "download or copy it again and compare its size and checksum with the publisher's"
