@@ -1,1 +1,1 @@
-"""Words: CLIP's tokens, prompts, and the names of categories."""
+"""Text: CLIP's tokens, prompts, and the names of categories and concepts."""

@@ -1,7 +1,7 @@
 """Categories: COCO's names and their open-vocabulary split, LVIS from an annotation file.
 
 The split into 48 base and 17 novel categories is that of Bansal et al. (2018), "Zero-Shot Object
-Detection", in the order RegionCLIP uses; the other 15 of the 80 categories are in neither.
+Detection", in RegionCLIP's order; the other 15 of the 80 categories are in neither.
 """
 
 import collections
@@ -49,8 +49,11 @@ LVIS_FREQUENCIES: dict[str, str] = {"r": "rare", "c": "common", "f": "frequent"}
 
 @dataclasses.dataclass(frozen=True)
 class LvisCategory:
-    """One category of LVIS: its name as words, and ``"r"``, ``"c"`` or ``"f"`` (rare, common,
-    frequent: in at most 10, at most 100, more training images)."""
+    """One category of LVIS, with its name as words.
+
+    ``frequency`` is ``"r"``, ``"c"`` or ``"f"``: rare, common, frequent (in at most 10, at most
+    100, or more training images).
+    """
 
     id: int
     name: str
@@ -58,10 +61,10 @@ class LvisCategory:
 
 
 def read_lvis_categories(path: str | os.PathLike) -> tuple[LvisCategory, ...]:
-    """The categories of an LVIS annotation file in ascending id, names prepared for prompts.
+    """Read the categories of an LVIS annotation file, by ascending id, names prepared for prompts.
 
-    The name is that of the field ``name``, from which RegionCLIP's authors made their prompts
-    (docs/reference/text.md#class-names), not the first synonym, which differs for one category.
+    The name is the field ``name``, the source of RegionCLIP's prompts
+    (docs/reference/text.md#class-names). The first synonym differs for one category.
 
     Args:
         path: of ``lvis_v1_*.json``, or of a JSON list of its ``categories``.
@@ -103,10 +106,10 @@ def read_lvis_categories(path: str | os.PathLike) -> tuple[LvisCategory, ...]:
 
 
 def lvis_groups(categories: Sequence[LvisCategory]) -> dict[str, tuple[str, ...]]:
-    """Names by frequency, in the order given: ``{"rare": ..., "common": ..., "frequent": ...}``.
+    """Group names by frequency, in the order given: keys "rare", "common" and "frequent".
 
-    The open-vocabulary split of LVIS trains on common and frequent and calls rare novel
-    (docs/reference/evaluation.md#lvis).
+    The open-vocabulary split of LVIS trains on common and frequent; its novel categories are the
+    rare ones (docs/reference/evaluation.md#lvis).
     """
     return {
         group: tuple(category.name for category in categories if category.frequency == letter)

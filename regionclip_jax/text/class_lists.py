@@ -1,4 +1,4 @@
-"""Class names as users give them: words with commas, a text file, or an annotation file."""
+"""Class names from users: words with commas, a text file, or an annotation file."""
 
 import collections
 import json
@@ -9,18 +9,17 @@ from regionclip_jax.text.prompts import prepare_class_name
 
 
 def read_class_list(given: str) -> tuple[str, ...]:
-    """Class names, stripped, in the order given.
+    """Read class names, stripped, in the order given.
 
     Args:
-        given: ``"cat, remote control"``; or the path of a ``.txt`` with one name a line, of which a
-            tab and what follows is no part (a concept's count); or of a ``.json`` with
-            ``categories``, such as annotations of COCO or LVIS, whose names are read as words
-            (``remote_control`` becomes ``remote control``) in ascending order of their ids. A
-            file's name is told by its ending.
+        given: ``"cat, remote control"``, or a path ending in ``.txt`` or ``.json``. A ``.txt`` has
+            one name per line; a tab and the text after it (a concept's count) are ignored. A
+            ``.json`` has ``categories``, such as annotations of COCO or LVIS. Their names are read
+            as words (``remote_control`` becomes ``remote control``), by ascending id.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no names, an empty one, or one that comes twice; or JSON without categories.
+        ValueError: no name, an empty one, or one that occurs twice; or JSON without categories.
     """
     path = Path(given)
     if path.suffix not in (".txt", ".json"):
@@ -43,10 +42,10 @@ def read_class_list(given: str) -> tuple[str, ...]:
 
 
 def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Names, stripped; ``where`` is what errors call the list.
+    """Return the names, stripped; ``where`` names the list in errors.
 
     Raises:
-        ValueError: no name, an empty one, or one that comes twice; or one string instead of a list.
+        ValueError: no name, an empty one, or one that occurs twice; or a string instead of a list.
     """
     if isinstance(names, str):
         raise ValueError(f"{where}: expected a list of names, found the string {names!r}")

@@ -1,16 +1,16 @@
-"""Captions to concepts: the nouns and noun phrases that captions name, each with its count.
+"""Concepts from captions: nouns and noun phrases, each with its count.
 
-The paper takes its pool from captions "using off-the-shelf language parsers" and keeps what is
-frequent. Here HanTa's English tagger finds the nouns and simplemma makes plurals singular; both
-are in the extra ``concepts``, carry their models and download nothing. What is wrong with a bare
-list of nouns is mended by what the captions themselves do with a word, not by a list of words:
+The paper takes its pool from captions "using off-the-shelf language parsers" and keeps frequent
+concepts. Here HanTa's English tagger finds the nouns and simplemma makes plurals singular. Both are
+in the extra ``concepts``, include their models and download nothing. Statistics of the captions
+correct the list of nouns, without a list of words:
 
-- "a couple of", "in front of", "a photo of", "a slice of": what mostly stands before "of" when it
-  stands alone names a quantity, a place, a part or the picture, not a thing.
-- "sitting", "white": what is a noun in few of its occurrences is the tagger's mistake.
-- "pants", "sunglasses", "fries": what is hardly ever written in the singular keeps its plural.
+- "a couple of", "in front of", "a photo of", "a slice of": a noun that mostly stands before "of"
+  when it stands alone names a quantity, a place, a part or the image, not an object. It is dropped.
+- "sitting", "white": a word that is rarely a noun is an error of the tagger. It is dropped.
+- "pants", "sunglasses", "fries": a noun that is rarely singular keeps its plural.
 
-Numbers, pronouns and proper names are not nouns to the tagger.
+The tagger does not count numbers, pronouns and proper names as nouns.
 """
 
 import collections
@@ -41,7 +41,7 @@ _FEWEST_MENTIONS = 20  # to say anything about the share of the singular
 
 @dataclasses.dataclass
 class ConceptCounts:
-    """What was seen in captions; counts of two sets of captions add up to those of both.
+    """Counts from captions; the counts of two sets of captions add up to those of both.
 
     Concepts are keyed by their words with the last one singular, e.g. ``"tennis racket"``.
     """
@@ -75,15 +75,15 @@ def count_concepts(
     processes: int = 1,
     progress: Callable[[int], object] = lambda done: None,
 ) -> ConceptCounts:
-    """Counts the concepts of captions. Neither their order nor ``processes`` changes the counts.
+    """Count the concepts of captions. Neither their order nor ``processes`` changes the counts.
 
     Args:
-        captions: read as they are needed, so that they need not fit into memory.
+        captions: read lazily, so they need not fit into memory.
         phrases: ``"nouns"`` counts the head of every noun phrase ("rack" of "wooden spice rack"),
             ``"compounds"`` also the nouns before it ("spice rack"), ``"adjectives"`` also the
             adjective before those ("wooden spice rack"). At most three words.
-        processes: that tag captions; 1 is this one.
-        progress: is told the number of captions done.
+        processes: number of processes that tag captions; 1 means this process alone.
+        progress: called with the number of captions done.
 
     Raises:
         ModuleNotFoundError: the extra ``concepts`` is not installed.
@@ -104,13 +104,13 @@ def choose_concepts(
     stop: Collection[str] = (),
     additions: Collection[str] = (),
 ) -> list[tuple[str, int]]:
-    """``(name, captions that name it)``, most frequent first, equals by the alphabet.
+    """Return ``(name, captions that name it)``, most frequent first, ties in alphabetical order.
 
     Args:
-        counts: of ``count_concepts``.
-        min_count: captions a concept is named in at least.
-        stop: names to leave out.
-        additions: names to take whatever their count and the rules at the head of this file.
+        counts: from ``count_concepts``.
+        min_count: least number of captions that name a concept.
+        stop: names to exclude.
+        additions: names to include for any count, despite the rules at the top of this file.
     """
     spellings = collections.defaultdict(Counter)
     for (concept, spelling), mentions in counts.spellings.items():
@@ -133,7 +133,7 @@ def choose_concepts(
 
 
 def write_concepts(path: str | os.PathLike, pool: Iterable[tuple[str, int]]) -> None:
-    """Writes ``name TAB count`` lines, the whole file or nothing."""
+    """Write ``name TAB count`` lines, the whole file or nothing."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -143,7 +143,7 @@ def write_concepts(path: str | os.PathLike, pool: Iterable[tuple[str, int]]) -> 
 
 
 def _spell(noun: str, written: Counter) -> str:
-    """The singular, or the most frequent spelling where captions hardly use the singular."""
+    """The singular, or the most frequent spelling if captions rarely use the singular."""
     mentions = written.total()
     if mentions < _FEWEST_MENTIONS or written[noun] >= _SMALLEST_SINGULAR_SHARE * mentions:
         return noun
@@ -172,7 +172,7 @@ def _map(
     if processes == 1:
         yield from map(count, batches)
         return
-    # Spawned, not forked: the caller may have threads. A few batches wait, not all there are.
+    # Spawned, not forked: the caller may have threads. Few batches are queued, to bound memory.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
         running = {pool.submit(count, batch) for batch in itertools.islice(batches, 4 * processes)}
@@ -190,8 +190,8 @@ def _count_batch(captions: list[str], phrases: Phrases) -> ConceptCounts:
     counts = ConceptCounts(num_captions=len(captions))
     for caption in captions:
         named = set()
-        # Lower case throughout: half the world writes titles, and the case of a first word, or of
-        # every word, must not make names of things.
+        # Lower case throughout: the capitals of titles and first words must not turn nouns into
+        # proper names.
         tokens = [
             token for token in _TOKENS.findall(caption.lower()) if len(token) <= _LONGEST_WORD
         ]
@@ -233,7 +233,7 @@ def _is_word(token: str) -> bool:
 
 
 def _of_follows(tokens: list[str], tags: list[str], position: int) -> bool:
-    """Whether "of" comes next, perhaps behind a particle ("close up of")."""
+    """True if "of" comes next, possibly behind a particle ("close up of")."""
     if position < len(tokens) and tags[position] == "AVP":
         position += 1
     return position < len(tokens) and tokens[position] == "of"

@@ -1,9 +1,9 @@
-"""Prompts: a name in a sentence.
+"""Prompts: sentences with a name.
 
 Source: docs/reference/text.md#templates, docs/reference/text.md#class-names.
 
-The templates are the 80 that CLIP's authors published for ImageNet, with the bare name in front and
-"a photo of a {}." moved to the second place: 81, in the order of RegionCLIP.
+The templates are the 80 that CLIP's authors published for ImageNet, with the bare name first and
+"a photo of a {}." second: 81, in the order of RegionCLIP.
 """
 
 from collections.abc import Sequence
@@ -94,15 +94,15 @@ TEMPLATES: tuple[str, ...] = (
 
 
 def fill_template(template: str, name: str) -> str:
-    """The template with ``{}`` replaced by the name, without its commas, "+" read as a blank."""
+    """Replace ``{}`` by the name, without its commas and with blanks for "+"."""
     return template.replace("{}", name.replace(",", "").replace("+", " "))
 
 
 def prompts_for(name: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
-    """One prompt for each template, in order."""
+    """Return one prompt for each template, in order."""
     return [fill_template(template, name) for template in templates]
 
 
 def prepare_class_name(name: str) -> str:
-    """A name from an annotation file as words: underscores become blanks, brackets go."""
+    """Convert an annotation file's name to words: blanks for underscores, no brackets."""
     return name.replace("_", " ").replace("(", "").replace(")", "")
