@@ -1,4 +1,4 @@
-"""Settings of data: sources, sizes of images, batches, and how many records may be unusable."""
+"""Settings of data: sources, image sizes, batches, and limits of skipped records."""
 
 import dataclasses
 from typing import Literal
@@ -12,33 +12,33 @@ CaptionSource = Literal[
 BoxSource = Literal[
     "coco_folder", "lvis_folder", "pascal_voc", "yolo_labels", "tfds", "array_record"
 ]
-# Multiples of 32 that hold every image of the paper's resize: those of 4:3, all longer ones, and an
-# epoch's rest. On COCO's sizes 8.4% of the pixels are padding, with the 4:3 ones left out 17%, in
-# batches of any shape 51% (docs/static_shapes.md).
+# Multiples of 32 that hold every image of the paper's resize: 4:3 images, all longer ones, and the
+# mixed batch at the end of an epoch. With COCO's sizes 8.4% of the pixels are padding, without the
+# 4:3 canvases 17%, with ungrouped batches 51% (docs/static_shapes.md).
 PAPER_CANVASES = ((800, 1088), (1088, 800), (800, 1344), (1344, 800), (1344, 1344))
 
 
 @dataclasses.dataclass(frozen=True)
 class MixturePart(Section):
-    """One of several sources, each sampled in epochs of its own."""
+    """One of several sources, each sampled in its own epochs."""
 
-    # As of the data themselves.
+    # As in the data settings.
     source: CaptionSource
     path: str = may_change()
     split: str = ""
-    # Its share of the records is this over the sum of all weights, whatever the sources' lengths.
+    # Share of the records: this weight over the sum of all weights, for sources of any length.
     weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadingSettings(Section):
-    """How records become batches, and how many of them may be unusable."""
+    """Batching of records, and limits of skipped records."""
 
     # Static canvas sizes (height, width); a batch takes the smallest that holds all its images.
-    # Each is one more compilation; docs/static_shapes.md measures how many are worth it.
+    # Each size is one more compilation; docs/static_shapes.md measures the benefit.
     canvas_sizes: tuple[tuple[int, int], ...] = PAPER_CANVASES
-    # Batches of images that need the same canvas, where a source knows sizes without opening
-    # images; several processes can have several canvases only so.
+    # Group images that need the same canvas into batches, if the source knows sizes without opening
+    # images. Several processes need this for several canvases.
     group_by_canvas: bool = True
     # Probability of a mirrored image.
     flip_probability: float = 0.5
@@ -46,11 +46,10 @@ class LoadingSettings(Section):
     num_threads: Count = may_change(16)
     # Worker processes; 0 reads in threads of the training process.
     num_workers: int = may_change(0)
-    # The run stops when more than this share of what a source lists, or of the records seen, could
-    # not be used: a web-scale set has broken files, and a run should neither die of them nor hide
-    # them ...
+    # The run stops if more than this share of a source's entries, or of the records read, is
+    # skipped. A web-scale set has broken files; a run should tolerate a few and report them.
     fault_fraction: float = may_change(0.01)
-    # ... and at least this many of them.
+    # The share of skipped records is checked from this number of skipped records on.
     fault_minimum: int = may_change(100)
 
 
@@ -58,25 +57,25 @@ class LoadingSettings(Section):
 class CaptionDataSettings(LoadingSettings):
     """Images with captions, as batches."""
 
-    # Layouts of the sources are in docs/data_sources.md.
+    # Format of the source: docs/data_sources.md.
     source: CaptionSource = "coco_folder"
     # Folder (or table, or .tsv file) of the source.
     path: str = may_change("")
     # Split of a COCO folder or of TFDS, e.g. "train2017"; "" for the other sources.
     split: str = ""
-    # Several sources in place of the one above, whose path is then ""; () for that one. For
-    # example (dict(source="array_record", path="data/cc3m", weight=3), dict(source="coco_folder",
+    # Several sources instead of the one above, whose path is then ""; () uses that one. For example
+    # (dict(source="array_record", path="data/cc3m", weight=3), dict(source="coco_folder",
     # path="data/coco", split="train2017", weight=1)).
     mixture: tuple[MixturePart, ...] = ()
-    # Short sides to choose from for each sample, and the cap of the long side, in pixels; None
-    # keeps images as they are. (The reference's pretraining has one.)
+    # Short sides, of which one is drawn for each sample, and the largest long side, in pixels; None
+    # keeps the sizes of images. (The reference's pretraining has one short side.)
     short_sides: tuple[int, ...] | None = (800,)
     max_long_side: int | None = 1333
-    # "bicubic_truncate" (the reference's pretraining), "bicubic_uncapped" (the same, with its
-    # oversight for long images) or "bilinear_round" (its detection).
+    # "bicubic_truncate" (the reference's pretraining), "bicubic_uncapped" (the same, with its bug
+    # for long images) or "bilinear_round" (its detection).
     resize_method: ResizeMethod = "bicubic_truncate"
-    # Mirror also where the caption says left or right, as the reference does (3 of 1,000 captions
-    # of COCO).
+    # Mirror also images whose caption mentions left or right, like the reference (3 of 1,000
+    # captions of COCO).
     flip_directional_captions: bool = True
     # Tokens a caption is cut or padded to, at most 77; a cut caption keeps its end token.
     context_length: int = 77
@@ -92,70 +91,71 @@ class CaptionDataSettings(LoadingSettings):
 
 @dataclasses.dataclass(frozen=True)
 class BoxDataSettings(LoadingSettings):
-    """Images with boxes, as batches to train on."""
+    """Images with boxes, as batches for training."""
 
-    # Layouts of the sources are in docs/data_sources.md.
+    # Format of the source: docs/data_sources.md.
     source: BoxSource = "coco_folder"
     # Folder of the source.
     path: str = may_change("")
-    # Split, e.g. "train2017"; "" where the source has none.
+    # Split, e.g. "train2017"; "" if the source has none.
     split: str = ""
-    # An annotation file in COCO's format anywhere, whose images lie in `path`; "" for the source's
+    # Annotation file in COCO's format at any path, for the images in `path`; "" for the source's
     # own layout.
     annotations: str = may_change("")
-    # Classes that are trained: "all"; those "with_boxes" in the file, so that a class without any
-    # is a novel one; the base classes "coco_base" (48), "lvis_base" (866) or "scenes_base" (12); or
-    # a text file with one name a line. Boxes of others are as if not there.
+    # Trained classes: "all"; the classes "with_boxes" in the file, so that a class without boxes is
+    # novel; the base classes "coco_base" (48), "lvis_base" (866) or "scenes_base" (12); or a text
+    # file with one name per line. Boxes of other classes are ignored.
     classes: str = "coco_base"
-    # Short sides to choose from for each sample, and the cap of the long side; None keeps images
-    # as they are.
+    # Short sides, of which one is drawn for each sample, and the largest long side, in pixels; None
+    # keeps the sizes of images.
     short_sides: tuple[int, ...] | None = (640, 672, 704, 736, 768, 800)
     max_long_side: int | None = 1333
-    # Large-scale jitter instead: smallest and largest factor of the canvas that an image fills.
+    # Large-scale jitter instead of short sides: smallest and largest image scale relative to the
+    # canvas.
     jitter: tuple[float, float] | None = None
-    # As of captions.
+    # As in the settings of captions.
     resize_method: ResizeMethod = "bilinear_round"
-    # Rows for boxes of an image; an image with more is refused at the start. (Images of COCO have
+    # Box rows of an image; an image with more boxes is refused at the start. (Images of COCO have
     # less than 100.)
     max_boxes: Count = 100
-    # Images of a class in less than this share of all come more often (LVIS: 0.001); None: never.
+    # Images of classes in less than this share of the images are repeated (LVIS: 0.001); None
+    # repeats none.
     repeat_threshold: float | None = None
-    # As of captions; annotated sets have few broken files.
+    # As in the settings of captions; annotated sets have few broken files.
     fault_fraction: float = may_change(0.001)
     fault_minimum: int = may_change(10)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedImages(Section):
-    """Images with boxes that an evaluation takes in one pass."""
+    """Images with boxes, evaluated in one pass."""
 
-    # Layouts of the sources are in docs/data_sources.md.
+    # Format of the source: docs/data_sources.md.
     source: BoxSource = "coco_folder"
     # Folder of the source.
     path: str = ""
-    # Split, e.g. "val2017"; "" where the source has none.
+    # Split, e.g. "val2017"; "" if the source has none.
     split: str = ""
-    # An annotation file in COCO's format anywhere, whose images lie in `path`; "" for the source's
+    # Annotation file in COCO's format at any path, for the images in `path`; "" for the source's
     # own layout.
     annotations: str = ""
     # Groups of classes: "coco_48_17" and "scenes" (novel, base), "lvis" (rare, common, frequent, by
-    # LVIS's metrics), "trained" (base: what the detector was trained on), a text file with the base
-    # classes, one a line (novel: all others of the data), or "none" for one group of all classes.
+    # LVIS's metrics), "trained" (base: classes the detector was trained on), a text file with the
+    # base classes, one per line (novel: all others of the data), or "none" for one group.
     class_split: str = "coco_48_17"
-    # Short side and cap of the long side, in pixels; None keeps images as they are.
+    # Short side and largest long side, in pixels; None keeps the sizes of images.
     short_side: int | None = 800
     max_long_side: int | None = 1333
-    # As of captions.
+    # As in the settings of captions.
     resize_method: ResizeMethod = "bilinear_round"
-    # As of training.
+    # As in training.
     canvas_sizes: tuple[tuple[int, int], ...] = PAPER_CANVASES
     # Images of the global batch.
     batch_size: Count = 1
-    # Rows for ground-truth boxes of an image; more in one image are an error. (Images of COCO have
+    # Ground-truth box rows of an image; more boxes in one image are an error. (Images of COCO have
     # less than 100, those of LVIS more than 300.)
     max_boxes: int = 100
     # Threads that read and decode, in each process.
     num_threads: Count = 8
-    # The run stops when more than this share of the images, or of the annotations, could not be
-    # used.
+    # The run stops if more than this share of the images, or of the annotations, is skipped.
     fault_fraction: float = 0.0

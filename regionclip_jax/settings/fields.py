@@ -1,4 +1,4 @@
-"""What a field of the settings may hold, and whether it may change when a run is resumed."""
+"""Base class and fields of the settings: choices, and permission to change on resume."""
 
 import ast
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, NewType
 
 
 class ConfigError(ValueError):
-    """A recipe that cannot run, with the key and the remedy."""
+    """Invalid recipe; the message has the key and the remedy."""
 
 
 # A whole number of at least 1.
@@ -21,17 +21,17 @@ _MAY_CHANGE = "may_change"
 
 
 def may_change(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
-    """Declare a field that a resumed run may have otherwise: it decides nothing that is learned.
+    """Declare a field that a resumed run may change, because it does not affect the result.
 
-    Paths, cadence, threads, memory and devices are of this kind; all other fields of a run that is
-    resumed must be those it began with.
+    Examples are paths, log intervals, threads, memory and devices. All other fields must stay the
+    same on resume.
     """
     return dataclasses.field(default=default, default_factory=factory, metadata={_MAY_CHANGE: True})
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Base of all settings; refuses values that are none of a field's choices."""
+    """Base class of all settings; refuses values outside a field's choices."""
 
     def __post_init__(self):
         for name, choices in _choices(type(self)).items():
@@ -70,9 +70,9 @@ def fixed_on_resume(settings: Any) -> Any:
 
 @functools.cache
 def meanings(section: type) -> dict[str, str]:
-    """Return the comment above each field of a section, inherited fields included.
+    """Return the comment above each field of a section, including inherited fields.
 
-    The comments are the one description of a key: ``--describe`` prints them.
+    The comments are the only description of a key: ``--describe`` prints them.
     """
     found = {}
     for owner in reversed(section.__mro__):
@@ -97,7 +97,7 @@ def _own_meanings(section: type) -> dict[str, str]:
     previous = None
     for line in range(1, source.count("\n") + 2):
         if line in nodes:
-            # Fields in a row without a comment between them share the one above.
+            # Consecutive fields without a comment between them share the comment above.
             previous = " ".join(run) if run else previous
             found[nodes[line]], run = previous or "", []
         elif line in comments:

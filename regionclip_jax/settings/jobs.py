@@ -1,4 +1,4 @@
-"""The settings of each job: what its recipes state, with the paper's numbers as defaults."""
+"""Settings of each job, with the paper's numbers as defaults."""
 
 import dataclasses
 from typing import Literal
@@ -25,9 +25,9 @@ MatmulPrecision = Literal["default", "high", "highest", "tensorfloat32", "float3
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings(Section):
-    """Optimizer, schedule, and what is trained. The defaults are those of the paper's pretraining.
+    """Optimizer, schedule and frozen parameters; the defaults are those of the paper's pretraining.
 
-    Rates are for the recipe's batch; nothing scales them to another.
+    Rates are for the recipe's batch size and are not scaled to another.
     """
 
     # "sgd" (the reference's, coupled decay) or "adamw".
@@ -36,18 +36,18 @@ class OptimizerSettings(Section):
     learning_rate: float = 0.002
     # "multistep" or "cosine".
     schedule: Literal["multistep", "cosine"] = "multistep"
-    # Of multistep: steps at which the rate is multiplied by gamma.
+    # Multistep only: steps at which the rate is multiplied by gamma.
     boundaries: tuple[int, ...] = (300_000, 525_000)
     gamma: float = 0.1
-    # Of multistep: the factor that warm-up starts from.
+    # Multistep only: initial factor of the warm-up.
     warmup_factor: float = 0.001
     # Steps of linear warm-up.
     warmup_steps: int = 1000
-    # Of sgd.
+    # Momentum of sgd, beta1 of adamw.
     momentum: float = 0.9
     # Weight decay.
     weight_decay: float = 1e-4
-    # Largest L2 norm of any one gradient tensor; None for no clipping.
+    # Largest L2 norm of each gradient tensor; None for no clipping.
     clip_per_tensor_norm: float | None = None
     # Parameters whose path matches one of these regular expressions are not decayed.
     no_decay_patterns: tuple[str, ...] = ()
@@ -57,29 +57,29 @@ class OptimizerSettings(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(Section):
-    """How long, how large, how often."""
+    """Length, batch size, and intervals of a run."""
 
-    # Updates. A cosine schedule is drawn over them, so that a run of one cannot change them.
+    # Number of updates. A run with a cosine schedule cannot change it on resume.
     num_steps: Count = may_change(600_000)
-    # Images of the global batch, which is split over all devices.
+    # Images of the global batch, which is sharded over all devices.
     batch_size: Count = 96
     # Devices that share one copy of parameters and optimizer state; 1: each device has its own.
     fsdp: Count = may_change(1)
-    # Everything drawn at random in a run follows from it.
+    # Seed of every random draw of the run.
     seed: int = 0
-    # Steps between two lines of the log.
+    # Steps between two log lines.
     log_every: Count = may_change(50)
-    # Steps between two checkpoints, and how many of them are kept.
+    # Steps between two checkpoints, and number of newest checkpoints to keep.
     checkpoint_every: Count = may_change(5000)
     checkpoints_to_keep: Count = may_change(3)
 
 
 @dataclasses.dataclass(frozen=True)
 class ConceptSettings(Section):
-    """The concept pool."""
+    """Concept pool."""
 
-    # Text file, one name a line (what follows a tab or comma is ignored), e.g. the nouns of the
-    # captions (paper: 4,764 from COCO's); "" for the synthetic scenes' own.
+    # Text file, one name per line (text after a tab or comma is ignored), e.g. the nouns of the
+    # captions (paper: 4,764 from COCO's); "" for the names of the synthetic scenes.
     names_file: str = may_change("")
     # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
     templates: Templates = "clip"
@@ -89,7 +89,7 @@ class ConceptSettings(Section):
 class RecallSettings(EvaluatedImages):
     """Average recall of a localizer's proposals."""
 
-    # Proposals that count.
+    # Proposals of the localizer.
     proposals: ProposalSettings = ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7)
 
 
@@ -97,19 +97,19 @@ class RecallSettings(EvaluatedImages):
 class EvaluationSettings(EvaluatedImages):
     """Zero-shot recognition of given boxes, or detection, with the official metrics."""
 
-    # Class embeddings (.npz) to use; "" embeds the data's class names with the model's text tower.
+    # Class embeddings (.npz); "" embeds the data's class names with the model's text tower.
     vocabulary: str = ""
     # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
     templates: Templates = "clip"
-    # Where to look: "ground_truth", "localizer" or "windows" (sliding ones).
+    # Source of the regions: "ground_truth", "localizer" or (sliding) "windows".
     regions: Literal["ground_truth", "localizer", "windows"] = "ground_truth"
-    # Model directory whose localizer proposes; "" means that of the model itself.
+    # Model directory of the localizer; "" uses the evaluated model's.
     localizer: str = ""
     # Proposals of the localizer.
     proposals: ProposalSettings = ProposalSettings()
-    # Sides of the windows as shares of the image's.
+    # Sides of the windows as fractions of the image's.
     window_sides: tuple[float, ...] = ()
-    # From regions to detections.
+    # Scoring and suppression of the regions.
     detection: DetectionSettings = DetectionSettings(objectness="none", regions_per_chunk=25)
 
     def __post_init__(self):
@@ -131,41 +131,41 @@ class EvaluationSettings(EvaluatedImages):
 
 @dataclasses.dataclass(frozen=True)
 class ScenesSettings(Section):
-    """The synthetic scenes (data.scenes)."""
+    """Synthetic scenes (data.scenes)."""
 
-    # Everything drawn follows from it.
+    # Seed of every draw.
     seed: int = 0
     # Side of the square images in pixels.
     side: int = 96
-    # Images of single objects seen from near and far: what a CLIP sees of the web.
+    # Close-ups of single objects, like the web images of a CLIP.
     num_closeups: Count = 8000
-    # Scenes of several smaller objects: what RegionCLIP is pretrained on.
+    # Scenes of several smaller objects, for pretraining RegionCLIP.
     num_scenes: Count = 6000
-    # Scenes that are held out for the test.
+    # Held-out scenes for the test.
     num_test: Count = 800
-    # Objects of an image, smallest and largest number, and their size as a share of the side.
+    # Smallest and largest number of objects of an image, and their size as a share of the side.
     closeup_things: tuple[int, int] = (1, 1)
     closeup_sizes: tuple[float, float] = (0.4, 0.95)
     scene_things: tuple[int, int] = (2, 4)
     scene_sizes: tuple[float, float] = (0.3, 0.55)
-    # Largest share of the smaller object that may be covered.
+    # Largest overlap of two objects, as a share of the smaller one.
     overlap: float = 0.2
     # Probability that an object has its category's typical colour, and likewise its texture.
     typicality: float = 0.8
-    # Distracting strokes behind the objects.
+    # Number of distractor lines behind the objects.
     clutter: int = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class JobSettings(Section):
-    """What every job has."""
+    """Settings of every job."""
 
     # jax_default_matmul_precision: "default" (fast) or "highest" (with dtype "float32": parity with
-    # the reference on accelerators, too).
+    # the reference, also on accelerators).
     matmul_precision: MatmulPrecision = may_change("default")
 
 
-# Stem and layer1 (FREEZE_AT 2), every batch norm, the text tower.
+# Stem and layer1 (FREEZE_AT 2), every batch norm, the text tower and its temperature.
 _RESNET_FROZEN = ("visual/stem/", "visual/layer1/", "norm", "^text/", "^logit_scale")
 
 
@@ -175,10 +175,10 @@ class TrainClipSettings(JobSettings):
 
     # Name of the job.
     job: Literal["train_clip"] = "train_clip"
-    # As of pretraining's regions.
+    # As regions.image_text_chunk of pretraining.
     image_text_chunk: int | None = may_change(None)
     model: TrainedModelSettings = TrainedModelSettings()
-    # The whole image on CLIP's canvas: no crop cuts off what the caption names.
+    # The whole image on CLIP's canvas: a crop could remove objects that the caption names.
     data: CaptionDataSettings = CaptionDataSettings(
         short_sides=(168,), max_long_side=224, canvas_sizes=((224, 224),), group_by_canvas=False,
         flip_directional_captions=False,
@@ -197,7 +197,7 @@ class PretrainSettings(JobSettings):
     # Name of the job.
     job: Literal["pretrain"] = "pretrain"
     student: TrainedModelSettings = TrainedModelSettings()
-    # Static in the paper: the CLIP that the student starts from.
+    # Frozen teacher; in the paper the CLIP that the student starts from.
     teacher: ModelSettings = ModelSettings()
     data: CaptionDataSettings = CaptionDataSettings()
     concepts: ConceptSettings = ConceptSettings()
@@ -237,7 +237,7 @@ class TrainLocalizerSettings(JobSettings):
         frozen_patterns=("trunk/stem/", "trunk/res2/", "norm"),
     )  # fmt: skip
     run: RunSettings = RunSettings(num_steps=90_000, batch_size=16)
-    # Average recall at the end; evaluation.path "" measures none.
+    # Average recall at the end; evaluation.path "" skips it.
     evaluation: RecallSettings = may_change(RecallSettings())
 
 
@@ -254,7 +254,8 @@ class TrainDetectorSettings(JobSettings):
         boundaries=(60_000, 80_000), warmup_steps=5000, frozen_patterns=_RESNET_FROZEN
     )
     run: RunSettings = RunSettings(num_steps=90_000, batch_size=16)
-    # Of the detector at the end, with the classes of the test; evaluation.path "" evaluates none.
+    # Evaluation of the detector at the end, with the classes of the test; evaluation.path "" skips
+    # it.
     evaluation: EvaluationSettings = may_change(
         EvaluationSettings(
             regions="localizer",
@@ -275,23 +276,24 @@ class EvaluateSettings(JobSettings):
 
     # Name of the job.
     job: Literal["evaluate"] = "evaluate"
-    # In float32, bit-stable numbers are worth more than speed; bfloat16 is multiplied in one way.
+    # Precision of float32 products: reproducible metrics matter more than speed. No effect on
+    # bfloat16.
     matmul_precision: MatmulPrecision = "highest"
-    # Model directories by the name they get in the results, e.g. {"student": "workdir/model"}.
+    # Model directories by their names in the results, e.g. {"student": "workdir/model"}.
     models: dict[str, str] = dataclasses.field(default_factory=lambda: {"student": "workdir/model"})
-    # As of a model, of all models and their localizers. The paper's tables were computed in
-    # float32; to compare with them to the last digit: --config.dtype=float32
+    # Type of all models and their localizers, as in the settings of models. The paper's tables were
+    # computed in float32; for comparison to the last digit: --config.dtype=float32
     dtype: Dtype = "auto"
     evaluation: EvaluationSettings = EvaluationSettings()
 
 
 @dataclasses.dataclass(frozen=True)
 class ScenesExperimentSettings(JobSettings):
-    """The synthetic experiment: teacher, RegionCLIP, table. The job sets the paths inside it."""
+    """Synthetic experiment: teacher, RegionCLIP, table. The job sets all paths."""
 
     # Name of the job.
     job: Literal["scenes_experiment"] = "scenes_experiment"
-    # Everything drawn at random but the images follows from it: initial weights, order, boxes.
+    # Seed of every random draw except the images: initial weights, sampling order, boxes.
     seed: int = 0
     scenes: ScenesSettings = ScenesSettings()
     train_clip: TrainClipSettings = TrainClipSettings()
@@ -301,18 +303,18 @@ class ScenesExperimentSettings(JobSettings):
 
 @dataclasses.dataclass(frozen=True)
 class ScenesDetectionSettings(JobSettings):
-    """The synthetic experiment all the way to trained detectors. The job sets the paths."""
+    """Synthetic experiment with trained detectors. The job sets all paths."""
 
     # Name of the job.
     job: Literal["scenes_detection"] = "scenes_detection"
-    # As of the synthetic experiment.
+    # As in the synthetic experiment.
     seed: int = 0
     scenes: ScenesSettings = ScenesSettings()
-    # Scenes with boxes, for the localizer and the detectors; they use those of base shapes alone.
+    # Scenes with boxes, for the localizer and the detectors, which use only boxes of base shapes.
     num_labelled: Count = 3000
     train_clip: TrainClipSettings = TrainClipSettings()
     train_localizer: TrainLocalizerSettings = TrainLocalizerSettings()
     pretrain: PretrainSettings = PretrainSettings()
     train_detector: TrainDetectorSettings = TrainDetectorSettings()
-    # Parameters that stay frozen where the image tower starts from random weights.
+    # Frozen parameters of the detector whose image tower starts from random weights.
     random_frozen_patterns: tuple[str, ...] = ("^text/", "^logit_scale")

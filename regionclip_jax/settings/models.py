@@ -1,4 +1,4 @@
-"""Settings of models: which one, from where, in which type."""
+"""Settings of models: architecture, initial weights, type of the computation."""
 
 import dataclasses
 from typing import Literal
@@ -11,7 +11,7 @@ KeptActivations = Literal["all", "products", "block_inputs"]
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings(Section):
-    """A CLIP model, such as the teacher, of which no gradient is taken."""
+    """CLIP model without gradients, such as the teacher."""
 
     # Name in models.presets; must agree with the card of `init_from`.
     preset: str = "RN50"
@@ -20,35 +20,35 @@ class ModelSettings(Section):
     init_from: str = may_change("")
     # Type of the computation: "float32", "bfloat16", or "auto": bfloat16 on GPUs and TPUs, float32
     # on CPUs. Trained parameters, their gradients, the optimizer's state, batch statistics and
-    # losses are float32 in any case. A teacher keeps its kernels in this type; so does a localizer
-    # that proposes, in the type of the model that it proposes for.
+    # losses are always float32. A teacher's kernels are stored in this type; a frozen localizer's
+    # kernels in the type of its model.
     dtype: Dtype = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModelSettings(ModelSettings):
-    """A CLIP model that is trained."""
+    """Trained CLIP model."""
 
-    # Activations that the blocks of both towers keep for the backward pass, where they are trained:
-    # "all"; the outputs of convolutions and dense layers ("products"); or their inputs alone
-    # ("block_inputs"), for one more forward pass. Changes memory and time: docs/large_batches.md.
+    # Remat policy of the trained blocks of both towers: store "all" activations; the outputs of
+    # convolutions and dense layers ("products"); or only the inputs of blocks ("block_inputs"), at
+    # the cost of one more forward pass. Changes memory and time: docs/large_batches.md.
     kept_activations: KeptActivations = may_change("all")
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalizerModelSettings(Section):
-    """A region proposal network to train."""
+    """Trained localizer (region proposal network)."""
 
     # Name in models.localizer_presets.
     preset: str = "rn50_c4"
-    # Model directory to start from: its localizer, or else (a CLIP trunk) its image tower, or an
-    # ImageNet ResNet; "" starts from random weights, which needs live norms and nothing frozen.
+    # Model directory to start from: its localizer, its image tower (for a CLIP trunk), or an
+    # ImageNet ResNet. "" starts from random weights, which needs live norms and no frozen layers.
     init_from: str = may_change("")
-    # "all" of that localizer, or its "trunk" alone, such as one trained on ImageNet.
+    # Use "all" of that localizer, or only its "trunk", such as one trained on ImageNet.
     init_part: Literal["all", "trunk"] = "trunk"
-    # Batch norms "frozen" (the reference's) or "live": a random start needs live ones.
+    # Batch norms "frozen" (the reference's) or "live": random weights need live norms.
     norm: Literal["frozen", "live"] = "frozen"
-    # As of a model.
+    # As in the settings of a model.
     dtype: Dtype = "auto"
-    # As of a trained model, of the trunk.
+    # Remat policy of the trunk, as in the settings of a trained model.
     kept_activations: KeptActivations = may_change("all")
