@@ -1,1 +1,1 @@
-"""The stories: each job is read top to bottom and contains no mathematics."""
+"""Jobs: each one assembles settings, data, steps and reports, without mathematics."""

@@ -1,4 +1,4 @@
-"""Models, optimizers and losses from settings (data: ``streams``)."""
+"""Build models, optimizers and losses from settings (data: ``streams``)."""
 
 import contextlib
 import functools
@@ -44,7 +44,7 @@ _AUTO = "auto"
 
 
 def choose(table: dict, name: str, key: str):
-    """``table[name]``, or an error that lists what there is."""
+    """Return ``table[name]``, or raise a ConfigError that lists the choices."""
     _require_one_of(table, name, key)
     return table[name]
 
@@ -56,13 +56,13 @@ def _require_one_of(names: Iterable[str], name: str, key: str) -> None:
 
 @contextlib.contextmanager
 def blame(key: str) -> Iterator[None]:
-    """What refuses its arguments within is a mistake in the recipe at ``key``, not a bug.
+    """Add the config error context ``key``: report a ValueError within as an error of the recipe.
 
-    For building objects from settings, never around training: there a ValueError is a bug and
+    Use it to build objects from settings, never around training, where a ValueError is a bug and
     keeps its traceback.
 
     Raises:
-        ConfigError: instead of a ValueError that is not of a class of our own.
+        ConfigError: instead of a plain ValueError.
     """
     try:
         yield
@@ -75,11 +75,11 @@ def blame(key: str) -> Iterator[None]:
 def resolve_dtype(name: str) -> str:
     """Return "float32" or "bfloat16" for a recipe's ``dtype``.
 
-    "auto" depends on the target of ``ops.backend``, so programs that are compiled ahead for absent
-    accelerators get the type that those accelerators would compute in.
+    "auto" depends on the target of ``ops.backend``, so programs compiled for absent accelerators
+    get the type of those accelerators.
 
     Raises:
-        ConfigError: ``name`` is no type of a recipe.
+        ConfigError: ``name`` is not a type of a recipe.
     """
     _require_one_of((_AUTO, *_DTYPES), name, "dtype")
     if name != _AUTO:
@@ -92,7 +92,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def log_dtype(part: str, name: str) -> None:
-    """Log the type that a part of a job computes in, and why."""
+    """Log the computation type of a part of a job, and its reason."""
     logging.info(
         "%s: computing in %s (dtype=%s on %s)", part, resolve_dtype(name), name, target_backend()
     )
@@ -116,7 +116,7 @@ def build_teacher(settings: ModelSettings) -> CLIP:
 
 
 def initial_variables(settings: ModelSettings, seed: int) -> dict:
-    """Variables a model starts from: those of ``init_from``, or fresh ones.
+    """Return the initial variables of a model: those of ``init_from``, or random ones.
 
     Raises:
         CheckpointMismatch: ``init_from`` holds another architecture than ``preset``.
@@ -136,16 +136,16 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
 
 
 def in_type(variables: Tree, dtype: jnp.dtype) -> Tree:
-    """Frozen variables with their matrices and kernels in the type they are computed in.
+    """Return frozen variables with matrices and kernels in the type of the computation.
 
-    Nobody updates them, so a copy in another type would be memory for nothing. Vectors, such as the
-    statistics of norms, stay as they are.
+    Frozen variables need no float32 copy, which would waste memory. Vectors, such as the statistics
+    of norms, keep their type.
     """
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, variables)
 
 
 def for_looking(variables: dict, dtype: jnp.dtype) -> dict:
-    """Of a frozen CLIP what looks at pictures, ``in_type``: all but its text tower."""
+    """Return a frozen CLIP's variables without its text tower, cast by ``in_type``."""
     return in_type(
         {
             name: {branch: part for branch, part in tree.items() if branch != "text"}
@@ -156,10 +156,12 @@ def for_looking(variables: dict, dtype: jnp.dtype) -> dict:
 
 
 def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:
-    """All devices, for batches of this size.
+    """Return the mesh of all devices for batches of this size.
 
     Args:
-        key: of the batch size, for errors.
+        batch_size: size of the global batch.
+        key: key of the batch size, for errors.
+        fsdp: number of devices that share one copy of parameters and optimizer state.
     """
     with blame("run.fsdp"):
         mesh = make_mesh(fsdp=fsdp)
@@ -202,7 +204,7 @@ def build_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.Gradie
 def build_state(
     settings: OptimizerSettings, variables: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The state at step 0; patterns that match no parameter are refused."""
+    """Build the state at step 0; refuse patterns that match no parameter."""
     with blame("optimizer"):
         return create_train_state(variables, settings.frozen_patterns, optimizer)
 
@@ -210,10 +212,10 @@ def build_state(
 def build_state_beside_text(
     settings: OptimizerSettings, variables: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Build the state at step 0 of a training whose names are embedded once, at its start.
+    """Build the state at step 0 of a training that embeds its names once, at the start.
 
     Raises:
-        ConfigError: the text tower would be trained, and leave those embeddings behind.
+        ConfigError: the text tower would be trained, which would invalidate the embeddings.
     """
     state = build_state(settings, variables, optimizer)
     if "text" in state.params:
@@ -226,7 +228,7 @@ def build_state_beside_text(
 
 
 def image_text_loss_on(mesh: Mesh, chunk: int | None) -> ImageTextLoss:
-    """The whole matrix without a chunk; else blocks, in a ring where devices share the batch."""
+    """Return the image-text loss: the whole matrix, or chunks, in a ring over several devices."""
     if chunk is None:
         return image_text_loss
     if mesh.size == 1:
@@ -237,10 +239,10 @@ def image_text_loss_on(mesh: Mesh, chunk: int | None) -> ImageTextLoss:
 
 
 def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None:
-    """Refuse what a model cannot have.
+    """Refuse an objective that the model does not support.
 
     Raises:
-        ConfigError: masks or a random image tower of a ViT.
+        ConfigError: masks or a random image tower with a ViT.
     """
     if clip.is_vit and (settings.with_masks or settings.image_tower == "random"):
         raise ConfigError(
@@ -250,7 +252,7 @@ def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None
 
 
 def build_find_regions(settings: EvaluationSettings, localizer: Localizer | None) -> FindRegions:
-    """Return where a model looks; ``localizer`` where the settings ask for one."""
+    """Return the source of a model's regions; only "localizer" uses ``localizer``."""
     if settings.regions == "ground_truth":
         return given_boxes
     if settings.regions == "windows":

@@ -1,4 +1,4 @@
-"""Names to embeddings: the concept pool of pretraining and the classes of an evaluation."""
+"""Embed names: the concept pool of pretraining, and the classes of an evaluation."""
 
 import collections
 import functools
@@ -21,7 +21,7 @@ from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize
 
-# The small CLIP of the embedded experiment has never read "itap of my origami ring".
+# The small CLIP of the synthetic experiment was not trained on prompts such as "itap of my ring".
 PLAIN_TEMPLATES = ("{}", "a {}", "a photo of a {}", "there is a {}", "a picture with a {}")
 _TEMPLATE_SETS = {"clip": TEMPLATES, "plain": PLAIN_TEMPLATES}
 _TOKENS_PER_CALL = 2**14
@@ -29,10 +29,10 @@ _WIDTH_STEP = 16
 
 
 def read_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, ...]:
-    """Names of the pool: of its file, one a line, or the given ones when no file is named.
+    """Return the names of the pool: from its file, one per line, or ``default`` without a file.
 
     Raises:
-        ConfigError: the file is missing or holds no names, or a name twice.
+        ConfigError: the file is missing, or holds no names or a repeated name.
     """
     if not settings.names_file:
         if not default:
@@ -58,9 +58,9 @@ def read_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, 
 def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: str) -> Vocabulary:
     """Embed every name: raw text features, averaged over the templates.
 
-    Source: docs/reference/text.md#concept-embeddings. A name's numbers do not depend on the other
-    names, to the bit: it is embedded in a call of the shape that its own longest prompt asks for.
-    Beside the embeddings, memory does not grow with the number of names.
+    Source: docs/reference/text.md#concept-embeddings. An embedding does not depend on the other
+    names, bit for bit, because the shape of its call depends only on its own longest prompt. Except
+    for the embeddings, memory does not grow with the number of names.
     """
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
     features = np.zeros((len(names), model.config.embed_dim), np.float32)
@@ -87,11 +87,10 @@ def _embed_step(model: CLIP) -> Callable[[dict, np.ndarray], jax.Array]:
 def _calls(
     names: Sequence[str], templates: Sequence[str], context_length: int
 ) -> Iterator[tuple[list[int], Int[np.ndarray, "N L"]]]:
-    """Rows of names and the tokens of all their prompts, in calls of few shapes.
+    """Yield rows of names and the tokens of all their prompts, in calls of few shapes.
 
-    What stands behind the end token never matters, so the columns that no prompt of a name reaches
-    are cut; prompts are five times shorter than the context. The last call of a shape is filled up
-    with zeros.
+    Tokens after the end token have no effect, so unused columns are cut; prompts are five times
+    shorter than the context. The last call of a shape is padded with zeros.
     """
     waiting: dict[int, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
 
@@ -106,7 +105,7 @@ def _calls(
 
     for row, name in enumerate(names):
         tokens = tokenize(prompts_for(name, templates), context_length)
-        longest = int(tokens.argmax(1).max()) + 1  # of the end token: zero is also "!"
+        longest = int(tokens.argmax(1).max()) + 1  # end token is the maximum; zero is also "!"
         width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, context_length)
         waiting[width].append((row, tokens[:, :width]))
         if len(waiting[width]) == names_per_call(width):
@@ -122,15 +121,15 @@ def cached_vocabulary(
     names: Sequence[str],
     templates: str,
 ) -> Vocabulary:
-    """The vocabulary at ``path`` if it is of these names; what it lacks is embedded and saved.
+    """Return the vocabulary of these names, cached at ``path``; embed and save missing ones.
 
-    Embeddings are taken from the file only if this text tower made them with these templates.
+    Embeddings of the file are used only if this text tower made them with these templates.
     """
     chosen = tuple(choose(_TEMPLATE_SETS, templates, "templates"))
     encoder = describe_encoder(model.config, variables["params"])
     known: dict[str, np.ndarray] = {}
     is_there = path.is_file()
-    # Nobody writes before all have looked.
+    # No process may write before all have checked.
     wait_for_all(f"looked for {path.name}")
     if is_there:
         found = Vocabulary.load(path)

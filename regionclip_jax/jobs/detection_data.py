@@ -1,4 +1,4 @@
-"""Pictures with boxes to train on: settings into a training set and its stream."""
+"""Build the training set of a detector or localizer from settings, and its stream of batches."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ _BASE = {"coco_base": COCO_BASE_48, "scenes_base": tuple(BASE_SHAPES)}
 
 
 def build_training_set(settings: BoxDataSettings, mask_size: int | None) -> TrainingSet:
-    """The pictures that have boxes of the classes that are trained; what was left out is logged.
+    """Return the images with boxes of the trained classes; log the skipped ones.
 
     Raises:
-        ConfigError: a class that the data do not have, an image with too many boxes, no boxes.
+        ConfigError: a class that the data lack, an image with too many boxes, or no boxes.
     """
     source = build_boxes_source(settings, "data", mask_size)
     names = _class_names(settings, source)
@@ -51,7 +51,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
     if settings.classes == _WITH_BOXES:
         found = set()
         for index in range(len(source)):
-            # What cannot be read is counted where it is visited.
+            # An unreadable record is counted when it is sampled.
             with contextlib.suppress(RecordError):
                 _, classes, crowd = source.annotations(index)
                 found.update(classes[~crowd].tolist())
@@ -63,7 +63,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
                 f"data.classes: {settings.classes!r} names {missing[:5]}, which {source!r} does "
                 "not have; choose 'all', or a text file with your base classes, one a line"
             )
-        # In the order of the annotation file, whatever the list's is.
+        # In the order of the annotation file, not of the list.
         return tuple(name for name in source.category_names if name in wanted)
     if settings.classes == _LVIS_BASE:
         with blame("data.classes"):
@@ -88,7 +88,7 @@ def stream(
     seed: int,
     start_record: int,
 ) -> Iterator[DetectionBatch]:
-    """This process's batches from a record count on; faulty records are counted and limited."""
+    """Yield this process's batches from a record count on; count and limit skipped records."""
     repeats = None
     with blame("data"):
         if settings.repeat_threshold is not None:

@@ -1,4 +1,4 @@
-"""Pictures of what models detect, side by side."""
+"""Draw the detections of several models side by side."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,17 +21,18 @@ def draw(
     all_annotated: bool,
     subtitle: str,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The first readable pictures with each model's best detections, one name a box.
+    """Draw the first readable images with each model's best detections, one name per box.
 
-    As AP50 judges: a detection is right that is the first of its class on a thing, at an IoU of a
-    half or more.
+    As in AP50, a detection is right if it is the first of its class on an object with an IoU of at
+    least one half.
 
     Args:
-        source: of detection records.
+        source: detection records.
         results: model name -> COCO results.
         class_names: by category id.
-        all_annotated: whether every thing of a class has a box, as in COCO and not in LVIS, so that
-            a detection without one is wrong.
+        all_annotated: every object of a class has a box, as in COCO but not in LVIS, so unmatched
+            detections are wrong.
+        subtitle: text below the title.
     """
     by_image = {name: _by_image(found) for name, found in results.items()}
     examples = []
@@ -42,7 +43,7 @@ def draw(
             record = source[index]
             picture = decode_image(record.image, source=repr(source), key=record.key)
         except RecordError:
-            # The evaluation has counted and logged it.
+            # The evaluation has counted and logged this skipped record.
             continue
         truth = _Truth(record, source.category_names, all_annotated)
         examples.append(
@@ -62,7 +63,7 @@ def _by_image(results: Sequence[dict]) -> dict[int, list[dict]]:
 
 
 class _Truth:
-    """The annotated boxes of a picture, which judge detections, the best first."""
+    """Annotated boxes of an image, to judge detections in the order of their scores."""
 
     def __init__(self, record: DetectionRecord, names: Sequence[str], all_annotated: bool):
         self._boxes, self._crowd = record.boxes, record.crowd
@@ -70,7 +71,7 @@ class _Truth:
         self._otherwise = "wrong" if all_annotated else "unjudged"
 
     def judge(self, box: Sequence[float], name: str, found: set[int]) -> Kind:
-        """``found`` holds the boxes that better detections took; one more is added if this does."""
+        """Judge a detection; ``found`` holds the boxes already matched, and gets this match."""
         overlaps = np.where(self._names == name, _ious(box, self._boxes), 0.0)
         free = [i for i in range(len(overlaps)) if i not in found and not self._crowd[i]]
         best = max(free, key=overlaps.__getitem__, default=None)

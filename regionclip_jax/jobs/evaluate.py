@@ -1,9 +1,9 @@
-"""Zero-shot recognition of given boxes, or detection: the tables of a paper, on anyone's data.
+"""Evaluate zero-shot recognition of given boxes, or detection, with the metrics of the paper.
 
-For every model: where to look (ground-truth boxes, a localizer's proposals, sliding windows), what
-is there (text embeddings of the class names), and the official metrics of the data. Beside AP stand
-region top-1 on given boxes, or the recall of the proposals, so that bad recognition and a bad
-localizer can be told apart.
+Each model classifies regions (ground-truth boxes, a localizer's proposals, or sliding windows) by
+text embeddings of the class names. The results have the official metrics of the data. Beside AP
+they have region top-1 on given boxes, or the recall of the proposals, which separates bad
+recognition from a bad localizer.
 """
 
 import contextlib
@@ -49,26 +49,26 @@ _LVIS_NUMBERS = ("AP", "APr", "APc", "APf", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Evaluation(NamedTuple):
-    """Numbers in percent, and everything behind them."""
+    """Metrics in percent, with their details."""
 
     metrics: dict[str, float | None]
     per_category: dict[str, dict]
     confused: list
     results: list[dict]
-    # Which boxes and weights the numbers saw.
+    # Boxes, weights and images of the evaluation.
     saw: dict[str, str]
     images_per_second: float | None
     class_names: dict[int, str]
 
 
 def run(settings: EvaluateSettings, workdir: Path) -> dict:
-    """Evaluates every model of the config on the same pictures; writes ``results.json``."""
+    """Evaluate every model of the recipe on the same images, and write ``results.json``."""
     assembly.log_dtype("evaluation", settings.dtype)
     evaluations = {
         name: evaluate_model(
             Path(path), settings.evaluation, settings.dtype, workdir / f"vocabulary_{name}.npz"
         )
-        # A recipe's dictionaries are sorted by name; a teacher is what a student is compared with.
+        # A recipe's dictionaries are sorted by name; the teacher comes first, as the baseline.
         for name, path in sorted(settings.models.items(), key=lambda item: item[0] != "teacher")
     }
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
@@ -106,7 +106,7 @@ def report(
     step: int,
     picture: np.ndarray,
 ) -> None:
-    """Prints the table and writes the numbers and the picture to TensorBoard."""
+    """Print the table, and write the metrics and the image to TensorBoard."""
     print(comparison_table(metrics), flush=True)
     with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
         for name, values in metrics.items():
@@ -118,14 +118,17 @@ def report(
 def evaluate_model(
     directory: Path, settings: EvaluationSettings, dtype: str, vocabulary_path: Path
 ) -> Evaluation:
-    """One model directory on all pictures.
+    """Evaluate one model directory on all images.
 
     Args:
-        vocabulary_path: where the embedded class names are kept, and found the next time.
+        directory: model directory.
+        settings: regions, classes and images.
+        dtype: type of the computation.
+        vocabulary_path: cache of the embedded class names.
 
     Raises:
-        CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not fit.
-        ConfigError: the settings contradicts itself or the data.
+        CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not match.
+        ConfigError: the settings contradict each other or the data.
         HostsDisagree: processes of this run found different data.
     """
     variables, card = load_model(directory)
@@ -154,7 +157,7 @@ def evaluate_model(
         settings.detection,
         assembly.build_find_regions(settings, localizer),
     )
-    # Every process takes its own rows.
+    # Each process needs only its own rows.
     step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
     frozen = replicate(
         DetectorVariables(
@@ -220,7 +223,7 @@ def evaluate_model(
 
 
 class _Clock:
-    """Images per second, without the first batch, which is compiled."""
+    """Rate in images per second without the first batch, which includes compilation."""
 
     def __init__(self):
         self._began: float | None = None
@@ -242,7 +245,7 @@ def _origin(directory: str | Path, card) -> str:
 
 
 def _vocabulary(settings, classes: Classes, model, variables, path: Path) -> Vocabulary:
-    """Class embeddings in the order of the classes."""
+    """Return the class embeddings in the order of the classes."""
     if not settings.vocabulary:
         return concept_pool.cached_vocabulary(
             path, model, variables, classes.names, settings.templates
@@ -261,11 +264,12 @@ def _vocabulary(settings, classes: Classes, model, variables, path: Path) -> Voc
 
 
 def _require_official(settings: EvaluationSettings, source) -> int:
-    """Number of pictures of the data, whose file the metrics' own reading has to accept now rather
-    than after the last picture: it is stricter than the source's.
+    """Check the annotation file with the metrics' own reader, and return its number of images.
+
+    That reader is stricter than the source's, and must not fail after the last image.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the metrics cannot use the file.
     """
     path = getattr(source, "annotations_path", None)
     if path is None:
@@ -278,7 +282,7 @@ def _require_official(settings: EvaluationSettings, source) -> int:
 def _official(
     settings, source, classes: Classes, truth, results, draws_masks: bool
 ) -> tuple[dict, dict, list]:
-    """The data's own metrics: summary, per category, and the results they are of."""
+    """Return the data's official metrics: summary, per category, and the evaluated results."""
     path = getattr(source, "annotations_path", None)
     if settings.class_split == LVIS:
         limit = settings.detection.max_detections
@@ -291,8 +295,8 @@ def _official(
     if path is None:
         dataset = _coco_dataset(gather_json(truth), classes)
     else:
-        # The file knows areas and crowds, which batches do not carry. Of a split only pictures with
-        # a box of its classes count, as in the reference.
+        # The file has areas and crowds, which batches lack. For a split, only images with a box of
+        # its classes count, as in the reference.
         dataset = path
         if len(classes.ids) < len(source.category_names):
             dataset = keep_categories(path, classes.source_names)
@@ -306,7 +310,7 @@ def _official(
     )
     summary = {f"AP50_{group}": scores["summary"][f"AP50_{group}"] for group in classes.groups}
     if settings.regions != GROUND_TRUTH:
-        # On given boxes AP is the same at every IoU threshold, so AP50 says it all.
+        # On given boxes AP is the same at every IoU threshold, so AP50 is sufficient.
         summary |= {key: scores["summary"][key] for key in _COCO_NUMBERS}
     if draws_masks and path is not None:
         masks = coco.coco_ap50(
@@ -321,7 +325,7 @@ def _official(
 
 
 def _truth(batch, classes: Classes) -> list[dict]:
-    """Ground truth of a batch in original pixels, as JSON values."""
+    """Return the ground truth of a batch in original pixels, as JSON values."""
     images = []
     for row in np.flatnonzero(batch.mask):
         boxes = batch.boxes[row][batch.box_mask[row]]
@@ -338,7 +342,7 @@ def _truth(batch, classes: Classes) -> list[dict]:
 
 
 def _coco_dataset(images: list[dict], classes: Classes) -> dict:
-    """Ground truth in COCO's format."""
+    """Convert ground truth to COCO's format."""
     annotations = [
         {"image_id": image["id"], "category_id": category, "bbox": box}
         for image in images

@@ -1,4 +1,4 @@
-"""The classes an evaluation is about: names, ids, groups, and batches that hold no others."""
+"""Classes of an evaluation: names, ids, groups, and batches without other classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +23,13 @@ _SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
     "scenes": {"novel": tuple(NOVEL_SHAPES), "base": tuple(BASE_SHAPES)},
     "coco_48_17": {"novel": COCO_NOVEL_17, "base": COCO_BASE_48},
     "none": {},
-    # Every class is in one of the three groups, which the annotation file tells.
+    # The annotation file assigns every class to one of the three groups.
     LVIS: {},
 }
 
 
 class Classes(NamedTuple):
-    """Names as words, as in the source, ids, rows in the source, and groups by class index."""
+    """Evaluated classes: ``groups`` by class index, ``source_rows`` are rows in the source."""
 
     names: tuple[str, ...]
     source_names: tuple[str, ...]
@@ -41,13 +41,13 @@ class Classes(NamedTuple):
 def choose_classes(
     source, settings: EvaluatedImages, trained: Sequence[str] | None = None
 ) -> Classes:
-    """The source's classes, or those of the split it is evaluated with.
+    """Return the source's classes, or those of the split.
 
     Args:
-        trained: classes that the detector or localizer was trained on, where that is known.
+        trained: training classes of the detector or localizer, if known.
 
     Raises:
-        ConfigError: the split names classes the source does not have, or is not of its kind.
+        ConfigError: the split names classes that the source lacks, or is not of its kind.
     """
     source_names = tuple(source.category_names)
     if not source_names:
@@ -116,7 +116,7 @@ def _frequencies(source) -> dict[str, tuple[str, ...]]:
 
 
 def keep_only(batch: DetectionBatch, classes: Classes) -> DetectionBatch:
-    """The batch without boxes of other classes, its classes counted among ``classes``."""
+    """Return the batch without boxes of other classes; its classes index ``classes``."""
     index = np.full(max(classes.source_rows) + 2, -1)
     index[list(classes.source_rows)] = np.arange(len(classes.source_rows))
     mapped = index[np.minimum(batch.classes, len(index) - 1)]

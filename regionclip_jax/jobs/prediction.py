@@ -1,7 +1,7 @@
-"""The step of an evaluation with shapes in place of weights, images and words.
+"""Abstract prediction step of an evaluation: shapes instead of weights, images and names.
 
-To compile it for absent devices, or to trace it where its arrays would not fit. Nothing is read, so
-what a recipe's paths would tell is asked for: the kind of localizer, the number of classes.
+Use it to compile for absent devices, or to trace with arrays that exceed the memory. No file is
+read, so the caller gives the localizer's preset and the number of classes.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from regionclip_jax.structures import DetectionBatch
 
 
 class AbstractPrediction(NamedTuple):
-    """``step(variables, batch) -> Prediction``, and its arguments as shapes."""
+    """Function ``step(variables, batch) -> Prediction`` with its abstract arguments."""
 
     step: Callable
     variables: DetectorVariables
@@ -37,11 +37,13 @@ def prediction_step(
     num_classes: int = 65,
     canvas: tuple[int, int] | None = None,
 ) -> AbstractPrediction:
-    """The step of an evaluation, or of any detection.
+    """Build the abstract step of an evaluation or another detection.
 
     Args:
-        preset: of the CLIP.
-        localizer: name of a localizer preset, where ``settings.regions`` asks for one.
+        settings: regions, classes and images.
+        preset: preset of the CLIP.
+        dtype: type of the computation.
+        localizer: localizer preset, if ``settings.regions`` needs one.
         num_classes: C.
         canvas: (height, width); None is the largest of the recipe.
     """

@@ -1,4 +1,4 @@
-"""Any source into a directory ready for training; what scripts/prepare_data.py does."""
+"""Prepare a source as a directory for training, for scripts/prepare_data.py."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from regionclip_jax.jobs.streams import (
 from regionclip_jax.reporting.progress import readable_seconds
 
 _SECONDS_BETWEEN_LINES = 10
-# A core that loads less than a tenth faster is not worth another copy of the pictures.
+# A gain below a tenth does not justify another copy of the images.
 _WORTHWHILE = 1.1
 
 
@@ -33,12 +33,12 @@ def run(
     num_workers: int,
     fault_minimum: int,
 ) -> dict:
-    """Prepares, or goes on preparing; see ``data.preparation.prepare``. Returns the manifest.
+    """Prepare a source, or resume, and return the manifest; see ``data.preparation.prepare``.
 
     Args:
-        choice: a source by the names of a recipe.
-        boxes: pictures with boxes, otherwise with captions.
-        fault_minimum: with the choice's fraction, as in a recipe.
+        choice: a source, with the keys of a recipe.
+        boxes: images with boxes, otherwise with captions.
+        fault_minimum: as in a recipe, together with the choice's ``fault_fraction``.
     """
     source = _open(choice, boxes)
     manifest = prepare(
@@ -48,7 +48,7 @@ def run(
             "source": choice.source,
             "path": str(Path(choice.path).resolve()),
             "split": choice.split,
-            # What the source has, and what it left out before anything was read.
+            # Counts of the source, including entries skipped before reading.
             "report": dict(getattr(source, "report", {})),
         },
         limit=limit,
@@ -75,11 +75,11 @@ def _open(choice: SourceChoice, boxes: bool):
 
 
 def log_progress(clock: Callable[[], float] = time.monotonic) -> Callable[[int, int, int], None]:
-    """Rate and time left, about every ten seconds.
+    """Return a function that logs rate and remaining time about every ten seconds.
 
     Returns:
-        A function of the numbers of records done by earlier runs, done by now, and to do in all.
-        It measures from the first record on: processes take a while to start.
+        A function of the numbers of records done by earlier runs, done now, and in total. It
+        measures from the first record on, which excludes the start of the processes.
     """
     first = last = None
 
@@ -103,11 +103,13 @@ def log_progress(clock: Callable[[], float] = time.monotonic) -> Callable[[int, 
 def compare_reading(
     choice: SourceChoice, output: Path, *, boxes: bool, num_records: int
 ) -> list[str]:
-    """Lines on how fast the source gives its records, and whether preparing them pays.
+    """Return lines on the read speed of the source and the gain of preparation.
 
     Args:
-        output: where the prepared data would be; a sample of it lies beside that for a moment.
-        num_records: of the sample.
+        choice: a source, with the keys of a recipe.
+        output: path of the prepared data; a temporary part of it is written beside.
+        boxes: images with boxes, otherwise with captions.
+        num_records: number of records to read.
     """
     source = _open(choice, boxes)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""RegionCLIP pretraining: a teacher names regions, a student learns from them and captions."""
+"""RegionCLIP pretraining: a teacher labels regions; a student learns from them and captions."""
 
 import functools
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ())
     """Train and return the student's model directory.
 
     Args:
-        concepts: names of the pool when the recipe names no file.
+        concepts: names of the pool if the recipe names no file.
     """
     assembly.log_dtype("student and localizer", settings.student.dtype)
     assembly.log_dtype("teacher", settings.teacher.dtype)
-    # Each part is split over all devices as well.
+    # Each micro-batch is sharded over all devices too.
     assembly.build_mesh(
         settings.run.batch_size // settings.regions.micro_batches,
         "run.batch_size / regions.micro_batches",
@@ -49,8 +49,8 @@ def build(
     """Describe the training.
 
     Args:
-        assumed: stands for the localizer and the concept pool where shapes are enough.
-        concepts: names of the pool when the recipe names no file.
+        assumed: replaces the localizer and the concept pool if only shapes are needed.
+        concepts: names of the pool if the recipe names no file.
     """
     student = assembly.build_model(settings.student, frozen_norm=True)
     teacher = assembly.build_teacher(settings.teacher)
@@ -117,7 +117,7 @@ def _open(
     text_tower = text_tower_hash(start["params"])
 
     def frozen(workdir: Path) -> Frozen:
-        """The text towers are frozen, so both pools are fixed for the whole run."""
+        """Return the frozen parts; the text towers are frozen, so both pools are constant."""
         how = (names, settings.concepts.templates)
         student_pool = concept_pool.cached_vocabulary(
             workdir / "vocabulary.npz", student, start, *how
@@ -156,5 +156,5 @@ def _open(
 
 
 def _origin(model: ModelSettings) -> tuple[str, str]:
-    """What decides, with the seed, which weights a model starts from."""
+    """Return the settings that determine, with the seed, a model's initial weights."""
     return model.preset, model.init_from

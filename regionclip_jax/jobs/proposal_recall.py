@@ -1,4 +1,4 @@
-"""How many of the things a localizer proposes: average recall, over all, base and novel classes."""
+"""Measure a localizer's average recall over all, base and novel classes."""
 
 import functools
 from pathlib import Path
@@ -27,11 +27,12 @@ from regionclip_jax.sharding.waiting import start_together
 def measure(
     directory: Path, settings: RecallSettings | EvaluationSettings, dtype: str
 ) -> dict[str, float | None]:
-    """``{"AR@100": ..., "recall@100": ..., "AR@100_novel": ..., ...}`` in percent.
+    """Return ``{"AR@100": ..., "recall@100": ..., "AR@100_novel": ..., ...}`` in percent.
 
     Args:
         directory: holds the localizer.
-        settings: its pictures, classes and number of proposals; what is about names is not used.
+        settings: images, class groups and proposals; the vocabulary is not used.
+        dtype: type of the computation.
     """
     variables, card = load_localizer(directory)
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
@@ -41,7 +42,7 @@ def measure(
     mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
-    # Every process takes its own rows.
+    # Each process needs only its own rows.
     @start_together
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):

@@ -1,4 +1,4 @@
-"""Pictures of what models call the ground-truth boxes, side by side."""
+"""Draw several models' labels of the ground-truth boxes side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ _EXAMPLES = 8
 def draw(
     directory: Path, results: Mapping[str, Sequence[dict]], *, class_names: Sequence[str]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The first held-out pictures with each model's best label of every box.
+    """Draw the first held-out images with each model's best label of every box.
 
     Args:
-        directory: detection records.
+        directory: directory of detection records.
         results: model name -> COCO results on these boxes (category id = class index + 1).
         class_names: by class index.
     """

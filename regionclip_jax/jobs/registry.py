@@ -1,4 +1,4 @@
-"""The jobs by name: their settings and their modules."""
+"""Registry of the jobs by name: settings and modules."""
 
 import importlib
 from pathlib import Path
@@ -9,9 +9,9 @@ from regionclip_jax.settings import ConfigError
 
 
 class Job(NamedTuple):
-    """``module`` has ``run(settings, workdir)``, and ``build(settings, assumed)`` if it trains.
+    """Settings and module of a job; the module is imported on demand.
 
-    It is imported when it is needed.
+    ``module`` has ``run(settings, workdir)``, and ``build(settings, assumed)`` if it trains.
     """
 
     settings: type
@@ -21,7 +21,7 @@ class Job(NamedTuple):
         return importlib.import_module(self.module).run(resolved, workdir)
 
     def build(self, resolved: Any, assumed: Any = None) -> Any:
-        """Describe the training of a job that trains (``jobs.training``)."""
+        """Build the description of a training job (``jobs.training``)."""
         return importlib.import_module(self.module).build(resolved, assumed)
 
 
@@ -44,7 +44,7 @@ def find_job(name: Any) -> Job:
     """Return the job of a recipe's key ``job``.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: there is no job of this name.
     """
     if name not in JOBS:
         raise ConfigError(f"config.job: {name!r} is none of {sorted(JOBS)}")

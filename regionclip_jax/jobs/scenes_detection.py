@@ -1,9 +1,9 @@
-"""The embedded experiment all the way: what a detector's start is worth, the paper's table 1 small.
+"""Synthetic experiment with detectors: the effect of a detector's initial weights (paper table 1).
 
-Draw pictures, train a small CLIP on whole pictures, a localizer on boxes of base shapes, RegionCLIP
-on the localizer's regions; then train the same open-vocabulary detector on base shapes from three
-starts (a random image tower, the CLIP, the RegionCLIP) and test all on base and novel shapes. Also
-what CLIP and RegionCLIP detect without any training on boxes.
+Draw images, train a small CLIP on whole images, a localizer on boxes of base shapes, and RegionCLIP
+on the localizer's regions. Then train the same open-vocabulary detector on base shapes from three
+initial weights (a random image tower, CLIP, RegionCLIP). Test all on base and novel shapes, with
+the zero-shot detection of CLIP and RegionCLIP.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ RANDOM, CLIP, REGIONCLIP = "random", "CLIP", "RegionCLIP"
 
 
 def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
-    """Runs or resumes everything; returns the metrics by start."""
+    """Run or resume the experiment, and return the metrics by initial weights."""
     seconds: dict[str, float] = {}
     data = workdir / "data"
     timed(seconds, "drawing", lambda: draw(settings.scenes, data, settings.num_labelled))
@@ -110,7 +110,7 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
 def _from(
     settings: TrainDetectorSettings, name: str, origin: Path, localizer: Path, whole
 ) -> TrainDetectorSettings:
-    """The same training from another start."""
+    """Return the settings of the same training with other initial weights."""
     changes = {"localizer": str(localizer)}
     optimizer = settings.optimizer
     if name == RANDOM:

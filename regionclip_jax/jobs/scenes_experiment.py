@@ -1,8 +1,8 @@
-"""The embedded experiment: draw pictures, train a small CLIP, run RegionCLIP, compare.
+"""Synthetic experiment: draw images, train a small CLIP, pretrain RegionCLIP, compare.
 
-A story of three stories: train_clip (the teacher and the student's start), pretrain, evaluate. No
-ground-truth box is used before the evaluation. Only this job and its longer sister,
-``scenes_detection``, call jobs.
+It runs three jobs: train_clip (the teacher and initial student), pretrain, evaluate. No
+ground-truth box is used before the evaluation. Only this job and ``scenes_detection`` call other
+jobs.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 
 
 def run(settings: ScenesExperimentSettings, workdir: Path) -> dict:
-    """Runs or resumes everything; returns the metrics of teacher and student."""
+    """Run or resume the experiment, and return the metrics of teacher and student."""
     seconds: dict[str, float] = {}
     timed(seconds, "drawing", lambda: draw(settings.scenes, workdir / "data"))
 
@@ -71,10 +71,10 @@ def run(settings: ScenesExperimentSettings, workdir: Path) -> dict:
 
 
 def draw(scenes: ScenesSettings, directory: Path, num_labelled: int = 0) -> None:
-    """Draws the data sets, in the first process; complete ones are kept.
+    """Draw the data sets in the first process; complete ones are kept.
 
     Args:
-        num_labelled: scenes with boxes to train detectors on; 0 draws none.
+        num_labelled: number of scenes with boxes for training detectors; 0 draws none.
     """
 
     if jax.process_index() == 0:
@@ -140,7 +140,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable):
-    """What ``work`` returns; how long it took goes into ``seconds``."""
+    """Return the result of ``work``, and store its duration in ``seconds``."""
     logging.info("scenes: %s", name)
     began = time.monotonic()
     result = work()
@@ -149,10 +149,10 @@ def timed(seconds: dict[str, float], name: str, work: Callable):
 
 
 def with_seed(settings, seed: int):
-    """A training recipe with another seed."""
+    """Return training settings with another seed."""
     return dataclasses.replace(settings, run=dataclasses.replace(settings.run, seed=seed))
 
 
 def with_data(settings, path: Path):
-    """A training recipe on other pictures."""
+    """Return training settings with another data path."""
     return dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=str(path)))

@@ -1,4 +1,4 @@
-"""The data half of assembly: sections of a recipe into sources and streams of batches."""
+"""Build sources and streams of batches from data settings."""
 
 import contextlib
 import dataclasses
@@ -40,7 +40,7 @@ _WITH_MASKS = ("coco_folder", "lvis_folder")
 
 @dataclasses.dataclass(frozen=True)
 class SourceChoice:
-    """What opening a source reads of settings; fields as there."""
+    """Settings that select and open a source; fields as in the data settings."""
 
     source: str
     path: str
@@ -50,7 +50,7 @@ class SourceChoice:
 
 
 def build_image_text_source(settings: CaptionDataSettings):
-    """The source of a recipe, or the mixture that stands in its place."""
+    """Return the source of a recipe, or its mixture of sources."""
     if not settings.mixture:
         return open_image_text_source(settings, "data")
     sources = [
@@ -67,10 +67,10 @@ def build_image_text_source(settings: CaptionDataSettings):
 
 
 def open_image_text_source(settings: CaptionDataSettings | SourceChoice, key: str):
-    """Pictures with captions.
+    """Open a source of images with captions.
 
     Args:
-        key: of the settings, for errors.
+        key: key of the settings, for errors.
     """
     path, split = settings.path, settings.split
     share = {"fault_fraction": settings.fault_fraction}
@@ -96,11 +96,11 @@ def build_boxes_source(
     key: str,
     mask_size: int | None = None,
 ):
-    """Pictures with boxes, to evaluate on or to train on.
+    """Open a source of images with boxes, for training or evaluation.
 
     Args:
-        key: of the settings, for errors.
-        mask_size: side of the rasters of object masks; None reads none.
+        key: key of the settings, for errors.
+        mask_size: side of the object masks in cells; None reads none.
     """
     path, split = settings.path, settings.split
     share = {"fault_fraction": settings.fault_fraction}
@@ -143,7 +143,7 @@ def _require_kind(source, kind: str, key: str) -> None:
 
 
 def _introduce(source, key: str) -> None:
-    """Says what a source has and what it left out; one without any record is refused."""
+    """Log a source's counts, including skipped entries; refuse one without records."""
     report = describe(getattr(source, "report", {}), getattr(source, "named", {}))
     logging.info("%r: %d records%s", source, len(source), f"; {report}" if report else "")
     if not len(source):
@@ -153,7 +153,7 @@ def _introduce(source, key: str) -> None:
 def stream_batches(
     settings: CaptionDataSettings, source, *, batch_size: int, seed: int, start_record: int
 ) -> Iterator[ImageTextBatch]:
-    """This process's batches from a record count on; faulty records are counted and limited."""
+    """Yield this process's batches from a record count on; count and limit skipped records."""
     with blame("data"):
         faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
         stream = image_text_batches(
@@ -168,7 +168,7 @@ def stream_batches(
 
 
 def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> CanvasPlan | None:
-    """The canvas of each picture, if batches are to be grouped by them and the source knows how."""
+    """Return the canvas of each image; None without grouping or without known sizes."""
     if not settings.group_by_canvas or len(settings.canvas_sizes) == 1:
         return None
     sizes = known_sizes(source)
@@ -191,23 +191,23 @@ def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> Ca
 
 
 def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
-    """This process's batches of one pass; records that cannot be used are counted and limited."""
+    """Yield this process's batches of one pass; count and limit skipped records."""
     with blame("evaluation"):
         faults = FaultCounter(settings.fault_fraction, minimum=1)
         shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
         stream = detection_batches(source, settings, shard)
-    # A row of padding is neither a record nor a fault.
+    # A row of padding is not a record.
     return counted(
         stream, faults, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
     )
 
 
 def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -> Iterator:
-    """The batches of a stream alone; their faults go to the counter.
+    """Yield the batches of a stream, and count its skipped records.
 
     Args:
-        count: batch and texts of its faults -> number of records it took.
-        key: of the settings, for errors.
+        count: (batch, texts of its skipped records) -> number of records.
+        key: key of the settings, for errors.
     """
     with contextlib.closing(stream):
         try:

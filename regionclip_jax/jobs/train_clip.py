@@ -19,7 +19,7 @@ def run(settings: TrainClipSettings, workdir: Path) -> Path:
 
 
 def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Training:
-    """Describe the training; it has no files that shapes depend on, so nothing is assumed."""
+    """Describe the training; no shape depends on a file, so ``assumed`` is not used."""
     model = assembly.build_model(settings.model, frozen_norm=False)
     optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
 

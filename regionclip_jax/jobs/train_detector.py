@@ -1,4 +1,4 @@
-"""Training an open-vocabulary detector on base classes, and testing it on novel ones too."""
+"""Train an open-vocabulary detector on base classes, and test it also on novel ones."""
 
 import functools
 from pathlib import Path
@@ -45,9 +45,9 @@ from regionclip_jax.training.initialization import draw_parameters
 
 
 def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
-    """Train, evaluate if the recipe names images for it, and return the detector's directory.
+    """Train, evaluate if the recipe has images for it, and return the detector's directory.
 
-    The directory is whole: CLIP with the trained image tower, the heads, a copy of the localizer.
+    The directory is complete: CLIP with the trained image tower, the heads, and the localizer.
     """
     assembly.log_dtype("model and localizer", settings.model.dtype)
     directory = training_run.run(build(settings), workdir)
@@ -68,10 +68,10 @@ def build(settings: TrainDetectorSettings, assumed: Assumed | None = None) -> Tr
     """Describe the training.
 
     Args:
-        assumed: stands for the localizer and the classes of the data where shapes are enough.
+        assumed: replaces the localizer and the classes of the data if only shapes are needed.
 
     Raises:
-        ConfigError: a model that cannot have what is asked for, or assumptions without a localizer.
+        ConfigError: the model does not support the objective, or there is no localizer.
     """
     detector, clip = settings.detector, assembly.architecture(settings.model)
     assembly.require_detector_fits(detector, clip)
@@ -150,7 +150,7 @@ def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> M
 
 
 def _start_variables(settings: TrainDetectorSettings, start: dict, heads: HeadsConfig) -> dict:
-    """CLIP's variables, and the heads' parameters beside them."""
+    """Return CLIP's variables with the heads' parameters."""
     tower_key, heads_key = jax.random.split(jax.random.key(settings.run.seed))
     variables = start
     if settings.detector.image_tower == "random":
@@ -167,10 +167,10 @@ def _start_variables(settings: TrainDetectorSettings, start: dict, heads: HeadsC
 def _class_embeddings(
     settings: TrainDetectorSettings, names: tuple[str, ...], model: CLIP, start: dict, workdir: Path
 ) -> Vocabulary:
-    """Embeddings of the trained classes, in their order.
+    """Return the embeddings of the trained classes in order.
 
     Raises:
-        ConfigError: a vocabulary of other names, or of the same in another order.
+        ConfigError: a vocabulary with other names or another order.
     """
     detector = settings.detector
     if not detector.vocabulary:

@@ -1,4 +1,4 @@
-"""Training a localizer: where things are, whatever they are, from boxes of base classes."""
+"""Train a localizer (class-agnostic region proposals) on boxes of base classes."""
 
 import functools
 from pathlib import Path
@@ -35,7 +35,7 @@ from regionclip_jax.training.initialization import draw_parameters, merge_parame
 
 
 def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
-    """Train, measure recall if the recipe names images for it, and return the model directory."""
+    """Train, measure recall if the recipe has images for it, and return the model directory."""
     assembly.log_dtype("localizer", settings.localizer.dtype)
     model = training_run.run(build(settings), workdir)
     if settings.evaluation.path:
@@ -53,7 +53,7 @@ def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
 
 
 def build(settings: TrainLocalizerSettings, assumed: Assumed | None = None) -> Training:
-    """Describe the training; it has no files that shapes depend on, so nothing is assumed."""
+    """Describe the training; no shape depends on a file, so ``assumed`` is not used."""
     trained = settings.localizer
     architecture = assembly.choose(LOCALIZER_PRESETS, trained.preset, "localizer.preset")
     _require_canvases(settings, architecture)
@@ -105,7 +105,7 @@ def _open(settings: TrainLocalizerSettings, architecture: LocalizerConfig) -> Ma
 def initial_localizer(
     trained: LocalizerModelSettings, architecture: LocalizerConfig, seed: int
 ) -> dict:
-    """Variables to start from: random ones, or all or the trunk of those of ``init_from``.
+    """Return the initial variables: random ones, or all of ``init_from``, or its trunk only.
 
     Raises:
         CheckpointMismatch: ``init_from`` holds another architecture, or no such trunk.
@@ -141,7 +141,7 @@ def initial_localizer(
 
 
 def _stages(variables: dict, wanted: dict) -> dict:
-    """Those stages of an image tower that the trunk has; a localizer of one level has no res5."""
+    """Select an image tower's stages that the trunk has; a single-level localizer has no res5."""
     return {
         name: {stage: tree[stage] for stage in wanted[name] if stage in tree}
         for name, tree in variables.items()

@@ -1,7 +1,7 @@
-"""Description of a training: what the run, the compile report and the tests of shapes take.
+"""Description of a training, shared by runs, the compile report and tests of shapes.
 
-Each job that trains has ``build(settings) -> Training``. Building reads no array and touches no
-device, so that a program can be traced and compiled where neither data, weights nor devices are.
+Each training job has ``build(settings) -> Training``. Building reads no array and uses no device,
+so a program can be traced and compiled without data, weights and devices.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ Step = Callable[[TrainState, Any, Any], tuple[TrainState, dict]]
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """Stands for files of a recipe that need not be there where shapes are enough."""
+    """Assumptions that replace a recipe's files if only shapes are needed."""
 
-    # Name in models.localizer_presets of the localizer that proposes; None: there is none.
+    # Name in models.localizer_presets of the frozen localizer; None: no localizer.
     localizer: str | None = None
     # Concepts of the pool, or classes of a detector.
     num_names: int = 4764
@@ -42,16 +42,16 @@ class Assumed:
 
 @dataclasses.dataclass(frozen=True)
 class Materials:
-    """Data and weights of a training, opened.
+    """Opened data and weights of a training.
 
     Attributes:
-        contents: JSON-able facts about what lies behind the settings' paths (number of records,
-            hash of the teacher); like the settings they must be the same on resuming.
-        variables: the model's variables before the first step, whole, on the host or one device.
-        frozen: what the step only reads, given the working directory. Called when the run is known
-            to be the same one and to have steps left, so a refused run changes nothing.
+        contents: JSON facts about the files of the settings (number of records, hash of the
+            teacher); like the settings, they must be the same on resume.
+        variables: returns the model's initial variables, unsharded, on the host or one device.
+        frozen: working directory -> read-only arguments of the step. Called only for a checked run
+            with remaining steps, so a refused run changes nothing.
         batches: global record count -> this process's batches from there on.
-        export: writes the model directory, given the variables and the source for its card.
+        export: writes the model directory from the variables and the source for its card.
     """
 
     contents: Mapping
@@ -63,17 +63,17 @@ class Materials:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One training.
+    """Description of one training.
 
     Attributes:
-        settings: of the job.
-        dtype: that the trained model computes in.
-        make_step: builds the step on a mesh; ``jax.jit`` (state donated, frozen not) is the
-            caller's.
-        initial_state: variables -> the state at step 0; traced, so that what an optimizer remembers
-            comes into being sharded.
-        abstract_variables: shapes of the model's variables.
-        abstract_frozen: shapes of what the step only reads.
+        settings: settings of the job.
+        dtype: computation type of the trained model.
+        make_step: builds the step on a mesh; the caller applies ``jax.jit`` (donating the state,
+            not the frozen arguments).
+        initial_state: variables -> state at step 0; traced, so that the optimizer's state is
+            created sharded.
+        abstract_variables: returns the abstract variables of the model.
+        abstract_frozen: returns the abstract read-only arguments of the step.
         open: opens data and weights.
     """
 
@@ -86,13 +86,13 @@ class Training:
     open: Callable[[], Materials]
 
     def abstract_state(self) -> TrainState:
-        """Shapes of the state."""
+        """Return the abstract state."""
         return jax.eval_shape(self.initial_state, self.abstract_variables())
 
     def abstract_batch(
         self, canvas: tuple[int, int] | None = None
     ) -> ImageTextBatch | DetectionBatch:
-        """Shapes of a global batch.
+        """Return an abstract global batch.
 
         Args:
             canvas: (height, width); None is the largest of the recipe.
@@ -123,7 +123,7 @@ def largest_canvas(
 def abstract_boxes(
     size: int, canvas: tuple[int, int], max_boxes: int, mask_size: int | None = None
 ) -> DetectionBatch:
-    """Shapes of a batch of images with boxes."""
+    """Return an abstract batch of images with boxes."""
     masks = None
     if mask_size is not None:
         masks = array(size, max_boxes, mask_size, mask_size, dtype=jnp.uint8)
@@ -141,14 +141,14 @@ def abstract_boxes(
 
 
 def localizer_architecture(directory: str, assumed: Assumed | None) -> LocalizerConfig | None:
-    """Architecture of the localizer that proposes; None where there is none.
+    """Return the architecture of the frozen localizer; None without localizer.
 
     Args:
         directory: its model directory, "" for none.
-        assumed: where given, the directory is not looked at.
+        assumed: if given, the directory is not read.
 
     Raises:
-        CheckpointMismatch: the directory holds none.
+        CheckpointMismatch: the directory holds no localizer.
         ConfigError: an assumed preset that does not exist.
     """
     if assumed is not None:
@@ -158,7 +158,7 @@ def localizer_architecture(directory: str, assumed: Assumed | None) -> Localizer
 
 
 def abstract_frozen_localizer(architecture: LocalizerConfig | None, dtype: jnp.dtype) -> Any:
-    """Shapes of a localizer that proposes; None where there is none."""
+    """Return the abstract variables of the frozen localizer; None without localizer."""
     if architecture is None:
         return None
     return jax.eval_shape(

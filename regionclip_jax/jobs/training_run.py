@@ -1,4 +1,4 @@
-"""The frame every training job runs in: resume, loop, metrics, guards, checkpoints, export."""
+"""Run of every training job: resume, loop, metrics, guards, checkpoints, export."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -46,11 +46,12 @@ def run(training: Training, workdir: Path) -> Path:
     """Train to ``run.num_steps``, from the newest checkpoint in ``workdir`` if there is one.
 
     Returns:
-        The model directory that was exported, ``workdir/model``.
+        The exported model directory, ``workdir/model``.
 
     Raises:
         CheckpointMismatch: ``workdir`` holds a run of another recipe.
-        ConfigError: it is already further than ``run.num_steps``, or the devices do not fit.
+        ConfigError: the run has more than ``run.num_steps`` steps, or the batch does not divide
+            among the devices.
         HostsDisagree: processes of this run found different data.
     """
     settings, materials = training.settings, training.open()
@@ -63,10 +64,10 @@ def run(training: Training, workdir: Path) -> Path:
         workdir / "checkpoints",
         max_to_keep=run.checkpoints_to_keep,
         card=resume_card(settings, materials.contents),
-        # A key that is new has its default in runs of older versions.
+        # Runs of older versions have the default value of a new key.
         added=resume_card(type(settings)(), {}),
     )
-    # Closing waits for the checkpoint that is being written, also on the way out of an error.
+    # Closing waits for a checkpoint that is being written, also after an error.
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore_latest(described(shapes, shardings))
         if restored is None:
@@ -105,17 +106,17 @@ def run(training: Training, workdir: Path) -> Path:
 
 
 def as_clip(architecture: CLIPConfig) -> Callable[[Path, dict, dict], None]:
-    """The ``export`` of jobs that train a CLIP and nothing else."""
+    """Return the ``export`` of jobs that train only a CLIP."""
     return lambda directory, variables, source: save_model(
         directory, variables, ModelCard(architecture, source)
     )
 
 
 def resume_card(settings: TrainingSettings, contents: Mapping) -> dict:
-    """Return what must be the same in the run that saved a checkpoint and in one that resumes it.
+    """Return the facts that must agree between a checkpoint's run and one that resumes it.
 
-    ``run.num_steps`` is part of it where the schedule is drawn over it: a cosine of another length
-    would be another learning rate from the first step on.
+    They include ``run.num_steps`` with a cosine schedule: another length changes the learning rate
+    from the first step on.
     """
     card = {"contents": dict(contents), **fixed_on_resume(settings)}
     if settings.optimizer.schedule == "cosine":
@@ -124,7 +125,7 @@ def resume_card(settings: TrainingSettings, contents: Mapping) -> dict:
 
 
 def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
-    """The step, jitted, over this process's numpy batches; the state stays split as it comes."""
+    """Return the jitted step over this process's numpy batches; the state keeps its sharding."""
     jitted = start_together(
         jax.jit(
             step,
@@ -136,7 +137,7 @@ def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
 
     def run_step(state, batch):
         batch = to_global_batch(batch, mesh)
-        # Whatever would cross from host to device unnoticed in here is a mistake.
+        # An implicit transfer from host to device in the step is a bug.
         with jax.transfer_guard("disallow"):
             return jitted(state, frozen, batch)
 
@@ -152,7 +153,7 @@ def _run_steps(
     run_step: Callable,
     batches_from: Callable[[int], Iterator],
 ) -> TrainState:
-    """The steps that are left, with metrics, guards and checkpoints."""
+    """Run the remaining steps, with metrics, guards and checkpoints."""
     run, is_first_process = settings.run, jax.process_index() == 0
     with contextlib.closing(make_writer(workdir, just_logging=not is_first_process)) as writer:
         if start_step == 0:
