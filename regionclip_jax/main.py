@@ -1,6 +1,6 @@
-"""The door: ``python -m regionclip_jax.main --config=configs/pretrain.py --workdir=DIR``.
+"""Entry point: ``python -m regionclip_jax.main --config=configs/pretrain.py --workdir=DIR``.
 
-Parses flags, starts the devices, and hands the recipe to the job it names.
+Parses flags, initializes the devices, and runs the recipe's job.
 """
 
 import os
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     if _DESCRIBE.value:
         print(recipes.describe(settings))
         return
-    # Imported late, so that --help, --describe and a mistyped flag answer at once.
+    # Imported late, so that --help, --describe and wrong flags respond at once.
     from regionclip_jax.training import stopping
 
     stopping.end_at_once(_PREEMPTED_STATUS.value)
@@ -75,12 +75,12 @@ def main(argv: list[str]) -> None:
         require_shared(workdir)
         joined_cpus = jax.process_count() > 1 and jax.default_backend() == "cpu"
         if jax.config.jax_compilation_cache_dir is None and not joined_cpus:
-            # A run that goes on does not compile again, nor tune itself to other GPU kernels. Of
-            # joined CPUs only the first process would find its programs, and Gloo has aborted
-            # runs of a loaded program with a compiled one.
+            # A resumed run then neither compiles again nor autotunes to other GPU kernels. With
+            # several CPU processes only the first would find its programs, and Gloo has aborted
+            # runs that mix loaded and compiled programs.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
-            # A training writes its own, once it is known to be the run that the folder holds.
+            # A training job writes its settings after it has checked the run in the folder.
             write_settings(workdir, as_plain(settings))
         JOBS[settings.job].run(settings, workdir)
     except (
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
 
 
 def _join_processes() -> None:
-    """Makes this process one of several, where it is."""
+    """Join the processes of the run, if there are several."""
     import jax
 
     from regionclip_jax.sharding.processes import distributed_arguments
@@ -126,9 +126,9 @@ def _join_processes() -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parse flags as absl does, but for --config.KEY=VALUE, which are left for ``main``.
+    """Parse flags like absl, except --config.KEY=VALUE, which are left for ``main``.
 
-    Anything wrong with them is one line instead of a traceback.
+    An error is one line instead of a traceback.
     """
     rest, assignments = recipes.split_assignments(arguments)
     try:

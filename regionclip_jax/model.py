@@ -1,4 +1,4 @@
-"""The public face: a model directory in use. NumPy or PIL in, NumPy out.
+"""Public API: load a model directory, encode and detect. NumPy or PIL in, NumPy out.
 
     import regionclip_jax
 
@@ -6,8 +6,8 @@
     embeddings = model.encode_regions(image, boxes)
     found = model.detect(image, ["cat", "remote control"])
 
-Boxes are xyxy in pixels of the picture as given. Pictures are resized and put on canvases of few
-sizes, so that each function is compiled once for each of them.
+Boxes are xyxy in pixels of the given image. Images are resized and letterboxed to canvases of few
+sizes, so that each function is compiled once for each size.
 """
 
 import collections
@@ -55,9 +55,9 @@ AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
 
 @dataclasses.dataclass(frozen=True)
 class Detected:
-    """What was found in one picture, best first."""
+    """Detections of one image, best first."""
 
-    boxes: Float[np.ndarray, "K 4"]  # xyxy, pixels of the picture as given
+    boxes: Float[np.ndarray, "K 4"]  # xyxy, pixels of the given image
     scores: Float[np.ndarray, " K"]
     classes: Int[np.ndarray, " K"]  # rows of the vocabulary
     names: tuple[str, ...]
@@ -68,23 +68,23 @@ class Detected:
 
 @dataclasses.dataclass(frozen=True)
 class Proposed:
-    """Where a localizer sees things in one picture, best first."""
+    """Proposals of a localizer for one image, best first."""
 
-    boxes: Float[np.ndarray, "R 4"]  # xyxy, pixels of the picture as given
-    logits: Float[np.ndarray, " R"]  # objectness, before any sigmoid
+    boxes: Float[np.ndarray, "R 4"]  # xyxy, pixels of the given image
+    logits: Float[np.ndarray, " R"]  # objectness, before a sigmoid
 
     def __len__(self) -> int:
         return len(self.logits)
 
 
 class RegionCLIP:
-    """A model directory, ready to encode and detect; ``load`` makes one.
+    """Loaded model directory that encodes and detects; ``load`` returns one.
 
     Attributes:
         card: architecture and origin of the weights.
         config: ``card.architecture``.
-        temperature: of the softmax over classes, learned with the weights (CLIP's: 0.01).
-        has_localizer: whether it can find regions by itself.
+        temperature: temperature of the softmax over classes, learned with the weights (CLIP: 0.01).
+        has_localizer: True if the model can propose regions.
     """
 
     def __init__(
@@ -122,27 +122,27 @@ class RegionCLIP:
     def encode_text(
         self, names: Sequence[str], *, templates: str = "clip"
     ) -> Float[np.ndarray, "C D"]:
-        """Embeddings of names, averaged over the prompt templates, not normalised.
+        """Return the embeddings of names, averaged over the prompt templates, not normalized.
 
         Args:
             names: class names, concepts, phrases.
             templates: "clip" (the 81 of RegionCLIP) or "plain" (five short ones).
 
         Raises:
-            ValueError: no name, an empty one, or one that comes twice.
+            ValueError: no name, an empty name, or a repeated name.
         """
         return self.vocabulary(names, templates=templates).embeddings
 
     def vocabulary(self, names: AnyVocabulary = None, *, templates: str = "clip") -> Vocabulary:
-        """Names with their embeddings and this text tower's hash: save it, load it, use it.
+        """Return names with their embeddings and the hash of this text tower.
 
         Args:
-            names: embedded once, then remembered; or a Vocabulary, or the path of one (.npz), which
-                is checked to be this model's; None is the model directory's own.
+            names: names, whose embeddings are cached; or a Vocabulary, or the path of one (.npz),
+                which must come from this model's text tower; None: the model directory's own.
 
         Raises:
             CheckpointMismatch: there is no such file, or another text tower made it.
-            ValueError: no name, an empty one, or one that comes twice.
+            ValueError: no name, an empty name, or a repeated name.
         """
         if names is None:
             names = self.directory / FILE_NAME
@@ -159,12 +159,12 @@ class RegionCLIP:
     def encode_regions(
         self, image: Picture, boxes: Float[np.ndarray, "R 4"]
     ) -> Float[np.ndarray, "R D"]:
-        """Embeddings of boxes of one picture, not normalised.
+        """Return the embeddings of boxes of one image, not normalized.
 
         Args:
-            image: RGB uint8 [H, W, 3] or gray [H, W]; or a PIL picture, taken as it is stored; or a
-                path, whose picture is turned as its EXIF data says.
-            boxes: xyxy in pixels of the picture.
+            image: RGB uint8 [H, W, 3] or gray [H, W]; or a PIL image, used as stored; or a path,
+                whose image is rotated by its EXIF orientation.
+            boxes: xyxy in pixels of the image.
 
         Raises:
             ValueError: the boxes have another shape, or one is not finite or has no area.
@@ -177,7 +177,7 @@ class RegionCLIP:
     def classify(
         self, embeddings: Float[np.ndarray, "R D"], vocabulary: AnyVocabulary = None
     ) -> Float[np.ndarray, "R C"]:
-        """Probabilities of the classes for embeddings of regions; the background has the rest."""
+        """Return class probabilities of region embeddings; the rest to 1 is background."""
         classes = jnp.asarray(self.vocabulary(vocabulary).embeddings)
         regions = jnp.asarray(embeddings)
         return np.asarray(class_probabilities(regions, classes, self.temperature))
@@ -189,10 +189,12 @@ class RegionCLIP:
         num_proposals: int = 1000,
         nms_threshold: float = 0.9,
     ) -> Proposed | list[Proposed]:
-        """Where the localizer sees things, whatever they are.
+        """Return the localizer's class-agnostic proposals.
 
         Args:
-            image: as ``encode_regions``; or a list, for a list.
+            image: as in ``encode_regions``; a list returns a list.
+            num_proposals: largest number of proposals.
+            nms_threshold: IoU above which the lower-scored of two proposals is suppressed.
 
         Raises:
             CheckpointMismatch: the model has no localizer.
@@ -202,7 +204,7 @@ class RegionCLIP:
         settings = DetectionSettings(objectness="none", max_detections=1)
         no_classes = np.zeros((1, self.config.embed_dim), np.float32)
         found = []
-        # Of the prediction only the regions are asked for, and only they are computed.
+        # Only the regions of the prediction are requested, so XLA computes nothing else.
         for placed, regions, row in self._run(
             images, None, settings, proposals, no_classes, "regions"
         ):
@@ -227,29 +229,29 @@ class RegionCLIP:
         embed_from: str = "features",
         report_probabilities: bool = False,
     ) -> Detected | list[Detected]:
-        """Objects by name. The defaults are the reference's for zero-shot detection.
+        """Detect objects by name. The defaults are the reference's for zero-shot detection.
 
-        The directory of a trained detector (configs/train_detector.py) moves its localizer's boxes;
-        the reference's detector of COCO wants ``objectness="none"``.
+        A trained detector (configs/train_detector.py) refines its localizer's boxes; the
+        reference's detector of COCO uses ``objectness="none"``.
 
         Args:
-            image: as ``encode_regions``; or a list, for a list.
-            vocabulary: class names, or what else ``self.vocabulary`` takes.
-            boxes: where to look, xyxy in pixels of the picture (a list of such arrays for a list of
-                pictures); None asks the localizer.
-            objectness: how the localizer's word counts: "reference", "sigmoid" or "none" (see
+            image: as in ``encode_regions``; a list returns a list.
+            vocabulary: class names, or another argument of ``self.vocabulary``.
+            boxes: regions, xyxy in pixels of the image (a list of such arrays for a list of
+                images); None uses the localizer's proposals.
+            objectness: use of the localizer's objectness: "reference", "sigmoid" or "none" (see
                 ``ops.detections``). Given boxes have none.
-            score_threshold: scores up to this are dropped.
+            score_threshold: detections with a score up to this are dropped.
             nms, nms_threshold: "hard", or soft: "gaussian", "linear"; within a class.
-            max_detections: of each picture.
-            num_proposals, proposal_nms_threshold: of the localizer.
-            embed_from: "features", or "crops": every region by itself through the image tower.
-            report_probabilities: scores are those of the classes alone, for people to read;
-                objectness still orders and thresholds (the reference's VIS; hard NMS only).
+            max_detections: largest number of detections of each image.
+            num_proposals, proposal_nms_threshold: proposals of the localizer.
+            embed_from: "features", or "crops": each region alone through the image tower.
+            report_probabilities: report class probabilities as scores; objectness still ranks and
+                thresholds (the reference's VIS; hard NMS only).
 
         Raises:
             CheckpointMismatch: no localizer and no boxes, or a vocabulary of another text tower.
-            ValueError: boxes or names that are none.
+            ValueError: invalid boxes or names.
         """
         images, many = _listed(image)
         classes = self.vocabulary(vocabulary)
@@ -290,12 +292,12 @@ class RegionCLIP:
                 f"{self.directory}: has no localizer to find regions with; add one with "
                 "scripts/convert_checkpoint.py --localizer FILE, or give boxes"
             )
-        # As the reference: 6,000 candidates of the one level of a C4, 1,000 of each of a pyramid's.
+        # Like the reference: 6,000 candidates of a single level (C4), 1,000 of each pyramid level.
         candidates = 6000 if len(self._localizer.config.strides) == 1 else 1000
         return ProposalSettings(num_proposals, candidates, nms_threshold)
 
     def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
-        """(placed picture, a part of its batch's prediction, row in it), in the order given."""
+        """Return (letterboxed image, part of its batch's prediction, row) in the given order."""
         key = (settings, proposals, part)
         if key not in self._steps:
             find = given_boxes if proposals is None else proposals_of(self._localizer, proposals)
@@ -305,7 +307,7 @@ class RegionCLIP:
                 return getattr(predict(variables, batch), part)
 
             self._steps[key] = jax.jit(step)
-        # A trained detector moves its localizer's boxes; given ones stay where they are.
+        # A trained detector refines its localizer's boxes, but not given ones.
         box_head = None if proposals is None else self._box_head
         variables = DetectorVariables(
             self._variables, embeddings, self._localizer_variables, box_head
@@ -334,17 +336,16 @@ def load(
     max_long_side: int = 1333,
     batch_size: int = 1,
 ) -> RegionCLIP:
-    """Opens a model directory (scripts/convert_checkpoint.py or a training job makes one).
+    """Load a model directory (written by scripts/convert_checkpoint.py or a training job).
 
     Args:
-        dtype: "float32"; "bfloat16" where speed counts more than the last digits; or "auto":
-            bfloat16 on GPUs and TPUs, float32 on CPUs.
-        short_side, max_long_side: pictures are resized to these, in pixels, as the reference does
-            for detection.
-        batch_size: pictures of a list that go through at once, where they share a canvas.
+        dtype: "float32"; "bfloat16", faster but less precise; or "auto": bfloat16 on GPUs and TPUs,
+            float32 on CPUs.
+        short_side, max_long_side: limits of the resize in pixels, as in the reference's detection.
+        batch_size: number of images of a list that are processed at once if they share a canvas.
 
     Raises:
-        CheckpointMismatch: there is no complete model, or its arrays are not what its card says.
+        CheckpointMismatch: there is no complete model, or its arrays do not match its card.
     """
     return RegionCLIP(
         directory,

@@ -1,12 +1,12 @@
-"""Recipes: settings from a recipe file and from the command line, strictly.
+"""Recipes: strict settings from a recipe file and the command line.
 
-A recipe file has ``get_config(variant) -> ConfigDict``, and states only what differs:
+A recipe file has ``get_config(variant) -> ConfigDict``, and states only changed values:
 
     config = defaults(PretrainSettings)
     config.data.path = "data/coco"
 
-A ``ConfigDict`` is the form in which recipes, variants and command lines change single keys;
-``resolve`` turns it into settings. Nothing below this module knows it.
+Recipes, variants and command lines change single keys of a ``ConfigDict``; ``resolve`` converts it
+to settings. Other modules use only the settings.
 """
 
 import ast
@@ -30,7 +30,7 @@ Settings = typing.TypeVar("Settings")
 
 _FLAG = "--config."
 
-# Keys of earlier versions, by their last parts -> how they are named now.
+# Last parts of the keys of earlier versions -> current keys.
 _RENAMED = {
     "regions.num_proposals": "regions.proposals.num_proposals",
     "regions.pre_nms_topk": "regions.proposals.pre_nms_topk",
@@ -59,9 +59,9 @@ _RENAMED = {
 
 
 def defaults(section: type) -> ml_collections.ConfigDict:
-    """Return the defaults of settings for a recipe to change.
+    """Return the defaults of settings, for a recipe to change.
 
-    Keys that may be None take None and values of their own type.
+    Optional keys accept None and values of their own type.
     """
     return _as_config(section())
 
@@ -82,7 +82,7 @@ def _as_config(settings: Any) -> ml_collections.ConfigDict:
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
-    """A type without None, and whether None was allowed."""
+    """Return a type without None, and whether None was allowed."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         (rest,) = (a for a in typing.get_args(kind) if a is not type(None))
         return rest, True
@@ -90,7 +90,7 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def _plain_type(kind: Any) -> type:
-    """The type by which a ConfigDict checks a value."""
+    """Return the type by which a ConfigDict checks a value."""
     kind, _ = _without_none(kind)
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
@@ -102,8 +102,8 @@ def load(specification: str) -> ml_collections.ConfigDict:
     """Read a recipe.
 
     Args:
-        specification: a file, or ``FILE:VARIANT``. ``configs/NAME.py`` that is not in the working
-            directory is the recipe that came with the package.
+        specification: a file, or ``FILE:VARIANT``. If ``configs/NAME.py`` is not in the working
+            directory, the package's recipe is used.
 
     Raises:
         ConfigError: no such file, no recipe in it, no such variant, or the file fails.
@@ -130,14 +130,14 @@ def load(specification: str) -> ml_collections.ConfigDict:
 
 
 def read(specification: str, assignments: Iterable[str] = ()) -> Any:
-    """Read a recipe and what the command line sets of it, and return the settings of its job.
+    """Read a recipe, apply assignments of the command line, and return the settings of its job.
 
     Args:
-        specification: as of ``load``.
+        specification: as in ``load``.
         assignments: arguments ``--config.KEY=VALUE``.
 
     Raises:
-        ConfigError: as of ``load``, ``assign`` and ``resolve``, or the recipe names no job.
+        ConfigError: as in ``load``, ``assign`` and ``resolve``, or the recipe names no job.
     """
     config = load(specification)
     section = find_job(config.get("job")).settings
@@ -148,9 +148,9 @@ def read(specification: str, assignments: Iterable[str] = ()) -> Any:
 
 
 def split_assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part a command line into other arguments and those that set a recipe's key.
+    """Separate a command line into other arguments and assignments of a recipe's keys.
 
-    ``--config.KEY VALUE`` comes back as ``--config.KEY=VALUE``.
+    ``--config.KEY VALUE`` becomes ``--config.KEY=VALUE``.
 
     Raises:
         ConfigError: a key without a value.
@@ -174,7 +174,7 @@ def split_assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _find(file: str) -> Path | None:
-    """The recipe's file; those of ``configs/`` are found from any folder."""
+    """Return the recipe's file; recipes of ``configs/`` are found from any folder."""
     path = Path(file)
     if not path.is_file() and path.parent == Path("configs"):
         path = _shipped() / path.name
@@ -182,7 +182,7 @@ def _find(file: str) -> Path | None:
 
 
 def _shipped() -> Path:
-    """Folder of the recipes: beside the package in a checkout, within it when installed."""
+    """Return the folder of recipes: beside the package in a checkout, in it when installed."""
     package = Path(__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -192,10 +192,10 @@ def assign(section: type, config: ml_collections.ConfigDict, key: str, text: str
     """Set a key of a recipe to a value from the command line.
 
     Args:
-        section: the settings that the recipe is of.
+        section: settings class of the recipe.
         key: with dots, e.g. "run.num_steps".
-        text: the value: text as it is, ``None``, a number, ``true`` or ``false``, or a tuple as in
-            Python, e.g. ``(800,)``.
+        text: the value: plain text, ``None``, a number, ``true`` or ``false``, or a tuple in Python
+            syntax, e.g. ``(800,)``.
 
     Raises:
         ConfigError: no such key, or a value of another type.
@@ -207,7 +207,7 @@ def assign(section: type, config: ml_collections.ConfigDict, key: str, text: str
         kind, _ = _without_none(kind)
         config = config[parent]
         if typing.get_origin(kind) is dict:
-            # A name of the recipe's own, such as that of a model.
+            # The recipe chooses these names, such as those of models.
             _set(config, name, text)
             return
         if not dataclasses.is_dataclass(kind):
@@ -221,7 +221,7 @@ def assign(section: type, config: ml_collections.ConfigDict, key: str, text: str
 
 
 def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
-    # The recipe's own type checks would refuse a float where it wrote a whole number.
+    # The ConfigDict's own type checks would refuse a float for a key with an integer value.
     with config.unlocked(), config.ignore_type():
         config[name] = value
 
@@ -234,10 +234,10 @@ def _field_type(section: type, name: str, where: str) -> Any:
 
 
 def _hint(section: type, name: str, where: str) -> str:
-    """What may have been meant by a key that does not exist."""
+    """Suggest a key for one that does not exist."""
     names = [field.name for field in dataclasses.fields(section)]
     for old, new in _RENAMED.items():
-        # A section that has lost the key altogether is not sent to another's.
+        # No suggestion from another section if this one no longer has the key.
         first = new.removeprefix(f"{old.rpartition('.')[0]}.").partition(".")[0]
         if f".{where}".endswith(f".{old}") and first in names:
             return f"; it is {new!r} now"
@@ -263,11 +263,11 @@ def _from_text(kind: Any, text: str, where: str) -> Any:
 
 
 def resolve(section: type[Settings], config: Any, where: str = "config") -> Settings:
-    """Turn a recipe into settings.
+    """Convert a recipe to settings.
 
     Raises:
-        ConfigError: a key that does not exist (with the one that was probably meant), a value of
-            another type or none of a key's choices, or keys that contradict each other.
+        ConfigError: a key that does not exist (with a suggestion), a value of another type or
+            outside a key's choices, or keys that contradict each other.
     """
     if not isinstance(config, ml_collections.ConfigDict | Mapping):
         raise ConfigError(f"{where}: expected a section with keys, found {config!r}")
@@ -302,7 +302,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return resolve(kind, value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
-        return value  # The section itself knows its choices.
+        return value  # The section checks its own choices.
     if origin is tuple and isinstance(value, list | tuple):
         variable = len(arguments) == 2 and arguments[1] is Ellipsis
         if not variable and len(value) != len(arguments):
@@ -321,14 +321,14 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _name(kind: Any) -> str:
-    """A type in words, for errors."""
+    """Name a type in words, for errors."""
     if kind is Count:
         return "a whole number of at least 1"
     return getattr(kind, "__name__", None) or str(kind)
 
 
 def describe(settings: Any) -> str:
-    """Return all keys of settings as lines: key, value, default where it is another, meaning."""
+    """Return all keys of settings as lines: key, value, default if it differs, meaning."""
     lines = []
     for key, value, default, meaning in _described(settings, type(settings)(), "config"):
         changed = "" if value == default else f"  (default {default!r})"
