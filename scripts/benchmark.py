@@ -1,14 +1,14 @@
-"""Times what this repository computes, and the same in PyTorch beside it.
+"""Time the computations of this repository, and the same ones in PyTorch.
 
   python scripts/benchmark.py ops                  RoIAlign, NMS, soft-NMS at the paper's sizes
   python scripts/benchmark.py pretrain --images=2  one pretraining step and its parts
-  python scripts/benchmark.py detect --images=1    detection of pictures and its stages
+  python scripts/benchmark.py detect --images=1    detection of images and its stages
   python scripts/benchmark.py text                 the text tower
   python scripts/benchmark.py data --path=data/coco --split=train2017   reading and resizing
 
---torch times PyTorch's in turns with ours and prints theirs over ours. The first call of everything
-(compilation) stands apart; the median of the repeats is printed with the lowest and the highest.
-Compare lines of one run, not milliseconds of two machines. See docs/benchmarks.md.
+--torch alternates PyTorch's calls with ours and prints the ratio of their time to ours. The first
+call (compilation) is reported separately; the median of the repeats is printed with the lowest and
+the highest. Compare lines of one run, not milliseconds of two machines. See docs/benchmarks.md.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _Help = argparse.ArgumentDefaultsHelpFormatter
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if getattr(args, "torch", False):
-        # By itself JAX takes most of a GPU's memory when it first meets it.
+        # By default JAX allocates most of a GPU's memory at its first use.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     machine = describe_machine()
     print(f"{args.what} on {machine['device']}, {machine['cpus_allowed']} CPU cores")

@@ -1,10 +1,10 @@
-"""Captions a second through the tokenizer and through the search for concepts, on one core.
+"""Measure captions per second of the tokenizer and of the search for concepts, on one core.
 
     python scripts/benchmark_text.py --captions data/coco/annotations/captions_val2017.json
     python scripts/benchmark_text.py
 
-Without a file the captions are made up. The best of the repeats is printed, in processor time, so
-that other work on the machine counts little.
+Without a file, synthetic captions are used. The best of the repeats is printed, in processor time,
+which depends little on other processes.
 """
 
 import argparse

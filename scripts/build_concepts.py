@@ -1,11 +1,11 @@
-"""Captions to a pool of concepts: the nouns and noun phrases they name, with counts.
+"""Build a concept pool from captions: their nouns and noun phrases, with counts.
 
     python scripts/build_concepts.py --captions data/coco/annotations/captions_train2017.json \\
         --min-count 100 --output concepts.txt
 
-Captions come from COCO's JSON, a table (.tsv, .csv) or a text file with one a line. The output has
-a line ``name TAB count`` for each concept and is what --config.concepts.names_file and
-scripts/extract_concept_features.py read. Needs the extra: pip install -e ".[concepts]".
+Captions come from COCO's JSON, a table (.tsv, .csv) or a text file with one per line. The output
+has a line ``name TAB count`` for each concept. --config.concepts.names_file and
+scripts/extract_concept_features.py read it. Needs the extra: pip install -e ".[concepts]".
 """
 
 import argparse

@@ -3,9 +3,9 @@
 #
 # Usage: scripts/check_accelerator.sh [--budget SECONDS] [--output DIR] [--parts a,b,...] [--small]
 #   --help lists the parts. Nothing is installed: PYTHON (default python3) needs jax with its
-#   accelerator, flax, optax, numpy and jaxtyping; parts that need more are left out, and listed.
+#   accelerator, flax, optax, numpy and jaxtyping; parts that need more are skipped and listed.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
-# A folder that the user names is his own, whatever folder he stands in.
+# No cd: paths of the user are relative to the current folder.
 export PYTHONPATH="$root:$root/scripts:$root/tests${PYTHONPATH:+:$PYTHONPATH}"
 exec "${PYTHON:-python3}" -m accelerator.check "$@"

@@ -1,12 +1,12 @@
-"""Compiles a recipe's step for GPUs that are not here, and says what it will cost.
+"""Compile a recipe's step for absent GPUs, and report its costs.
 
     python scripts/compile_for_gpu.py --topology=h200:8 --localizer=rn50_fpn \\
         --config=configs/pretrain.py:rn50_coco
 
-Needs JAX's CUDA plugin (`pip install -e ".[gpu]"`) and neither a GPU nor a driver. The program is
-nearly the one that GPUs would run: kernels that XLA chooses by trying them out (tiles of matrix
-products in Triton, algorithms of convolutions and the memory they work in) are left at their
-defaults. Memory and what travels are the compiler's numbers, times are a roofline: no measurement.
+Needs JAX's CUDA plugin (`pip install -e ".[gpu]"`), but no GPU and no driver. The program is nearly
+the one that GPUs would run. Autotuned kernels (tiles of matrix products in Triton, algorithms and
+workspaces of convolutions) keep their defaults. Memory and communication are the compiler's
+numbers, times are a roofline, not a measurement.
 """
 
 import compiling

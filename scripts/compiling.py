@@ -1,4 +1,4 @@
-"""What `compile_for_tpu.py` and `compile_for_gpu.py` have in common: flags, and what they print."""
+"""Shared command of `compile_for_tpu.py` and `compile_for_gpu.py`: flags and output."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ _DUMP = flags.DEFINE_string("dump", None, "File to write the compiled program's 
 
 
 def run(default_topology: str, meaning: str) -> None:
-    """The command; ``meaning`` explains its flag ``--topology``."""
+    """Run the command; ``meaning`` explains its flag ``--topology``."""
     topology = flags.DEFINE_string("topology", default_topology, meaning)
 
     def main(argv: list[str]) -> None:

@@ -1,12 +1,12 @@
-"""Turns checkpoints of CLIP and RegionCLIP into a model directory; needs no PyTorch.
+"""Convert checkpoints of CLIP and RegionCLIP to a model directory; needs no PyTorch.
 
     python scripts/convert_checkpoint.py --source RN50.pt --output models/rn50
     python scripts/convert_checkpoint.py --localizer rpn_coco_48.pth --output models/rn50
     python scripts/convert_checkpoint.py --trunk R-50.pkl --output models/rn50_imagenet
 
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
-also a .pkl of detectron2. No code from them is run. What was not used is listed; what does not fit
-is refused.
+also a .pkl of detectron2. No code from these files is run. Unused tensors are listed; mismatches
+are refused.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Finds objects by name: JSON and annotated pictures.
+"""Detect objects by name, and write JSON and annotated images.
 
     python scripts/detect.py --checkpoint checkpoints/clip_rn50 --images photos/ \\
         --classes "cat, remote control" --output found
 
 A score is the class's probability. The model directory needs a localizer
-(scripts/convert_checkpoint.py --localizer). OUTPUT gets detections.json and, for every picture with
+(scripts/convert_checkpoint.py --localizer). OUTPUT gets detections.json and, for every image with
 a detection, NAME.png.
 """
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
-    """Every picture; returns the exit status: 1 when the only picture cannot be read."""
+    """Detect on every image; return the exit status: 1 if the only image cannot be read."""
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     pictures, skipped, began = [], [], time.monotonic()
@@ -136,8 +136,11 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
 
 
 def choose(found: Detected, score: float, max_boxes: int, all_names: bool) -> list[int]:
-    """Rows to keep, best first; of several names of exactly one box the best, unless all are
-    wanted, as the reference's visualiser filters them."""
+    """Return the rows to keep, best first.
+
+    Like the reference's visualizer, keep only the best of several names of the same box, unless
+    ``all_names`` is set.
+    """
     kept, seen = [], set()
     for row in range(len(found)):
         box = tuple(found.boxes[row].tolist())

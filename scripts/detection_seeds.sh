@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table of detectors from three starts: three seeds, each its own drawn world and teacher.
+# Compare detectors with three initial weights over three seeds, each with its own scenes and teacher.
 # Usage: scripts/detection_seeds.sh [WORKDIR]   (about 28 minutes on 2 idle CPU cores; continues where it stopped)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 make_environment ""
 workdir="${1:-workdir/scenes_detection}"
 for seed in 0 1 2; do
-  # 75 ends this script as well: no seed starts after one that was stopped.
+  # Status 75 also ends this script: no seed starts after a stopped one.
   .venv/bin/python -m regionclip_jax.main --preempted_status=75 \
     --config=configs/pretrain.py:scenes_detection --workdir="$workdir/seed$seed" \
     --config.seed="$seed" --config.scenes.seed="$seed"

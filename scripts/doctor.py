@@ -1,8 +1,8 @@
-"""What is installed, what a model directory holds, and whether it still says what it said.
+"""Report installed versions and the content of model directories, and run their self-checks.
 
     python scripts/doctor.py checkpoints/clip_rn50
 
-The last line says that all is well, or what is wrong and what to do; the exit status is 0 or 1.
+The last lines say that all is well, or name the problems and remedies; the exit status is 0 or 1.
 """
 
 import argparse
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def examine(directory: Path, *, write: bool) -> None:
-    """Prints what a model directory holds.
+    """Print the content of a model directory.
 
     Raises:
-        CheckpointMismatch: something in it is missing, damaged or does not fit.
+        CheckpointMismatch: a file is missing, damaged or does not match.
     """
     variables, card = load_model(directory)
     print(f"  model: {card.label}, {_count(variables)}, from {card.source}")

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by quickstart.sh and test.sh: an environment in .venv with the tested set of versions,
-# and how it takes memory.
+# Sourced by quickstart.sh and test.sh: create an environment in .venv with the tested versions, and
+# set memory allocation.
 
-# Every step on a CPU takes its memory anew; in large pages that is a tenth of a small CLIP's step
-# less (glibc from 2.35; others ignore it).
+# Every step on a CPU allocates its memory anew; huge pages save a tenth of a small CLIP's step
+# (glibc from 2.35; others ignore it).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 # Usage: make_environment EXTRAS, e.g. make_environment test; run from the repository's root.
@@ -16,7 +16,7 @@ make_environment() {
   if [ ! -x .venv/bin/python ]; then
     "$python" -m venv .venv
   fi
-  # Installed once for each state of the files that decide what is installed.
+  # Install once for each state of the files that define the packages.
   local state
   state="$(cat setup.py setup.cfg constraints.txt | cksum)"
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$state" ]; then

@@ -1,9 +1,9 @@
-"""A list of concepts to a vocabulary file: names, embeddings, prompts and who made them.
+"""Embed a list of concepts as a vocabulary file: names, embeddings, prompts and encoder.
 
     python scripts/extract_concept_features.py --checkpoint checkpoints/clip_rn50 \\
         --concepts concepts.txt --output concepts.npz
 
-Embeddings are averaged over the prompts and not normalised, as the reference's are.
+Embeddings are averaged over the prompts and not normalized, like the reference's.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Embeddings of regions, an .npz for every picture.
+"""Embed regions of images, with an .npz file for every image.
 
     python scripts/extract_region_features.py --checkpoint checkpoints/clip_rn50 --images photos/ \\
         --output features
 
 Regions are the localizer's proposals; with --classes the detections of these names; with --boxes
-those of a JSON {file name: [[x1, y1, x2, y2], ...]}. Each file holds ``boxes`` [R, 4] in pixels of
-the picture and ``features`` [R, D], not normalised; proposals have ``logits`` [R] (objectness),
-detections ``classes`` [R], ``scores`` [R], ``probabilities`` [R, C] and ``names`` [C]. Every row is
-one region in all arrays of a file.
+the boxes of a JSON {file name: [[x1, y1, x2, y2], ...]}. Each file holds ``boxes`` [R, 4] in pixels
+of the image and ``features`` [R, D], not normalized. Proposals have ``logits`` [R] (objectness),
+detections ``classes`` [R], ``scores`` [R], ``probabilities`` [R, C] and ``names`` [C]. A row is the
+same region in all arrays of a file.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -> int:
-    """Every picture; returns the exit status: 1 when the only picture cannot be read."""
+    """Embed regions of every image; return the exit status: 1 if the only image is unreadable."""
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     skipped, began = 0, time.monotonic()
@@ -81,7 +81,7 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
             continue
         boxes = None if given is None else given[path.name]
         arrays = features_of(model, picture, boxes, classes, options.num_proposals)
-        # The whole name, so that a.jpg and a.png do not overwrite each other.
+        # The name with its suffix, so that a.jpg and a.png do not overwrite each other.
         np.savez(output / f"{path.name}.npz", **arrays)
         spent = time.monotonic() - began
         left = spent / number * (len(paths) - number)
@@ -95,7 +95,7 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
 
 
 def features_of(model: RegionCLIP, picture, boxes, classes, num_proposals: int) -> dict:
-    """The arrays of one picture's file."""
+    """Return the arrays of one image's file."""
     if classes is not None:
         found = model.detect(picture, classes)
         features = model.encode_regions(picture, found.boxes)

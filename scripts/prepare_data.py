@@ -1,4 +1,4 @@
-"""Pictures with captions or boxes, made ready for training: ArrayRecord shards with a manifest.
+"""Prepare images with captions or boxes for training: ArrayRecord shards with a manifest.
 
     python scripts/prepare_data.py --source coco_folder --path data/coco --split train2017 \\
         --output data/coco_prepared
@@ -6,8 +6,8 @@
     python scripts/prepare_data.py --source coco_folder --path data/coco --split train2017 \\
         --output data/coco_prepared --benchmark
 
-Every picture is decoded once, so that broken ones are found now; their bytes are copied as they
-are. A run that was stopped or killed goes on when started again. Training reads the directory with
+Every image is decoded once to find broken ones; the bytes are copied unchanged. The same command
+continues a stopped or killed run. Training reads the directory with
 --config.data.source=array_record --config.data.path=OUTPUT. See docs/prepare_data.md.
 """
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give --source, --path and --output, or --verify DIR")
     if options.path is not None and not Path(options.path).exists():
         parser.error(f"--path: {options.path!r} does not exist")
-    # Here, as worker processes import this file and need none of it.
+    # Imported here, because worker processes import this file and do not need these modules.
     from regionclip_jax.data.faults import TooManyFaults
     from regionclip_jax.data.verification import find_damage
     from regionclip_jax.jobs import prepare_data

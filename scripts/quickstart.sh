@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The embedded experiment from nothing: environment, then the main job on drawn scenes.
+# Run the synthetic experiment from scratch: environment, then the main job on synthetic scenes.
 # Usage: scripts/quickstart.sh [WORKDIR] [flags of the main job]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 make_environment ""
 workdir="${1:-workdir/scenes}"
 [ $# -gt 0 ] && shift
-# 75 ends this script as well: a run that was stopped is not followed by its detection.
+# Status 75 also ends this script: no detection after a stopped run.
 .venv/bin/python -m regionclip_jax.main --preempted_status=75 \
   --config=configs/pretrain.py --workdir="$workdir" "$@"
 echo "detection: the same two models, with sliding windows instead of given boxes"

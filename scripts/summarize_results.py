@@ -1,10 +1,10 @@
-"""Mean and spread over runs: a Markdown table from several results.json.
+"""Summarize several results.json as a Markdown table of means and standard deviations.
 
 python scripts/summarize_results.py workdir/seed0 workdir/seed1 workdir/seed2
 python scripts/summarize_results.py workdir/seed* --compare CLIP RegionCLIP --write all.json
 
-The columns are the models of the runs. A last one is the difference of two models: of the only two,
-or of those named. With --write the means, and each run with its recipe, go into one results.json.
+The columns are the models of the runs, and the difference of two models if there are only two, or
+with --compare. --write stores the means, and each run with its recipe, in one results.json.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tests. Usage: scripts/test.sh [--all] [arguments of pytest]
-#   without --all: everything but what is marked slow, on the CPU; with it: everything on the CPU,
-#   then, where there is a GPU or a TPU, the tests marked gpu or tpu once more on that device.
+# Run the tests. Usage: scripts/test.sh [--all] [arguments of pytest]
+#   Without --all: all tests not marked slow, on the CPU. With --all: all tests on the CPU, then, on
+#   a machine with a GPU or a TPU, the tests marked gpu or tpu again on that device.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -10,8 +10,7 @@ processes="${TEST_PROCESSES:-2}"
 
 if [ "${1:-}" != "--all" ]; then
   echo "quick tests run on the CPU"
-  # They spend most of their time compiling programs of a few steps; --all compiles them as a user's
-  # run does.
+  # Quick tests mostly compile programs of a few steps; --all compiles them like a user's run.
   export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
   JAX_PLATFORMS=cpu exec .venv/bin/python -m pytest -q -n "$processes" -m "not slow" "$@"
 fi
@@ -26,7 +25,7 @@ status=0
 JAX_PLATFORMS=cpu .venv/bin/python -m pytest -q -n "$processes" "$@" || status=$?
 case "$platform" in
   gpu | tpu)
-    # One process: several would share the device's memory. 5: none of the chosen tests is marked.
+    # One process: several would share the device's memory. Status 5: no selected test is marked.
     XLA_PYTHON_CLIENT_PREALLOCATE=false .venv/bin/python -m pytest -q -n 0 -m "$platform" "$@" || {
       accelerator_status=$?
       [ "$accelerator_status" = 5 ] || status="$accelerator_status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A job on a TPU slice of Google Cloud, on all of its hosts.
+# Run a job on all hosts of a TPU slice of Google Cloud.
 set -euo pipefail
 
 usage() {
@@ -33,7 +33,7 @@ fail() {
   exit 1
 }
 
-# Everything with an effect goes through here. What a dry run prints can be pasted into a shell.
+# All commands with an effect use this function. The output of a dry run can be pasted into a shell.
 act() {
   if [ -n "$dry_run" ]; then
     printf '%q ' "$@" >&3
@@ -96,7 +96,7 @@ install() {
   act git archive --format=tar.gz "--output=$here/$archive" HEAD
   tpus tpu-vm scp "$here/$archive" "$name:$archive" --worker=all
   [ -n "$dry_run" ] || rm -r "$here"
-  # Files that the last commit no longer has must go. Images come with older Pythons, uv brings its own.
+  # Remove files that the last commit lacks. Images have older Pythons; uv installs its own.
   on_hosts all "set -e; mkdir -p $folder; rm -rf $folder/regionclip_jax $folder/configs $folder/scripts; \
 tar -xzf $archive -C $folder; cd $folder; \
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv; \
@@ -107,7 +107,7 @@ python3 -m uv pip install --quiet -p .venv -c constraints.txt -e '.[tpu]'"
 start() {
   [ ${#job[@]} -gt 0 ] || fail "run needs the flags of the job: run $name -- --config=... --workdir=..."
   local command script
-  # 75: `logs` can tell a job that was stopped from one that is done.
+  # With status 75, `logs` distinguishes a stopped job from a finished one.
   command="$(printf '%q ' .venv/bin/python -m regionclip_jax.main --coordinator=auto \
     --preempted_status=75 "${job[@]}")"
   script="$command & echo \$! >run.pid; wait \$!; echo \$? >run.status"

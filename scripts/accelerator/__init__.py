@@ -1,1 +1,1 @@
-"""The parts of ``scripts/check_accelerator.sh``: each runs in a process of its own."""
+"""Parts of ``scripts/check_accelerator.sh``; each runs in its own process."""

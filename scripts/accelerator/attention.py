@@ -1,4 +1,4 @@
-"""Attention at the ViT's number of tokens: time, memory and error of each implementation."""
+"""Measure attention at the ViT's number of tokens: time, memory and error per implementation."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ _CHUNK = 256
 
 
 def implementations(tokens: int) -> dict[str, Callable]:
-    """Functions of (query, key, value, mask of keys) by name."""
+    """Return functions of (query, key, value, mask of keys) by name."""
 
     def ours(chunk):
         return lambda q, k, v, mask: dot_product_attention(q, k, v, mask[:, None], chunk)
@@ -58,7 +58,7 @@ def _both_ways(attend: Callable) -> Callable:
 
 
 def _exact(arrays, mask):
-    """Output and gradients for one image, in fp32 at the highest precision."""
+    """Return output and gradients for one image, in fp32 at the highest precision."""
     one = [x[:1].astype(jnp.float32) for x in arrays]
     with jax.default_matmul_precision("highest"):
         attend = implementations(one[0].shape[1])["all at once"]

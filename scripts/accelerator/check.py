@@ -1,9 +1,9 @@
 """Prove and measure the package on the accelerator of this machine.
 
-Parts run one after the other, most valuable first, each in a process of its own with its own time.
-Each leaves DIR/PART.json and DIR/PART.log, and DIR/report.md is written again when it ends: a check
-that is cut off keeps what it had. Exit status: 0 if no part failed, 1 if one did, 2 for wrong
-arguments or an interpreter without JAX.
+Parts run one after the other, most valuable first, each in its own process with its own time limit.
+Each writes DIR/PART.json and DIR/PART.log, and updates DIR/report.md at its end, so an interrupted
+check keeps its results. Exit status: 0 if no part failed, 1 if one did, 2 for wrong arguments or an
+interpreter without JAX.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from accelerator.recorder import write_whole
 from accelerator.report import Ended, markdown
 
 _ROOT = Path(__file__).parents[2]
-# What JAX_PLATFORMS calls the backends that JAX reports.
+# Backends reported by JAX -> their names in JAX_PLATFORMS.
 _PLATFORMS = {"gpu": "cuda", "tpu": "tpu", "cpu": "cpu"}
 _DEFAULT_BUDGET = 420.0
 
@@ -82,19 +82,19 @@ class Check:
         self._began = time.monotonic()
         self._ended: list[Ended] = []
         self._environment = dict(os.environ)
-        # By itself JAX takes most of a GPU's memory, and PyTorch needs some of it.
+        # By default JAX allocates most of a GPU's memory, and PyTorch needs some of it.
         self._environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         self._environment.setdefault("PYTHONUNBUFFERED", "1")
-        # Parts compile some of the same programs, and a second check all of them.
+        # Parts share some compiled programs, and a second check uses all of them again.
         cache = str(self._output / "compiled")
         self._environment.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-        # A log of warnings about every second of compilation hides the one that matters.
+        # Frequent warnings during compilation would hide important ones.
         self._environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
     def run(self) -> int:
         parts = self._args.parts
         if PARTS[0] not in parts:
-            # Without the device's name no other number means anything.
+            # All other numbers are meaningless without the device's name.
             parts = [PARTS[0], *parts]
         absent = missing(TORCH)
         if absent:
@@ -113,10 +113,10 @@ class Check:
         return int(any(ended.status == "failed" for ended in self._ended))
 
     def _use_device(self, record: dict) -> None:
-        """Hold the other parts to the device that the first one met."""
+        """Restrict the other parts to the device of the first one."""
         facts = record["facts"]
         backend = facts["backend"]
-        # A device that fails later is then an error, where JAX would turn to the CPU.
+        # A device that fails later is then an error; otherwise JAX would use the CPU.
         self._environment["JAX_PLATFORMS"] = _PLATFORMS.get(backend, backend)
         if backend == "cpu":
             print("no accelerator, measuring the CPU", flush=True)
@@ -136,7 +136,7 @@ class Check:
         left = self._args.budget - (time.monotonic() - self._began)
         seconds = left * part.seconds / sum(other.seconds for other in ahead)
         if seconds < part.least:
-            # The last parts would rather have all that is left than nothing.
+            # A small share of the remaining time would start none of the last parts.
             seconds = min(left, part.least)
         if left < part.least:
             why = f"{max(left, 0):.0f} s of the budget are left, {part.least:g} are needed"
@@ -160,7 +160,7 @@ class Check:
         return Ended(part, status, time.monotonic() - began, record, why)
 
     def _wait(self, command: list[str], log: Path, seconds: float) -> tuple[str, str]:
-        """Status of a part's process, and why it is not "done"."""
+        """Return the status of a part's process, and the reason if it is not "done"."""
         with log.open("w") as said:
             process = subprocess.Popen(
                 command, cwd=_ROOT, env=self._environment, stdout=said, stderr=subprocess.STDOUT,
@@ -171,7 +171,7 @@ class Check:
             except subprocess.TimeoutExpired:
                 return "cut off", f"its {seconds:.0f} s were over"
             finally:
-                # Children too, such as a training that is part of it.
+                # Including its children, such as a training run.
                 _kill_group(process)
         if code == 0:
             return "done", ""
@@ -194,7 +194,7 @@ def _kill_group(process: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-    # The process of a part is killed on the way out.
+    # sys.exit kills the running part's process; SIGTERM alone would not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         main()

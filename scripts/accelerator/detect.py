@@ -1,4 +1,4 @@
-"""Detection: images a second by type and batch, PyTorch's pipeline beside it, and the stages."""
+"""Measure detection: images per second by type and batch, PyTorch's pipeline, and the stages."""
 
 from accelerator.measuring import arguments, free, measure, torch_runner
 from accelerator.recorder import Recorder, compile_together, is_out_of_memory
@@ -21,7 +21,7 @@ def run(recorder: Recorder) -> None:
         _measure_whole(recorder, group, peaks)
     _measure_stages(recorder, *stages_of)
     if not recorder.small:
-        # Networks by torch.compile too, which takes a minute a size.
+        # Also networks by torch.compile, which takes a minute for each size.
         for size in sizes[:2]:
             if recorder.has_time(f"{_label(*size)}, torch compiled", 75):
                 _measure_whole(recorder, [size], peaks, compiled=True)

@@ -1,4 +1,4 @@
-"""Facts: the device, the versions, and the rates that the other parts are compared with."""
+"""Record facts: device, versions, and the rates of products and copies as a reference."""
 
 import shutil
 import statistics
@@ -51,7 +51,7 @@ def run(recorder: Recorder) -> None:
     num = 2**22 if recorder.small else 2**26 if on_cpu else 2**30
     if recorder.has_time("copy", 1):
         numbers = jax.random.normal(jax.random.key(1), (num,), jnp.float32)
-        # Read once, written once.
+        # The data are read once and written once.
         rate = 2 * numbers.nbytes / _median(jax.jit(lambda x: x + 1), numbers)
         recorder.add({"name": f"copy of {numbers.nbytes / 2**20:.0f} MiB", "bytes_per_s": rate})
         print(f"copy: {rate / 1e9:.0f} GB/s read and written", flush=True)

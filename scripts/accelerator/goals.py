@@ -1,10 +1,10 @@
-"""The goals of the project on accelerators, judged from the parts' records."""
+"""Judge the project's goals on accelerators by the parts' records."""
 
 import dataclasses
 from collections.abc import Callable
 
 Records = dict[str, dict]
-# What was found, in words; and whether that is the goal, None where nothing was measured.
+# Result in words; and True if the goal is met, None without a measurement.
 Verdict = tuple[str, bool | None]
 
 
@@ -19,7 +19,7 @@ def _rows(records: Records, part: str) -> list[dict]:
 
 
 def _only_on(kind: str, judge: Callable[[Records], Verdict]) -> Callable[[Records], Verdict]:
-    """A goal of one kind of device, which no other one meets or misses."""
+    """Restrict a goal to one kind of device; it is not judged on others."""
 
     def found(records: Records) -> Verdict:
         facts = records.get("facts", {}).get("facts", {})
@@ -47,7 +47,7 @@ def _utilization(records: Records) -> Verdict:
 
 
 def _ratio(row: dict, columns: tuple[str, ...]) -> float | None:
-    """The least of PyTorch's times over ours."""
+    """Return the smallest ratio of PyTorch's times to ours."""
     ratios = [row[column]["ratio"] for column in columns if "ratio" in row.get(column, {})]
     return min(ratios, default=None)
 

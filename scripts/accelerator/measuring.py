@@ -1,4 +1,4 @@
-"""Rows of the benchmarks as the parts measure them: in time, and in memory."""
+"""Measure rows of the benchmarks within the limits of time and memory of a part."""
 
 import argparse
 import importlib.util
@@ -11,7 +11,7 @@ from benchmarks.timing import Program, Work, measure_row, row_text
 
 
 def arguments(module, **changes) -> argparse.Namespace:
-    """The arguments of a mode of ``scripts/benchmark.py``: its defaults but for ``changes``."""
+    """Return the default arguments of a mode of ``scripts/benchmark.py`` with ``changes``."""
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     parser.set_defaults(dtype="float32")
@@ -23,7 +23,7 @@ def arguments(module, **changes) -> argparse.Namespace:
 
 
 def torch_runner(recorder: Recorder, dtype: str, compiled: bool):
-    """PyTorch on the same device; None, with a note, where there is none."""
+    """Return PyTorch on the same device; None if it is missing, or (with a note) unsupported."""
     missing = [name for name in TORCH if importlib.util.find_spec(name) is None]
     if missing:
         return None
@@ -39,9 +39,9 @@ def torch_runner(recorder: Recorder, dtype: str, compiled: bool):
 def measure(
     recorder: Recorder, work: Work, repeats: int, peak: float | None = None, **labels
 ) -> bool:
-    """Time a row, print it and record it; False where the device's memory did not suffice.
+    """Time a row, print it and record it; return False if the device ran out of memory.
 
-    Labels are recorded with the row. Other errors are recorded as the row's, and go no further.
+    Labels are recorded with the row. Other errors are recorded with the row and not raised.
     """
     try:
         row = labels | measure_row(work, repeats, peak)
@@ -62,6 +62,6 @@ def measure(
 
 
 def free(work: Work) -> None:
-    """Let go of a row's arrays and program before the next takes the device's memory."""
+    """Release a row's arrays and program before the next row needs the device's memory."""
     if isinstance(work.ours, Program):
         work.ours.close()

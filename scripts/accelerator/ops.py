@@ -1,4 +1,4 @@
-"""Operations: RoIAlign, NMS, soft-NMS and attention beside PyTorch's, in alternating runs."""
+"""Measure RoIAlign, NMS, soft-NMS and attention in alternation with PyTorch's."""
 
 from accelerator.measuring import arguments, measure, torch_runner
 from accelerator.recorder import Recorder
@@ -15,7 +15,7 @@ def run(recorder: Recorder) -> None:
     runner = torch_runner(recorder, "bfloat16", compiled=False)
     args = arguments(ops, dtype="bfloat16", implementations=["auto"], **sizes)
     _rows(recorder, args, runner)
-    # The implementations that "auto" left out, and the types.
+    # The implementations that "auto" did not choose, and float32.
     others = ["matmul", "matmul_rows"] + (["gather"] if recorder.small else [])
     args = arguments(ops, dtype="bfloat16", implementations=others, **sizes)
     _rows(recorder, args, None, only="RoIAlign")

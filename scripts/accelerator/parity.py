@@ -1,7 +1,7 @@
-"""Parity: the stored arrays of the reference against this device, at three precisions.
+"""Compare the stored arrays of the reference with this device, at three precisions.
 
-The comparisons are those of the tests (``tests/parity``). Only "highest" has to keep to the CPU's
-tolerances; the others show what the fast types cost.
+The comparisons are those of the tests (``tests/parity``). Only "highest" must meet the CPU's
+tolerances; the others show the errors of the fast types.
 """
 
 import jax
@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from accelerator.recorder import Recorder, is_out_of_memory
 from parity.families import FAMILIES
 
-# Name, computing type, precision of products.
+# Name, type of the computation, precision of products.
 MODES = (
     ("highest", jnp.float32, "highest"),
     ("bfloat16", jnp.bfloat16, "default"),
     ("default", jnp.float32, "default"),
 )
-# Enough to see every mechanism in a test on two CPU cores.
+# Families that cover every mechanism in a test on two CPU cores.
 _SMALL = ("nms", "box_coder", "text", "losses")
 
 
@@ -24,7 +24,7 @@ def run(recorder: Recorder) -> None:
     """Compare every family in every mode.
 
     Raises:
-        RuntimeError: at the end, if one is beyond its tolerance at the highest precision.
+        RuntimeError: at the end, if a family exceeds its tolerance at the highest precision.
     """
     failed = []
     for mode, dtype, precision in MODES:
@@ -42,7 +42,7 @@ def run(recorder: Recorder) -> None:
 
 
 def _compare(recorder: Recorder, mode: str, name: str, family, dtype, precision) -> bool:
-    """Record a family's comparisons; True if all keep to their tolerances."""
+    """Record a family's comparisons; return True if all are within their tolerances."""
     row = {"name": name, "mode": mode}
     try:
         with jax.default_matmul_precision(precision):

@@ -1,4 +1,4 @@
-"""The parts of the check, most valuable first."""
+"""Parts of the check, most valuable first."""
 
 import dataclasses
 import importlib.util
@@ -6,25 +6,25 @@ import importlib.util
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One part: module ``accelerator.<name>`` with a function ``run(recorder)``."""
+    """Part of the check: module ``accelerator.<name>`` with a function ``run(recorder)``."""
 
     name: str
     meaning: str
-    # Seconds of a budget of 420 that it may take; time that a part leaves over goes to the next.
+    # Its seconds of a budget of 420; unused time goes to the next parts.
     seconds: float
-    # With less than this it is not started.
+    # Seconds without which it is not started.
     least: float
-    # Packages without which it cannot run, and without which it leaves something out.
+    # Required packages, and packages for optional measurements.
     needs: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
 
     def missing(self) -> tuple[list[str], list[str]]:
-        """Packages of ``needs`` and of ``wants`` that this interpreter cannot import."""
+        """Return the packages of ``needs`` and of ``wants`` that cannot be imported."""
         return missing(self.needs), missing(self.wants)
 
 
 def missing(packages: tuple[str, ...]) -> list[str]:
-    """Those of the packages that this interpreter cannot import."""
+    """Return the packages that this interpreter cannot import."""
     return [name for name in packages if importlib.util.find_spec(name) is None]
 
 

@@ -1,4 +1,4 @@
-"""Pretraining: the whole step by preset, type and batch, PyTorch's beside it, and its parts."""
+"""Measure the pretraining step by preset, type and batch, PyTorch's step, and the parts."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ class Size:
     preset: str
     dtype: str
     images: int
-    # PyTorch's columns: "", "torch", or "torch compiled", which is "torch" too.
+    # PyTorch's columns: "", "torch", or "torch compiled", which includes "torch".
     torch: str = ""
     # Regions of an image at once; 0 is all of them.
     chunk: int = 25
@@ -26,7 +26,7 @@ class Size:
         return f"{self.preset}, {self.dtype}, {self.images} images{chunk}{torch}"
 
 
-# Groups compile together; the groups and their sizes come in order of value.
+# Groups compile together; groups and sizes are in order of value.
 _GROUPS = (
     (
         Size("RN50", "bfloat16", 24, "torch compiled"),
@@ -73,7 +73,7 @@ def run(recorder: Recorder) -> None:
 
 def _setup(recorder: Recorder, size: Size) -> pretraining.Setup:
     small = dict(height=64, width=96, regions=5, concepts=30)
-    # The recipe's largest canvas of a ViT.
+    # The largest canvas of a ViT's recipe.
     canvas = dict(height=752, width=752) if size.preset.startswith("ViT") else {}
     args = arguments(
         pretraining,
@@ -103,7 +103,7 @@ def _measure_group(recorder: Recorder, sizes: list[Size], peaks: dict[str, float
 
 
 def _measure_or_halve(recorder: Recorder, size: Size, work: Work | None, peak: float) -> None:
-    """Measure a size; where the memory does not suffice, half as many images, and so on."""
+    """Measure a size; halve the number of images until the memory suffices."""
     while work is None or not measure(
         recorder, work, 5, peak,
         size=size.label, preset=size.preset, dtype=size.dtype, images=size.images,

@@ -1,4 +1,4 @@
-"""Profile: a trace of one pretraining step and of one detection, reduced to its kernels."""
+"""Profile one pretraining step and one detection, and list their kernels."""
 
 import collections
 import shutil
@@ -57,7 +57,7 @@ def _profile(recorder: Recorder, name: str, call: Callable) -> None:
 
 
 def kernels(data: jax.profiler.ProfileData) -> list[tuple[str, int, float]]:
-    """Name, calls and milliseconds of what ran on the device, most time first."""
+    """Return name, calls and milliseconds of the device's kernels, most time first."""
     calls, nanoseconds = collections.Counter(), collections.Counter()
     for event in _device_events(data):
         calls[event.name] += 1
@@ -66,7 +66,7 @@ def kernels(data: jax.profiler.ProfileData) -> list[tuple[str, int, float]]:
 
 
 def _device_events(data: jax.profiler.ProfileData) -> Iterator:
-    """Kernels of a GPU's streams, operations of a TPU, or those that XLA ran on the CPU."""
+    """Yield kernels of a GPU's streams, operations of a TPU, or XLA's operations on the CPU."""
     planes = list(data.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     for plane in devices or planes:
@@ -75,7 +75,7 @@ def _device_events(data: jax.profiler.ProfileData) -> Iterator:
         operations = [line for line in lines if line.name == "XLA Ops"]
         for line in (streams or operations) if devices else lines:
             for event in line.events:
-                # On a CPU threads also tell of their pool and of Python.
+                # CPU threads also have events of their pool and of Python.
                 if devices or (
                     not event.name.startswith("end: ") and "hlo_op" in dict(event.stats)
                 ):

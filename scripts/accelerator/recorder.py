@@ -1,4 +1,4 @@
-"""The record of one part: rows, facts and notes, written to its file as they come."""
+"""Record of one part: rows, facts and notes, written to its file immediately."""
 
 import concurrent.futures
 import json
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class Recorder:
-    """Write everything a part finds to ``path`` at once: a part that is cut off keeps it.
+    """Recorder that writes every result to ``path`` at once, so an interrupted part keeps it.
 
     Args:
         path: the JSON file.
-        seconds: time that the part may take.
-        small: sizes for a test on two CPU cores.
+        seconds: time limit of the part.
+        small: use sizes for a test on two CPU cores.
     """
 
     def __init__(self, path: Path, seconds: float, small: bool):
@@ -35,7 +35,7 @@ class Recorder:
         return self._seconds - (time.monotonic() - self._began)
 
     def has_time(self, name: str, seconds: float = 0.0) -> bool:
-        """Tell whether ``seconds`` are left; if not, list ``name`` as not run."""
+        """Return True if ``seconds`` are left; otherwise list ``name`` as not run."""
         if self.seconds_left > seconds:
             return True
         self._record["not_run"].append(name)
@@ -63,23 +63,23 @@ class Recorder:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file, so that it is never half written."""
+    """Replace a file atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
     os.replace(partial, path)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether JAX, its compiler or PyTorch ran out of the device's memory."""
+    """Return True if JAX, its compiler or PyTorch ran out of the device's memory."""
     text = str(error)
     return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
 
 
 def compile_together(compilations: Iterable[Callable[[], None]]) -> list[BaseException | None]:
-    """Compile in threads, so that a host with many cores takes little longer than for the longest.
+    """Compile in threads; with many cores this takes little longer than the longest compilation.
 
     Returns:
-        Each one's error, or None.
+        The error of each compilation, or None.
     """
     workers = max(1, min(6, (os.cpu_count() or 1) // 2))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:

@@ -1,4 +1,4 @@
-"""report.md: what ran, the goals met or missed, and the main numbers of each part."""
+"""Write report.md: status of the parts, goals met or missed, and main numbers of each part."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from accelerator.parts import Part
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How a part ended: "done" (or "in part"), "cut off", "failed", "left out" or "not run"."""
+    """Ended part; status "done" (or "in part"), "cut off", "failed", "left out" or "not run"."""
 
     part: Part
     status: str
@@ -23,7 +23,7 @@ class Ended:
 
 
 def markdown(ended: list[Ended], *, budget: float, small: bool, parts: list[Part]) -> str:
-    """Return the report on the parts that ended so far."""
+    """Return the report on the parts that have ended."""
     records = {one.part.name: one.record for one in ended}
     facts = records.get("facts", {}).get("facts", {})
     lines = [f"# Accelerator check: {facts.get('device', 'unknown device')}", ""]

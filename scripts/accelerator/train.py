@@ -1,4 +1,4 @@
-"""Train: the real job on synthetic scenes, thirty steps, killed and resumed, bit for bit."""
+"""Train a real job on synthetic scenes for thirty steps, kill it, resume it, and compare bits."""
 
 import os
 import shutil
@@ -13,21 +13,21 @@ import numpy as np
 from accelerator.recorder import Recorder
 
 _ROOT = Path(__file__).parents[2]
-_STEPS = 15  # of the teacher, and of the student
+_STEPS = 15  # steps of the teacher, and of the student
 _RECIPE = "configs/pretrain.py"
 
 
 def run(recorder: Recorder) -> None:
     environment = dict(os.environ)
-    # JAX itself is not asked: a TPU has room for one process, and that is the job's.
+    # Do not query JAX here: a TPU admits one process, which must be the job's.
     if environment.get("JAX_PLATFORMS") == "cuda":
-        # Sums of scattered gradients by atomics come out otherwise every time.
+        # Sums of scattered gradients by atomics are not deterministic.
         flags = environment.get("XLA_FLAGS", "")
         environment["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
         recorder.note("XLA_FLAGS=--xla_gpu_deterministic_ops=true, which bit-equal runs need")
     whole, killed = recorder.folder / "train_whole", recorder.folder / "train_killed"
     for folder in (whole, killed):
-        # An earlier check's runs would go on where they ended.
+        # Runs of an earlier check would be resumed.
         shutil.rmtree(folder, ignore_errors=True)
     began = time.monotonic()
     _finish(recorder, whole, environment)
@@ -66,7 +66,7 @@ def _command(workdir: Path) -> list[str]:
 
 
 def _finish(recorder: Recorder, workdir: Path, environment: dict) -> str:
-    """Run to the end; returns what was said."""
+    """Run to the end, and return the log."""
     done = subprocess.run(
         _command(workdir), cwd=_ROOT, env=environment, capture_output=True, text=True,
         timeout=max(recorder.seconds_left, 1), check=False,
@@ -78,7 +78,7 @@ def _finish(recorder: Recorder, workdir: Path, environment: dict) -> str:
 
 
 def _kill_after_checkpoint(recorder: Recorder, workdir: Path, environment: dict) -> None:
-    """SIGKILL in the student's training, once it has a checkpoint that is not its last."""
+    """Kill the student's training by SIGKILL after a checkpoint before its last."""
     checkpoints = workdir / "student" / "checkpoints"
     log = recorder.folder / "train_killed.log"
     with log.open("w") as said:
@@ -103,7 +103,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _different(one: Path, other: Path) -> list[str]:
-    """Names of arrays of two model directories that are not equal bit for bit."""
+    """Return the names of arrays that differ in any bit between two model directories."""
     from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 
     found, expected = (flatten(load_model(folder)[0]) for folder in (one, other))

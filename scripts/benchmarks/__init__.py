@@ -1,1 +1,1 @@
-"""What ``scripts/benchmark.py`` times, one room a mode."""
+"""Modes of ``scripts/benchmark.py``, one module per mode."""

@@ -1,6 +1,6 @@
-"""A source's records into training canvases: as fast as one core, and as threads and workers do.
+"""Records of a source to training canvases: rates of one core, and of threads and workers.
 
-The pipeline is the one that training reads, with the numbers of ``configs/pretrain.py:rn50_coco``.
+The pipeline is that of training, with the numbers of ``configs/pretrain.py:rn50_coco``.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from regionclip_jax.data.read_speed import measure_reading
 from regionclip_jax.jobs.streams import SourceChoice, open_image_text_source, plan_canvases
 from regionclip_jax.settings import CaptionDataSettings
 
-# (height, width) of the pictures drawn here: COCO's commonest.
+# (height, width) of the synthetic images: COCO's most common sizes.
 _SIZES = ((480, 640), (480, 640), (480, 640), (640, 480), (427, 640))
 
 
@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Prints and returns ``rows``, ``reading`` and ``cores_needed``."""
+    """Print and return ``rows``, ``reading`` and ``cores_needed``."""
     if args.workers and not flags.FLAGS.is_parsed():
-        flags.FLAGS(["benchmark.py"])  # which grain's workers ask for
+        flags.FLAGS(["benchmark.py"])  # grain's workers need parsed flags
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         choice = SourceChoice(args.source, args.path or "", args.split, args.fault_fraction)
         if args.path is None:
@@ -69,7 +69,7 @@ def _works(args, source) -> Iterator[Work]:
         plans.append((name, args.threads, args.workers))
     for name, num_threads, num_workers in plans:
         with contextlib.closing(_stream(args, source, num_threads, num_workers)) as stream:
-            # The first batch starts threads and workers, and is none of the runs.
+            # The first batch starts threads and workers, and is not one of the runs.
             yield Work(name, lambda s=stream: next(s)[1], items=args.batch, unit="records")
 
 
@@ -93,7 +93,7 @@ def _stream(args, source, num_threads: int, num_workers: int):
 
 
 def draw_coco(root: Path, num_pictures: int) -> None:
-    """A COCO folder, split "drawn", of JPEGs about as large as COCO's: smooth shapes and grain."""
+    """Write a COCO folder, split "drawn", of JPEGs with COCO's sizes: smooth shapes and noise."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir()
     (root / "drawn").mkdir()

@@ -1,4 +1,4 @@
-"""Zero-shot detection with a pyramid's proposals, and its stages. Weights are random."""
+"""Zero-shot detection with proposals of a feature pyramid, and its stages; random weights."""
 
 import argparse
 import dataclasses
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(chunk: int | None, implementation: str = "auto") -> DetectionSettings:
-    """The reference's, but for objectness: random logits are negative, and would have no scores."""
+    """Return the reference's settings, with sigmoid objectness: random logits are negative."""
     return DetectionSettings(
         regions_per_chunk=chunk, objectness="sigmoid", roi_align_impl=implementation
     )
@@ -56,7 +56,7 @@ def settings_of(chunk: int | None, implementation: str = "auto") -> DetectionSet
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that detection and its stages are made of."""
+    """Inputs of detection and its stages."""
 
     model: CLIP
     localizer: Localizer
@@ -69,7 +69,7 @@ class Setup:
 
 
 def build(args: argparse.Namespace) -> Setup:
-    """Draw weights, images, boxes and embeddings of the sizes that ``args`` names."""
+    """Draw weights, images, boxes and embeddings of the sizes in ``args``."""
     config, dtype = PRESETS[args.preset], jnp.dtype(args.dtype)
     localizer = Localizer(LOCALIZER_PRESETS[args.localizer], dtype)
     rng = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
 
 
 def whole(setup: Setup, theirs: dict[str, dict]) -> Work:
-    """From canvases to detections, as one program."""
+    """Return the row of the whole detection, from canvases to detections, as one program."""
     find_regions = proposals_of(setup.localizer, setup.proposals)
     step = make_predict_step(setup.model, settings_of(setup.chunk), find_regions)
     counted = make_predict_step(setup.model, settings_of(None, "gather"), find_regions)
@@ -124,7 +124,7 @@ def whole(setup: Setup, theirs: dict[str, dict]) -> Work:
 
 
 def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
-    """Rows of what detection consists of, each as a program of its own."""
+    """Yield rows of the stages of detection, each as its own program."""
     model, localizer, boxes = setup.model, setup.localizer, setup.boxes
     images, sizes = setup.batch.images, setup.batch.sizes
     clip, settings = setup.variables.clip, settings_of(setup.chunk)
@@ -143,7 +143,7 @@ def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
         return model.apply(clip, pixels, sizes, method=model.image_features)
 
     def crops(image_features, boxes):
-        # Their mean, so that a thousand crops need not be kept.
+        # The mean, so that a thousand crops need not be stored.
         crops = roi_align(image_features.map, boxes, model.crop_size, 1 / model.stride)
         return crops.mean((2, 3))
 
@@ -174,7 +174,7 @@ def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
 
 
 def torch_columns(setup: Setup, runner) -> dict[str, dict]:
-    """PyTorch's columns by the names of our rows; that of the whole is "all"."""
+    """Return PyTorch's columns by the names of our rows; the whole detection is "all"."""
     import torch
 
     from benchmarks import torch_detection as detection

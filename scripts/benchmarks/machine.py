@@ -1,4 +1,4 @@
-"""What a benchmark ran on and at: device, versions, commit, and the peak that MFU is a share of."""
+"""Describe the machine of a benchmark: device, versions, commit, and the peak FLOPs of MFU."""
 
 import contextlib
 import importlib.metadata
@@ -18,14 +18,14 @@ _PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision")
 
 
 class Peak(NamedTuple):
-    """FLOPs a second, and where the number is from."""
+    """Peak FLOPs per second, and the source of the number."""
 
     flops: float
     source: str
 
 
 def find_peak(dtype: str) -> Peak:
-    """The maker's number where it is known, else a large matrix product's rate, measured now."""
+    """Return the vendor's peak if known, else the measured rate of a large matrix product."""
     kind = jax.devices()[0].device_kind
     known = peak_flops(kind, dtype)
     if known is not None:
@@ -63,7 +63,7 @@ def describe_machine() -> dict:
 
 
 def _processor() -> str:
-    """The model of the CPU, which Python does not say on Linux."""
+    """Return the model of the CPU, which Python does not report on Linux."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -72,7 +72,7 @@ def _processor() -> str:
 
 
 def available_cpus() -> int:
-    """Those that this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -86,7 +86,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Of a git checkout, with "+" where files differ from it."""
+    """Return the commit of the checkout, with "+" if files differ from it."""
 
     def git(*arguments: str) -> str:
         root = Path(__file__).parents[2]

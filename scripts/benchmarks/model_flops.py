@@ -1,4 +1,4 @@
-"""FLOPs that the numbers of a step need, whatever a program does to save memory."""
+"""Count the model FLOPs of a step, independent of recomputation to save memory."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from regionclip_jax.ops.backend import tracing_for
 
 
 def count_model_flops(step: Callable, *arguments) -> int:
-    """Of matrix products and convolutions of a step that is built for counting.
+    """Count the FLOPs of the matrix products and convolutions of a step built for counting.
 
-    That is without chunks and micro-batches, whose forward passes run twice, and with RoIAlign by
-    "gather", which multiplies no matrices: its interpolation counts as none. As for a GPU, whatever
-    the device: TPUs multiply zeros to fill their lanes.
+    Such a step has no chunks and micro-batches, whose forward passes run twice, and uses RoIAlign
+    by "gather", which multiplies no matrices: its interpolation is not counted. The step is traced
+    for a GPU on any device, because TPUs multiply zeros to fill their lanes.
     """
     with tracing_for("gpu"):
         flops = count_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
-    # What is jitted within the step was traced for it as well, and must not be run on this device.
+    # Functions jitted within the step were traced for a GPU too, and must not run on this device.
     jax.clear_caches()
     return flops

@@ -1,4 +1,4 @@
-"""RoIAlign, the suppressions and attention by themselves, at the sizes of the paper's recipes."""
+"""RoIAlign, NMS, soft-NMS and attention alone, at the sizes of the paper's recipes."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ def _our_align(crop: int, implementation: str) -> tuple[Callable, Callable]:
         return roi_align(features, boxes, crop, 1 / _STRIDE, implementation=implementation)
 
     def both(features, boxes):
-        # The crops come out too: their gradient alone does not need them.
+        # Return the crops too: their gradient alone does not need them.
         crops, backward = jax.vjp(lambda maps: forward(maps, boxes), features)
         return crops, backward(jnp.ones_like(crops))
 
@@ -82,7 +82,7 @@ def _torch_align(crop: int, features, boxes, runner) -> dict[str, dict]:
     from torchvision.ops import roi_align as their_align
 
     dtype = torch.bfloat16 if runner.is_bfloat16 else torch.float32
-    # torchvision's kernel wants the channels first in memory.
+    # torchvision's kernel needs the channels first in memory.
     maps = runner.tensor(features.astype(jnp.float32)).to(dtype).permute(0, 3, 1, 2).contiguous()
     boxes = list(runner.tensor(boxes))
     differentiated = maps.clone().requires_grad_()
@@ -157,7 +157,7 @@ def _torch_per_class(boxes, scores, runner) -> dict[str, dict]:
 
 
 def _attend(args, runner) -> Iterator[Work]:
-    """Attention as the towers compute it on this device."""
+    """Yield rows of attention as the towers compute it on this device."""
     shape = args.images, args.tokens, args.heads, _HEAD_WIDTH
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = [jax.random.normal(key, shape, jnp.dtype(args.dtype)) for key in keys]
@@ -197,7 +197,7 @@ def _torch_attend(arrays, runner) -> dict[str, dict]:
 
 
 def _overlapping_boxes(rng, num_boxes: int, height: int, width: int) -> np.ndarray:
-    """Draw boxes like proposals: about twenty around each of some objects of all sizes."""
+    """Draw boxes like proposals: about twenty around each of several objects of all sizes."""
     size = np.array([width, height])
     objects = max(1, num_boxes // 20)
     sides = np.exp(rng.uniform(np.log(0.03), np.log(0.7), (objects, 2)))

@@ -1,4 +1,4 @@
-"""One step of RegionCLIP pretraining, and its parts. Weights are random: they change no time."""
+"""One step of RegionCLIP pretraining, and its parts; random weights do not change the times."""
 
 import argparse
 import dataclasses
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(num_regions: int, chunk: int | None) -> PretrainObjective:
-    """Return the paper's objective, on random boxes, with one group of all images."""
+    """Return the paper's objective with random boxes and one group of all images."""
     return PretrainObjective(
         proposals=ProposalSettings(num_proposals=num_regions),
         num_regions=num_regions,
@@ -55,7 +55,7 @@ def settings_of(num_regions: int, chunk: int | None) -> PretrainObjective:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that a step and its parts are made of."""
+    """Inputs of a step and its parts."""
 
     model: CLIP
     variables: dict
@@ -68,7 +68,7 @@ class Setup:
 
 
 def build(args: argparse.Namespace) -> Setup:
-    """Draw weights, images and boxes of the sizes that ``args`` names."""
+    """Draw weights, images and boxes of the sizes in ``args``."""
     config = PRESETS[args.preset]
     dtype = jnp.dtype(args.dtype)
     variables = draw_weights(abstract_variables(config))
@@ -106,10 +106,10 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
 
 
 def whole_step(setup: Setup, runner=None) -> Work:
-    """Teacher, student, losses and update as a job runs them: the state is donated."""
+    """Return the row of teacher, student, losses and update, with a donated state as in a job."""
     step = Program(
         make_pretrain_step(setup.model, setup.model, setup.optimizer, setup.settings, seed=0),
-        # A donated state is gone: the caller's stays for the other rows.
+        # A copy, because a donated state cannot be used by the other rows.
         jax.tree.map(jnp.copy, setup.state), setup.frozen, setup.batch,
         carries_first=True,
     )  # fmt: skip
@@ -128,7 +128,7 @@ def whole_step(setup: Setup, runner=None) -> Work:
 
 
 def parts(setup: Setup, runner=None) -> Iterator[Work]:
-    """Rows of what a step consists of, each as a program of its own."""
+    """Yield rows of the parts of a step, each as its own program."""
     model, variables, batch, boxes = setup.model, setup.variables, setup.batch, setup.boxes
     theirs = _torch_parts(setup, runner) if runner else {}
     sizes, pixels = batch.sizes, normalize_for_clip(batch.images, batch.sizes)
@@ -143,7 +143,7 @@ def parts(setup: Setup, runner=None) -> Iterator[Work]:
     features = jax.jit(find_features)(variables, pixels)
 
     def align(features, boxes):
-        # The crops' mean, so that they need not be kept. PyTorch keeps them: ``ops`` compares.
+        # The mean, so that the crops need not be stored. PyTorch stores them: ``ops`` compares.
         crops = roi_align(features.map, boxes, model.crop_size, 1 / model.stride)
         return crops.mean((2, 3))
 
@@ -184,7 +184,7 @@ def parts(setup: Setup, runner=None) -> Iterator[Work]:
 
 
 def _losses(setup: Setup) -> tuple[Callable, StudentEmbeddings, jax.Array, Frozen]:
-    """The three losses' gradient by random embeddings, and what it is called with."""
+    """Return the gradient of the three losses with respect to embeddings, and its arguments."""
     (num, regions), dim = setup.boxes.shape[:2], setup.model.config.embed_dim
     keys = jax.random.split(jax.random.key(2), 4)
     embeddings = StudentEmbeddings(
@@ -208,7 +208,7 @@ def _losses(setup: Setup) -> tuple[Callable, StudentEmbeddings, jax.Array, Froze
 
 
 def _torch_parts(setup: Setup, runner) -> dict[str, dict]:
-    """Columns by the names of our rows."""
+    """Return PyTorch's columns by the names of our rows."""
     import torch
 
     from benchmarks.torch_clip import torch_clip
@@ -230,7 +230,7 @@ def _torch_parts(setup: Setup, runner) -> dict[str, dict]:
     }
     if config.is_vit:
         return columns
-    # As ours: of layer4, the pool and the features; norms stay frozen.
+    # Like ours: gradients of layer4, the pool and the features; norms stay frozen.
     differentiated = torch_clip(config, variables, runner)
     parameters = [
         *differentiated.visual.layer4.parameters(),

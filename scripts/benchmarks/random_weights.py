@@ -1,4 +1,4 @@
-"""Weights that change no time, drawn by NumPy: JAX's own initializers compile for half a minute."""
+"""Draw random weights by NumPy; JAX's own initializers compile for half a minute."""
 
 import math
 
@@ -12,7 +12,7 @@ _CONSTANTS = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0, "logit_scale":
 
 
 def draw_weights(abstract: dict, seed: int = 0) -> dict:
-    """Variables of the shapes ``abstract``, of a size that keeps activations finite in bf16."""
+    """Draw variables of the shapes ``abstract``, scaled to keep activations finite in bf16."""
     rng = np.random.default_rng(seed)
 
     def draw(path: str, shape: tuple[int, ...]):
@@ -27,5 +27,5 @@ def draw_weights(abstract: dict, seed: int = 0) -> dict:
 
 
 def in_type(variables: dict, dtype: jnp.dtype) -> dict:
-    """Cast kernels and matrices of frozen variables to the computing type, as the jobs do."""
+    """Cast kernels and matrices of frozen variables to ``dtype``, as the jobs do."""
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, variables)

@@ -1,4 +1,4 @@
-"""The text tower: prompts a second. The tokenizer's speed is ``scripts/benchmark_text.py``'s."""
+"""Prompts per second of the text tower; ``scripts/benchmark_text.py`` times the tokenizer."""
 
 import argparse
 import functools
@@ -47,7 +47,7 @@ def works(args: argparse.Namespace, runner) -> Iterator[Work]:
 
 
 def made_up_tokens(num: int, length: int, vocab_size: int) -> np.ndarray:
-    """Captions of nine tokens between the start and the end of a text."""
+    """Draw captions of nine tokens between start and end token."""
     rng = np.random.default_rng(0)
     tokens = np.zeros((num, length), np.int32)
     tokens[:, 1:10] = rng.integers(1, vocab_size - 2, (num, 9))

@@ -1,4 +1,4 @@
-"""Rows of a benchmark: our time and PyTorch's, measured in turns, and the rates they give."""
+"""Time rows of a benchmark: ours and PyTorch's calls in alternation, and their rates."""
 
 import dataclasses
 import statistics
@@ -10,13 +10,13 @@ import jax
 
 
 class Program:
-    """A function with its arguments, compiled ahead of its first run.
+    """Function with its arguments, compiled before its first run.
 
     Args:
         function: traced by ``jax.jit``.
         arguments: arrays, or trees of them.
-        carries_first: the first argument is donated, and the first of two results takes its place
-            in the next call, as the state of a training does.
+        carries_first: donate the first argument, and replace it in the next call by the first of
+            two results, like the state of a training.
     """
 
     def __init__(self, function: Callable, *arguments: Any, carries_first: bool = False):
@@ -24,11 +24,11 @@ class Program:
         self._arguments = arguments
         self._carries_first = carries_first
         self._compiled: jax.stages.Compiled | None = None
-        # Tracing too; longer where several programs compile at once.
+        # Includes tracing; longer if several programs compile at once.
         self.compile_seconds = 0.0
 
     def compile(self) -> None:
-        """Trace and compile once; safe in a thread of its own."""
+        """Trace and compile once; thread-safe."""
         if self._compiled is None:
             began = time.perf_counter()
             self._compiled = self._jitted.lower(*self._arguments).compile()
@@ -43,12 +43,12 @@ class Program:
         return result
 
     def close(self) -> None:
-        """Let go of the arguments and the compiled program."""
+        """Release the arguments and the compiled program."""
         self._arguments = ()
         self._compiled = None
 
     def memory_bytes(self) -> int | None:
-        """Arguments, results and temporary memory by the compiler's count; None if it has none."""
+        """Return the compiler's bytes of arguments, results and temporaries; None if unknown."""
         self.compile()
         found = self._compiled.memory_analysis()
         if found is None:
@@ -59,25 +59,25 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One row: a name, and the calls that are timed for it.
+    """Row of a benchmark: a name and its timed calls.
 
-    ``ours`` returns JAX arrays (or nothing that has to be waited for). The same work in PyTorch, by
-    the name of its column ("torch", "torch compiled"), waits for its device itself.
+    ``ours`` returns JAX arrays (or host values). The calls in PyTorch, by the name of their column
+    ("torch", "torch compiled"), wait for their device themselves.
     """
 
     name: str
     ours: Callable
     theirs: dict[str, Callable] = dataclasses.field(default_factory=dict)
-    # Number of items of a call, and their name.
+    # Number of items per call, and their name.
     items: int | None = None
     unit: str = ""
-    # Counts the FLOPs that the numbers of a whole step need, not those that a program does.
+    # Counts the model FLOPs of a whole step, without a program's recomputation.
     model_flops: Callable[[], int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds. The first call compiles and is none of the others."""
+    """Seconds of each run; ``first`` includes compilation and is not one of ``runs``."""
 
     first: float
     runs: tuple[float, ...]
@@ -97,7 +97,7 @@ class Timing:
 
 
 def time_in_turns(work: Work, repeats: int) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Time "ours" and the columns of PyTorch repeat by repeat: a busy machine slows all of them.
+    """Time "ours" and PyTorch's columns in alternation, so that a busy machine slows all of them.
 
     Returns:
         Timings by column, and the errors of PyTorch's columns whose first call failed, such as out
@@ -129,7 +129,7 @@ def measure_row(work: Work, repeats: int, peak: float | None) -> dict:
     """Time a row and return it as JSON.
 
     Args:
-        peak: FLOPs a second that the utilization is a share of; None where no row has FLOPs.
+        peak: peak FLOPs per second for the utilization; None for rows without FLOPs.
     """
     timings, errors = time_in_turns(work, repeats)
     ours = timings["ours"].median
@@ -152,7 +152,7 @@ def measure_row(work: Work, repeats: int, peak: float | None) -> dict:
 
 
 def row_text(row: dict) -> str:
-    """Return a row as lines for people: times, then the rates they give."""
+    """Return a row as readable lines: times, then rates."""
     line = f"  {row['name']:46s} {_timing_text(row['ours'])}"
     for name, timing in row.items():
         if name.startswith("torch"):

@@ -1,8 +1,8 @@
-"""CLIP's image and text towers in PyTorch, with OpenAI's names of the tensors, and RoIAlign.
+"""CLIP's image and text towers in PyTorch, with OpenAI's tensor names, and RoIAlign.
 
-The baseline: kernels of cuDNN and torchvision, all regions at once, the attention pool by
-``F.multi_head_attention_forward`` with its one query, and the ViT's dense form for regions
-(``regionclip_jax.models.vision_transformer``) by fused attention.
+This is the baseline: kernels of cuDNN and torchvision, and all regions at once. The attention pool
+uses ``F.multi_head_attention_forward`` with one query. The ViT's dense form for regions
+(``regionclip_jax.models.vision_transformer``) uses fused attention.
 """
 
 import jax
@@ -105,7 +105,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x, mask=None, queries: int | None = None):
-        """``queries``: only the first so many tokens attend and come out; None: all."""
+        """Apply the block; with ``queries``, only to the first ``queries`` tokens."""
         y = self.ln_1(x)
         causal = mask is not None
         mixed = self.attn(
@@ -114,7 +114,7 @@ class Block(nn.Module):
         return self._mlp(x[:, :queries] + mixed[0])
 
     def values_only(self, x):
-        """The block with its attention replaced by each token's own value."""
+        """Apply the block with each token's own value instead of attention."""
         width = x.shape[-1]
         weight, bias = self.attn.in_proj_weight[2 * width :], self.attn.in_proj_bias[2 * width :]
         return self._mlp(x + self.attn.out_proj(F.linear(self.ln_1(x), weight, bias)))
@@ -130,7 +130,7 @@ def blocks(width: int, num_heads: int, num_layers: int) -> nn.ModuleDict:
 
 
 class VisionTransformer(nn.Module):
-    """ViT on canvases of one size, over which its grid of positions is spread."""
+    """ViT on canvases of one size, to which its grid of positions is resized."""
 
     def __init__(self, config: CLIPConfig, canvas: tuple[int, int]):
         super().__init__()
@@ -146,7 +146,7 @@ class VisionTransformer(nn.Module):
             self.register_buffer(f"spread_{axis}", torch.tensor(matrix), persistent=False)
 
     def features(self, x):
-        """Maps [B, width, h, w] and embeddings of whole images [B, D]."""
+        """Return maps [B, width, h, w] and embeddings of whole images [B, D]."""
         x = self.conv1(x)
         height, width = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)
@@ -165,7 +165,7 @@ class VisionTransformer(nn.Module):
 
 
 def _spread(grid: int, cells: int) -> np.ndarray:
-    """Matrix [cells, grid] that resizes an axis as our ViT does (bicubic)."""
+    """Return the matrix [cells, grid] that resizes an axis like our ViT (bicubic)."""
     scale = jnp.array([cells / grid])
     return np.asarray(
         jax.image.scale_and_translate(
@@ -191,18 +191,18 @@ class TorchCLIP(nn.Module):
             self.register_buffer(f"pixel_{name}", tensor, persistent=False)
 
     def normalize(self, images):
-        """uint8 [B, H, W, 3] to [B, 3, H, W]."""
+        """Normalize uint8 [B, H, W, 3] to [B, 3, H, W]."""
         return (images.permute(0, 3, 1, 2).float() / 255 - self.pixel_mean) / self.pixel_std
 
     def image_features(self, images):
-        """Maps that regions are cut from, NCHW."""
+        """Return the feature maps of the regions, NCHW."""
         pixels = self.normalize(images)
         if self.config.is_vit:
             return self.visual.features(pixels)[0]
         return self.visual.feature_map(pixels)
 
     def encode_regions(self, features, boxes):
-        """Embeddings [B, R, D] of boxes [B, R, 4]."""
+        """Return embeddings [B, R, D] of boxes [B, R, 4]."""
         if self.config.is_vit:
             scale = 1 / self.config.vision_patch_size
             crops = roi_align(features, list(boxes), 1, scale, sampling_ratio=0, aligned=True)
@@ -214,7 +214,7 @@ class TorchCLIP(nn.Module):
         return embeddings.reshape(*boxes.shape[:2], -1)
 
     def encode_images_and_regions(self, images, boxes):
-        """Embeddings of whole images [B, D] and of their boxes [B, R, D]."""
+        """Return embeddings of whole images [B, D] and of their boxes [B, R, D]."""
         if self.config.is_vit:
             features, whole = self.visual.features(self.normalize(images))
             return whole, self.encode_regions(features, boxes)
@@ -234,7 +234,7 @@ class TorchCLIP(nn.Module):
 
 
 def concept_logits(embeddings, concepts, temperature: float):
-    """Cosines over the temperature in fp32, as ours: bf16 would round a logit of 100 to halves."""
+    """Return cosine / temperature in fp32, like ours: bf16 would round a logit of 100 to halves."""
     with torch.autocast(embeddings.device.type, enabled=False):
         cosines = F.normalize(embeddings.float(), dim=-1) @ F.normalize(concepts.float(), dim=-1).T
     return cosines / temperature
@@ -246,7 +246,7 @@ def torch_clip(
     runner: TorchRunner,
     canvas: tuple[int, int] | None = None,
 ) -> TorchCLIP:
-    """Build a CLIP with our weights on the runner's device; no parameter asks for a gradient.
+    """Build a CLIP with our weights on the runner's device; no parameter requires a gradient.
 
     Args:
         canvas: (height, width) of the images; a ViT needs it for its positions.

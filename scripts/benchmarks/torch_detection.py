@@ -15,7 +15,7 @@ def class_probabilities(embeddings, classes, temperature: float):
 
 
 def choose(boxes, scores, settings: DetectionSettings):
-    """The detections of every picture, from boxes and scores of each."""
+    """Return the detections of every image from its boxes and scores."""
     return [
         nms_per_class(
             boxes_, scores_,
@@ -36,7 +36,7 @@ def make_detect(
     proposals: ProposalSettings,
     compile_,
 ):
-    """``images -> detections``; networks may be compiled, what chooses among boxes is not."""
+    """Build ``images -> detections``; networks may be compiled, the selection of boxes is not."""
     outputs, features = compile_(localizer.outputs), compile_(clip.image_features)
     encode = compile_(clip.encode_regions)
 
@@ -49,7 +49,7 @@ def make_detect(
             num_proposals=proposals.num_proposals,
             nms_threshold=proposals.nms_threshold,
         )  # fmt: skip
-        # Pictures with fewer proposals get empty boxes, so that all are embedded at once.
+        # Images with fewer proposals get empty boxes, so that one call embeds all.
         boxes = torch.stack(
             [F.pad(b, (0, 0, 0, proposals.num_proposals - len(b))) for b, _ in found]
         )

@@ -1,4 +1,4 @@
-"""The frozen norm that both trunks share, our weights as PyTorch's, and how PyTorch is run here."""
+"""Frozen norm of both trunks, conversion of our weights, and the runner of PyTorch."""
 
 import contextlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from regionclip_jax.conversion.layouts import Layout, Origin
 
 
 class FrozenNorm(nn.Module):
-    """A batch norm whose four vectors never change; detectron2's choice of kernels."""
+    """Batch norm with four constant vectors, with detectron2's choice of kernels."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -23,7 +23,7 @@ class FrozenNorm(nn.Module):
 
     def forward(self, x):
         if not x.requires_grad:
-            # One kernel; its gradient would be of all four vectors too.
+            # One kernel; with gradients it would also compute those of the four vectors.
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5
             )
@@ -33,10 +33,10 @@ class FrozenNorm(nn.Module):
 
 
 def state_dict_of(variables: dict, origin: Callable[[str, int], Origin]) -> dict:
-    """Our variables as the tensors they are made of (``conversion.layouts``, backwards)."""
+    """Convert our variables to the original tensors (the inverse of ``conversion.layouts``)."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, leaf in flatten(jax.device_get(variables)).items():
-        # Types that NumPy has from ml_dtypes are unknown to PyTorch; autocast casts again.
+        # PyTorch does not know the types of ml_dtypes; autocast casts again.
         leaf = np.asarray(leaf, np.float32)
         source = origin(path.partition("/")[2], leaf.ndim)
         if source.layout is Layout.CONVOLUTION:
@@ -53,7 +53,7 @@ def state_dict_of(variables: dict, origin: Callable[[str, int], Origin]) -> dict
 
 
 class TorchRunner:
-    """Where and how the PyTorch side runs: JAX's kind of device, its precision, compiled or not."""
+    """Runner of PyTorch on JAX's kind of device and precision, with or without torch.compile."""
 
     def __init__(self, dtype: str, compiled: bool | None):
         kind = jax.devices()[0].platform
@@ -65,7 +65,7 @@ class TorchRunner:
         self.is_bfloat16 = dtype == "bfloat16"
         self.compiled = kind == "gpu" if compiled is None else compiled
         self.num_threads = torch.get_num_threads()
-        # TF32 where JAX uses it too: its default precision on GPUs.
+        # TF32, like JAX's default precision on GPUs.
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -90,11 +90,11 @@ class TorchRunner:
     def columns(
         self, make: Callable[[Callable], Callable], gradients: bool = False
     ) -> dict[str, Callable]:
-        """Work of the columns "torch" and, if it is wanted, "torch compiled".
+        """Return the calls of the columns "torch" and, if enabled, "torch compiled".
 
         Args:
-            make: takes what compiles a function, or leaves it as it is, and gives the work.
-            gradients: the work takes some.
+            make: compiler of functions (or the identity) -> call to time.
+            gradients: the call computes gradients.
         """
         found = {"torch": self._waiting(make(lambda function: function), gradients)}
         if self.compiled:
@@ -102,7 +102,7 @@ class TorchRunner:
         return found
 
     def _waiting(self, work: Callable, gradients: bool) -> Callable:
-        """``work`` in this precision, until its device is done."""
+        """Return ``work`` in this precision, which waits for its device."""
 
         def call():
             with self.autocast(), torch.set_grad_enabled(gradients):

@@ -1,6 +1,6 @@
-"""Detectron2's ResNet with a feature pyramid and its proposals in PyTorch, with detectron2's names.
+"""Detectron2's ResNet with a feature pyramid and proposals in PyTorch, with detectron2's names.
 
-torchvision's own ResNet strides elsewhere; its NMS is used.
+torchvision's own ResNet has other strides; its NMS is used.
 """
 
 import torch
@@ -16,7 +16,7 @@ from regionclip_jax.ops.normalization import DETECTRON_MEAN
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution without bias and its frozen norm."""
+    """Convolution without bias, with a frozen norm."""
 
     def __init__(self, before: int, after: int, size: int, stride: int = 1):
         super().__init__(before, after, size, stride, padding=size // 2, bias=False)
@@ -104,11 +104,11 @@ class TorchLocalizer(nn.Module):
         self.register_buffer("pixel_mean", mean, persistent=False)
 
     def feature_levels(self, images):
-        """uint8 RGB [B, H, W, 3]; sides are multiples of 32."""
+        """Return the pyramid of uint8 RGB images [B, H, W, 3]; sides are multiples of 32."""
         return self.backbone(images.permute(0, 3, 1, 2).flip(1).float() - self.pixel_mean)
 
     def outputs(self, images):
-        """Logits [B, anchors] and deltas [B, anchors, 4] of every level."""
+        """Return logits [B, anchors] and deltas [B, anchors, 4] of every level."""
         head, logits, deltas = self.proposal_generator["rpn_head"], [], []
         for features in self.feature_levels(images):
             x = F.relu(head["conv"](features))
@@ -121,7 +121,7 @@ class TorchLocalizer(nn.Module):
 def select_proposals(
     logits, deltas, anchors, height: int, width: int, *, pre_nms_topk, num_proposals, nms_threshold
 ):
-    """Boxes and logits of each picture, best first; as many as are left."""
+    """Return the remaining boxes and logits of each image, best first."""
     boxes, scores, levels = [], [], []
     for level, (level_logits, level_deltas) in enumerate(zip(logits, deltas, strict=True)):
         best_logits, best = level_logits.topk(min(pre_nms_topk, level_logits.shape[1]))

@@ -1,11 +1,11 @@
-"""The operations of ``ops`` as torchvision has them, or as detectron2 puts them together."""
+"""Operations of ``ops`` from torchvision, or composed like detectron2."""
 
 import torch
 from torchvision.ops import batched_nms, box_iou
 
 
 def nms_per_class(boxes, scores, *, score_threshold, iou_threshold, max_outputs):
-    """Boxes [R, 4] and scores [R, C] to boxes, classes and scores of the best (detectron2)."""
+    """Return boxes, classes and scores of the best of boxes [R, 4], scores [R, C] (detectron2)."""
     regions, classes = (scores > score_threshold).nonzero(as_tuple=True)
     boxes, scores = boxes[regions], scores[regions, classes]
     kept = batched_nms(boxes, scores, classes, iou_threshold)[:max_outputs]
@@ -13,9 +13,9 @@ def nms_per_class(boxes, scores, *, score_threshold, iou_threshold, max_outputs)
 
 
 def soft_nms_per_class(boxes, scores, *, score_threshold, sigma, prune_threshold, max_outputs):
-    """Gaussian soft NMS within classes: the best comes out and lowers the others, again and again.
+    """Apply Gaussian soft NMS within classes: repeatedly select the best and lower the others.
 
-    As the reference's, but it stops at the number of outputs that are wanted, as ours does.
+    Like the reference's, but it stops at ``max_outputs``, like ours.
     """
     regions, classes = (scores > score_threshold).nonzero(as_tuple=True)
     boxes, scores = boxes[regions], scores[regions, classes]

@@ -13,10 +13,10 @@ from regionclip_jax.settings import PretrainObjective
 
 
 def train_as_ours(model: TorchCLIP, trained_paths: dict[str, int]) -> list:
-    """Has the tensors that ours trains ask for gradients, and gives them.
+    """Enable gradients for the tensors that ours trains, and return them.
 
     Args:
-        trained_paths: of our trained parameters, with their numbers of dimensions.
+        trained_paths: paths of our trained parameters -> numbers of dimensions.
     """
     names = {clip_keys.origin(path, num_dims).name for path, num_dims in trained_paths.items()}
     parameters = [p for name, p in model.named_parameters() if name in names]
@@ -24,7 +24,7 @@ def train_as_ours(model: TorchCLIP, trained_paths: dict[str, int]) -> list:
 
 
 def draw_boxes(images, num_regions: int, grid: int):
-    """Corners on a grid, the lower right one right of and below the upper left one."""
+    """Draw boxes with corners on a grid and positive sides."""
     num, height, width, _ = images.shape
     cells = torch.tensor([width // grid, height // grid], device=images.device)
     low = (torch.rand(num, num_regions, 2, device=images.device) * cells).floor()
@@ -33,7 +33,7 @@ def draw_boxes(images, num_regions: int, grid: int):
 
 
 def label_with_teacher(teacher: TorchCLIP, images, boxes, concepts, settings: PretrainObjective):
-    """Embeddings of all regions [N, D], their concepts, and which of them are sure enough."""
+    """Return the teacher's logits [N, C] of all regions, their concepts, and the kept mask."""
     embeddings = teacher.encode_regions(teacher.image_features(images), boxes).flatten(0, 1)
     logits = concept_logits(embeddings, concepts, settings.teacher_temperature)
     confidence, targets = logits.softmax(-1).max(-1)
@@ -44,14 +44,14 @@ def label_with_teacher(teacher: TorchCLIP, images, boxes, concepts, settings: Pr
 def losses_of(
     student: TorchCLIP, images, tokens, boxes, concepts, labels, settings: PretrainObjective
 ) -> dict:
-    """The three losses, for one group of all pictures; ``labels`` as of ``label_with_teacher``."""
+    """Return the three losses for one group of all images; labels from ``label_with_teacher``."""
     teacher_logits, targets, keep = labels
     wholes, regions = student.encode_images_and_regions(images, boxes)
     regions = regions.flatten(0, 1)
     logits = concept_logits(regions, concepts, settings.temperature)
     log_student, log_teacher = F.log_softmax(logits, -1), F.log_softmax(teacher_logits, -1)
     distillation = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
-    # As ours: against all labels of the group without a matrix of regions by regions.
+    # Like ours: against all labels of the group, without a matrix of regions by regions.
     counts = torch.zeros(len(concepts), device=boxes.device).index_add(0, targets, keep.float())
     shifted = logits + torch.where(counts > 0, counts.log(), -1e9)
     contrastive = F.cross_entropy(shifted, targets, reduction="none")
@@ -75,7 +75,7 @@ def make_step(
     compile_: Callable,
     canvas: tuple[int, int],
 ) -> Callable:
-    """Build ``(images, tokens) -> loss``: one whole update of a student of its own."""
+    """Build ``(images, tokens) -> loss``: one whole update of its own student."""
     teacher, student = (torch_clip(config, variables, runner, canvas) for _ in range(2))
     parameters = train_as_ours(student, trained_paths)
     optimizer = torch.optim.SGD(parameters, lr=0.002, momentum=0.9)
