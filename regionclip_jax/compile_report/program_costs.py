@@ -16,8 +16,8 @@ from regionclip_jax.compile_report.chips import Chip
 def count_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
     """Count the FLOPs of all matrix products and convolutions, two per multiply-add.
 
-    The body of a scan counts as often as it runs, the most expensive branch of a cond once, and a
-    while loop once (none of ours multiplies matrices). The zeros that a strided convolution's
+    The body of a scan counts as often as it runs. The most expensive branch of a cond and a while
+    loop count once (none of our loops multiplies matrices). The zeros that a strided convolution's
     gradient inserts are excluded; those of padding count, as is usual. Equations with unused
     results are excluded, because they are not compiled.
     """

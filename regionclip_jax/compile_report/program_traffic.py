@@ -1,7 +1,7 @@
 """Traffic of a compiled program: between chips, between chip and memory; and its launches.
 
-A compiler reports a program's memory, but its traffic only as a sum that counts the body of a loop
-once, and for GPUs not at all. Here every operation is counted as often as it runs.
+A compiler reports a program's memory, but not its traffic: on TPUs only a sum that counts a loop's
+body once, on GPUs no number. Here every operation is counted as often as it runs.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Check annotations and results before evaluation, because the evaluators do not.
 
-pycocotools keeps the last of two images with one id, counts a box that matches annotation 0 as
-false, and reads an LVIS file as if all images were labelled with all categories. Here such files
-are refused or, if nothing is lost, corrected.
+pycocotools keeps the last of two images with one id, and counts a box that matches annotation 0 as
+false. It reads an LVIS file as if all images were labelled with all categories. Here such files are
+refused or, if nothing is lost, corrected.
 """
 
 import json

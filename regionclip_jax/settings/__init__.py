@@ -1,10 +1,10 @@
 """Settings: one typed definition of every number of a recipe.
 
 Nested frozen dataclasses with the paper's numbers as defaults. Steps, losses, models and jobs use
-them directly. The comment above a field is its meaning (``--describe`` prints it), ``Literal``
-lists its choices, ``__post_init__`` checks fields against each other, and ``may_change`` marks
-fields that a resumed run may change. ``regionclip_jax.recipes`` reads settings from recipe files
-and command lines.
+them directly. The comment above a field is its meaning (``--describe`` prints it), and ``Literal``
+lists its choices. ``__post_init__`` checks fields against each other. ``may_change`` marks fields
+that a resumed run may change. ``regionclip_jax.recipes`` reads settings from recipe files and
+command lines.
 """
 
 from regionclip_jax.settings.data import (

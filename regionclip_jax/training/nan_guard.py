@@ -44,8 +44,8 @@ def require_finite(step: int, metrics: Mapping[str, float], *, last_good: Path |
 def only_if_finite(save: Hook, last_good: Callable[[], Path | None]) -> Hook:
     """Return a checkpoint hook that saves only finite states.
 
-    It checks the metrics of the step and every floating point tensor of the state, because the loss
-    of a step does not depend on the update after it. Each save waits for the device once.
+    It checks the metrics of the step and every floating point tensor of the state: a step's loss
+    does not depend on the step's own update. Each save waits for the device once.
 
     Args:
         save: hook that writes a checkpoint.
