@@ -1,4 +1,4 @@
-"""CLIP's token ids: OpenAI's cleaning of text, then a compiled byte-pair encoder.
+"""CLIP's token ids: OpenAI's cleaning of text, then the byte-pair encoder.
 
 Source: docs/reference/text.md#tokenizer.
 """
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import ftfy
 import numpy as np
-from instant_clip_tokenizer import Tokenizer
 from jaxtyping import Int
+
+from regionclip_jax.text.byte_pairs import BytePairEncoder
 
 CONTEXT_LENGTH = 77
 START_TOKEN = 49406
@@ -59,23 +60,20 @@ def tokenize(
         raise ValueError(
             f"context_length must be at least 3 (start, one token, end), found {context_length}"
         )
-    prepared = [_shorten(_prepare(text), context_length) for text in texts]
-    # The encoder keeps the end token of what it cuts, so the end token is lost one column later.
-    columns = context_length if keep_end_token else context_length + 1
-    tokens = _encoder().tokenize_batch(prepared, context_length=columns)
-    tokens = tokens[:, :context_length].astype(np.int32)
-    for row, text in enumerate(prepared):
-        if "<|" in text:
-            ids = [START_TOKEN, *_encode_special(text.lower()), END_TOKEN][:context_length]
-            tokens[row] = ids + [0] * (context_length - len(ids))
+    tokens = np.zeros((len(texts), context_length), np.int32)
+    for row, text in enumerate(texts):
+        ids = [START_TOKEN, *_encode(_shorten(_prepare(text), context_length)), END_TOKEN]
+        if len(ids) > context_length:
+            ids = ids[:context_length]
             if keep_end_token:
-                tokens[row, len(ids) - 1] = END_TOKEN
+                ids[-1] = END_TOKEN
+        tokens[row, : len(ids)] = ids
     return tokens
 
 
 def _prepare(text: str) -> str:
-    # The encoder itself lower-cases and ignores blanks, which is all the cleaning plain text needs.
-    return text if _PLAIN.fullmatch(text) else clean(text)
+    # The encoder ignores blanks, so lower case is all the cleaning that plain text needs.
+    return text.lower() if _PLAIN.fullmatch(text) else clean(text)
 
 
 def _shorten(text: str, context_length: int) -> str:
@@ -85,7 +83,9 @@ def _shorten(text: str, context_length: int) -> str:
     return " ".join(text.split(None, context_length)[:context_length])
 
 
-def _encode_special(text: str) -> list[int]:
+def _encode(text: str) -> list[int]:
+    if "<|" not in text:
+        return _encoder().encode(text)
     ids: list[int] = []
     for piece in _SPECIAL.split(text):
         if _SPECIAL.fullmatch(piece):
@@ -96,5 +96,5 @@ def _encode_special(text: str) -> list[int]:
 
 
 @functools.cache
-def _encoder() -> Tokenizer:
-    return Tokenizer()
+def _encoder() -> BytePairEncoder:
+    return BytePairEncoder()

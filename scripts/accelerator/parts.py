@@ -43,6 +43,6 @@ PARTS = (
         "train", "a real job that is killed and resumed", 45, 20,
         needs=("grain", "array_record", "cloudpickle", "portpicker", "clu", "ml_collections",
                "absl", "packaging", "tensorboardX", "PIL", "pycocotools", "ftfy",
-               "instant_clip_tokenizer"),
+               "tokenizers"),
     ),
 )  # fmt: skip

@@ -6,7 +6,7 @@ import sys
 # What the host side needs and such a machine may lack.
 HOST_LIBRARIES = (
     "absl clu faster_coco_eval grain orbax PIL pycocotools ml_collections tensorflow "
-    "tensorflow_datasets torch tensorboardX ftfy instant_clip_tokenizer"
+    "tensorflow_datasets torch tensorboardX ftfy tokenizers"
 )
 
 DEVICE_SIDE = """
