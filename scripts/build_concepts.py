@@ -1,82 +1,8 @@
-"""Build a concept pool from captions: their nouns and noun phrases, with counts.
+"""`regionclip concepts`: see regionclip_jax/commands/concepts.py."""
 
-    python scripts/build_concepts.py --captions data/coco/annotations/captions_train2017.json \\
-        --min-count 100 --output concepts.txt
-
-Captions come from COCO's JSON, a table (.tsv, .csv) or a text file with one per line. The output
-has a line ``name TAB count`` for each concept. --config.concepts.names_file and
-scripts/extract_concept_features.py read it. Needs the extra: pip install -e ".[concepts]".
-"""
-
-import argparse
-import os
 import sys
-import time
 
-from absl import logging
-
-from regionclip_jax.data.caption_files import read_captions
-from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.text.class_lists import read_class_list
-from regionclip_jax.text.concepts import choose_concepts, count_concepts, write_concepts
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--captions", metavar="FILE", nargs="+", required=True)
-    parser.add_argument("--output", metavar="FILE", required=True, help=".txt file to write")
-    parser.add_argument(
-        "--min-count", type=int, default=100, help="captions that name a concept, at least (100)"
-    )
-    parser.add_argument(
-        "--phrases",
-        choices=("nouns", "compounds", "adjectives"),
-        default="compounds",
-        help='"rack", also "spice rack" (default), also "wooden spice rack"',
-    )
-    parser.add_argument("--stop", metavar="FILE", help=".txt with names to leave out, one a line")
-    parser.add_argument("--add", metavar="FILE", help=".txt with names to take in any case")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
-    options = parser.parse_args(arguments)
-    if options.min_count < 1 or options.processes < 1:
-        parser.error("--min-count and --processes must be at least 1")
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    try:
-        stop, additions = (
-            read_class_list(file) if file else () for file in (options.stop, options.add)
-        )
-        total = sum(1 for file in options.captions for _ in read_captions(file))
-        began = time.monotonic()
-
-        def progress(done: int) -> None:
-            rate = done / (time.monotonic() - began)
-            logging.log_every_n_seconds(
-                logging.INFO, "%d of %d captions, %.0f a second, %s left", 10,
-                done, total, rate, readable_seconds((total - done) / rate),
-            )  # fmt: skip
-
-        counts = count_concepts(
-            (caption for file in options.captions for caption in read_captions(file)),
-            phrases=options.phrases,
-            processes=options.processes,
-            progress=progress,
-        )
-        pool = choose_concepts(counts, options.min_count, stop=stop, additions=additions)
-        if not pool:
-            raise ValueError(
-                f"none of {len(counts.captions)} concepts is named in {options.min_count} of "
-                f"{total} captions; give a smaller --min-count"
-            )
-        write_concepts(options.output, pool)
-    except (ModuleNotFoundError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(pool)} concepts of {total} captions: {options.output}")
-    return 0
-
+from regionclip_jax.commands.concepts import main
 
 if __name__ == "__main__":
     sys.exit(main())

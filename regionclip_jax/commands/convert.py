@@ -1,0 +1,87 @@
+"""Convert checkpoints of CLIP and RegionCLIP to a model directory; needs no PyTorch.
+
+    regionclip convert --source RN50.pt --output models/rn50
+    regionclip convert --localizer rpn_coco_48.pth --output models/rn50
+    regionclip convert --trunk R-50.pkl --output models/rn50_imagenet
+
+The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
+also a .pkl of detectron2. No code from these files is run. Unused tensors are listed; mismatches
+are refused.
+"""
+
+import argparse
+import sys
+
+from regionclip_jax import self_check
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion.convert import (
+    convert_checkpoint,
+    convert_localizer,
+    convert_trunk,
+    convert_vocabulary,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--source", metavar="FILE", help="checkpoint of a model")
+    parser.add_argument("--output", metavar="DIR", required=True, help="model directory to write")
+    parser.add_argument(
+        "--tower",
+        choices=("student", "teacher"),
+        default="student",
+        help="which image tower of a RegionCLIP file that holds two (default: student)",
+    )
+    parser.add_argument(
+        "--text-from",
+        metavar="FILE",
+        help="checkpoint to take the text tower from, for RegionCLIP files saved without one",
+    )
+    parser.add_argument(
+        "--localizer",
+        metavar="FILE",
+        help="checkpoint with a proposal generator and its backbone, to store as DIR/localizer",
+    )
+    parser.add_argument(
+        "--trunk",
+        metavar="FILE",
+        help="ImageNet ResNet (MSRA's R-50.pkl), to store as DIR/trunk for configs/train_localizer",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="FILE",
+        help="bare tensor of class embeddings [C, D] to store as DIR/vocabulary.npz",
+    )
+    parser.add_argument("--names", metavar="TXT", help="their names, one a line")
+    options = parser.parse_args(arguments)
+    if not (options.source or options.localizer or options.trunk or options.vocabulary):
+        parser.error(
+            "give --source, --localizer, --trunk, --vocabulary with --names, or several of them"
+        )
+    if (options.vocabulary is None) != (options.names is None):
+        parser.error("--vocabulary and --names go together")
+    if options.source is None and options.text_from is not None:
+        parser.error("--text-from needs --source")
+    try:
+        if options.source is not None:
+            conversion = convert_checkpoint(
+                options.source, options.output, tower=options.tower, text_from=options.text_from
+            )
+            print(conversion.summary())
+            print(f"self-check: {self_check.write(options.output)}")
+        if options.localizer is not None:
+            print(convert_localizer(options.localizer, options.output).summary())
+        if options.trunk is not None:
+            print(convert_trunk(options.trunk, options.output).summary())
+        if options.vocabulary is not None:
+            vocabulary = convert_vocabulary(options.vocabulary, options.names, options.output)
+            print(
+                f"vocabulary: {len(vocabulary.names)} names, D = {vocabulary.embeddings.shape[1]}"
+            )
+    except (CheckpointMismatch, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"written: {options.output}")
+    return 0

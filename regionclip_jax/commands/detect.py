@@ -1,0 +1,150 @@
+"""Detect objects by name, and write JSON and annotated images.
+
+    regionclip detect --checkpoint checkpoints/clip_rn50 --images photos/ \\
+        --classes "cat, remote control" --output found
+
+A score is the class's probability. The model directory needs a localizer
+(regionclip convert --localizer). OUTPUT gets detections.json and, for every image with
+a detection, NAME.png.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from regionclip_jax import load
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.data.pictures import list_pictures, read_picture
+from regionclip_jax.data.records import RecordError
+from regionclip_jax.model import Detected, RegionCLIP
+from regionclip_jax.reporting.console import log_own_progress
+from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks
+from regionclip_jax.reporting.galleries import write_png
+from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.text.class_lists import read_class_list
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", metavar="DIR", required=True, help="model directory")
+    parser.add_argument(
+        "--images", metavar="PATH", nargs="+", required=True, help="files, folders or globs"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="NAMES",
+        help='"cat, remote control", a .txt with one name a line, a .json with categories (COCO, '
+        "LVIS), or a vocabulary .npz; default: the model directory's own vocabulary.npz",
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument("--score", type=float, default=0.5, help="keep probabilities above this")
+    parser.add_argument("--max_boxes", type=int, default=30, help="the best so many of a picture")
+    parser.add_argument(
+        "--all_names",
+        action="store_true",
+        help="keep several names of one box (default: the best of each box)",
+    )
+    parser.add_argument(
+        "--objectness", choices=("reference", "sigmoid", "none"), default="reference",
+        help="how the localizer's word counts in the order of detections",
+    )  # fmt: skip
+    parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
+    parser.add_argument("--max_long_side", type=int, default=1333)
+    options = parser.parse_args(arguments)
+    log_own_progress()
+    try:
+        paths = list_pictures(options.images)
+        classes = options.classes
+        if classes is not None and not classes.endswith(".npz"):
+            classes = read_class_list(classes)
+        model = load(
+            options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
+        )
+        model.vocabulary(classes)
+        return detect_all(model, paths, classes, options)
+    except (CheckpointMismatch, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
+    """Detect on every image; return the exit status: 1 if the only image cannot be read."""
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    pictures, skipped, began = [], [], time.monotonic()
+    for number, path in enumerate(paths, start=1):
+        try:
+            picture = read_picture(path)
+        except (RecordError, OSError) as error:
+            skipped.append(str(error))
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        found = model.detect(picture, classes, objectness=options.objectness, max_detections=300)
+        kept = choose(found, options.score, options.max_boxes, options.all_names)
+        name = f"{number:05d}_{path.stem}.png" if len(paths) > 1 else f"{path.stem}.png"
+        if kept:
+            marks = [
+                Mark(
+                    found.boxes[k].tolist(),
+                    f"{found.names[k]} {found.scores[k]:.0%}",
+                    colour=CLASS_COLOURS[found.classes[k] % len(CLASS_COLOURS)],
+                )
+                for k in reversed(kept)
+            ]
+            write_png(output / name, draw_marks(picture, marks))
+        pictures.append(
+            {
+                "file": str(path),
+                "drawn": name if kept else None,
+                "detections": [
+                    {
+                        "box": [round(v, 2) for v in found.boxes[k].tolist()],
+                        "score": round(float(found.scores[k]), 6),
+                        "class": found.names[k],
+                    }
+                    for k in kept
+                ],
+            }
+        )
+        spent = time.monotonic() - began
+        left = spent / number * (len(paths) - number)
+        print(
+            f"{number}/{len(paths)} {path.name}: {len(kept)} detections | "
+            f"{number / spent:.2f} images/s | {readable_seconds(left)} left",
+            flush=True,
+        )
+    vocabulary = model.vocabulary(classes)
+    content = {
+        "checkpoint": {"directory": str(model.directory), **model.card.source},
+        "classes": list(vocabulary.names),
+        "boxes": "x1, y1, x2, y2 in pixels of the picture, turned as its EXIF data says",
+        "score_above": options.score,
+        "pictures": pictures,
+        "skipped": skipped,
+    }
+    (output / "detections.json").write_text(json.dumps(content, indent=1) + "\n")
+    total = sum(len(picture["detections"]) for picture in pictures)
+    print(
+        f"{len(pictures)} pictures, {total} detections, {len(skipped)} skipped: "
+        f"{output / 'detections.json'}"
+    )
+    return 1 if len(paths) == 1 and skipped else 0
+
+
+def choose(found: Detected, score: float, max_boxes: int, all_names: bool) -> list[int]:
+    """Return the rows to keep, best first.
+
+    Like the reference's visualizer, keep only the best of several names of the same box, unless
+    ``all_names`` is set.
+    """
+    kept, seen = [], set()
+    for row in range(len(found)):
+        box = tuple(found.boxes[row].tolist())
+        if found.scores[row] > score and (all_names or box not in seen):
+            kept.append(row)
+        seen.add(box)
+    return kept[:max_boxes]

@@ -1,0 +1,45 @@
+"""Embed a list of concepts as a vocabulary file: names, embeddings, prompts and encoder.
+
+    regionclip embed names --checkpoint checkpoints/clip_rn50 \\
+        --concepts concepts.txt --output concepts.npz
+
+Embeddings are averaged over the prompts and not normalized, like the reference's.
+"""
+
+import argparse
+import sys
+
+from regionclip_jax import load
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.reporting.console import log_own_progress
+from regionclip_jax.text.class_lists import read_class_list
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", metavar="DIR", required=True, help="model directory")
+    parser.add_argument(
+        "--concepts",
+        metavar="NAMES",
+        required=True,
+        help='"cat, remote control", a .txt with one name a line, or an annotation .json',
+    )
+    parser.add_argument("--output", metavar="FILE", required=True, help=".npz file to write")
+    parser.add_argument(
+        "--templates", choices=("clip", "plain"), default="clip", help="81 prompts, or 5 short ones"
+    )
+    options = parser.parse_args(arguments)
+    if not options.output.endswith(".npz"):
+        parser.error("--output must end in .npz")
+    log_own_progress()
+    try:
+        names = read_class_list(options.concepts)
+        vocabulary = load(options.checkpoint).vocabulary(names, templates=options.templates)
+        vocabulary.save(options.output)
+    except (CheckpointMismatch, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(names)} names, D = {vocabulary.embeddings.shape[1]}: {options.output}")
+    return 0
