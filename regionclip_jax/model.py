@@ -38,7 +38,14 @@ from regionclip_jax.jobs.concept_pool import embed_names
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
+from regionclip_jax.settings import (
+    DetectionSettings,
+    EmbedFrom,
+    NmsMethod,
+    NmsSettings,
+    Objectness,
+    ProposalSettings,
+)
 from regionclip_jax.steps.embed_step import make_embed_regions_step
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
@@ -103,7 +110,8 @@ class RegionCLIP:
         self._model = CLIP(self.config, dtype=compute_dtype(dtype))
         self._variables = jax.device_put(variables)
         self._encoder = describe_encoder(self.config, variables["params"])
-        self._localizer = self._localizer_variables = None
+        self._localizer: Localizer | None = None
+        self._localizer_variables = None
         if (self.directory / FOLDER_NAME).exists():
             localizer, card = load_localizer(directory)
             self._localizer = Localizer(card.architecture, self._model.dtype)
@@ -219,14 +227,14 @@ class RegionCLIP:
         vocabulary: AnyVocabulary = None,
         *,
         boxes: Float[np.ndarray, "R 4"] | Sequence[np.ndarray] | None = None,
-        objectness: str = "reference",
+        objectness: Objectness = "reference",
         score_threshold: float = 0.001,
-        nms: str = "hard",
+        nms: NmsMethod = "hard",
         nms_threshold: float = 0.5,
         max_detections: int = 100,
         num_proposals: int = 1000,
         proposal_nms_threshold: float = 0.9,
-        embed_from: str = "features",
+        embed_from: EmbedFrom = "features",
         report_probabilities: bool = False,
     ) -> Detected | list[Detected]:
         """Detect objects by name. The defaults are the reference's for zero-shot detection.
@@ -287,20 +295,26 @@ class RegionCLIP:
         return found if many else found[0]
 
     def _proposals(self, num_proposals: int, nms_threshold: float) -> ProposalSettings:
+        strides = self._require_localizer().config.strides
+        # Like the reference: 6,000 candidates of a single level (C4), 1,000 of each pyramid level.
+        candidates = 6000 if len(strides) == 1 else 1000
+        return ProposalSettings(num_proposals, candidates, nms_threshold)
+
+    def _require_localizer(self) -> Localizer:
         if self._localizer is None:
             raise CheckpointMismatch(
                 f"{self.directory}: has no localizer to find regions with; add one with "
                 "scripts/convert_checkpoint.py --localizer FILE, or give boxes"
             )
-        # Like the reference: 6,000 candidates of a single level (C4), 1,000 of each pyramid level.
-        candidates = 6000 if len(self._localizer.config.strides) == 1 else 1000
-        return ProposalSettings(num_proposals, candidates, nms_threshold)
+        return self._localizer
 
     def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
         """Return (letterboxed image, part of its batch's prediction, row) in the given order."""
         key = (settings, proposals, part)
         if key not in self._steps:
-            find = given_boxes if proposals is None else proposals_of(self._localizer, proposals)
+            find = given_boxes
+            if proposals is not None:
+                find = proposals_of(self._require_localizer(), proposals)
             predict = make_predict_step(self._model, settings, find)
 
             def step(variables: DetectorVariables, batch: DetectionBatch):

@@ -24,9 +24,9 @@ import ml_collections
 from ml_collections import config_dict
 
 from regionclip_jax.jobs.registry import find_job
-from regionclip_jax.settings import ConfigError, Count, meanings
+from regionclip_jax.settings import ConfigError, Count, Section, meanings
 
-Settings = typing.TypeVar("Settings")
+Settings = typing.TypeVar("Settings", bound=Section)
 
 _FLAG = "--config."
 
@@ -67,7 +67,7 @@ def defaults(section: type) -> ml_collections.ConfigDict:
 
 
 def _as_config(settings: Any) -> ml_collections.ConfigDict:
-    hints = typing.get_type_hints(type(settings))
+    hints = typing.get_type_hints(type(settings), include_extras=True)
     config = ml_collections.ConfigDict()
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -95,7 +95,7 @@ def _plain_type(kind: Any) -> type:
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         return str
-    return int if kind is Count else origin or kind
+    return int if kind == Count else origin or kind
 
 
 def load(specification: str) -> ml_collections.ConfigDict:
@@ -202,22 +202,23 @@ def assign(section: type, config: ml_collections.ConfigDict, key: str, text: str
     """
     where = f"config.{key}"
     *parents, name = key.split(".")
+    values: Any = config
     for parent in parents:
         kind = _field_type(section, parent, where)
         kind, _ = _without_none(kind)
-        config = config[parent]
+        values = values[parent]
         if typing.get_origin(kind) is dict:
             # The recipe chooses these names, such as those of models.
-            _set(config, name, text)
+            _set(values, name, text)
             return
-        if not dataclasses.is_dataclass(kind):
+        if not _is_section(kind):
             raise ConfigError(f"{where}: {parent!r} has no keys of its own")
         section = kind
     kind = _field_type(section, name, where)
-    if dataclasses.is_dataclass(kind):
+    if _is_section(kind):
         keys = sorted(field.name for field in dataclasses.fields(kind))
         raise ConfigError(f"{where}: has keys of its own, set one of {keys}")
-    _set(config, name, _from_text(kind, text, where))
+    _set(values, name, _from_text(kind, text, where))
 
 
 def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
@@ -226,8 +227,12 @@ def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
         config[name] = value
 
 
+def _is_section(kind: Any) -> typing.TypeGuard[type[Section]]:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
 def _field_type(section: type, name: str, where: str) -> Any:
-    hints = typing.get_type_hints(section)
+    hints = typing.get_type_hints(section, include_extras=True)
     if name not in hints:
         raise ConfigError(f"{where}: no such key{_hint(section, name, where)}")
     return hints[name]
@@ -271,7 +276,7 @@ def resolve(section: type[Settings], config: Any, where: str = "config") -> Sett
     """
     if not isinstance(config, ml_collections.ConfigDict | Mapping):
         raise ConfigError(f"{where}: expected a section with keys, found {config!r}")
-    hints = typing.get_type_hints(section)
+    hints = typing.get_type_hints(section, include_extras=True)
     names = {field.name for field in dataclasses.fields(section)}
     values = {}
     for key, value in config.items():
@@ -298,7 +303,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     kind, optional = _without_none(kind)
     if optional and value is None:
         return None
-    if dataclasses.is_dataclass(kind):
+    if _is_section(kind):
         return resolve(kind, value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
@@ -315,14 +320,14 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if kind in (bool, int, float, str) and type(value) is kind:
         return value
-    if kind is Count and type(value) is int and value >= 1:
+    if kind == Count and type(value) is int and value >= 1:
         return value
     raise ConfigError(f"{where}: expected {_name(kind)}, found {value!r}")
 
 
 def _name(kind: Any) -> str:
     """Name a type in words, for errors."""
-    if kind is Count:
+    if kind == Count:
         return "a whole number of at least 1"
     return getattr(kind, "__name__", None) or str(kind)
 

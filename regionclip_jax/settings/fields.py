@@ -7,7 +7,7 @@ import inspect
 import io
 import tokenize
 import typing
-from typing import Any, NewType
+from typing import Annotated, Any
 
 
 class ConfigError(ValueError):
@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 # A whole number of at least 1.
-Count = NewType("Count", int)
+Count = Annotated[int, "at least 1"]
 
 _MAY_CHANGE = "may_change"
 
@@ -89,10 +89,12 @@ def _own_meanings(section: type) -> dict[str, str]:
         if token.type == tokenize.COMMENT
     }
     found, run = {}, []
+    definition = ast.parse(source).body[0]
+    assert isinstance(definition, ast.ClassDef)
     nodes = {
         node.lineno: node.target.id
-        for node in ast.parse(source).body[0].body
-        if isinstance(node, ast.AnnAssign)
+        for node in definition.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
     previous = None
     for line in range(1, source.count("\n") + 2):

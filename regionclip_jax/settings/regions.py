@@ -8,6 +8,9 @@ from regionclip_jax.settings.fields import ConfigError, Count, Section, may_chan
 # Documented in ops.roi_align.
 RoiAlignImpl = Literal["auto", "matmul", "matmul_rows", "gather"]
 Templates = Literal["clip", "plain"]
+NmsMethod = Literal["hard", "gaussian", "linear"]
+EmbedFrom = Literal["features", "crops"]
+Objectness = Literal["reference", "sigmoid", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class NmsSettings(Section):
     """Suppression of detections within a class."""
 
     # "hard", or soft: "gaussian", "linear".
-    method: Literal["hard", "gaussian", "linear"] = "hard"
+    method: NmsMethod = "hard"
     # IoU above which a detection is suppressed, or its score lowered ("linear").
     threshold: float = 0.5
     # Width of the Gaussian that lowers scores.
@@ -179,10 +182,10 @@ class DetectionSettings(Section):
     temperature: float = 0.01
     # Embed regions from the "features" of the image (RegionCLIP) or from "crops" of its pixels
     # (plain CLIP on each region, paper figure 1).
-    embed_from: Literal["features", "crops"] = "features"
+    embed_from: EmbedFrom = "features"
     # Score from objectness and probability: "reference" (root of the product with the raw logit,
     # like the reference), "sigmoid" (with the logit's sigmoid, as probably intended), or "none".
-    objectness: Literal["reference", "sigmoid", "none"] = "reference"
+    objectness: Objectness = "reference"
     # Detections with a score up to this are dropped.
     score_threshold: float = 0.001
     # Suppression within a class.

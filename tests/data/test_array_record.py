@@ -128,3 +128,10 @@ def test_a_record_whose_bytes_changed_is_one_fault_and_the_others_are_read(tmp_p
     with pytest.raises(RecordError, match=r"record #1: .*[Cc]orrupted"):
         source[1]
     assert [source[i] for i in (0, 2, 3)] == [records[i] for i in (0, 2, 3)]
+
+
+def test_boxes_of_a_directory_of_captions_are_refused(tmp_path):
+    write_array_record(text_records(3), tmp_path / "captions", 2, {})
+    source = ArrayRecordSource(tmp_path / "captions")
+    with pytest.raises(RecordError, match="#1: has captions, expected boxes"):
+        source.annotations(1)

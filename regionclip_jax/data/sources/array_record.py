@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import cast
 
 import grain
 import numpy as np
@@ -60,6 +62,8 @@ class ArrayRecordSource:
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes, classes and crowd flags of a detection record."""
         record = self[index]
+        if not isinstance(record, DetectionRecord):
+            raise RecordError(repr(self), f"#{index}", "has captions, expected boxes")
         return record.boxes, record.classes, record.crowd
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
@@ -82,10 +86,11 @@ def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
     return sizes
 
 
-def _open(paths: list[pathlib.Path]) -> grain.sources.ArrayRecordDataSource:
+def _open(paths: list[pathlib.Path]) -> Sequence[bytes]:
     """Open all shards as one; name the damaged shard, which ArrayRecord's own error does not."""
     try:
-        return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        source = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+        return cast(Sequence[bytes], source)  # grain does not declare its base class
     except RuntimeError:
         for path in paths:
             try:

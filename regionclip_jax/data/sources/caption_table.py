@@ -205,11 +205,11 @@ def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 def _named_columns(header: list[str]) -> tuple[str, str] | None:
     """Return the columns of file and caption: the first known names in the header."""
     by_name = {name.strip().lower(): name for name in reversed(header)}
-    found = [
+    image, caption = (
         next((by_name[name] for name in names if name in by_name), None)
         for names in (_IMAGE_COLUMNS, _CAPTION_COLUMNS)
-    ]
-    return None if None in found else tuple(found)
+    )
+    return None if image is None or caption is None else (image, caption)
 
 
 def _column_of_files(path: pathlib.Path, rows: list[list[str]]) -> int | None:

@@ -68,37 +68,58 @@ def read_categories(path: pathlib.Path, content: dict) -> tuple[tuple[str, ...],
 
 
 def read_images(
-    content: dict,
-    folder: pathlib.Path,
-    *,
-    name_of: Callable[[dict], object] = lambda image: image.get("file_name"),
-    need_sizes: bool = True,
+    content: dict, folder: pathlib.Path
 ) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
-    """Read the list of images.
+    """Read the list of images of a file whose annotations need no sizes.
 
     Args:
         folder: folder of the relative file names.
-        name_of: image -> name of its file.
-        need_sizes: skip images without a size.
+
+    Returns:
+        File names of the present images by ascending id; (height, width) of all listed images, or
+        None; and the skipped images.
+    """
+    return _read_images(content, folder, _file_name, need_sizes=False)
+
+
+def read_sized_images(
+    content: dict, folder: pathlib.Path, name_of: Callable[[dict], object] | None = None
+) -> tuple[dict[int, str], dict[int, tuple[int, int]], LeftOut]:
+    """Read the list of images, and skip images without a size.
+
+    Args:
+        folder: folder of the relative file names.
+        name_of: image -> name of its file (default: its ``file_name``).
 
     Returns:
         File names of the present images by ascending id; (height, width) of all listed images; and
         the skipped images.
     """
+    names, sizes, left_out = _read_images(content, folder, name_of or _file_name, need_sizes=True)
+    return names, {i: size for i, size in sizes.items() if size is not None}, left_out
+
+
+def _file_name(image: dict) -> object:
+    return image.get("file_name")
+
+
+def _read_images(
+    content: dict, folder: pathlib.Path, name_of: Callable[[dict], object], *, need_sizes: bool
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
     left_out = LeftOut("images")
     names: dict[int, str] = {}
     sizes: dict[int, tuple[int, int] | None] = {}
     for number, image in enumerate(content["images"]):
         entry = image if isinstance(image, dict) else {}
         image_id, name = _whole(entry.get("id")), name_of(entry)
-        height, width = _whole(entry.get("height")), _whole(entry.get("width"))
-        has_size = (height or 0) > 0 and (width or 0) > 0
-        if image_id is None or not isinstance(name, str) or not (has_size or not need_sizes):
+        height, width = _whole(entry.get("height")) or 0, _whole(entry.get("width")) or 0
+        size = (height, width) if height > 0 and width > 0 else None
+        if image_id is None or not isinstance(name, str) or (need_sizes and size is None):
             left_out.add("without_id_name_or_size", name if isinstance(name, str) else f"#{number}")
         elif image_id in names:
             left_out.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
         else:
-            names[image_id], sizes[image_id] = name, (height, width) if has_size else None
+            names[image_id], sizes[image_id] = name, size
     present = present_files(folder, names.values())
     for name in sorted(name for name in names.values() if name not in present):
         left_out.add("missing", name)
@@ -142,9 +163,9 @@ def read_boxes(
         name = entry.get("id", f"#{number}")
         if corners is None:
             left_out.add("without_usable_box", name)
-        elif image_id not in sizes:
+        elif image_id is None or image_id not in sizes:
             left_out.add("of_an_unknown_image", f"{name}: {image_id}")
-        elif category not in class_of:
+        elif category is None or category not in class_of:
             left_out.add("of_an_unknown_category", f"{name}: {category}")
         elif (box := clip_box(corners, *sizes[image_id])) is None:
             counts["boxes_dropped_empty"] += 1

@@ -16,6 +16,7 @@ from regionclip_jax.data.sources.coco_annotations import (
     read_boxes,
     read_categories,
     read_images,
+    read_sized_images,
     require_annotations,
     require_pictures,
 )
@@ -45,7 +46,7 @@ class CocoCaptionsSource:
         path = self._root / "annotations" / f"captions_{split}.json"
         content = read_annotations(path)
         folder = _require_folder(self._root / split)
-        names, sizes, missing = read_images(content, folder, need_sizes=False)
+        names, sizes, missing = read_images(content, folder)
         unusable = LeftOut("captions")
         captions: dict[int, list[str]] = {}
         for number, entry in enumerate(content["annotations"]):
@@ -137,7 +138,7 @@ class CocoInstancesSource(BoxedPictures):
         content = read_annotations(path)
         self.category_names, self.category_ids = read_categories(path, content)
         folder = _require_folder(self._root / split)
-        names, sizes, missing = read_images(content, folder)
+        names, sizes, missing = read_sized_images(content, folder)
         require_pictures(path, content, folder, missing, fault_fraction)
         boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
         require_annotations(path, content, unusable, fault_fraction)

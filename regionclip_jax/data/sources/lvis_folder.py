@@ -12,7 +12,7 @@ from regionclip_jax.data.sources.coco_annotations import (
     read_annotations,
     read_boxes,
     read_categories,
-    read_images,
+    read_sized_images,
     require_annotations,
     require_pictures,
 )
@@ -57,7 +57,7 @@ class LvisInstancesSource(BoxedPictures):
                     f"in lvis_v1_*.json, found {sorted(image)}; give the original file"
                 )
         self.category_names, self.category_ids = read_categories(path, content)
-        names, sizes, missing = read_images(content, self._root, name_of=_name_of)
+        names, sizes, missing = read_sized_images(content, self._root, _name_of)
         require_pictures(path, content, self._root, missing, fault_fraction)
         boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
         require_annotations(path, content, unusable, fault_fraction)

@@ -86,10 +86,11 @@ class PascalVocSource(BoxedPictures):
                 BoxedPicture(
                     number,
                     name,
-                    *size,
+                    height,
+                    width,
                     stack_boxes([(box, class_of[kind], False, None) for box, kind in rows]),
                 )
-                for number, (name, size, rows) in enumerate(pictures, start=1)
+                for number, (name, (height, width), rows) in enumerate(pictures, start=1)
             ],
         )
         self.report |= counts | images.report | objects.report

@@ -6,6 +6,8 @@ Images stay encoded.
 
 import os
 import pathlib
+from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 
@@ -155,12 +157,13 @@ def _open(path: pathlib.Path, split: str):
             + (f", such as {found[:3]} in it" if found else ", such as coco/2017/1.1.0")
         )
     builder = tfds.builder_from_directory(path)
-    features = dict(builder.info.features.items())
+    # TFDS declares neither the mapping nor as_data_source's arguments.
+    features = dict(cast(Any, builder.info.features).items())
     if not isinstance(features.get("image"), tfds.features.Image):
         raise ValueError(f"{path}: expected a picture as feature 'image', found {sorted(features)}")
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
-        return features, builder.as_data_source(split=split, decoders=decoders)
+        return features, cast(Any, builder).as_data_source(split=split, decoders=decoders)
     except (NotImplementedError, ValueError, KeyError) as error:
         splits = sorted(builder.info.splits)
         raise ValueError(
@@ -187,7 +190,7 @@ def _texts(found: object) -> tuple[str, ...] | None:
         found = found.get("text")
     if isinstance(found, bytes):
         found = [found]
-    if found is None or isinstance(found, str) or not hasattr(found, "__iter__"):
+    if isinstance(found, str) or not isinstance(found, Iterable):
         return None
     texts = [entry.decode("utf-8", "replace") for entry in found if isinstance(entry, bytes)]
     return tuple(texts) or None

@@ -115,17 +115,14 @@ def _read_names(root: pathlib.Path) -> tuple[str, ...]:
         raise FileNotFoundError(
             f"{root} has neither data.yaml nor classes.txt: expected the names of the classes there"
         )
-    if (
-        not isinstance(names, list)
-        or not names
-        or not all(isinstance(name, str) and name.strip() for name in names)
-        or len(set(names)) < len(names)
-    ):
+    found = names if isinstance(names, list) else []
+    checked = tuple(name for name in found if isinstance(name, str) and name.strip())
+    if not checked or len(checked) < len(found) or len(set(checked)) < len(checked):
         raise ValueError(
             f"{path}: expected names, one a class and each once, numbered from 0, found "
             f"{str(names)[:90]}"
         )
-    return tuple(names)
+    return checked
 
 
 def _parse(line: str, num_classes: int) -> tuple[tuple[float, float, float, float], int] | None:
