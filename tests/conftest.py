@@ -153,3 +153,12 @@ def nano_configs():
         "resnet": CLIPConfig(64, (1, 1, 1, 1), 8, None, 4, **text),
         "vit": CLIPConfig(64, 2, 64, 16, 2, **text),
     }
+
+
+@pytest.fixture
+def bfloat16_on_this_device(request):
+    """Expect failure of a test of bfloat16 convolutions on CPUs whose XLA returns NaN for them."""
+    from regionclip_jax.jobs.assembly import is_unsound_on_cpus
+
+    if jax.default_backend() == "cpu" and is_unsound_on_cpus():
+        request.applymarker(pytest.mark.xfail(reason="XLA returns NaN (docs/running.md)"))
