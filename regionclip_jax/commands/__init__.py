@@ -1,4 +1,4 @@
-"""What users type: one module for each command, with the function ``main(arguments)``.
+"""Commands of the project: one module for each, with the function ``main(arguments)``.
 
 `regionclip NAME` and the files in scripts/ call the same functions.
 """

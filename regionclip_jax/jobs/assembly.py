@@ -103,7 +103,7 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def is_unsound_on_cpus() -> bool:
-    """Whether this JAX fuses convolutions on CPUs in the way that makes NaN of bfloat16.
+    """Return whether XLA of this JAX makes NaN of bfloat16 convolutions on CPUs.
 
     Seen with jax 0.12.0, not with 0.10. An empty list of fusions in ``XLA_FLAGS`` avoids it.
     """

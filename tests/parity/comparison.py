@@ -18,7 +18,7 @@ class Comparison(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the output equals the reference's; an error of NaN does not."""
+        """Return whether the output equals the reference's; NaN does not."""
         return self.error <= self.tolerance
 
 
