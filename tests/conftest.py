@@ -161,4 +161,5 @@ def bfloat16_on_this_device(request):
     from regionclip_jax.jobs.assembly import is_unsound_on_cpus
 
     if jax.default_backend() == "cpu" and is_unsound_on_cpus():
-        request.applymarker(pytest.mark.xfail(reason="XLA returns NaN (docs/running.md)"))
+        reason = "XLA returns NaN: docs/running.md"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
