@@ -18,7 +18,7 @@ from regionclip_jax.compile_report.program_traffic import (
     memory_traffic,
 )
 from regionclip_jax.jobs import assembly
-from regionclip_jax.jobs.prediction import prediction_step
+from regionclip_jax.jobs.prediction import abstract_prediction
 from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.jobs.training import Assumed, Training
 from regionclip_jax.ops.backend import tracing_for
@@ -223,7 +223,7 @@ def _training(training: Training, mesh):
 
 
 def _prediction(config: EvaluateSettings, preset, localizer, num_classes: int, mesh):
-    parts = prediction_step(
+    parts = abstract_prediction(
         config.evaluation, preset, config.dtype, localizer=localizer, num_classes=num_classes
     )
     whole = jax.tree.map(lambda _: whole_everywhere(mesh), parts.variables)

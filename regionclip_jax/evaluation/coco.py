@@ -9,7 +9,6 @@ own evaluation.
 import contextlib
 import io
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,7 +19,6 @@ from regionclip_jax.evaluation.ground_truth import (
     GroundTruth,
     as_detections,
     percent,
-    read_coco,
     require_masks,
 )
 
@@ -28,7 +26,7 @@ _SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 
 def coco_ap50(
-    ground_truth: Mapping | str | Path,
+    truth: GroundTruth,
     results: Sequence[Mapping],
     *,
     category_groups: Mapping[str, Set[int]],
@@ -42,9 +40,7 @@ def coco_ap50(
     ``results``, so the same results give the same numbers.
 
     Args:
-        ground_truth: COCO instances (``images``, ``annotations``, ``categories``) or the path of
-            such a JSON. An annotation without ``area`` gets that of its box, one without
-            ``iscrowd`` is no crowd. Boxes are ``[x, y, width, height]`` in original pixels.
+        truth: of ``coco_ground_truth``.
         results: each ``{"image_id", "category_id", "bbox", "score"}``; may be empty.
         category_groups: group name -> category ids, e.g. ``{"novel": {...}, "base": {...}}``.
         iou_threshold: IoU threshold of the group metrics, called ``AP50_<group>`` for 0.5.
@@ -61,10 +57,8 @@ def coco_ap50(
 
     Raises:
         ValueError: a result of an unknown image or category, a box or score that is not finite, a
-            group with an unknown category, invalid COCO instances, or a missing mask with
-            ``compare="segm"``.
+            group with an unknown category, or a missing mask with ``compare="segm"``.
     """
-    truth = read_coco(ground_truth)
     categories = {category["id"]: category["name"] for category in truth.categories}
     for group, members in category_groups.items():
         if unknown := sorted(set(members) - categories.keys()):

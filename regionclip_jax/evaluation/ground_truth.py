@@ -2,20 +2,22 @@
 
 pycocotools keeps the last of two images with one id, and counts a box that matches annotation 0 as
 false. It reads an LVIS file as if all images were labelled with all categories. Here such files are
-refused or, if nothing is lost, corrected.
+refused or, if nothing is lost, corrected. ``data.sources.annotation_files`` opens the files.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-_FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")  # keys of an LVIS image
-FREQUENCIES = ("r", "c", "f")  # frequency of an LVIS category: rare, common, frequent
+from regionclip_jax.data.sources.annotation_files import (
+    FEDERATED_KEYS,
+    FREQUENCIES,
+    AnnotationFile,
+    find_fault,
+)
 
 
 class GroundTruth(NamedTuple):
@@ -27,8 +29,8 @@ class GroundTruth(NamedTuple):
     annotations: list[dict]  # numbered from 1; image_id, category_id, bbox, area, iscrowd
 
 
-def read_coco(ground_truth: Mapping | str | Path) -> GroundTruth:
-    """Read COCO instances from a mapping or the path of a JSON.
+def coco_ground_truth(file: AnnotationFile) -> GroundTruth:
+    """Return the ground truth of COCO instances.
 
     An annotation without ``area`` gets that of its box, one without ``iscrowd`` is no crowd.
 
@@ -36,68 +38,72 @@ def read_coco(ground_truth: Mapping | str | Path) -> GroundTruth:
         ValueError: a missing key, an invalid box, an unknown image or category, a repeated id, or
             an LVIS file.
     """
-    where, content = _open(ground_truth)
-    _refuse_lvis(where, content)
-    return _checked(where, content)
+    _require_objects(file)
+    marks = [("category", c, "frequency") for c in file.categories if "frequency" in c]
+    marks += [("image", i, key) for i in file.images for key in FEDERATED_KEYS if key in i]
+    if marks:
+        kind, entry, key = marks[0]
+        raise ValueError(
+            f"{file.where}: {kind} {entry.get('id')} has {key!r}: this is an LVIS file, whose "
+            "images are labelled with some of the categories only, and COCO's rules would count "
+            "detections of the others as wrong; evaluate it with evaluation.lvis"
+        )
+    return _checked(file)
 
 
-def read_lvis(ground_truth: Mapping | str | Path) -> GroundTruth:
-    """Read LVIS v1 annotations from a mapping or the path of a JSON.
+def lvis_ground_truth(file: AnnotationFile) -> GroundTruth:
+    """Return the ground truth of LVIS v1 annotations.
 
     Raises:
-        ValueError: as ``read_coco``; or this is a COCO file, a category has no frequency, an image
-            lacks its negative or non-exhaustive categories, or an annotation is a crowd.
+        ValueError: as ``coco_ground_truth``; or this is a COCO file, a category has no frequency,
+            an image lacks its negative or non-exhaustive categories, or an annotation is a crowd.
     """
-    where, content = _open(ground_truth)
-    what = "evaluate COCO files with evaluation.coco, LVIS with the original lvis_v1_*.json"
-    for category in content["categories"]:
+    _require_objects(file)
+    remedy = "evaluate COCO files with evaluation.coco, LVIS with the original lvis_v1_*.json"
+    for category in file.categories:
         if category.get("frequency") not in FREQUENCIES:
             raise ValueError(
-                f"{where}: category {category.get('id')}: 'frequency': expected one of "
-                f"{FREQUENCIES}, found {category.get('frequency')!r}; {what}"
+                f"{file.where}: category {category.get('id')}: 'frequency': expected one of "
+                f"{FREQUENCIES}, found {category.get('frequency')!r}; {remedy}"
             )
-    for image in content["images"]:
-        if missing := [key for key in _FEDERATED_KEYS if key not in image]:
+    for image in file.images:
+        if missing := [key for key in FEDERATED_KEYS if key not in image]:
             raise ValueError(
-                f"{where}: image {image.get('id')}: no {missing[0]!r}, without which absence "
-                f"cannot be told from not having looked; {what}"
+                f"{file.where}: image {image.get('id')}: no {missing[0]!r}, without which absence "
+                f"cannot be told from not having looked; {remedy}"
             )
-    for annotation in content["annotations"]:
+    for annotation in file.annotations:
         if annotation.get("iscrowd") or annotation.get("ignore"):
             raise ValueError(
-                f"{where}: annotation {annotation.get('id')} is marked as crowd or to be ignored; "
-                f"LVIS v1 knows neither; {what}"
+                f"{file.where}: annotation {annotation.get('id')} is marked as crowd or to be "
+                f"ignored; LVIS v1 knows neither; {remedy}"
             )
-    return _checked(where, content)
+    return _checked(file)
 
 
-def keep_categories(ground_truth: Mapping | str | Path, names: Collection[str]) -> dict:
-    """Return the part of COCO instances with the given categories.
+def keep_categories(truth: GroundTruth, names: Collection[str]) -> GroundTruth:
+    """Return the part of the ground truth with the given categories.
 
     Source: docs/reference/evaluation.md#annotation-files. This makes the ground truth of the 65, 48
     or 17 categories of the open-vocabulary split from a file of all 80. Ids stay, images without an
-    annotation of these categories are dropped. Predictions are needed for the remaining images.
-
-    Returns:
-        ``images``, ``annotations`` (crowd regions too) and ``categories`` in the order of the file.
+    annotation of these categories (crowd regions count) are dropped. Predictions are needed for the
+    remaining images.
 
     Raises:
-        ValueError: the ground truth is not COCO instances or lacks one of the categories.
+        ValueError: the ground truth lacks one of the categories.
     """
-    where, content = _open(ground_truth)
-    _refuse_lvis(where, content)
-    known = {category.get("name") for category in content["categories"]}
+    known = {category["name"] for category in truth.categories}
     if unknown := sorted(set(names) - known):
         raise ValueError(
-            f"{where}: no categories {unknown[:5]} among the {len(content['categories'])}; choose "
-            "an annotation file that has all of the split"
+            f"{truth.where}: no categories {unknown[:5]} among the {len(known)}; choose an "
+            "annotation file that has all of the split"
         )
-    categories = [c for c in content["categories"] if c.get("name") in set(names)]
+    categories = [c for c in truth.categories if c["name"] in set(names)]
     kept = {category["id"] for category in categories}
-    annotations = [a for a in content["annotations"] if a["category_id"] in kept]
+    annotations = [a for a in truth.annotations if a["category_id"] in kept]
     occupied = {annotation["image_id"] for annotation in annotations}
-    images = [image for image in content["images"] if image["id"] in occupied]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    images = [image for image in truth.images if image["id"] in occupied]
+    return GroundTruth(truth.where, images, categories, annotations)
 
 
 def as_detections(results: Sequence[Mapping], truth: GroundTruth) -> list[dict]:
@@ -157,61 +163,41 @@ def percent(precision: np.ndarray) -> float | None:
     return 100.0 * float(known.mean()) if known.size else None
 
 
-def _open(ground_truth: Mapping | str | Path) -> tuple[str, Mapping]:
-    where = "ground truth"
-    if not isinstance(ground_truth, Mapping):
-        where = str(ground_truth)
-        ground_truth = json.loads(Path(ground_truth).read_text(encoding="utf-8"))
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(ground_truth, Mapping) or key not in ground_truth:
-            raise ValueError(
-                f"{where}: no {key!r}; expected COCO instances with images, annotations, categories"
-            )
-    return where, ground_truth
+def _require_objects(file: AnnotationFile) -> None:
+    for kind in ("images", "annotations", "categories"):
+        for number, entry in enumerate(getattr(file, kind)):
+            if not isinstance(entry, Mapping):
+                raise ValueError(
+                    f"{file.where}: {kind}, entry {number}: expected a JSON object, found "
+                    f"{str(entry)[:60]!r}; remove the entry"
+                )
 
 
-def _refuse_lvis(where: str, content: Mapping) -> None:
-    marks = [("category", c, "frequency") for c in content["categories"] if "frequency" in c]
-    marks += [("image", i, key) for i in content["images"] for key in _FEDERATED_KEYS if key in i]
-    if marks:
-        kind, entry, key = marks[0]
-        raise ValueError(
-            f"{where}: {kind} {entry.get('id')} has {key!r}: this is an LVIS file, whose images "
-            "are labelled with some of the categories only, and COCO's rules would count finds of "
-            "the others as wrong; evaluate it with evaluation.lvis"
-        )
-
-
-def _checked(where: str, content: Mapping) -> GroundTruth:
-    images = _unique_ids(where, "image", content["images"])
-    categories = _unique_ids(where, "category", content["categories"])
-    _unique_ids(where, "annotation", content["annotations"])
-    names = Counter(category.get("name") for category in content["categories"])
+def _checked(file: AnnotationFile) -> GroundTruth:
+    images = _unique_ids(file.where, "image", file.images)
+    categories = _unique_ids(file.where, "category", file.categories)
+    _unique_ids(file.where, "annotation", file.annotations)
+    names = Counter(category.get("name") for category in file.categories)
     if None in names:
-        raise ValueError(f"{where}: {names[None]} of kind category have no 'name'; name them")
+        raise ValueError(f"{file.where}: {names[None]} of kind category have no 'name'; name them")
     if double := [name for name, count in names.items() if count > 1]:
         raise ValueError(
-            f"{where}: {names[double[0]]} categories have the name {double[0]!r}; give each its own"
+            f"{file.where}: {names[double[0]]} categories have the name {double[0]!r}; give each "
+            "its own"
         )
     annotations = []
-    for number, annotation in enumerate(content["annotations"], start=1):
-        image, category = annotation.get("image_id"), annotation.get("category_id")
-        if image not in images or category not in categories:
+    for number, annotation in enumerate(file.annotations, start=1):
+        if fault := find_fault(annotation, images, categories):
             raise ValueError(
-                f"{where}: annotation {annotation['id']} is of image {image} and category "
-                f"{category}, at least one of which the file lacks; remove it or add what it names"
+                f"{file.where}: annotation {annotation['id']}{fault.text}; remove the annotation, "
+                "or repair it"
             )
-        box = annotation.get("bbox")
-        if not isinstance(box, Sequence) or len(box) != 4 or not all(map(math.isfinite, box)):
-            raise ValueError(
-                f"{where}: annotation {annotation['id']}: 'bbox': expected [x, y, width, height], "
-                f"found {box!r}; choose a file with boxes (instances) or remove the annotation"
-            )
+        box = annotation["bbox"]
         annotations.append(
             {
                 "id": number,  # not the file's: 0 would read as "no match"
-                "image_id": image,
-                "category_id": category,
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
                 "bbox": list(box),
                 "area": annotation.get("area", box[2] * box[3]),
                 "iscrowd": annotation.get("iscrowd", 0),
@@ -219,7 +205,7 @@ def _checked(where: str, content: Mapping) -> GroundTruth:
         )
         if "segmentation" in annotation:
             annotations[-1]["segmentation"] = annotation["segmentation"]
-    return GroundTruth(where, list(content["images"]), list(content["categories"]), annotations)
+    return GroundTruth(file.where, list(file.images), list(file.categories), annotations)
 
 
 def _unique_ids(where: str, kind: str, entries: Sequence[Mapping]) -> set:

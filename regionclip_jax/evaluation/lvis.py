@@ -20,16 +20,15 @@ equal scores are sorted by image id, and in one image by their order in the resu
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from regionclip_jax.data.sources.annotation_files import FREQUENCIES
 from regionclip_jax.evaluation.ground_truth import (
-    FREQUENCIES,
+    GroundTruth,
     as_detections,
     percent,
-    read_lvis,
     require_masks,
 )
 
@@ -40,7 +39,7 @@ _AT_50, _AT_75, _SHAPE = 0, 5, (4, 10, 101)
 
 
 def lvis_ap(
-    ground_truth: Mapping | str | Path,
+    truth: GroundTruth,
     results: Sequence[Mapping],
     *,
     max_detections: int = 300,
@@ -49,9 +48,7 @@ def lvis_ap(
     """Evaluate boxes by the rules of LVIS v1.
 
     Args:
-        ground_truth: LVIS v1 annotations (categories with ``frequency``, images with
-            ``neg_category_ids`` and ``not_exhaustive_category_ids``) or the path of such a JSON.
-            Boxes are ``[x, y, width, height]`` in original pixels.
+        truth: of ``lvis_ground_truth``.
         results: each ``{"image_id", "category_id", "bbox", "score"}``; may be empty.
         max_detections: number of best detections counted for each image.
         compare: overlaps of boxes or of masks, as in ``evaluation.coco``.
@@ -64,10 +61,8 @@ def lvis_ap(
 
     Raises:
         ModuleNotFoundError: faster-coco-eval is not installed.
-        ValueError: a result of an unknown image or category, a box or score that is not finite, or
-            invalid LVIS v1 annotations.
+        ValueError: a result of an unknown image or category, or a box or score that is not finite.
     """
-    truth = read_lvis(ground_truth)
     detections = _best_of_each_image(as_detections(results, truth), max_detections)
     if compare == "segm":
         require_masks(truth, detections)
@@ -107,8 +102,8 @@ def _best_of_each_image(detections: list[dict], limit: int) -> list[dict]:
     for detection in detections:
         of_image[detection["image_id"]].append(detection)
     best = []
-    for found in of_image.values():  # sorting is stable
-        best += sorted(found, key=lambda detection: -detection["score"])[:limit]
+    for candidates in of_image.values():  # sorting is stable
+        best += sorted(candidates, key=lambda detection: -detection["score"])[:limit]
     return best
 
 

@@ -1,74 +1,36 @@
-"""Run a prediction function over batches and convert its predictions to COCO's format.
+"""Convert predictions and boxes to COCO's format, ``[x, y, width, height]`` in original pixels.
 
-Coordinates: predictions are in pixels of the original images (``steps.predict_step``); COCO uses
-``[x, y, width, height]``. The boxes of a batch are in canvas pixels; ``to_original_xywh`` converts
-them.
+Predictions are in pixels of the original images (``steps.predict_step``). The boxes of a batch are
+in canvas pixels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from regionclip_jax.evaluation.masks import encode_mask, paste_mask
 from regionclip_jax.structures import DetectionBatch, Detections
 
-# Results of one image as plain JSON values, which any gather of processes can transfer.
-ImageRecord = dict[str, object]
-PredictFn = Callable[[DetectionBatch], tuple[Detections, Int[np.ndarray, "B G"] | None]]
 
-
-class Predictions(NamedTuple):
-    """Predictions for all images of a data set, each image once, by increasing image id."""
-
-    results: list[dict]  # COCO results: image_id, category_id, bbox xywh in original pixels, score
-    # (and segmentation, if the detector predicts masks)
-    predicted: Int[np.ndarray, " N"]  # best class of each ground-truth box, contiguous index
-    actual: Int[np.ndarray, " N"]  # its true class; both empty when predict_fn gives no classes
-    num_images: int
-
-
-def run(
-    predict_fn: PredictFn,
-    batches: Iterable[DetectionBatch],
-    *,
-    category_ids: Sequence[int],
-    gather: Callable[[list[ImageRecord]], list[ImageRecord]],
-) -> Predictions:
-    """Predict every image of ``batches``.
+def coco_results(
+    batch: DetectionBatch, detections: Detections, row: int, category_ids: Sequence[int]
+) -> list[dict]:
+    """Return the detections of one image as COCO results, in JSON values.
 
     Args:
-        predict_fn: batch -> (Detections in pixels of the original images, best class per
-            ground-truth box [B, G] or None), as numpy arrays.
-        batches: batches of this process. Images with ``mask`` False are padding and dropped.
-        category_ids: class index -> category id of the results.
-        gather: records of this process -> records of all processes; identity for one process.
-            Images seen by several processes (uneven shards) are counted once.
+        batch: the batch, for the image's id and size.
+        detections: NumPy arrays, pixels of the original images.
+        row: row of the image.
+        category_ids: by class index.
+
+    Returns:
+        Each ``{"image_id", "category_id", "bbox", "score"}``, and "segmentation" of a detector that
+        predicts masks.
 
     Raises:
         ValueError: a class index beyond ``category_ids``, or numbers that are not finite.
     """
-    records: list[ImageRecord] = []
-    for batch in batches:
-        detections, box_classes = predict_fn(batch)
-        for row in np.flatnonzero(batch.mask):
-            records.append(_image_record(batch, detections, box_classes, row, category_ids))
-    unique = {}
-    for record in gather(records):
-        unique.setdefault(record["image_id"], record)
-    ordered = [unique[image_id] for image_id in sorted(unique)]
-    return Predictions(
-        results=[result for record in ordered for result in record["results"]],
-        predicted=_concatenated(ordered, "predicted"),
-        actual=_concatenated(ordered, "actual"),
-        num_images=len(ordered),
-    )
-
-
-def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRecord:
     image_id = int(batch.image_ids[row])
-    record: ImageRecord = {"image_id": image_id, "results": [], "predicted": [], "actual": []}
     keep = np.asarray(detections.mask[row], bool)
     boxes = np.asarray(detections.boxes[row], np.float64)[keep]
     scores = np.asarray(detections.scores[row], np.float64)[keep]
@@ -83,29 +45,21 @@ def _image_record(batch, detections, box_classes, row, category_ids) -> ImageRec
             f"image {image_id}: predicted class {classes.max()} with {len(category_ids)} category "
             "ids; pass the ids of the classes the model was given"
         )
-    masks = [None] * len(boxes)
+    results = [
+        {
+            "image_id": image_id,
+            "category_id": int(category_ids[class_index]),
+            "bbox": box.tolist(),
+            "score": float(score),
+        }
+        for box, score, class_index in zip(_to_xywh(boxes), scores, classes, strict=True)
+    ]
     if detections.object_masks is not None:
         height, width = np.round(batch.sizes[row] / batch.scales[row]).astype(int)
-        masks = [
-            encode_mask(paste_mask(own, box, height, width))
-            for own, box in zip(np.asarray(detections.object_masks[row])[keep], boxes, strict=True)
-        ]
-    for box, score, class_index, own in zip(_to_xywh(boxes), scores, classes, masks, strict=True):
-        record["results"].append(
-            {
-                "image_id": image_id,
-                "category_id": int(category_ids[class_index]),
-                "bbox": box.tolist(),
-                "score": float(score),
-            }
-        )
-        if own is not None:
-            record["results"][-1]["segmentation"] = own
-    if box_classes is not None:
-        real = np.asarray(batch.box_mask[row], bool)
-        record["predicted"] = np.asarray(box_classes[row])[real].tolist()
-        record["actual"] = np.asarray(batch.classes[row])[real].tolist()
-    return record
+        masks = np.asarray(detections.object_masks[row])[keep]
+        for result, mask, box in zip(results, masks, boxes, strict=True):
+            result["segmentation"] = encode_mask(paste_mask(mask, box, height, width))
+    return results
 
 
 def to_original_xywh(boxes: np.ndarray, *, sizes: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -127,7 +81,3 @@ def to_original_xywh(boxes: np.ndarray, *, sizes: np.ndarray, scales: np.ndarray
 
 def _to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
-def _concatenated(records: list[ImageRecord], key: str) -> np.ndarray:
-    return np.array([value for record in records for value in record[key]], np.int64)

@@ -46,7 +46,7 @@ def found_at(
     ranks = np.full((len(THRESHOLDS), len(boxes)), NEVER, np.int32)
     if not len(boxes):
         return ranks
-    overlaps = _iou(proposals, boxes)
+    overlaps = pairwise_iou(proposals, boxes)
     every = np.arange(len(THRESHOLDS))
     for rank in np.flatnonzero(overlaps.max(axis=1) >= THRESHOLDS[0]):
         free = np.where(ranks == NEVER, overlaps[rank], -1.0)
@@ -101,8 +101,10 @@ def proposal_recall(
 _NO_BOX = np.empty((len(THRESHOLDS), 0), np.int32)
 
 
-def _iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the IoU [N, G] of xyxy boxes [N, 4] and [G, 4]."""
+def pairwise_iou(
+    first: Float[np.ndarray, "N 4"], second: Float[np.ndarray, "G 4"]
+) -> Float[np.ndarray, "N G"]:
+    """Return the IoU of xyxy boxes, on the host; ``ops.boxes`` has that of the device."""
     low = np.maximum(first[:, None, :2], second[:, :2])
     high = np.minimum(first[:, None, 2:], second[:, 2:])
     common = np.clip(high - low, 0.0, None).prod(axis=2)

@@ -12,16 +12,20 @@ from regionclip_jax.data.faults import FaultCounter
 from regionclip_jax.data.order import EpochOrder, repeat_factors
 from regionclip_jax.data.pipeline import detection_training_batches
 from regionclip_jax.data.records import RecordError
-from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.training_set import TrainingSet
+from regionclip_jax.evaluation.datasets import LVIS_SPLIT, class_groups
 from regionclip_jax.jobs.assembly import blame
 from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
 from regionclip_jax.settings import BoxDataSettings, ConfigError
 from regionclip_jax.structures import DetectionBatch
-from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
 
-_ALL, _WITH_BOXES, _LVIS_BASE = "all", "with_boxes", "lvis_base"
-_BASE = {"coco_base": COCO_BASE_48, "scenes_base": tuple(BASE_SHAPES)}
+_ALL, _WITH_BOXES = "all", "with_boxes"
+# Base classes by name: a split of ``evaluation.datasets`` and its groups.
+_BASE = {
+    "coco_base": ("coco_48_17", ("base",)),
+    "lvis_base": (LVIS_SPLIT, ("common", "frequent")),
+    "scenes_base": ("scenes", ("base",)),
+}
 
 
 def build_training_set(settings: BoxDataSettings, mask_size: int | None) -> TrainingSet:
@@ -57,24 +61,17 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
                 found.update(classes[~crowd].tolist())
         return tuple(name for i, name in enumerate(source.category_names) if i in found)
     if settings.classes in _BASE:
-        wanted = set(_BASE[settings.classes])
-        if missing := sorted(wanted - set(source.category_names)):
-            raise ConfigError(
-                f"data.classes: {settings.classes!r} names {missing[:5]}, which {source!r} does "
-                "not have; choose 'all', or a text file with your base classes, one a line"
-            )
-        # In the order of the annotation file, not of the list.
-        return tuple(name for name in source.category_names if name in wanted)
-    if settings.classes == _LVIS_BASE:
+        split, groups = _BASE[settings.classes]
         with blame("data.classes"):
-            groups = lvis_groups(read_lvis_categories(source.annotations_path))
-        wanted = {*groups["common"], *groups["frequent"]}
-        return tuple(name for name in source.category_names if name in wanted)
+            found = class_groups(source, split)
+        # In the order of the source, not of the groups.
+        rows = sorted(row for group in groups for row in found[group])
+        return tuple(source.category_names[row] for row in rows)
     path = Path(settings.classes)
     if not path.is_file():
         raise ConfigError(
             f"data.classes: {settings.classes!r} is neither a file nor one of "
-            f"{sorted([_ALL, _WITH_BOXES, _LVIS_BASE, *_BASE])}; give a text file, one class a line"
+            f"{sorted([_ALL, _WITH_BOXES, *_BASE])}; give a text file, one class a line"
         )
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return tuple(name for name in names if name)

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,10 +21,16 @@ from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
-from regionclip_jax.evaluation import coco, lvis, predictions, recall, recognition
-from regionclip_jax.evaluation.ground_truth import keep_categories, read_coco, read_lvis
-from regionclip_jax.jobs import assembly, concept_pool, detection_gallery, streams
-from regionclip_jax.jobs.evaluated_classes import LVIS, Classes, choose_classes, keep_only
+from regionclip_jax.evaluation import detection_gallery
+from regionclip_jax.evaluation.datasets import open_dataset
+from regionclip_jax.evaluation.evaluators import (
+    Detection,
+    ProposalRecall,
+    RegionRecognition,
+    evaluate,
+)
+from regionclip_jax.jobs import assembly, concept_pool, streams
+from regionclip_jax.jobs.prediction import build_step
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
@@ -34,18 +40,15 @@ from regionclip_jax.settings import ConfigError, EvaluateSettings, EvaluationSet
 from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
-    gather_json,
     local_rows,
     replicate,
     to_global_batch,
 )
 from regionclip_jax.sharding.waiting import start_together
-from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
+from regionclip_jax.steps.predict_step import DetectorVariables, Prediction
 from regionclip_jax.structures import DetectionBatch
 
-GROUND_TRUTH, LOCALIZER = "ground_truth", "localizer"
-_COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_LVIS_NUMBERS = ("AP", "APr", "APc", "APf", "AP50", "AP75", "APs", "APm", "APl")
+_GROUND_TRUTH, _LOCALIZER = "ground_truth", "localizer"
 
 
 class Evaluation(NamedTuple):
@@ -59,6 +62,8 @@ class Evaluation(NamedTuple):
     saw: dict[str, str]
     images_per_second: float | None
     class_names: dict[int, str]
+    # Every object of a class has a box, as in COCO but not in LVIS.
+    all_annotated: bool = True
 
 
 def run(settings: EvaluateSettings, workdir: Path) -> dict:
@@ -88,7 +93,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             streams.build_boxes_source(settings.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
             class_names=next(iter(evaluations.values())).class_names,
-            all_annotated=settings.evaluation.class_split != LVIS,
+            all_annotated=next(iter(evaluations.values())).all_annotated,
             subtitle="; ".join(f"{n}: {e.saw['boxes']}" for n, e in evaluations.items()),
         )
         write_png(workdir / "detections.png", picture)
@@ -131,94 +136,103 @@ def evaluate_model(
         ConfigError: the settings contradict each other or the data.
         HostsDisagree: processes of this run found different data.
     """
-    variables, card = load_model(directory)
-    model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
-    source = streams.build_boxes_source(settings, "evaluation")
-    heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
-    classes = choose_classes(source, settings, heads_card and heads_card.source.get("classes"))
-    num_pictures = _require_official(settings, source)
-    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
-    saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
-    localizer = localizer_variables = None
-    if settings.regions == LOCALIZER:
-        localizer_variables, localizer_card = load_localizer(settings.localizer or directory)
-        localizer = Localizer(localizer_card.architecture, model.dtype)
-        saw["boxes"] = f"proposals of {_origin(settings.localizer or directory, localizer_card)}"
-    box_head = mask_head = None
-    if heads is not None and settings.regions != GROUND_TRUTH:
-        box_head = {"params": heads["box_head"]}
-        saw["boxes"] += ", moved by the detector's box head"
-        if "mask_head" in heads:
-            mask_head = {"params": heads["mask_head"]}
-    vocabulary = _vocabulary(settings, classes, model, variables, vocabulary_path)
-    mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
-    predict_step = make_predict_step(
-        model,
-        settings.detection,
-        assembly.build_find_regions(settings, localizer),
+    detector = _load(directory, settings, dtype)
+    source = streams.build_boxes_source(settings, "evaluation", keep_file=True)
+    dataset = open_dataset(source, settings.class_split, detector.classes)
+    given_boxes = settings.regions == _GROUND_TRUTH
+    detection = Detection(
+        dataset,
+        max_detections=settings.detection.max_detections,
+        given_boxes=given_boxes,
+        with_masks=detector.variables.mask_head is not None,
     )
+    regions = (
+        RegionRecognition(dataset)
+        if given_boxes
+        else ProposalRecall({"all": dataset.groups["all"]})
+    )
+    require_agreement({"evaluation": {"records": len(source), "classes": dataset.names}})
+    vocabulary = _vocabulary(settings, dataset.names, detector, vocabulary_path)
+    variables = detector.variables.replace(class_embeddings=vocabulary.embeddings)
+    mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
+    predict_step = build_step(settings, detector.model, detector.localizer)
     # Each process needs only its own rows.
     step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
-    frozen = replicate(
-        DetectorVariables(
-            variables, vocabulary.embeddings, localizer_variables, box_head, mask_head
-        ),
-        mesh,
-    )
-    on_given_boxes = settings.regions == GROUND_TRUTH
-    truth, ranks, clock = [], {}, _Clock()
+    variables, clock = replicate(variables, mesh), _Clock()
 
-    def predict(batch: DetectionBatch):
-        found = local_rows(step(frozen, to_global_batch(batch, mesh)))
+    def predict(batch: DetectionBatch) -> Prediction:
+        prediction = local_rows(step(variables, to_global_batch(batch, mesh)))
         clock.count(int(batch.mask.sum()))
-        if on_given_boxes:
-            return found.detections, found.most_probable_class
-        for row in np.flatnonzero(batch.mask):
-            boxes = batch.boxes[row][batch.box_mask[row]]
-            proposals = found.regions.boxes[row][found.regions.mask[row]]
-            ranks[int(batch.image_ids[row])] = recall.found_at(boxes, proposals).tolist()
-        return found.detections, None
+        return prediction
 
-    def batches():
-        for batch in streams.detection_pass(settings, source):
-            batch = keep_only(batch, classes)
-            truth.extend(_truth(batch, classes))
-            yield batch
-
-    found = predictions.run(predict, batches(), category_ids=classes.ids, gather=gather_json)
-    metrics, per_category, results = _official(
-        settings, source, classes, truth, found.results, draws_masks=mask_head is not None
-    )
-    if found.num_images < num_pictures:
-        saw["pictures"] = f"{found.num_images} of {num_pictures}, the others cannot be used: " + (
-            "AP counts what they show as missed, all other numbers leave them out"
-            if hasattr(source, "annotations_path")
-            else "all numbers leave them out"
+    batches = streams.detection_pass(settings, source)
+    metrics, details = evaluate(predict, dataset, batches, [detection, regions])
+    saw = detector.saw
+    if details["num_images"] < details["num_annotated"]:
+        saw["pictures"] = (
+            f"{details['num_images']} of {details['num_annotated']}, the others cannot be used: "
+            + (
+                "AP counts what they show as missed, all other numbers leave them out"
+                if getattr(source, "annotation_file", None)
+                else "all numbers leave them out"
+            )
         )
         logging.warning("%s: pictures: %s", directory, saw["pictures"])
-    confused = []
-    if on_given_boxes:
-        top1 = recognition.region_top1(found.predicted, found.actual, class_groups=classes.groups)
-        metrics |= {f"top1_{group}": top1[f"top1_{group}"] for group in classes.groups}
-        confused = recognition.most_confused(found.predicted, found.actual, names=classes.names)
-    else:
-        everywhere = dict(gather_json(list(ranks.items())))
-        metrics |= recall.summarize_recall([np.array(r, np.int32) for r in everywhere.values()])
+    confused = details.get("confused", [])
     logging.info(
-        "%s: %d images, %d boxes found%s",
+        "%s: %d images, %d detections%s",
         directory,
-        found.num_images,
-        len(found.results),
+        details["num_images"],
+        len(details["results"]),
         "".join(f"; {true} as {guess} ({n})" for true, guess, n in confused[:5]),
     )
     return Evaluation(
         metrics=metrics,
-        per_category=per_category,
+        per_category=details["per_category"],
         confused=confused,
-        results=results,
+        results=details["results"],
         saw=saw,
         images_per_second=clock.rate,
-        class_names=dict(zip(classes.ids, classes.names, strict=True)),
+        class_names=dict(zip(dataset.ids, dataset.names, strict=True)),
+        all_annotated=dataset.metric != "lvis",
+    )
+
+
+class _Detector(NamedTuple):
+    """Loaded parts of a model; ``variables`` lack the class embeddings."""
+
+    model: CLIP
+    localizer: Localizer | None
+    variables: DetectorVariables
+    # Training classes of the heads, if known.
+    classes: list[str] | None
+    # Boxes and weights of the evaluation, as texts.
+    saw: dict[str, str]
+
+
+def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detector:
+    variables, card = load_model(directory)
+    model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
+    heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
+    saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
+    parts: dict[str, Any] = {}
+    localizer = None
+    if settings.regions == _LOCALIZER:
+        where = settings.localizer or directory
+        parts["localizer"], localizer_card = load_localizer(where)
+        localizer = Localizer(localizer_card.architecture, model.dtype)
+        saw["boxes"] = f"proposals of {_origin(where, localizer_card)}"
+    if heads is not None and settings.regions != _GROUND_TRUTH:
+        parts["box_head"] = {"params": heads["box_head"]}
+        saw["boxes"] += ", moved by the detector's box head"
+        if "mask_head" in heads:
+            parts["mask_head"] = {"params": heads["mask_head"]}
+    return _Detector(
+        model=model,
+        localizer=localizer,
+        variables=DetectorVariables(variables, None, **parts),
+        classes=heads_card.source.get("classes") if heads_card else None,
+        saw=saw,
     )
 
 
@@ -244,115 +258,21 @@ def _origin(directory: str | Path, card) -> str:
     return f"{directory} ({card.label}, {source})"
 
 
-def _vocabulary(settings, classes: Classes, model, variables, path: Path) -> Vocabulary:
-    """Return the class embeddings in the order of the classes."""
+def _vocabulary(
+    settings: EvaluationSettings, names: tuple[str, ...], detector: _Detector, path: Path
+) -> Vocabulary:
+    """Return the class embeddings in the order of the names."""
+    model, variables = detector.model, detector.variables.clip
     if not settings.vocabulary:
-        return concept_pool.cached_vocabulary(
-            path, model, variables, classes.names, settings.templates
-        )
+        return concept_pool.cached_vocabulary(path, model, variables, names, settings.templates)
     given = Vocabulary.load(settings.vocabulary)
     require_matching(given, describe_encoder(model.config, variables["params"]))
     rows = {name: row for row, name in enumerate(given.names)}
-    if missing := [name for name in classes.names if name not in rows]:
+    if missing := [name for name in names if name not in rows]:
         raise ConfigError(
             f"evaluation.vocabulary: {settings.vocabulary} lacks {len(missing)} of "
-            f"{len(classes.names)} classes: {missing[:5]}; give the embeddings of these classes, "
+            f"{len(names)} classes: {missing[:5]}; give the embeddings of these classes, "
             "or leave it empty to embed their names"
         )
-    order = [rows[name] for name in classes.names]
-    return Vocabulary(classes.names, given.embeddings[order], given.templates, given.encoder)
-
-
-def _require_official(settings: EvaluationSettings, source) -> int:
-    """Check the annotation file with the metrics' own reader, and return its number of images.
-
-    That reader is stricter than the source's, and must not fail after the last image.
-
-    Raises:
-        ConfigError: the metrics cannot use the file.
-    """
-    path = getattr(source, "annotations_path", None)
-    if path is None:
-        return len(source)
-    with assembly.blame("evaluation.path"):
-        read = read_lvis if settings.class_split == LVIS else read_coco
-        return len(read(path).images)
-
-
-def _official(
-    settings, source, classes: Classes, truth, results, draws_masks: bool
-) -> tuple[dict, dict, list]:
-    """Return the data's official metrics: summary, per category, and the evaluated results."""
-    path = getattr(source, "annotations_path", None)
-    if settings.class_split == LVIS:
-        limit = settings.detection.max_detections
-        scores = lvis.lvis_ap(path, results, max_detections=limit)
-        summary = {k: scores["summary"][k] for k in _LVIS_NUMBERS}
-        if draws_masks:
-            masks = lvis.lvis_ap(path, results, max_detections=limit, compare="segm")
-            summary |= {f"mask_{k}": masks["summary"][k] for k in _LVIS_NUMBERS}
-        return summary, scores["per_category"], results
-    if path is None:
-        dataset = _coco_dataset(gather_json(truth), classes)
-    else:
-        # The file has areas and crowds, which batches lack. For a split, only images with a box of
-        # its classes count, as in the reference.
-        dataset = path
-        if len(classes.ids) < len(source.category_names):
-            dataset = keep_categories(path, classes.source_names)
-            kept = {image["id"] for image in dataset["images"]}
-            results = [result for result in results if result["image_id"] in kept]
-    groups = {
-        name: {classes.ids[index] for index in members} for name, members in classes.groups.items()
-    }
-    scores = coco.coco_ap50(
-        dataset, results, category_groups=groups, max_detections=settings.detection.max_detections
-    )
-    summary = {f"AP50_{group}": scores["summary"][f"AP50_{group}"] for group in classes.groups}
-    if settings.regions != GROUND_TRUTH:
-        # On given boxes AP is the same at every IoU threshold, so AP50 is sufficient.
-        summary |= {key: scores["summary"][key] for key in _COCO_NUMBERS}
-    if draws_masks and path is not None:
-        masks = coco.coco_ap50(
-            dataset,
-            results,
-            category_groups=groups,
-            max_detections=settings.detection.max_detections,
-            compare="segm",
-        )["summary"]
-        summary |= {f"mask_{key}": value for key, value in masks.items()}
-    return summary, scores["per_category"], results
-
-
-def _truth(batch, classes: Classes) -> list[dict]:
-    """Return the ground truth of a batch in original pixels, as JSON values."""
-    images = []
-    for row in np.flatnonzero(batch.mask):
-        boxes = batch.boxes[row][batch.box_mask[row]]
-        xywh = predictions.to_original_xywh(boxes, sizes=batch.sizes[row], scales=batch.scales[row])
-        kinds = batch.classes[row][batch.box_mask[row]]
-        images.append(
-            {
-                "id": int(batch.image_ids[row]),
-                "boxes": xywh.tolist(),
-                "categories": [classes.ids[k] for k in kinds],
-            }
-        )
-    return images
-
-
-def _coco_dataset(images: list[dict], classes: Classes) -> dict:
-    """Convert ground truth to COCO's format."""
-    annotations = [
-        {"image_id": image["id"], "category_id": category, "bbox": box}
-        for image in images
-        for box, category in zip(image["boxes"], image["categories"], strict=True)
-    ]
-    return {
-        "images": [{"id": image["id"]} for image in images],
-        "annotations": [{"id": n, **a} for n, a in enumerate(annotations, start=1)],
-        "categories": [
-            {"id": i, "name": name}
-            for i, name in zip(classes.ids, classes.source_names, strict=True)
-        ],
-    }
+    order = [rows[name] for name in names]
+    return Vocabulary(names, given.embeddings[order], given.templates, given.encoder)

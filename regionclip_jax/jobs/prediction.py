@@ -1,7 +1,7 @@
-"""Abstract prediction step of an evaluation: shapes instead of weights, images and names.
+"""Build the prediction step of an evaluation, and its abstract arguments.
 
-Use it to compile for absent devices, or to trace with arrays that exceed the memory. No file is
-read, so the caller gives the localizer's preset and the number of classes.
+Use the abstract arguments (shapes instead of weights, images and names) to compile for absent
+devices, or to trace with arrays that exceed the memory.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import EvaluationSettings
-from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
+from regionclip_jax.steps.predict_step import DetectorVariables, Prediction, make_predict_step
 from regionclip_jax.structures import DetectionBatch
 
 
@@ -28,7 +28,19 @@ class AbstractPrediction(NamedTuple):
     batch: DetectionBatch
 
 
-def prediction_step(
+def build_step(
+    settings: EvaluationSettings, model: CLIP, localizer: Localizer | None
+) -> Callable[[DetectorVariables, DetectionBatch], Prediction]:
+    """Build the step of an evaluation: ``(variables, batch) -> Prediction``.
+
+    Args:
+        localizer: only read if ``settings.regions`` is "localizer".
+    """
+    find_regions = assembly.build_find_regions(settings, localizer)
+    return make_predict_step(model, settings.detection, find_regions)
+
+
+def abstract_prediction(
     settings: EvaluationSettings,
     preset: str,
     dtype: str,
@@ -37,7 +49,7 @@ def prediction_step(
     num_classes: int = 65,
     canvas: tuple[int, int] | None = None,
 ) -> AbstractPrediction:
-    """Build the abstract step of an evaluation or another detection.
+    """Build the step of an evaluation with abstract arguments. No file is read.
 
     Args:
         settings: regions, classes and images.
@@ -50,10 +62,8 @@ def prediction_step(
     architecture = assembly.choose(PRESETS, preset, "preset")
     known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
     compute = assembly.compute_dtype(dtype)
-    step = make_predict_step(
-        CLIP(architecture, dtype=compute),
-        settings.detection,
-        assembly.build_find_regions(settings, Localizer(known, compute) if known else None),
+    step = build_step(
+        settings, CLIP(architecture, dtype=compute), Localizer(known, compute) if known else None
     )
     variables = DetectorVariables(
         abstract_variables(architecture),

@@ -4,24 +4,23 @@ import functools
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import logging
 
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
-from regionclip_jax.evaluation import recall
+from regionclip_jax.evaluation.datasets import open_dataset
+from regionclip_jax.evaluation.evaluators import ProposalRecall, evaluate
 from regionclip_jax.jobs import assembly, streams
-from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.settings import EvaluationSettings, RecallSettings
 from regionclip_jax.sharding.agreement import require_agreement
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
-    gather_json,
     local_rows,
     replicate,
     to_global_batch,
 )
 from regionclip_jax.sharding.waiting import start_together
+from regionclip_jax.steps.predict_step import Prediction
 
 
 def measure(
@@ -37,8 +36,8 @@ def measure(
     variables, card = load_localizer(directory)
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
     source = streams.build_boxes_source(settings, "evaluation")
-    classes = choose_classes(source, settings, card.source.get("classes"))
-    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
+    dataset = open_dataset(source, settings.class_split, card.source.get("classes"))
+    require_agreement({"evaluation": {"records": len(source), "classes": dataset.names}})
     mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
@@ -46,34 +45,17 @@ def measure(
     @start_together
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):
-        return propose(
-            localizer,
-            variables,
-            batch.images,
-            batch.sizes,
-            settings.proposals,
-        )
+        return propose(localizer, variables, batch.images, batch.sizes, settings.proposals)
 
-    found = []
-    for batch in streams.detection_pass(settings, source):
-        batch = keep_only(batch, classes)
-        regions = local_rows(step(variables, to_global_batch(batch, mesh)))
-        for row in np.flatnonzero(batch.mask):
-            boxes = batch.boxes[row][batch.box_mask[row]]
-            ranks = recall.found_at(boxes, regions.boxes[row][regions.mask[row]])
-            kinds = batch.classes[row][batch.box_mask[row]]
-            found.append([int(batch.image_ids[row]), ranks.tolist(), kinds.tolist()])
-    everywhere = dict((image, (ranks, kinds)) for image, ranks, kinds in gather_json(found))
-    logging.info("%s: recall on %d of %d images", directory, len(everywhere), len(source))
-    summary = {}
-    for group, members in classes.groups.items():
-        chosen = [
-            np.array(ranks, np.int32).reshape(len(recall.THRESHOLDS), -1)[
-                :, np.isin(kinds, sorted(members))
-            ]
-            for ranks, kinds in everywhere.values()
-        ]
-        suffix = "" if group == "all" else f"_{group}"
-        values = recall.summarize_recall(chosen)
-        summary |= {f"{name}{suffix}": value for name, value in values.items()}
-    return summary
+    summary = evaluate(
+        lambda batch: Prediction(
+            detections=None,
+            regions=local_rows(step(variables, to_global_batch(batch, mesh))),
+            most_probable_class=None,
+        ),
+        dataset,
+        streams.detection_pass(settings, source),
+        [ProposalRecall(dataset.groups)],
+    )
+    logging.info("%s: recall on the %d images of %r", directory, len(source), source)
+    return summary.metrics

@@ -13,8 +13,8 @@ import jax
 
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES
+from regionclip_jax.evaluation import detection_gallery
 from regionclip_jax.jobs import (
-    detection_gallery,
     evaluate,
     pretrain,
     proposal_recall,

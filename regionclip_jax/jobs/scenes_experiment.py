@@ -16,7 +16,10 @@ from absl import logging
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
-from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
+from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.evaluation import recognition_gallery
+from regionclip_jax.jobs import evaluate, pretrain, train_clip
+from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ScenesExperimentSettings, ScenesSettings, as_plain
 from regionclip_jax.sharding.waiting import wait_for_all
@@ -128,11 +131,11 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
     }
     write_results(workdir / "results.json", metrics, details=details)
     picture = recognition_gallery.draw(
-        workdir / "data" / "held_out",
+        ArrayRecordSource(workdir / "data" / "held_out"),
         {name: evaluation.results for name, evaluation in evaluations.items()},
         class_names=SHAPES,
     )
-    recognition_gallery.write(workdir / "regions.png", picture)
+    write_png(workdir / "regions.png", picture)
     evaluate.report(workdir, metrics, step=settings.pretrain.run.num_steps, picture=picture)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")

@@ -95,12 +95,14 @@ def build_boxes_source(
     settings: EvaluatedImages | BoxDataSettings | SourceChoice,
     key: str,
     mask_size: int | None = None,
+    keep_file: bool = False,
 ):
     """Open a source of images with boxes, for training or evaluation.
 
     Args:
         key: key of the settings, for errors.
         mask_size: side of the object masks in cells; None reads none.
+        keep_file: keep the content of an annotation file, for its official metrics.
     """
     path, split = settings.path, settings.split
     share = {"fault_fraction": settings.fault_fraction}
@@ -108,9 +110,11 @@ def build_boxes_source(
     makers = {
         "array_record": lambda: ArrayRecordSource(path),
         "coco_folder": lambda: CocoInstancesSource(
-            path, split, annotations=annotations, mask_size=mask_size, **share
+            path, split, annotations=annotations, mask_size=mask_size, keep_file=keep_file, **share
         ),
-        "lvis_folder": lambda: LvisInstancesSource(path, split, mask_size=mask_size, **share),
+        "lvis_folder": lambda: LvisInstancesSource(
+            path, split, mask_size=mask_size, keep_file=keep_file, **share
+        ),
         "pascal_voc": lambda: PascalVocSource(path, split, **share),
         "tfds": lambda: TfdsBoxesSource(path, split),
         "yolo_labels": lambda: YoloLabelsSource(path, split, **share),

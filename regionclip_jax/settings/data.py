@@ -139,9 +139,10 @@ class EvaluatedImages(Section):
     # Annotation file in COCO's format at any path, for the images in `path`; "" for the source's
     # own layout.
     annotations: str = ""
-    # Groups of classes: "coco_48_17" and "scenes" (novel, base), "lvis" (rare, common, frequent, by
-    # LVIS's metrics), "trained" (base: classes the detector was trained on), a text file with the
-    # base classes, one per line (novel: all others of the data), or "none" for one group.
+    # Groups of classes: "coco_48_17" and "scenes" (novel, base), "lvis" (rare, common, frequent),
+    # "trained" (base: classes the detector was trained on), a text file with the base classes, one
+    # per line (novel: all others of the data), or "none" for one group. The metric is that of the
+    # data: LVIS's for files in its format, else COCO's.
     class_split: str = "coco_48_17"
     # Short side and largest long side, in pixels; None keeps the sizes of images.
     short_side: int | None = 800

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regionclip_jax.data.records import RecordError
-from regionclip_jax.data.sources.coco_annotations import read_boxes
+from regionclip_jax.data.sources.annotation_files import as_annotation_file, read_boxes
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
 
 IMAGES = [
@@ -216,7 +216,7 @@ def test_a_missing_folder_or_annotation_file_is_named_with_the_remedy(root, make
     for name in ("two.png", "five.png", "nine.png"):
         (root / "val" / name).unlink()
     (root / "val").rmdir()
-    with pytest.raises(FileNotFoundError, match="val does not exist.*pictures"):
+    with pytest.raises(FileNotFoundError, match="val does not exist.*expected the images"):
         make(root, "val")
 
 
@@ -287,7 +287,8 @@ ENTRIES = ANYTHING | st.fixed_dictionaries(
 @given(st.lists(ENTRIES, max_size=4))
 def test_any_annotations_become_boxes_in_their_pictures_or_are_counted(entries):
     good = box(5, 3, [1, 2, 3, 4])
-    found, counts, left_out = read_boxes([*entries, good], (3, 90), {2: (12, 16), 5: (12, 16)})
+    file = as_annotation_file("a file", {"images": [], "annotations": [*entries, good]})
+    found, counts, left_out = read_boxes(file, (3, 90), {2: (12, 16), 5: (12, 16)})
     number = sum(len(some.boxes) for some in found.values())
     dropped = counts["boxes_dropped_empty"] + left_out.report.total()
     assert number + dropped == len(entries) + 1

@@ -58,3 +58,21 @@ def test_a_coco_file_a_missing_picture_or_file_are_refused(write, content):
         del image["neg_category_ids"]
     with pytest.raises(ValueError, match=r"image 8: expected coco_url and neg_category_ids"):
         LvisInstancesSource(write(content), "val")
+
+
+def test_frequencies_come_by_class_and_an_unknown_one_is_refused(write, content):
+    assert LvisInstancesSource(write(content), "val").frequencies == ()
+    for category, letter in zip(content["categories"], "rf", strict=True):
+        category["frequency"] = letter
+    source = LvisInstancesSource(write(content), "val")
+    assert source.frequencies == ("f", "r") and source.metric == "lvis"
+    content["categories"][0]["frequency"] = "x"
+    with pytest.raises(ValueError, match=r"val\.json: category 7: 'frequency': .*found 'x'"):
+        LvisInstancesSource(write(content), "val")
+
+
+def test_the_content_of_the_file_is_kept_for_an_evaluation_only(write, content):
+    root = write(content)
+    assert LvisInstancesSource(root, "val").annotation_file is None
+    kept = LvisInstancesSource(root, "val", keep_file=True).annotation_file
+    assert kept.is_lvis and kept.annotations == content["annotations"]

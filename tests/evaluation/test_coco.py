@@ -10,7 +10,12 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from regionclip_jax.data.sources.annotation_files import (
+    as_annotation_file,
+    read_annotation_file,
+)
 from regionclip_jax.evaluation.coco import coco_ap50
+from regionclip_jax.evaluation.ground_truth import coco_ground_truth
 
 GROUPS = {"base": {1, 2}, "novel": {7}}
 SIZES = ("APs", "APm", "APl")
@@ -51,8 +56,12 @@ def perfect(truth):
     ]
 
 
+def checked(content):
+    return coco_ground_truth(as_annotation_file("ground truth", content))
+
+
 def evaluate(truth, results, **options):
-    return coco_ap50(truth, results, category_groups=GROUPS, **options)
+    return coco_ap50(checked(truth), results, category_groups=GROUPS, **options)
 
 
 def test_perfect_boxes_have_all_of_the_precision(truth, capsys):
@@ -70,7 +79,7 @@ def test_a_category_without_ground_truth_has_no_number_and_does_not_count(truth)
     scores = evaluate(truth, results)
     assert scores["per_category"]["ant"] == {"AP50": None, "AP": None}
     assert scores["summary"]["AP50"] == pytest.approx(100.0)
-    nothing = coco_ap50(truth, results, category_groups={"rare": {2}})
+    nothing = coco_ap50(checked(truth), results, category_groups={"rare": {2}})
     assert nothing["summary"]["AP50_rare"] is None
 
 
@@ -148,13 +157,14 @@ def test_more_disturbance_never_helps(truth):
     assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(100.0)
 
 
-def test_ground_truth_may_be_a_path(truth, tmp_path):
+def test_the_ground_truth_of_a_file_is_that_of_its_content(truth, tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(truth))
-    assert evaluate(path, perfect(truth)) == evaluate(truth, perfect(truth))
+    read = coco_ground_truth(read_annotation_file(path))
+    assert read._replace(where="") == checked(truth)._replace(where="")
     path.write_text('{"images": [], "categories": []}')
-    with pytest.raises(ValueError, match="instances.json: no 'annotations'"):
-        evaluate(path, [])
+    with pytest.raises(ValueError, match="instances.json has no list 'annotations'"):
+        read_annotation_file(path)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +184,7 @@ def test_results_that_do_not_belong_are_refused(truth, change, message):
 
 def test_a_group_with_an_unknown_category_is_refused(truth):
     with pytest.raises(ValueError, match=r"group 'novel' names categories \[8, 9\]"):
-        coco_ap50(truth, [], category_groups={"novel": {7, 8, 9}})
+        coco_ap50(checked(truth), [], category_groups={"novel": {7, 8, 9}})
 
 
 def test_equal_scores_count_in_the_order_given(truth):
@@ -260,7 +270,7 @@ def used_directly(truth: dict, results: list[dict]) -> dict[str, float]:
 def test_the_standard_numbers_are_those_of_pycocotools_used_directly(seed):
     truth = instances(seed)
     results = perturbed(truth, seed)
-    summary = coco_ap50(truth, results, category_groups={})["summary"]
+    summary = coco_ap50(checked(truth), results, category_groups={})["summary"]
     assert summary == pytest.approx(used_directly(truth, results), abs=1e-9)
     assert 1 < summary["AP"] < summary["AP50"] < 99
 
@@ -274,6 +284,8 @@ def test_real_annotations_give_the_numbers_of_pycocotools():
     for path in files:
         truth = json.loads(path.read_text())
         results = perturbed(truth, seed=0)
-        summary = coco_ap50(path, results, category_groups={})["summary"]
+        summary = coco_ap50(
+            coco_ground_truth(read_annotation_file(path)), results, category_groups={}
+        )["summary"]
         print(path.name, len(truth["annotations"]), "annotations", len(results), "results", summary)
         assert summary == pytest.approx(used_directly(truth, results), abs=1e-9)

@@ -3,7 +3,29 @@ import json
 
 import pytest
 
-from regionclip_jax.evaluation.ground_truth import keep_categories, read_coco, read_lvis
+from regionclip_jax.data.sources.annotation_files import (
+    as_annotation_file,
+    read_annotation_file,
+)
+from regionclip_jax.evaluation.ground_truth import (
+    coco_ground_truth,
+    keep_categories,
+    lvis_ground_truth,
+)
+
+
+def opened(ground_truth):
+    if isinstance(ground_truth, dict):
+        return as_annotation_file("ground truth", ground_truth)
+    return read_annotation_file(ground_truth)
+
+
+def read_coco(ground_truth):
+    return coco_ground_truth(opened(ground_truth))
+
+
+def read_lvis(ground_truth):
+    return lvis_ground_truth(opened(ground_truth))
 
 
 @pytest.fixture
@@ -65,11 +87,12 @@ def test_ids_that_occur_twice_are_refused_by_file_and_id(lvis, coco, tmp_path, r
         ("images", {"id": None}, "1 of kind image have no 'id'"),
         ("categories", {"name": None}, "1 of kind category have no 'name'"),
         ("categories", {"name": "owl"}, "2 categories have the name 'owl'"),
-        ("annotations", {"image_id": 99}, "annotation 4 is of image 99 and category 1"),
-        ("annotations", {"category_id": 3}, "annotation 4 is of image 10 and category 3"),
+        ("annotations", {"image_id": 99}, "annotation 4: 'image_id': found 99, which is not"),
+        ("annotations", {"category_id": 3}, "annotation 4: 'category_id': found 3, which is not"),
         ("annotations", {"bbox": None}, r"annotation 4: 'bbox': expected \[x, y, .*found None"),
         ("annotations", {"bbox": [0, 0, 1]}, r"annotation 4: 'bbox'"),
         ("annotations", {"bbox": [0, 0, 1, float("inf")]}, r"annotation 4: 'bbox'"),
+        ("annotations", {"bbox": [0, 0, -1, 2]}, r"annotation 4: 'bbox'.*not negative"),
     ],
 )
 def test_an_entry_that_cannot_be_meant_is_refused(coco, key, change, message):
@@ -89,9 +112,17 @@ def test_an_entry_that_cannot_be_meant_is_refused(coco, key, change, message):
 def test_an_lvis_file_is_refused_as_coco(coco, tmp_path, key, mark):
     coco[key][-1] |= mark
     message = rf"instances\.json.*{next(iter(mark))}.*LVIS file.*evaluation\.lvis"
-    for read in (read_coco, lambda path: keep_categories(path, ["cup"])):
-        with pytest.raises(ValueError, match=message):
-            read(written(tmp_path, coco))
+    with pytest.raises(ValueError, match=message):
+        read_coco(written(tmp_path, coco))
+
+
+@pytest.mark.parametrize("read", [read_coco, read_lvis])
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_an_entry_that_is_no_object_is_refused_by_number(lvis, coco, read, key):
+    content = coco if read is read_coco else lvis
+    content[key].append(7)
+    with pytest.raises(ValueError, match=rf"{key}, entry {len(content[key]) - 1}: expected a JSON"):
+        read(content)
 
 
 def test_a_coco_file_is_refused_as_lvis(coco, tmp_path):
@@ -119,13 +150,13 @@ def test_lvis_has_no_crowd_regions(lvis, mark):
 def test_some_categories_keep_their_ids_and_the_images_that_show_them(coco):
     crowd = {"id": 5, "image_id": 12, "category_id": 7, "bbox": [0, 0, 1, 1], "iscrowd": 1}
     coco["annotations"].append(crowd)
-    assert keep_categories(coco, {"owl"}) == {
-        "images": [{"id": 11}, {"id": 12}],
-        "categories": [{"id": 7, "name": "owl"}],
-        "annotations": coco["annotations"][1:],
-    }
+    truth = read_coco(coco)
+    kept = keep_categories(truth, {"owl"})
+    assert kept.images == [{"id": 11}, {"id": 12}]
+    assert kept.categories == [{"id": 7, "name": "owl"}]
+    assert kept.annotations == truth.annotations[1:]
 
 
 def test_a_category_that_the_file_lacks_is_named(coco, tmp_path):
     with pytest.raises(ValueError, match=r"instances\.json: no categories \['bee'\] among the 2"):
-        keep_categories(written(tmp_path, coco), ["cup", "bee"])
+        keep_categories(read_coco(written(tmp_path, coco)), ["cup", "bee"])

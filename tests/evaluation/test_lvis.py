@@ -15,10 +15,20 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from regionclip_jax.evaluation.lvis import lvis_ap
+from regionclip_jax.data.sources.annotation_files import (
+    as_annotation_file,
+    read_annotation_file,
+)
+from regionclip_jax.evaluation import lvis as evaluator
+from regionclip_jax.evaluation.ground_truth import lvis_ground_truth
 
 OWL, CUP, ANT, BEE = 1, 2, 3, 7
 SUMMARY = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
+
+
+def lvis_ap(content, results):
+    truth = lvis_ground_truth(as_annotation_file("ground truth", content))
+    return evaluator.lvis_ap(truth, results)
 
 
 def image(number, absent=(), not_exhaustive=()):
@@ -217,14 +227,15 @@ def test_where_all_is_labelled_the_numbers_are_those_of_coco(seed):
     assert 1 < summary["AP"] < summary["AP50"] < 99
 
 
-def test_ground_truth_may_be_a_path_and_not_that_of_a_coco_file(tmp_path):
+def test_the_ground_truth_of_a_file_is_not_that_of_a_coco_file(tmp_path):
     truth = lvis([image(10)], [annotation(1, 10, OWL, SEEN)])
     path = tmp_path / "lvis.json"
     path.write_text(json.dumps(truth))
-    assert lvis_ap(path, [FOUND]) == lvis_ap(truth, [FOUND])
+    read = lvis_ground_truth(read_annotation_file(path))
+    assert evaluator.lvis_ap(read, [FOUND]) == lvis_ap(truth, [FOUND])
     path.write_text(json.dumps(truth | {"categories": [{"id": OWL, "name": "owl"}]}))
     with pytest.raises(ValueError, match=r"lvis\.json: category 1: 'frequency'"):
-        lvis_ap(path, [FOUND])
+        lvis_ground_truth(read_annotation_file(path))
 
 
 @pytest.mark.parametrize(

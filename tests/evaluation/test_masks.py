@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from regionclip_jax.data.sources.annotation_files import as_annotation_file
 from regionclip_jax.evaluation.coco import coco_ap50
+from regionclip_jax.evaluation.ground_truth import coco_ground_truth, lvis_ground_truth
 from regionclip_jax.evaluation.lvis import lvis_ap
 from regionclip_jax.evaluation.masks import encode_mask, paste_mask
 
@@ -67,6 +69,10 @@ def truth():
     return {"images": [image], "annotations": [annotation], "categories": [category]}
 
 
+def as_lvis(content):
+    return lvis_ground_truth(as_annotation_file("ground truth", content))
+
+
 def result(pixels):
     found = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20], "score": 0.9}
     return found if pixels is None else found | {"segmentation": encode_mask(pixels)}
@@ -81,8 +87,10 @@ def half(left: bool) -> np.ndarray:
 
 @pytest.mark.parametrize(("left", "expected"), [(True, 100.0), (False, 0.0)])
 def test_mask_ap_compares_masks_and_not_boxes(truth, left, expected):
-    lvis = lvis_ap(truth, [result(half(left))], compare="segm")["summary"]
-    boxes = lvis_ap(truth, [result(half(left))])["summary"]
+    lvis = lvis_ap(
+        lvis_ground_truth(as_annotation_file("a file", truth)), [result(half(left))], compare="segm"
+    )["summary"]
+    boxes = lvis_ap(as_lvis(truth), [result(half(left))])["summary"]
     assert [lvis["AP"], lvis["APr"]] == pytest.approx([expected, expected])
     assert boxes["AP"] == pytest.approx(100.0)
     coco = {
@@ -90,6 +98,7 @@ def test_mask_ap_compares_masks_and_not_boxes(truth, left, expected):
         "annotations": truth["annotations"],
         "categories": [{"id": 5, "name": "thing"}],
     }
+    coco = coco_ground_truth(as_annotation_file("ground truth", coco))
     found = coco_ap50(coco, [result(half(left))], category_groups={"all": {5}}, compare="segm")[
         "summary"
     ]
@@ -98,7 +107,13 @@ def test_mask_ap_compares_masks_and_not_boxes(truth, left, expected):
 
 def test_mask_ap_of_results_without_masks_is_refused(truth):
     with pytest.raises(ValueError, match="result 1 of image 1 has no 'segmentation'"):
-        lvis_ap(truth, [result(None)], compare="segm")
+        lvis_ap(
+            lvis_ground_truth(as_annotation_file("a file", truth)), [result(None)], compare="segm"
+        )
     del truth["annotations"][0]["segmentation"]
     with pytest.raises(ValueError, match="annotation 1 of image 1 has no 'segmentation'"):
-        lvis_ap(truth, [result(half(True))], compare="segm")
+        lvis_ap(
+            lvis_ground_truth(as_annotation_file("a file", truth)),
+            [result(half(True))],
+            compare="segm",
+        )

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from regionclip_jax import recipes
-from regionclip_jax.jobs.prediction import prediction_step
+from regionclip_jax.jobs.prediction import abstract_prediction
 from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.jobs.training import Assumed
 from regionclip_jax.settings import (
@@ -186,7 +186,7 @@ def test_evaluations_trace_at_their_real_sizes(variant, preset):
     evaluation = recipe("evaluate", variant).evaluation
     localizer = "rn50_fpn" if evaluation.regions == "localizer" else None
     num_classes = 1203 if evaluation.class_split == "lvis" else 65
-    step, variables, batch = prediction_step(
+    step, variables, batch = abstract_prediction(
         evaluation, preset, "float32", localizer=localizer, num_classes=num_classes
     )
     size = evaluation.batch_size

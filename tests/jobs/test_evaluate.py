@@ -4,58 +4,41 @@ import json
 import numpy as np
 import pytest
 
+from answers import answers
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.data.faults import TooManyFaults
 from regionclip_jax.data.records import DetectionRecord
-from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
+from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.writers import write_array_record
-from regionclip_jax.jobs import evaluate
-from regionclip_jax.jobs.evaluated_classes import choose_classes
+from regionclip_jax.evaluation.datasets import open_dataset
+from regionclip_jax.evaluation.evaluators import Detection, RegionRecognition
+from regionclip_jax.evaluation.evaluators import evaluate as evaluate_batches
+from regionclip_jax.jobs import evaluate, streams
 from regionclip_jax.settings import (
     ConfigError,
     DetectionSettings,
     EvaluateSettings,
     NmsSettings,
 )
-from regionclip_jax.steps.predict_step import Prediction
-from regionclip_jax.structures import Detections
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
 
 SIDE = 64
 
 
-@pytest.fixture
-def answers(monkeypatch):
-    """``answers(choose)``: instead of a model, ``choose(batch)`` names the class of every box."""
-
-    def use(choose):
-        def make(model, settings, find_regions):
-            def step(variables, batch):
-                classes = np.where(batch.box_mask, choose(batch), 0)
-                # Mistakes are made with confidence.
-                scores = np.where(classes == batch.classes, 0.8, 0.9).astype(np.float32)
-                detections = Detections(batch.boxes, scores, classes, batch.box_mask)
-                return Prediction(detections, find_regions(variables, batch), classes)
-
-            return step
-
-        monkeypatch.setattr(evaluate, "make_predict_step", make)
-        # No program and no devices: the answers are NumPy's.
-        monkeypatch.setattr(evaluate.jax, "jit", lambda step, **how: step)
-        monkeypatch.setattr(evaluate, "to_global_batch", lambda batch, mesh: batch)
-        monkeypatch.setattr(evaluate, "local_rows", lambda result: result)
-        monkeypatch.setattr(
-            evaluate.concept_pool,
-            "cached_vocabulary",
-            lambda *a: type("V", (), {"embeddings": a[3]}),
-        )
-        monkeypatch.setattr(evaluate, "replicate", lambda tree, mesh: tree)
-
-    return use
+def score(section, choose=lambda batch: batch.classes):
+    """Evaluate known answers, by default the right ones, on the data of the settings."""
+    source = streams.build_boxes_source(section, "evaluation", keep_file=True)
+    dataset = open_dataset(source, section.class_split)
+    detection = Detection(
+        dataset, max_detections=section.detection.max_detections, given_boxes=True
+    )
+    evaluators = [detection, RegionRecognition(dataset)]
+    batches = streams.detection_pass(section, source)
+    return evaluate_batches(answers(choose), dataset, batches, evaluators)
 
 
 @pytest.fixture
@@ -104,32 +87,6 @@ def test_an_evaluation_leaves_a_table_numbers_and_detections(
         assert boxes == {tuple(map(float, box)) for box in expected}
 
 
-def test_right_answers_score_a_hundred_in_every_group(evaluate_student, config, answers):
-    answers(lambda batch: batch.classes)
-    found = evaluate_student(config, config.evaluation)
-    assert found.metrics == pytest.approx(dict.fromkeys(found.metrics, 100.0))
-    assert not found.confused
-
-
-def test_a_group_counts_only_its_own_classes(evaluate_student, config, answers, boxes_directory):
-    source = ArrayRecordSource(boxes_directory)
-    classes = np.concatenate([source[i].classes for i in range(len(source))])
-    novel = [SHAPES.index(name) for name in NOVEL_SHAPES]
-    is_novel = np.isin(classes, novel)
-    scapegoat = np.bincount(classes[~is_novel]).argmax()
-    # Base boxes are named rightly, novel ones all as one base class.
-    answers(lambda batch: np.where(np.isin(batch.classes, novel), scapegoat, batch.classes))
-    found = evaluate_student(config, config.evaluation)
-    assert 0 < is_novel.mean() < 1
-    assert found.metrics["top1_novel"] == 0 and found.metrics["AP50_novel"] == 0
-    assert found.metrics["top1_base"] == 100
-    assert found.metrics["top1_all"] == pytest.approx(100 * (1 - is_novel.mean()))
-    # A base class pays for what is named by it.
-    assert 50 < found.metrics["AP50_base"] < 99
-    assert found.per_category[SHAPES[scapegoat]]["AP50"] < 99
-    assert {guess for _, guess, _ in found.confused} == {SHAPES[scapegoat]}
-
-
 @pytest.fixture(scope="module")
 def coco_like(tmp_path_factory, drawn):
     """Boxes of one base, one novel and one class of neither group; names in an order of its own."""
@@ -144,30 +101,24 @@ def coco_like(tmp_path_factory, drawn):
     return directory
 
 
-def test_a_split_leaves_out_boxes_of_classes_it_does_not_name(
-    evaluate_student, config, answers, coco_like
-):
+def test_a_split_leaves_out_boxes_of_classes_it_does_not_name(config, coco_like):
     section = dataclasses.replace(config.evaluation, path=str(coco_like), class_split="coco_48_17")
-    answers(lambda batch: batch.classes)
-    found = evaluate_student(config, section)
-    assert found.metrics == pytest.approx(dict.fromkeys(found.metrics, 100.0))
-    rated = {name for name, scores in found.per_category.items() if scores["AP50"] is not None}
-    assert rated == {COCO_BASE_48[3], COCO_NOVEL_17[5]} and len(found.per_category) == 65
+    metrics, details = score(section)
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0))
+    rated = {name for name, scores in details["per_category"].items() if scores["AP50"] is not None}
+    assert rated == {COCO_BASE_48[3], COCO_NOVEL_17[5]} and len(details["per_category"]) == 65
     # Ids count the source's own classes from 1.
     names = ("unicorn", *COCO_NOVEL_17, *COCO_BASE_48)
-    assert {names[result["category_id"] - 1] for result in found.results} == rated
-    boxes = sorted(result["bbox"] for result in found.results)
+    assert {names[result["category_id"] - 1] for result in details["results"]} == rated
+    boxes = sorted(result["bbox"] for result in details["results"])
     assert boxes == [[5, 30, 25, 30], [10, 10, 40, 30]]
 
 
-def test_without_a_split_there_is_one_group_of_all_classes(
-    evaluate_student, config, answers, coco_like
-):
+def test_without_a_split_there_is_one_group_of_all_classes(config, coco_like):
     section = dataclasses.replace(config.evaluation, path=str(coco_like), class_split="none")
-    answers(lambda batch: batch.classes)
-    found = evaluate_student(config, section)
-    assert found.metrics == pytest.approx({"AP50_all": 100.0, "top1_all": 100.0})
-    assert len(found.results) == 3 and "unicorn" in found.per_category
+    metrics, details = score(section)
+    assert metrics == pytest.approx({"AP50_all": 100.0, "top1_all": 100.0})
+    assert len(details["results"]) == 3 and "unicorn" in details["per_category"]
 
 
 @pytest.mark.parametrize(
@@ -197,13 +148,6 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_written(config,
     with pytest.raises(CheckpointMismatch, match="nowhere: expected a model directory"):
         evaluate.run(dataclasses.replace(config, models={"a": "nowhere"}), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_split_of_the_drawn_world_is_its_vocabulary_s(boxes_directory, evaluation):
-    classes = choose_classes(ArrayRecordSource(boxes_directory), evaluation)
-    assert classes.names == SHAPES and classes.ids == tuple(range(1, len(SHAPES) + 1))
-    groups = {name: {SHAPES[k] for k in members} for name, members in classes.groups.items()}
-    assert groups == {"novel": set(NOVEL_SHAPES), "base": set(BASE_SHAPES), "all": set(SHAPES)}
 
 
 @pytest.fixture(scope="module")
@@ -318,35 +262,34 @@ def folder(tmp_path, drawn):
     return tmp_path
 
 
-def test_lvis_is_scored_by_its_own_rules(config, answers, evaluate_student, folder):
+def test_lvis_is_scored_by_its_own_rules(config, evaluate_student, folder):
     section = dataclasses.replace(
         config.evaluation,
         source="lvis_folder", path=str(folder), split="val", class_split="lvis",
         detection=dataclasses.replace(config.evaluation.detection, max_detections=300),
     )  # fmt: skip
-    answers(lambda batch: batch.classes)
+    metrics, details = score(section)
+    assert metrics["AP"] == metrics["APr"] == metrics["APc"] == 100
+    assert metrics["APf"] is None and metrics["top1_rare"] == 100
+    assert {r["category_id"] for r in details["results"]} == {3, 9}
     found = evaluate_student(config, section)
-    assert found.metrics["AP"] == found.metrics["APr"] == found.metrics["APc"] == 100
-    assert found.metrics["APf"] is None and found.metrics["top1_rare"] == 100
-    assert {r["category_id"] for r in found.results} == {3, 9}
-    assert found.class_names[3] == "red thing"
+    assert found.class_names[3] == "red thing" and not found.all_annotated
 
 
-def test_a_coco_file_is_scored_with_its_crowds(config, answers, evaluate_student, folder):
+def test_a_coco_file_is_scored_with_its_crowds(config, folder):
     section = dataclasses.replace(
         config.evaluation,
         source="coco_folder", path=str(folder), split="val2017", class_split="none",
     )  # fmt: skip
-    answers(lambda batch: batch.classes)
-    found = evaluate_student(config, section)
-    assert found.metrics == {"AP50_all": 100.0, "top1_all": 100.0}
+    metrics, details = score(section)
+    assert metrics == {"AP50_all": 100.0, "top1_all": 100.0}
     # A crowd is neither asked about nor missed.
-    assert len(found.results) == 4 and found.per_category["thing"]["AP50"] is None
+    assert len(details["results"]) == 4 and details["per_category"]["thing"]["AP50"] is None
 
 
 @pytest.mark.parametrize("loss", ["missing", "broken"])
 def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_them(
-    config, answers, folder, tmp_path, loss, capsys
+    config, folder, tmp_path, loss, capsys
 ):
     section = dataclasses.replace(
         config.evaluation,
@@ -354,13 +297,12 @@ def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_th
     )  # fmt: skip
     picture = folder / "val2017" / "1.png"
     picture.unlink() if loss == "missing" else picture.write_bytes(b"<html>404</html>")
-    answers(lambda batch: batch.classes)
     with pytest.raises((ConfigError, TooManyFaults), match=r"1\.png"):
         evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "strict")
     section = dataclasses.replace(section, fault_fraction=0.5)
-    metrics = evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
-    # One of two pictures found at precision 1: 51 of COCO's 101 recall thresholds.
-    assert metrics["student"]["AP50_all"] == pytest.approx(100 * 51 / 101)
+    # One of two images found at precision 1: 51 of COCO's 101 recall thresholds.
+    assert score(section).metrics["AP50_all"] == pytest.approx(100 * 51 / 101)
+    evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
     saw = read_results(tmp_path / "lenient" / "results.json")["details"]["saw"]["student"]
     assert saw["pictures"].startswith("1 of 2, the others cannot be used: AP counts what they show")
     assert "pictures: 1 of 2" in capsys.readouterr().out
@@ -378,5 +320,5 @@ def test_a_file_that_the_metrics_refuse_is_refused_before_the_first_picture(
         source="coco_folder", path=str(folder), split="val2017", class_split="none",
         fault_fraction=0.5,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"evaluation\.path: .* category 77"):
+    with pytest.raises(ConfigError, match=r"evaluation\.path: .* found 77, which is not listed"):
         evaluate_student(config, section)

@@ -40,6 +40,8 @@ class BoxedPictures:
     Attributes:
         category_names: by class.
         category_ids: by class, as in the annotation file, for the official metrics.
+        metric: official metric of the data, "coco" or "lvis".
+        frequencies: by class, "r", "c" or "f" (rare, common, frequent) in LVIS, else empty.
         report: counts of images and boxes, and of clipped, dropped and skipped ones.
         named: report key -> first few names of its entries.
 
@@ -51,6 +53,8 @@ class BoxedPictures:
 
     category_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    metric: str = "coco"
+    frequencies: tuple[str, ...] = ()
     report: dict[str, int]
     named: dict[str, list[str]]
 

@@ -10,15 +10,11 @@ import numpy as np
 from jaxtyping import Int
 
 from regionclip_jax.data.records import ImageTextRecord
-from regionclip_jax.data.sources.boxed_pictures import NO_BOXES, BoxedPicture, BoxedPictures
-from regionclip_jax.data.sources.coco_annotations import (
-    read_annotations,
-    read_boxes,
-    read_categories,
+from regionclip_jax.data.sources.annotation_files import (
+    AnnotatedImages,
+    read_annotation_file,
     read_images,
-    read_sized_images,
-    require_annotations,
-    require_pictures,
+    require_images,
 )
 from regionclip_jax.data.sources.left_out import LeftOut
 from regionclip_jax.data.sources.picture_files import read_image
@@ -44,12 +40,12 @@ class CocoCaptionsSource:
     def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
         path = self._root / "annotations" / f"captions_{split}.json"
-        content = read_annotations(path)
+        file = read_annotation_file(path)
         folder = _require_folder(self._root / split)
-        names, sizes, missing = read_images(content, folder)
+        names, sizes, missing = read_images(file, folder)
         unusable = LeftOut("captions")
         captions: dict[int, list[str]] = {}
-        for number, entry in enumerate(content["annotations"]):
+        for number, entry in enumerate(file.annotations):
             entry = entry if isinstance(entry, dict) else {}
             text, image_id = entry.get("caption"), entry.get("image_id")
             name = entry.get("id", f"#{number}")
@@ -63,13 +59,13 @@ class CocoCaptionsSource:
                 captions.setdefault(image_id, []).append(text)
         unusable.require_few(
             path,
-            len(content["annotations"]),
+            len(file.annotations),
             fault_fraction,
             "give the captions file of the split, or repair it",
         )
         if not captions:
             raise ValueError(f"{path} has no captions: expected COCO's captions file of the split")
-        require_pictures(path, content, folder, missing, fault_fraction)
+        require_images(file, folder, missing, fault_fraction)
         ids = [image_id for image_id in names if image_id in captions]
         self._records = [(names[image_id], tuple(captions[image_id])) for image_id in ids]
         known = [sizes[image_id] for image_id in ids]
@@ -99,14 +95,8 @@ class CocoCaptionsSource:
         return f"CocoCaptionsSource({str(self._root)!r}, {self._split!r})"
 
 
-class CocoInstancesSource(BoxedPictures):
+class CocoInstancesSource(AnnotatedImages):
     """Images with boxes, by ascending image id; images without boxes are kept.
-
-    Classes are contiguous from 0 by ascending category id. Boxes are clipped to the image; empty
-    ones are dropped.
-
-    Attributes:
-        annotations_path: the annotation file.
 
     Args:
         root: holds ``annotations/`` and the image folder.
@@ -115,6 +105,7 @@ class CocoInstancesSource(BoxedPictures):
         annotations: a file in COCO's format at any path; its images are in ``root/split``, or in
             ``root`` with an empty split.
         mask_size: side P of the object masks; None reads none.
+        keep_file: keep the file's content as ``annotation_file``, for an evaluation.
 
     Raises:
         FileNotFoundError: no annotation file or no image folder.
@@ -129,25 +120,19 @@ class CocoInstancesSource(BoxedPictures):
         fault_fraction: float = 0.0,
         annotations: str | os.PathLike | None = None,
         mask_size: int | None = None,
+        keep_file: bool = False,
     ):
         self._root, self._split = pathlib.Path(root), split
         path = self._root / "annotations" / f"instances_{split}.json"
         if annotations is not None:
             path = pathlib.Path(annotations)
-        self.annotations_path = path
-        content = read_annotations(path)
-        self.category_names, self.category_ids = read_categories(path, content)
-        folder = _require_folder(self._root / split)
-        names, sizes, missing = read_sized_images(content, folder)
-        require_pictures(path, content, folder, missing, fault_fraction)
-        boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
-        require_annotations(path, content, unusable, fault_fraction)
-        pictures = [
-            BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
-        ]
-        super().__init__(folder, pictures, mask_size=mask_size)
-        self.report |= counts | missing.report | unusable.report
-        self.named = missing.named | unusable.named
+        super().__init__(
+            read_annotation_file(path),
+            _require_folder(self._root / split),
+            fault_fraction=fault_fraction,
+            mask_size=mask_size,
+            keep_file=keep_file,
+        )
 
     def __repr__(self) -> str:
         return f"CocoInstancesSource({str(self._root)!r}, {self._split!r})"
@@ -156,7 +141,7 @@ class CocoInstancesSource(BoxedPictures):
 def _require_folder(folder: pathlib.Path) -> pathlib.Path:
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} does not exist: expected the pictures of the split there; "
+            f"{folder} does not exist: expected the images of the split there; "
             "download and unpack them, or correct root and split"
         )
     return folder

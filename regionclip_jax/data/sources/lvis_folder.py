@@ -7,32 +7,22 @@ parts of ``coco_url`` give the path: ``train2017/000000000009.jpg``.
 import os
 import pathlib
 
-from regionclip_jax.data.sources.boxed_pictures import NO_BOXES, BoxedPicture, BoxedPictures
-from regionclip_jax.data.sources.coco_annotations import (
-    read_annotations,
-    read_boxes,
-    read_categories,
-    read_sized_images,
-    require_annotations,
-    require_pictures,
-)
+from regionclip_jax.data.sources.annotation_files import AnnotatedImages, read_annotation_file
 
 
-class LvisInstancesSource(BoxedPictures):
+class LvisInstancesSource(AnnotatedImages):
     """Images with boxes, by ascending image id.
 
     All images of the file are included, also images with only negative categories. (The reference
     drops images without boxes in its evaluation too, where their false detections should count:
     docs/reference/evaluation.md#lvis.)
 
-    Attributes:
-        annotations_path: the annotation file.
-
     Args:
         root: holds ``annotations/`` and the image folders.
         split: ``"train"`` or ``"val"``.
         fault_fraction: share of the images, and of the annotations, that may be skipped.
         mask_size: side P of the object masks; None reads none.
+        keep_file: keep the file's content as ``annotation_file``, for an evaluation.
 
     Raises:
         FileNotFoundError: no annotation file.
@@ -46,27 +36,25 @@ class LvisInstancesSource(BoxedPictures):
         *,
         fault_fraction: float = 0.0,
         mask_size: int | None = None,
+        keep_file: bool = False,
     ):
         self._root, self._split = pathlib.Path(root), split
-        path = self.annotations_path = self._root / "annotations" / f"lvis_v1_{split}.json"
-        content = read_annotations(path)
-        for image in content["images"]:
+        path = self._root / "annotations" / f"lvis_v1_{split}.json"
+        file = read_annotation_file(path)
+        for image in file.images:
             if isinstance(image, dict) and not {"coco_url", "neg_category_ids"} <= image.keys():
                 raise ValueError(
                     f"{path}: image {image.get('id')}: expected coco_url and neg_category_ids, as "
                     f"in lvis_v1_*.json, found {sorted(image)}; give the original file"
                 )
-        self.category_names, self.category_ids = read_categories(path, content)
-        names, sizes, missing = read_sized_images(content, self._root, _name_of)
-        require_pictures(path, content, self._root, missing, fault_fraction)
-        boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
-        require_annotations(path, content, unusable, fault_fraction)
-        pictures = [
-            BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
-        ]
-        super().__init__(self._root, pictures, mask_size=mask_size)
-        self.report |= counts | missing.report | unusable.report
-        self.named = missing.named | unusable.named
+        super().__init__(
+            file,
+            self._root,
+            name_of=_name_of,
+            fault_fraction=fault_fraction,
+            mask_size=mask_size,
+            keep_file=keep_file,
+        )
 
     def __repr__(self) -> str:
         return f"LvisInstancesSource({str(self._root)!r}, {self._split!r})"

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from regionclip_jax.data.images import decode_image
 from regionclip_jax.data.records import DetectionRecord, RecordError, Source
+from regionclip_jax.evaluation.recall import pairwise_iou
 from regionclip_jax.reporting.drawing import Kind, Mark
 from regionclip_jax.reporting.galleries import Panel, draw_gallery
 
@@ -21,7 +22,19 @@ def draw(
     all_annotated: bool,
     subtitle: str,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw the first readable images with each model's best detections, one name per box.
+    """Draw the examples of ``judge_examples``; ``subtitle`` is the text below the title."""
+    examples = judge_examples(source, results, class_names=class_names, all_annotated=all_annotated)
+    return draw_gallery(examples, columns=tuple(results), title="What is where?", subtitle=subtitle)
+
+
+def judge_examples(
+    source: Source,
+    results: Mapping[str, Sequence[dict]],
+    *,
+    class_names: Mapping[int, str],
+    all_annotated: bool,
+) -> list[list[Panel]]:
+    """Return the first readable images with each model's best detections, one name per box.
 
     As in AP50, a detection is right if it is the first of its class on an object with an IoU of at
     least one half.
@@ -32,27 +45,29 @@ def draw(
         class_names: by category id.
         all_annotated: every object of a class has a box, as in COCO but not in LVIS, so unmatched
             detections are wrong.
-        subtitle: text below the title.
+
+    Returns:
+        For each image a panel per model.
     """
-    by_image = {name: _by_image(found) for name, found in results.items()}
+    by_image = {name: _by_image(mine) for name, mine in results.items()}
     examples = []
     for index in range(len(source)):
         if len(examples) == _EXAMPLES:
             break
         try:
             record = source[index]
-            picture = decode_image(record.image, source=repr(source), key=record.key)
+            image = decode_image(record.image, source=repr(source), key=record.key)
         except RecordError:
             # The evaluation has counted and logged this skipped record.
             continue
         truth = _Truth(record, source.category_names, all_annotated)
         examples.append(
             [
-                Panel(picture, _marks(found.get(record.image_id, []), class_names, truth))
-                for found in by_image.values()
+                Panel(image, _marks(mine.get(record.image_id, []), class_names, truth))
+                for mine in by_image.values()
             ]
         )
-    return draw_gallery(examples, columns=tuple(results), title="What is where?", subtitle=subtitle)
+    return examples
 
 
 def _by_image(results: Sequence[dict]) -> dict[int, list[dict]]:
@@ -72,21 +87,15 @@ class _Truth:
 
     def judge(self, box: Sequence[float], name: str, found: set[int]) -> Kind:
         """Judge a detection; ``found`` holds the boxes already matched, and gets this match."""
-        overlaps = np.where(self._names == name, _ious(box, self._boxes), 0.0)
+        overlaps = np.where(
+            self._names == name, pairwise_iou(np.array([box], np.float64), self._boxes)[0], 0.0
+        )
         free = [i for i in range(len(overlaps)) if i not in found and not self._crowd[i]]
         best = max(free, key=overlaps.__getitem__, default=None)
         if best is not None and overlaps[best] >= _SAME_PLACE:
             found.add(best)
             return "right"
         return "unjudged" if overlaps[self._crowd].any() else self._otherwise
-
-
-def _ious(box: Sequence[float], boxes: Float[np.ndarray, "G 4"]) -> Float[np.ndarray, " G"]:
-    box = np.asarray(box)
-    shared = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    shared = np.maximum(shared, 0).prod(-1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) + (box[2:] - box[:2]).prod()
-    return shared / np.maximum(areas - shared, 1e-9)
 
 
 def _marks(

@@ -3,11 +3,10 @@
 import io
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from regionclip_jax.data.records import DetectionRecord
-from regionclip_jax.jobs import detection_gallery
+from regionclip_jax.evaluation import detection_gallery
 
 NAMES = ("cat", "dog")
 THINGS = [(0, 0, 20, 20), (30, 0, 50, 20), (0, 30, 20, 50)]
@@ -32,39 +31,31 @@ class Source:
         )
 
 
-@pytest.fixture
-def kinds(monkeypatch):
-    def judge(*found, all_annotated=True):
-        shown = {}
-        monkeypatch.setattr(
-            detection_gallery, "draw_gallery", lambda examples, **_: shown.update(e=examples)
-        )
-        results = [
-            {
-                "image_id": 7,
-                "category_id": 1 + NAMES.index(name),
-                "bbox": [x, y, 20, 20],
-                "score": score,
-            }
-            for name, x, y, score in found
-        ]
-        detection_gallery.draw(
-            Source(),
-            {"model": results},
-            class_names={1: "cat", 2: "dog"},
-            all_annotated=all_annotated,
-            subtitle="",
-        )
-        return [mark.kind for mark in shown["e"][0][0].marks]
-
-    return judge
+def kinds(*found, all_annotated=True):
+    """Judgements of detections ``(class, x, y, score)`` of 20 x 20 pixels, best first."""
+    results = [
+        {
+            "image_id": 7,
+            "category_id": 1 + NAMES.index(name),
+            "bbox": [x, y, 20, 20],
+            "score": score,
+        }
+        for name, x, y, score in found
+    ]
+    ((panel,),) = detection_gallery.judge_examples(
+        Source(),
+        {"model": results},
+        class_names={1: "cat", 2: "dog"},
+        all_annotated=all_annotated,
+    )
+    return [mark.kind for mark in panel.marks]
 
 
-def test_the_best_detection_of_a_thing_is_right_and_the_next_on_it_wrong(kinds):
+def test_the_best_detection_of_a_thing_is_right_and_the_next_on_it_wrong():
     assert kinds(("cat", 1, 0, 0.4), ("cat", 0, 0, 0.9)) == ["right", "wrong"]
 
 
-def test_another_class_or_another_place_is_wrong(kinds):
+def test_another_class_or_another_place_is_wrong():
     assert kinds(("dog", 0, 0, 0.9), ("dog", 38, 0, 0.8), ("dog", 31, 0, 0.7)) == [
         "wrong",
         "wrong",
@@ -72,10 +63,10 @@ def test_another_class_or_another_place_is_wrong(kinds):
     ]
 
 
-def test_what_overlaps_a_crowd_of_its_class_is_not_judged(kinds):
+def test_what_overlaps_a_crowd_of_its_class_is_not_judged():
     assert kinds(("dog", 1, 31, 0.9), ("cat", 2, 31, 0.8)) == ["unjudged", "wrong"]
 
 
-def test_where_not_every_thing_has_a_box_no_detection_is_wrong(kinds):
+def test_where_not_every_thing_has_a_box_no_detection_is_wrong():
     found = ("cat", 0, 0, 0.9), ("cat", 35, 35, 0.8)
     assert kinds(*found, all_annotated=False) == ["right", "unjudged"]

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regionclip_jax.data.scenes.dataset import Pictures, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
-from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.jobs import recognition_gallery
+from regionclip_jax.evaluation import recognition_gallery
+from regionclip_jax.reporting.galleries import write_png
 
 
 def result(image_id: int, box, index: int, score: float) -> dict:
@@ -23,36 +24,19 @@ def results_of(records, choose) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def records(boxes_directory):
-    source = ArrayRecordSource(boxes_directory)
-    return [source[i] for i in range(len(source))]
+def records():
+    world = Pictures(0, 0, 64, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
+    return [draw_record(world, index, True) for index in range(9)]
 
 
-@pytest.fixture
-def panels(monkeypatch, boxes_directory):
-    """``panels(results)``: what the gallery is made of, and its arguments."""
-    seen = {}
-
-    def keep(examples, **arguments):
-        seen.update(arguments, examples=examples)
-        return np.zeros((1, 1, 3), np.uint8)
-
-    monkeypatch.setattr(recognition_gallery, "draw_gallery", keep)
-
-    def draw(results):
-        recognition_gallery.draw(boxes_directory, results, class_names=SHAPES)
-        return seen
-
-    return draw
-
-
-def test_every_model_s_best_name_of_every_box_is_judged(records, panels):
+def test_every_model_s_best_name_of_every_box_is_judged(records):
     wrong = results_of(records, lambda label: (label + 1) % len(SHAPES))
     # The right name comes second: the better score counts, not the order.
     second = [r | {"score": 0.1} for r in results_of(records, lambda label: label)]
-    seen = panels({"teacher": second + wrong, "student": results_of(records, lambda k: k)})
-    assert seen["columns"] == ("teacher", "student") and len(seen["examples"]) == 8
-    for record, (teacher, student) in zip(records, seen["examples"], strict=False):
+    results = {"teacher": second + wrong, "student": results_of(records, lambda k: k)}
+    examples = recognition_gallery.judge_examples(records, results, class_names=SHAPES)
+    assert len(examples) == 8
+    for record, (teacher, student) in zip(records, examples, strict=False):
         labels = [int(label) for label in record.classes]
         assert [m.text for m in student.marks] == [SHAPES[k] for k in labels]
         assert [m.text for m in teacher.marks] == [SHAPES[(k + 1) % len(SHAPES)] for k in labels]
@@ -63,18 +47,20 @@ def test_every_model_s_best_name_of_every_box_is_judged(records, panels):
         assert student.picture.shape == (64, 64, 3)
 
 
-def test_a_box_nobody_named_is_a_question_mark_and_wrong(records, panels):
+def test_a_box_nobody_named_is_a_question_mark_and_wrong(records):
     elsewhere = [result(r.image_id, (0, 0, 1, 1), 0, 0.9) for r in records]
     of_others = [r | {"image_id": r["image_id"] + 1000} for r in results_of(records, lambda k: k)]
-    seen = panels({"teacher": elsewhere + of_others})
-    marks = [mark for (panel,) in seen["examples"] for mark in panel.marks]
+    examples = recognition_gallery.judge_examples(
+        records, {"teacher": elsewhere + of_others}, class_names=SHAPES
+    )
+    marks = [mark for (panel,) in examples for mark in panel.marks]
     assert marks and {(m.text, m.kind) for m in marks} == {("?", "wrong")}
 
 
-def test_the_picture_is_written_as_png(records, boxes_directory, tmp_path):
+def test_the_picture_is_written_as_png(records, tmp_path):
     results = {"student": results_of(records, lambda label: label)}
-    picture = recognition_gallery.draw(boxes_directory, results, class_names=SHAPES)
-    recognition_gallery.write(tmp_path / "regions.png", picture)
+    picture = recognition_gallery.draw(records, results, class_names=SHAPES)
+    write_png(tmp_path / "regions.png", picture)
     with Image.open(tmp_path / "regions.png") as image:
         np.testing.assert_array_equal(np.asarray(image), picture)
     assert picture.std() > 5

@@ -1,53 +1,57 @@
 """Draw several models' labels of the ground-truth boxes side by side."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from regionclip_jax.data.images import decode_image
-from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.records import Source
 from regionclip_jax.reporting.drawing import Mark
-from regionclip_jax.reporting.galleries import Panel, draw_gallery, write_png
+from regionclip_jax.reporting.galleries import Panel, draw_gallery
 
 _EXAMPLES = 8
 
 
 def draw(
-    directory: Path, results: Mapping[str, Sequence[dict]], *, class_names: Sequence[str]
+    source: Source, results: Mapping[str, Sequence[dict]], *, class_names: Sequence[str]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw the first held-out images with each model's best label of every box.
-
-    Args:
-        directory: directory of detection records.
-        results: model name -> COCO results on these boxes (category id = class index + 1).
-        class_names: by class index.
-    """
-    source = ArrayRecordSource(directory)
-    examples = []
-    for index in range(min(_EXAMPLES, len(source))):
-        record = source[index]
-        picture = decode_image(record.image, source=repr(source), key=record.key)
-        panels = []
-        for found in results.values():
-            mine = [result for result in found if result["image_id"] == record.image_id]
-            marks = [
-                _mark(box, int(label), mine, class_names)
-                for box, label in zip(record.boxes, record.classes, strict=True)
-            ]
-            panels.append(Panel(picture, tuple(marks)))
-        examples.append(panels)
+    """Draw the examples of ``judge_examples``."""
     return draw_gallery(
-        examples,
+        judge_examples(source, results, class_names=class_names),
         columns=tuple(results),
         title="What is in the box?",
         subtitle="zero-shot names of ground-truth boxes on held-out drawn scenes",
     )
 
 
-def write(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
-    write_png(path, picture)
+def judge_examples(
+    source: Source, results: Mapping[str, Sequence[dict]], *, class_names: Sequence[str]
+) -> list[list[Panel]]:
+    """Return the first images with each model's best label of every box.
+
+    Args:
+        source: detection records.
+        results: model name -> COCO results on these boxes (category id = class index + 1).
+        class_names: by class index.
+
+    Returns:
+        For each image a panel per model.
+    """
+    examples = []
+    for index in range(min(_EXAMPLES, len(source))):
+        record = source[index]
+        image = decode_image(record.image, source=repr(source), key=record.key)
+        panels = []
+        for predictions in results.values():
+            mine = [result for result in predictions if result["image_id"] == record.image_id]
+            marks = [
+                _mark(box, int(label), mine, class_names)
+                for box, label in zip(record.boxes, record.classes, strict=True)
+            ]
+            panels.append(Panel(image, tuple(marks)))
+        examples.append(panels)
+    return examples
 
 
 def _mark(box, label: int, results: Sequence[dict], class_names: Sequence[str]) -> Mark:

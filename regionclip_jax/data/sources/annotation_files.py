@@ -1,0 +1,362 @@
+"""Read annotation files in COCO's and LVIS's format: the one reader of these files.
+
+A source reads its records from the file, and skips and counts unusable entries. An evaluation reads
+its ground truth from the same content (``evaluation.ground_truth``), and refuses such entries. Both
+judge an annotation by ``find_fault``.
+
+Skipped ``images``: entries without id, file name or size, repeated ids, and missing files. Skipped
+``annotations``: an unlisted image or category, or a box without four finite numbers or with a
+negative size. Boxes without area inside their image are dropped and counted, but not as skipped.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Container, Mapping
+from typing import NamedTuple
+
+from regionclip_jax.data.sources.boxed_pictures import (
+    NO_BOXES,
+    BoxedPicture,
+    BoxedPictures,
+    Boxes,
+    clip_box,
+    stack_boxes,
+)
+from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.picture_files import present_files
+
+# COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
+_ROUNDING = 0.02
+# Keys of an LVIS image: LVIS labels each image with some of its categories only.
+FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
+# Frequency of an LVIS category: rare, common, frequent (in at most 10, at most 100, or more
+# training images).
+FREQUENCIES = ("r", "c", "f")
+
+
+class AnnotationFile(NamedTuple):
+    """Content of an annotation file, as stored; entries may be unusable."""
+
+    where: str  # names the file in messages
+    images: list
+    annotations: list
+    categories: list  # empty in a file of captions
+
+    @property
+    def is_lvis(self) -> bool:
+        """True if an entry has a key of LVIS's format."""
+        return any("frequency" in c for c in self.categories if isinstance(c, dict)) or any(
+            key in image for image in self.images if isinstance(image, dict)
+            for key in FEDERATED_KEYS
+        )  # fmt: skip
+
+
+class Categories(NamedTuple):
+    """Categories of a file by ascending id."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    frequencies: tuple[str, ...]  # of LVIS; empty in COCO's files
+
+
+class Fault(NamedTuple):
+    """Reason why an annotation is unusable: a key for counts, and a text."""
+
+    kind: str
+    text: str
+
+
+def read_annotation_file(path: pathlib.Path) -> AnnotationFile:
+    """Read a file with lists of ``images`` and ``annotations``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or without these lists.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: expected COCO's layout, ROOT/annotations/ beside ROOT/SPLIT/; "
+            "download the annotations or correct root and split"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
+        raise ValueError(f"{path} is not JSON ({error}): download it again") from error
+    return as_annotation_file(str(path), content)
+
+
+def as_annotation_file(where: str, content: object) -> AnnotationFile:
+    """Return the lists of an annotation file's content.
+
+    Raises:
+        ValueError: no lists of images and annotations; the message names ``where``.
+    """
+    lists = content if isinstance(content, Mapping) else {}
+    for key in ("images", "annotations"):
+        if not isinstance(lists.get(key), list):
+            raise ValueError(
+                f"{where} has no list {key!r}: expected a COCO annotation file, with lists of "
+                "images and annotations"
+            )
+    categories = lists.get("categories")
+    return AnnotationFile(
+        where,
+        lists["images"],
+        lists["annotations"],
+        categories if isinstance(categories, list) else [],
+    )
+
+
+def read_categories(file: AnnotationFile) -> Categories:
+    """Return the categories by ascending id.
+
+    Raises:
+        ValueError: no category, a repeated one, or one without a name and an integer id; or some
+            have LVIS's frequency and others none or an unknown one.
+    """
+    if not file.categories:
+        raise ValueError(
+            f"{file.where} has no categories: expected COCO's instances file of the split"
+        )
+    by_id: dict[int, dict] = {}
+    names: set[str] = set()
+    for category in file.categories:
+        entry = category if isinstance(category, dict) else {}
+        number, name = _whole(entry.get("id")), entry.get("name")
+        if number is None or not isinstance(name, str) or not name.strip():
+            raise ValueError(
+                f"{file.where}: expected categories with id and name, found {category!r}"
+            )
+        if number in by_id or name in names:
+            raise ValueError(
+                f"{file.where}: category {number} {name!r}: its id or name is there twice; give "
+                "each its own"
+            )
+        by_id[number] = entry
+        names.add(name)
+    ids = tuple(sorted(by_id))
+    frequencies: tuple[str, ...] = ()
+    if any("frequency" in entry for entry in by_id.values()):
+        for number in ids:
+            if by_id[number].get("frequency") not in FREQUENCIES:
+                raise ValueError(
+                    f"{file.where}: category {number}: 'frequency': expected one of {FREQUENCIES}, "
+                    f"found {by_id[number].get('frequency')!r}; give the original lvis_v1_*.json"
+                )
+        frequencies = tuple(by_id[number]["frequency"] for number in ids)
+    return Categories(tuple(by_id[number]["name"] for number in ids), ids, frequencies)
+
+
+class AnnotatedImages(BoxedPictures):
+    """Base class of sources of images with boxes from one annotation file, by ascending image id.
+
+    Classes are contiguous from 0 by ascending category id. Boxes are clipped to the image; empty
+    ones are dropped.
+
+    Attributes:
+        annotation_file: the content of the file, if ``keep_file``.
+
+    Args:
+        file: the annotation file.
+        folder: folder of the images.
+        name_of: image -> name of its file (default: its ``file_name``).
+        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        mask_size: side P of the object masks; None reads none.
+        keep_file: keep the content, which an evaluation reads its ground truth from.
+
+    Raises:
+        ValueError: the file has no categories, or too many entries are skipped.
+    """
+
+    annotation_file: AnnotationFile | None = None
+
+    def __init__(
+        self,
+        file: AnnotationFile,
+        folder: pathlib.Path,
+        *,
+        name_of: Callable[[dict], object] | None = None,
+        fault_fraction: float = 0.0,
+        mask_size: int | None = None,
+        keep_file: bool = False,
+    ):
+        self.category_names, self.category_ids, self.frequencies = read_categories(file)
+        self.metric = "lvis" if file.is_lvis else "coco"
+        names, sizes, missing = read_sized_images(file, folder, name_of)
+        require_images(file, folder, missing, fault_fraction)
+        boxes, counts, unusable = read_boxes(file, self.category_ids, sizes)
+        require_annotations(file, unusable, fault_fraction)
+        images = [
+            BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
+        ]
+        super().__init__(folder, images, mask_size=mask_size)
+        self.report |= counts | missing.report | unusable.report
+        self.named = missing.named | unusable.named
+        if keep_file:
+            self.annotation_file = file
+
+
+def read_images(
+    file: AnnotationFile, folder: pathlib.Path
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
+    """Read the list of images of a file whose annotations need no sizes.
+
+    Args:
+        folder: folder of the relative file names.
+
+    Returns:
+        File names of the present images by ascending id; (height, width) of all listed images, or
+        None; and the skipped images.
+    """
+    return _read_images(file, folder, _file_name, need_sizes=False)
+
+
+def read_sized_images(
+    file: AnnotationFile,
+    folder: pathlib.Path,
+    name_of: Callable[[dict], object] | None = None,
+) -> tuple[dict[int, str], dict[int, tuple[int, int]], LeftOut]:
+    """Read the list of images, and skip images without a size.
+
+    Args:
+        folder: folder of the relative file names.
+        name_of: image -> name of its file (default: its ``file_name``).
+
+    Returns:
+        File names of the present images by ascending id; (height, width) of all listed images; and
+        the skipped images.
+    """
+    names, sizes, left_out = _read_images(file, folder, name_of or _file_name, need_sizes=True)
+    return names, {i: size for i, size in sizes.items() if size is not None}, left_out
+
+
+def _file_name(image: dict) -> object:
+    return image.get("file_name")
+
+
+def _read_images(
+    file: AnnotationFile,
+    folder: pathlib.Path,
+    name_of: Callable[[dict], object],
+    *,
+    need_sizes: bool,
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
+    left_out = LeftOut("images")
+    names: dict[int, str] = {}
+    sizes: dict[int, tuple[int, int] | None] = {}
+    for number, image in enumerate(file.images):
+        entry = image if isinstance(image, dict) else {}
+        image_id, name = _whole(entry.get("id")), name_of(entry)
+        height, width = _whole(entry.get("height")) or 0, _whole(entry.get("width")) or 0
+        size = (height, width) if height > 0 and width > 0 else None
+        if image_id is None or not isinstance(name, str) or (need_sizes and size is None):
+            left_out.add("without_id_name_or_size", name if isinstance(name, str) else f"#{number}")
+        elif image_id in names:
+            left_out.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
+        else:
+            names[image_id], sizes[image_id] = name, size
+    present = present_files(folder, names.values())
+    for name in sorted(name for name in names.values() if name not in present):
+        left_out.add("missing", name)
+    there = {image_id: name for image_id, name in sorted(names.items()) if name in present}
+    return there, sizes, left_out
+
+
+def require_images(
+    file: AnnotationFile, folder: pathlib.Path, left_out: LeftOut, limit: float
+) -> None:
+    """Raise ValueError if more than a share ``limit`` of the images is skipped."""
+    left_out.require_few(
+        file.where,
+        len(file.images),
+        limit,
+        f"download and unpack the images into {folder}, or correct the file",
+    )
+
+
+def read_boxes(
+    file: AnnotationFile, category_ids: tuple[int, ...], sizes: Mapping[int, tuple[int, int]]
+) -> tuple[dict[int, Boxes], dict[str, int], LeftOut]:
+    """Read the boxes of an annotation file, clipped to their images.
+
+    Args:
+        file: its annotations have ``image_id``, ``category_id``, ``bbox`` (x, y, width, height).
+        category_ids: by class.
+        sizes: image id -> (height, width).
+
+    Returns:
+        Boxes by image id; counts of clipped and dropped boxes; and the skipped annotations.
+    """
+    class_of = {category_id: i for i, category_id in enumerate(category_ids)}
+    counts = {"boxes_clipped": 0, "boxes_dropped_empty": 0}
+    left_out = LeftOut("annotations")
+    rows: dict[int, list] = {}
+    for number, annotation in enumerate(file.annotations):
+        entry = annotation if isinstance(annotation, dict) else {}
+        if fault := find_fault(entry, sizes, class_of):
+            left_out.add(fault.kind, f"{entry.get('id', f'#{number}')}{fault.text}")
+            continue
+        image_id, category_id = _whole(entry["image_id"]), _whole(entry["category_id"])
+        corners = _corners(entry["bbox"])
+        # ``find_fault`` has seen all three.
+        assert image_id is not None and category_id is not None and corners is not None
+        if (box := clip_box(corners, *sizes[image_id])) is None:
+            counts["boxes_dropped_empty"] += 1
+        else:
+            moved = max(abs(float(new) - old) for new, old in zip(box, corners, strict=True))
+            counts["boxes_clipped"] += moved > _ROUNDING
+            row = (box, class_of[category_id], bool(entry.get("iscrowd")), entry.get("segmentation"))
+            rows.setdefault(image_id, []).append(row)
+    return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, left_out
+
+
+def find_fault(
+    annotation: Mapping, images: Container[int], categories: Container[int]
+) -> Fault | None:
+    """Return the reason why an annotation with a box is unusable, or None.
+
+    Args:
+        images: ids of the listed images.
+        categories: ids of the listed categories.
+    """
+    box, image, category = (annotation.get(key) for key in ("bbox", "image_id", "category_id"))
+    if _corners(box) is None:
+        text = f": 'bbox': expected [x, y, width, height], finite and not negative, found {box!r}"
+        return Fault("without_usable_box", text)
+    image_id, category_id = _whole(image), _whole(category)
+    if image_id is None or image_id not in images:
+        return Fault("of_an_unknown_image", f": 'image_id': found {image!r}, which is not listed")
+    if category_id is None or category_id not in categories:
+        text = f": 'category_id': found {category!r}, which is not listed"
+        return Fault("of_an_unknown_category", text)
+    return None
+
+
+def require_annotations(file: AnnotationFile, left_out: LeftOut, limit: float) -> None:
+    """Raise ValueError if more than a share ``limit`` of the annotations is skipped."""
+    left_out.require_few(
+        file.where,
+        len(file.annotations),
+        limit,
+        "give the annotation file of these images, or repair it",
+    )
+
+
+def _corners(bbox: object) -> tuple[float, float, float, float] | None:
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return None
+    try:
+        x, y, width, height = (float(v) for v in bbox if type(v) in (int, float))
+    except (ValueError, OverflowError):
+        return None
+    if not all(map(math.isfinite, (x, y, width, height))) or width < 0 or height < 0:
+        return None
+    return x, y, x + width, y + height
+
+
+def _whole(value: object) -> int | None:
+    """Return an id or size as an integer, also if a tool wrote it as 7.0; None for other values."""
+    if type(value) is int:
+        return value
+    return int(value) if type(value) is float and value.is_integer() else None

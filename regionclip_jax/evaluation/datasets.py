@@ -1,0 +1,209 @@
+"""Data sets of an evaluation: a source with its classes, their groups, and the official metric.
+
+Data in a known layout need no entry here: a source states its classes and its metric. A named split
+of classes is one entry of ``SPLITS``.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from regionclip_jax.data.records import Source
+from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
+from regionclip_jax.evaluation.ground_truth import (
+    GroundTruth,
+    coco_ground_truth,
+    lvis_ground_truth,
+)
+from regionclip_jax.settings import ConfigError
+from regionclip_jax.structures import DetectionBatch
+from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
+from regionclip_jax.text.prompts import prepare_class_name
+
+Metric = Literal["coco", "lvis"]
+
+# Named splits of classes: group -> names. "lvis" and "trained" depend on the data or the model.
+SPLITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "scenes": {"novel": tuple(NOVEL_SHAPES), "base": tuple(BASE_SHAPES)},
+    "coco_48_17": {"novel": COCO_NOVEL_17, "base": COCO_BASE_48},
+    "none": {},
+}
+LVIS_SPLIT, TRAINED_SPLIT = "lvis", "trained"
+LVIS_GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+
+
+class _HasCategories(Protocol):
+    @property
+    def category_names(self) -> Sequence[str]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Images with boxes, and what their evaluation needs; classes are indices into ``names``."""
+
+    source: Source
+    # Names in words, for prompts, and as in the source.
+    names: tuple[str, ...]
+    source_names: tuple[str, ...]
+    # Category ids of the results.
+    ids: tuple[int, ...]
+    # Classes of the source.
+    source_rows: tuple[int, ...]
+    # Group -> classes; the last one is "all".
+    groups: Mapping[str, frozenset[int]]
+    metric: Metric
+
+    @property
+    def has_all_classes(self) -> bool:
+        """True if every class of the source is evaluated."""
+        return len(self.names) == len(self.source.category_names)
+
+    def ground_truth(self) -> GroundTruth | None:
+        """Return the checked content of the annotation file; None if the source has no file.
+
+        The file has areas and crowds, which batches lack.
+
+        Raises:
+            ConfigError: the file does not fit the metric.
+        """
+        file = getattr(self.source, "annotation_file", None)
+        if file is None:
+            return None
+        check = {"coco": coco_ground_truth, "lvis": lvis_ground_truth}[self.metric]
+        try:
+            return check(file)
+        except ValueError as error:
+            raise ConfigError(f"evaluation.path: {error}") from error
+
+    def keep_classes(self, batch: DetectionBatch) -> DetectionBatch:
+        """Return the batch without boxes of other classes; its classes index ``names``."""
+        index = np.full(max(self.source_rows) + 2, -1)
+        index[list(self.source_rows)] = np.arange(len(self.source_rows))
+        mapped = index[np.minimum(batch.classes, len(index) - 1)]
+        keep = batch.box_mask & (mapped >= 0)
+        return batch.replace(classes=np.where(keep, mapped, 0).astype(np.int32), box_mask=keep)
+
+
+def open_dataset(source: Source, split: str, trained: Sequence[str] | None = None) -> Dataset:
+    """Return the source as a data set, with the classes of the split or all classes.
+
+    Args:
+        source: detection records with ``category_names``; perhaps ``category_ids``, ``metric`` and
+            ``annotation_file`` (``data.sources.boxed_pictures``).
+        split: as ``class_groups``.
+        trained: training classes of the detector or localizer, if known.
+
+    Raises:
+        ConfigError: the source names no categories, or the split does not fit it.
+    """
+    source_names = tuple(source.category_names)
+    if not source_names:
+        raise ConfigError(f"evaluation.path: {source!r} names no categories; use detection data")
+    ids = tuple(getattr(source, "category_ids", range(1, len(source_names) + 1)))
+    metric = getattr(source, "metric", "coco")
+    try:
+        groups = class_groups(source, split, trained)
+    except ValueError as error:
+        raise ConfigError(f"evaluation.class_split: {error}") from error
+    wanted = sorted({row for rows in groups.values() for row in rows})
+    rows = tuple(wanted or range(len(source_names)))
+    if metric == "lvis" and len(rows) < len(source_names):
+        raise ConfigError(
+            f"evaluation.class_split: {split!r} has {len(rows)} of the {len(source_names)} classes "
+            f"of {source!r}, but LVIS's metric needs all; choose 'lvis', or a file of base classes"
+        )
+    names = tuple(prepare_class_name(source_names[row]) for row in rows)
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(
+            f"evaluation.path: {names.count(double)} classes of {source!r} are {double!r} in "
+            "words; give each its own name"
+        )
+    index = {row: i for i, row in enumerate(rows)}
+    by_index = {g: frozenset(index[row] for row in members) for g, members in groups.items()}
+    return Dataset(
+        source=source,
+        names=names,
+        source_names=tuple(source_names[row] for row in rows),
+        ids=tuple(int(ids[row]) for row in rows),
+        source_rows=rows,
+        groups=by_index | {"all": frozenset(range(len(rows)))},
+        metric=metric,
+    )
+
+
+def class_groups(
+    source: _HasCategories, split: str, trained: Sequence[str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the groups of a split: name -> classes of the source, in its order.
+
+    Names are compared in words: "hot_dog" in the data is "hot dog" in a list.
+
+    Args:
+        source: its ``category_names`` and, for "lvis", its ``frequencies``.
+        split: a name of ``SPLITS``; "lvis" (rare, common, frequent); "trained" (base: the classes
+            of ``trained``); or a text file with the base classes, one per line (novel: the others).
+
+    Raises:
+        ValueError: no such split, or it names classes that the source lacks.
+    """
+    words = [prepare_class_name(name) for name in source.category_names]
+    if split == LVIS_SPLIT:
+        return _by_frequency(source)
+    if split == TRAINED_SPLIT:
+        if trained is None:
+            raise ValueError(
+                "'trained' needs a detector or localizer that was trained here, and this model "
+                "does not say on which classes; choose another split"
+            )
+        known = {prepare_class_name(name) for name in trained}
+        return _base_and_novel(words, known & set(words))
+    if (path := Path(split)).is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        base = {prepare_class_name(line.strip()) for line in lines if line.strip()}
+        _require_known(source, split, base - set(words))
+        return _base_and_novel(words, base)
+    if split not in SPLITS:
+        raise ValueError(
+            f"{split!r} is neither a file nor one of {sorted([LVIS_SPLIT, TRAINED_SPLIT, *SPLITS])}"
+            "; give a text file with the base classes, one a line"
+        )
+    groups = {g: {prepare_class_name(n) for n in names} for g, names in SPLITS[split].items()}
+    for names in groups.values():
+        _require_known(source, split, names - set(words))
+    return {
+        group: tuple(row for row, name in enumerate(words) if name in names)
+        for group, names in groups.items()
+    }
+
+
+def _by_frequency(source: _HasCategories) -> dict[str, tuple[int, ...]]:
+    frequencies = getattr(source, "frequencies", ())
+    if not frequencies:
+        raise ValueError(
+            f"'lvis' needs an LVIS annotation file, which {source!r} does not have; use source "
+            "'lvis_folder', or another split"
+        )
+    return {
+        group: tuple(row for row, letter in enumerate(frequencies) if letter == wanted)
+        for wanted, group in LVIS_GROUPS.items()
+    }
+
+
+def _base_and_novel(words: Sequence[str], base: set[str]) -> dict[str, tuple[int, ...]]:
+    groups = {
+        "novel": tuple(row for row, name in enumerate(words) if name not in base),
+        "base": tuple(row for row, name in enumerate(words) if name in base),
+    }
+    return {group: rows for group, rows in groups.items() if rows}
+
+
+def _require_known(source: _HasCategories, split: str, unknown: set[str]) -> None:
+    if unknown:
+        raise ValueError(
+            f"{split!r} names {sorted(unknown)[:5]}, which {source!r} does not have; choose "
+            "another split or 'none'"
+        )

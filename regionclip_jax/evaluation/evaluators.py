@@ -1,0 +1,261 @@
+"""Evaluators: each collects predictions batch by batch, and summarizes them as metrics.
+
+``evaluate`` runs a prediction function over batches and gives every prediction to every evaluator.
+A new metric is one more ``Evaluator``.
+"""
+
+import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from regionclip_jax.data.sources.annotation_files import as_annotation_file
+from regionclip_jax.evaluation import recall, recognition
+from regionclip_jax.evaluation.coco import coco_ap50
+from regionclip_jax.evaluation.datasets import Dataset
+from regionclip_jax.evaluation.ground_truth import (
+    GroundTruth,
+    coco_ground_truth,
+    keep_categories,
+)
+from regionclip_jax.evaluation.lvis import lvis_ap
+from regionclip_jax.evaluation.predictions import coco_results, to_original_xywh
+from regionclip_jax.sharding.global_arrays import gather_json
+from regionclip_jax.steps.predict_step import Prediction
+from regionclip_jax.structures import DetectionBatch
+
+_COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_LVIS_NUMBERS = ("AP", "APr", "APc", "APf", "AP50", "AP75", "APs", "APm", "APl")
+
+
+class Summary(NamedTuple):
+    """Metrics in percent (None: not defined for the data), and other results by name."""
+
+    metrics: dict[str, float | None]
+    details: dict[str, Any]
+
+
+class Evaluator(abc.ABC):
+    """Collects one JSON record per image; processes exchange the records at the end.
+
+    Args:
+        gather: records of this process -> records of all processes.
+    """
+
+    def __init__(self, gather: Callable[[list], list] = gather_json):
+        self._gather = gather
+        self._records: list[list] = []
+
+    def add(self, batch: DetectionBatch, prediction: Prediction) -> None:
+        """Collect the predictions of a batch; both are NumPy arrays. Padding rows are dropped."""
+        for row in np.flatnonzero(batch.mask):
+            record = self._record(batch, prediction, int(row))
+            self._records.append([int(batch.image_ids[row]), record])
+
+    def summarize(self) -> Summary:
+        """Return the metrics over all images of all processes; every process must call it.
+
+        An image that several processes have seen (uneven shards) counts once.
+        """
+        unique: dict[int, Any] = {}
+        for image_id, record in self._gather(self._records):
+            unique.setdefault(image_id, record)
+        return self._summarize({image_id: unique[image_id] for image_id in sorted(unique)})
+
+    @abc.abstractmethod
+    def _record(self, batch: DetectionBatch, prediction: Prediction, row: int) -> Any:
+        """Return the record of one image, in JSON values."""
+
+    @abc.abstractmethod
+    def _summarize(self, records: Mapping[int, Any]) -> Summary:
+        """Summarize the records by image id, in ascending order."""
+
+
+def evaluate(
+    predict: Callable[[DetectionBatch], Prediction],
+    dataset: Dataset,
+    batches: Iterable[DetectionBatch],
+    evaluators: Sequence[Evaluator],
+) -> Summary:
+    """Predict all batches and return the evaluators' joint summary.
+
+    Args:
+        predict: batch -> prediction, with this process's rows as NumPy arrays.
+        batches: this process's batches, with the classes of the source.
+    """
+    for batch in batches:
+        batch = dataset.keep_classes(batch)
+        prediction = predict(batch)
+        for evaluator in evaluators:
+            evaluator.add(batch, prediction)
+    summaries = [evaluator.summarize() for evaluator in evaluators]
+    return Summary(
+        {name: value for summary in summaries for name, value in summary.metrics.items()},
+        {name: value for summary in summaries for name, value in summary.details.items()},
+    )
+
+
+class Detection(Evaluator):
+    """Average precision by the official metric of the data.
+
+    Details: ``results`` (in COCO's format; of a split, those on the evaluated images),
+    ``per_category``, ``num_images`` (predicted) and ``num_annotated`` (in the data).
+
+    Args:
+        dataset: its ground truth is that of the annotation file, else that of the batches.
+        max_detections: number of best detections counted for each image (COCO: and category).
+        given_boxes: the regions are the ground-truth boxes. AP is then the same at every IoU
+            threshold, so COCO's numbers are AP50 of the groups alone.
+        with_masks: also compare masks, if the annotations have them.
+
+    Raises:
+        ConfigError: the metric refuses the annotation file. This must not happen after the last
+            image.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        max_detections: int,
+        given_boxes: bool,
+        with_masks: bool = False,
+        gather: Callable[[list], list] = gather_json,
+    ):
+        super().__init__(gather)
+        self._dataset, self._max_detections = dataset, max_detections
+        self._given_boxes = given_boxes
+        self._truth = dataset.ground_truth()
+        self._compare = ("bbox", "segm") if with_masks and self._truth else ("bbox",)
+
+    def _record(self, batch, prediction, row):
+        record = {"results": coco_results(batch, prediction.detections, row, self._dataset.ids)}
+        if self._truth is None:
+            real = batch.box_mask[row]
+            boxes = to_original_xywh(
+                batch.boxes[row][real], sizes=batch.sizes[row], scales=batch.scales[row]
+            )
+            classes = [self._dataset.ids[index] for index in batch.classes[row][real]]
+            record |= {"boxes": boxes.tolist(), "categories": classes}
+        return record
+
+    def _summarize(self, records):
+        results = [result for record in records.values() for result in record["results"]]
+        truth = self._truth or self._truth_of_batches(records)
+        details = {
+            "num_images": len(records),
+            "num_annotated": len(truth.images) if self._truth else len(self._dataset.source),
+        }
+        if self._dataset.metric == "coco" and self._truth and not self._dataset.has_all_classes:
+            # Only images with a box of the split's classes count, as in the reference.
+            truth = keep_categories(truth, self._dataset.source_names)
+            kept = {image["id"] for image in truth.images}
+            results = [result for result in results if result["image_id"] in kept]
+        metrics: dict[str, float | None] = {}
+        for compare in self._compare:
+            scores = self._scores(truth, results, compare)
+            if compare == "bbox":
+                details |= {"results": results, "per_category": scores["per_category"]}
+            metrics |= self._select(scores["summary"], compare)
+        return Summary(metrics, details)
+
+    def _scores(self, truth: GroundTruth, results: list[dict], compare) -> dict[str, dict]:
+        limit = self._max_detections
+        if self._dataset.metric == "lvis":
+            return lvis_ap(truth, results, max_detections=limit, compare=compare)
+        ids = self._dataset.ids
+        groups = {g: {ids[i] for i in members} for g, members in self._dataset.groups.items()}
+        return coco_ap50(
+            truth, results, category_groups=groups, max_detections=limit, compare=compare
+        )
+
+    def _select(self, summary: Mapping, compare: str) -> dict[str, float | None]:
+        if self._dataset.metric == "lvis":
+            chosen = {name: summary[name] for name in _LVIS_NUMBERS}
+        elif compare == "segm":
+            chosen = dict(summary)
+        else:
+            chosen = {f"AP50_{group}": summary[f"AP50_{group}"] for group in self._dataset.groups}
+            if not self._given_boxes:
+                chosen |= {name: summary[name] for name in _COCO_NUMBERS}
+        prefix = "mask_" if compare == "segm" else ""
+        return {f"{prefix}{name}": value for name, value in chosen.items()}
+
+    def _truth_of_batches(self, records: Mapping[int, Any]) -> GroundTruth:
+        annotations = [
+            {"image_id": image_id, "category_id": category, "bbox": box}
+            for image_id, record in records.items()
+            for box, category in zip(record["boxes"], record["categories"], strict=True)
+        ]
+        content = {
+            "images": [{"id": image_id} for image_id in records],
+            "annotations": [{"id": n, **a} for n, a in enumerate(annotations, start=1)],
+            "categories": [
+                {"id": category, "name": name}
+                for category, name in zip(
+                    self._dataset.ids, self._dataset.source_names, strict=True
+                )
+            ],
+        }
+        return coco_ground_truth(as_annotation_file(repr(self._dataset.source), content))
+
+
+class RegionRecognition(Evaluator):
+    """Top-1 accuracy of given boxes, for each group of classes.
+
+    Details: ``confused``, the most frequent confusions. The prediction's regions are the boxes of
+    the batch.
+    """
+
+    def __init__(self, dataset: Dataset, gather: Callable[[list], list] = gather_json):
+        super().__init__(gather)
+        self._dataset = dataset
+
+    def _record(self, batch, prediction, row):
+        real = np.asarray(batch.box_mask[row], bool)
+        predicted = np.asarray(prediction.most_probable_class[row])[real]
+        return [predicted.tolist(), np.asarray(batch.classes[row])[real].tolist()]
+
+    def _summarize(self, records):
+        predicted = np.array([p for mine, _ in records.values() for p in mine], np.int64)
+        actual = np.array([a for _, mine in records.values() for a in mine], np.int64)
+        groups = self._dataset.groups
+        top1 = recognition.region_top1(predicted, actual, class_groups=groups)
+        confused = recognition.most_confused(predicted, actual, names=self._dataset.names)
+        metrics = {f"top1_{group}": top1[f"top1_{group}"] for group in groups}
+        return Summary(metrics, {"confused": confused})
+
+
+class ProposalRecall(Evaluator):
+    """Recall of the prediction's regions at IoU 0.5, and average recall, for groups of classes.
+
+    Args:
+        groups: name -> classes; "all" has no suffix in the names of the metrics.
+    """
+
+    def __init__(
+        self, groups: Mapping[str, Set[int]], gather: Callable[[list], list] = gather_json
+    ):
+        super().__init__(gather)
+        self._groups = groups
+
+    def _record(self, batch, prediction, row):
+        boxes = batch.boxes[row][batch.box_mask[row]]
+        regions = prediction.regions
+        ranks = recall.found_at(boxes, regions.boxes[row][regions.mask[row]])
+        return [ranks.tolist(), batch.classes[row][batch.box_mask[row]].tolist()]
+
+    def _summarize(self, records):
+        metrics: dict[str, float | None] = {}
+        for group, members in self._groups.items():
+            chosen = [
+                np.array(ranks, np.int32).reshape(len(recall.THRESHOLDS), -1)[
+                    :, np.isin(classes, sorted(members))
+                ]
+                for ranks, classes in records.values()
+            ]
+            suffix = "" if group == "all" else f"_{group}"
+            values = recall.summarize_recall(chosen)
+            metrics |= {f"{name}{suffix}": value for name, value in values.items()}
+        return Summary(metrics, {})

@@ -1,0 +1,24 @@
+"""Predictions of known quality, by NumPy, in place of a model."""
+
+import numpy as np
+
+from regionclip_jax.steps.predict_step import Prediction
+from regionclip_jax.structures import DetectionBatch, Detections, Regions
+
+
+def answers(choose):
+    """``predict`` that classifies every box of a batch by ``choose(batch)``."""
+
+    def predict(batch: DetectionBatch) -> Prediction:
+        classes = np.where(batch.box_mask, choose(batch), 0)
+        # Mistakes are made with confidence.
+        scores = np.where(classes == batch.classes, 0.8, 0.9).astype(np.float32)
+        boxes = batch.boxes / batch.scales[:, None, [1, 0, 1, 0]]
+        detections = Detections(boxes, scores, classes, batch.box_mask)
+        return Prediction(
+            detections=detections,
+            regions=Regions(batch.boxes, scores, batch.box_mask),
+            most_probable_class=classes,
+        )
+
+    return predict

@@ -1,0 +1,179 @@
+"""Evaluators with a NumPy function in place of a model: their numbers are known in advance."""
+
+import numpy as np
+import pytest
+
+from answers import answers
+from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
+from regionclip_jax.evaluation import predictions
+from regionclip_jax.evaluation.datasets import open_dataset
+from regionclip_jax.evaluation.evaluators import (
+    Detection,
+    Evaluator,
+    ProposalRecall,
+    RegionRecognition,
+    Summary,
+    evaluate,
+)
+from regionclip_jax.structures import DetectionBatch, Detections
+
+NUM_IMAGES, SIZE = 30, 3
+
+
+class Scenes:
+    """A source without records; the batches come from ``batches``."""
+
+    category_names = SHAPES
+
+    def __len__(self):
+        return NUM_IMAGES
+
+
+def batches():
+    """Batches of three images with two boxes each; the last row of the last is padding."""
+    rng = np.random.default_rng(0)
+    for start in range(0, NUM_IMAGES + 1, SIZE):
+        corners = rng.uniform(0, 20, (SIZE, 2, 2))
+        yield DetectionBatch(
+            images=np.zeros((SIZE, 40, 60, 3), np.uint8),
+            sizes=np.full((SIZE, 2), 40, np.int32),
+            boxes=np.concatenate([corners, corners + 15], -1).astype(np.float32),
+            classes=rng.integers(0, len(SHAPES), (SIZE, 2)).astype(np.int32),
+            box_mask=np.tile(np.array([True, False]), (SIZE, 1)) | (rng.random((SIZE, 2)) < 0.5),
+            image_ids=np.arange(start, start + SIZE, dtype=np.int32),
+            scales=np.tile(np.array([[0.5, 2.0]], np.float32), (SIZE, 1)),
+            mask=np.arange(start, start + SIZE) < NUM_IMAGES,
+        )
+
+
+def run(choose):
+    dataset = open_dataset(Scenes(), "scenes")
+    evaluators = [
+        Detection(dataset, max_detections=100, given_boxes=True),
+        RegionRecognition(dataset),
+        ProposalRecall(dataset.groups),
+    ]
+    return evaluate(answers(choose), dataset, batches(), evaluators)
+
+
+def test_right_answers_score_a_hundred_in_every_group():
+    metrics, details = run(lambda batch: batch.classes)
+    kinds = ("AP50", "top1")
+    expected = [f"{kind}_{group}" for kind in kinds for group in ("novel", "base", "all")]
+    assert list(metrics)[:6] == expected and {"AR@100_novel", "recall@1000"} < set(metrics)
+    assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0))
+    assert not details["confused"] and details["num_images"] == NUM_IMAGES
+    assert details["num_annotated"] == NUM_IMAGES
+
+
+def test_a_group_counts_only_its_own_classes():
+    real = [batch.classes[batch.mask][batch.box_mask[batch.mask]] for batch in batches()]
+    classes = np.concatenate(real)
+    novel = [SHAPES.index(name) for name in NOVEL_SHAPES]
+    is_novel = np.isin(classes, novel)
+    scapegoat = np.bincount(classes[~is_novel]).argmax()
+
+    # Base boxes are named rightly, novel ones all as one base class.
+    def choose(batch):
+        return np.where(np.isin(batch.classes, novel), scapegoat, batch.classes)
+
+    metrics, details = run(choose)
+    assert 0 < is_novel.mean() < 1
+    assert metrics["top1_novel"] == 0 and metrics["AP50_novel"] == 0
+    assert metrics["top1_base"] == 100
+    assert metrics["top1_all"] == pytest.approx(100 * (1 - is_novel.mean()))
+    # A base class pays for the boxes that are named by it.
+    assert 50 < metrics["AP50_base"] < 99
+    assert details["per_category"][SHAPES[scapegoat]]["AP50"] < 99
+    assert {guess for _, guess, _ in details["confused"]} == {SHAPES[scapegoat]}
+    assert set(details["per_category"]) == {*NOVEL_SHAPES, *BASE_SHAPES}
+
+
+class Ids(Evaluator):
+    """Collects the ids of the images."""
+
+    def _record(self, batch, prediction, row):
+        return row
+
+    def _summarize(self, records):
+        return Summary({"count": float(len(records))}, {"records": dict(records)})
+
+
+def one_batch(image_ids, mask):
+    batch = next(batches())
+    return batch.replace(
+        image_ids=np.array(image_ids, np.int32), mask=np.array(mask), box_mask=batch.box_mask
+    )
+
+
+def collect(batches, gather=lambda records: records):
+    return evaluate(
+        answers(lambda batch: batch.classes),
+        open_dataset(Scenes(), "scenes"),
+        batches,
+        [Ids(gather)],
+    )
+
+
+def test_padding_and_doubles_are_dropped_and_images_sorted():
+    found = collect([one_batch([9, 5, 0], [True, True, False]), one_batch([5, 1, 0], [True] * 3)])
+    assert found.metrics == {"count": 4.0}
+    assert list(found.details["records"].items()) == [(0, 2), (1, 1), (5, 1), (9, 0)]
+
+
+def test_records_of_other_processes_join_through_gather():
+    other = [1, "from another process"]
+    batch = one_batch([5, 0, 0], [True, False, False])
+    found = collect([batch], gather=lambda records: [other, *records, *records])
+    assert found.details["records"] == {1: "from another process", 5: 0}
+
+
+def test_no_batches_give_numbers_that_are_not_defined():
+    dataset = open_dataset(Scenes(), "scenes")
+    evaluators = [
+        Detection(dataset, max_detections=100, given_boxes=False),
+        RegionRecognition(dataset),
+        ProposalRecall({"all": dataset.groups["all"]}),
+    ]
+    metrics, details = evaluate(answers(lambda batch: batch.classes), dataset, [], evaluators)
+    assert set(metrics.values()) == {None} and details["results"] == []
+    assert {"AP", "APs", "AP50_novel", "top1_base", "recall@100"} < set(metrics)
+
+
+BOXES = [[5, 10, 15, 50], [20, 60, 25, 80], [0, 0, 9, 9]]
+
+
+def detections(scores=(0.9, 0.8, 0.0)):
+    return Detections(
+        boxes=np.array([BOXES], np.float32),
+        scores=np.array([scores], np.float32),
+        classes=np.array([[1, 2, 0]], np.int32),
+        mask=np.array([[True, True, False]]),
+    )
+
+
+def test_real_detections_become_xywh_as_they_are():
+    found = predictions.coco_results(one_batch([5, 6, 7], [True] * 3), detections(), 0, [1, 7, 90])
+    assert found == [
+        {"image_id": 5, "category_id": 7, "bbox": [5, 10, 10, 40], "score": pytest.approx(0.9)},
+        {"image_id": 5, "category_id": 90, "bbox": [20, 60, 5, 20], "score": pytest.approx(0.8)},
+    ]  # the third box is masked
+
+
+def test_boxes_of_a_canvas_come_home_clipped_scaled_and_as_xywh():
+    boxes = np.array([[10, 5, 30, 25], [40, 30, 70, 60], [52, 0, 58, 9]], np.float32)
+    found = predictions.to_original_xywh(
+        boxes, sizes=np.array([40, 50]), scales=np.array([0.5, 2.0])
+    )
+    np.testing.assert_array_equal(found, [[5, 10, 10, 40], [20, 60, 5, 20], [25, 0, 0, 18]])
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    broken = detections((0.9, np.nan, 0.0))
+    with pytest.raises(ValueError, match="image 5: .*not finite"):
+        predictions.coco_results(one_batch([5, 6, 7], [True] * 3), broken, 0, [1, 7, 90])
+
+
+def test_a_class_without_category_id_is_refused():
+    with pytest.raises(ValueError, match="predicted class 2 with 2 category ids"):
+        predictions.coco_results(one_batch([5, 6, 7], [True] * 3), detections(), 0, [1, 7])
