@@ -205,5 +205,5 @@ def _require_known(source: _HasCategories, split: str, unknown: set[str]) -> Non
     if unknown:
         raise ValueError(
             f"{split!r} names {sorted(unknown)[:5]}, which {source!r} does not have; choose "
-            "another split or 'none'"
+            "another, or a text file with your base classes, one a line"
         )

@@ -62,7 +62,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
         return tuple(name for i, name in enumerate(source.category_names) if i in found)
     if settings.classes in _BASE:
         split, groups = _BASE[settings.classes]
-        with blame("data.classes"):
+        with blame(f"data.classes: {settings.classes!r}"):
             found = class_groups(source, split)
         # In the order of the source, not of the groups.
         rows = sorted(row for group in groups for row in found[group])

@@ -46,7 +46,11 @@ def test_the_base_classes_of_lvis_are_the_common_and_frequent_ones_however_they_
 
 
 def test_base_classes_that_the_data_lack_are_refused_by_key(lvis, boxes_directory):
-    with pytest.raises(ConfigError, match=r"data\.classes: 'coco_48_17' names .*Lvis.*not have"):
+    with pytest.raises(
+        ConfigError, match=r"classes: 'coco_base': 'coco_48_17' names .*Lvis.*not have"
+    ):
         classes("lvis_folder", lvis, "train", "coco_base")
-    with pytest.raises(ConfigError, match=r"data\.classes: 'lvis' needs an LVIS annotation file"):
+    with pytest.raises(
+        ConfigError, match=r"data\.classes: 'lvis_base': 'lvis' needs an LVIS annotation file"
+    ):
         classes("array_record", boxes_directory, "", "lvis_base")

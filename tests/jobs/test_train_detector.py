@@ -289,7 +289,10 @@ def test_embeddings_of_other_classes_or_in_another_order_are_refused(
         ({"detector.image_tower": "imagenet"}, "image_tower: 'imagenet' is none of"),
         ({"detector.image_tower": "random"}, "regions_per_chunk: 4 with a random image tower"),
         ({"detector.mask_size": 8}, "array_record has no masks"),
-        ({"data.classes": "coco_base"}, r"data\.classes: 'coco_base' names \['apple'"),
+        (
+            {"data.classes": "coco_base"},
+            r"data\.classes: 'coco_base': 'coco_48_17' names \['apple'",
+        ),
         ({"data.classes": "nowhere.txt"}, r"data\.classes: 'nowhere\.txt' is neither a file nor"),
         ({"data.max_boxes": 1}, "more than max_boxes 1: raise it"),
         ({"optimizer.frozen_patterns": ("norm",)}, r"leave parameters of the text tower to train"),

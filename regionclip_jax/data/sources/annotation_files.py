@@ -306,8 +306,8 @@ def read_boxes(
         else:
             moved = max(abs(float(new) - old) for new, old in zip(box, corners, strict=True))
             counts["boxes_clipped"] += moved > _ROUNDING
-            row = (box, class_of[category_id], bool(entry.get("iscrowd")), entry.get("segmentation"))
-            rows.setdefault(image_id, []).append(row)
+            crowd, outline = bool(entry.get("iscrowd")), entry.get("segmentation")
+            rows.setdefault(image_id, []).append((box, class_of[category_id], crowd, outline))
     return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, left_out
 
 
