@@ -5,7 +5,7 @@ of classes is one entry of ``SPLITS``.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -136,7 +136,10 @@ def open_dataset(source: Source, split: str, trained: Sequence[str] | None = Non
 
 
 def class_groups(
-    source: _HasCategories, split: str, trained: Sequence[str] | None = None
+    source: _HasCategories,
+    split: str,
+    trained: Sequence[str] | None = None,
+    chosen: Container[str] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Return the groups of a split: name -> classes of the source, in its order.
 
@@ -146,6 +149,7 @@ def class_groups(
         source: its ``category_names`` and, for "lvis", its ``frequencies``.
         split: a name of ``SPLITS``; "lvis" (rare, common, frequent); "trained" (base: the classes
             of ``trained``); or a text file with the base classes, one per line (novel: the others).
+        chosen: groups of a named split, whose classes the source must have; None means all.
 
     Raises:
         ValueError: no such split, or it names classes that the source lacks.
@@ -171,7 +175,11 @@ def class_groups(
             f"{split!r} is neither a file nor one of {sorted([LVIS_SPLIT, TRAINED_SPLIT, *SPLITS])}"
             "; give a text file with the base classes, one a line"
         )
-    groups = {g: {prepare_class_name(n) for n in names} for g, names in SPLITS[split].items()}
+    groups = {
+        group: {prepare_class_name(name) for name in names}
+        for group, names in SPLITS[split].items()
+        if chosen is None or group in chosen
+    }
     for names in groups.values():
         _require_known(source, split, names - set(words))
     return {

@@ -63,7 +63,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
     if settings.classes in _BASE:
         split, groups = _BASE[settings.classes]
         with blame(f"data.classes: {settings.classes!r}"):
-            found = class_groups(source, split)
+            found = class_groups(source, split, chosen=groups)
         # In the order of the source, not of the groups.
         rows = sorted(row for group in groups for row in found[group])
         return tuple(source.category_names[row] for row in rows)

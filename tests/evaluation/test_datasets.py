@@ -62,6 +62,15 @@ def test_lvis_groups_are_the_frequencies_of_the_file_in_the_order_of_the_classes
     assert open_dataset(source, "lvis").names == ("bow weapon", "cat", "dog", "owl")
 
 
+def test_only_the_chosen_groups_have_to_be_in_the_data():
+    source = SimpleNamespace(category_names=BASE_SHAPES)
+    assert class_groups(source, "scenes", chosen=("base",)) == {
+        "base": tuple(range(len(BASE_SHAPES)))
+    }
+    with pytest.raises(ValueError, match="'scenes' names"):
+        class_groups(source, "scenes")
+
+
 def test_splits_that_cannot_be_are_refused(tmp_path):
     (tmp_path / "base.txt").write_text("cat\nsettee\n")
     with pytest.raises(ConfigError, match=r"evaluation\.class_split: .* names \['settee'\]"):
