@@ -23,7 +23,7 @@ from regionclip_jax.reporting.console import log_own_progress
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.text.class_lists import read_class_list
+from regionclip_jax.text.names import resolve_names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         paths = list_pictures(options.images)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
-            classes = read_class_list(classes)
+            classes = resolve_names(classes)
         model = load(
             options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
         )

@@ -19,6 +19,7 @@ from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvas
 from regionclip_jax.settings import BoxDataSettings, ConfigError
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, lvis_groups, read_lvis_categories
+from regionclip_jax.text.names import match_names, read_names
 
 _ALL, _WITH_BOXES, _LVIS_BASE = "all", "with_boxes", "lvis_base"
 _BASE = {"coco_base": COCO_BASE_48, "scenes_base": tuple(BASE_SHAPES)}
@@ -76,8 +77,8 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
             f"data.classes: {settings.classes!r} is neither a file nor one of "
             f"{sorted([_ALL, _WITH_BOXES, _LVIS_BASE, *_BASE])}; give a text file, one class a line"
         )
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return tuple(name for name in names if name)
+    with blame("data.classes"):
+        return match_names(read_names(path), source.category_names)
 
 
 def stream(

@@ -78,7 +78,7 @@ class RunSettings(Section):
 class ConceptSettings(Section):
     """Concept pool."""
 
-    # Text file, one name per line (text after a tab or comma is ignored), e.g. the nouns of the
+    # Text file, one name per line (a count after a tab or comma is ignored), e.g. the nouns of the
     # captions (paper: 4,764 from COCO's); "" for the names of the synthetic scenes.
     names_file: str = may_change("")
     # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
