@@ -7,7 +7,6 @@ files.
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 
 import jax
@@ -20,6 +19,7 @@ from regionclip_jax.artifacts.model_card import (
     LocalizerCard,
     ModelCard,
 )
+from regionclip_jax.files import replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.sharding.waiting import wait_for_all
@@ -136,9 +136,7 @@ def save_sealed(
     }
     save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
     if jax.process_index() == 0:
-        partial = directory / f"{FILE_NAME}.partial"
-        partial.write_text(card.to_json(), encoding="utf-8")
-        os.replace(partial, card_path)
+        replace_text(card_path, card.to_json())
     wait_for_all(f"wrote {directory}")
 
 

@@ -18,6 +18,7 @@ from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.pictures import list_pictures, read_picture
 from regionclip_jax.data.records import RecordError
+from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
 from regionclip_jax.reporting.console import log_own_progress
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks
@@ -126,7 +127,7 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
         "pictures": pictures,
         "skipped": skipped,
     }
-    (output / "detections.json").write_text(json.dumps(content, indent=1) + "\n")
+    replace_text(output / "detections.json", json.dumps(content, indent=1) + "\n")
     total = sum(len(picture["detections"]) for picture in pictures)
     print(
         f"{len(pictures)} pictures, {total} detections, {len(skipped)} skipped: "
