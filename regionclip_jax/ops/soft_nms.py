@@ -5,7 +5,7 @@ multiplies the other scores by a factor of their IoU with it. Boxes with a score
 ``prune_threshold`` are then removed, with or without overlap, so only the first box can have less.
 The reference continues until no box remains. Scores only fall, so stopping at the wanted number of
 outputs gives the same ones. The reference separates classes by shifting their boxes, which costs
-bits of the IoU; here groups are compared.
+bits of the IoU; here each class has its own scores.
 
 A removed box has a score of -inf. Its product with a factor of 0 is NaN, which is not above the
 threshold, so it stays removed. There are always ``max_outputs`` rounds, empty ones after the last
@@ -21,66 +21,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.ops.boxes import pairwise_iou
 
-_STATIC = ("method", "sigma", "iou_threshold", "prune_threshold", "max_outputs")
+_STATIC = (
+    "score_threshold",
+    "method",
+    "sigma",
+    "iou_threshold",
+    "prune_threshold",
+    "max_outputs",
+)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)
-def soft_nms(
-    boxes: Float[Array, "N 4"],
-    scores: Float[Array, " N"],
-    mask: Bool[Array, " N"],
-    *,
-    method: str = "gaussian",
-    sigma: float = 0.5,
-    iou_threshold: float = 0.5,
-    prune_threshold: float = 0.001,
-    max_outputs: int,
-) -> tuple[Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """Return the first ``max_outputs`` boxes and their lowered scores, by descending lowered score.
-
-    Args:
-        boxes: xyxy in any one frame.
-        scores: finite, not negative.
-        mask: rows that exist.
-        method: the factor of a score is, for "gaussian", ``exp(-iou**2 / sigma)``; for "linear",
-            ``1 - iou`` where the IoU exceeds the threshold; for "hard", 0 where it reaches it.
-        sigma: of "gaussian".
-        iou_threshold: of "linear" and "hard". Rounded to float32 before comparing, as in the
-            reference, unlike that of ``nms``: an IoU of float32(0.3) does not exceed 0.3 here.
-        prune_threshold: lowered scores up to this are removed; not negative.
-        max_outputs: K.
-
-    Returns:
-        Indices into ``boxes``, lowered scores, and their mask: real rows first. Masked rows hold
-        zeros. Ties are ordered by lower index.
-
-    Raises:
-        ValueError: unknown method.
-    """
-    groups = jnp.zeros(scores.shape, jnp.int32)
-    factor = _factor_function(method, sigma, iou_threshold)
-    return _take_best(boxes, scores, groups, mask, factor, prune_threshold, max_outputs)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def soft_nms_by_group(
-    boxes: Float[Array, "N 4"],
-    scores: Float[Array, " N"],
-    groups: Int[Array, " N"],
-    mask: Bool[Array, " N"],
-    *,
-    method: str = "gaussian",
-    sigma: float = 0.5,
-    iou_threshold: float = 0.5,
-    prune_threshold: float = 0.001,
-    max_outputs: int,
-) -> tuple[Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
-    """Apply ``soft_nms``, but boxes lower only the scores of their own group (class)."""
-    factor = _factor_function(method, sigma, iou_threshold)
-    return _take_best(boxes, scores, groups, mask, factor, prune_threshold, max_outputs)
-
-
-@functools.partial(jax.jit, static_argnames=("score_threshold", *_STATIC))
 def soft_nms_per_class(
     boxes: Float[Array, "R 4"],
     scores: Float[Array, "R C"],
@@ -103,7 +54,13 @@ def soft_nms_per_class(
         scores: of each box for each class; not negative, not infinite.
         mask: rows that exist.
         score_threshold: candidates need more, strictly, before any score is lowered.
-        method, sigma, iou_threshold, prune_threshold, max_outputs: as in ``soft_nms``.
+        method: the factor of a score is, for "gaussian", ``exp(-iou**2 / sigma)``; for "linear",
+            ``1 - iou`` where the IoU exceeds the threshold; for "hard", 0 where it reaches it.
+        sigma: of "gaussian".
+        iou_threshold: of "linear" and "hard". Rounded to float32 before comparing, as in the
+            reference, unlike that of ``nms``: an IoU of float32(0.3) does not exceed 0.3 here.
+        prune_threshold: lowered scores up to this are removed; not negative.
+        max_outputs: K.
 
     Returns:
         Index into ``boxes``, class, lowered score and mask, by descending lowered score; ties by
@@ -145,22 +102,6 @@ def soft_nms_per_class(
     _, (indices, classes, taken) = jax.lax.scan(take_best, state, length=max_outputs)
     real = taken > -jnp.inf
     return *(jnp.where(real, x, 0) for x in (indices, classes, taken)), real
-
-
-def _take_best(boxes, scores, groups, mask, factor, prune_threshold, max_outputs):
-    if scores.size == 0:
-        nothing = jnp.zeros(max_outputs, jnp.int32)
-        return nothing, nothing.astype(scores.dtype), nothing > 0
-
-    def take_best(scores, _):
-        best = scores.argmax()
-        factors = jnp.where(groups == groups[best], factor(boxes, boxes[best]), 1.0)
-        return _without(best, scores * factors, prune_threshold), (best, scores[best])
-
-    scores = jnp.where(mask, scores, -jnp.inf)
-    _, (indices, taken) = jax.lax.scan(take_best, scores, length=max_outputs)
-    real = taken > -jnp.inf
-    return jnp.where(real, indices, 0), jnp.where(real, taken, 0), real
 
 
 def _without(taken, scores, prune_threshold):
