@@ -22,7 +22,7 @@ from regionclip_jax.artifacts.model_card import (
 from regionclip_jax.files import replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.presets import CLIPConfig
-from regionclip_jax.sharding.waiting import wait_for_all
+from regionclip_jax.sharding.barriers import barrier
 
 PARAMS_NAME = "params"
 # Largest number of tensors that an error names.
@@ -137,7 +137,7 @@ def save_sealed(
     save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
     if jax.process_index() == 0:
         replace_text(card_path, card.to_json())
-    wait_for_all(f"wrote {directory}")
+    barrier(f"wrote {directory}")
 
 
 def load_card(directory: str | Path) -> ModelCard:

@@ -16,7 +16,7 @@ from regionclip_jax.jobs.assembly import blame, choose
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ConceptSettings, ConfigError
-from regionclip_jax.sharding.waiting import wait_for_all
+from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.names import read_names
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
@@ -124,7 +124,7 @@ def cached_vocabulary(
     known: dict[str, np.ndarray] = {}
     is_there = path.is_file()
     # No process may write before all have checked.
-    wait_for_all(f"looked for {path.name}")
+    barrier(f"looked for {path.name}")
     if is_there:
         found = Vocabulary.load(path)
         same_encoder = found.encoder["parameters_sha256"] == encoder["parameters_sha256"]

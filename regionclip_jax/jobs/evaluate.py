@@ -31,7 +31,8 @@ from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.settings import ConfigError, EvaluateSettings, EvaluationSettings, as_plain
-from regionclip_jax.sharding.agreement import require_agreement
+from regionclip_jax.sharding.barriers import compile_barrier
+from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
     gather_json,
@@ -39,7 +40,6 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
-from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
 from regionclip_jax.structures import DetectionBatch
 
@@ -129,7 +129,7 @@ def evaluate_model(
     Raises:
         CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not match.
         ConfigError: the settings contradict each other or the data.
-        HostsDisagree: processes of this run found different data.
+        InconsistentHosts: processes of this run found different data.
     """
     variables, card = load_model(directory)
     model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
@@ -137,7 +137,7 @@ def evaluate_model(
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     classes = choose_classes(source, settings, heads_card and heads_card.source.get("classes"))
     num_pictures = _require_official(settings, source)
-    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
+    require_consistent({"evaluation": {"records": len(source), "classes": classes.names}})
     saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
     localizer = localizer_variables = None
     if settings.regions == LOCALIZER:
@@ -158,7 +158,7 @@ def evaluate_model(
         assembly.build_find_regions(settings, localizer),
     )
     # Each process needs only its own rows.
-    step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
+    step = compile_barrier(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
     frozen = replicate(
         DetectorVariables(
             variables, vocabulary.embeddings, localizer_variables, box_head, mask_head

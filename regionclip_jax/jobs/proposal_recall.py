@@ -13,7 +13,8 @@ from regionclip_jax.jobs import assembly, streams
 from regionclip_jax.jobs.evaluated_classes import choose_classes, keep_only
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.settings import EvaluationSettings, RecallSettings
-from regionclip_jax.sharding.agreement import require_agreement
+from regionclip_jax.sharding.barriers import compile_barrier
+from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
     gather_json,
@@ -21,7 +22,6 @@ from regionclip_jax.sharding.global_arrays import (
     replicate,
     to_global_batch,
 )
-from regionclip_jax.sharding.waiting import start_together
 
 
 def measure(
@@ -38,12 +38,12 @@ def measure(
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
     source = streams.build_boxes_source(settings, "evaluation")
     classes = choose_classes(source, settings, card.source.get("classes"))
-    require_agreement({"evaluation": {"records": len(source), "classes": classes.names}})
+    require_consistent({"evaluation": {"records": len(source), "classes": classes.names}})
     mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
     # Each process needs only its own rows.
-    @start_together
+    @compile_barrier
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):
         return propose(

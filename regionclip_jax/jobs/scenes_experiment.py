@@ -19,7 +19,7 @@ from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ScenesExperimentSettings, ScenesSettings, as_plain
-from regionclip_jax.sharding.waiting import wait_for_all
+from regionclip_jax.sharding.barriers import barrier
 
 _NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 
@@ -79,7 +79,7 @@ def draw(scenes: ScenesSettings, directory: Path, num_labelled: int = 0) -> None
 
     if jax.process_index() == 0:
         _draw(scenes, directory, num_labelled)
-    wait_for_all("drew the pictures")
+    barrier("drew the pictures")
 
 
 def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:

@@ -14,7 +14,7 @@ from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
-from regionclip_jax.sharding.global_arrays import place, to_global_batch
+from regionclip_jax.sharding.global_arrays import shard, to_global_batch
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.predict_step import (
@@ -201,7 +201,7 @@ def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyra
     batch = make_batch(8, 1)
     expected = step(variables, batch).detections
     mesh = make_mesh(fsdp=4)
-    split = place(variables, parameter_shardings(variables, mesh))
+    split = shard(variables, parameter_shardings(variables, mesh))
     found = step(split, to_global_batch(batch, mesh)).detections
     assert expected.mask.any(-1).all()
     np.testing.assert_array_equal(found.classes, expected.classes)
