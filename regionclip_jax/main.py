@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
     from regionclip_jax.data.faults import TooManyFaults
-    from regionclip_jax.reporting.console import log_own_progress
+    from regionclip_jax.reporting.progress import log_own_progress
     from regionclip_jax.sharding.consistency import (
         InconsistentHosts,
         require_consistent,

@@ -20,10 +20,9 @@ from regionclip_jax.data.pictures import list_pictures, read_picture
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
-from regionclip_jax.reporting.console import log_own_progress
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks
 from regionclip_jax.reporting.galleries import write_png
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
 from regionclip_jax.text.names import resolve_names
 
 

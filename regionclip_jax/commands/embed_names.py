@@ -11,7 +11,7 @@ import sys
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.reporting.console import log_own_progress
+from regionclip_jax.reporting.progress import log_own_progress
 from regionclip_jax.text.names import resolve_names
 
 

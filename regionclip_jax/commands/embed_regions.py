@@ -23,8 +23,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.pictures import list_pictures, read_picture
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.model import RegionCLIP
-from regionclip_jax.reporting.console import log_own_progress
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
 from regionclip_jax.text.names import resolve_names
 
 

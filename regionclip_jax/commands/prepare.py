@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     from regionclip_jax.data.verification import find_damage
     from regionclip_jax.jobs import prepare_data
     from regionclip_jax.jobs.streams import SourceChoice
-    from regionclip_jax.reporting.console import log_own_progress
+    from regionclip_jax.reporting.progress import log_own_progress
 
     log_own_progress()
     choice = SourceChoice(options.source, options.path, options.split, options.fault_fraction)

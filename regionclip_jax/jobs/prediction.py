@@ -35,9 +35,8 @@ def prediction_step(
     *,
     localizer: str | None = None,
     num_classes: int = 65,
-    canvas: tuple[int, int] | None = None,
 ) -> AbstractPrediction:
-    """Build the abstract step of an evaluation or another detection.
+    """Build the abstract step of an evaluation, on the largest canvas of its settings.
 
     Args:
         settings: regions, classes and images.
@@ -45,7 +44,6 @@ def prediction_step(
         dtype: type of the computation.
         localizer: localizer preset, if ``settings.regions`` needs one.
         num_classes: C.
-        canvas: (height, width); None is the largest of the recipe.
     """
     architecture = assembly.choose(PRESETS, preset, "preset")
     known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
@@ -60,6 +58,5 @@ def prediction_step(
         array(num_classes, architecture.embed_dim),
         abstract_localizer(known) if known else None,
     )
-    canvas = canvas or largest_canvas(settings)
-    batch = abstract_boxes(settings.batch_size, canvas, settings.max_boxes)
+    batch = abstract_boxes(settings.batch_size, largest_canvas(settings), settings.max_boxes)
     return AbstractPrediction(step, variables, batch)
