@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from regionclip_jax.artifacts.model_card import (
     FILE_NAME,
@@ -43,14 +44,7 @@ def flatten(variables: dict) -> dict[str, object]:
 
 def unflatten(leaves: dict[str, object]) -> dict:
     """Invert ``flatten``; ``batch_stats`` is {} for a model without them."""
-    tree = {"params": {}, "batch_stats": {}}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(leaves, sep="/")
 
 
 def variables_hash(variables: dict) -> str:
