@@ -143,10 +143,7 @@ def predict_regions(
         regions.mask & has_scores,
         sizes,
         score_threshold=settings.score_threshold,
-        nms=settings.nms.method,
-        nms_threshold=settings.nms.threshold,
-        soft_nms_sigma=settings.nms.sigma,
-        soft_nms_prune=settings.nms.prune,
+        nms=settings.nms,
         max_detections=settings.max_detections,
         reported_scores=probabilities if settings.report_probabilities else None,
     )

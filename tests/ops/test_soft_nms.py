@@ -11,9 +11,12 @@ from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import SOFT_METHODS, SOFT_NMS_CASES, compare_soft_picks
 from regionclip_jax.ops.soft_nms import soft_nms_per_class
+from regionclip_jax.settings import NmsSettings
+
+GAUSSIAN = NmsSettings("gaussian")
 
 
-def plain_soft_nms(boxes, scores, groups, method, prune_threshold, sigma=0.5, iou_threshold=0.5):
+def plain_soft_nms(boxes, scores, groups, nms):
     """Indices and lowered scores, all in float32."""
     rows, scores = np.arange(len(boxes)), scores.copy()
     indices, taken = [], []
@@ -28,11 +31,11 @@ def plain_soft_nms(boxes, scores, groups, method, prune_threshold, sigma=0.5, io
         union = np.where(intersection > 0, areas + areas[best] - intersection, np.float32(1))
         iou = np.where(groups == groups[best], intersection / union, np.float32(0))
         scores *= {
-            "gaussian": np.exp(-(iou**2) / np.float32(sigma)),
-            "linear": np.where(iou > np.float32(iou_threshold), 1 - iou, np.float32(1)),
-            "hard": np.where(iou >= np.float32(iou_threshold), np.float32(0), np.float32(1)),
-        }[method]
-        rows = rows[(rows != best) & (scores[rows] > prune_threshold)]
+            "gaussian": np.exp(-(iou**2) / np.float32(nms.sigma)),
+            "linear": np.where(iou > np.float32(nms.threshold), 1 - iou, np.float32(1)),
+            "hard": np.where(iou >= np.float32(nms.threshold), np.float32(0), np.float32(1)),
+        }[nms.method]
+        rows = rows[(rows != best) & (scores[rows] > nms.prune)]
     return indices, np.array(taken, np.float32)
 
 
@@ -77,17 +80,17 @@ def test_picks_and_scores_equal_the_references(name, method, prune_threshold):
 def test_picks_and_scores_equal_those_of_a_plain_loop(seed, method, num_boxes, prune_threshold):
     """One class, and boxes of which each is a candidate of one of three."""
     boxes, scores, groups = draw(seed, num_boxes, grid=method != "gaussian")
-    how = dict(method=method, prune_threshold=prune_threshold, iou_threshold=0.3, sigma=0.4)
+    nms = NmsSettings(method, 0.3, 0.4, prune_threshold)
     for classes in (np.zeros_like(groups), groups):
         table = np.full((num_boxes, 3), -1, np.float32)
         table[np.arange(num_boxes), classes] = scores
         # A score of 0 is a candidate too, above the threshold of -0.5.
         indices, found_classes, lowered, real = soft_nms_per_class(
             jnp.asarray(boxes), jnp.asarray(table), jnp.ones(num_boxes, bool),
-            score_threshold=-0.5, **how, max_outputs=90,
+            score_threshold=-0.5, nms=nms, max_outputs=90,
         )  # fmt: skip
         indices, lowered = real_rows(indices, lowered, real)
-        expected, expected_scores = plain_soft_nms(boxes, scores, classes, **how)
+        expected, expected_scores = plain_soft_nms(boxes, scores, classes, nms)
         assert indices == expected
         np.testing.assert_array_equal(found_classes[: len(indices)], classes[indices])
         np.testing.assert_allclose(lowered, expected_scores, rtol=1e-5)
@@ -109,14 +112,13 @@ def test_classes_that_share_boxes_equal_a_plain_loop_over_all_pairs_of_box_and_c
     scores = rng.integers(0, 30, (40, 5)) if grid else rng.permutation(200).reshape(40, 5) / 7
     scores = (scores / 30).astype(np.float32)
     mask = rng.random(40) < 0.8
+    nms = NmsSettings(method, prune=prune_threshold)
     *found, real = soft_nms_per_class(
         jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(mask), score_threshold=0.2,
-        method=method, prune_threshold=prune_threshold, max_outputs=150,
+        nms=nms, max_outputs=150,
     )  # fmt: skip
     rows, classes = np.nonzero(mask[:, None] & (scores > 0.2))
-    expected, lowered = plain_soft_nms(
-        boxes[rows], scores[rows, classes], classes, method, prune_threshold
-    )
+    expected, lowered = plain_soft_nms(boxes[rows], scores[rows, classes], classes, nms)
     assert np.asarray(real).tolist() == [place < len(expected) for place in range(150)]
     indices, found_classes, found_scores = (np.asarray(x)[np.asarray(real)] for x in found)
     expected = expected[:150]
@@ -129,14 +131,16 @@ def test_classes_that_share_boxes_equal_a_plain_loop_over_all_pairs_of_box_and_c
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_without_boxes_or_classes_nothing_comes_out(shape):
     boxes, mask = jnp.zeros((shape[0], 4)), jnp.ones(shape[0], bool)
-    found = soft_nms_per_class(boxes, jnp.ones(shape), mask, score_threshold=0.0, max_outputs=7)
+    found = soft_nms_per_class(
+        boxes, jnp.ones(shape), mask, score_threshold=0.0, nms=GAUSSIAN, max_outputs=7
+    )
     assert all(x.shape == (7,) and not x.any() for x in found)
 
 
 def test_the_first_outputs_do_not_depend_on_how_many_are_wanted():
     arguments = _three_classes(3, 80)
-    few = soft_nms_per_class(*arguments, score_threshold=0.1, max_outputs=10)
-    many = soft_nms_per_class(*arguments, score_threshold=0.1, max_outputs=70)
+    few = soft_nms_per_class(*arguments, score_threshold=0.1, nms=GAUSSIAN, max_outputs=10)
+    many = soft_nms_per_class(*arguments, score_threshold=0.1, nms=GAUSSIAN, max_outputs=70)
     for x, y in zip(few, many, strict=True):
         np.testing.assert_array_equal(x, y[:10])
 
@@ -145,7 +149,9 @@ def test_rows_that_do_not_exist_neither_lower_scores_nor_come_out():
     boxes = jnp.array([[0, 0, 4, 4], [0, 0, 4, 4], [jnp.nan] * 4, [9, 9, 10, 10]])
     scores = jnp.array([[1.0], [0.5], [jnp.nan], [0.25]])
     mask = jnp.array([False, True, False, True])
-    indices, _, *rest = soft_nms_per_class(boxes, scores, mask, score_threshold=0.0, max_outputs=4)
+    indices, _, *rest = soft_nms_per_class(
+        boxes, scores, mask, score_threshold=0.0, nms=GAUSSIAN, max_outputs=4
+    )
     indices, lowered = real_rows(indices, *rest)
     assert indices == [1, 3] and lowered.tolist() == [0.5, 0.25]
 
@@ -161,18 +167,12 @@ def test_a_batch_gives_what_its_images_give_one_by_one():
     images = [_three_classes(seed, num_real) for seed, num_real in enumerate((80, 0, 20))]
 
     def select(boxes, scores, mask):
-        return soft_nms_per_class(boxes, scores, mask, score_threshold=0.1, max_outputs=50)
+        return soft_nms_per_class(
+            boxes, scores, mask, score_threshold=0.1, nms=GAUSSIAN, max_outputs=50
+        )
 
     found = jax.jit(jax.vmap(select))(*(jnp.stack(arrays) for arrays in zip(*images, strict=True)))
     assert found[-1].any(1).tolist() == [True, False, True]
     for image, arguments in enumerate(images):
         for x, y in zip(found, select(*arguments), strict=True):
             np.testing.assert_allclose(x[image], y, rtol=1e-6)
-
-
-def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="'cubic'; expected one of gaussian, linear, hard"):
-        soft_nms_per_class(
-            jnp.zeros((2, 4)), jnp.ones((2, 1)), jnp.ones(2, bool), score_threshold=0.0,
-            method="cubic", max_outputs=2,
-        )  # fmt: skip

@@ -205,8 +205,7 @@ def compare_from_logits(tag: str) -> list[Comparison]:
             mask,
             sizes,
             score_threshold=settings.score_threshold,
-            nms=settings.nms.method,
-            nms_threshold=settings.nms.threshold,
+            nms=settings.nms,
             max_detections=settings.max_detections,
             reported_scores=probabilities if settings.report_probabilities else None,
         )
@@ -253,8 +252,7 @@ def compare_broken_rows(multiply: bool, vis: bool) -> list[Comparison]:
             mask,
             jnp.array([[120, 150]]),
             score_threshold=0.001,
-            nms="hard",
-            nms_threshold=0.5,
+            nms=NmsSettings("hard", 0.5),
             max_detections=100,
             reported_scores=probabilities if vis else None,
         )

@@ -20,6 +20,7 @@ from regionclip_jax.ops.nms import nms, nms_by_group
 from regionclip_jax.ops.proposals import select_proposals
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.soft_nms import soft_nms_per_class
+from regionclip_jax.settings import NmsSettings
 from regionclip_jax.structures import Regions
 
 # --- RoIAlign -------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def compare_soft_picks(name: str, method: str, prune_threshold: float) -> list[C
         key = f"{name}_{kind}_{method}_{prune_threshold}"
         indices, _, lowered, real = soft_nms_per_class(
             jnp.asarray(boxes), jnp.asarray(table), jnp.ones(300, bool), score_threshold=0.0,
-            method=method, prune_threshold=prune_threshold, max_outputs=300,
+            nms=NmsSettings(method, prune=prune_threshold), max_outputs=300,
         )  # fmt: skip
         differ = _kept_rows_that_differ((indices, real), arrays[f"{key}_keep"])
         expected = np.zeros(300, np.float32)
