@@ -46,6 +46,7 @@ class SourceChoice:
     path: str
     split: str
     fault_fraction: float
+    fault_minimum: int = 100
     annotations: str = ""
 
 
