@@ -12,7 +12,7 @@ from absl import logging
 from jaxtyping import Int
 
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
-from regionclip_jax.jobs.assembly import blame, choose
+from regionclip_jax.jobs.assembly import choose, config_context
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ConceptSettings, ConfigError
@@ -45,7 +45,7 @@ def pool_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, 
     path = Path(settings.names_file)
     if not path.is_file():
         raise ConfigError(f"concepts.names_file: {path} does not exist; give an existing text file")
-    with blame("concepts.names_file"):
+    with config_context("concepts.names_file"):
         return read_names(path)
 
 

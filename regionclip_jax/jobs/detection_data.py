@@ -14,7 +14,7 @@ from regionclip_jax.data.pipeline import detection_training_batches
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.training_set import TrainingSet
-from regionclip_jax.jobs.assembly import blame
+from regionclip_jax.jobs.assembly import config_context
 from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
 from regionclip_jax.settings import BoxDataSettings, ConfigError
 from regionclip_jax.structures import DetectionBatch
@@ -33,7 +33,7 @@ def build_training_set(settings: BoxDataSettings, mask_size: int | None) -> Trai
     """
     source = build_boxes_source(settings, "data", mask_size)
     names = _class_names(settings, source)
-    with blame("data"):
+    with config_context("data"):
         training_set = TrainingSet(source, names, max_boxes=settings.max_boxes)
     report = ", ".join(f"{count} {what}" for what, count in training_set.report.items())
     logging.info("%r: %d classes; %s", training_set, len(names), report)
@@ -67,7 +67,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
         # In the order of the annotation file, not of the list.
         return tuple(name for name in source.category_names if name in wanted)
     if settings.classes == _LVIS_BASE:
-        with blame("data.classes"):
+        with config_context("data.classes"):
             groups = lvis_groups(read_lvis_categories(source.annotations_path))
         wanted = {*groups["common"], *groups["frequent"]}
         return tuple(name for name in source.category_names if name in wanted)
@@ -77,7 +77,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
             f"data.classes: {settings.classes!r} is neither a file nor one of "
             f"{sorted([_ALL, _WITH_BOXES, _LVIS_BASE, *_BASE])}; give a text file, one class a line"
         )
-    with blame("data.classes"):
+    with config_context("data.classes"):
         return match_names(read_names(path), source.category_names)
 
 
@@ -91,7 +91,7 @@ def stream(
 ) -> Iterator[DetectionBatch]:
     """Yield this process's batches from a record count on; count and limit skipped records."""
     repeats = None
-    with blame("data"):
+    with config_context("data"):
         if settings.repeat_threshold is not None:
             repeats = repeat_factors(
                 [training_set.classes_of(i) for i in range(len(training_set))],

@@ -274,7 +274,7 @@ def _require_official(settings: EvaluationSettings, source) -> int:
     path = getattr(source, "annotations_path", None)
     if path is None:
         return len(source)
-    with assembly.blame("evaluation.path"):
+    with assembly.config_context("evaluation.path"):
         read = read_lvis if settings.class_split == LVIS else read_coco
         return len(read(path).images)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
-from regionclip_jax.jobs.assembly import blame
+from regionclip_jax.jobs.assembly import config_context
 from regionclip_jax.settings import ConfigError, EvaluatedImages
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import (
@@ -111,7 +111,7 @@ def _frequencies(source) -> dict[str, tuple[str, ...]]:
             f"evaluation.class_split: 'lvis' needs an LVIS annotation file, which {source!r} does "
             "not have; use source 'lvis_folder', or another split"
         )
-    with blame("evaluation.path"):
+    with config_context("evaluation.path"):
         return lvis_groups(read_lvis_categories(path))
 
 

@@ -95,8 +95,8 @@ def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
             clutter=scenes.clutter,
         )
 
-    near = pictures(_NEAR, scenes.closeup_things, scenes.closeup_sizes)
-    far = pictures(_FAR, scenes.scene_things, scenes.scene_sizes)
+    near = pictures(_NEAR, scenes.closeup_objects, scenes.closeup_sizes)
+    far = pictures(_FAR, scenes.scene_objects, scenes.scene_sizes)
     held_out = dataclasses.replace(far, stream=_HELD_OUT)
     write_pictures(
         directory / "whole_pictures",

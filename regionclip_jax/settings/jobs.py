@@ -144,9 +144,9 @@ class ScenesSettings(Section):
     # Held-out scenes for the test.
     num_test: Count = 800
     # Smallest and largest number of objects of an image, and their size as a share of the side.
-    closeup_things: tuple[int, int] = (1, 1)
+    closeup_objects: tuple[int, int] = (1, 1)
     closeup_sizes: tuple[float, float] = (0.4, 0.95)
-    scene_things: tuple[int, int] = (2, 4)
+    scene_objects: tuple[int, int] = (2, 4)
     scene_sizes: tuple[float, float] = (0.3, 0.55)
     # Largest overlap of two objects, as a share of the smaller one.
     overlap: float = 0.2
