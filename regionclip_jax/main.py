@@ -56,8 +56,12 @@ def main(argv: list[str]) -> None:
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
     from regionclip_jax.data.faults import TooManyFaults
-    from regionclip_jax.reporting.console import log_own_progress
-    from regionclip_jax.sharding.agreement import HostsDisagree, require_agreement, require_shared
+    from regionclip_jax.reporting.progress import log_own_progress
+    from regionclip_jax.sharding.consistency import (
+        InconsistentHosts,
+        require_consistent,
+        require_shared,
+    )
     from regionclip_jax.training.nan_guard import NonFiniteMetric
 
     log_own_progress()
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> None:
             )
         _join_processes()
         jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
-        require_agreement({"config": as_plain(settings)})
+        require_consistent({"config": as_plain(settings)})
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
         require_shared(workdir)
@@ -86,7 +90,7 @@ def main(argv: list[str]) -> None:
     except (
         ConfigError,
         CheckpointMismatch,
-        HostsDisagree,
+        InconsistentHosts,
         TooManyFaults,
         NonFiniteMetric,
         FileNotFoundError,

@@ -54,7 +54,7 @@ from regionclip_jax.steps.predict_step import (
     proposals_of,
 )
 from regionclip_jax.structures import DetectionBatch
-from regionclip_jax.text.class_lists import check_names
+from regionclip_jax.text.names import check_names
 
 _REGIONS_PER_CHUNK = 25
 AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None

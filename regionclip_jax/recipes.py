@@ -48,6 +48,8 @@ _RENAMED = {
     "evaluation.soft_nms_sigma": "evaluation.detection.nms.sigma",
     "evaluation.soft_nms_prune": "evaluation.detection.nms.prune",
     "evaluation.roi_align": "evaluation.detection.roi_align_impl",
+    "scenes.closeup_things": "scenes.closeup_objects",
+    "scenes.scene_things": "scenes.scene_objects",
     **{
         f"evaluation.{key}": f"evaluation.detection.{key}"
         for key in (

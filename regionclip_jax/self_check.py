@@ -12,7 +12,6 @@ numbers and does not judge quality, so it works for random weights too.
 import base64
 import io
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from PIL import Image
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.scenes.dataset import Pictures, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
+from regionclip_jax.files import replace_text
 from regionclip_jax.model import RegionCLIP, load
 
 FILE_NAME = "self_check.json"
@@ -72,9 +72,7 @@ def write(directory: str | Path) -> Path:
         "cosines": np.round(cosines.astype(float), 6).tolist(),
     }
     path = Path(directory) / FILE_NAME
-    partial = path.with_name(f"{FILE_NAME}.partial")
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, json.dumps(content) + "\n")
     return path
 
 

@@ -12,6 +12,7 @@ from regionclip_jax.settings import (
     MixturePart,
     PretrainSettings,
     RunSettings,
+    ScenesExperimentSettings,
     TrainClipSettings,
     TrainDetectorSettings,
     TrainLocalizerSettings,
@@ -77,6 +78,7 @@ def test_all_renamed_keys_lead_to_keys_that_exist():
         "regions": PretrainSettings,
         "evaluation": EvaluateSettings,
         "detector": TrainDetectorSettings,
+        "scenes": ScenesExperimentSettings,
     }
     for old, new in recipes._RENAMED.items():
         section = roots[new.partition(".")[0]]

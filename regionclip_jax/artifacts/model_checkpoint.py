@@ -7,12 +7,12 @@ files.
 
 import functools
 import hashlib
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from regionclip_jax.artifacts.model_card import (
     FILE_NAME,
@@ -20,9 +20,10 @@ from regionclip_jax.artifacts.model_card import (
     LocalizerCard,
     ModelCard,
 )
+from regionclip_jax.files import replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.presets import CLIPConfig
-from regionclip_jax.sharding.waiting import wait_for_all
+from regionclip_jax.sharding.barriers import barrier
 
 PARAMS_NAME = "params"
 # Largest number of tensors that an error names.
@@ -43,14 +44,7 @@ def flatten(variables: dict) -> dict[str, object]:
 
 def unflatten(leaves: dict[str, object]) -> dict:
     """Invert ``flatten``; ``batch_stats`` is {} for a model without them."""
-    tree = {"params": {}, "batch_stats": {}}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(leaves, sep="/")
 
 
 def variables_hash(variables: dict) -> str:
@@ -136,10 +130,8 @@ def save_sealed(
     }
     save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
     if jax.process_index() == 0:
-        partial = directory / f"{FILE_NAME}.partial"
-        partial.write_text(card.to_json(), encoding="utf-8")
-        os.replace(partial, card_path)
-    wait_for_all(f"wrote {directory}")
+        replace_text(card_path, card.to_json())
+    barrier(f"wrote {directory}")
 
 
 def load_card(directory: str | Path) -> ModelCard:

@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from regionclip_jax.files import replace_text
+
 FORMAT = 1
 _BOX_DIGITS = 2  # of a pixel
 _SCORE_DIGITS = 6
@@ -46,7 +48,7 @@ def write_results(
         "details": dict(details),
     }
     _validate_results(content, str(path))
-    _write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_results(path: str | Path) -> dict:
@@ -63,7 +65,7 @@ def read_results(path: str | Path) -> dict:
 def write_settings(workdir: str | Path, settings: Mapping[str, object]) -> None:
     """Write ``settings.json``, the resolved recipe of the run in ``workdir``, atomically."""
     text = json.dumps(settings, indent=2, allow_nan=False) + "\n"
-    _write(Path(workdir) / "settings.json", text)
+    replace_text(Path(workdir) / "settings.json", text)
 
 
 def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:
@@ -85,7 +87,7 @@ def write_detections(path: str | Path, detections: Sequence[Mapping]) -> None:
         }
         for detection in detections
     ]
-    _write(path, "[" + ",\n".join(json.dumps(detection) for detection in rounded) + "]\n")
+    replace_text(path, "[" + ",\n".join(json.dumps(detection) for detection in rounded) + "]\n")
 
 
 def read_detections(path: str | Path) -> list[dict]:
@@ -99,17 +101,9 @@ def read_detections(path: str | Path) -> list[dict]:
     return content
 
 
-def _write(path: str | Path, text: str) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def _parse(path: str | Path):
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error}); write the file again") from error
 

@@ -9,7 +9,6 @@ imported from a bare file have the hash None.
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.files import replaced_file
 from regionclip_jax.models.presets import CLIPConfig, preset_name
 
 FILE_NAME = "vocabulary.npz"
@@ -62,10 +62,7 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write the file whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
+        with replaced_file(path) as file:
             np.savez(
                 file,
                 names=np.array(self.names, dtype=str),
@@ -73,7 +70,6 @@ class Vocabulary:
                 templates=np.array(self.templates, dtype=str),
                 encoder=np.array(json.dumps(self.encoder)),
             )
-        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":

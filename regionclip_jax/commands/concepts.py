@@ -17,8 +17,8 @@ from absl import logging
 
 from regionclip_jax.data.caption_files import read_captions
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.text.class_lists import read_class_list
 from regionclip_jax.text.concepts import choose_concepts, count_concepts, write_concepts
+from regionclip_jax.text.names import read_names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="compounds",
         help='"rack", also "spice rack" (default), also "wooden spice rack"',
     )
-    parser.add_argument("--stop", metavar="FILE", help=".txt with names to leave out, one a line")
-    parser.add_argument("--add", metavar="FILE", help=".txt with names to take in any case")
+    parser.add_argument("--stop", metavar="FILE", help="names file of concepts to leave out")
+    parser.add_argument("--add", metavar="FILE", help="names file of concepts to take in any case")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
     options = parser.parse_args(arguments)
     if options.min_count < 1 or options.processes < 1:
@@ -45,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     try:
-        stop, additions = (
-            read_class_list(file) if file else () for file in (options.stop, options.add)
-        )
+        stop, additions = (read_names(file) if file else () for file in (options.stop, options.add))
         total = sum(1 for file in options.captions for _ in read_captions(file))
         began = time.monotonic()
 

@@ -18,12 +18,12 @@ from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.pictures import list_pictures, read_picture
 from regionclip_jax.data.records import RecordError
+from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
-from regionclip_jax.reporting.console import log_own_progress
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks
 from regionclip_jax.reporting.galleries import write_png
-from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.text.class_lists import read_class_list
+from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
+from regionclip_jax.text.names import resolve_names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         paths = list_pictures(options.images)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
-            classes = read_class_list(classes)
+            classes = resolve_names(classes)
         model = load(
             options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
         )
@@ -126,7 +126,7 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
         "pictures": pictures,
         "skipped": skipped,
     }
-    (output / "detections.json").write_text(json.dumps(content, indent=1) + "\n")
+    replace_text(output / "detections.json", json.dumps(content, indent=1) + "\n")
     total = sum(len(picture["detections"]) for picture in pictures)
     print(
         f"{len(pictures)} pictures, {total} detections, {len(skipped)} skipped: "

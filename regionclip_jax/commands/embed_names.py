@@ -11,8 +11,8 @@ import sys
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.reporting.console import log_own_progress
-from regionclip_jax.text.class_lists import read_class_list
+from regionclip_jax.reporting.progress import log_own_progress
+from regionclip_jax.text.names import resolve_names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--output must end in .npz")
     log_own_progress()
     try:
-        names = read_class_list(options.concepts)
+        names = resolve_names(options.concepts)
         vocabulary = load(options.checkpoint).vocabulary(names, templates=options.templates)
         vocabulary.save(options.output)
     except (CheckpointMismatch, ValueError, OSError) as error:

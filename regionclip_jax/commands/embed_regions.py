@@ -23,9 +23,8 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.pictures import list_pictures, read_picture
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.model import RegionCLIP
-from regionclip_jax.reporting.console import log_own_progress
-from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.text.class_lists import read_class_list
+from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
+from regionclip_jax.text.names import resolve_names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
-            classes = read_class_list(classes)
+            classes = resolve_names(classes)
         model = load(
             options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
         )

@@ -56,10 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     from regionclip_jax.data.verification import find_damage
     from regionclip_jax.jobs import prepare_data
     from regionclip_jax.jobs.streams import SourceChoice
-    from regionclip_jax.reporting.console import log_own_progress
+    from regionclip_jax.reporting.progress import log_own_progress
 
     log_own_progress()
-    choice = SourceChoice(options.source, options.path, options.split, options.fault_fraction)
+    choice = SourceChoice(
+        options.source, options.path, options.split, options.fault_fraction, options.fault_minimum
+    )
     try:
         if options.verify is not None:
             damage = find_damage(options.verify, options.workers)
@@ -74,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_data.run(
             choice, options.output, boxes=options.boxes, limit=options.limit,
             short_side=options.short_side, check=options.check, shard_size=options.shard_size,
-            num_workers=options.workers, fault_minimum=options.fault_minimum,
+            num_workers=options.workers,
         )  # fmt: skip
     except (TooManyFaults, ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -29,7 +29,11 @@ from regionclip_jax.settings import (
     JobSettings,
     TrainingSettings,
 )
-from regionclip_jax.sharding.global_arrays import batch_sharding, described, whole_everywhere
+from regionclip_jax.sharding.global_arrays import (
+    abstract_arrays,
+    batch_sharding,
+    replicated_sharding,
+)
 from regionclip_jax.sharding.mesh import make_mesh, require_divisible
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 
@@ -209,16 +213,16 @@ def compile_recipe(
 
 def _training(training: Training, mesh):
     shapes = training.abstract_state()
-    state = described(shapes, parameter_shardings(shapes, mesh))
+    state = abstract_arrays(shapes, parameter_shardings(shapes, mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     function = jax.jit(
         training.make_step(mesh),
         in_shardings=(shardings, None, None),
-        out_shardings=(shardings, whole_everywhere(mesh)),
+        out_shardings=(shardings, replicated_sharding(mesh)),
         donate_argnums=0,
     )
     frozen = training.abstract_frozen()
-    frozen = described(frozen, parameter_shardings(frozen, mesh))
+    frozen = abstract_arrays(frozen, parameter_shardings(frozen, mesh))
     return function, (state, frozen, _split(training.abstract_batch(), mesh))
 
 
@@ -226,10 +230,10 @@ def _prediction(config: EvaluateSettings, preset, localizer, num_classes: int, m
     parts = abstract_prediction(
         config.evaluation, preset, config.dtype, localizer=localizer, num_classes=num_classes
     )
-    whole = jax.tree.map(lambda _: whole_everywhere(mesh), parts.variables)
+    whole = jax.tree.map(lambda _: replicated_sharding(mesh), parts.variables)
     function = jax.jit(parts.step, out_shardings=batch_sharding(mesh))
-    return function, (described(parts.variables, whole), _split(parts.batch, mesh))
+    return function, (abstract_arrays(parts.variables, whole), _split(parts.batch, mesh))
 
 
 def _split(batch, mesh):
-    return described(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
+    return abstract_arrays(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))

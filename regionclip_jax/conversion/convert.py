@@ -34,6 +34,7 @@ from regionclip_jax.conversion import (
 from regionclip_jax.conversion.architecture import infer_config, infer_localizer_config
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
 from regionclip_jax.conversion.layouts import build_variables
+from regionclip_jax.text.names import read_names
 
 # RegionCLIP drops the logit scale and divides by the temperature 0.01, the inverse of CLIP's limit.
 DEFAULT_LOGIT_SCALE = np.array(np.log(100.0), np.float32)
@@ -214,11 +215,12 @@ def convert_vocabulary(
 
     Args:
         source: file of one tensor, such as RegionCLIP's ``*_emb.pth``: raw, not normalised.
-        names_path: text file, one name per line in the order of the rows.
+        names_path: file of names (``text.names``), in the order of the rows.
         output: a model directory with the same D; or a new directory for the vocabulary alone.
 
     Raises:
-        CheckpointMismatch: the file holds more than one tensor, or a number differs.
+        CheckpointMismatch: the file holds more than one tensor, the names are no list of names, or
+            a number differs.
     """
     source, names_path, output = Path(source), Path(names_path), Path(output)
     tensors = read_tensors(source)
@@ -228,7 +230,10 @@ def convert_vocabulary(
             f"such as {list(tensors)[:3]}; a model's file goes to --source"
         )
     (embeddings,) = tensors.values()
-    names = tuple(line.strip() for line in names_path.read_text(encoding="utf-8").splitlines())
+    try:
+        names = read_names(names_path)
+    except ValueError as error:
+        raise CheckpointMismatch(str(error)) from error
     if embeddings.ndim != 2 or len(names) != len(embeddings):
         raise CheckpointMismatch(
             f"{names_path}: expected one name for each row of {source.name} (shape "

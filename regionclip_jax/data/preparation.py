@@ -42,6 +42,7 @@ from regionclip_jax.data.writers import (
     existing_manifest,
     shard_name,
 )
+from regionclip_jax.files import replace_text
 
 SIZES = "sizes.npy"
 
@@ -179,9 +180,10 @@ def _begun(plan: _Plan, description: dict) -> Iterator[None]:
                     "give those again, or delete it, or choose another path"
                 )
         else:
-            _write_at_once(plan, plan_path, description)
-        for partial in plan.unfinished.glob("*.partial-*"):
-            partial.unlink()
+            replace_text(plan_path, json.dumps(description, indent=1))
+        for folder in (plan.unfinished, directory):
+            for partial in folder.glob("*.partial-*"):
+                partial.unlink()
         yield
 
 
@@ -290,7 +292,7 @@ def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]]
         os.replace(partial, plan.directory / shard_name(shard))
     else:
         partial.unlink()
-    _write_at_once(plan, plan.note_path(shard), note)
+    replace_text(plan.note_path(shard), json.dumps(note, indent=1))
 
 
 def _read_note(plan: _Plan, shard: int) -> dict | None:
@@ -339,7 +341,7 @@ def _complete(plan: _Plan, description: dict) -> dict:
         "skipped": skipped,
         "description": description,
     }
-    _write_at_once(plan, plan.directory / MANIFEST, manifest)
+    replace_text(plan.directory / MANIFEST, json.dumps(manifest, indent=1))
     shutil.rmtree(plan.unfinished)
     return manifest
 
@@ -350,13 +352,3 @@ def _seal(path: pathlib.Path) -> dict:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _write_at_once(plan: _Plan, path: pathlib.Path, content: dict) -> None:
-    """Write a file atomically."""
-    partial = plan.unfinished / f"{path.name}.partial-{os.getpid()}"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

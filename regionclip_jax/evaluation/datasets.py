@@ -21,6 +21,7 @@ from regionclip_jax.evaluation.ground_truth import (
 from regionclip_jax.settings import ConfigError
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
+from regionclip_jax.text.names import read_names, tokenized_text
 from regionclip_jax.text.prompts import prepare_class_name
 
 Metric = Literal["coco", "lvis"]
@@ -116,10 +117,11 @@ def open_dataset(source: Source, split: str, trained: Sequence[str] | None = Non
             f"of {source!r}, but LVIS's metric needs all; choose 'lvis', or a file of base classes"
         )
     names = tuple(prepare_class_name(source_names[row]) for row in rows)
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
+    words = [tokenized_text(name) for name in names]
+    if len(set(words)) < len(words):
+        double = next(word for word in words if words.count(word) > 1)
         raise ConfigError(
-            f"evaluation.path: {names.count(double)} classes of {source!r} are {double!r} in "
+            f"evaluation.path: {words.count(double)} classes of {source!r} are {double!r} in "
             "words; give each its own name"
         )
     index = {row: i for i, row in enumerate(rows)}
@@ -143,7 +145,7 @@ def class_groups(
 ) -> dict[str, tuple[int, ...]]:
     """Return the groups of a split: name -> classes of the source, in its order.
 
-    Names are compared in words: "hot_dog" in the data is "hot dog" in a list.
+    Names are compared as the tokenizer reads them: "hot_dog" in the data is "hot dog" in a list.
 
     Args:
         source: its ``category_names`` and, for "lvis", its ``frequencies``.
@@ -154,7 +156,7 @@ def class_groups(
     Raises:
         ValueError: no such split, or it names classes that the source lacks.
     """
-    words = [prepare_class_name(name) for name in source.category_names]
+    words = [tokenized_text(name) for name in source.category_names]
     if split == LVIS_SPLIT:
         return _by_frequency(source)
     if split == TRAINED_SPLIT:
@@ -163,11 +165,10 @@ def class_groups(
                 "'trained' needs a detector or localizer that was trained here, and this model "
                 "does not say on which classes; choose another split"
             )
-        known = {prepare_class_name(name) for name in trained}
+        known = {tokenized_text(name) for name in trained}
         return _base_and_novel(words, known & set(words))
     if (path := Path(split)).is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        base = {prepare_class_name(line.strip()) for line in lines if line.strip()}
+        base = {tokenized_text(name) for name in read_names(path)}
         _require_known(source, split, base - set(words))
         return _base_and_novel(words, base)
     if split not in SPLITS:
@@ -176,7 +177,7 @@ def class_groups(
             "; give a text file with the base classes, one a line"
         )
     groups = {
-        group: {prepare_class_name(name) for name in names}
+        group: {tokenized_text(name) for name in names}
         for group, names in SPLITS[split].items()
         if chosen is None or group in chosen
     }

@@ -36,41 +36,6 @@ def region_top1(
     return scores
 
 
-def factor_accuracy(
-    predicted: Int[np.ndarray, " N"],
-    actual: Int[np.ndarray, " N"],
-    *,
-    factors: Mapping[str, Mapping[int, str]],
-) -> dict[str, float | None]:
-    """Return the share of regions whose predicted and true classes agree in a factor, in percent.
-
-    This distinguishes a model that recognizes only colours from one that guesses.
-
-    Args:
-        predicted: class index per region.
-        actual: true class index per region.
-        factors: factor -> class index -> value, e.g. ``{"colour": {0: "red", 1: "blue", ...}}``.
-            Regions whose true class has no value in a factor are excluded from it; a predicted
-            class without a value is wrong.
-
-    Returns:
-        ``{"<factor>_accuracy": ...}``; None if no region has the factor.
-
-    Raises:
-        ValueError: the arrays differ in length.
-    """
-    predicted, actual = _pair(predicted, actual)
-    scores = {}
-    for factor, values in factors.items():
-        right = [
-            values.get(int(guess)) == values[int(truth)]
-            for guess, truth in zip(predicted, actual, strict=True)
-            if int(truth) in values
-        ]
-        scores[f"{factor}_accuracy"] = _percent(np.array(right, bool))
-    return scores
-
-
 def most_confused(
     predicted: Int[np.ndarray, " N"],
     actual: Int[np.ndarray, " N"],

@@ -57,7 +57,7 @@ def _require_one_of(names: Iterable[str], name: str, key: str) -> None:
 
 
 @contextlib.contextmanager
-def blame(key: str) -> Iterator[None]:
+def config_context(key: str) -> Iterator[None]:
     """Add the config error context ``key``: report a ValueError within as an error of the recipe.
 
     Use it to build objects from settings, never around training, where a ValueError is a bug and
@@ -182,9 +182,9 @@ def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:
         key: key of the batch size, for errors.
         fsdp: number of devices that share one copy of parameters and optimizer state.
     """
-    with blame("run.fsdp"):
+    with config_context("run.fsdp"):
         mesh = make_mesh(fsdp=fsdp)
-    with blame(key):
+    with config_context(key):
         require_divisible(batch_size, mesh)
     return mesh
 
@@ -203,13 +203,13 @@ def build_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedul
         ),
     }
     make = choose(makers, settings.schedule, "optimizer.schedule")
-    with blame("optimizer"):
+    with config_context("optimizer"):
         return make()
 
 
 def build_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.GradientTransformation:
     schedule = build_schedule(settings, num_steps)
-    with blame("optimizer"):
+    with config_context("optimizer"):
         return make_optimizer(
             settings.kind,
             schedule,
@@ -224,7 +224,7 @@ def build_state(
     settings: OptimizerSettings, variables: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """Build the state at step 0; refuse patterns that match no parameter."""
-    with blame("optimizer"):
+    with config_context("optimizer"):
         return create_train_state(variables, settings.frozen_patterns, optimizer)
 
 

@@ -12,12 +12,13 @@ from absl import logging
 from jaxtyping import Int
 
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
-from regionclip_jax.jobs.assembly import blame, choose
+from regionclip_jax.jobs.assembly import choose, config_context
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ConceptSettings, ConfigError
-from regionclip_jax.sharding.waiting import wait_for_all
+from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.steps.embed_step import make_embed_text_step
+from regionclip_jax.text.names import read_names
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenize
 
@@ -28,11 +29,11 @@ _TOKENS_PER_CALL = 2**14
 _WIDTH_STEP = 16
 
 
-def read_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the pool: from its file, one per line, or ``default`` without a file.
+def pool_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the pool: from its file, or ``default`` without a file.
 
     Raises:
-        ConfigError: the file is missing, or holds no names or a repeated name.
+        ConfigError: the file is missing, or is not one of ``text.names``.
     """
     if not settings.names_file:
         if not default:
@@ -44,15 +45,8 @@ def read_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, 
     path = Path(settings.names_file)
     if not path.is_file():
         raise ConfigError(f"concepts.names_file: {path} does not exist; give an existing text file")
-    with blame(f"concepts.names_file: {path}"):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    names = [line.split("\t")[0].split(",")[0].strip() for line in lines]
-    names = [name for name in names if name]
-    twice = sorted(name for name, times in collections.Counter(names).items() if times > 1)
-    if not names or twice:
-        what = f"names {twice[:5]} come more than once" if twice else "no names"
-        raise ConfigError(f"concepts.names_file: {path} holds {what}; expected one a line")
-    return tuple(names)
+    with config_context("concepts.names_file"):
+        return read_names(path)
 
 
 def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: str) -> Vocabulary:
@@ -130,7 +124,7 @@ def cached_vocabulary(
     known: dict[str, np.ndarray] = {}
     is_there = path.is_file()
     # No process may write before all have checked.
-    wait_for_all(f"looked for {path.name}")
+    barrier(f"looked for {path.name}")
     if is_there:
         found = Vocabulary.load(path)
         same_encoder = found.encoder["parameters_sha256"] == encoder["parameters_sha256"]

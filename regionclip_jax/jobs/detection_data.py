@@ -14,10 +14,11 @@ from regionclip_jax.data.pipeline import detection_training_batches
 from regionclip_jax.data.records import RecordError
 from regionclip_jax.data.training_set import TrainingSet
 from regionclip_jax.evaluation.datasets import LVIS_SPLIT, class_groups
-from regionclip_jax.jobs.assembly import blame
+from regionclip_jax.jobs.assembly import config_context
 from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
 from regionclip_jax.settings import BoxDataSettings, ConfigError
 from regionclip_jax.structures import DetectionBatch
+from regionclip_jax.text.names import match_names, read_names
 
 _ALL, _WITH_BOXES = "all", "with_boxes"
 # Base classes by name: a split of ``evaluation.datasets`` and its groups.
@@ -36,7 +37,7 @@ def build_training_set(settings: BoxDataSettings, mask_size: int | None) -> Trai
     """
     source = build_boxes_source(settings, "data", mask_size)
     names = _class_names(settings, source)
-    with blame("data"):
+    with config_context("data"):
         training_set = TrainingSet(source, names, max_boxes=settings.max_boxes)
     report = ", ".join(f"{count} {what}" for what, count in training_set.report.items())
     logging.info("%r: %d classes; %s", training_set, len(names), report)
@@ -62,7 +63,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
         return tuple(name for i, name in enumerate(source.category_names) if i in found)
     if settings.classes in _BASE:
         split, groups = _BASE[settings.classes]
-        with blame(f"data.classes: {settings.classes!r}"):
+        with config_context(f"data.classes: {settings.classes!r}"):
             found = class_groups(source, split, chosen=groups)
         # In the order of the source, not of the groups.
         rows = sorted(row for group in groups for row in found[group])
@@ -73,8 +74,8 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
             f"data.classes: {settings.classes!r} is neither a file nor one of "
             f"{sorted([_ALL, _WITH_BOXES, *_BASE])}; give a text file, one class a line"
         )
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return tuple(name for name in names if name)
+    with config_context("data.classes"):
+        return match_names(read_names(path), source.category_names)
 
 
 def stream(
@@ -87,7 +88,7 @@ def stream(
 ) -> Iterator[DetectionBatch]:
     """Yield this process's batches from a record count on; count and limit skipped records."""
     repeats = None
-    with blame("data"):
+    with config_context("data"):
         if settings.repeat_threshold is not None:
             repeats = repeat_factors(
                 [training_set.classes_of(i) for i in range(len(training_set))],

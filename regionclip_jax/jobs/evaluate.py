@@ -37,14 +37,14 @@ from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.settings import ConfigError, EvaluateSettings, EvaluationSettings, as_plain
-from regionclip_jax.sharding.agreement import require_agreement
+from regionclip_jax.sharding.barriers import compile_barrier
+from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
     local_rows,
     replicate,
     to_global_batch,
 )
-from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction
 from regionclip_jax.structures import DetectionBatch
 
@@ -134,7 +134,7 @@ def evaluate_model(
     Raises:
         CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not match.
         ConfigError: the settings contradict each other or the data.
-        HostsDisagree: processes of this run found different data.
+        InconsistentHosts: processes of this run found different data.
     """
     detector = _load(directory, settings, dtype)
     source = streams.build_boxes_source(settings, "evaluation", keep_file=True)
@@ -151,13 +151,13 @@ def evaluate_model(
         if given_boxes
         else ProposalRecall({"all": dataset.groups["all"]})
     )
-    require_agreement({"evaluation": {"records": len(source), "classes": dataset.names}})
+    require_consistent({"evaluation": {"records": len(source), "classes": dataset.names}})
     vocabulary = _vocabulary(settings, dataset.names, detector, vocabulary_path)
     variables = detector.variables.replace(class_embeddings=vocabulary.embeddings)
     mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
     predict_step = build_step(settings, detector.model, detector.localizer)
     # Each process needs only its own rows.
-    step = start_together(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
+    step = compile_barrier(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
     variables, clock = replicate(variables, mesh), _Clock()
 
     def predict(batch: DetectionBatch) -> Prediction:

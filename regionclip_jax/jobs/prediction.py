@@ -47,9 +47,10 @@ def abstract_prediction(
     *,
     localizer: str | None = None,
     num_classes: int = 65,
-    canvas: tuple[int, int] | None = None,
 ) -> AbstractPrediction:
-    """Build the step of an evaluation with abstract arguments. No file is read.
+    """Build the step of an evaluation with abstract arguments, on its largest canvas.
+
+    No file is read.
 
     Args:
         settings: regions, classes and images.
@@ -57,7 +58,6 @@ def abstract_prediction(
         dtype: type of the computation.
         localizer: localizer preset, if ``settings.regions`` needs one.
         num_classes: C.
-        canvas: (height, width); None is the largest of the recipe.
     """
     architecture = assembly.choose(PRESETS, preset, "preset")
     known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
@@ -70,6 +70,5 @@ def abstract_prediction(
         array(num_classes, architecture.embed_dim),
         abstract_localizer(known) if known else None,
     )
-    canvas = canvas or largest_canvas(settings)
-    batch = abstract_boxes(settings.batch_size, canvas, settings.max_boxes)
+    batch = abstract_boxes(settings.batch_size, largest_canvas(settings), settings.max_boxes)
     return AbstractPrediction(step, variables, batch)

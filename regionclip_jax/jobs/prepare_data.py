@@ -31,14 +31,12 @@ def run(
     check: bool,
     shard_size: int,
     num_workers: int,
-    fault_minimum: int,
 ) -> dict:
     """Prepare a source, or resume, and return the manifest; see ``data.preparation.prepare``.
 
     Args:
         choice: a source, with the keys of a recipe.
         boxes: images with boxes, otherwise with captions.
-        fault_minimum: as in a recipe, together with the choice's ``fault_fraction``.
     """
     source = _open(choice, boxes)
     manifest = prepare(
@@ -56,7 +54,7 @@ def run(
         short_side=short_side,
         check=check,
         num_workers=num_workers,
-        faults=FaultCounter(choice.fault_fraction, fault_minimum),
+        faults=FaultCounter(choice.fault_fraction, choice.fault_minimum),
         report=log_progress(),
     )
     for reason, entry in manifest["skipped"].items():

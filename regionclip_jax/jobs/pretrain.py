@@ -112,7 +112,7 @@ def _open(
         logging.info(
             "regions: random boxes; the paper's are a localizer's: --config.regions.localizer=DIR"
         )
-    names = concept_pool.read_names(settings.concepts, concepts)
+    names = concept_pool.pool_names(settings.concepts, concepts)
     logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
     text_tower = text_tower_hash(start["params"])
 

@@ -12,14 +12,14 @@ from regionclip_jax.evaluation.evaluators import ProposalRecall, evaluate
 from regionclip_jax.jobs import assembly, streams
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.settings import EvaluationSettings, RecallSettings
-from regionclip_jax.sharding.agreement import require_agreement
+from regionclip_jax.sharding.barriers import compile_barrier
+from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
     batch_sharding,
     local_rows,
     replicate,
     to_global_batch,
 )
-from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.predict_step import Prediction
 
 
@@ -37,12 +37,12 @@ def measure(
     localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
     source = streams.build_boxes_source(settings, "evaluation")
     dataset = open_dataset(source, settings.class_split, card.source.get("classes"))
-    require_agreement({"evaluation": {"records": len(source), "classes": dataset.names}})
+    require_consistent({"evaluation": {"records": len(source), "classes": dataset.names}})
     mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
     # Each process needs only its own rows.
-    @start_together
+    @compile_barrier
     @functools.partial(jax.jit, out_shardings=batch_sharding(mesh))
     def step(variables, batch):
         return propose(localizer, variables, batch.images, batch.sizes, settings.proposals)

@@ -22,7 +22,7 @@ from regionclip_jax.jobs import evaluate, pretrain, train_clip
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ScenesExperimentSettings, ScenesSettings, as_plain
-from regionclip_jax.sharding.waiting import wait_for_all
+from regionclip_jax.sharding.barriers import barrier
 
 _NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 
@@ -82,7 +82,7 @@ def draw(scenes: ScenesSettings, directory: Path, num_labelled: int = 0) -> None
 
     if jax.process_index() == 0:
         _draw(scenes, directory, num_labelled)
-    wait_for_all("drew the pictures")
+    barrier("drew the pictures")
 
 
 def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
@@ -98,8 +98,8 @@ def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
             clutter=scenes.clutter,
         )
 
-    near = pictures(_NEAR, scenes.closeup_things, scenes.closeup_sizes)
-    far = pictures(_FAR, scenes.scene_things, scenes.scene_sizes)
+    near = pictures(_NEAR, scenes.closeup_objects, scenes.closeup_sizes)
+    far = pictures(_FAR, scenes.scene_objects, scenes.scene_sizes)
     held_out = dataclasses.replace(far, stream=_HELD_OUT)
     write_pictures(
         directory / "whole_pictures",

@@ -26,7 +26,7 @@ from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.data.sources.webdataset import WebDatasetSource
 from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
-from regionclip_jax.jobs.assembly import blame, choose
+from regionclip_jax.jobs.assembly import choose, config_context
 from regionclip_jax.settings import (
     BoxDataSettings,
     CaptionDataSettings,
@@ -46,6 +46,7 @@ class SourceChoice:
     path: str
     split: str
     fault_fraction: float
+    fault_minimum: int = 100
     annotations: str = ""
 
 
@@ -60,7 +61,7 @@ def build_image_text_source(settings: CaptionDataSettings):
         )
         for number, part in enumerate(settings.mixture)
     ]
-    with blame("data.mixture"):
+    with config_context("data.mixture"):
         mixture = Mixture(sources, [part.weight for part in settings.mixture])
     logging.info("mixture: of %d records %s", sum(mixture.shares), mixture.shares)
     return mixture
@@ -84,7 +85,7 @@ def open_image_text_source(settings: CaptionDataSettings | SourceChoice, key: st
     }
     make = choose(makers, settings.source, f"{key}.source")
     _require_path(path, settings.source, f"{key}.path")
-    with blame(key):
+    with config_context(key):
         source = make()
     _require_kind(source, IMAGE_TEXT, f"{key}.path")
     _introduce(source, f"{key}.path")
@@ -125,7 +126,7 @@ def build_boxes_source(
     if mask_size is not None and settings.source not in _WITH_MASKS:
         raise ConfigError(f"detector.mask_size: {settings.source} has no masks; set it to None")
     _require_path(path, settings.source, f"{key}.path")
-    with blame(key):
+    with config_context(key):
         source = make()
     _require_kind(source, DETECTION, f"{key}.path")
     _introduce(source, f"{key}.path")
@@ -158,7 +159,7 @@ def stream_batches(
     settings: CaptionDataSettings, source, *, batch_size: int, seed: int, start_record: int
 ) -> Iterator[ImageTextBatch]:
     """Yield this process's batches from a record count on; count and limit skipped records."""
-    with blame("data"):
+    with config_context("data"):
         faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
         stream = image_text_batches(
             source,
@@ -196,7 +197,7 @@ def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> Ca
 
 def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
     """Yield this process's batches of one pass; count and limit skipped records."""
-    with blame("evaluation"):
+    with config_context("evaluation"):
         faults = FaultCounter(settings.fault_fraction, minimum=1)
         shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
         stream = detection_batches(source, settings, shard)

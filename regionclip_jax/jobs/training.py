@@ -89,16 +89,10 @@ class Training:
         """Return the abstract state."""
         return jax.eval_shape(self.initial_state, self.abstract_variables())
 
-    def abstract_batch(
-        self, canvas: tuple[int, int] | None = None
-    ) -> ImageTextBatch | DetectionBatch:
-        """Return an abstract global batch.
-
-        Args:
-            canvas: (height, width); None is the largest of the recipe.
-        """
+    def abstract_batch(self) -> ImageTextBatch | DetectionBatch:
+        """Return an abstract global batch on the largest canvas of the recipe."""
         data, size = self.settings.data, self.settings.run.batch_size
-        canvas = canvas or largest_canvas(data)
+        canvas = largest_canvas(data)
         if isinstance(data, CaptionDataSettings):
             return ImageTextBatch(
                 images=array(size, *canvas, 3, dtype=jnp.uint8),

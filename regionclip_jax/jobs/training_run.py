@@ -14,8 +14,8 @@ from regionclip_jax.artifacts.results import write_settings
 from regionclip_jax.jobs.assembly import build_mesh
 from regionclip_jax.jobs.training import Training
 from regionclip_jax.models.presets import CLIPConfig
-from regionclip_jax.reporting.overview import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.progress import Progress
+from regionclip_jax.reporting.tables import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.settings import (
     ConfigError,
@@ -23,16 +23,16 @@ from regionclip_jax.settings import (
     as_plain,
     fixed_on_resume,
 )
-from regionclip_jax.sharding.agreement import require_agreement
+from regionclip_jax.sharding.barriers import compile_barrier
+from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
-    described,
+    abstract_arrays,
     gather,
-    place,
+    replicated_sharding,
+    shard,
     to_global_batch,
-    whole_everywhere,
 )
 from regionclip_jax.sharding.partition_rules import parameter_shardings
-from regionclip_jax.sharding.waiting import start_together
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.training import loop
 from regionclip_jax.training.checkpointing import TrainingCheckpoints
@@ -52,11 +52,11 @@ def run(training: Training, workdir: Path) -> Path:
         CheckpointMismatch: ``workdir`` holds a run of another recipe.
         ConfigError: the run has more than ``run.num_steps`` steps, or the batch does not divide
             among the devices.
-        HostsDisagree: processes of this run found different data.
+        InconsistentHosts: processes of this run found different data.
     """
     settings, materials = training.settings, training.open()
     run = settings.run
-    require_agreement({"contents": materials.contents})
+    require_consistent({"contents": materials.contents})
     mesh = build_mesh(run.batch_size, "run.batch_size", run.fsdp)
     shapes = training.abstract_state()
     shardings = parameter_shardings(shapes, mesh)
@@ -69,10 +69,10 @@ def run(training: Training, workdir: Path) -> Path:
     )
     # Closing waits for a checkpoint that is being written, also after an error.
     with contextlib.closing(checkpoints):
-        restored = checkpoints.restore_latest(described(shapes, shardings))
+        restored = checkpoints.restore_latest(abstract_arrays(shapes, shardings))
         if restored is None:
             variables = materials.variables()
-            variables = place(variables, parameter_shardings(variables, mesh))
+            variables = shard(variables, parameter_shardings(variables, mesh))
             create = jax.jit(training.initial_state, out_shardings=shardings, donate_argnums=0)
             state = create(variables)
             start_step = 0
@@ -89,7 +89,7 @@ def run(training: Training, workdir: Path) -> Path:
             write_settings(workdir, as_plain(settings))
         if start_step < run.num_steps:
             frozen = materials.frozen(workdir)
-            frozen = place(frozen, parameter_shardings(frozen, mesh))
+            frozen = shard(frozen, parameter_shardings(frozen, mesh))
             state = _run_steps(
                 workdir,
                 settings,
@@ -126,11 +126,11 @@ def resume_card(settings: TrainingSettings, contents: Mapping) -> dict:
 
 def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
     """Return the jitted step over this process's numpy batches; the state keeps its sharding."""
-    jitted = start_together(
+    jitted = compile_barrier(
         jax.jit(
             step,
             in_shardings=(shardings, None, None),
-            out_shardings=(shardings, whole_everywhere(mesh)),
+            out_shardings=(shardings, replicated_sharding(mesh)),
             donate_argnums=0,
         )
     )

@@ -106,10 +106,10 @@ def scale_boxes(
     return boxes * jnp.concatenate([scales[..., ::-1], scales[..., ::-1]], -1)[..., None, :]
 
 
-def valid_boxes(boxes: Float[Array, "*B R 4"], min_size: float = 0.0) -> Bool[Array, "*B R"]:
-    """Return True for finite boxes with both sides longer than ``min_size`` pixels (strictly)."""
+def valid_boxes(boxes: Float[Array, "*B R 4"]) -> Bool[Array, "*B R"]:
+    """Return True for finite boxes with both sides longer than 0."""
     sides = boxes[..., 2:] - boxes[..., :2]
-    return jnp.isfinite(boxes).all(-1) & (sides > min_size).all(-1)
+    return jnp.isfinite(boxes).all(-1) & (sides > 0.0).all(-1)
 
 
 def _rounded(product):

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from regionclip_jax.ops.boxes import clip_boxes, scale_boxes, valid_boxes
 from regionclip_jax.ops.nms import nms_per_class
 from regionclip_jax.ops.soft_nms import soft_nms_per_class
+from regionclip_jax.settings import NmsSettings
 from regionclip_jax.structures import Detections
 
 
@@ -53,13 +54,7 @@ def fuse_objectness(
     return jnp.sqrt(probabilities * objectness[..., None]), mask
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "score_threshold", "nms", "nms_threshold", "soft_nms_sigma", "soft_nms_prune",
-        "max_detections",
-    ),
-)  # fmt: skip
+@functools.partial(jax.jit, static_argnames=("score_threshold", "nms", "max_detections"))
 def select_detections(
     boxes: Float[Array, "B R 4"],
     scores: Float[Array, "B R C"],
@@ -67,10 +62,7 @@ def select_detections(
     sizes: Int[Array, "B 2"],
     *,
     score_threshold: float,
-    nms: str,
-    nms_threshold: float,
-    soft_nms_sigma: float = 0.5,
-    soft_nms_prune: float = 0.001,
+    nms: NmsSettings,
     max_detections: int,
     reported_scores: Float[Array, "B R C"] | None = None,
 ) -> Detections:
@@ -87,9 +79,6 @@ def select_detections(
         sizes: (height, width) of each image's real pixels.
         score_threshold: in the scale of the scores.
         nms: "hard" removes boxes; "gaussian" and "linear" lower their scores (``ops.soft_nms``).
-        nms_threshold: IoU, of "hard" and "linear".
-        soft_nms_sigma: of "gaussian".
-        soft_nms_prune: lowered scores up to this are removed.
         max_detections: K.
         reported_scores: returned in place of ``scores``, which still order and threshold: the
             reference's VIS, to show probabilities that objectness did not multiply.
@@ -99,26 +88,20 @@ def select_detections(
         Masked rows hold zeros.
 
     Raises:
-        ValueError: an unknown ``nms``; ``reported_scores`` with soft NMS, which lowers scores; an
+        ValueError: ``reported_scores`` with soft NMS, which lowers scores; an
             IoU threshold that is not between 0 and 1.
     """
-    if nms not in ("hard", "gaussian", "linear"):
-        raise ValueError(f"nms {nms!r}; expected hard, gaussian or linear")
-    if nms != "hard" and reported_scores is not None:
-        raise ValueError(f"nms {nms!r} lowers scores, so no others can be reported; use hard")
+    if nms.method != "hard" and reported_scores is not None:
+        raise ValueError(
+            f"nms {nms.method!r} lowers scores, so no others can be reported; use hard"
+        )
     mask = mask & jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores).all(-1)
     boxes = jnp.where(mask[..., None], clip_boxes(boxes, sizes), 0.0)
     scores = jnp.where(mask[..., None], scores, 0.0)
-    if nms == "hard":
-        choose = functools.partial(nms_per_class, iou_threshold=nms_threshold)
+    if nms.method == "hard":
+        choose = functools.partial(nms_per_class, iou_threshold=nms.threshold)
     else:
-        choose = functools.partial(
-            soft_nms_per_class,
-            method=nms,
-            sigma=soft_nms_sigma,
-            iou_threshold=nms_threshold,
-            prune_threshold=soft_nms_prune,
-        )
+        choose = functools.partial(soft_nms_per_class, nms=nms)
     choose = functools.partial(choose, score_threshold=score_threshold, max_outputs=max_detections)
     regions, classes, best, real = jax.vmap(choose)(boxes, scores, mask)
     if boxes.shape[1] == 0:

@@ -15,9 +15,7 @@ from regionclip_jax.ops.nms import nms_by_group
 from regionclip_jax.structures import AnyArray, Regions
 
 
-@functools.partial(
-    jax.jit, static_argnames=("pre_nms_topk", "num_proposals", "nms_threshold", "min_size")
-)
+@functools.partial(jax.jit, static_argnames=("pre_nms_topk", "num_proposals", "nms_threshold"))
 def select_proposals(
     logits: list[Float[Array, "B _"]],
     deltas: list[Float[Array, "B _ 4"]],
@@ -27,12 +25,11 @@ def select_proposals(
     pre_nms_topk: int,
     num_proposals: int,
     nms_threshold: float,
-    min_size: float = 0.0,
 ) -> Regions:
     """Decode each level's best anchors and keep the best boxes that NMS leaves.
 
     The best ``pre_nms_topk`` of each level are decoded. Boxes that are not finite are dropped. The
-    others are clipped to the image, and dropped if a side is not longer than ``min_size``. Boxes
+    others are clipped to the image, and dropped if they have no area then. Boxes
     suppress boxes of their own level. The best ``num_proposals`` of all levels are returned. No
     gradient flows back, as in the reference.
 
@@ -45,7 +42,6 @@ def select_proposals(
         pre_nms_topk: per level.
         num_proposals: R, in total.
         nms_threshold: IoU, between 0 and 1.
-        min_size: canvas pixels, after clipping.
 
     Returns:
         Boxes by descending score, which is the raw logit, as in the reference. Ties are ordered by
@@ -67,7 +63,7 @@ def select_proposals(
     boxes, scores = jax.lax.stop_gradient((jnp.concatenate(boxes, 1), jnp.concatenate(scores, 1)))
     finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores)
     boxes = clip_boxes(boxes, sizes)
-    mask = finite & valid_boxes(boxes, min_size)
+    mask = finite & valid_boxes(boxes)
     levels = jnp.concatenate(levels)
 
     def select(boxes, scores, mask):

@@ -15,6 +15,8 @@ _MARGIN = 28  # around the page
 _GAP = 16  # between the images of one example
 _GUTTER = 46  # between examples
 _LINE = 20  # of the subtitle
+_PANEL_WIDTH = 300
+_PANELS_PER_ROW = 4  # at most; a row holds whole examples, at least one
 _LEGEND = {"right": "right", "wrong": "wrong", "unjudged": "not judged"}
 
 
@@ -32,8 +34,6 @@ def draw_gallery(
     columns: Sequence[str],
     title: str,
     subtitle: str = "",
-    panels_per_row: int = 4,
-    panel_width: int = 300,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draw examples in a grid, each as a group of panels with one panel per model.
 
@@ -44,8 +44,6 @@ def draw_gallery(
         columns: names of the models, e.g. ``("teacher", "student")``.
         title: title of the page.
         subtitle: text below the title, such as metrics, wrapped to the page.
-        panels_per_row: upper limit; a row holds whole examples, at least one.
-        panel_width: width of an image in pixels.
 
     Returns:
         The page, RGB.
@@ -62,13 +60,13 @@ def draw_gallery(
                 f"{tuple(columns)}"
             )
     tiles = [
-        [draw_marks(panel.picture, panel.marks, width=panel_width) for panel in example]
+        [draw_marks(panel.picture, panel.marks, width=_PANEL_WIDTH) for panel in example]
         for example in examples
     ]
-    per_row = min(max(panels_per_row // len(columns), 1), len(examples))
+    per_row = min(max(_PANELS_PER_ROW // len(columns), 1), len(examples))
     starts = range(0, len(examples), per_row)
     heights = [max(t.shape[0] for tile in tiles[i : i + per_row] for t in tile) for i in starts]
-    group_width = len(columns) * panel_width + (len(columns) - 1) * _GAP
+    group_width = len(columns) * _PANEL_WIDTH + (len(columns) - 1) * _GAP
     caption_height = 27
     kinds = [k for k in COLOURS if any(m.kind == k for e in examples for p in e for m in p.marks)]
     inner_width = per_row * group_width + (per_row - 1) * _GUTTER
@@ -83,7 +81,7 @@ def draw_gallery(
     for start, row_height in zip(starts, heights, strict=True):
         for place, number in enumerate(range(start, min(start + per_row, len(examples)))):
             for column, name in enumerate(columns):
-                x = _MARGIN + place * (group_width + _GUTTER) + column * (panel_width + _GAP)
+                x = _MARGIN + place * (group_width + _GUTTER) + column * (_PANEL_WIDTH + _GAP)
                 tile = Image.fromarray(tiles[number][column])
                 _draw_caption(draw, x, y, tile.width, name, examples[number][column].marks)
                 page.paste(tile, (x, y + caption_height))

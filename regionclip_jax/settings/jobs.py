@@ -78,7 +78,7 @@ class RunSettings(Section):
 class ConceptSettings(Section):
     """Concept pool."""
 
-    # Text file, one name per line (text after a tab or comma is ignored), e.g. the nouns of the
+    # Text file, one name per line (a count after a tab or comma is ignored), e.g. the nouns of the
     # captions (paper: 4,764 from COCO's); "" for the names of the synthetic scenes.
     names_file: str = may_change("")
     # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
@@ -144,9 +144,9 @@ class ScenesSettings(Section):
     # Held-out scenes for the test.
     num_test: Count = 800
     # Smallest and largest number of objects of an image, and their size as a share of the side.
-    closeup_things: tuple[int, int] = (1, 1)
+    closeup_objects: tuple[int, int] = (1, 1)
     closeup_sizes: tuple[float, float] = (0.4, 0.95)
-    scene_things: tuple[int, int] = (2, 4)
+    scene_objects: tuple[int, int] = (2, 4)
     scene_sizes: tuple[float, float] = (0.3, 0.55)
     # Largest overlap of two objects, as a share of the smaller one.
     overlap: float = 0.2

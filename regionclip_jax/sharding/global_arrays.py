@@ -8,8 +8,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS
-from regionclip_jax.sharding.waiting import wait_for_all
 
 Tree = TypeVar("Tree")
 
@@ -19,7 +19,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((DATA_AXIS, FSDP_AXIS)))
 
 
-def whole_everywhere(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
     """Return the replicated sharding: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -30,7 +30,7 @@ def to_global_batch(batch: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def place(tree: Tree, shardings: Tree) -> Tree:
+def shard(tree: Tree, shardings: Tree) -> Tree:
     """Shard arrays that every process holds as a whole: each device gets its part.
 
     The parts are copies. A device array may alias its source buffer, and a step that donates its
@@ -48,11 +48,11 @@ def place(tree: Tree, shardings: Tree) -> Tree:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Copy every leaf to every device, as ``place``."""
-    return place(tree, jax.tree.map(lambda _: whole_everywhere(mesh), tree))
+    """Copy every leaf to every device, as ``shard``."""
+    return shard(tree, jax.tree.map(lambda _: replicated_sharding(mesh), tree))
 
 
-def described(tree: Tree, shardings: Tree) -> Tree:
+def abstract_arrays(tree: Tree, shardings: Tree) -> Tree:
     """Return the abstract values (shape, type, sharding) of a tree of arrays, for a restore."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -94,7 +94,7 @@ def gather_json(records: list) -> list:
     """Join every process's list of JSON values, in process order."""
     if jax.process_count() == 1:
         return records
-    wait_for_all("gather records")
+    barrier("gather records")
     encoded = np.frombuffer(json.dumps(records).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([encoded.size]))
     padded = np.zeros(int(lengths.max()), np.uint8)

@@ -6,7 +6,6 @@ replicated. With an axis of one device all are replicated. The rules change numb
 """
 
 import re
-from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -32,7 +31,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def parameter_shardings(tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionSpec]] = RULES):
+def parameter_shardings(tree, mesh: Mesh):
     """Return a ``NamedSharding`` for every leaf of a tree of parameters, states or shapes.
 
     A dimension that the mesh's axis does not divide is not sharded.
@@ -44,7 +43,7 @@ def parameter_shardings(tree, mesh: Mesh, rules: Sequence[tuple[str, PartitionSp
     shardings, problems = [], []
     for key_path, leaf in leaves:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        spec = next((rule for pattern, rule in rules if re.search(pattern, path)), None)
+        spec = next((rule for pattern, rule in RULES if re.search(pattern, path)), None)
         if spec is None or len(spec) > len(leaf.shape):
             problems.append(f"{path} {leaf.shape}: " + ("no rule" if spec is None else str(spec)))
             continue

@@ -143,10 +143,7 @@ def predict_regions(
         regions.mask & has_scores,
         sizes,
         score_threshold=settings.score_threshold,
-        nms=settings.nms.method,
-        nms_threshold=settings.nms.threshold,
-        soft_nms_sigma=settings.nms.sigma,
-        soft_nms_prune=settings.nms.prune,
+        nms=settings.nms,
         max_detections=settings.max_detections,
         reported_scores=probabilities if settings.report_probabilities else None,
     )
@@ -227,40 +224,5 @@ def make_predict_step(
         return predict_regions(
             model, settings, variables, batch.images, batch.sizes, batch.scales, regions
         )
-
-    return step
-
-
-def make_detect_step(
-    model: CLIP,
-    settings: DetectionSettings,
-    *,
-    localizer: Localizer | None = None,
-    proposals: ProposalSettings | None = None,
-) -> Callable[[DetectorVariables, DetectionBatch], Detections]:
-    """Build ``(variables, batch) -> Detections``: the detections of ``make_predict_step`` alone.
-
-    Args:
-        localizer: proposes the regions. Without one the batch's own boxes are the regions, and the
-            box head is not applied.
-        proposals: settings of the localizer; None means ``ProposalSettings()``.
-
-    Raises:
-        ValueError: objectness without a localizer; a batch's own boxes have none.
-    """
-    if localizer is None and settings.objectness != "none":
-        raise ValueError(
-            f"objectness {settings.objectness!r} without a localizer: given boxes have no "
-            'objectness; set "none"'
-        )
-    find_regions = given_boxes
-    if localizer is not None:
-        find_regions = proposals_of(localizer, proposals or ProposalSettings())
-    predict = make_predict_step(model, settings, find_regions)
-
-    def step(variables: DetectorVariables, batch: DetectionBatch) -> Detections:
-        if localizer is None:
-            variables = variables.replace(box_head=None)
-        return predict(variables, batch).detections
 
     return step

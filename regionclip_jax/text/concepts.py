@@ -20,11 +20,12 @@ import functools
 import itertools
 import multiprocessing
 import os
-import pathlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Literal
+
+from regionclip_jax.files import replace_text
 
 Phrases = Literal["nouns", "compounds", "adjectives"]
 
@@ -134,12 +135,7 @@ def choose_concepts(
 
 def write_concepts(path: str | os.PathLike, pool: Iterable[tuple[str, int]]) -> None:
     """Write ``name TAB count`` lines, the whole file or nothing."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    lines = (f"{name}\t{count}\n" for name, count in pool)
-    partial.write_text("".join(lines), encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    replace_text(path, "".join(f"{name}\t{count}\n" for name, count in pool))
 
 
 def _spell(noun: str, written: Counter) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.sharding.agreement import flat
+from regionclip_jax.sharding.consistency import flat
 
 _ASK = "continue it with its own settings, or start this run with another --workdir"
 

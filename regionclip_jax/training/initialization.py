@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import flatten
 
 _LISTED = 10
 
@@ -48,7 +49,7 @@ def merge_parameters(target_abstract, source, where: str):
         CheckpointMismatch: lists up to 10 each of the missing names, the unused names and the
             tensors with another shape or kind.
     """
-    wanted, given = _by_path(target_abstract), _by_path(source)
+    wanted, given = flatten(target_abstract), flatten(source)
     missing = [path for path in wanted if path not in given]
     unused = [path for path in given if path not in wanted]
     unlike = []
@@ -72,17 +73,8 @@ def merge_parameters(target_abstract, source, where: str):
             "convert the file again."
         )
     logging.info("%s: all %d tensors of the model found", where, len(wanted))
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, want: given[_path(keys)].astype(want.dtype), target_abstract
-    )
-
-
-def _by_path(tree) -> dict[str, object]:
-    return {_path(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _path(keys) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+    leaves = [given[path].astype(want.dtype) for path, want in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(target_abstract), leaves)
 
 
 def _same_kind(want, have) -> bool:

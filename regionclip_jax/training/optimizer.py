@@ -1,4 +1,4 @@
-"""Optimizers as optax chains: the reference's SGD, AdamW, freezing and decay by parameter path.
+"""Optimizers as optax chains: the reference's SGD, AdamW, and decay by parameter path.
 
 Source: docs/reference/pretraining.md#solver. The order of the SGD chain is the reference's:
 per-tensor clipping of the raw gradient, weight decay added to it, momentum, learning rate::
@@ -9,7 +9,8 @@ per-tensor clipping of the raw gradient, weight decay added to it, momentum, lea
     theta <- theta - lr * buf
 
 Parameter paths are written with slashes, ``visual/layer1/block0/conv1/kernel``; a pattern is a
-regular expression searched in the path.
+regular expression searched in the path. Frozen parameters are no part of the tree that an optimizer
+sees (``steps.train_state``).
 """
 
 import re
@@ -29,7 +30,6 @@ def make_optimizer(
     momentum: float = 0.9,
     clip_per_tensor_norm: float | None = None,
     no_decay_patterns: Sequence[str] = (),
-    frozen_patterns: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """Build the optimizer of a run.
 
@@ -40,8 +40,6 @@ def make_optimizer(
         momentum: momentum of SGD, beta1 of AdamW.
         clip_per_tensor_norm: largest L2 norm of each gradient tensor; None for no clipping.
         no_decay_patterns: parameters whose path matches one of these are not decayed.
-        frozen_patterns: parameters whose path matches one of these never change: no update, no
-            decay, no optimizer memory.
 
     Raises:
         ValueError: an unknown kind; and, at ``init``, a pattern that matches no parameter.
@@ -62,16 +60,8 @@ def make_optimizer(
         raise ValueError(f"optimizer: kind must be one of 'sgd', 'adamw', found {kind!r}")
     optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
 
-    def labels(params):
-        return _map_with_path(
-            lambda path, _: "frozen" if _matches(path, frozen_patterns) else "trained", params
-        )
-
-    if frozen_patterns:
-        optimizer = optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
-
     def init(params):
-        _require_matches(params, [*no_decay_patterns, *frozen_patterns])
+        _require_matches(params, no_decay_patterns)
         return optimizer.init(params)
 
     return optax.GradientTransformation(init, optimizer.update)
@@ -81,8 +71,8 @@ def clip_by_tensor_norm(max_norm: float) -> optax.GradientTransformation:
     """Scale each gradient tensor separately to an L2 norm of at most ``max_norm``.
 
     The coefficient is ``min(1, max_norm / (norm + 1e-6))`` (docs/reference/pretraining.md#solver);
-    the norm is computed in float32. Unlike clipping by the global norm, a large tensor does not
-    scale the others.
+    the norm is computed in float32. optax clips by the norm of all tensors together, by which a
+    large tensor scales the others, or by the root mean square of each.
 
     Raises:
         ValueError: ``max_norm`` is not positive.

@@ -53,12 +53,11 @@ def warmup_multistep(
     return schedule
 
 
-def warmup_cosine(
-    peak: float, *, warmup_steps: int, total_steps: int, final: float = 0.0
-) -> optax.Schedule:
-    """Return a linear warm-up to ``peak``, then half a cosine to ``final`` at ``total_steps``.
+def warmup_cosine(peak: float, *, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Return a linear warm-up to ``peak``, then half a cosine to 0 at ``total_steps``.
 
-    The warm-up is ``peak * (t + 1) / warmup_steps``, so the first update has a rate above zero.
+    The warm-up is ``peak * (t + 1) / warmup_steps``, so the first update has a rate above zero;
+    that of ``optax.warmup_cosine_decay_schedule`` is one update behind.
 
     Raises:
         ValueError: the warm-up is not shorter than ``total_steps``.
@@ -73,7 +72,7 @@ def warmup_cosine(
     def schedule(step):
         warm = peak * (step + 1) / max(warmup_steps, 1)
         progress = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
-        cosine = final + (peak - final) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        cosine = peak * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         return jnp.where(step < warmup_steps, warm, cosine)
 
     return schedule

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from accelerator.parts import BASE, PARTS, TORCH, Part, missing
-from accelerator.recorder import write_whole
 from accelerator.report import Ended, markdown
+from regionclip_jax.files import replace_text
 
 _ROOT = Path(__file__).parents[2]
 # Backends reported by JAX -> their names in JAX_PLATFORMS.
@@ -156,7 +156,7 @@ class Check:
         if status == "done" and record.get("not_run"):
             status, why = "done in part", f"no time for {len(record['not_run'])} of its rows"
         record |= {"part": part.name, "status": status, "why": why}
-        write_whole(path, json.dumps(record, indent=1) + "\n")
+        replace_text(path, json.dumps(record, indent=1) + "\n")
         return Ended(part, status, time.monotonic() - began, record, why)
 
     def _wait(self, command: list[str], log: Path, seconds: float) -> tuple[str, str]:
@@ -182,7 +182,7 @@ class Check:
         text = markdown(
             self._ended, budget=self._args.budget, small=self._args.small, parts=self._args.parts
         )
-        write_whole(self._output / "report.md", text)
+        replace_text(self._output / "report.md", text)
 
 
 def _kill_group(process: subprocess.Popen) -> None:

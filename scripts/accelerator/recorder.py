@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from regionclip_jax.files import replace_text
+
 
 class Recorder:
     """Recorder that writes every result to ``path`` at once, so an interrupted part keeps it.
@@ -59,14 +61,7 @@ class Recorder:
 
     def _write(self) -> None:
         record = self._record | {"seconds": time.monotonic() - self._began}
-        write_whole(self._path, json.dumps(record, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file atomically."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+        replace_text(self._path, json.dumps(record, indent=1) + "\n")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

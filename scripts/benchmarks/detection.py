@@ -157,8 +157,7 @@ def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
             jnp.ones(boxes.shape[:2], bool),
             sizes,
             score_threshold=settings.score_threshold,
-            nms=settings.nms.method,
-            nms_threshold=settings.nms.threshold,
+            nms=settings.nms,
             max_detections=settings.max_detections,
         )
 

@@ -13,6 +13,7 @@ from regionclip_jax.ops.nms import nms, nms_per_class
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.sampling import random_boxes
 from regionclip_jax.ops.soft_nms import soft_nms_per_class
+from regionclip_jax.settings import NmsSettings
 
 _STRIDE = 16
 _HEAD_WIDTH = 64
@@ -125,7 +126,10 @@ def _suppress(args, runner) -> Iterator[Work]:
             return nms_per_class(boxes, scores, exist, iou_threshold=0.5, **_PER_CLASS)
 
         def soft(boxes, scores):
-            return soft_nms_per_class(boxes, scores, jnp.ones(len(boxes), bool), **_PER_CLASS)
+            exist = jnp.ones(len(boxes), bool)
+            return soft_nms_per_class(
+                boxes, scores, exist, nms=NmsSettings("gaussian"), **_PER_CLASS
+            )
 
         sizes = f"{args.scored} x {num_classes} -> {_PER_CLASS['max_outputs']}"
         for name, function in (("NMS", hard), ("soft-NMS", soft)):

@@ -18,18 +18,6 @@ def test_top1_counts_regions_overall_and_by_group():
     )
 
 
-def test_factors_are_judged_one_by_one():
-    factors = {
-        "shape": {0: "disc", 1: "disc", 2: "star", 3: "star"},
-        "colour": {0: "red", 1: "blue", 2: "red"},  # class 3 has no colour
-        "size": {},
-    }
-    scores = recognition.factor_accuracy(PREDICTED, ACTUAL, factors=factors)
-    assert scores == pytest.approx(
-        {"shape_accuracy": 500 / 6, "colour_accuracy": 75.0, "size_accuracy": None}
-    )
-
-
 def test_confusions_are_ordered_by_frequency_then_class():
     predicted, actual = np.append(PREDICTED, [0]), np.append(ACTUAL, [2])
     assert recognition.most_confused(predicted, actual, names=NAMES, limit=2) == [

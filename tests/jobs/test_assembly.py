@@ -65,12 +65,12 @@ def test_bfloat16_on_a_cpu_warns_where_xla_makes_nan_of_it(
 
 def test_only_errors_of_values_become_mistakes_in_the_recipe():
     with pytest.raises(ConfigError, match="optimizer: too steep") as caught:
-        with assembly.blame("optimizer"):
+        with assembly.config_context("optimizer"):
             raise ValueError("too steep")
     assert isinstance(caught.value.__cause__, ValueError)
     for error in (CheckpointMismatch("mine"), ConfigError("own"), RuntimeError("a bug")):
         with pytest.raises(type(error)) as caught:
-            with assembly.blame("optimizer"):
+            with assembly.config_context("optimizer"):
                 raise error
         assert caught.value is error
 

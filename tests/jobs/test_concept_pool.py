@@ -44,21 +44,21 @@ def counted(monkeypatch):
 def test_names_are_read_a_line_each_without_what_follows_them(tmp_path):
     file = tmp_path / "nouns.txt"
     file.write_text("cat\t120\n\ntraffic light , 7\n  tree  \n", encoding="utf-8")
-    assert concept_pool.read_names(section(file), ("unused",)) == NAMES
+    assert concept_pool.pool_names(section(file), ("unused",)) == NAMES
 
 
 def test_without_a_file_the_given_names_are_used_or_a_file_is_asked_for():
-    assert concept_pool.read_names(section(""), ["a", "b"]) == ("a", "b")
+    assert concept_pool.pool_names(section(""), ["a", "b"]) == ("a", "b")
     with pytest.raises(ConfigError, match=r"concepts\.names_file=PATH"):
-        concept_pool.read_names(section(""), ())
+        concept_pool.pool_names(section(""), ())
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no names; expected one a line"),
-        (b" \n\t5\n", "holds no names"),
-        (b"cat\ndog\ncat\t3\n", r"names \['cat'\] come more than once"),
+        (b"", "expected names .* found none"),
+        (b" \n\t5\n", "found an empty name at line 2"),
+        (b"cat\ndog\ncat\t3\n", "'cat' more than once, at line 1 and line 3"),
         (b"caf\xe9\n", "codec can't decode"),
     ],
 )
@@ -66,13 +66,13 @@ def test_a_names_file_that_cannot_be_a_pool_is_refused_with_its_path(tmp_path, c
     file = tmp_path / "nouns.txt"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
-        concept_pool.read_names(section(file), NAMES)
+        concept_pool.pool_names(section(file), NAMES)
     assert "concepts.names_file" in str(caught.value) and str(file) in str(caught.value)
 
 
 def test_a_names_file_that_is_missing_is_named_and_nothing_takes_its_place(tmp_path):
     with pytest.raises(ConfigError, match=r"nouns\.txt does not exist"):
-        concept_pool.read_names(section(tmp_path / "nouns.txt"), NAMES)
+        concept_pool.pool_names(section(tmp_path / "nouns.txt"), NAMES)
 
 
 def test_an_embedding_is_the_plain_mean_over_the_templates_of_the_whole_context(clip):

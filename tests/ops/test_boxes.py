@@ -136,4 +136,3 @@ def test_a_valid_box_is_finite_and_longer_than_the_least_side_both_ways():
     boxes = [[0, 0, 2, 2], [0, 0, 1, 2], [0, 0, 2, 1], [2, 2, 0, 0], [0, 0, np.inf, 2]]
     boxes = jnp.array([*boxes, [0, 0, np.nan, 2], [0, 0, 0, 0]], jnp.float32)
     assert valid_boxes(boxes).tolist() == [True, True, True, False, False, False, False]
-    assert valid_boxes(boxes, 1.0).tolist() == [True, False, False, False, False, False, False]

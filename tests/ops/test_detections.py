@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
+from regionclip_jax.settings import NmsSettings
 from regionclip_jax.structures import Detections
 
 SIZE = (20, 24)
 LIMIT = np.array([24, 20, 24, 20], np.float32)
-HOW = dict(score_threshold=0.2, nms_threshold=0.5, max_detections=30)
-SOFT = dict(soft_nms_sigma=0.4, soft_nms_prune=0.1)
+HOW = dict(score_threshold=0.2, max_detections=30)
+HARD = NmsSettings("hard", 0.5)
 
 
 def iou(boxes, box):
@@ -25,7 +26,7 @@ def iou(boxes, box):
     return intersection / union
 
 
-def plain_detections(boxes, scores, mask, nms, score_threshold, nms_threshold, max_detections):
+def plain_detections(boxes, scores, mask, nms, score_threshold, max_detections):
     """Rows (region, class, score) of one image: take the best pair, lower or remove others."""
     finite = np.isfinite(boxes).all(-1) & np.isfinite(scores).all(-1)
     boxes = np.clip(boxes, 0, LIMIT)
@@ -37,17 +38,17 @@ def plain_detections(boxes, scores, mask, nms, score_threshold, nms_threshold, m
         overlaps = iou(boxes, boxes[region])
         factor = {
             "hard": np.ones_like(overlaps),
-            "gaussian": np.exp(-(overlaps**2) / np.float32(SOFT["soft_nms_sigma"])),
-            "linear": np.where(overlaps > np.float32(nms_threshold), 1 - overlaps, 1),
-        }[nms]
+            "gaussian": np.exp(-(overlaps**2) / np.float32(nms.sigma)),
+            "linear": np.where(overlaps > np.float32(nms.threshold), 1 - overlaps, 1),
+        }[nms.method]
         found[:, kind] = np.where(found[:, kind] > -1, found[:, kind] * factor, -1)
         found[region, kind] = -1
-        if nms == "hard":
+        if nms.method == "hard":
             found[:, kind] = np.where(
-                overlaps.astype(np.float64) > nms_threshold, -1, found[:, kind]
+                overlaps.astype(np.float64) > nms.threshold, -1, found[:, kind]
             )
         else:
-            found[found <= SOFT["soft_nms_prune"]] = -1
+            found[found <= nms.prune] = -1
     return rows
 
 
@@ -73,21 +74,21 @@ def batched(*arrays):
 
 
 @pytest.mark.property
-@pytest.mark.parametrize("nms", ["hard", "gaussian", "linear"])
+@pytest.mark.parametrize("method", ["hard", "gaussian", "linear"])
 @given(seed=st.integers(0, 10**6), max_detections=st.sampled_from([3, 30]))
-def test_detections_equal_those_of_a_plain_loop(nms, seed, max_detections):
+def test_detections_equal_those_of_a_plain_loop(method, seed, max_detections):
     """Two images of 25 regions and 3 classes: more pairs than places, and fewer.
 
     Gaussian scores have no ties, as these depend on how exp is rounded.
     """
     rng = np.random.default_rng(seed)
-    images = [draw(rng, 25, 3, tied=nms != "gaussian") for _ in range(2)]
+    images = [draw(rng, 25, 3, tied=method != "gaussian") for _ in range(2)]
     boxes, scores, mask = (np.stack(x) for x in zip(*images, strict=True))
-    how = HOW | {"max_detections": max_detections}
+    how = HOW | {"max_detections": max_detections, "nms": NmsSettings(method, 0.5, 0.4, 0.1)}
     found = select_detections(
-        *map(jnp.asarray, (boxes, scores, mask)), jnp.array([SIZE, SIZE]), nms=nms, **how, **SOFT
+        *map(jnp.asarray, (boxes, scores, mask)), jnp.array([SIZE, SIZE]), **how
     )
-    for image, expected in enumerate(plain_detections(*x, nms, **how) for x in images):
+    for image, expected in enumerate(plain_detections(*x, **how) for x in images):
         count = len(expected)
         assert found.mask[image].tolist() == [True] * count + [False] * (max_detections - count)
         regions = np.array([row[0] for row in expected], int)
@@ -101,20 +102,20 @@ def test_detections_equal_those_of_a_plain_loop(nms, seed, max_detections):
         assert not found.boxes[image, count:].any() and not found.scores[image, count:].any()
 
 
-@pytest.mark.parametrize("nms", ["hard", "gaussian", "linear"])
+@pytest.mark.parametrize("method", ["hard", "gaussian", "linear"])
 @pytest.mark.parametrize(
     ("num_regions", "scores", "mask"),
     [(0, 0.9, True), (5, 0.9, False), (5, 0.2, True), (5, np.nan, True)],
     ids=["no regions", "all masked", "none above the threshold", "none finite"],
 )
-def test_nothing_comes_of_nothing(nms, num_regions, scores, mask):
+def test_nothing_comes_of_nothing(method, num_regions, scores, mask):
     boxes = np.tile(np.array([0, 0, 9, 9], np.float32), (num_regions, 1))
     found = select_detections(
         *batched(boxes, np.full((num_regions, 3), scores, np.float32), [mask] * num_regions)
         if num_regions
         else (jnp.zeros((1, 0, 4)), jnp.zeros((1, 0, 3)), jnp.zeros((1, 0), bool)),
         jnp.array([SIZE]),
-        nms=nms,
+        nms=NmsSettings(method),
         **HOW,
     )
     assert found.boxes.shape == (1, 30, 4) and found.classes.shape == (1, 30)
@@ -125,7 +126,7 @@ def test_of_equal_scores_the_lower_region_then_the_lower_class_comes_first():
     boxes = np.array([[0, 0, 9, 9], [10, 10, 19, 19], [0, 0, 9, 9]], np.float32)
     scores = np.array([[0.5, 0.5], [0.5, 0.8], [0.5, 0.5]], np.float32)
     found = select_detections(
-        *batched(boxes, scores, np.ones(3, bool)), jnp.array([SIZE]), nms="hard", **HOW
+        *batched(boxes, scores, np.ones(3, bool)), jnp.array([SIZE]), nms=HARD, **HOW
     )
     # The third box is the first again, so the first suppresses it in both classes.
     assert found.classes[0, :4].tolist() == [1, 0, 1, 0]
@@ -140,7 +141,7 @@ def test_other_scores_can_be_reported_in_the_order_of_those_that_decide():
     found = select_detections(
         *batched(boxes, scores, np.ones(3, bool)),
         jnp.array([SIZE]),
-        nms="hard",
+        nms=HARD,
         **HOW,
         reported_scores=jnp.asarray(reported)[None],
     )
@@ -151,9 +152,11 @@ def test_other_scores_can_be_reported_in_the_order_of_those_that_decide():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"nms": "soft"}, "nms 'soft'; expected hard, gaussian or linear"),
-        ({"nms": "linear", "reported_scores": jnp.ones((1, 2, 3))}, "'linear' lowers scores"),
-        ({"nms": "hard", "nms_threshold": 50.0}, "IoU threshold 50.0"),
+        (
+            {"nms": NmsSettings("linear"), "reported_scores": jnp.ones((1, 2, 3))},
+            "'linear' lowers scores",
+        ),
+        ({"nms": NmsSettings("hard", 50.0)}, "IoU threshold 50.0"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(change, message):

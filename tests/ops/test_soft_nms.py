@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import SOFT_METHODS, SOFT_NMS_CASES, compare_soft_picks
-from regionclip_jax.ops.soft_nms import soft_nms, soft_nms_by_group, soft_nms_per_class
+from regionclip_jax.ops.soft_nms import soft_nms_per_class
+from regionclip_jax.settings import NmsSettings
+
+GAUSSIAN = NmsSettings("gaussian")
 
 
-def plain_soft_nms(boxes, scores, groups, method, prune_threshold, sigma=0.5, iou_threshold=0.5):
+def plain_soft_nms(boxes, scores, groups, nms):
     """Indices and lowered scores, all in float32."""
     rows, scores = np.arange(len(boxes)), scores.copy()
     indices, taken = [], []
@@ -28,11 +31,11 @@ def plain_soft_nms(boxes, scores, groups, method, prune_threshold, sigma=0.5, io
         union = np.where(intersection > 0, areas + areas[best] - intersection, np.float32(1))
         iou = np.where(groups == groups[best], intersection / union, np.float32(0))
         scores *= {
-            "gaussian": np.exp(-(iou**2) / np.float32(sigma)),
-            "linear": np.where(iou > np.float32(iou_threshold), 1 - iou, np.float32(1)),
-            "hard": np.where(iou >= np.float32(iou_threshold), np.float32(0), np.float32(1)),
-        }[method]
-        rows = rows[(rows != best) & (scores[rows] > prune_threshold)]
+            "gaussian": np.exp(-(iou**2) / np.float32(nms.sigma)),
+            "linear": np.where(iou > np.float32(nms.threshold), 1 - iou, np.float32(1)),
+            "hard": np.where(iou >= np.float32(nms.threshold), np.float32(0), np.float32(1)),
+        }[nms.method]
+        rows = rows[(rows != best) & (scores[rows] > nms.prune)]
     return indices, np.array(taken, np.float32)
 
 
@@ -71,21 +74,25 @@ def test_picks_and_scores_equal_the_references(name, method, prune_threshold):
 @given(
     seed=st.integers(0, 10**6),
     method=st.sampled_from(SOFT_METHODS),
-    num_boxes=st.sampled_from([0, 1, 80]),
+    num_boxes=st.sampled_from([1, 80]),
     prune_threshold=st.sampled_from([0.0, 0.001, 0.3]),
 )
 def test_picks_and_scores_equal_those_of_a_plain_loop(seed, method, num_boxes, prune_threshold):
+    """One class, and boxes of which each is a candidate of one of three."""
     boxes, scores, groups = draw(seed, num_boxes, grid=method != "gaussian")
-    arrays = [jnp.asarray(x) for x in (boxes, scores, groups)]
-    mask = jnp.ones(num_boxes, bool)
-    how = dict(method=method, prune_threshold=prune_threshold, iou_threshold=0.3, sigma=0.4)
-    for found, plain_groups in (
-        (soft_nms(arrays[0], arrays[1], mask, **how, max_outputs=90), np.zeros_like(groups)),
-        (soft_nms_by_group(*arrays, mask, **how, max_outputs=90), groups),
-    ):
-        indices, lowered = real_rows(*found)
-        expected, expected_scores = plain_soft_nms(boxes, scores, plain_groups, **how)
+    nms = NmsSettings(method, 0.3, 0.4, prune_threshold)
+    for classes in (np.zeros_like(groups), groups):
+        table = np.full((num_boxes, 3), -1, np.float32)
+        table[np.arange(num_boxes), classes] = scores
+        # A score of 0 is a candidate too, above the threshold of -0.5.
+        indices, found_classes, lowered, real = soft_nms_per_class(
+            jnp.asarray(boxes), jnp.asarray(table), jnp.ones(num_boxes, bool),
+            score_threshold=-0.5, nms=nms, max_outputs=90,
+        )  # fmt: skip
+        indices, lowered = real_rows(indices, lowered, real)
+        expected, expected_scores = plain_soft_nms(boxes, scores, classes, nms)
         assert indices == expected
+        np.testing.assert_array_equal(found_classes[: len(indices)], classes[indices])
         np.testing.assert_allclose(lowered, expected_scores, rtol=1e-5)
 
 
@@ -95,78 +102,77 @@ def test_picks_and_scores_equal_those_of_a_plain_loop(seed, method, num_boxes, p
     method=st.sampled_from(SOFT_METHODS),
     prune_threshold=st.sampled_from([0.001, 0.6, 2.0]),
 )
-def test_soft_nms_per_class_equals_soft_nms_of_all_pairs_of_boxes_and_classes(
+def test_classes_that_share_boxes_equal_a_plain_loop_over_all_pairs_of_box_and_class(
     seed, method, prune_threshold
 ):
     """A threshold of 2 leaves only the very best, which always comes out."""
-    boxes, _, _ = draw(seed, 40, grid=True)
+    grid = method != "gaussian"
+    boxes, _, _ = draw(seed, 40, grid)
     rng = np.random.default_rng(seed)
-    scores = (rng.integers(0, 30, (40, 5)) / 30).astype(np.float32)
+    scores = rng.integers(0, 30, (40, 5)) if grid else rng.permutation(200).reshape(40, 5) / 7
+    scores = (scores / 30).astype(np.float32)
     mask = rng.random(40) < 0.8
-    how = dict(method=method, prune_threshold=prune_threshold, max_outputs=150)
+    nms = NmsSettings(method, prune=prune_threshold)
     *found, real = soft_nms_per_class(
-        jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(mask), score_threshold=0.2, **how
-    )
-    indices, *expected = soft_nms_by_group(
-        jnp.repeat(boxes, 5, 0),
-        jnp.asarray(scores.reshape(-1)),
-        jnp.tile(jnp.arange(5, dtype=jnp.int32), 40),
-        jnp.asarray((mask[:, None] & (scores > 0.2)).reshape(-1)),
-        **how,
-    )
-    np.testing.assert_array_equal(real, expected[1])
-    for x, y in zip(found, (indices // 5, indices % 5, expected[0]), strict=True):
-        np.testing.assert_array_equal(x, y)
+        jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(mask), score_threshold=0.2,
+        nms=nms, max_outputs=150,
+    )  # fmt: skip
+    rows, classes = np.nonzero(mask[:, None] & (scores > 0.2))
+    expected, lowered = plain_soft_nms(boxes[rows], scores[rows, classes], classes, nms)
+    assert np.asarray(real).tolist() == [place < len(expected) for place in range(150)]
+    indices, found_classes, found_scores = (np.asarray(x)[np.asarray(real)] for x in found)
+    expected = expected[:150]
+    np.testing.assert_array_equal(indices, rows[expected])
+    np.testing.assert_array_equal(found_classes, classes[expected])
+    np.testing.assert_allclose(found_scores, lowered[:150], rtol=1e-5)
     assert real.any() and (prune_threshold < 2 or real.sum() == 1)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_without_boxes_or_classes_nothing_comes_out(shape):
     boxes, mask = jnp.zeros((shape[0], 4)), jnp.ones(shape[0], bool)
-    found = soft_nms_per_class(boxes, jnp.ones(shape), mask, score_threshold=0.0, max_outputs=7)
+    found = soft_nms_per_class(
+        boxes, jnp.ones(shape), mask, score_threshold=0.0, nms=GAUSSIAN, max_outputs=7
+    )
     assert all(x.shape == (7,) and not x.any() for x in found)
 
 
 def test_the_first_outputs_do_not_depend_on_how_many_are_wanted():
-    boxes, scores, groups = (jnp.asarray(x) for x in draw(3, 80, grid=True))
-    arguments = boxes, scores, groups, jnp.ones(80, bool)
-    few = soft_nms_by_group(*arguments, max_outputs=10)
-    for x, y in zip(few, soft_nms_by_group(*arguments, max_outputs=70), strict=True):
+    arguments = _three_classes(3, 80)
+    few = soft_nms_per_class(*arguments, score_threshold=0.1, nms=GAUSSIAN, max_outputs=10)
+    many = soft_nms_per_class(*arguments, score_threshold=0.1, nms=GAUSSIAN, max_outputs=70)
+    for x, y in zip(few, many, strict=True):
         np.testing.assert_array_equal(x, y[:10])
 
 
 def test_rows_that_do_not_exist_neither_lower_scores_nor_come_out():
     boxes = jnp.array([[0, 0, 4, 4], [0, 0, 4, 4], [jnp.nan] * 4, [9, 9, 10, 10]])
-    scores = jnp.array([1.0, 0.5, jnp.nan, 0.25])
-    found = soft_nms(boxes, scores, jnp.array([False, True, False, True]), max_outputs=4)
-    indices, lowered = real_rows(*found)
+    scores = jnp.array([[1.0], [0.5], [jnp.nan], [0.25]])
+    mask = jnp.array([False, True, False, True])
+    indices, _, *rest = soft_nms_per_class(
+        boxes, scores, mask, score_threshold=0.0, nms=GAUSSIAN, max_outputs=4
+    )
+    indices, lowered = real_rows(indices, *rest)
     assert indices == [1, 3] and lowered.tolist() == [0.5, 0.25]
+
+
+def _three_classes(seed, num_real):
+    boxes, scores, groups = draw(seed, 80, grid=True)
+    table = np.stack([scores, 1 - scores, groups * np.float32(0.3)], 1)
+    return jnp.asarray(boxes), jnp.asarray(table), jnp.arange(80) < num_real
 
 
 def test_a_batch_gives_what_its_images_give_one_by_one():
     """Images that run out of boxes after different numbers of rounds, one of them empty."""
-    boxes, scores, groups = (
-        jnp.stack([jnp.asarray(draw(seed, 60, grid=True)[i]) for seed in range(3)])
-        for i in range(3)
-    )
-    mask = jnp.array([60, 0, 20])[:, None] > jnp.arange(60)
+    images = [_three_classes(seed, num_real) for seed, num_real in enumerate((80, 0, 20))]
 
-    def by_group(boxes, scores, groups, mask):
-        return soft_nms_by_group(boxes, scores, groups, mask, max_outputs=50)
+    def select(boxes, scores, mask):
+        return soft_nms_per_class(
+            boxes, scores, mask, score_threshold=0.1, nms=GAUSSIAN, max_outputs=50
+        )
 
-    def per_class(boxes, scores, groups, mask):
-        scores = jnp.stack([scores, 1 - scores, groups * 0.3], 1)
-        return soft_nms_per_class(boxes, scores, mask, score_threshold=0.1, max_outputs=50)
-
-    for function in (by_group, per_class):
-        found = jax.jit(jax.vmap(function))(boxes, scores, groups, mask)
-        assert found[-1].any(1).tolist() == [True, False, True]
-        for image in range(3):
-            alone = function(boxes[image], scores[image], groups[image], mask[image])
-            for x, y in zip(found, alone, strict=True):
-                np.testing.assert_allclose(x[image], y, rtol=1e-6)
-
-
-def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="'cubic'; expected one of gaussian, linear, hard"):
-        soft_nms(jnp.zeros((2, 4)), jnp.ones(2), jnp.ones(2, bool), method="cubic", max_outputs=2)
+    found = jax.jit(jax.vmap(select))(*(jnp.stack(arrays) for arrays in zip(*images, strict=True)))
+    assert found[-1].any(1).tolist() == [True, False, True]
+    for image, arguments in enumerate(images):
+        for x, y in zip(found, select(*arguments), strict=True):
+            np.testing.assert_allclose(x[image], y, rtol=1e-6)

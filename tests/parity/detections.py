@@ -27,8 +27,10 @@ from regionclip_jax.ops.detections import fuse_objectness, select_detections, to
 from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
-    make_detect_step,
+    given_boxes,
+    make_predict_step,
     predict_regions,
+    proposals_of,
 )
 from regionclip_jax.structures import DetectionBatch, Detections, Regions
 
@@ -203,8 +205,7 @@ def compare_from_logits(tag: str) -> list[Comparison]:
             mask,
             sizes,
             score_threshold=settings.score_threshold,
-            nms=settings.nms.method,
-            nms_threshold=settings.nms.threshold,
+            nms=settings.nms,
             max_detections=settings.max_detections,
             reported_scores=probabilities if settings.report_probabilities else None,
         )
@@ -251,8 +252,7 @@ def compare_broken_rows(multiply: bool, vis: bool) -> list[Comparison]:
             mask,
             jnp.array([[120, 150]]),
             score_threshold=0.001,
-            nms="hard",
-            nms_threshold=0.5,
+            nms=NmsSettings("hard", 0.5),
             max_detections=100,
             reported_scores=probabilities if vis else None,
         )
@@ -312,6 +312,13 @@ def _localizer(kind: str | None, dtype, nms_threshold=0.9):
     return Localizer(config, dtype=dtype), variables, proposals
 
 
+def _detect_step(model, settings, localizer, proposals):
+    """Return the prediction step's detections alone, of proposals or (None) of the given boxes."""
+    find = given_boxes if localizer is None else proposals_of(localizer, proposals)
+    predict = make_predict_step(model, settings, find)
+    return lambda variables, batch: predict(variables, batch).detections
+
+
 def _compare_both(found, arrays, tag, source) -> list[Comparison]:
     return [_compare_matched(found, arrays, tag, image, source) for image in range(2)]
 
@@ -330,7 +337,7 @@ def compare_from_pixels(tag: str, dtype=jnp.float32) -> list[Comparison]:
         localizer_variables,
         _box_head() if tag in ("rpn_delta", "openset") else None,
     )
-    step = jax.jit(make_detect_step(model, settings, localizer=localizer, proposals=proposals))
+    step = jax.jit(_detect_step(model, settings, localizer, proposals))
     found = step(variables, _stored_batch(arrays))
     return _compare_both(found, arrays, tag, "pixels")
 
@@ -339,9 +346,7 @@ def compare_on_larger_canvas(tag: str, dtype=jnp.float32) -> list[Comparison]:
     """Compare detections on a larger canvas with the reference's, and scores with a fitting one."""
     arrays, model, clip, class_embeddings = tiny_detector(dtype)
     localizer, localizer_variables, proposals = _localizer(ON_LARGER_CANVAS[tag], dtype)
-    step = jax.jit(
-        make_detect_step(model, settings_of(tag), localizer=localizer, proposals=proposals)
-    )
+    step = jax.jit(_detect_step(model, settings_of(tag), localizer, proposals))
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
     batch = _stored_batch(arrays)
     larger = batch.replace(images=jnp.pad(batch.images, ((0, 0), (0, 52), (0, 32), (0, 0))))
@@ -357,11 +362,11 @@ def compare_rn50_from_pixels(detector: Detector, folder: Path) -> list[Compariso
     """Compare RN50's detections from pixels alone; temperature 0.01."""
     arrays, model, clip, class_embeddings = detector
     config, localizer_variables = golden.localizer("rn50_detector_rpn_fpn", folder)
-    step = make_detect_step(
+    step = _detect_step(
         model,
         settings_of("rpn_mul", temperature=0.01, regions_per_chunk=100),
-        localizer=Localizer(config),
-        proposals=ProposalSettings(num_proposals=300),
+        Localizer(config),
+        ProposalSettings(num_proposals=300),
     )
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
     found = jax.jit(step)(variables, _stored_batch(arrays))

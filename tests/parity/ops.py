@@ -19,7 +19,8 @@ from regionclip_jax.ops.boxes import pairwise_iou
 from regionclip_jax.ops.nms import nms, nms_by_group
 from regionclip_jax.ops.proposals import select_proposals
 from regionclip_jax.ops.roi_align import roi_align
-from regionclip_jax.ops.soft_nms import soft_nms, soft_nms_by_group
+from regionclip_jax.ops.soft_nms import soft_nms_per_class
+from regionclip_jax.settings import NmsSettings
 from regionclip_jax.structures import Regions
 
 # --- RoIAlign -------------------------------------------------------------------------------------
@@ -179,23 +180,22 @@ SOFT_NMS_CASES = tuple(
 
 
 def compare_soft_picks(name: str, method: str, prune_threshold: float) -> list[Comparison]:
-    """Compare the picks of 300 boxes and their lowered scores.
+    """Compare the picks of 300 boxes and their lowered scores, in one class and in several.
 
-    The reference shifts boxes apart to separate groups, which costs it bits of the IoU.
+    Each box is a candidate of one class. The reference shifts boxes apart to separate classes,
+    which costs it bits of the IoU.
     """
     arrays = stored("nms")
-    boxes, scores, groups = (
-        jnp.asarray(arrays[f"{name}_{x}"][:300]) for x in ("boxes", "scores", "classes")
-    )
-    how = dict(method=method, prune_threshold=prune_threshold, max_outputs=300)
-    mask = jnp.ones(300, bool)
-    found = {
-        "soft": (soft_nms(boxes, scores, mask, **how), 2e-7),
-        "bsoft": (soft_nms_by_group(boxes, scores, groups, mask, **how), 5e-6),
-    }
+    boxes, scores, classes = (arrays[f"{name}_{x}"][:300] for x in ("boxes", "scores", "classes"))
+    several = np.zeros((300, int(classes.max()) + 1), np.float32)
+    several[np.arange(300), classes.astype(int)] = scores
     comparisons = []
-    for kind, ((indices, lowered, real), tolerance) in found.items():
+    for kind, table, tolerance in (("soft", scores[:, None], 2e-7), ("bsoft", several, 5e-6)):
         key = f"{name}_{kind}_{method}_{prune_threshold}"
+        indices, _, lowered, real = soft_nms_per_class(
+            jnp.asarray(boxes), jnp.asarray(table), jnp.ones(300, bool), score_threshold=0.0,
+            nms=NmsSettings(method, prune=prune_threshold), max_outputs=300,
+        )  # fmt: skip
         differ = _kept_rows_that_differ((indices, real), arrays[f"{key}_keep"])
         expected = np.zeros(300, np.float32)
         expected[: len(arrays[f"{key}_scores"])] = arrays[f"{key}_scores"]

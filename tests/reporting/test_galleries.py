@@ -70,14 +70,14 @@ def example(kind="right", picture=GREY):
 
 def page(examples, **options):
     return galleries.draw_gallery(
-        examples, columns=("teacher", "student"), title="Boxes", panel_width=120, **options
+        examples, columns=("teacher", "student"), title="Boxes", **options
     )
 
 
 def test_a_page_grows_by_rows_and_shows_every_picture():
     small, large = page([example()] * 2), page([example()] * 4)
     assert small.shape[1] == large.shape[1] and small.shape[0] < large.shape[0]
-    shown = [has(p, (128, 128, 128)).sum() / (120 * 90) for p in (small, large)]
+    shown = [has(p, (128, 128, 128)).sum() / (300 * 225) for p in (small, large)]
     assert shown[1] == pytest.approx(2 * shown[0], rel=0.02) and shown[0] > 2.5
 
 
@@ -92,16 +92,12 @@ def test_a_long_title_is_not_cut_and_a_long_subtitle_takes_more_lines():
     assert page([example()], subtitle="x y" * 300).shape[1] == plain.shape[1]
     heights = [page([example()], subtitle=text).shape[0] for text in ("x", "x " * 90, "x" * 180)]
     assert plain.shape[0] < heights[0] < heights[1] and heights[0] < heights[2]
-    drawn = galleries.draw_gallery(
-        [example()], columns=("teacher", "student"), title="x" * 300, panel_width=120
-    )
+    drawn = galleries.draw_gallery([example()], columns=("teacher", "student"), title="x" * 300)
     assert drawn.shape[1] > plain.shape[1]
 
 
 def test_one_model_fills_the_page_too():
-    alone = galleries.draw_gallery(
-        [example()[:1]] * 4, columns=("teacher",), title="Boxes", panel_width=120
-    )
+    alone = galleries.draw_gallery([example()[:1]] * 4, columns=("teacher",), title="Boxes")
     several = page([example()] * 2)
     assert alone.shape[0] == several.shape[0] and alone.shape[1] >= several.shape[1]
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from regionclip_jax.sharding.global_arrays import (
+    abstract_arrays,
     batch_sharding,
-    described,
     gather,
     gather_json,
     local_rows,
-    place,
     replicate,
+    shard,
     to_global_batch,
 )
 from regionclip_jax.sharding.mesh import make_mesh
@@ -91,7 +91,7 @@ def test_every_device_gets_its_share_alone_and_the_shares_make_the_whole():
     mesh = make_mesh(fsdp=4)
     split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
     whole = {"w": np.arange(24.0, dtype=np.float32).reshape(3, 8), "step": np.int64(7)}
-    placed = place(whole, {"w": split, "step": jax.NamedSharding(mesh, jax.P())})
+    placed = shard(whole, {"w": split, "step": jax.NamedSharding(mesh, jax.P())})
     assert {shard.data.shape for shard in placed["w"].addressable_shards} == {(3, 2)}
     back = gather(placed)
     np.testing.assert_array_equal(back["w"], whole["w"])
@@ -101,8 +101,8 @@ def test_every_device_gets_its_share_alone_and_the_shares_make_the_whole():
 def test_a_restore_target_has_the_state_s_shapes_types_and_shardings(mesh):
     state = {"w": jnp.zeros((8, 2), jnp.bfloat16), "step": jnp.int32(0)}
     shardings = {"w": batch_sharding(mesh), "step": jax.NamedSharding(mesh, jax.P())}
-    target = described(jax.eval_shape(lambda: state), shardings)
-    placed = place(state, shardings)
+    target = abstract_arrays(jax.eval_shape(lambda: state), shardings)
+    placed = shard(state, shardings)
     found = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
     assert found == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), placed)
 
@@ -118,9 +118,11 @@ import jax
 import numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from regionclip_jax.sharding.agreement import HostsDisagree, require_agreement, require_shared
+from regionclip_jax.sharding.consistency import (
+    InconsistentHosts, require_consistent, require_shared
+)
 from regionclip_jax.sharding.global_arrays import (
-    gather, gather_json, local_rows, place, to_global_batch
+    gather, gather_json, local_rows, shard, to_global_batch
 )
 from regionclip_jax.sharding.mesh import make_mesh
 mesh, me = make_mesh(fsdp=4), jax.process_index()
@@ -128,21 +130,21 @@ rows = to_global_batch({"x": 10.0 * me + np.arange(4.0, dtype=np.float32)}, mesh
 step = jax.jit(lambda tree: {"total": tree["x"].sum(), "double": 2 * tree["x"]})
 out = local_rows(step(rows))
 split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
-whole = gather(place({"w": np.arange(8.0).reshape(2, 4)}, {"w": split}))
+whole = gather(shard({"w": np.arange(8.0).reshape(2, 4)}, {"w": split}))
 # Of different lengths: the first process has nothing to say.
 records = gather_json([{"id": me, "name": "\\u00e9"}] * (3 * me))
 
 def complaint(check, *arguments):
     try:
         check(*arguments)
-    except HostsDisagree as error:
+    except InconsistentHosts as error:
         return str(error)
 
 shared, own = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[3]) / str(me)
 own.mkdir()
 said = [
-    complaint(require_agreement, {"run": {"seed": 0, "sizes": (1, 2)}}),
-    complaint(require_agreement, {"run": {"seed": me}}),
+    complaint(require_consistent, {"run": {"seed": 0, "sizes": (1, 2)}}),
+    complaint(require_consistent, {"run": {"seed": me}}),
     complaint(require_shared, shared),
     complaint(require_shared, own),
 ]

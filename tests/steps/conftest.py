@@ -7,9 +7,9 @@ import pytest
 
 from regionclip_jax.sharding.global_arrays import (
     gather,
-    place,
+    replicated_sharding,
+    shard,
     to_global_batch,
-    whole_everywhere,
 )
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.sharding.partition_rules import parameter_shardings
@@ -45,9 +45,9 @@ def two_updates():
             return after, [first, second]
         mesh = make_mesh(fsdp=mesh[1], devices=jax.devices()[: mesh[0]])
         shardings = parameter_shardings(state, mesh)
-        step = jax.jit(step, out_shardings=(shardings, whole_everywhere(mesh)), donate_argnums=0)
-        before, batch = place(state, shardings), to_global_batch(batch, mesh)
-        frozen = place(frozen, parameter_shardings(frozen, mesh))
+        step = jax.jit(step, out_shardings=(shardings, replicated_sharding(mesh)), donate_argnums=0)
+        before, batch = shard(state, shardings), to_global_batch(batch, mesh)
+        frozen = shard(frozen, parameter_shardings(frozen, mesh))
         after, first = step(before, frozen, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
         if mesh.shape["fsdp"] > 1:

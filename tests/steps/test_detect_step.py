@@ -14,14 +14,16 @@ from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
 from regionclip_jax.ops.normalization import normalize_for_clip
 from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
-from regionclip_jax.sharding.global_arrays import place, to_global_batch
+from regionclip_jax.sharding.global_arrays import shard, to_global_batch
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
     embed_boxes,
-    make_detect_step,
+    given_boxes,
+    make_predict_step,
     predict_regions,
+    proposals_of,
 )
 from regionclip_jax.structures import DetectionBatch, Regions
 
@@ -119,22 +121,18 @@ def test_given_boxes_are_detected_as_they_are_and_need_no_objectness(
     batch = make_batch(2, 4)
     batch = batch.replace(box_mask=batch.box_mask.at[0, 1:].set(False))
     settings = dataclasses.replace(ALL_PAIRS, objectness="none")
-    # This head would move every box.
-    head = {"params": {"deltas": {"kernel": jnp.zeros((32, 4)), "bias": jnp.ones(4)}}}
-    found = jax.jit(make_detect_step(model, settings))(
-        DetectorVariables(clip, class_embeddings, box_head=head), batch
-    )
+    found = jax.jit(make_predict_step(model, settings, given_boxes))(
+        DetectorVariables(clip, class_embeddings), batch
+    ).detections
     regions = Regions(batch.boxes, jnp.zeros((2, 4)), batch.box_mask)
     expected = detect(settings, batch, regions)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5)
     assert found.mask.sum(-1).tolist() == [5, 20]
 
+    head = {"params": {"deltas": {"kernel": jnp.zeros((32, 4)), "bias": jnp.ones(4)}}}
     moved = detect(settings, batch, regions, head)
     assert np.abs(moved.boxes - expected.boxes).max() > 1
-
-    with pytest.raises(ValueError, match="objectness 'sigmoid' without a localizer"):
-        make_detect_step(model, dataclasses.replace(ALL_PAIRS, objectness="sigmoid"))
 
 
 @pytest.mark.parametrize("embed_from", ["features", "crops"])
@@ -174,9 +172,9 @@ def test_detection_is_one_program_on_canvases_of_any_size(
     )
     settings = dataclasses.replace(ALL_PAIRS, objectness="sigmoid", nms=NmsSettings())
     proposals = ProposalSettings(pre_nms_topk=50, num_proposals=30)
-    step = make_detect_step(model, settings, localizer=localizer, proposals=proposals)
+    step = make_predict_step(model, settings, proposals_of(localizer, proposals))
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
-    found = jax.jit(step)(variables, batch)
+    found = jax.jit(step)(variables, batch).detections
     assert found.mask.sum(-1).tolist() == [20, 0]
 
     regions = jax.jit(lambda v, i, s: propose(localizer, v, i, s, proposals))(
@@ -197,20 +195,14 @@ def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyra
     settings = dataclasses.replace(
         ALL_PAIRS, objectness="sigmoid", nms=NmsSettings(), regions_per_chunk=8
     )
-    step = jax.jit(
-        make_detect_step(
-            model,
-            settings,
-            localizer=localizer,
-            proposals=ProposalSettings(pre_nms_topk=50, num_proposals=30),
-        )
-    )
+    proposals = ProposalSettings(pre_nms_topk=50, num_proposals=30)
+    step = jax.jit(make_predict_step(model, settings, proposals_of(localizer, proposals)))
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
     batch = make_batch(8, 1)
-    expected = step(variables, batch)
+    expected = step(variables, batch).detections
     mesh = make_mesh(fsdp=4)
-    split = place(variables, parameter_shardings(variables, mesh))
-    found = step(split, to_global_batch(batch, mesh))
+    split = shard(variables, parameter_shardings(variables, mesh))
+    found = step(split, to_global_batch(batch, mesh)).detections
     assert expected.mask.any(-1).all()
     np.testing.assert_array_equal(found.classes, expected.classes)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.02)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -31,6 +32,13 @@ def test_patterns_split_parameters_and_the_state_is_whole_again():
     assert new.step == 1 and new.batch_stats == {"mean": 1}
     np.testing.assert_array_equal(new.params["visual"]["layer1"]["kernel"], 0.5)
     assert new.frozen_params is state.frozen_params
+
+
+def test_frozen_parameters_take_no_memory_of_the_optimizer():
+    optimizer = optax.sgd(0.5, momentum=0.9)
+    state = create_train_state({"params": PARAMS, "batch_stats": {}}, ["layer1"], optimizer)
+    shapes = {np.shape(leaf) for leaf in jax.tree.leaves(state.opt_state)}
+    assert (2,) in shapes and (3,) not in shapes
 
 
 def test_a_pattern_that_matches_nothing_is_refused():

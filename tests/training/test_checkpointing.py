@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.sharding.global_arrays import described, place
+from regionclip_jax.sharding.global_arrays import abstract_arrays, shard
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.training import checkpointing
 
@@ -109,13 +109,13 @@ def test_a_checkpoint_that_lacks_a_share_is_refused_with_the_remedy(tmp_path, lo
     mesh = make_mesh(fsdp=4)
     split = jax.NamedSharding(mesh, jax.P("fsdp"))
     values = np.random.default_rng(0).random(4096, np.float32)
-    state = place({"w": values}, {"w": split})
+    state = shard({"w": values}, {"w": split})
     run = open_run(tmp_path)
     run.save(1, state, records=8)
     run.wait()
     shutil.rmtree(tmp_path / "1" / "state" / lost)
     with pytest.raises(checkpointing.CheckpointMismatch) as caught:
-        run.restore_latest(described(state, {"w": split}))
+        run.restore_latest(abstract_arrays(state, {"w": split}))
     message = str(caught.value)
     assert f"{tmp_path / '1'}: cannot be read" in message and "bring all of them" in message
     run.close()

@@ -42,13 +42,12 @@ def test_without_warm_up_the_first_rate_is_the_peak():
     assert schedule(0) == 3.0
 
 
-def test_cosine_rises_to_the_peak_and_ends_at_the_final_rate():
-    schedule = schedules.warmup_cosine(1.0, warmup_steps=4, total_steps=104, final=0.1)
+def test_cosine_rises_to_the_peak_and_ends_at_zero():
+    schedule = schedules.warmup_cosine(1.0, warmup_steps=4, total_steps=104)
     np.testing.assert_allclose([schedule(t) for t in range(4)], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
     np.testing.assert_allclose(schedule(4), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(schedule(54), 0.55, rtol=1e-6)
-    np.testing.assert_allclose(schedule(104), 0.1, rtol=1e-5)
-    np.testing.assert_allclose(schedule(1000), 0.1, rtol=1e-5)
+    np.testing.assert_allclose(schedule(54), 0.5, rtol=1e-6)
+    np.testing.assert_allclose([schedule(104), schedule(1000)], 0.0, atol=1e-7)
 
 
 def test_cosine_without_warm_up_starts_at_the_peak():

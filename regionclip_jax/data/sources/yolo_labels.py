@@ -17,6 +17,7 @@ from regionclip_jax.data.sources.boxed_pictures import (
     stack_boxes,
 )
 from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.text.names import read_names
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Fractions are at most 1, apart from rounding; far larger values are in pixels.
@@ -109,8 +110,7 @@ def _read_names(root: pathlib.Path) -> tuple[str, ...]:
         if isinstance(names, dict):
             names = [names.get(number) for number in range(len(names))]
     elif (path := root / "classes.txt").is_file():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        return read_names(path)
     else:
         raise FileNotFoundError(
             f"{root} has neither data.yaml nor classes.txt: expected the names of the classes there"

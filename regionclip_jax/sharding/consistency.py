@@ -14,26 +14,26 @@ from pathlib import Path
 
 import jax
 
+from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.sharding.global_arrays import gather_json
-from regionclip_jax.sharding.waiting import wait_for_all
 
 
-class HostsDisagree(Exception):
+class InconsistentHosts(Exception):
     """Error: processes of one run have different recipes, data, or working directories."""
 
 
-def require_agreement(facts: Mapping) -> None:
+def require_consistent(facts: Mapping) -> None:
     """Compare JSON-able facts of all processes, first by a hash, then one by one if it differs.
 
     Raises:
-        HostsDisagree: in every process, with the first key that differs and its values.
+        InconsistentHosts: in every process, with the first key that differs and its values.
     """
     if jax.process_count() == 1:
         return
     own = flat(json.loads(json.dumps(facts)))
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     if len(set(gather_json([digest]))) > 1:
-        raise HostsDisagree(first_difference(gather_json([own]), gather_json([_own_name()])))
+        raise InconsistentHosts(first_difference(gather_json([own]), gather_json([_own_name()])))
 
 
 def first_difference(facts: Sequence[Mapping[str, object]], names: Sequence[str]) -> str:
@@ -62,7 +62,7 @@ def require_shared(folder: Path) -> None:
     """Check that all processes see a file that the first process writes.
 
     Raises:
-        HostsDisagree: in every process, with the processes that do not see it.
+        InconsistentHosts: in every process, with the processes that do not see it.
     """
     if jax.process_count() == 1:
         return
@@ -71,12 +71,12 @@ def require_shared(folder: Path) -> None:
     path = folder / f".seen_by_all.{token}"
     if jax.process_index() == 0:
         path.touch()
-    wait_for_all("wrote a file for all to see")
+    barrier("wrote a file for all to see")
     seen, names = gather_json([path.exists()]), gather_json([_own_name()])
     if jax.process_index() == 0:
         path.unlink()
     if not all(seen):
-        raise HostsDisagree(unshared(folder, seen, names))
+        raise InconsistentHosts(unshared(folder, seen, names))
 
 
 def unshared(folder: Path, seen: Sequence[bool], names: Sequence[str]) -> str:

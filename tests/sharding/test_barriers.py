@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from regionclip_jax.sharding import waiting
+from regionclip_jax.sharding import barriers
 
 
 def test_of_several_processes_none_runs_a_program_before_all_have_compiled_it(monkeypatch):
@@ -13,10 +13,10 @@ def test_of_several_processes_none_runs_a_program_before_all_have_compiled_it(mo
         traced.append(x.shape)
         return 2 * x
 
-    assert waiting.start_together(double) is double
-    monkeypatch.setattr(waiting.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(waiting, "wait_for_all", lambda what: waited.append(len(traced)))
-    step = waiting.start_together(double)
+    assert barriers.compile_barrier(double) is double
+    monkeypatch.setattr(barriers.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(barriers, "barrier", lambda what: waited.append(len(traced)))
+    step = barriers.compile_barrier(double)
     for length in (3, 3, 4, 3):
         np.testing.assert_array_equal(step(np.ones(length)), np.full(length, 2))
     assert waited == [1, 2] and traced == [(3,), (4,)]

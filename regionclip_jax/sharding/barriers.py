@@ -2,30 +2,29 @@
 
 Collectives on devices wait too, but Gloo (for CPUs) gives up after 30 seconds. A slow disk, or a
 compilation that only one process lacks in its cache, takes longer. JAX's coordination service waits
-up to the limit below, and ends all processes when one has died.
+up to the limit below, and ends all processes when one has died. JAX has no public function for it;
+Orbax has.
 """
 
 import itertools
 from collections.abc import Callable
 
 import jax
-
-# JAX has no public barrier without a device collective; Orbax uses the same one.
-from jax._src import distributed
+from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 _LONGEST_MILLISECONDS = 24 * 3600 * 1000
 _number = itertools.count()
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Wait until every process has reached ``what``, such as "wrote the images"."""
     if jax.process_count() > 1:
         # All processes reach the same barriers in the same order; a name is valid once.
         name = f"regionclip_jax {next(_number)}: {what}"
-        distributed.global_state.client.wait_at_barrier(name, _LONGEST_MILLISECONDS)
+        get_barrier_sync_fn()(key=name, timeout_ms=_LONGEST_MILLISECONDS)
 
 
-def start_together(jitted: Callable) -> Callable:
+def compile_barrier(jitted: Callable) -> Callable:
     """Wrap a jitted function: no process runs it before all have compiled it for its shapes."""
     if jax.process_count() == 1:
         return jitted
@@ -35,7 +34,7 @@ def start_together(jitted: Callable) -> Callable:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments))
         if shapes not in compiled:
             jitted.lower(*arguments).compile()
-            wait_for_all("compiled a step")
+            barrier("compiled a step")
             compiled.add(shapes)
         return jitted(*arguments)
 

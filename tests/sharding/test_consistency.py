@@ -2,10 +2,10 @@
 
 import pytest
 
-from regionclip_jax.sharding.agreement import (
+from regionclip_jax.sharding.consistency import (
     first_difference,
     flat,
-    require_agreement,
+    require_consistent,
     require_shared,
     unshared,
 )
@@ -40,6 +40,6 @@ def test_the_processes_that_do_not_see_a_folder_are_named(tmp_path):
 
 
 def test_one_process_agrees_with_itself_and_writes_nothing(tmp_path):
-    require_agreement({"seed": 0})
+    require_consistent({"seed": 0})
     require_shared(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,118 @@
+"""Lists of names: classes and concepts, from a file or a command line. One format for all readers.
+
+A names file is one of two kinds:
+
+* ``.json``: has ``categories``, each with ``id`` and ``name``, as annotations of COCO and LVIS
+  do. Names are read as words (``remote_control`` becomes ``remote control``), by ascending id.
+* Any other ending: text in UTF-8, with or without a byte order mark, one name a line. Lines end
+  with LF, CRLF or CR. Blanks around a name and lines of blanks alone are ignored. A tab ends the
+  name; text after it is ignored. A comma with a number at the end of a line is a count and is
+  ignored too. Any other comma belongs to the name. There are no comments: ``#`` is a letter.
+
+``write_concepts`` of ``text.concepts`` writes this format: ``name TAB count``.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from regionclip_jax.text.prompts import fill_template, prepare_class_name
+from regionclip_jax.text.tokenizer import clean
+
+_COUNT_AFTER_COMMA = re.compile(r"\s*,\s*\d+$")
+_LIKE_A_FILE = re.compile(r".*\.(txt|json)|[^,]*(/|\.[A-Za-z][A-Za-z0-9]{1,4})")
+
+
+def read_names(path: str | Path) -> tuple[str, ...]:
+    """Return the names of a file, in its order. The module's docstring states the format.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not of this format, has no names, an empty name, or two names that
+            are the same text to the tokenizer. The message has the file, and the line of a name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected a file of names, one a line")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, found {error}; save the file as UTF-8") from None
+    if path.suffix == ".json":
+        return check_names(_names_of_categories(path, text), str(path))
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    names = [_COUNT_AFTER_COMMA.sub("", line.partition("\t")[0].strip()) for _, line in lines]
+    return _check(names, str(path), [f"line {number}" for number, _ in lines])
+
+
+def resolve_names(given: str) -> tuple[str, ...]:
+    """Return the names of an argument: ``"cat, remote control"``, or the path of a names file.
+
+    Raises:
+        FileNotFoundError: ``given`` looks like a path (an ending such as ``.txt``, or a last
+            slash) and is not a file.
+        ValueError: as ``read_names`` and ``check_names`` do.
+    """
+    if Path(given).is_file() or _LIKE_A_FILE.fullmatch(given):
+        return read_names(given)
+    return check_names(given.split(","), "class list")
+
+
+def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the names, stripped; ``where`` names the list in errors.
+
+    Raises:
+        ValueError: no name, an empty one, or two that are the same text to the tokenizer; or a
+            string instead of a list.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"{where}: expected a list of names, found the string {names!r}")
+    return _check(names, where, [f"name {number}" for number in range(1, len(names) + 1)])
+
+
+def tokenized_text(name: str) -> str:
+    """Return the text of a name that the tokenizer sees. Names that share it share an embedding."""
+    return clean(fill_template("{}", prepare_class_name(name)))
+
+
+def match_names(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Spell each name as in ``known``, if an entry is the same text. Other names stay unchanged."""
+    spellings = {tokenized_text(name): name for name in reversed(known)}
+    exact = set(known)
+    return tuple(
+        name if name in exact else spellings.get(tokenized_text(name), name) for name in names
+    )
+
+
+def _check(names: Sequence[str], where: str, places: Sequence[str]) -> tuple[str, ...]:
+    expected = "expected names that are not empty and differ"
+    stripped = tuple(name.strip() for name in names)
+    if not stripped:
+        raise ValueError(f"{where}: {expected}, found none")
+    first: dict[str, int] = {}
+    for row, name in enumerate(stripped):
+        if not name:
+            raise ValueError(f"{where}: {expected}, found an empty name at {places[row]}")
+        before = first.setdefault(tokenized_text(name), row)
+        if before == row:
+            continue
+        again = (
+            f"{name!r} more than once, at {places[before]} and {places[row]}; name it once"
+            if name == stripped[before]
+            else f"{stripped[before]!r} at {places[before]} and {name!r} at {places[row]}, which "
+            "are the same text to the tokenizer; reword or remove one"
+        )
+        raise ValueError(f"{where}: {expected}, found {again}")
+    return stripped
+
+
+def _names_of_categories(path: Path, text: str) -> list[str]:
+    try:
+        categories = sorted(json.loads(text)["categories"], key=lambda entry: entry["id"])
+        return [prepare_class_name(entry["name"]) for entry in categories]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: expected JSON with categories that have id and name, as COCO's and LVIS's "
+            f"annotation files do, found {error!r}; give such a file, or names in a .txt"
+        ) from error

@@ -1,0 +1,48 @@
+import os
+import stat
+
+import pytest
+
+from regionclip_jax import files
+from regionclip_jax.files import replace_text, replaced_file
+
+
+def test_text_is_written_as_it_is_and_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "names.txt"
+    replace_text(path, "caf\u00e9\n")
+    replace_text(str(path), "caf\u00e9\r\n\n")
+    assert path.read_bytes() == b"caf\xc3\xa9\r\n\n"
+    assert os.listdir(path.parent) == ["names.txt"]
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_an_error_the_old_file_stands_and_nothing_is_left(tmp_path, error):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    with pytest.raises(error), replaced_file(path) as file:
+        file.write(b"half of the new")
+        raise error
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["results.json"]
+
+
+def test_the_content_is_on_the_disk_before_the_name_changes(tmp_path, monkeypatch):
+    path, calls = tmp_path / "card.json", []
+    path.write_text("old")
+
+    def synced(number):
+        calls.append(("synced", os.fstat(number).st_size, path.read_text()))
+
+    def replaced(partial, target):
+        calls.append(("replaced", path.read_text()))
+        os.rename(partial, target)
+
+    monkeypatch.setattr(files.os, "fsync", synced)
+    monkeypatch.setattr(files.os, "replace", replaced)
+    with replaced_file(path) as file:
+        file.write(b"new card")
+        assert path.read_text() == "old"
+    assert calls == [("synced", 8, "old"), ("replaced", "old")]
+    assert path.read_text() == "new card"
