@@ -31,8 +31,9 @@ from regionclip_jax.artifacts.vocabulary import (
     describe_encoder,
     require_matching,
 )
-from regionclip_jax.data.pictures import Picture, check_boxes, make_batch, place
-from regionclip_jax.data.transforms import scale_boxes
+from regionclip_jax.data.loading.decoding import Picture
+from regionclip_jax.data.loading.letterbox import check_boxes, make_batch, place
+from regionclip_jax.data.loading.transforms import scale_boxes
 from regionclip_jax.jobs.assembly import compute_dtype
 from regionclip_jax.jobs.concept_pool import embed_names
 from regionclip_jax.models.clip import CLIP

@@ -9,8 +9,8 @@ from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
-from regionclip_jax.data.pictures import read_picture
-from regionclip_jax.data.records import RecordError
+from regionclip_jax.data.loading.decoding import read_picture
+from regionclip_jax.data.sources.records import RecordError
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.data.pictures import list_pictures, read_picture
-from regionclip_jax.data.records import RecordError
+from regionclip_jax.data.loading.decoding import read_picture
+from regionclip_jax.data.sources.image_files import list_pictures
+from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.model import Detected, RegionCLIP
 from regionclip_jax.reporting.console import log_own_progress
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks

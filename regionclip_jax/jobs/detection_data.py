@@ -7,13 +7,13 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from regionclip_jax.data.examples import Shard
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.order import EpochOrder, repeat_factors
-from regionclip_jax.data.pipeline import detection_training_batches
-from regionclip_jax.data.records import RecordError
+from regionclip_jax.data.loading.examples import Shard
+from regionclip_jax.data.loading.order import EpochOrder, repeat_factors
+from regionclip_jax.data.loading.pipeline import detection_training_batches
+from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
-from regionclip_jax.data.training_set import TrainingSet
+from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.data.sources.skipped import FaultCounter
 from regionclip_jax.jobs.assembly import blame
 from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
 from regionclip_jax.settings import BoxDataSettings, ConfigError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from absl import logging
 
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.preparation import prepare
-from regionclip_jax.data.read_speed import measure_reading
+from regionclip_jax.data.prepare.preparation import prepare
+from regionclip_jax.data.prepare.read_speed import measure_reading
+from regionclip_jax.data.sources.skipped import FaultCounter
 from regionclip_jax.jobs.streams import (
     SourceChoice,
     build_boxes_source,
@@ -33,7 +33,7 @@ def run(
     num_workers: int,
     fault_minimum: int,
 ) -> dict:
-    """Prepare a source, or resume, and return the manifest; see ``data.preparation.prepare``.
+    """Prepare a source, or resume, and return the manifest; see ``data.prepare.preparation``.
 
     Args:
         choice: a source, with the keys of a recipe.

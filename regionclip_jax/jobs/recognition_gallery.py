@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from regionclip_jax.data.images import decode_image
+from regionclip_jax.data.loading.decoding import decode_image
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.reporting.drawing import Mark
 from regionclip_jax.reporting.galleries import Panel, draw_gallery, write_png

@@ -8,20 +8,19 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from regionclip_jax.data.batching import BatchError
-from regionclip_jax.data.canvas import CanvasPlan
-from regionclip_jax.data.examples import Shard
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.mixing import Mixture
-from regionclip_jax.data.pipeline import detection_batches, image_text_batches
-from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
-from regionclip_jax.data.records import known_sizes
+from regionclip_jax.data.loading.batching import BatchError
+from regionclip_jax.data.loading.buckets import CanvasPlan
+from regionclip_jax.data.loading.examples import Shard
+from regionclip_jax.data.loading.mixing import Mixture
+from regionclip_jax.data.loading.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.array_record_format import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.caption_table import CaptionTableSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
-from regionclip_jax.data.sources.left_out import describe
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
 from regionclip_jax.data.sources.pascal_voc import PascalVocSource
+from regionclip_jax.data.sources.records import known_sizes
+from regionclip_jax.data.sources.skipped import FaultCounter, describe
 from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.data.sources.webdataset import WebDatasetSource

@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks.machine import available_cpus
 from benchmarks.timing import Work, run_rows
-from regionclip_jax.data.examples import Shard
-from regionclip_jax.data.pipeline import image_text_batches
-from regionclip_jax.data.read_speed import measure_reading
+from regionclip_jax.data.loading.examples import Shard
+from regionclip_jax.data.loading.pipeline import image_text_batches
+from regionclip_jax.data.prepare.read_speed import measure_reading
 from regionclip_jax.jobs.streams import SourceChoice, open_image_text_source, plan_canvases
 from regionclip_jax.settings import CaptionDataSettings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.data.writers import read_manifest
+from regionclip_jax.data.sources.array_record_format import read_manifest
 
 ROOT = Path(__file__).parents[2]
 

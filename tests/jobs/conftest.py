@@ -14,9 +14,9 @@ from regionclip_jax.artifacts.model_checkpoint import (
     save_model,
     unflatten,
 )
+from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.dataset import Pictures, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
-from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
 
 SIDE, LENGTH, NUM_RECORDS = 64, 24, 24

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regionclip_jax.data.records import DetectionRecord
+from regionclip_jax.data.sources.records import DetectionRecord
 from regionclip_jax.jobs import detection_gallery
 
 NAMES = ("cat", "dog")

@@ -8,11 +8,11 @@ from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
-from regionclip_jax.data.faults import TooManyFaults
-from regionclip_jax.data.records import DetectionRecord
+from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.data.sources.records import DetectionRecord
+from regionclip_jax.data.sources.skipped import TooManyFaults
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.jobs.evaluated_classes import choose_classes
 from regionclip_jax.settings import (

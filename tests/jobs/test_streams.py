@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from regionclip_jax import settings as sections
-from regionclip_jax.data.faults import TooManyFaults
-from regionclip_jax.data.records import ImageTextRecord
-from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.data.prepare.writers import write_array_record
+from regionclip_jax.data.sources.records import ImageTextRecord
+from regionclip_jax.data.sources.skipped import TooManyFaults
 from regionclip_jax.jobs import streams
 from regionclip_jax.settings import ConfigError
 

@@ -13,10 +13,9 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
-from regionclip_jax.data.records import ImageTextRecord
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.packed_texts import PackedTexts
-from regionclip_jax.data.sources.picture_files import present_files, read_image
+from regionclip_jax.data.sources.image_files import present_files, read_image
+from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts
+from regionclip_jax.data.sources.skipped import LeftOut
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 _CAPTION_COLUMNS = ("caption", "text", "title")

@@ -10,9 +10,9 @@ import math
 import pathlib
 from collections.abc import Callable, Mapping
 
-from regionclip_jax.data.sources.boxed_pictures import Boxes, clip_box, stack_boxes
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.picture_files import present_files
+from regionclip_jax.data.sources.boxed_images import Boxes, clip_box, stack_boxes
+from regionclip_jax.data.sources.image_files import present_files
+from regionclip_jax.data.sources.skipped import LeftOut
 
 # COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
 _ROUNDING = 0.02

@@ -9,8 +9,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Int
 
-from regionclip_jax.data.records import ImageTextRecord
-from regionclip_jax.data.sources.boxed_pictures import NO_BOXES, BoxedPicture, BoxedPictures
+from regionclip_jax.data.sources.boxed_images import NO_BOXES, BoxedPicture, BoxedPictures
 from regionclip_jax.data.sources.coco_annotations import (
     read_annotations,
     read_boxes,
@@ -20,8 +19,9 @@ from regionclip_jax.data.sources.coco_annotations import (
     require_annotations,
     require_pictures,
 )
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.picture_files import read_image
+from regionclip_jax.data.sources.image_files import read_image
+from regionclip_jax.data.sources.records import ImageTextRecord
+from regionclip_jax.data.sources.skipped import LeftOut
 
 
 class CocoCaptionsSource:

@@ -7,7 +7,7 @@ parts of ``coco_url`` give the path: ``train2017/000000000009.jpg``.
 import os
 import pathlib
 
-from regionclip_jax.data.sources.boxed_pictures import NO_BOXES, BoxedPicture, BoxedPictures
+from regionclip_jax.data.sources.boxed_images import NO_BOXES, BoxedPicture, BoxedPictures
 from regionclip_jax.data.sources.coco_annotations import (
     read_annotations,
     read_boxes,

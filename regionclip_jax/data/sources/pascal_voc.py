@@ -10,14 +10,14 @@ import pathlib
 import xml.etree.ElementTree as ElementTree
 from xml.parsers import expat
 
-from regionclip_jax.data.images import image_size
-from regionclip_jax.data.sources.boxed_pictures import (
+from regionclip_jax.data.sources.boxed_images import (
     BoxedPicture,
     BoxedPictures,
     clip_box,
     stack_boxes,
 )
-from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.skipped import LeftOut
 
 
 class PascalVocSource(BoxedPictures):

@@ -25,7 +25,7 @@ import pathlib
 
 import numpy as np
 
-from regionclip_jax.data.records import ImageTextRecord, RecordError
+from regionclip_jax.data.sources.records import ImageTextRecord, RecordError
 
 _TEXT_NAMES = (("images", "text"), ("image", "text"), ("img", "caption"))
 _MAX_CAPTIONS = 5

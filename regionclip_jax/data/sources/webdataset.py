@@ -15,9 +15,8 @@ import pathlib
 
 import numpy as np
 
-from regionclip_jax.data.records import ImageTextRecord, RecordError
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.packed_texts import PackedTexts
+from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts, RecordError
+from regionclip_jax.data.sources.skipped import LeftOut
 from regionclip_jax.data.sources.tar_members import Member, read_members
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")

@@ -9,14 +9,14 @@ import math
 import os
 import pathlib
 
-from regionclip_jax.data.images import image_size
-from regionclip_jax.data.sources.boxed_pictures import (
+from regionclip_jax.data.sources.boxed_images import (
     BoxedPicture,
     BoxedPictures,
     clip_box,
     stack_boxes,
 )
-from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.skipped import LeftOut
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Fractions are at most 1, apart from rounding; far larger values are in pixels.
