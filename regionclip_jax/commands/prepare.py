@@ -38,9 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shard-size", type=int, default=8192, help="records of a shard")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument(
-        "--fault-fraction", type=float, default=0.01, help="stop when more records are unusable ..."
+        "--max-skipped-fraction",
+        type=float,
+        default=0.01,
+        help="stop when a larger share is skipped ...",
     )
-    parser.add_argument("--fault-minimum", type=int, default=100, help="... and at least this many")
+    parser.add_argument(
+        "--min-skipped-records", type=int, default=100, help="... and at least this many"
+    )
     parser.add_argument(
         "--benchmark", nargs="?", const=512, metavar="N", type=int,
         help="write nothing; read N random records (512) and say whether preparing pays",
@@ -59,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     from regionclip_jax.reporting.console import log_own_progress
 
     log_own_progress()
-    choice = SourceChoice(options.source, options.path, options.split, options.fault_fraction)
+    choice = SourceChoice(options.source, options.path, options.split, options.max_skipped_fraction)
     try:
         if options.verify is not None:
             damage = find_damage(options.verify, options.workers)
@@ -74,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_data.run(
             choice, options.output, boxes=options.boxes, limit=options.limit,
             short_side=options.short_side, check=options.check, shard_size=options.shard_size,
-            num_workers=options.workers, fault_minimum=options.fault_minimum,
+            num_workers=options.workers, min_skipped_records=options.min_skipped_records,
         )  # fmt: skip
     except (TooManyFaults, ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

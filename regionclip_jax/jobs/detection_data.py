@@ -98,7 +98,7 @@ def stream(
                 settings.repeat_threshold,
             )
         plan = plan_canvases(settings, training_set)
-        faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
+        faults = FaultCounter(settings.max_skipped_fraction, settings.min_skipped_records)
         batches = detection_training_batches(
             training_set,
             settings,

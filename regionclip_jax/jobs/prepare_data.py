@@ -31,14 +31,14 @@ def run(
     check: bool,
     shard_size: int,
     num_workers: int,
-    fault_minimum: int,
+    min_skipped_records: int,
 ) -> dict:
     """Prepare a source, or resume, and return the manifest; see ``data.prepare.preparation``.
 
     Args:
         choice: a source, with the keys of a recipe.
         boxes: images with boxes, otherwise with captions.
-        fault_minimum: as in a recipe, together with the choice's ``fault_fraction``.
+        min_skipped_records: as in a recipe, together with the choice's ``max_skipped_fraction``.
     """
     source = _open(choice, boxes)
     manifest = prepare(
@@ -56,7 +56,7 @@ def run(
         short_side=short_side,
         check=check,
         num_workers=num_workers,
-        faults=FaultCounter(choice.fault_fraction, fault_minimum),
+        faults=FaultCounter(choice.max_skipped_fraction, min_skipped_records),
         report=log_progress(),
     )
     for reason, entry in manifest["skipped"].items():

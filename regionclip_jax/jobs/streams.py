@@ -44,7 +44,7 @@ class SourceChoice:
     source: str
     path: str
     split: str
-    fault_fraction: float
+    max_skipped_fraction: float
     annotations: str = ""
 
 
@@ -54,7 +54,7 @@ def build_image_text_source(settings: CaptionDataSettings):
         return open_image_text_source(settings, "data")
     sources = [
         open_image_text_source(
-            SourceChoice(part.source, part.path, part.split, settings.fault_fraction),
+            SourceChoice(part.source, part.path, part.split, settings.max_skipped_fraction),
             f"data.mixture[{number}]",
         )
         for number, part in enumerate(settings.mixture)
@@ -72,7 +72,7 @@ def open_image_text_source(settings: CaptionDataSettings | SourceChoice, key: st
         key: key of the settings, for errors.
     """
     path, split = settings.path, settings.split
-    share = {"fault_fraction": settings.fault_fraction}
+    share = {"max_skipped_fraction": settings.max_skipped_fraction}
     makers = {
         "array_record": lambda: ArrayRecordSource(path),
         "caption_table": lambda: CaptionTableSource(path, **share),
@@ -102,7 +102,7 @@ def build_boxes_source(
         mask_size: side of the object masks in cells; None reads none.
     """
     path, split = settings.path, settings.split
-    share = {"fault_fraction": settings.fault_fraction}
+    share = {"max_skipped_fraction": settings.max_skipped_fraction}
     annotations = settings.annotations or None
     makers = {
         "array_record": lambda: ArrayRecordSource(path),
@@ -154,7 +154,7 @@ def stream_batches(
 ) -> Iterator[ImageTextBatch]:
     """Yield this process's batches from a record count on; count and limit skipped records."""
     with blame("data"):
-        faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
+        faults = FaultCounter(settings.max_skipped_fraction, settings.min_skipped_records)
         stream = image_text_batches(
             source,
             settings,
@@ -192,7 +192,7 @@ def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> Ca
 def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
     """Yield this process's batches of one pass; count and limit skipped records."""
     with blame("evaluation"):
-        faults = FaultCounter(settings.fault_fraction, minimum=1)
+        faults = FaultCounter(settings.max_skipped_fraction, minimum=1)
         shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
         stream = detection_batches(source, settings, shard)
     # A row of padding is not a record.

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="coco_folder", help="as data.source in a recipe")
     parser.add_argument("--path", help="of the source; without one pictures are drawn")
     parser.add_argument("--split", default="", help='of a COCO folder, e.g. "train2017"')
-    parser.add_argument("--fault_fraction", type=float, default=0.01, help="as in a recipe")
+    parser.add_argument("--max_skipped_fraction", type=float, default=0.01, help="as in a recipe")
     parser.add_argument("--pictures", type=int, default=64, help="to draw, or to time reading of")
     parser.add_argument("--short_side", type=int, default=800, help="the rest in proportion")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of each process")
@@ -45,10 +45,10 @@ def measure(args: argparse.Namespace) -> dict:
     if args.workers and not flags.FLAGS.is_parsed():
         flags.FLAGS(["benchmark.py"])  # grain's workers need parsed flags
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-        choice = SourceChoice(args.source, args.path or "", args.split, args.fault_fraction)
+        choice = SourceChoice(args.source, args.path or "", args.split, args.max_skipped_fraction)
         if args.path is None:
             draw_coco(Path(scratch), args.pictures)
-            choice = SourceChoice("coco_folder", scratch, "drawn", fault_fraction=0.0)
+            choice = SourceChoice("coco_folder", scratch, "drawn", max_skipped_fraction=0.0)
         source = open_image_text_source(choice, "data")
         reading = measure_reading(source, scratch, args.pictures)
         print(

@@ -109,8 +109,8 @@ def data(pairs_directory) -> settings.CaptionDataSettings:
         group_by_canvas=False,
         context_length=LENGTH,
         num_threads=1,
-        fault_fraction=0.1,
-        fault_minimum=1,
+        max_skipped_fraction=0.1,
+        min_skipped_records=1,
     )
 
 

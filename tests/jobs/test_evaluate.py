@@ -357,7 +357,7 @@ def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_th
     answers(lambda batch: batch.classes)
     with pytest.raises((ConfigError, TooManyFaults), match=r"1\.png"):
         evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "strict")
-    section = dataclasses.replace(section, fault_fraction=0.5)
+    section = dataclasses.replace(section, max_skipped_fraction=0.5)
     metrics = evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
     # One of two pictures found at precision 1: 51 of COCO's 101 recall thresholds.
     assert metrics["student"]["AP50_all"] == pytest.approx(100 * 51 / 101)
@@ -376,7 +376,7 @@ def test_a_file_that_the_metrics_refuse_is_refused_before_the_first_picture(
     section = dataclasses.replace(
         config.evaluation,
         source="coco_folder", path=str(folder), split="val2017", class_split="none",
-        fault_fraction=0.5,
+        max_skipped_fraction=0.5,
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* category 77"):
         evaluate_student(config, section)

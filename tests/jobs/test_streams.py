@@ -42,7 +42,7 @@ def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_p
     with pytest.raises(ConfigError, match=r"data: .*t\.csv: 1 of 2 rows .*10\.00%.* \(3: b\.jpg\)"):
         streams.build_image_text_source(section)
     with caplog.at_level("INFO"):
-        streams.build_image_text_source(dataclasses.replace(section, fault_fraction=0.5))
+        streams.build_image_text_source(dataclasses.replace(section, max_skipped_fraction=0.5))
     expected = "1 records; images 1, captions 1, rows whose file is missing 1 (3: b.jpg)"
     assert expected in caplog.text
 
@@ -174,7 +174,7 @@ def broken_data(data, drawn, tmp_path):
 
 
 def test_a_record_that_cannot_be_used_is_a_masked_row(broken_data):
-    batches = stream(dataclasses.replace(broken_data, fault_fraction=0.2))
+    batches = stream(dataclasses.replace(broken_data, max_skipped_fraction=0.2))
     assert [int(next(batches).mask.sum()) for _ in range(3)] == [7, 7, 7]
 
 
@@ -182,7 +182,7 @@ def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
     with pytest.raises(TooManyFaults, match=r"1 of 8 records .*10\.00%[\s\S]*torn"):
         next(stream(broken_data))
     # As many as the minimum are needed, too.
-    batches = stream(dataclasses.replace(broken_data, fault_minimum=3))
+    batches = stream(dataclasses.replace(broken_data, min_skipped_records=3))
     assert [int(next(batches).mask.sum()) for _ in range(2)] == [7, 7]
     with pytest.raises(TooManyFaults, match="3 of 24 records"):
         next(batches)
@@ -192,7 +192,7 @@ def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
     ("changes", "message"),
     [
         ({"short_sides": (32,)}, "give both"),
-        ({"fault_fraction": 2.0}, "within 0 and 1"),
+        ({"max_skipped_fraction": 2.0}, "within 0 and 1"),
     ],
 )
 def test_settings_a_stream_cannot_have_are_mistakes_in_the_recipe(data, changes, message):
@@ -227,7 +227,7 @@ def test_the_share_of_faults_in_an_evaluation_is_that_of_the_records(evaluation,
     write_array_record(records, tmp_path / "set", 64, {"category_names": ["a"]})
     for fraction, is_refused in ((0.1, True), (0.12, False)):
         section = dataclasses.replace(
-            evaluation, path=str(tmp_path / "set"), fault_fraction=fraction
+            evaluation, path=str(tmp_path / "set"), max_skipped_fraction=fraction
         )
         batches = streams.detection_pass(section, streams.build_boxes_source(section, "evaluation"))
         if is_refused:

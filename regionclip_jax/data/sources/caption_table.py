@@ -38,7 +38,7 @@ class CaptionTableSource:
 
     Args:
         path: path of the table: ``.csv``, ``.tsv`` or ``.jsonl``.
-        fault_fraction: share of the rows that may be skipped: a missing or empty column, or a
+        max_skipped_fraction: share of the rows that may be skipped: a missing or empty column, or a
             missing file.
 
     Raises:
@@ -46,7 +46,7 @@ class CaptionTableSource:
         ValueError: not such a table, unknown columns, or too many skipped rows.
     """
 
-    def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
+    def __init__(self, path: str | os.PathLike, *, max_skipped_fraction: float = 0.0):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(f"{self._path}: expected a table in CSV, TSV or JSON lines")
@@ -70,7 +70,7 @@ class CaptionTableSource:
         left_out.require_few(
             self._path,
             total,
-            fault_fraction,
+            max_skipped_fraction,
             "expected a picture file, relative to the table, and its caption in every row",
         )
         names = [name for name in captions if name in present]

@@ -34,14 +34,14 @@ class CocoCaptionsSource:
     Args:
         root: holds ``annotations/`` and the image folder.
         split: such as ``"train2017"``.
-        fault_fraction: share of the images, and of the captions, that may be skipped.
+        max_skipped_fraction: share of the images, and of the captions, that may be skipped.
 
     Raises:
         FileNotFoundError: no annotation file or no image folder.
         ValueError: the file has no captions, or too many entries are skipped.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
+    def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
         path = self._root / "annotations" / f"captions_{split}.json"
         content = read_annotations(path)
@@ -64,12 +64,12 @@ class CocoCaptionsSource:
         unusable.require_few(
             path,
             len(content["annotations"]),
-            fault_fraction,
+            max_skipped_fraction,
             "give the captions file of the split, or repair it",
         )
         if not captions:
             raise ValueError(f"{path} has no captions: expected COCO's captions file of the split")
-        require_pictures(path, content, folder, missing, fault_fraction)
+        require_pictures(path, content, folder, missing, max_skipped_fraction)
         ids = [image_id for image_id in names if image_id in captions]
         self._records = [(names[image_id], tuple(captions[image_id])) for image_id in ids]
         known = [sizes[image_id] for image_id in ids]
@@ -111,7 +111,7 @@ class CocoInstancesSource(BoxedPictures):
     Args:
         root: holds ``annotations/`` and the image folder.
         split: such as ``"train2017"``.
-        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        max_skipped_fraction: share of the images, and of the annotations, that may be skipped.
         annotations: a file in COCO's format at any path; its images are in ``root/split``, or in
             ``root`` with an empty split.
         mask_size: side P of the object masks; None reads none.
@@ -126,7 +126,7 @@ class CocoInstancesSource(BoxedPictures):
         root: str | os.PathLike,
         split: str,
         *,
-        fault_fraction: float = 0.0,
+        max_skipped_fraction: float = 0.0,
         annotations: str | os.PathLike | None = None,
         mask_size: int | None = None,
     ):
@@ -139,9 +139,9 @@ class CocoInstancesSource(BoxedPictures):
         self.category_names, self.category_ids = read_categories(path, content)
         folder = _require_folder(self._root / split)
         names, sizes, missing = read_sized_images(content, folder)
-        require_pictures(path, content, folder, missing, fault_fraction)
+        require_pictures(path, content, folder, missing, max_skipped_fraction)
         boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
-        require_annotations(path, content, unusable, fault_fraction)
+        require_annotations(path, content, unusable, max_skipped_fraction)
         pictures = [
             BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
         ]

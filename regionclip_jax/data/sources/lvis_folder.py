@@ -31,7 +31,7 @@ class LvisInstancesSource(BoxedPictures):
     Args:
         root: holds ``annotations/`` and the image folders.
         split: ``"train"`` or ``"val"``.
-        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        max_skipped_fraction: share of the images, and of the annotations, that may be skipped.
         mask_size: side P of the object masks; None reads none.
 
     Raises:
@@ -44,7 +44,7 @@ class LvisInstancesSource(BoxedPictures):
         root: str | os.PathLike,
         split: str,
         *,
-        fault_fraction: float = 0.0,
+        max_skipped_fraction: float = 0.0,
         mask_size: int | None = None,
     ):
         self._root, self._split = pathlib.Path(root), split
@@ -58,9 +58,9 @@ class LvisInstancesSource(BoxedPictures):
                 )
         self.category_names, self.category_ids = read_categories(path, content)
         names, sizes, missing = read_sized_images(content, self._root, _name_of)
-        require_pictures(path, content, self._root, missing, fault_fraction)
+        require_pictures(path, content, self._root, missing, max_skipped_fraction)
         boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
-        require_annotations(path, content, unusable, fault_fraction)
+        require_annotations(path, content, unusable, max_skipped_fraction)
         pictures = [
             BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
         ]

@@ -85,24 +85,27 @@ class LeftOut:
         if len(first) < _NUM_NAMED:
             first.append(str(name)[:200])
 
-    def require_few(self, where: object, total: int, fault_fraction: float, remedy: str) -> None:
+    def require_few(
+        self, where: object, total: int, max_skipped_fraction: float, remedy: str
+    ) -> None:
         """Refuse too many skipped entries: a few are normal, a wrong file is not.
 
         Args:
             where: the file or folder, for the error.
             total: number of entries, including skipped ones.
-            fault_fraction: share of the entries that may be skipped; never all of them.
+            max_skipped_fraction: share of the entries that may be skipped; never all of them.
 
         Raises:
             ValueError: more entries are skipped.
         """
         lost = self.report.total()
-        if not lost or (lost < total and lost <= fault_fraction * total):
+        if not lost or (lost < total and lost <= max_skipped_fraction * total):
             return
         raise ValueError(
-            f"{where}: {lost} of {total} {self._what} cannot be used, more than a fault_fraction "
-            f"of {fault_fraction:.2%} allows: {describe(self.report, self.named)}; {remedy}, or "
-            "raise fault_fraction to go on without them"
+            f"{where}: {lost} of {total} {self._what} cannot be used, more than a "
+            f"max_skipped_fraction of {max_skipped_fraction:.2%} allows: "
+            f"{describe(self.report, self.named)}; {remedy}, or "
+            "raise max_skipped_fraction to go on without them"
         )
 
 

@@ -33,15 +33,15 @@ class WebDatasetSource:
 
     Args:
         path: a folder of ``*.tar``, or one of them.
-        fault_fraction: share of the samples that may lack an image or a caption, and of the shards
-            that may be truncated; samples before the truncation are used.
+        max_skipped_fraction: share of the samples that may lack an image or a caption, and of
+            the shards that may be truncated; samples before the truncation are used.
 
     Raises:
         FileNotFoundError: no shard.
         ValueError: too many entries are skipped.
     """
 
-    def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
+    def __init__(self, path: str | os.PathLike, *, max_skipped_fraction: float = 0.0):
         self._path = pathlib.Path(path)
         self._shards = sorted(self._path.glob("*.tar")) if self._path.is_dir() else [self._path]
         if not self._shards or not self._shards[0].is_file():
@@ -57,11 +57,12 @@ class WebDatasetSource:
         self.report = {"shards": len(shards), "samples": self._ends[-1]}
         self.named: dict[str, list[str]] = {}
         cut = [f"{s.path.name} {s.problem}" for s in shards if s.problem]
-        if len(cut) > fault_fraction * len(shards):
+        if len(cut) > max_skipped_fraction * len(shards):
             raise ValueError(
                 f"{self._path}: {len(cut)} of {len(shards)} shards are cut short or damaged, more "
-                f"than a fault_fraction of {fault_fraction:.2%} allows: {'; '.join(cut[:3])}; "
-                "download them again, or raise fault_fraction to use what comes before"
+                f"than a max_skipped_fraction of {max_skipped_fraction:.2%} allows: "
+                f"{'; '.join(cut[:3])}; "
+                "download them again, or raise max_skipped_fraction to use what comes before"
             )
         if cut:
             self.report["shards_cut_short"], self.named["shards_cut_short"] = len(cut), cut[:3]
@@ -78,7 +79,7 @@ class WebDatasetSource:
             left_out.require_few(
                 self._path,
                 total,
-                fault_fraction,
+                max_skipped_fraction,
                 "expected key.jpg with key.txt or key.json, each once; repair the shards",
             )
             self.report |= left_out.report

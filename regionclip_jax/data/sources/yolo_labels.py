@@ -29,14 +29,14 @@ class YoloLabelsSource(BoxedPictures):
     Args:
         root: holds ``images/``, ``labels/`` and the file of names.
         split: folder in both, such as ``"train"``; empty if ``images/`` itself holds the images.
-        fault_fraction: share of the images, and of the lines, that may be skipped.
+        max_skipped_fraction: share of the images, and of the lines, that may be skipped.
 
     Raises:
         FileNotFoundError: no such folders, no names, or no label file at all.
         ValueError: not one distinct name for each class, or too many skipped entries.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
+    def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
         folder, labels = self._root / "images" / split, self._root / "labels" / split
         for path in (folder, labels):
@@ -80,11 +80,11 @@ class YoloLabelsSource(BoxedPictures):
                 else:
                     rows.append((box, kind, False, None))
             pictures.append(BoxedPicture(number, path.name, *size, stack_boxes(rows)))
-        images.require_few(folder, len(files), fault_fraction, "replace or remove them")
+        images.require_few(folder, len(files), max_skipped_fraction, "replace or remove them")
         lines.require_few(
             labels,
             total,
-            fault_fraction,
+            max_skipped_fraction,
             f"expected a class below {len(self.category_names)} and cx cy width height in shares "
             "of the picture",
         )

@@ -79,7 +79,7 @@ def test_a_row_that_cannot_be_used_is_counted_and_loses_no_other(folder, row, ki
     with pytest.raises(ValueError, match="1 of 4 rows cannot be used") as caught:
         CaptionTableSource(table(folder, text))
     assert kind.replace("_", " ") in str(caught.value)
-    source = CaptionTableSource(table(folder, text), fault_fraction=0.25)
+    source = CaptionTableSource(table(folder, text), max_skipped_fraction=0.25)
     expected = {"a.jpg": ("one",), "b.jpg": ("two",), "pictures/c.jpg": ("three",)}
     assert contents(source) == expected
 
@@ -93,7 +93,7 @@ def test_a_json_line_that_cannot_be_used_is_counted(folder, line):
     path = table(folder, good + line + "\n", "t.jsonl")
     with pytest.raises(ValueError, match="1 of 2 rows"):
         CaptionTableSource(path)
-    assert contents(CaptionTableSource(path, fault_fraction=0.5)) == {"a.jpg": ("one",)}
+    assert contents(CaptionTableSource(path, max_skipped_fraction=0.5)) == {"a.jpg": ("one",)}
 
 
 def test_a_caption_of_a_hundred_kilobytes_and_one_with_a_nul_stay_as_they_are(folder):
@@ -141,6 +141,6 @@ def test_any_rows_between_good_ones_lose_none_of_them(name, junk):
             (Path(folder) / f"{i}.jpg").write_bytes(b"picture")
         path = Path(folder) / name
         path.write_bytes(b"\n".join(lines))
-        found = contents(CaptionTableSource(path, fault_fraction=1.0))
+        found = contents(CaptionTableSource(path, max_skipped_fraction=1.0))
     for i in range(3):
         assert f"caption {i}" in found[f"{i}.jpg"]

@@ -108,9 +108,9 @@ def test_missing_pictures_are_refused_or_counted_up_to_the_limit(root, make):
     (root / "val" / "nine.png").unlink()
     with pytest.raises(ValueError, match=r"_val\.json: 1 of 3 images .*0\.00%.* 1 \(nine\.png\)"):
         make(root, "val")
-    with pytest.raises(ValueError, match="raise fault_fraction"):
-        make(root, "val", fault_fraction=0.33)
-    source = make(root, "val", fault_fraction=0.34)
+    with pytest.raises(ValueError, match="raise max_skipped_fraction"):
+        make(root, "val", max_skipped_fraction=0.33)
+    source = make(root, "val", max_skipped_fraction=0.34)
     assert source.report["images_missing"] == 1
     assert source.named["images_missing"] == ["nine.png"]
     assert "nine.png" not in [source[i].key for i in range(len(source))]
@@ -120,7 +120,7 @@ def test_a_file_without_a_single_picture_of_the_folder_is_the_wrong_one_whatever
     for name in ("two.png", "five.png", "nine.png"):
         (root / "val" / name).unlink()
     with pytest.raises(ValueError, match=r"3 of 3 images .* missing 3 \(five\.png, nine"):
-        CocoInstancesSource(root, "val", fault_fraction=1.0)
+        CocoInstancesSource(root, "val", max_skipped_fraction=1.0)
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_unusable_annotations_are_refused_or_counted_and_the_others_stay(root, e
     write(root, "instances", [good[0], entry, good[1]], categories=categories)
     with pytest.raises(ValueError, match="1 of 3 annotations cannot be used"):
         CocoInstancesSource(root, "val")
-    source = CocoInstancesSource(root, "val", fault_fraction=0.4)
+    source = CocoInstancesSource(root, "val", max_skipped_fraction=0.4)
     assert source.report[f"annotations_{kind}"] == 1 and source.report["boxes"] == 2
     assert [len(source[i].boxes) for i in range(3)] == [1, 0, 1]
     write(root, "instances", [entry], categories=categories)
     with pytest.raises(ValueError, match="1 of 1 annotations .* repair it"):
-        CocoInstancesSource(root, "val", fault_fraction=1.0)
+        CocoInstancesSource(root, "val", max_skipped_fraction=1.0)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_unusable_images_are_counted_and_an_id_keeps_its_first_picture(root, ent
     (root / "annotations" / "instances_val.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="1 of 4 images cannot be used"):
         CocoInstancesSource(root, "val")
-    source = CocoInstancesSource(root, "val", fault_fraction=0.25)
+    source = CocoInstancesSource(root, "val", max_skipped_fraction=0.25)
     assert [source[i].key for i in range(3)] == ["two.png", "five.png", "nine.png"]
 
 
@@ -192,7 +192,7 @@ def test_captions_that_are_no_text_or_blank_are_counted(root, text):
     write(root, "captions", [caption(9, "a"), caption(9, text), caption(2, "c")])
     with pytest.raises(ValueError, match="1 of 3 captions"):
         CocoCaptionsSource(root, "val")
-    source = CocoCaptionsSource(root, "val", fault_fraction=0.4)
+    source = CocoCaptionsSource(root, "val", max_skipped_fraction=0.4)
     assert [source[i].captions for i in range(2)] == [("c",), ("a",)]
 
 

@@ -50,7 +50,7 @@ def test_a_coco_file_a_missing_picture_or_file_are_refused(write, content):
     root = write(content, pictures=("val2017/a.jpg",))
     with pytest.raises(ValueError, match=r"1 of 2 images .* missing 1 \(train2017/b\.jpg\)"):
         LvisInstancesSource(root, "val")
-    source = LvisInstancesSource(root, "val", fault_fraction=0.5)
+    source = LvisInstancesSource(root, "val", max_skipped_fraction=0.5)
     assert len(source) == 1 and source.report["images_missing"] == 1
     with pytest.raises(FileNotFoundError, match="lvis_v1_train.json"):
         LvisInstancesSource(root, "train")

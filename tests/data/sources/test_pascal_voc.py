@@ -57,7 +57,7 @@ def test_a_file_that_is_no_plain_xml_is_counted(root, content, head):
     annotate(root, "two", content, head)
     with pytest.raises(ValueError, match=r"1 of 3 images .* usable annotation 1 \(two\)"):
         PascalVocSource(root, "val")
-    assert PascalVocSource(root, "val", fault_fraction=0.4)[0].key == "one.jpg"
+    assert PascalVocSource(root, "val", max_skipped_fraction=0.4)[0].key == "one.jpg"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_an_object_that_cannot_be_used_is_counted(root, content):
     annotate(root, "two", content)
     with pytest.raises(ValueError, match=r"1 of 3 objects .* usable box 1 \(two: 0\)"):
         PascalVocSource(root, "val")
-    source = PascalVocSource(root, "val", fault_fraction=0.4)
+    source = PascalVocSource(root, "val", max_skipped_fraction=0.4)
     assert source.report["boxes"] == 2 and len(source) == 3
 
 

@@ -83,8 +83,8 @@ def test_a_shard_that_is_cut_keeps_what_is_whole_and_is_named(tmp_path):
     # Within c's text, behind its picture.
     (tmp_path / "1.tar").write_bytes(data[: 7 * 512 + 3])
     with pytest.raises(ValueError, match=r"1 of 2 shards are cut .*1\.tar ends at byte 3587"):
-        WebDatasetSource(tmp_path, fault_fraction=0.4)
-    source = WebDatasetSource(tmp_path, fault_fraction=0.5)
+        WebDatasetSource(tmp_path, max_skipped_fraction=0.4)
+    source = WebDatasetSource(tmp_path, max_skipped_fraction=0.5)
     assert [r.key for r in records(source)] == ["a", "b"]
     assert source.report["shards_cut_short"] == 1 and "1.tar" in source.named["shards_cut_short"][0]
     # The picture whose text is behind the cut.
@@ -97,11 +97,11 @@ def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path
     good = [file for key in "abcdef" for file in sample(key)]
     write(tmp_path / "0.tar", [*good, *lone, *double])
     with pytest.raises(ValueError, match=r"2 of 8 samples .* caption 1 \(0\.tar: x\)"):
-        WebDatasetSource(tmp_path, fault_fraction=0.2)
+        WebDatasetSource(tmp_path, max_skipped_fraction=0.2)
     with pytest.raises(ValueError, match=r"2 of 14 files .* twice 2 \(0\.tar: a\.jpg, 0\.tar: b"):
         write(tmp_path / "0.tar", [*good, *double])
-        WebDatasetSource(tmp_path, fault_fraction=0.1)
-    source = WebDatasetSource(tmp_path, fault_fraction=0.2)
+        WebDatasetSource(tmp_path, max_skipped_fraction=0.1)
+    source = WebDatasetSource(tmp_path, max_skipped_fraction=0.2)
     assert source[0].image == b"picture a" and source.report["files_there_twice"] == 2
 
 
@@ -156,7 +156,7 @@ def test_damage_anywhere_in_a_shard_loses_no_sample_before_it(data):
             good[place] = value
         path.write_bytes(good[: data.draw(st.integers(min(changes) + 1, len(good)))])
         try:
-            source = WebDatasetSource(path, fault_fraction=1.0)
+            source = WebDatasetSource(path, max_skipped_fraction=1.0)
         except ValueError:
             # No sample is whole, so none came before the damage.
             assert min(changes) < 4 * 512

@@ -44,7 +44,7 @@ def test_a_line_that_cannot_be_used_is_counted(root, line):
     label(root, "b", line)
     with pytest.raises(ValueError, match=r"1 of 5 lines .* unusable 1 \(b\.txt 1: "):
         YoloLabelsSource(root, "val")
-    assert YoloLabelsSource(root, "val", fault_fraction=0.2).report["boxes"] == 3
+    assert YoloLabelsSource(root, "val", max_skipped_fraction=0.2).report["boxes"] == 3
 
 
 def test_names_may_be_a_list_or_a_file_of_lines(root):
@@ -73,7 +73,7 @@ def test_what_is_missing_or_broken_is_named(root):
     (root / "images" / "val" / "b.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1 of 3 images .* unreadable 1 \(b\.png\)"):
         YoloLabelsSource(root, "val")
-    assert len(YoloLabelsSource(root, "val", fault_fraction=0.4)) == 2
+    assert len(YoloLabelsSource(root, "val", max_skipped_fraction=0.4)) == 2
     for name in ("a", "c"):
         (root / "labels" / "val" / f"{name}.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no NAME\.txt for any picture"):
