@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
-    from regionclip_jax.data.sources.skipped import TooManyFaults
+    from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.reporting.console import log_own_progress
     from regionclip_jax.sharding.agreement import HostsDisagree, require_agreement, require_shared
     from regionclip_jax.training.nan_guard import NonFiniteMetric
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
         ConfigError,
         CheckpointMismatch,
         HostsDisagree,
-        TooManyFaults,
+        TooManySkipped,
         NonFiniteMetric,
         FileNotFoundError,
         FileExistsError,

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--path: {options.path!r} does not exist")
     # Imported here, because worker processes import this file and do not need these modules.
     from regionclip_jax.data.prepare.verification import find_damage
-    from regionclip_jax.data.sources.skipped import TooManyFaults
+    from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.jobs import prepare_data
     from regionclip_jax.jobs.streams import SourceChoice
     from regionclip_jax.reporting.console import log_own_progress
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             short_side=options.short_side, check=options.check, shard_size=options.shard_size,
             num_workers=options.workers, min_skipped_records=options.min_skipped_records,
         )  # fmt: skip
-    except (TooManyFaults, ValueError, OSError, RuntimeError) as error:
+    except (TooManySkipped, ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

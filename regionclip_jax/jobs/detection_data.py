@@ -13,7 +13,7 @@ from regionclip_jax.data.loading.pipeline import detection_training_batches
 from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES
 from regionclip_jax.data.sources.records import RecordError
-from regionclip_jax.data.sources.skipped import FaultCounter
+from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.jobs.assembly import blame
 from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
 from regionclip_jax.settings import BoxDataSettings, ConfigError
@@ -98,7 +98,7 @@ def stream(
                 settings.repeat_threshold,
             )
         plan = plan_canvases(settings, training_set)
-        faults = FaultCounter(settings.max_skipped_fraction, settings.min_skipped_records)
+        counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)
         batches = detection_training_batches(
             training_set,
             settings,
@@ -114,4 +114,4 @@ def stream(
             start_record=start_record,
             plan=plan,
         )
-    return counted(batches, faults, lambda batch, texts: len(batch.mask), "data")
+    return counted(batches, counter, lambda batch, texts: len(batch.mask), "data")

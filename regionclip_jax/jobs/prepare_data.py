@@ -8,7 +8,7 @@ from absl import logging
 
 from regionclip_jax.data.prepare.preparation import prepare
 from regionclip_jax.data.prepare.read_speed import measure_reading
-from regionclip_jax.data.sources.skipped import FaultCounter
+from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.jobs.streams import (
     SourceChoice,
     build_boxes_source,
@@ -56,7 +56,7 @@ def run(
         short_side=short_side,
         check=check,
         num_workers=num_workers,
-        faults=FaultCounter(choice.max_skipped_fraction, min_skipped_records),
+        counter=SkipCounter(choice.max_skipped_fraction, min_skipped_records),
         report=log_progress(),
     )
     for reason, entry in manifest["skipped"].items():

@@ -20,7 +20,7 @@ from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInst
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
 from regionclip_jax.data.sources.pascal_voc import PascalVocSource
 from regionclip_jax.data.sources.records import known_sizes
-from regionclip_jax.data.sources.skipped import FaultCounter, describe
+from regionclip_jax.data.sources.skipped import SkipCounter, describe
 from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.data.sources.webdataset import WebDatasetSource
@@ -154,7 +154,7 @@ def stream_batches(
 ) -> Iterator[ImageTextBatch]:
     """Yield this process's batches from a record count on; count and limit skipped records."""
     with blame("data"):
-        faults = FaultCounter(settings.max_skipped_fraction, settings.min_skipped_records)
+        counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)
         stream = image_text_batches(
             source,
             settings,
@@ -163,7 +163,7 @@ def stream_batches(
             start_record=start_record,
             plan=plan_canvases(settings, source),
         )
-    return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
+    return counted(stream, counter, lambda batch, texts: len(batch.mask), "data")
 
 
 def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> CanvasPlan | None:
@@ -192,16 +192,16 @@ def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> Ca
 def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
     """Yield this process's batches of one pass; count and limit skipped records."""
     with blame("evaluation"):
-        faults = FaultCounter(settings.max_skipped_fraction, minimum=1)
+        counter = SkipCounter(settings.max_skipped_fraction, minimum=1)
         shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
         stream = detection_batches(source, settings, shard)
     # A row of padding is not a record.
     return counted(
-        stream, faults, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
+        stream, counter, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
     )
 
 
-def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -> Iterator:
+def counted(stream: Iterator, counter: SkipCounter, count: Callable, key: str) -> Iterator:
     """Yield the batches of a stream, and count its skipped records.
 
     Args:
@@ -211,7 +211,7 @@ def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -
     with contextlib.closing(stream):
         try:
             for batch, texts in stream:
-                faults.add(count(batch, texts), texts)
+                counter.add(count(batch, texts), texts)
                 yield batch
         except BatchError as error:
             raise ConfigError(f"{key}: {error}") from error

@@ -217,7 +217,7 @@ def test_too_many_records_that_cannot_be_used_stop_the_run(
     # With this seed it is among the first records, where one is a larger share.
     done = run_main(pretrain_recipe, tmp_path, *flags, "--config.run.seed=5")
     message = complaint(done)
-    assert "records could not be used, more than the limit of 7.40%" in message
+    assert "records were skipped, more than the limit of 7.40%" in message
     assert "broken.jpg" in message
 
 

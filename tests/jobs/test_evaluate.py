@@ -12,7 +12,7 @@ from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import DetectionRecord
-from regionclip_jax.data.sources.skipped import TooManyFaults
+from regionclip_jax.data.sources.skipped import TooManySkipped
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.jobs.evaluated_classes import choose_classes
 from regionclip_jax.settings import (
@@ -355,7 +355,7 @@ def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_th
     picture = folder / "val2017" / "1.png"
     picture.unlink() if loss == "missing" else picture.write_bytes(b"<html>404</html>")
     answers(lambda batch: batch.classes)
-    with pytest.raises((ConfigError, TooManyFaults), match=r"1\.png"):
+    with pytest.raises((ConfigError, TooManySkipped), match=r"1\.png"):
         evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "strict")
     section = dataclasses.replace(section, max_skipped_fraction=0.5)
     metrics = evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")

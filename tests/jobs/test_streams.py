@@ -9,7 +9,7 @@ from PIL import Image
 from regionclip_jax import settings as sections
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.records import ImageTextRecord
-from regionclip_jax.data.sources.skipped import TooManyFaults
+from regionclip_jax.data.sources.skipped import TooManySkipped
 from regionclip_jax.jobs import streams
 from regionclip_jax.settings import ConfigError
 
@@ -178,13 +178,13 @@ def test_a_record_that_cannot_be_used_is_a_masked_row(broken_data):
     assert [int(next(batches).mask.sum()) for _ in range(3)] == [7, 7, 7]
 
 
-def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
-    with pytest.raises(TooManyFaults, match=r"1 of 8 records .*10\.00%[\s\S]*torn"):
+def test_more_skipped_records_than_the_recipe_allows_stop_the_stream(broken_data):
+    with pytest.raises(TooManySkipped, match=r"1 of 8 records .*10\.00%[\s\S]*torn"):
         next(stream(broken_data))
     # As many as the minimum are needed, too.
     batches = stream(dataclasses.replace(broken_data, min_skipped_records=3))
     assert [int(next(batches).mask.sum()) for _ in range(2)] == [7, 7]
-    with pytest.raises(TooManyFaults, match="3 of 24 records"):
+    with pytest.raises(TooManySkipped, match="3 of 24 records"):
         next(batches)
 
 
@@ -213,7 +213,7 @@ def test_a_batch_whose_pictures_fit_no_common_canvas_is_a_mistake_in_the_recipe(
         next(stream(section))
 
 
-def test_an_evaluation_sees_every_record_once_and_padding_is_no_fault(evaluation):
+def test_an_evaluation_sees_every_record_once_and_padding_is_not_skipped(evaluation):
     source = streams.build_boxes_source(evaluation, "evaluation")
     batches = list(streams.detection_pass(evaluation, source))
     assert [int(batch.mask.sum()) for batch in batches] == [8, 8, 4]
@@ -221,7 +221,9 @@ def test_an_evaluation_sees_every_record_once_and_padding_is_no_fault(evaluation
     assert ids.tolist() == list(range(1, 21))
 
 
-def test_the_share_of_faults_in_an_evaluation_is_that_of_the_records(evaluation, drawn, tmp_path):
+def test_the_share_of_skipped_records_in_an_evaluation_is_that_of_the_records(
+    evaluation, drawn, tmp_path
+):
     records = [drawn(i, True) for i in range(9)]
     records[8] = dataclasses.replace(records[8], image=b"torn")
     write_array_record(records, tmp_path / "set", 64, {"category_names": ["a"]})
@@ -231,7 +233,7 @@ def test_the_share_of_faults_in_an_evaluation_is_that_of_the_records(evaluation,
         )
         batches = streams.detection_pass(section, streams.build_boxes_source(section, "evaluation"))
         if is_refused:
-            with pytest.raises(TooManyFaults, match="1 of 9 records"):
+            with pytest.raises(TooManySkipped, match="1 of 9 records"):
                 list(batches)
         else:
             assert [int(batch.mask.sum()) for batch in batches] == [8, 0]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from regionclip_jax.data.loading.buckets import Size, place_on_canvas, smallest_canvas
-from regionclip_jax.data.loading.examples import DetectionExample, Fault, ImageTextExample
+from regionclip_jax.data.loading.examples import DetectionExample, ImageTextExample, Skipped
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
 
@@ -15,7 +15,7 @@ class BatchError(ValueError):
 
 
 def batch_image_text(
-    examples: Sequence[ImageTextExample | Fault],
+    examples: Sequence[ImageTextExample | Skipped],
     canvas_sizes: Sequence[Size],
     context_length: int = CONTEXT_LENGTH,
 ) -> tuple[ImageTextBatch, list[str]]:
@@ -35,7 +35,7 @@ def batch_image_text(
 
 
 def batch_detection(
-    examples: Sequence[DetectionExample | Fault | None],
+    examples: Sequence[DetectionExample | Skipped | None],
     canvas_sizes: Sequence[Size],
     max_boxes: int,
 ) -> tuple[DetectionBatch, list[str]]:
@@ -114,4 +114,4 @@ def _stack_images(examples: Sequence, canvas_sizes: Sequence[Size]):
 
 
 def _texts(examples: Sequence) -> list[str]:
-    return [example.text for example in examples if isinstance(example, Fault)]
+    return [example.text for example in examples if isinstance(example, Skipped)]

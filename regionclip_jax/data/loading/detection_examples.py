@@ -6,7 +6,7 @@ import numpy as np
 
 from regionclip_jax.data.loading.buckets import CanvasPlan, Size, require_canvas
 from regionclip_jax.data.loading.decoding import decode_image
-from regionclip_jax.data.loading.examples import DetectionExample, Fault, Shard
+from regionclip_jax.data.loading.examples import DetectionExample, Shard, Skipped
 from regionclip_jax.data.loading.order import EpochOrder
 from regionclip_jax.data.loading.transforms import (
     crop_masks,
@@ -55,7 +55,7 @@ class LoadTrainingDetection:
     augmentation: DetectionAugmentation
     seed: int
 
-    def __call__(self, local: int) -> DetectionExample | Fault:
+    def __call__(self, local: int) -> DetectionExample | Skipped:
         position = self.shard.global_position(local)
         rng = np.random.default_rng((self.seed, position, 2))
         name = repr(self.source)
@@ -69,7 +69,7 @@ class LoadTrainingDetection:
                     (self.plan.canvas(index),), *example.image.shape[:2], name, record.key
                 )
         except RecordError as error:
-            return Fault(str(error))
+            return Skipped(str(error))
         return example
 
 

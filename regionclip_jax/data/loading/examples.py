@@ -24,7 +24,7 @@ from regionclip_jax.data.sources.records import (
 from regionclip_jax.text.tokenizer import tokenize
 
 
-class Fault(NamedTuple):
+class Skipped(NamedTuple):
     """Skipped record. ``text`` names source, key and reason."""
 
     text: str
@@ -148,7 +148,7 @@ class LoadImageText:
     seed: int
     context_length: int
 
-    def __call__(self, local: int) -> ImageTextExample | Fault:
+    def __call__(self, local: int) -> ImageTextExample | Skipped:
         position = self.shard.global_position(local)
         rng = np.random.default_rng((self.seed, position))
         name = repr(self.source)
@@ -164,7 +164,7 @@ class LoadImageText:
             if mirrored and (self.flip_directional_captions or not mentions_direction(caption)):
                 image = flip_image(image)
         except RecordError as error:
-            return Fault(str(error))
+            return Skipped(str(error))
         (tokens,) = tokenize([caption], self.context_length)
         return ImageTextExample(image, tokens)
 
@@ -177,7 +177,7 @@ class LoadDetection:
     shard: Shard
     images: ImageLoading
 
-    def __call__(self, local: int) -> DetectionExample | Fault | None:
+    def __call__(self, local: int) -> DetectionExample | Skipped | None:
         position = self.shard.global_position(local)
         if position >= len(self.source):
             return None
@@ -186,7 +186,7 @@ class LoadDetection:
             record = self.source[position]
             image, scale = self.images.load(record.image, name, record.key)
         except RecordError as error:
-            return Fault(str(error))
+            return Skipped(str(error))
         kept = ~record.crowd
         boxes = scale_boxes(record.boxes[kept], *scale.tolist())
         return DetectionExample(

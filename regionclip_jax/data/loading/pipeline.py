@@ -52,7 +52,7 @@ def image_text_batches(
         shuffle: shuffle every epoch; False keeps the order of the source and excludes a plan.
 
     Yields:
-        ``(batch, faults)``: numpy arrays with a masked row for each skipped record, and the texts
+        ``(batch, texts)``: numpy arrays with a masked row for each skipped record, and the texts
         of the skipped records.
 
     Raises:
@@ -112,7 +112,7 @@ def detection_batches(
         shard: as in :func:`image_text_batches`.
 
     Yields:
-        ``(batch, faults)`` as in :func:`image_text_batches`. A skipped record is not evaluated.
+        ``(batch, texts)`` as in :func:`image_text_batches`. A skipped record is not evaluated.
 
     Raises:
         ValueError: as :func:`image_text_batches`; while running, as ``batching.batch_detection``.

@@ -35,7 +35,7 @@ from regionclip_jax.data.prepare.prepared_record import JPEG_QUALITY, Skipped, p
 from regionclip_jax.data.prepare.writers import OPTIONS, existing_manifest, shard_name
 from regionclip_jax.data.sources.array_record_format import FORMAT, MANIFEST, UNFINISHED
 from regionclip_jax.data.sources.records import Source
-from regionclip_jax.data.sources.skipped import FaultCounter
+from regionclip_jax.data.sources.skipped import SkipCounter
 
 SIZES = "sizes.npy"
 
@@ -80,7 +80,7 @@ def prepare(
     short_side: int | None,
     check: bool,
     num_workers: int,
-    faults: FaultCounter,
+    counter: SkipCounter,
     report: Callable[[int, int, int], object],
 ) -> dict:
     """Write a source's records, or the remaining ones after an interrupted call.
@@ -93,7 +93,7 @@ def prepare(
         shard_size: records of the source in one shard.
         short_side, check: see ``prepare_record``.
         num_workers: number of processes.
-        faults: counts the skipped records, including those of earlier calls.
+        counter: counts the skipped records, including those of earlier calls.
         report: called about every second with the numbers of records done by earlier calls, done
             now, and in total.
 
@@ -104,7 +104,7 @@ def prepare(
 
     Raises:
         FileExistsError: the directory holds something else, or another process writes it.
-        TooManyFaults: too many skipped records; complete shards are kept for a later call.
+        TooManySkipped: too many skipped records; complete shards are kept for a later call.
         ValueError: there is no record to write.
         RuntimeError: a worker process was killed, or the disk is full.
     """
@@ -125,12 +125,12 @@ def prepare(
         shards = range(plan.num_shards)
         notes = {shard: note for shard in shards if (note := _read_note(plan, shard)) is not None}
         # All at once: the share of one shard alone may exceed the limit.
-        faults.add(
+        counter.add(
             sum(len(plan.records_of(shard)) for shard in notes),
             [text for note in notes.values() for _, text in note["skipped"]],
         )
         missing = [shard for shard in shards if shard not in notes]
-        _write_shards(plan, missing, min(num_workers, len(missing)), faults, report)
+        _write_shards(plan, missing, min(num_workers, len(missing)), counter, report)
         return _complete(plan, description)
 
 
@@ -183,7 +183,7 @@ def _write_shards(
     plan: _Plan,
     missing: Sequence[int],
     num_workers: int,
-    faults: FaultCounter,
+    counter: SkipCounter,
     report: Callable[[int, int, int], object],
 ) -> None:
     """Distribute the shards over processes; end all of them when one, or this one, fails."""
@@ -220,7 +220,7 @@ def _write_shards(
                     continue
                 num_records, skipped = message
                 done += num_records
-                faults.add(num_records, skipped)
+                counter.add(num_records, skipped)
             report(done_before, done, plan.num_records)
         for process in workers.values():
             process.join()

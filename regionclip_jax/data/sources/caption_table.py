@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from regionclip_jax.data.sources.image_files import present_files, read_image
 from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts
-from regionclip_jax.data.sources.skipped import LeftOut
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 _CAPTION_COLUMNS = ("caption", "text", "title")
@@ -50,24 +50,24 @@ class CaptionTableSource:
         self._path = pathlib.Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(f"{self._path}: expected a table in CSV, TSV or JSON lines")
-        left_out = LeftOut("rows")
+        skipped = SkippedEntries("rows")
         captions: dict[str, list[tuple[int, str]]] = {}
         total = 0
         for number, (name, caption) in _read_rows(self._path):
             total += 1
             if not isinstance(name, str) or not isinstance(caption, str):
-                left_out.add("without_file_or_caption", number)
+                skipped.add("without_file_or_caption", number)
             elif not name.strip() or not caption.strip():
-                left_out.add("with_an_empty_file_or_caption", number)
+                skipped.add("with_an_empty_file_or_caption", number)
             elif not (_is_unicode(name) and _is_unicode(caption)):
-                left_out.add("that_are_not_utf8", number)
+                skipped.add("that_are_not_utf8", number)
             else:
                 captions.setdefault(name.strip(), []).append((number, caption.strip()))
         present = present_files(self._path.parent, captions)
         for name, rows in captions.items():
             for number, _ in rows if name not in present else ():
-                left_out.add("whose_file_is_missing", f"{number}: {name}")
-        left_out.require_few(
+                skipped.add("whose_file_is_missing", f"{number}: {name}")
+        skipped.require_few(
             self._path,
             total,
             max_skipped_fraction,
@@ -82,9 +82,9 @@ class CaptionTableSource:
         self.report = {
             "images": len(names),
             "captions": sum(len(captions[name]) for name in names),
-            **left_out.report,
+            **skipped.report,
         }
-        self.named = left_out.named
+        self.named = skipped.named
 
     def __len__(self) -> int:
         return len(self._names)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from regionclip_jax.data.sources.boxed_images import Boxes, clip_box, stack_boxes
 from regionclip_jax.data.sources.image_files import present_files
-from regionclip_jax.data.sources.skipped import LeftOut
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 # COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
 _ROUNDING = 0.02
@@ -69,7 +69,7 @@ def read_categories(path: pathlib.Path, content: dict) -> tuple[tuple[str, ...],
 
 def read_images(
     content: dict, folder: pathlib.Path
-) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], SkippedEntries]:
     """Read the list of images of a file whose annotations need no sizes.
 
     Args:
@@ -84,7 +84,7 @@ def read_images(
 
 def read_sized_images(
     content: dict, folder: pathlib.Path, name_of: Callable[[dict], object] | None = None
-) -> tuple[dict[int, str], dict[int, tuple[int, int]], LeftOut]:
+) -> tuple[dict[int, str], dict[int, tuple[int, int]], SkippedEntries]:
     """Read the list of images, and skip images without a size.
 
     Args:
@@ -105,8 +105,8 @@ def _file_name(image: dict) -> object:
 
 def _read_images(
     content: dict, folder: pathlib.Path, name_of: Callable[[dict], object], *, need_sizes: bool
-) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
-    left_out = LeftOut("images")
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], SkippedEntries]:
+    left_out = SkippedEntries("images")
     names: dict[int, str] = {}
     sizes: dict[int, tuple[int, int] | None] = {}
     for number, image in enumerate(content["images"]):
@@ -128,7 +128,7 @@ def _read_images(
 
 
 def require_pictures(
-    path: pathlib.Path, content: dict, folder: pathlib.Path, left_out: LeftOut, limit: float
+    path: pathlib.Path, content: dict, folder: pathlib.Path, left_out: SkippedEntries, limit: float
 ) -> None:
     """Raise ValueError if more than a share ``limit`` of the images is skipped."""
     left_out.require_few(
@@ -141,7 +141,7 @@ def require_pictures(
 
 def read_boxes(
     annotations: list, category_ids: tuple[int, ...], sizes: Mapping[int, tuple[int, int]]
-) -> tuple[dict[int, Boxes], dict[str, int], LeftOut]:
+) -> tuple[dict[int, Boxes], dict[str, int], SkippedEntries]:
     """Read the boxes of an annotation file, clipped to their images.
 
     Args:
@@ -154,7 +154,7 @@ def read_boxes(
     """
     class_of = {category_id: i for i, category_id in enumerate(category_ids)}
     counts = {"boxes_clipped": 0, "boxes_dropped_empty": 0}
-    left_out = LeftOut("annotations")
+    left_out = SkippedEntries("annotations")
     rows: dict[int, list] = {}
     for number, annotation in enumerate(annotations):
         entry = annotation if isinstance(annotation, dict) else {}
@@ -177,7 +177,9 @@ def read_boxes(
     return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, left_out
 
 
-def require_annotations(path: pathlib.Path, content: dict, left_out: LeftOut, limit: float) -> None:
+def require_annotations(
+    path: pathlib.Path, content: dict, left_out: SkippedEntries, limit: float
+) -> None:
     """Raise ValueError if more than a share ``limit`` of the annotations is skipped."""
     left_out.require_few(
         path,

@@ -21,7 +21,7 @@ from regionclip_jax.data.sources.coco_annotations import (
 )
 from regionclip_jax.data.sources.image_files import read_image
 from regionclip_jax.data.sources.records import ImageTextRecord
-from regionclip_jax.data.sources.skipped import LeftOut
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 
 class CocoCaptionsSource:
@@ -47,7 +47,7 @@ class CocoCaptionsSource:
         content = read_annotations(path)
         folder = _require_folder(self._root / split)
         names, sizes, missing = read_images(content, folder)
-        unusable = LeftOut("captions")
+        unusable = SkippedEntries("captions")
         captions: dict[int, list[str]] = {}
         for number, entry in enumerate(content["annotations"]):
             entry = entry if isinstance(entry, dict) else {}

@@ -17,7 +17,7 @@ from regionclip_jax.data.sources.boxed_images import (
     stack_boxes,
 )
 from regionclip_jax.data.sources.image_files import image_size
-from regionclip_jax.data.sources.skipped import LeftOut
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 
 class PascalVocSource(BoxedPictures):
@@ -46,7 +46,7 @@ class PascalVocSource(BoxedPictures):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         # The list of a single class has a second column.
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-        images, objects = LeftOut("images"), LeftOut("objects")
+        images, objects = SkippedEntries("images"), SkippedEntries("objects")
         counts = {"boxes_difficult": 0, "boxes_dropped_empty": 0}
         pictures, total = [], 0
         for name in names:

@@ -6,63 +6,62 @@ from collections.abc import Sequence
 from absl import logging
 
 _NUM_NAMED = 3
+_NUM_LOGGED = 20
 _TEXTS_IN_ERROR = 3
 
 
-class TooManyFaults(RuntimeError):
+class TooManySkipped(RuntimeError):
     """The share of skipped records exceeds the limit of the recipe."""
 
 
-class FaultCounter:
+class SkipCounter:
     """Counter of skipped records; a few broken files are normal, a wrong path is not.
 
     Args:
-        limit_fraction: share of the records that may be skipped.
+        max_fraction: share of the records that may be skipped.
         minimum: number of skipped records below which the share is not checked, so that one broken
             file among the first records stops nothing.
-        num_logged: number of texts to log; later ones are only counted.
     """
 
-    def __init__(self, limit_fraction: float, minimum: int, num_logged: int = 20):
-        if not 0 <= limit_fraction <= 1:
-            raise ValueError(f"limit_fraction must be within 0 and 1, found {limit_fraction}")
-        self._limit_fraction = limit_fraction
+    def __init__(self, max_fraction: float, minimum: int):
+        if not 0 <= max_fraction <= 1:
+            raise ValueError(f"max_skipped_fraction must be within 0 and 1, found {max_fraction}")
+        self._max_fraction = max_fraction
         self._minimum = minimum
-        self._num_logged = num_logged
         self._last: collections.deque[str] = collections.deque(maxlen=_TEXTS_IN_ERROR)
         self.num_records = 0
-        self.num_faults = 0
+        self.num_skipped = 0
 
-    def add(self, num_records: int, faults: Sequence[str]) -> None:
-        """Count one batch.
+    def add(self, num_records: int, texts: Sequence[str]) -> None:
+        """Count one batch, and log the first skipped records.
 
         Args:
             num_records: rows of the batch, including skipped records.
-            faults: texts of the skipped records.
+            texts: texts of the skipped records.
 
         Raises:
-            TooManyFaults: at least ``minimum`` skipped records, and their share exceeds the limit.
+            TooManySkipped: at least ``minimum`` skipped records, and their share exceeds the limit.
         """
         self.num_records += num_records
-        for text in faults:
-            self.num_faults += 1
+        for text in texts:
+            self.num_skipped += 1
             self._last.append(text)
-            if self.num_faults <= self._num_logged:
+            if self.num_skipped <= _NUM_LOGGED:
                 logging.warning("skipped a record: %s", text)
-            if self.num_faults == self._num_logged:
+            if self.num_skipped == _NUM_LOGGED:
                 logging.warning("further skipped records are counted but not logged")
-        allowed = self._limit_fraction * self.num_records
-        if self.num_faults >= max(1, self._minimum) and self.num_faults > allowed:
+        allowed = self._max_fraction * self.num_records
+        if self.num_skipped >= max(1, self._minimum) and self.num_skipped > allowed:
             last = "\n  ".join(self._last)
-            raise TooManyFaults(
-                f"{self.num_faults} of {self.num_records} records could not be used, more than the "
-                f"limit of {self._limit_fraction:.2%}. Repair the data or raise the limit. "
+            raise TooManySkipped(
+                f"{self.num_skipped} of {self.num_records} records were skipped, more than the "
+                f"limit of {self._max_fraction:.2%}. Repair the data or raise the limit. "
                 f"The last ones:\n  {last}"
             )
 
 
-class LeftOut:
-    """Counter of the skipped entries of one file or folder.
+class SkippedEntries:
+    """Counter of the skipped entries of one file or folder, by kind.
 
     Attributes:
         report: ``{what}_{kind}`` -> count.
@@ -98,11 +97,11 @@ class LeftOut:
         Raises:
             ValueError: more entries are skipped.
         """
-        lost = self.report.total()
-        if not lost or (lost < total and lost <= max_skipped_fraction * total):
+        skipped = self.report.total()
+        if not skipped or (skipped < total and skipped <= max_skipped_fraction * total):
             return
         raise ValueError(
-            f"{where}: {lost} of {total} {self._what} cannot be used, more than a "
+            f"{where}: {skipped} of {total} {self._what} cannot be used, more than a "
             f"max_skipped_fraction of {max_skipped_fraction:.2%} allows: "
             f"{describe(self.report, self.named)}; {remedy}, or "
             "raise max_skipped_fraction to go on without them"

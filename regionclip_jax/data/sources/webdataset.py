@@ -16,7 +16,7 @@ import pathlib
 import numpy as np
 
 from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts, RecordError
-from regionclip_jax.data.sources.skipped import LeftOut
+from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.tar_members import Member, read_members
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -66,24 +66,24 @@ class WebDatasetSource:
             )
         if cut:
             self.report["shards_cut_short"], self.named["shards_cut_short"] = len(cut), cut[:3]
-        samples, files = LeftOut("samples"), LeftOut("files")
+        samples, files = SkippedEntries("samples"), SkippedEntries("files")
         for shard in shards:
             for kind, key in shard.incomplete:
                 samples.add(kind, f"{shard.path.name}: {key}")
             for name in shard.doubles:
                 files.add("there_twice", f"{shard.path.name}: {name}")
-        for left_out, total in (
+        for skipped, total in (
             (samples, self._ends[-1] + samples.report.total()),
             (files, sum(shard.num_files for shard in shards)),
         ):
-            left_out.require_few(
+            skipped.require_few(
                 self._path,
                 total,
                 max_skipped_fraction,
                 "expected key.jpg with key.txt or key.json, each once; repair the shards",
             )
-            self.report |= left_out.report
-            self.named |= left_out.named
+            self.report |= skipped.report
+            self.named |= skipped.named
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -16,7 +16,7 @@ from regionclip_jax.data.sources.boxed_images import (
     stack_boxes,
 )
 from regionclip_jax.data.sources.image_files import image_size
-from regionclip_jax.data.sources.skipped import LeftOut
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Fractions are at most 1, apart from rounding; far larger values are in pixels.
@@ -51,7 +51,7 @@ class YoloLabelsSource(BoxedPictures):
         with_labels = {path.stem for path in labels.glob("*.txt")}
         if not with_labels & {path.stem for path in files}:
             raise FileNotFoundError(f"{labels} has no NAME.txt for any picture in {folder}")
-        images, lines = LeftOut("images"), LeftOut("lines")
+        images, lines = SkippedEntries("images"), SkippedEntries("lines")
         counts = {"images_without_label_file": 0, "boxes_dropped_empty": 0}
         pictures, total = [], 0
         for number, path in enumerate(files, start=1):

@@ -105,7 +105,7 @@ def test_pictures_that_keep_their_size_are_planned_by_it():
     found = CanvasPlan(
         np.array([(30, 50), (50, 30), (90, 9)]), ((32, 64), (64, 64)), None, None, ""
     )
-    # The last one fits none: a fault of its record when it is loaded.
+    # The last one fits none: its record is skipped when it is loaded.
     assert [found.canvas(i) for i in range(3)] == [(32, 64), (64, 64), (64, 64)]
     with pytest.raises(RecordError, match=r"S, record k: 90 x 9 .*\(\(64, 64\),\)"):
         require_canvas((found.canvas(2),), 90, 9, "S", "k")

@@ -149,8 +149,8 @@ def pixels_of(image, level):
 
 def test_boxes_follow_their_pixels_through_sizes_and_mirrors(folder):
     widths = set()
-    for batch, faults in itertools.islice(stream(folder), 12):
-        assert not faults and batch.mask.all()
+    for batch, texts in itertools.islice(stream(folder), 12):
+        assert not texts and batch.mask.all()
         for row in range(2):
             height, width = batch.sizes[row]
             widths.add(int(width))
@@ -253,14 +253,14 @@ def test_a_raster_is_the_part_of_the_box_that_the_polygons_cover():
 
 
 @pytest.mark.parametrize("segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]]])
-def test_an_object_without_polygons_is_a_fault_of_its_record(folder, segmentation):
+def test_an_object_without_polygons_skips_its_record(folder, segmentation):
     source = CocoInstancesSource(folder, "train", mask_size=4)
     source._pictures[0].boxes.outlines[0] = segmentation
     with pytest.raises(RecordError, match=r"1\.png: object 0: expected a segmentation of poly"):
         source[0]
 
 
-def test_a_corrupt_picture_is_a_masked_row_and_a_fault(folder, tmp_path):
+def test_a_corrupt_picture_is_a_masked_row_and_a_skipped_record(folder, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "annotations").mkdir()
     for path in (folder / "train").iterdir():
@@ -271,8 +271,8 @@ def test_a_corrupt_picture_is_a_masked_row_and_a_fault(folder, tmp_path):
     Image.new("RGB", (60, 40)).save(broken, "PNG")
     (tmp_path / "train" / "5.png").write_bytes(broken.getvalue()[:40])
     texts = []
-    for batch, faults in itertools.islice(stream(tmp_path), 6):
-        texts += faults
-        assert (~batch.mask).sum() == len(faults)
+    for batch, some in itertools.islice(stream(tmp_path), 6):
+        texts += some
+        assert (~batch.mask).sum() == len(some)
         assert not batch.box_mask[~batch.mask].any()
     assert texts and all("record 5.png" in text for text in texts)

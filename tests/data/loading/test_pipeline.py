@@ -66,8 +66,8 @@ def take(count, batches):
 
 def assert_same(first, second):
     assert len(first) == len(second)
-    for (a, faults_a), (b, faults_b) in zip(first, second, strict=True):
-        assert faults_a == faults_b
+    for (a, texts_a), (b, texts_b) in zip(first, second, strict=True):
+        assert texts_a == texts_b
         for name in ("images", "sizes", "tokens", "mask"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
@@ -140,27 +140,27 @@ def test_without_shuffling_the_order_is_that_of_the_source(source, encode_image)
     assert numbers[NUM_RECORDS] == numbers[0] and len(set(numbers)) == NUM_RECORDS
 
 
-def test_a_faulty_record_is_a_masked_row_with_its_fault_beside_the_batch(encode_image):
-    faulty = [
+def test_a_faulty_record_is_a_masked_row_with_its_text_beside_the_batch(encode_image):
+    broken = [
         ImageTextRecord("fine", encode_image(0), ("a dog",)),
         ImageTextRecord("cut", encode_image(1, file_format="JPEG")[:-200], ("a dog",)),
         ImageTextRecord("mute", encode_image(2), ("", " ")),
         ImageTextRecord("huge", encode_image(3, 40, 40), ("a dog",)),
     ]
-    ((batch, faults),) = take(1, stream(ListSource(faulty), shuffle=False))
+    ((batch, texts),) = take(1, stream(ListSource(broken), shuffle=False))
     assert batch.mask.tolist() == [True, False, False, False]
     assert batch.images.shape == (4, 16, 16, 3) and batch.sizes.tolist() == [[12, 16]] + 3 * [
         [0, 0]
     ]
     assert not batch.images[1:].any() and not batch.tokens[1:].any()
-    assert ["cut" in faults[0], "mute" in faults[1], "huge" in faults[2]] == [True] * 3
-    assert all(text.startswith("ListSource(), record ") for text in faults)
+    assert ["cut" in texts[0], "mute" in texts[1], "huge" in texts[2]] == [True] * 3
+    assert all(text.startswith("ListSource(), record ") for text in texts)
 
 
-def test_a_batch_of_faults_alone_has_its_shape(encode_image):
+def test_a_batch_of_skipped_records_alone_has_its_shape(encode_image):
     broken = ListSource([ImageTextRecord("k", b"", ("a",))])
-    ((batch, faults),) = take(1, stream(broken))
-    assert batch.images.shape == (4, 16, 16, 3) and not batch.mask.any() and len(faults) == 4
+    ((batch, texts),) = take(1, stream(broken))
+    assert batch.images.shape == (4, 16, 16, 3) and not batch.mask.any() and len(texts) == 4
 
 
 def test_the_smallest_canvas_that_holds_the_batch_is_used(encode_image):
@@ -199,7 +199,7 @@ def test_planned_batches_have_one_canvas_each_and_every_record_once_an_epoch(enc
     assert {(12, 16), (16, 12)} < set(shapes)
     # Four epochs, each with one batch of what is left of both shapes.
     assert shapes.count((16, 16)) == 4
-    assert all(batch.mask.all() and not faults for batch, faults in batches)
+    assert all(batch.mask.all() and not texts for batch, texts in batches)
     texts = [text for _, text in rows(batches)]
     assert all(len(set(texts[i : i + 21])) == 21 for i in range(0, 84, 21))
 
@@ -223,10 +223,10 @@ def test_processes_agree_on_the_canvas_of_each_planned_batch(encode_image):
             np.testing.assert_array_equal(getattr(batch, name), joined)
 
 
-def test_a_picture_of_another_size_than_planned_is_a_masked_row_with_its_fault(encode_image):
+def test_a_picture_of_another_size_than_planned_is_a_masked_row_with_its_text(encode_image):
     source, planned = upright_and_lying(encode_image)
     source.records[1] = ImageTextRecord("liar", encode_image(1, 16, 16), ("a",))
-    texts = [text for _, faults in take(21, stream(source, **planned)) for text in faults]
+    texts = [text for _, some in take(21, stream(source, **planned)) for text in some]
     assert 0 < len(texts) <= 4 and all("record liar: 16 x 16" in text for text in texts)
 
 
@@ -336,8 +336,8 @@ def test_all_processes_yield_the_same_number_of_batches(encode_image, num_record
 
 def test_boxes_follow_the_picture_and_crowds_are_left_out(encode_image):
     source = ListSource([detection_record(0, encode_image(0), num_boxes=3, crowd=[1])])
-    ((batch, faults),) = detection_stream(source, batch_size=1)
-    assert not faults and batch.sizes.tolist() == [[24, 32]] and batch.scales.tolist() == [[2, 2]]
+    ((batch, texts),) = detection_stream(source, batch_size=1)
+    assert not texts and batch.sizes.tolist() == [[24, 32]] and batch.scales.tolist() == [[2, 2]]
     assert batch.boxes[0].tolist() == [[2, 4, 10, 12], [2, 4, 10, 12], [0, 0, 0, 0]]
     assert batch.classes[0].tolist() == [0, 2, 0]
     assert batch.box_mask[0].tolist() == [True, True, False]
@@ -352,11 +352,11 @@ def test_scales_lead_back_to_original_pixels_when_rounding_differs_by_axis(encod
     np.testing.assert_allclose(batch.boxes[0, 0], expected, rtol=1e-6)
 
 
-def test_a_broken_picture_in_a_pass_is_a_masked_row_with_its_fault(encode_image):
+def test_a_broken_picture_in_a_pass_is_a_masked_row_with_its_text(encode_image):
     source = ListSource([detection_record(0, encode_image(0)), detection_record(1, b"nothing")])
-    ((batch, faults),) = detection_stream(source, batch_size=2)
+    ((batch, texts),) = detection_stream(source, batch_size=2)
     assert batch.mask.tolist() == [True, False]
-    assert len(faults) == 1 and "record d1" in faults[0]
+    assert len(texts) == 1 and "record d1" in texts[0]
 
 
 def test_more_boxes_than_rows_are_an_error_that_names_the_image_and_the_remedy(encode_image):

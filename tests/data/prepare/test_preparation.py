@@ -23,7 +23,7 @@ from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.array_record_format import decode_record
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
-from regionclip_jax.data.sources.skipped import FaultCounter, TooManyFaults
+from regionclip_jax.data.sources.skipped import SkipCounter, TooManySkipped
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +32,7 @@ NUM_RECORDS = 11
 # A program of its own, to be killed: at one record its source waits while a file exists.
 PROGRAM = """
 import os, pathlib, sys, time
-from regionclip_jax.data.sources.skipped import FaultCounter
+from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.data.prepare.preparation import prepare
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 
@@ -47,7 +47,7 @@ class Waiting(TsvPairsSource):
 if __name__ == "__main__":
     prepare(
         Waiting(sys.argv[1]), sys.argv[2], origin={}, limit=None, shard_size=2, short_side=None,
-        check=True, num_workers=2, faults=FaultCounter(0.5, 5), report=lambda *counts: None,
+        check=True, num_workers=2, counter=SkipCounter(0.5, 5), report=lambda *counts: None,
     )
 """
 
@@ -81,7 +81,7 @@ def run(source, directory, **changes):
         "short_side": None,
         "check": True,
         "num_workers": 1,
-        "faults": FaultCounter(0.5, 5),
+        "counter": SkipCounter(0.5, 5),
         "report": lambda *counts: None,
     }
     return prepare(source, directory, **arguments | changes)
@@ -195,8 +195,8 @@ def test_what_cannot_be_used_is_left_out_named_and_counted_by_reason(tmp_path, p
     path = write_pairs(tmp_path / "pairs", broken, captions)
     texts = path.with_name("text.tsv")
     texts.write_text(texts.read_text().replace("k2", "of another picture"))
-    source, faults = TsvPairsSource(path), FaultCounter(0.9, 5)
-    manifest = run(source, tmp_path / "set", faults=faults)
+    source, counter = TsvPairsSource(path), SkipCounter(0.9, 5)
+    manifest = run(source, tmp_path / "set", counter=counter)
     assert {reason: entry["count"] for reason, entry in manifest["skipped"].items()} == {
         "unreadable record": 1,
         "broken picture": 2,
@@ -207,19 +207,19 @@ def test_what_cannot_be_used_is_left_out_named_and_counted_by_reason(tmp_path, p
     prepared = ArrayRecordSource(tmp_path / "set")
     assert [record.key for record in records_of(prepared)] == "k0 k1 k3 k6 k7 k9 k10".split()
     assert len(prepared.sizes()) == 7
-    assert (faults.num_records, faults.num_faults) == (NUM_RECORDS, 4)
+    assert (counter.num_records, counter.num_skipped) == (NUM_RECORDS, 4)
 
 
 def test_too_many_faults_leave_nothing_that_looks_complete(tmp_path, pictures):
     path = write_pairs(tmp_path / "pairs", [*pictures[:4], *[b"broken"] * 6, *pictures[:4]])
-    with pytest.raises(TooManyFaults, match="4 of 8 .*limit of 10.00%"):
-        run(TsvPairsSource(path), tmp_path / "set", faults=FaultCounter(0.1, 2))
+    with pytest.raises(TooManySkipped, match="4 of 8 .*limit of 10.00%"):
+        run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.1, 2))
     with pytest.raises(FileNotFoundError, match="not complete"):
         ArrayRecordSource(tmp_path / "set")
-    # What is done is kept, and so are its faults.
-    raised = FaultCounter(0.5, 2)
-    manifest = run(TsvPairsSource(path), tmp_path / "set", faults=raised)
-    assert manifest["count"] == 8 and (raised.num_records, raised.num_faults) == (14, 6)
+    # What is done is kept, and so are its skipped records.
+    raised = SkipCounter(0.5, 2)
+    manifest = run(TsvPairsSource(path), tmp_path / "set", counter=raised)
+    assert manifest["count"] == 8 and (raised.num_records, raised.num_skipped) == (14, 6)
 
 
 def test_a_shard_of_which_nothing_is_left_is_no_file(tmp_path, pictures):
