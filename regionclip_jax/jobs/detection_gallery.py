@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from regionclip_jax.data.loading.decoding import decode_image
 from regionclip_jax.data.sources.records import DetectionRecord, RecordError, Source
+from regionclip_jax.ops.host_boxes import host_pairwise_iou
 from regionclip_jax.reporting.drawing import Kind, Mark
 from regionclip_jax.reporting.galleries import Panel, draw_gallery
 
@@ -72,21 +73,14 @@ class _Truth:
 
     def judge(self, box: Sequence[float], name: str, found: set[int]) -> Kind:
         """Judge a detection; ``found`` holds the boxes already matched, and gets this match."""
-        overlaps = np.where(self._names == name, _ious(box, self._boxes), 0.0)
+        (ious,) = host_pairwise_iou(np.array([box], np.float64), self._boxes)
+        overlaps = np.where(self._names == name, ious, 0.0)
         free = [i for i in range(len(overlaps)) if i not in found and not self._crowd[i]]
         best = max(free, key=overlaps.__getitem__, default=None)
         if best is not None and overlaps[best] >= _SAME_PLACE:
             found.add(best)
             return "right"
         return "unjudged" if overlaps[self._crowd].any() else self._otherwise
-
-
-def _ious(box: Sequence[float], boxes: Float[np.ndarray, "G 4"]) -> Float[np.ndarray, " G"]:
-    box = np.asarray(box)
-    shared = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    shared = np.maximum(shared, 0).prod(-1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) + (box[2:] - box[:2]).prod()
-    return shared / np.maximum(areas - shared, 1e-9)
 
 
 def _marks(

@@ -9,7 +9,7 @@ import jax
 from absl import logging
 
 from regionclip_jax.data.loading.batching import BatchError
-from regionclip_jax.data.loading.buckets import CanvasPlan
+from regionclip_jax.data.loading.buckets import Buckets
 from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.mixing import Mixture
 from regionclip_jax.data.loading.pipeline import detection_batches, image_text_batches
@@ -161,13 +161,13 @@ def stream_batches(
             Shard(batch_size, jax.process_index(), jax.process_count()),
             seed=seed,
             start_record=start_record,
-            plan=plan_canvases(settings, source),
+            buckets=assign_buckets(settings, source),
         )
     return counted(stream, counter, lambda batch, texts: len(batch.mask), "data")
 
 
-def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> CanvasPlan | None:
-    """Return the canvas of each image; None without grouping or without known sizes."""
+def assign_buckets(settings: CaptionDataSettings | BoxDataSettings, source) -> Buckets | None:
+    """Return the bucket of each image; None without grouping or without known sizes."""
     if not settings.group_by_canvas or len(settings.canvas_sizes) == 1:
         return None
     sizes = known_sizes(source)
@@ -178,15 +178,15 @@ def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> Ca
             source,
         )
         return None
-    plan = CanvasPlan(
+    buckets = Buckets(
         sizes,
         settings.canvas_sizes,
         settings.short_sides,
         settings.max_long_side,
         settings.resize_method,
     )
-    logging.info("%r: batches of one canvas each; %s", source, plan)
-    return plan
+    logging.info("%r: batches of one canvas each; %s", source, buckets)
+    return buckets
 
 
 def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:

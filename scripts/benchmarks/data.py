@@ -20,7 +20,7 @@ from benchmarks.timing import Work, run_rows
 from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.pipeline import image_text_batches
 from regionclip_jax.data.prepare.read_speed import measure_reading
-from regionclip_jax.jobs.streams import SourceChoice, open_image_text_source, plan_canvases
+from regionclip_jax.jobs.streams import SourceChoice, assign_buckets, open_image_text_source
 from regionclip_jax.settings import CaptionDataSettings
 
 # (height, width) of the synthetic images: COCO's most common sizes.
@@ -87,9 +87,9 @@ def _stream(args, source, num_threads: int, num_workers: int):
         num_threads=num_threads,
         num_workers=num_workers,
     )
-    plan = plan_canvases(settings, source)
+    buckets = assign_buckets(settings, source)
     shard = Shard(args.batch, 0, 1)
-    return image_text_batches(source, settings, shard, seed=0, start_record=0, plan=plan)
+    return image_text_batches(source, settings, shard, seed=0, start_record=0, buckets=buckets)
 
 
 def draw_coco(root: Path, num_pictures: int) -> None:

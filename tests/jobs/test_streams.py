@@ -102,7 +102,7 @@ def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
 
 
 class Sized:
-    """What a plan asks of a source."""
+    """Source that knows the sizes of its images."""
 
     def __init__(self, sizes):
         self.sizes = lambda: sizes
@@ -111,20 +111,20 @@ class Sized:
         return "Sized()"
 
 
-def test_canvases_are_planned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
+def test_buckets_are_assigned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
     section = dataclasses.replace(
         data, canvas_sizes=((48, 64), (64, 48), (64, 64)), group_by_canvas=True
     )
     source = Sized(np.array([(48, 60), (60, 40), (48, 64)]))
     with caplog.at_level("INFO"):
-        plan = streams.plan_canvases(section, source)
-    assert [plan.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
-    assert f"Sized(): batches of one canvas each; {plan}" in caplog.text
+        buckets = streams.assign_buckets(section, source)
+    assert [buckets.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
+    assert f"Sized(): batches of one canvas each; {buckets}" in caplog.text
     one, ungrouped = {"canvas_sizes": ((64, 64),)}, {"group_by_canvas": False}
     for changes in (one, ungrouped):
-        assert streams.plan_canvases(dataclasses.replace(section, **changes), source) is None
+        assert streams.assign_buckets(dataclasses.replace(section, **changes), source) is None
     assert "does not know" not in caplog.text
-    assert streams.plan_canvases(section, Sized(None)) is None
+    assert streams.assign_buckets(section, Sized(None)) is None
     assert "Sized() does not know the sizes of its pictures" in caplog.text
 
 

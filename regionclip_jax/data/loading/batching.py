@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from regionclip_jax.data.loading.buckets import Size, place_on_canvas, smallest_canvas
+from regionclip_jax.data.loading.buckets import Size, smallest_canvas
 from regionclip_jax.data.loading.examples import DetectionExample, ImageTextExample, Skipped
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
@@ -104,12 +104,12 @@ def _stack_images(examples: Sequence, canvas_sizes: Sequence[Size]):
     canvas = smallest_canvas(canvas_sizes, height, width)
     if canvas is None:
         raise BatchError(
-            f"no canvas of {tuple(canvas_sizes)} holds all pictures of one batch, which reach "
+            f"no canvas of {tuple(canvas_sizes)} holds all images of one batch, which reach "
             f"{height} x {width} (height x width): add a canvas of at least that size"
         )
     images = np.zeros((len(examples), *canvas, 3), np.uint8)
     for row in np.flatnonzero(mask):
-        place_on_canvas(examples[row].image, images[row])
+        images[row, : sizes[row, 0], : sizes[row, 1]] = examples[row].image
     return images, sizes, mask
 
 

@@ -1,4 +1,4 @@
-"""Padded canvases of few sizes for images of any size, so that few programs are compiled.
+"""Padded canvases of few sizes (buckets) for images of any size, so that few programs are compiled.
 
 A canvas is ``(height, width)``; an image lies in its top left corner, the rest is zero.
 """
@@ -6,7 +6,7 @@ A canvas is ``(height, width)``; an image lies in its top left corner, the rest 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from regionclip_jax.data.loading.transforms import resized_size
 from regionclip_jax.data.sources.records import RecordError
@@ -18,11 +18,6 @@ def smallest_canvas(canvas_sizes: Sequence[Size], height: int, width: int) -> Si
     """Return the smallest canvas by area that holds ``height`` x ``width``, or None."""
     fitting = [size for size in canvas_sizes if size[0] >= height and size[1] >= width]
     return min(fitting, key=lambda size: (size[0] * size[1], size), default=None)
-
-
-def place_on_canvas(image: UInt8[np.ndarray, "h w 3"], canvas: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Copy an image into the top left corner of a canvas, which must be large enough."""
-    canvas[: image.shape[0], : image.shape[1]] = image
 
 
 def require_canvas(
@@ -39,13 +34,14 @@ def require_canvas(
         )
 
 
-class CanvasPlan:
-    """Assignment of images to canvas buckets by their sizes, without opening them.
+class Buckets:
+    """Bucket of each image of a source by its size, without opening the images.
 
     Attributes:
-        canvas_sizes: by ascending ratio of width to height, so that neighbours are of like shape.
-        numbers: index into ``canvas_sizes`` for each image.
-        padding_share: padding as a share of all pixels, for batches of one canvas at the largest
+        canvas_sizes: canvas of each bucket, by ascending ratio of width to height, so that
+            neighbours are of like shape.
+        numbers: bucket of each image, an index into ``canvas_sizes``.
+        padding_share: padding as a share of all pixels, for batches of one bucket at the largest
             short side.
 
     Args:
@@ -89,7 +85,7 @@ class CanvasPlan:
         return self.canvas_sizes[self.numbers[index]]
 
     def shared(self, numbers: Iterable[int]) -> Size | None:
-        """Return the smallest canvas as large as all of these canvases, or None."""
+        """Return the smallest canvas as large as those of all these buckets, or None."""
         height, width = np.max([self.canvas_sizes[number] for number in numbers], 0).tolist()
         return smallest_canvas(self.canvas_sizes, height, width)
 
@@ -109,7 +105,7 @@ def check_canvases(
     max_long_side: int | None,
     images_together: int,
     process_count: int,
-    agreed: bool,
+    grouped: bool,
 ) -> None:
     """Refuse, before the first record, canvases that the resize limits would overflow.
 
@@ -118,7 +114,8 @@ def check_canvases(
         short_side, max_long_side: limits of the resize, in pixels; None: sizes are not known.
         images_together: images that share a canvas; it must hold portrait and landscape images.
         process_count: with several processes that choose alone, only one canvas is possible.
-        agreed: the canvas of a batch follows from the order, so all processes choose the same.
+        grouped: batches of one bucket, whose canvas follows from the order, so that all processes
+            choose the same.
 
     Raises:
         ValueError: no canvas, limits that exceed every canvas, or several canvases with several
@@ -126,11 +123,11 @@ def check_canvases(
     """
     if not canvas_sizes or min(min(size) for size in canvas_sizes) < 1:
         raise ValueError(f"canvas_sizes must hold positive (height, width), found {canvas_sizes}")
-    if process_count > 1 and len(canvas_sizes) > 1 and not agreed:
+    if process_count > 1 and len(canvas_sizes) > 1 and not grouped:
         raise ValueError(
             f"canvas_sizes has {len(canvas_sizes)} sizes for {process_count} processes: each would "
-            "choose by its own pictures and the shapes would differ; give one size, or in training "
-            "group_by_canvas and a source that knows the sizes of its pictures"
+            "choose by its own images and the shapes would differ; give one size, or in training "
+            "group_by_canvas and a source that knows the sizes of its images"
         )
     if short_side is None or max_long_side is None:
         return

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from regionclip_jax.data.sources.image_files import open_image
 from regionclip_jax.data.sources.records import RecordError
 
-Picture = np.ndarray | Image.Image | str | Path
+AnyImage = np.ndarray | Image.Image | str | Path
 
 
 def decode_image(
@@ -52,7 +52,7 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     return np.asarray(image.convert("RGB"))
 
 
-def read_picture(image: Picture) -> np.ndarray:
+def read_any_image(image: AnyImage) -> np.ndarray:
     """Return an image as RGB uint8 [H, W, 3].
 
     Raises:

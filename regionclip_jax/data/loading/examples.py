@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
+from jaxtyping import Float, UInt8
 
-from regionclip_jax.data.loading.buckets import CanvasPlan, Size, require_canvas
+from regionclip_jax.data.loading.buckets import Buckets, Size, require_canvas
 from regionclip_jax.data.loading.captions import choose_caption, mentions_direction
 from regionclip_jax.data.loading.decoding import decode_image
-from regionclip_jax.data.loading.mixing import MixtureOrder
-from regionclip_jax.data.loading.order import EpochOrder
-from regionclip_jax.data.loading.transforms import flip_image, resize_short_side, scale_boxes
+from regionclip_jax.data.loading.transforms import flip_image, resize_short_side
 from regionclip_jax.data.sources.records import (
     DetectionRecord,
     ImageTextRecord,
     RecordError,
     Source,
 )
+from regionclip_jax.ops.host_boxes import host_scale_boxes
 from regionclip_jax.text.tokenizer import tokenize
 
 
@@ -87,7 +87,13 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class ImageLoading:
-    """Decoding and resizing of images. ``short_sides`` None keeps their sizes."""
+    """Decoding and resizing of images.
+
+    Args:
+        short_sides, max_long_side: limits in pixels; None keeps the sizes of images.
+        resize_method: see ``transforms.resized_size``.
+        canvas_sizes: available canvases.
+    """
 
     short_sides: tuple[int, ...] | None
     max_long_side: int | None
@@ -113,14 +119,20 @@ class ImageLoading:
         Raises:
             RecordError: not decodable, or larger than every canvas.
         """
-        original = decode_image(data, source=source, key=key)
+        image, scale = self.resize(decode_image(data, source=source, key=key), rng)
+        require_canvas(canvas_sizes or self.canvas_sizes, *image.shape[:2], source, key)
+        return image, scale
+
+    def resize(
+        self, original: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator | None = None
+    ) -> tuple[UInt8[np.ndarray, "H W 3"], Float[np.ndarray, " 2"]]:
+        """Return the resized image and its resize factors (y, x); ``rng`` as in ``load``."""
         image = original
         if self.short_sides is not None:
             choice = 0 if rng is None else rng.integers(len(self.short_sides))
             image = resize_short_side(
-                image, self.short_sides[choice], self.max_long_side, self.resize_method
+                original, self.short_sides[choice], self.max_long_side, self.resize_method
             )
-        require_canvas(canvas_sizes or self.canvas_sizes, *image.shape[:2], source, key)
         return image, np.divide(image.shape[:2], original.shape[:2], dtype=np.float32)
 
 
@@ -131,7 +143,7 @@ class LoadImageText:
     Args:
         source: image-text records.
         order: global position -> index of a record.
-        plan: canvas of each record, if assigned before loading.
+        buckets: bucket of each record, if assigned before loading.
         flip_probability: probability of a mirrored image.
         flip_directional_captions: mirror also images whose caption mentions left or right.
         seed: seeds the generator of a sample, together with the global position.
@@ -139,8 +151,8 @@ class LoadImageText:
     """
 
     source: Source[ImageTextRecord]
-    order: grain.MapDataset[int] | EpochOrder | MixtureOrder
-    plan: CanvasPlan | None
+    order: grain.MapDataset[int]
+    buckets: Buckets | None
     shard: Shard
     images: ImageLoading
     flip_probability: float
@@ -155,7 +167,7 @@ class LoadImageText:
         try:
             index = self.order[position]
             record = self.source[index]
-            canvases = None if self.plan is None else (self.plan.canvas(index),)
+            canvases = None if self.buckets is None else (self.buckets.canvas(index),)
             image, _ = self.images.load(
                 record.image, name, record.key, rng=rng, canvas_sizes=canvases
             )
@@ -188,7 +200,7 @@ class LoadDetection:
         except RecordError as error:
             return Skipped(str(error))
         kept = ~record.crowd
-        boxes = scale_boxes(record.boxes[kept], *scale.tolist())
+        boxes = host_scale_boxes(record.boxes[kept], scale)
         return DetectionExample(
             image, boxes, record.classes[kept], record.image_id, scale, record.key
         )

@@ -1,44 +1,57 @@
-"""Letterbox users' images and boxes on few canvas sizes, in batches of few shapes."""
+"""Letterbox users' images and boxes with the loading path, in batches of few shapes."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from regionclip_jax.data.loading.buckets import Size, place_on_canvas, smallest_canvas
-from regionclip_jax.data.loading.decoding import Picture, read_picture
-from regionclip_jax.data.loading.transforms import resize_short_side, scale_boxes
+from regionclip_jax.data.loading.batching import batch_detection
+from regionclip_jax.data.loading.buckets import Size, smallest_canvas
+from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
+from regionclip_jax.data.loading.examples import DetectionExample, ImageLoading
+from regionclip_jax.ops.host_boxes import host_scale_boxes
 from regionclip_jax.structures import DetectionBatch
 
-_RESIZE = "bilinear_round"
 _FEWEST_ROWS = 25
 
 
-@dataclasses.dataclass(frozen=True)
-class Placed:
-    """Letterboxed image: canvas, size on it, and canvas pixels per original pixel (y, x)."""
+class Letterbox:
+    """Letterbox of images: resized like the reference's detection, on the smallest canvas.
 
-    canvas: UInt8[np.ndarray, "H W 3"]
-    size: tuple[int, int]
-    scale: Float[np.ndarray, " 2"]
-
-
-def place(picture: Picture, short_side: int, max_long_side: int) -> Placed:
-    """Letterbox an image: resize it like the reference's detection, on the smallest canvas.
-
-    Raises:
-        RecordError: the file is not an image.
-        ValueError: the array is not an image.
-        FileNotFoundError: no such file.
+    Args:
+        short_side, max_long_side: limits of the resize, in pixels.
     """
-    original = read_picture(picture)
-    resized = resize_short_side(original, short_side, max_long_side, _RESIZE)
-    size = smallest_canvas(canvas_sizes(short_side, max_long_side), *resized.shape[:2])
-    canvas = np.zeros((*size, 3), np.uint8)
-    place_on_canvas(resized, canvas)
-    scale = np.divide(resized.shape[:2], original.shape[:2], dtype=np.float32)
-    return Placed(canvas, resized.shape[:2], scale)
+
+    def __init__(self, short_side: int, max_long_side: int):
+        canvases = canvas_sizes(short_side, max_long_side)
+        self._images = ImageLoading((short_side,), max_long_side, "bilinear_round", canvases)
+
+    def load(self, image: AnyImage, boxes: Float[np.ndarray, "R 4"]) -> DetectionExample:
+        """Return the resized image, and its boxes in pixels of the resized image.
+
+        Raises:
+            RecordError: the file is not an image.
+            ValueError: the array is not an image.
+            FileNotFoundError: no such file.
+        """
+        resized, scale = self._images.resize(read_any_image(image))
+        classes = np.zeros(len(boxes), np.int32)
+        return DetectionExample(resized, host_scale_boxes(boxes, scale), classes, 0, scale, "")
+
+    def canvas(self, example: DetectionExample) -> Size:
+        """Return the smallest canvas that holds the image; all images of a batch need the same."""
+        return smallest_canvas(self._images.canvas_sizes, *example.image.shape[:2])
+
+    def batch(self, examples: Sequence[DetectionExample], size: int = 1) -> DetectionBatch:
+        """Return a batch of images of one canvas, padded to ``size`` images.
+
+        Rows of boxes are padded to one of few numbers, so that few programs are compiled.
+        """
+        rows = _FEWEST_ROWS
+        while rows < max(len(example.boxes) for example in examples):
+            rows *= 2
+        padding = [None] * (size - len(examples))
+        return batch_detection([*examples, *padding], [self.canvas(examples[0])], rows)[0]
 
 
 def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
@@ -69,41 +82,6 @@ def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
         row = int(np.argmin(good))
         raise ValueError(
             f"boxes: row {row} is {boxes[row].tolist()}, expected finite x1 < x2 and y1 < y2 in "
-            "pixels of the picture (not x, y, width, height)"
+            "pixels of the image (not x, y, width, height)"
         )
     return boxes
-
-
-def make_batch(
-    pictures: Sequence[Placed], boxes: Sequence[np.ndarray], size: int = 1
-) -> DetectionBatch:
-    """Return a batch of images of one canvas size, with scaled boxes, padded to ``size`` images.
-
-    Args:
-        boxes: xyxy boxes of each image in original pixels. Their rows are padded to one of few
-            numbers, so that few programs are compiled.
-    """
-    rows = _region_rows(max(map(len, boxes)))
-    batch = DetectionBatch(
-        images=np.zeros((size, *pictures[0].canvas.shape), np.uint8),
-        sizes=np.zeros((size, 2), np.int32),
-        boxes=np.zeros((size, rows, 4), np.float32),
-        classes=np.zeros((size, rows), np.int32),
-        box_mask=np.zeros((size, rows), bool),
-        image_ids=np.arange(size, dtype=np.int32),
-        scales=np.ones((size, 2), np.float32),
-        mask=np.arange(size) < len(pictures),
-    )
-    for row, (placed, own) in enumerate(zip(pictures, boxes, strict=True)):
-        batch.images[row], batch.sizes[row] = placed.canvas, placed.size
-        batch.boxes[row, : len(own)] = scale_boxes(own, *placed.scale.tolist())
-        batch.box_mask[row, : len(own)] = True
-        batch.scales[row] = placed.scale
-    return batch
-
-
-def _region_rows(number: int) -> int:
-    rows = _FEWEST_ROWS
-    while rows < number:
-        rows *= 2
-    return rows

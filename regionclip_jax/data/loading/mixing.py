@@ -5,15 +5,16 @@ of records alone, and processes need no communication. Each source has its own s
 independent of the lengths of the others.
 """
 
-import bisect
 import itertools
 import math
+import sys
 from collections.abc import Sequence
 
 import grain
 import numpy as np
 
-from regionclip_jax.data.sources.records import ImageTextRecord, Source
+from regionclip_jax.data.loading.order import shuffled_order
+from regionclip_jax.data.sources.records import ImageTextRecord, Source, locate
 
 # Shares are whole numbers of records in a window of this size, so they are exact in each window.
 _WINDOW = 10_000
@@ -42,32 +43,28 @@ class Mixture:
         if empty := [source for source in sources if not len(source)]:
             raise ValueError(f"{empty[0]!r} has no records: check its path and split")
         self._sources, self._weights = tuple(sources), tuple(float(weight) for weight in weights)
-        self._starts = [0, *itertools.accumulate(len(source) for source in sources)]
+        self._ends = list(itertools.accumulate(len(source) for source in sources))
         self.shares = _whole_shares(self._weights)
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> ImageTextRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self!r} has {len(self)} records, asked for {index}")
-        part = bisect.bisect_right(self._starts, index) - 1
-        return self._sources[part][index - self._starts[part]]
+        part, row = locate(self, self._ends, index)
+        return self._sources[part][row]
 
-    def order(self, seed: int, shuffle: bool = True) -> "MixtureOrder":
-        """Return the sampling order.
+    def order(self, seed: int) -> grain.MapDataset[int]:
+        """Return the sampling order: each source shuffled in its own epochs, mixed by the shares.
 
         Args:
             seed: from 0 to 2**32 - 1.
-            shuffle: shuffle each source in each of its epochs; False keeps the sources' orders.
         """
-        visits = []
-        for number, ends in enumerate(itertools.pairwise(self._starts)):
+        orders = []
+        for number, (first, end) in enumerate(itertools.pairwise([0, *self._ends])):
             # Grain adds the epoch to the seed, so consecutive seeds would share epochs.
             (own_seed,) = np.random.SeedSequence((seed, number)).generate_state(1)
-            part = grain.MapDataset.range(*ends)
-            visits.append((part.seed(int(own_seed)).shuffle() if shuffle else part).repeat())
-        return MixtureOrder(visits, self.shares)
+            orders.append(shuffled_order(first, end, int(own_seed)))
+        return grain.MapDataset.select_from_datasets(orders, _Windows(self.shares))
 
     def sizes(self) -> None:
         """Return None: batches of one canvas size would not keep the shares."""
@@ -77,29 +74,32 @@ class Mixture:
         return f"Mixture({list(self._sources)!r}, {list(self._weights)!r})"
 
 
-class MixtureOrder:
-    """Map from position to index in a mixture, endless and picklable.
+class _Windows(grain.transforms.DatasetSelectionMap):
+    """Selection map that spreads the samples of each source evenly over a window.
 
-    The samples of a source are spread evenly over a window of ``sum(shares)`` positions. All
-    windows are alike. (Grain's own mix rounds shares to a hundredth of the smallest.)
+    A window has ``sum(shares)`` positions, and all windows are alike. Grain's own ``mix`` does not
+    suffice: it scales the smallest weight to 100 and truncates the others, so it mixes weights of 3
+    and 1.999 as 150 to 100.
 
     Args:
-        visits: sampling order of each source: sample number -> index.
         shares: samples of each source in a window.
     """
 
-    def __init__(self, visits: Sequence[grain.MapDataset[int]], shares: Sequence[int]):
-        self._visits, self._shares = tuple(visits), tuple(shares)
+    def __init__(self, shares: Sequence[int]):
+        self._shares = tuple(shares)
         # Sample i of n of a source comes at the fraction (i + 1/2) / n of the window.
         when = np.concatenate([(np.arange(share) + 0.5) / share for share in shares])
         by_time = np.argsort(when, kind="stable")
         self._sources = np.repeat(np.arange(len(shares)), shares)[by_time]
-        self._turns = np.concatenate([np.arange(share) for share in shares])[by_time]
+        self._samples = np.concatenate([np.arange(share) for share in shares])[by_time]
 
-    def __getitem__(self, position: int) -> int:
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
         window, within = divmod(position, len(self._sources))
-        source = self._sources[within]
-        return self._visits[source][window * self._shares[source] + int(self._turns[within])]
+        source = int(self._sources[within])
+        return source, window * self._shares[source] + int(self._samples[within])
 
 
 def _whole_shares(weights: tuple[float, ...]) -> tuple[int, ...]:

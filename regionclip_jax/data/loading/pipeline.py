@@ -8,19 +8,20 @@ has to be saved.
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grain
 
 from regionclip_jax.data.loading.batching import batch_detection, batch_image_text
-from regionclip_jax.data.loading.buckets import CanvasPlan, Size, check_canvases
+from regionclip_jax.data.loading.buckets import Buckets, Size, check_canvases
 from regionclip_jax.data.loading.detection_examples import (
     DetectionAugmentation,
     LoadTrainingDetection,
 )
 from regionclip_jax.data.loading.examples import ImageLoading, LoadDetection, LoadImageText, Shard
 from regionclip_jax.data.loading.mixing import Mixture
-from regionclip_jax.data.loading.order import EpochOrder
+from regionclip_jax.data.loading.order import epoch_order, shuffled_order
 from regionclip_jax.data.loading.transforms import check_resize_method
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, Source
 from regionclip_jax.settings import BoxDataSettings, CaptionDataSettings, EvaluatedImages
@@ -34,8 +35,7 @@ def image_text_batches(
     *,
     seed: int,
     start_record: int,
-    plan: CanvasPlan | None = None,
-    shuffle: bool = True,
+    buckets: Buckets | None = None,
 ) -> Iterator[tuple[ImageTextBatch, list[str]]]:
     """Stream this process's part of each batch and its skipped records, without end.
 
@@ -46,10 +46,9 @@ def image_text_batches(
         shard: the global batch and this process's part of it.
         seed: seed of the order and of every draw; from 0 to 2**32 - 1.
         start_record: number of records consumed before, over all processes.
-        plan: canvases of this source's images. Each batch then holds images of one canvas (see
-            ``EpochOrder``), the same in all processes. None: any images, on the smallest canvas
+        buckets: buckets of this source's images. Each batch then holds images of one bucket (see
+            ``epoch_order``), the same in all processes. None: any images, on the smallest canvas
             that holds those of this process.
-        shuffle: shuffle every epoch; False keeps the order of the source and excludes a plan.
 
     Yields:
         ``(batch, texts)``: numpy arrays with a masked row for each skipped record, and the texts
@@ -57,29 +56,28 @@ def image_text_batches(
 
     Raises:
         ValueError: at once, for an empty source, a ``start_record`` between two batches, a batch
-            that does not divide among the processes, canvases that are too small, or a plan
-            without shuffling.
+            that does not divide among the processes, canvases that are too small, or buckets of a
+            mixture.
     """
     images = ImageLoading(
         settings.short_sides, settings.max_long_side, settings.resize_method, settings.canvas_sizes
     )
-    _check(source, shard, images, plan)
+    _check(source, shard, images, buckets)
     _check_start(start_record, shard.batch_size)
-    if plan is not None and not shuffle:
-        raise ValueError("a plan of canvases groups records anew in every epoch: shuffle, or none")
     if isinstance(source, Mixture):
-        if plan is not None:
-            raise ValueError("a mixture draws records by its weights: it takes no plan of canvases")
-        order = source.order(seed, shuffle)
-    elif plan is None:
-        order = grain.MapDataset.range(len(source))
-        order = (order.seed(seed).shuffle() if shuffle else order).repeat()
+        if buckets is not None:
+            raise ValueError("a mixture draws records by its weights: it takes no buckets")
+        order = source.order(seed)
+    elif buckets is None:
+        order = shuffled_order(0, len(source), seed)
     else:
-        order = EpochOrder(len(source), seed=seed, batch_size=shard.batch_size, kinds=plan.numbers)
+        order = epoch_order(
+            len(source), seed=seed, batch_size=shard.batch_size, buckets=buckets.numbers
+        )
     load = LoadImageText(
         source,
         order,
-        plan,
+        buckets,
         shard,
         images,
         settings.flip_probability,
@@ -87,15 +85,18 @@ def image_text_batches(
         seed,
         settings.context_length,
     )
-    positions = grain.MapDataset.range(start_record // shard.count, sys.maxsize)
-    examples = _iterate(positions.map(load), settings.num_threads, settings.num_workers)
+    groups = _load_groups(
+        load,
+        start_record // shard.count,
+        sys.maxsize,
+        shard,
+        settings.num_threads,
+        settings.num_workers,
+    )
+    allowed = _canvases(images.canvas_sizes, buckets, order, shard.batch_size, start_record)
     return (
         batch_image_text(group, canvases, settings.context_length)
-        for group, canvases in zip(
-            _groups(examples, shard.local_batch_size),
-            _canvases(images.canvas_sizes, plan, order, start_record // shard.batch_size),
-            strict=False,
-        )
+        for group, canvases in zip(groups, allowed, strict=False)
     )
 
 
@@ -121,15 +122,12 @@ def detection_batches(
     images = ImageLoading(
         short_sides, settings.max_long_side, settings.resize_method, settings.canvas_sizes
     )
-    _check(source, shard, images, plan=None)
+    _check(source, shard, images, buckets=None)
     num_batches = -(-len(source) // shard.batch_size)
-    positions = grain.MapDataset.range(num_batches * shard.local_batch_size)
     load = LoadDetection(source, shard, images)
-    examples = _iterate(positions.map(load), settings.num_threads, num_workers=0)
-    return (
-        batch_detection(group, images.canvas_sizes, settings.max_boxes)
-        for group in _groups(examples, shard.local_batch_size)
-    )
+    end = num_batches * shard.local_batch_size
+    groups = _load_groups(load, 0, end, shard, settings.num_threads, num_workers=0)
+    return (batch_detection(group, images.canvas_sizes, settings.max_boxes) for group in groups)
 
 
 def detection_training_batches(
@@ -137,10 +135,10 @@ def detection_training_batches(
     settings: BoxDataSettings,
     shard: Shard,
     *,
-    order: EpochOrder,
+    order: grain.MapDataset[int],
     seed: int,
     start_record: int,
-    plan: CanvasPlan | None = None,
+    buckets: Buckets | None = None,
 ) -> Iterator[tuple[DetectionBatch, list[str]]]:
     """Stream this process's part of each batch for training a detector, without end.
 
@@ -148,7 +146,7 @@ def detection_training_batches(
 
     Args:
         source: records without crowd boxes and unwanted classes, such as a ``TrainingSet``.
-        order: order of the records; with a ``plan``, its kinds are the plan's numbers.
+        order: order of the records, of ``epoch_order``; grouped by ``buckets``, if there are any.
 
     Raises:
         ValueError: as in :func:`image_text_batches`; ``jitter`` together with ``short_sides``, or
@@ -163,26 +161,22 @@ def detection_training_batches(
     images = ImageLoading(
         settings.short_sides, settings.max_long_side, settings.resize_method, sizes
     )
-    _check(source, shard, images, plan)
+    _check(source, shard, images, buckets)
     _check_start(start_record, shard.batch_size)
-    augmentation = DetectionAugmentation(
-        settings.short_sides,
-        settings.max_long_side,
-        jitter,
-        settings.resize_method,
-        sizes,
-        settings.flip_probability,
+    augmentation = DetectionAugmentation(images, jitter, settings.flip_probability)
+    load = LoadTrainingDetection(source, order, buckets, shard, augmentation, seed)
+    groups = _load_groups(
+        load,
+        start_record // shard.count,
+        sys.maxsize,
+        shard,
+        settings.num_threads,
+        settings.num_workers,
     )
-    load = LoadTrainingDetection(source, order, plan, shard, augmentation, seed)
-    positions = grain.MapDataset.range(start_record // shard.count, sys.maxsize)
-    examples = _iterate(positions.map(load), settings.num_threads, settings.num_workers)
+    allowed = _canvases(sizes, buckets, order, shard.batch_size, start_record)
     return (
         batch_detection(group, canvases, settings.max_boxes)
-        for group, canvases in zip(
-            _groups(examples, shard.local_batch_size),
-            _canvases(sizes, plan, order, start_record // shard.batch_size),
-            strict=False,
-        )
+        for group, canvases in zip(groups, allowed, strict=False)
     )
 
 
@@ -196,37 +190,41 @@ def _check_start(start_record: int, batch_size: int) -> None:
 
 def _canvases(
     canvas_sizes: tuple[Size, ...],
-    plan: CanvasPlan | None,
-    order: grain.MapDataset | EpochOrder,
-    first: int,
+    buckets: Buckets | None,
+    order: grain.MapDataset[int],
+    batch_size: int,
+    start_record: int,
 ) -> Iterator[tuple[Size, ...]]:
-    """Yield the canvases allowed for each global batch from ``first`` on: one with a plan."""
-    if plan is None:
-        return itertools.repeat(canvas_sizes)
-    return ((plan.shared(order.kinds_of_batch(number)),) for number in itertools.count(first))
+    """Yield the canvases allowed for each global batch: one with buckets, else all."""
+    if buckets is None:
+        yield from itertools.repeat(canvas_sizes)
+        return
+    for first in itertools.count(start_record, batch_size):
+        records = [order[position] for position in range(first, first + batch_size)]
+        yield (buckets.shared(set(buckets.numbers[records].tolist())),)
 
 
-def _check(source: Source, shard: Shard, images: ImageLoading, plan: CanvasPlan | None) -> None:
+def _check(source: Source, shard: Shard, images: ImageLoading, buckets: Buckets | None) -> None:
     if not len(source):
         raise ValueError(f"{source!r} has no records: check its path and split")
     check_resize_method(images.resize_method)
     if (images.short_sides is None) != (images.max_long_side is None):
         raise ValueError(
             f"short sides {images.short_sides} and max_long_side {images.max_long_side}: give "
-            "both, or neither to keep pictures at their own size"
+            "both, or neither to keep images at their own size"
         )
     check_canvases(
         images.canvas_sizes,
         short_side=None if images.short_sides is None else max(images.short_sides),
         max_long_side=images.max_long_side,
-        images_together=shard.local_batch_size if plan is None else shard.batch_size,
+        images_together=shard.local_batch_size if buckets is None else shard.batch_size,
         process_count=shard.count,
-        agreed=plan is not None,
+        grouped=buckets is not None,
     )
     if (
-        plan is not None
+        buckets is not None
         and shard.batch_size > 1
-        and plan.shared(set(plan.numbers.tolist())) is None
+        and buckets.shared(set(buckets.numbers.tolist())) is None
     ):
         raise ValueError(
             f"no canvas of {images.canvas_sizes} holds what all the others hold, as the batch of "
@@ -234,22 +232,29 @@ def _check(source: Source, shard: Shard, images: ImageLoading, plan: CanvasPlan 
         )
 
 
-def _iterate(examples: grain.MapDataset, num_threads: int, num_workers: int) -> Iterator:
-    """Yield the elements in order, prefetched by threads and, if any, worker processes."""
+def _load_groups(
+    load: Callable[[int], Any],
+    start: int,
+    end: int,
+    shard: Shard,
+    num_threads: int,
+    num_workers: int,
+) -> Iterator[list]:
+    """Load local positions in threads and, if any, worker processes; yield them batch by batch.
+
+    Examples are batched after loading, because threads and workers load single examples, and a
+    batch of examples needs its own canvas and the texts of its skipped records.
+    """
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    examples = grain.MapDataset.range(start, end).map(load)
     dataset = examples.to_iter_dataset(options, allow_nones=True)  # None is a row of padding
     if num_workers:
         workers = grain.MultiprocessingOptions(
             num_workers=num_workers, per_worker_buffer_size=2 * max(1, num_threads)
         )
         dataset = dataset.mp_prefetch(workers)
-    iterator = iter(dataset)
+    iterator = iter(dataset.batch(shard.local_batch_size, batch_fn=list))
     try:
         yield from iterator
     finally:
         iterator.close()
-
-
-def _groups(examples: Iterator, size: int) -> Iterator[list]:
-    while group := list(itertools.islice(examples, size)):
-        yield group

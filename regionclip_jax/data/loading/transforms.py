@@ -66,8 +66,7 @@ def resize_short_side(
     height, width = resized_size(*image.shape[:2], short, max_long, method)
     if (height, width) == image.shape[:2]:
         return image
-    picture = Image.fromarray(image)
-    return np.asarray(picture.resize((width, height), _RESAMPLING[method]))
+    return np.asarray(Image.fromarray(image).resize((width, height), _RESAMPLING[method]))
 
 
 def jitter_image(
@@ -113,13 +112,6 @@ def flip_boxes(boxes: Float[np.ndarray, "G 4"], width: int) -> Float[np.ndarray,
     """Return the boxes of an image ``width`` pixels wide after :func:`flip_image`."""
     x1, y1, x2, y2 = boxes.T
     return np.stack([width - x2, y1, width - x1, y2], -1).astype(boxes.dtype)
-
-
-def scale_boxes(
-    boxes: Float[np.ndarray, "G 4"], scale_y: float, scale_x: float
-) -> Float[np.ndarray, "G 4"]:
-    """Scale boxes by the resize factors of each axis."""
-    return boxes * np.array([scale_x, scale_y, scale_x, scale_y], np.float32)
 
 
 def crop_masks(

@@ -7,10 +7,11 @@ import dataclasses
 import io
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from regionclip_jax.data.loading.decoding import decode_image
-from regionclip_jax.data.loading.transforms import resize_short_side, scale_boxes
+from regionclip_jax.data.loading.transforms import resize_short_side
 from regionclip_jax.data.sources.array_record_format import encode_record, kind_of
 from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.records import (
@@ -19,6 +20,7 @@ from regionclip_jax.data.sources.records import (
     RecordError,
     Source,
 )
+from regionclip_jax.ops.host_boxes import host_scale_boxes
 
 UNREADABLE = "unreadable record"
 BROKEN_PICTURE = "broken picture"
@@ -85,6 +87,6 @@ def _shrink(
     changes: dict = {"image": file.getvalue()}
     height, width = pixels.shape[:2]
     if isinstance(record, DetectionRecord):
-        factors = height / original.shape[0], width / original.shape[1]
-        changes["boxes"] = scale_boxes(record.boxes, *factors)
+        scale = np.divide((height, width), original.shape[:2], dtype=np.float32)
+        changes["boxes"] = host_scale_boxes(record.boxes, scale)
     return dataclasses.replace(record, **changes), (height, width)

@@ -1,7 +1,8 @@
 """Records of a source: one encoded image with its captions or boxes."""
 
+import bisect
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -91,6 +92,21 @@ def known_sizes(source: Source) -> Int[np.ndarray, "N 2"] | None:
     """Return (height, width) of all images of a source, or None if it would have to open them."""
     sizes = getattr(source, "sizes", None)
     return None if sizes is None else sizes()
+
+
+def locate(source: Source, ends: Sequence[int], index: int) -> tuple[int, int]:
+    """Return the part of a source that holds a record, and the record's row in it.
+
+    Args:
+        ends: number of records up to the end of each part.
+
+    Raises:
+        IndexError: the source has no such record.
+    """
+    if not 0 <= index < ends[-1]:
+        raise IndexError(f"{source!r} has {ends[-1]} records, asked for {index}")
+    part = bisect.bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
 
 
 class PackedTexts:

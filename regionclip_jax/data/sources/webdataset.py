@@ -6,7 +6,6 @@ the ``json``. Other files are ignored. Headers are read once, at the start; imag
 access.
 """
 
-import bisect
 import concurrent.futures
 import itertools
 import json
@@ -15,7 +14,12 @@ import pathlib
 
 import numpy as np
 
-from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts, RecordError
+from regionclip_jax.data.sources.records import (
+    ImageTextRecord,
+    PackedTexts,
+    RecordError,
+    locate,
+)
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.tar_members import Member, read_members
 
@@ -89,10 +93,7 @@ class WebDatasetSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> ImageTextRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self!r} has {len(self)} records, asked for {index}")
-        part = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[part - 1] if part else 0)
+        part, row = locate(self, self._ends, index)
         shard, key = self._shards[part], self._keys[part][row]
         image_at, image_size, text_at, text_size, is_json = self._spans[part][row].tolist()
         name = f"{shard.name}: {key}"

@@ -4,9 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regionclip_jax.data.loading.buckets import (
-    CanvasPlan,
+    Buckets,
     check_canvases,
-    place_on_canvas,
     require_canvas,
     smallest_canvas,
 )
@@ -16,14 +15,14 @@ from regionclip_jax.data.sources.records import RecordError
 SIZES = ((800, 1344), (1344, 800), (1344, 1344))
 
 
-def check(canvas_sizes, together=2, *, limits=(800, 1333), process_count=1, agreed=False):
+def check(canvas_sizes, together=2, *, limits=(800, 1333), process_count=1, grouped=False):
     check_canvases(
         canvas_sizes,
         short_side=limits[0],
         max_long_side=limits[1],
         images_together=together,
         process_count=process_count,
-        agreed=agreed,
+        grouped=grouped,
     )
 
 
@@ -32,12 +31,6 @@ def test_the_smallest_canvas_that_holds_the_picture_is_chosen():
     assert smallest_canvas(SIZES, 801, 600) == (1344, 800)
     assert smallest_canvas(SIZES, 801, 801) == (1344, 1344)
     assert smallest_canvas(SIZES, 1345, 10) is None
-
-
-def test_a_picture_lies_in_the_top_left_corner():
-    canvas = np.zeros((4, 5, 3), np.uint8)
-    place_on_canvas(np.ones((2, 3, 3), np.uint8), canvas)
-    assert canvas[:2, :3].all() and canvas.sum() == 18
 
 
 def test_canvases_that_hold_all_the_limits_allow_are_accepted():
@@ -60,15 +53,15 @@ def test_a_canvas_below_the_limits_is_refused_at_the_start():
 def test_several_canvases_with_several_processes_are_refused_unless_these_agree():
     with pytest.raises(ValueError, match="shapes would differ.*group_by_canvas"):
         check(SIZES, process_count=2)
-    check(SIZES, process_count=2, agreed=True)
+    check(SIZES, process_count=2, grouped=True)
 
 
-def plan(sizes, canvas_sizes=SIZES, short_sides=(800,), method="bicubic_truncate"):
-    return CanvasPlan(np.array(sizes), canvas_sizes, short_sides, 1333, method)
+def buckets(sizes, canvas_sizes=SIZES, short_sides=(800,), method="bicubic_truncate"):
+    return Buckets(np.array(sizes), canvas_sizes, short_sides, 1333, method)
 
 
 def test_a_plan_knows_the_canvas_of_each_picture_and_what_of_it_is_padding():
-    found = plan([(480, 640), (640, 480), (600, 600), (480, 640)])
+    found = buckets([(480, 640), (640, 480), (600, 600), (480, 640)])
     assert found.canvas_sizes == ((1344, 800), (1344, 1344), (800, 1344))
     assert [found.canvas(i) for i in range(4)] == [SIZES[i] for i in (0, 1, 0, 0)]
     # At short side 800 the pictures are 800 x 1066, 1066 x 800, 800 x 800, 800 x 1066.
@@ -80,11 +73,11 @@ def test_a_plan_knows_the_canvas_of_each_picture_and_what_of_it_is_padding():
 
 def test_pictures_of_several_canvases_share_the_smallest_that_holds_all():
     sizes = ((800, 1088), *SIZES)
-    found = plan([(480, 640), (480, 800), (640, 480)], sizes)
+    found = buckets([(480, 640), (480, 800), (640, 480)], sizes)
     near, far, upright = found.numbers
     assert found.shared([near]) == (800, 1088) and found.shared([near, far]) == (800, 1344)
     assert found.shared([near, upright]) == found.shared(range(4)) == (1344, 1344)
-    assert plan([(480, 640)], SIZES[:2]).shared([0, 1]) is None
+    assert buckets([(480, 640)], SIZES[:2]).shared([0, 1]) is None
 
 
 @pytest.mark.property
@@ -94,7 +87,7 @@ def test_pictures_of_several_canvases_share_the_smallest_that_holds_all():
     st.sampled_from(["bicubic_truncate", "bilinear_round"]),
 )
 def test_a_planned_canvas_holds_its_picture_at_every_short_side(shapes, short_sides, method):
-    found = plan(shapes, ((800, 1088), (1088, 800), *SIZES), short_sides, method)
+    found = buckets(shapes, ((800, 1088), (1088, 800), *SIZES), short_sides, method)
     for index, shape in enumerate(shapes):
         sizes = [resized_size(*shape, short, 1333, method) for short in short_sides]
         assert (np.max(sizes, 0) <= found.canvas(index)).all()
@@ -102,9 +95,7 @@ def test_a_planned_canvas_holds_its_picture_at_every_short_side(shapes, short_si
 
 
 def test_pictures_that_keep_their_size_are_planned_by_it():
-    found = CanvasPlan(
-        np.array([(30, 50), (50, 30), (90, 9)]), ((32, 64), (64, 64)), None, None, ""
-    )
+    found = Buckets(np.array([(30, 50), (50, 30), (90, 9)]), ((32, 64), (64, 64)), None, None, "")
     # The last one fits none: its record is skipped when it is loaded.
     assert [found.canvas(i) for i in range(3)] == [(32, 64), (64, 64), (64, 64)]
     with pytest.raises(RecordError, match=r"S, record k: 90 x 9 .*\(\(64, 64\),\)"):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regionclip_jax.data.loading.buckets import CanvasPlan
+from regionclip_jax.data.loading.buckets import Buckets
 from regionclip_jax.data.loading.decoding import decode_image
 from regionclip_jax.data.loading.detection_examples import DetectionAugmentation, augment
-from regionclip_jax.data.loading.examples import Shard
-from regionclip_jax.data.loading.order import EpochOrder
+from regionclip_jax.data.loading.examples import ImageLoading, Shard
+from regionclip_jax.data.loading.order import epoch_order
 from regionclip_jax.data.loading.pipeline import detection_training_batches
 from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.loading.transforms import crop_masks
@@ -110,7 +110,7 @@ def test_what_cannot_be_trained_on_is_refused_before_the_first_step(
         TrainingSet(CocoInstancesSource(folder, "train"), names, max_boxes=max_boxes)
 
 
-def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, planned=False, **changes):
+def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, grouped=False, **changes):
     data = training_set(folder)
     options = dict(
         short_sides=(40, 50, 64),
@@ -120,21 +120,21 @@ def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, planned=Fals
         num_threads=1,
     )
     settings = BoxDataSettings(**options | changes)
-    plan = None
-    if planned:
+    buckets = None
+    if grouped:
         names = ("canvas_sizes", "short_sides", "max_long_side", "resize_method")
-        plan = CanvasPlan(data.sizes(), *(getattr(settings, name) for name in names))
+        buckets = Buckets(data.sizes(), *(getattr(settings, name) for name in names))
     return detection_training_batches(
         data,
         settings,
         Shard(batch_size, *process),
-        order=EpochOrder(
+        order=epoch_order(
             len(data),
             seed=1,
             batch_size=batch_size,
-            kinds=None if plan is None else plan.numbers,
+            buckets=None if buckets is None else buckets.numbers,
         ),
-        plan=plan,
+        buckets=buckets,
         seed=1,
         start_record=start_record,
     )
@@ -173,7 +173,7 @@ def test_a_stream_goes_on_where_it_was_left(folder):
 
 
 @pytest.mark.parametrize(
-    "options", [{"canvas_sizes": ((96, 96),)}, {"planned": True}], ids=["one canvas", "planned"]
+    "options", [{"canvas_sizes": ((96, 96),)}, {"grouped": True}], ids=["one canvas", "grouped"]
 )
 def test_two_processes_have_the_halves_of_each_batch(folder, options):
     options = options | {"batch_size": 4}
@@ -186,8 +186,8 @@ def test_two_processes_have_the_halves_of_each_batch(folder, options):
             np.testing.assert_array_equal(found.boxes, expected.boxes[own])
 
 
-def test_planned_batches_have_the_canvas_of_the_largest_short_side(folder):
-    batches = [batch for batch, _ in itertools.islice(stream(folder, planned=True), 12)]
+def test_grouped_batches_have_the_canvas_of_the_largest_short_side(folder):
+    batches = [batch for batch, _ in itertools.islice(stream(folder, grouped=True), 12)]
     assert all(batch.mask.all() for batch in batches)
     # At short side 64 the pictures are 64 x 96 (image ids 1 and 5) and 96 x 64 (2).
     canvas_of = {(1, 5): (64, 96), (2,): (96, 64), (1, 2): (96, 96), (2, 5): (96, 96)}
@@ -200,7 +200,11 @@ def test_planned_batches_have_the_canvas_of_the_largest_short_side(folder):
 def test_jitter_cuts_pictures_to_the_canvas_and_boxes_with_them(folder):
     record = training_set(folder, mask_size=8)[1]
     original = decode_image(record.image, source="test", key=record.key)
-    augmentation = DetectionAugmentation(None, None, (0.3, 3.0), "bilinear_round", ((64, 64),), 0.5)
+    augmentation = DetectionAugmentation(
+        ImageLoading(None, None, "bilinear_round", ((64, 64),)),
+        jitter=(0.3, 3.0),
+        flip_probability=0.5,
+    )
     empty = larger = 0
     for seed in range(40):
         example = augment(record, original, augmentation, np.random.default_rng(seed))
@@ -233,7 +237,7 @@ def test_batches_carry_rasters_of_objects_where_they_were_asked_for(folder):
             num_threads=0,
         ),
         Shard(3, 0, 1),
-        order=EpochOrder(len(data), seed=0, batch_size=3),
+        order=epoch_order(len(data), seed=0, batch_size=3),
         seed=0,
         start_record=0,
     )

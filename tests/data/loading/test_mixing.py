@@ -37,9 +37,9 @@ def mixture(lengths=LENGTHS, weights=WEIGHTS, picture=b""):
     return Mixture(sources, weights)
 
 
-def visits(mixed, positions, seed=0, **options):
+def samples(mixed, positions, seed=0):
     """(source, number) at each position."""
-    order = mixed.order(seed, **options)
+    order = mixed.order(seed)
     keys = [mixed[order[position]].key for position in positions]
     return [(key[0], int(key[1:])) for key in keys]
 
@@ -87,13 +87,13 @@ def test_shares_are_within_one_of_ten_thousand_of_the_weights(weights):
 def test_every_short_stretch_is_near_the_shares():
     mixed = mixture((500, 500), (3, 1))
     assert mixed.shares == (3, 1)
-    names = "".join(name for name, _ in visits(mixed, range(40)))
+    names = "".join(name for name, _ in samples(mixed, range(40)))
     assert {names[i : i + 4].count("b") for i in range(37)} == {1}
 
 
 def test_each_source_has_epochs_of_its_own():
     by_source = {name: [] for name in "abc"}
-    for name, number in visits(mixture(), range(1000)):
+    for name, number in samples(mixture(), range(1000)):
         by_source[name].append(number)
     for name, length in zip("abc", LENGTHS, strict=True):
         numbers = by_source[name]
@@ -104,17 +104,10 @@ def test_each_source_has_epochs_of_its_own():
 
 def test_sources_of_one_length_are_not_shuffled_alike():
     seen = {name: [] for name in "ab"}
-    for name, number in visits(mixture((90, 90), (1, 1)), range(4 * 180)):
+    for name, number in samples(mixture((90, 90), (1, 1)), range(4 * 180)):
         seen[name].append(number)
     epochs = {n: {tuple(v[i : i + 90]) for i in range(0, 360, 90)} for n, v in seen.items()}
     assert not epochs["a"] & epochs["b"]
-
-
-def test_without_shuffling_each_source_keeps_its_order():
-    numbers = [
-        n for name, n in visits(mixture((7, 3, 11)), range(60), shuffle=False) if name == "a"
-    ]
-    assert numbers == list(itertools.islice(itertools.cycle(range(7)), len(numbers)))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +135,7 @@ def stream(picture, count, **changes):
         "num_threads": 2,
     }
     how = {"seed": 7, "start_record": 0}
-    how |= {name: changes.pop(name) for name in (*how, "plan") if name in changes}
+    how |= {name: changes.pop(name) for name in how if name in changes}
     shard = Shard(4, changes.pop("process_index", 0), changes.pop("process_count", 1))
     settings = CaptionDataSettings(**arguments | changes)
     batches = image_text_batches(mixture(picture=picture), settings, shard, **how)
