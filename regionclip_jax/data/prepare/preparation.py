@@ -29,11 +29,15 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from regionclip_jax.data.prepare.prepared_record import JPEG_QUALITY, Skipped, prepare_record
-from regionclip_jax.data.prepare.writers import OPTIONS, existing_manifest, shard_name
-from regionclip_jax.data.sources.array_record_format import FORMAT, MANIFEST, UNFINISHED
+from regionclip_jax.data.prepare.writers import (
+    ShardWriter,
+    existing_manifest,
+    make_manifest,
+    shard_name,
+)
+from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED
 from regionclip_jax.data.sources.records import Source
 from regionclip_jax.data.sources.skipped import SkipCounter
 
@@ -251,11 +255,10 @@ def _work(connection: Connection, plan: _Plan) -> None:
 
 def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]], object]) -> None:
     partial = plan.unfinished / f"{shard_name(shard)}.partial-{os.getpid()}"
-    sizes, kinds, skipped = [], set(), []
+    sizes, skipped = [], []
     told = num_told = 0
     last = time.monotonic()
-    writer = ArrayRecordWriter(str(partial), OPTIONS)
-    try:
+    with ShardWriter(partial) as writer:
         for number, index in enumerate(plan.records_of(shard), start=1):
             outcome = prepare_record(
                 plan.source, index, short_side=plan.short_side, check=plan.check
@@ -263,19 +266,16 @@ def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]]
             if isinstance(outcome, Skipped):
                 skipped.append(outcome)
             else:
-                writer.write(outcome.data)
+                writer.write(outcome.data, outcome.kind)
                 sizes.append(outcome.size)
-                kinds.add(outcome.kind)
             if time.monotonic() - last > _SECONDS_BETWEEN_REPORTS:
                 tell((number - num_told, [text for _, text in skipped[told:]]))
                 told, num_told, last = len(skipped), number, time.monotonic()
-    finally:
-        writer.close()  # raises on a full disk
     # Before the shard becomes final: a process whose caller was killed ends here.
     tell((len(plan.records_of(shard)) - num_told, [text for _, text in skipped[told:]]))
     note = {
-        "count": len(sizes),
-        "kinds": sorted(kinds),
+        "count": writer.count,
+        "kinds": sorted(writer.kinds),
         "sides": [side for size in sizes for side in size],
         "skipped": skipped,
     }
@@ -320,19 +320,12 @@ def _complete(plan: _Plan, description: dict) -> dict:
         np.save(file, sizes)
     sizes_entry = {"name": SIZES, **_seal(plan.unfinished / SIZES)}
     os.replace(plan.unfinished / SIZES, plan.directory / SIZES)
-    manifest = {
-        "format": FORMAT,
-        "kind": kind,
-        "count": len(sizes),
-        "shards": [
-            {"name": name, **{key: note[key] for key in ("count", "bytes", "sha256")}}
-            for name, note in notes
-            if note["count"]
-        ],
-        "sizes": sizes_entry,
-        "skipped": skipped,
-        "description": description,
-    }
+    shards = [
+        {"name": name, **{key: note[key] for key in ("count", "bytes", "sha256")}}
+        for name, note in notes
+        if note["count"]
+    ]
+    manifest = make_manifest(kind, shards, description, sizes=sizes_entry, skipped=skipped)
     _write_at_once(plan, plan.directory / MANIFEST, manifest)
     shutil.rmtree(plan.unfinished)
     return manifest

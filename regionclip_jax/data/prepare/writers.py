@@ -1,4 +1,7 @@
-"""Write records to a directory of ArrayRecord shards with a manifest."""
+"""Write shards and manifests, and whole directories of records at once.
+
+``preparation`` writes the same shards and manifests from several processes, and resumes.
+"""
 
 import itertools
 import json
@@ -6,7 +9,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -20,7 +23,54 @@ from regionclip_jax.data.sources.array_record_format import (
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 
 # One record per group gives random access; images are compressed already.
-OPTIONS = "group_size:1,uncompressed"
+_OPTIONS = "group_size:1,uncompressed"
+
+
+class ShardWriter:
+    """Writer of one shard, as a context.
+
+    Attributes:
+        count: number of records.
+        kinds: kinds of the records (``array_record_format.kind_of``).
+
+    Raises:
+        OSError or RuntimeError: when the context ends, if the disk is full.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._writer = ArrayRecordWriter(str(path), _OPTIONS)
+        self.count, self.kinds = 0, set()
+
+    def write(self, encoded: bytes, kind: str) -> None:
+        """Append a record that ``encode_record`` encoded."""
+        self._writer.write(encoded)
+        self.count += 1
+        self.kinds.add(kind)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._writer.close()
+
+
+def make_manifest(kind: str, shards: Sequence[dict], description: dict, **more: object) -> dict:
+    """Return the manifest of a directory.
+
+    Args:
+        kind: kind of all its records.
+        shards: ``name`` and ``count`` of each shard, and further JSON values.
+        description: JSON values that determine the records.
+        more: further entries, JSON values.
+    """
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "count": sum(shard["count"] for shard in shards),
+        "shards": list(shards),
+        **more,
+        "description": description,
+    }
 
 
 def write_array_record(
@@ -102,9 +152,8 @@ def _write_shards(records: Iterator, folder: pathlib.Path, size: int, descriptio
         first = next(records, None)
         if first is None:
             break
-        name, count = shard_name(number), 0
-        writer = ArrayRecordWriter(str(folder / name), OPTIONS)
-        try:
+        name = shard_name(number)
+        with ShardWriter(folder / name) as writer:
             for record in itertools.chain([first], itertools.islice(records, size - 1)):
                 kinds.add(kind_of(record))
                 if len(kinds) > 1:
@@ -112,17 +161,8 @@ def _write_shards(records: Iterator, folder: pathlib.Path, size: int, descriptio
                         f"record {record.key} is of another kind than those before it: "
                         "write image-text and detection records to two directories"
                     )
-                writer.write(encode_record(record))
-                count += 1
-        finally:
-            writer.close()
-        shards.append({"name": name, "count": count})
+                writer.write(encode_record(record), kind_of(record))
+        shards.append({"name": name, "count": writer.count})
     if not shards:
         raise ValueError("there are no records to write: check the source they come from")
-    return {
-        "format": FORMAT,
-        "kind": kinds.pop(),
-        "count": sum(shard["count"] for shard in shards),
-        "shards": shards,
-        "description": description,
-    }
+    return make_manifest(kinds.pop(), shards, description)
