@@ -88,7 +88,7 @@ def scenes() -> ml_collections.ConfigDict:
         window_sides=(0.32, 0.45),
         templates="plain",
         num_threads=2,
-        fault_fraction=0.01,
+        max_skipped_fraction=0.01,
     )
     config.evaluation.detection.update(temperature=0.07, regions_per_chunk=None)
     return config

@@ -130,8 +130,8 @@ def _scenes_images(data: ml_collections.ConfigDict) -> None:
         # The scenes have a left and a right; a mirror would double what there is to learn.
         flip_probability=0.0,
         num_threads=2,
-        fault_fraction=0.01,
-        fault_minimum=10,
+        max_skipped_fraction=0.01,
+        min_skipped_records=10,
     )
 
 
@@ -162,7 +162,7 @@ def _scenes_evaluation(evaluation: ml_collections.ConfigDict) -> None:
         batch_size=32,
         max_boxes=4,
         num_threads=2,
-        fault_fraction=0.01,
+        max_skipped_fraction=0.01,
     )
 
 

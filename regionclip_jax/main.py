@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
-    from regionclip_jax.data.faults import TooManyFaults
+    from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.reporting.progress import log_own_progress
     from regionclip_jax.sharding.consistency import (
         InconsistentHosts,
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
         ConfigError,
         CheckpointMismatch,
         InconsistentHosts,
-        TooManyFaults,
+        TooManySkipped,
         NonFiniteMetric,
         FileNotFoundError,
         FileExistsError,

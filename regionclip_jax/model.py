@@ -31,13 +31,14 @@ from regionclip_jax.artifacts.vocabulary import (
     describe_encoder,
     require_matching,
 )
-from regionclip_jax.data.pictures import Picture, check_boxes, make_batch, place
-from regionclip_jax.data.transforms import scale_boxes
+from regionclip_jax.data.loading.decoding import AnyImage
+from regionclip_jax.data.loading.letterbox import Letterbox, check_boxes
 from regionclip_jax.jobs.assembly import compute_dtype
 from regionclip_jax.jobs.concept_pool import embed_names
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.ops.host_boxes import host_scale_boxes
 from regionclip_jax.settings import (
     DetectionSettings,
     EmbedFrom,
@@ -121,7 +122,7 @@ class RegionCLIP:
         if has_heads(directory):
             heads, _ = load_heads(directory)
             self._box_head = jax.device_put({"params": heads["box_head"]})
-        self._limits, self._batch_size = (short_side, max_long_side), batch_size
+        self._letterbox, self._batch_size = Letterbox(short_side, max_long_side), batch_size
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
         )
@@ -165,7 +166,7 @@ class RegionCLIP:
         return self._vocabularies[key]
 
     def encode_regions(
-        self, image: Picture, boxes: Float[np.ndarray, "R 4"]
+        self, image: AnyImage, boxes: Float[np.ndarray, "R 4"]
     ) -> Float[np.ndarray, "R D"]:
         """Return the embeddings of boxes of one image, not normalized.
 
@@ -178,7 +179,7 @@ class RegionCLIP:
             ValueError: the boxes have another shape, or one is not finite or has no area.
         """
         boxes = check_boxes(boxes)
-        batch = make_batch([place(image, *self._limits)], [boxes])
+        batch = self._letterbox.batch([self._letterbox.load(image, boxes)])
         found = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
         return np.asarray(found[0, : len(boxes)], np.float32)
 
@@ -192,7 +193,7 @@ class RegionCLIP:
 
     def propose(
         self,
-        image: Picture | Sequence[Picture],
+        image: AnyImage | Sequence[AnyImage],
         *,
         num_proposals: int = 1000,
         nms_threshold: float = 0.9,
@@ -213,17 +214,17 @@ class RegionCLIP:
         no_classes = np.zeros((1, self.config.embed_dim), np.float32)
         found = []
         # Only the regions of the prediction are requested, so XLA computes nothing else.
-        for placed, regions, row in self._run(
+        for example, regions, row in self._run(
             images, None, settings, proposals, no_classes, "regions"
         ):
             real = regions.mask[row]
-            boxes = scale_boxes(regions.boxes[row][real], *(1 / placed.scale).tolist())
+            boxes = host_scale_boxes(regions.boxes[row][real], 1 / example.scale)
             found.append(Proposed(boxes, regions.scores[row][real]))
         return found if many else found[0]
 
     def detect(
         self,
-        image: Picture | Sequence[Picture],
+        image: AnyImage | Sequence[AnyImage],
         vocabulary: AnyVocabulary = None,
         *,
         boxes: Float[np.ndarray, "R 4"] | Sequence[np.ndarray] | None = None,
@@ -309,7 +310,7 @@ class RegionCLIP:
         return self._localizer
 
     def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
-        """Return (letterboxed image, part of its batch's prediction, row) in the given order."""
+        """Return (resized image, part of its batch's prediction, row) in the given order."""
         key = (settings, proposals, part)
         if key not in self._steps:
             find = given_boxes
@@ -328,17 +329,17 @@ class RegionCLIP:
         )
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
-            placed = place(image, *self._limits)
-            by_canvas[placed.canvas.shape].append((number, placed))
+            own = np.zeros((0, 4), np.float32) if boxes is None else boxes[number]
+            example = self._letterbox.load(image, own)
+            by_canvas[self._letterbox.canvas(example)].append((number, example))
         results = {}
         for members in by_canvas.values():
             for start in range(0, len(members), self._batch_size):
                 some = members[start : start + self._batch_size]
-                own = [np.zeros((0, 4)) if boxes is None else boxes[number] for number, _ in some]
-                batch = make_batch([placed for _, placed in some], own, self._batch_size)
+                batch = self._letterbox.batch([example for _, example in some], self._batch_size)
                 answer = jax.device_get(self._steps[key](variables, batch))
-                for row, (number, placed) in enumerate(some):
-                    results[number] = (placed, answer, row)
+                for row, (number, example) in enumerate(some):
+                    results[number] = (example, answer, row)
         return [results[number] for number in range(len(images))]
 
 

@@ -32,6 +32,9 @@ _FLAG = "--config."
 
 # Last parts of the keys of earlier versions -> current keys.
 _RENAMED = {
+    "data.fault_fraction": "data.max_skipped_fraction",
+    "data.fault_minimum": "data.min_skipped_records",
+    "evaluation.fault_fraction": "evaluation.max_skipped_fraction",
     "regions.num_proposals": "regions.proposals.num_proposals",
     "regions.pre_nms_topk": "regions.proposals.pre_nms_topk",
     "regions.proposal_nms_threshold": "regions.proposals.nms_threshold",

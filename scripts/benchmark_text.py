@@ -11,7 +11,7 @@ import argparse
 import itertools
 import time
 
-from regionclip_jax.data.caption_files import read_captions
+from regionclip_jax.data.prepare.caption_files import read_captions
 from regionclip_jax.text.concepts import count_concepts
 from regionclip_jax.text.tokenizer import tokenize
 

@@ -30,8 +30,8 @@ WORDS = frozenset(
 EXCEPTIONS = {
     "arguments of the public API and of commands, which name them for users": (
         15,
-        "fault_fraction fault_minimum max_detections max_long_side nms_threshold num_proposals "
-        "num_workers score_threshold short_side",
+        "max_skipped_fraction min_skipped_records max_detections max_long_side nms_threshold "
+        "num_proposals num_workers score_threshold short_side",
     ),
     "arguments of ops and models, which take numbers, and of the benchmarks that call them": (
         12,

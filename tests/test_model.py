@@ -9,8 +9,8 @@ from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
-from regionclip_jax.data.pictures import read_picture
-from regionclip_jax.data.records import RecordError
+from regionclip_jax.data.loading.decoding import read_any_image
+from regionclip_jax.data.sources.records import RecordError
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_file_is_turned_as_its_exif_says(model, picture, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 270 degrees to look at it
     turned.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_picture(tmp_path / "turned.png"), picture)
+    np.testing.assert_array_equal(read_any_image(tmp_path / "turned.png"), picture)
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (3, 2)])

@@ -75,6 +75,7 @@ def test_a_key_of_an_earlier_version_fails_with_its_new_name(section, key, now):
 
 def test_all_renamed_keys_lead_to_keys_that_exist():
     roots = {
+        "data": TrainDetectorSettings,
         "regions": PretrainSettings,
         "evaluation": EvaluateSettings,
         "detector": TrainDetectorSettings,

@@ -15,7 +15,7 @@ import time
 
 from absl import logging
 
-from regionclip_jax.data.caption_files import read_captions
+from regionclip_jax.data.prepare.caption_files import read_captions
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.text.concepts import choose_concepts, count_concepts, write_concepts
 from regionclip_jax.text.names import read_names

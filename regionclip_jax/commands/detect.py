@@ -16,8 +16,9 @@ from pathlib import Path
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.data.pictures import list_pictures, read_picture
-from regionclip_jax.data.records import RecordError
+from regionclip_jax.data.loading.decoding import read_any_image
+from regionclip_jax.data.sources.image_files import list_pictures
+from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks
@@ -78,7 +79,7 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     pictures, skipped, began = [], [], time.monotonic()
     for number, path in enumerate(paths, start=1):
         try:
-            picture = read_picture(path)
+            picture = read_any_image(path)
         except (RecordError, OSError) as error:
             skipped.append(str(error))
             print(f"skipped: {error}", file=sys.stderr)

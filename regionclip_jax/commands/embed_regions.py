@@ -20,8 +20,9 @@ import numpy as np
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.data.pictures import list_pictures, read_picture
-from regionclip_jax.data.records import RecordError
+from regionclip_jax.data.loading.decoding import read_any_image
+from regionclip_jax.data.sources.image_files import list_pictures
+from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
 from regionclip_jax.text.names import resolve_names
@@ -73,7 +74,7 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
     skipped, began = 0, time.monotonic()
     for number, path in enumerate(paths, start=1):
         try:
-            picture = read_picture(path)
+            picture = read_any_image(path)
         except (RecordError, OSError) as error:
             skipped += 1
             print(f"skipped: {error}", file=sys.stderr)

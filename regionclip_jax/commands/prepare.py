@@ -38,9 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shard-size", type=int, default=8192, help="records of a shard")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument(
-        "--fault-fraction", type=float, default=0.01, help="stop when more records are unusable ..."
+        "--max-skipped-fraction",
+        type=float,
+        default=0.01,
+        help="stop when a larger share is skipped ...",
     )
-    parser.add_argument("--fault-minimum", type=int, default=100, help="... and at least this many")
+    parser.add_argument(
+        "--min-skipped-records", type=int, default=100, help="... and at least this many"
+    )
     parser.add_argument(
         "--benchmark", nargs="?", const=512, metavar="N", type=int,
         help="write nothing; read N random records (512) and say whether preparing pays",
@@ -52,15 +57,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.path is not None and not Path(options.path).exists():
         parser.error(f"--path: {options.path!r} does not exist")
     # Imported here, because worker processes import this file and do not need these modules.
-    from regionclip_jax.data.faults import TooManyFaults
-    from regionclip_jax.data.verification import find_damage
+    from regionclip_jax.data.prepare.verification import find_damage
+    from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.jobs import prepare_data
     from regionclip_jax.jobs.streams import SourceChoice
     from regionclip_jax.reporting.progress import log_own_progress
 
     log_own_progress()
     choice = SourceChoice(
-        options.source, options.path, options.split, options.fault_fraction, options.fault_minimum
+        options.source,
+        options.path,
+        options.split,
+        options.max_skipped_fraction,
+        options.min_skipped_records,
     )
     try:
         if options.verify is not None:
@@ -78,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             short_side=options.short_side, check=options.check, shard_size=options.shard_size,
             num_workers=options.workers,
         )  # fmt: skip
-    except (TooManyFaults, ValueError, OSError, RuntimeError) as error:
+    except (TooManySkipped, ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,1 +1,1 @@
-"""Data: sources, images, captions, canvases, and the pipeline to batches of numpy arrays."""
+"""Data: sources, loading as batches of numpy arrays, prepared directories, and synthetic scenes."""

@@ -11,8 +11,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from regionclip_jax.data.records import Source
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
+from regionclip_jax.data.sources.records import Source
 from regionclip_jax.evaluation.ground_truth import (
     GroundTruth,
     coco_ground_truth,
@@ -93,7 +93,7 @@ def open_dataset(source: Source, split: str, trained: Sequence[str] | None = Non
 
     Args:
         source: detection records with ``category_names``; perhaps ``category_ids``, ``metric`` and
-            ``annotation_file`` (``data.sources.boxed_pictures``).
+            ``annotation_file`` (``data.sources.boxed_images``).
         split: as ``class_groups``.
         trained: training classes of the detector or localizer, if known.
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from regionclip_jax.data.images import decode_image
-from regionclip_jax.data.records import DetectionRecord, RecordError, Source
-from regionclip_jax.evaluation.recall import pairwise_iou
+from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.sources.records import DetectionRecord, RecordError, Source
+from regionclip_jax.ops.host_boxes import host_pairwise_iou
 from regionclip_jax.reporting.drawing import Kind, Mark
 from regionclip_jax.reporting.galleries import Panel, draw_gallery
 
@@ -87,9 +87,8 @@ class _Truth:
 
     def judge(self, box: Sequence[float], name: str, found: set[int]) -> Kind:
         """Judge a detection; ``found`` holds the boxes already matched, and gets this match."""
-        overlaps = np.where(
-            self._names == name, pairwise_iou(np.array([box], np.float64), self._boxes)[0], 0.0
-        )
+        (ious,) = host_pairwise_iou(np.array([box], np.float64), self._boxes)
+        overlaps = np.where(self._names == name, ious, 0.0)
         free = [i for i in range(len(overlaps)) if i not in found and not self._crowd[i]]
         best = max(free, key=overlaps.__getitem__, default=None)
         if best is not None and overlaps[best] >= _SAME_PLACE:

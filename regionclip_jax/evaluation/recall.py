@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from regionclip_jax.ops.host_boxes import host_pairwise_iou
+
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU; the first gives recall, the mean gives AR
 NEVER = np.iinfo(np.int32).max  # rank of a box that no proposal finds
 
@@ -46,7 +48,7 @@ def found_at(
     ranks = np.full((len(THRESHOLDS), len(boxes)), NEVER, np.int32)
     if not len(boxes):
         return ranks
-    overlaps = pairwise_iou(proposals, boxes)
+    overlaps = host_pairwise_iou(proposals, boxes)
     every = np.arange(len(THRESHOLDS))
     for rank in np.flatnonzero(overlaps.max(axis=1) >= THRESHOLDS[0]):
         free = np.where(ranks == NEVER, overlaps[rank], -1.0)
@@ -99,16 +101,3 @@ def proposal_recall(
 
 
 _NO_BOX = np.empty((len(THRESHOLDS), 0), np.int32)
-
-
-def pairwise_iou(
-    first: Float[np.ndarray, "N 4"], second: Float[np.ndarray, "G 4"]
-) -> Float[np.ndarray, "N G"]:
-    """Return the IoU of xyxy boxes, on the host; ``ops.boxes`` has that of the device."""
-    low = np.maximum(first[:, None, :2], second[:, :2])
-    high = np.minimum(first[:, None, 2:], second[:, 2:])
-    common = np.clip(high - low, 0.0, None).prod(axis=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1] - common
-    # The union of two boxes without area is zero.
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

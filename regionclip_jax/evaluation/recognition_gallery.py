@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from regionclip_jax.data.images import decode_image
-from regionclip_jax.data.records import Source
+from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.sources.records import Source
 from regionclip_jax.reporting.drawing import Mark
 from regionclip_jax.reporting.galleries import Panel, draw_gallery
 

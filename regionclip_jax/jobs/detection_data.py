@@ -7,15 +7,15 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from regionclip_jax.data.examples import Shard
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.order import EpochOrder, repeat_factors
-from regionclip_jax.data.pipeline import detection_training_batches
-from regionclip_jax.data.records import RecordError
-from regionclip_jax.data.training_set import TrainingSet
+from regionclip_jax.data.loading.examples import Shard
+from regionclip_jax.data.loading.order import epoch_order, repeat_factors
+from regionclip_jax.data.loading.pipeline import detection_training_batches
+from regionclip_jax.data.loading.training_set import TrainingSet
+from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.evaluation.datasets import LVIS_SPLIT, class_groups
 from regionclip_jax.jobs.assembly import config_context
-from regionclip_jax.jobs.streams import build_boxes_source, counted, plan_canvases
+from regionclip_jax.jobs.streams import assign_buckets, build_boxes_source, counted
 from regionclip_jax.settings import BoxDataSettings, ConfigError
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.names import match_names, read_names
@@ -95,21 +95,21 @@ def stream(
                 len(training_set.category_names),
                 settings.repeat_threshold,
             )
-        plan = plan_canvases(settings, training_set)
-        faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
+        buckets = assign_buckets(settings, training_set)
+        counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)
         batches = detection_training_batches(
             training_set,
             settings,
             Shard(batch_size, jax.process_index(), jax.process_count()),
-            order=EpochOrder(
+            order=epoch_order(
                 len(training_set),
                 seed=seed,
                 batch_size=batch_size,
                 repeats=repeats,
-                kinds=None if plan is None else plan.numbers,
+                buckets=None if buckets is None else buckets.numbers,
             ),
             seed=seed,
             start_record=start_record,
-            plan=plan,
+            buckets=buckets,
         )
-    return counted(batches, faults, lambda batch, texts: len(batch.mask), "data")
+    return counted(batches, counter, lambda batch, texts: len(batch.mask), "data")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from absl import logging
 
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.preparation import prepare
-from regionclip_jax.data.read_speed import measure_reading
+from regionclip_jax.data.prepare.preparation import prepare
+from regionclip_jax.data.prepare.read_speed import measure_reading
+from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.jobs.streams import (
     SourceChoice,
     build_boxes_source,
@@ -32,7 +32,7 @@ def run(
     shard_size: int,
     num_workers: int,
 ) -> dict:
-    """Prepare a source, or resume, and return the manifest; see ``data.preparation.prepare``.
+    """Prepare a source, or resume, and return the manifest; see ``data.prepare.preparation``.
 
     Args:
         choice: a source, with the keys of a recipe.
@@ -54,7 +54,7 @@ def run(
         short_side=short_side,
         check=check,
         num_workers=num_workers,
-        faults=FaultCounter(choice.fault_fraction, choice.fault_minimum),
+        counter=SkipCounter(choice.max_skipped_fraction, choice.min_skipped_records),
         report=log_progress(),
     )
     for reason, entry in manifest["skipped"].items():

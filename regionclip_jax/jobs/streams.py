@@ -8,20 +8,19 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from regionclip_jax.data.batching import BatchError
-from regionclip_jax.data.canvas import CanvasPlan
-from regionclip_jax.data.examples import Shard
-from regionclip_jax.data.faults import FaultCounter
-from regionclip_jax.data.mixing import Mixture
-from regionclip_jax.data.pipeline import detection_batches, image_text_batches
-from regionclip_jax.data.record_encoding import DETECTION, IMAGE_TEXT
-from regionclip_jax.data.records import known_sizes
+from regionclip_jax.data.loading.batching import BatchError
+from regionclip_jax.data.loading.buckets import Buckets
+from regionclip_jax.data.loading.examples import Shard
+from regionclip_jax.data.loading.mixing import Mixture
+from regionclip_jax.data.loading.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.array_record_format import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.caption_table import CaptionTableSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
-from regionclip_jax.data.sources.left_out import describe
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
 from regionclip_jax.data.sources.pascal_voc import PascalVocSource
+from regionclip_jax.data.sources.records import known_sizes
+from regionclip_jax.data.sources.skipped import SkipCounter, describe
 from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.data.sources.webdataset import WebDatasetSource
@@ -45,8 +44,8 @@ class SourceChoice:
     source: str
     path: str
     split: str
-    fault_fraction: float
-    fault_minimum: int = 100
+    max_skipped_fraction: float
+    min_skipped_records: int = 100
     annotations: str = ""
 
 
@@ -56,7 +55,7 @@ def build_image_text_source(settings: CaptionDataSettings):
         return open_image_text_source(settings, "data")
     sources = [
         open_image_text_source(
-            SourceChoice(part.source, part.path, part.split, settings.fault_fraction),
+            SourceChoice(part.source, part.path, part.split, settings.max_skipped_fraction),
             f"data.mixture[{number}]",
         )
         for number, part in enumerate(settings.mixture)
@@ -74,7 +73,7 @@ def open_image_text_source(settings: CaptionDataSettings | SourceChoice, key: st
         key: key of the settings, for errors.
     """
     path, split = settings.path, settings.split
-    share = {"fault_fraction": settings.fault_fraction}
+    share = {"max_skipped_fraction": settings.max_skipped_fraction}
     makers = {
         "array_record": lambda: ArrayRecordSource(path),
         "caption_table": lambda: CaptionTableSource(path, **share),
@@ -106,7 +105,7 @@ def build_boxes_source(
         keep_file: keep the content of an annotation file, for its official metrics.
     """
     path, split = settings.path, settings.split
-    share = {"fault_fraction": settings.fault_fraction}
+    share = {"max_skipped_fraction": settings.max_skipped_fraction}
     annotations = settings.annotations or None
     makers = {
         "array_record": lambda: ArrayRecordSource(path),
@@ -160,20 +159,20 @@ def stream_batches(
 ) -> Iterator[ImageTextBatch]:
     """Yield this process's batches from a record count on; count and limit skipped records."""
     with config_context("data"):
-        faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
+        counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)
         stream = image_text_batches(
             source,
             settings,
             Shard(batch_size, jax.process_index(), jax.process_count()),
             seed=seed,
             start_record=start_record,
-            plan=plan_canvases(settings, source),
+            buckets=assign_buckets(settings, source),
         )
-    return counted(stream, faults, lambda batch, texts: len(batch.mask), "data")
+    return counted(stream, counter, lambda batch, texts: len(batch.mask), "data")
 
 
-def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> CanvasPlan | None:
-    """Return the canvas of each image; None without grouping or without known sizes."""
+def assign_buckets(settings: CaptionDataSettings | BoxDataSettings, source) -> Buckets | None:
+    """Return the bucket of each image; None without grouping or without known sizes."""
     if not settings.group_by_canvas or len(settings.canvas_sizes) == 1:
         return None
     sizes = known_sizes(source)
@@ -184,30 +183,30 @@ def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> Ca
             source,
         )
         return None
-    plan = CanvasPlan(
+    buckets = Buckets(
         sizes,
         settings.canvas_sizes,
         settings.short_sides,
         settings.max_long_side,
         settings.resize_method,
     )
-    logging.info("%r: batches of one canvas each; %s", source, plan)
-    return plan
+    logging.info("%r: batches of one canvas each; %s", source, buckets)
+    return buckets
 
 
 def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
     """Yield this process's batches of one pass; count and limit skipped records."""
     with config_context("evaluation"):
-        faults = FaultCounter(settings.fault_fraction, minimum=1)
+        counter = SkipCounter(settings.max_skipped_fraction, minimum=1)
         shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
         stream = detection_batches(source, settings, shard)
     # A row of padding is not a record.
     return counted(
-        stream, faults, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
+        stream, counter, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
     )
 
 
-def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -> Iterator:
+def counted(stream: Iterator, counter: SkipCounter, count: Callable, key: str) -> Iterator:
     """Yield the batches of a stream, and count its skipped records.
 
     Args:
@@ -217,7 +216,7 @@ def counted(stream: Iterator, faults: FaultCounter, count: Callable, key: str) -
     with contextlib.closing(stream):
         try:
             for batch, texts in stream:
-                faults.add(count(batch, texts), texts)
+                counter.add(count(batch, texts), texts)
                 yield batch
         except BatchError as error:
             raise ConfigError(f"{key}: {error}") from error

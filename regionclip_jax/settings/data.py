@@ -48,9 +48,9 @@ class LoadingSettings(Section):
     num_workers: int = may_change(0)
     # The run stops if more than this share of a source's entries, or of the records read, is
     # skipped. A web-scale set has broken files; a run should tolerate a few and report them.
-    fault_fraction: float = may_change(0.01)
+    max_skipped_fraction: float = may_change(0.01)
     # The share of skipped records is checked from this number of skipped records on.
-    fault_minimum: int = may_change(100)
+    min_skipped_records: int = may_change(100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,8 @@ class BoxDataSettings(LoadingSettings):
     # repeats none.
     repeat_threshold: float | None = None
     # As in the settings of captions; annotated sets have few broken files.
-    fault_fraction: float = may_change(0.001)
-    fault_minimum: int = may_change(10)
+    max_skipped_fraction: float = may_change(0.001)
+    min_skipped_records: int = may_change(10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,4 +159,4 @@ class EvaluatedImages(Section):
     # Threads that read and decode, in each process.
     num_threads: Count = 8
     # The run stops if more than this share of the images, or of the annotations, is skipped.
-    fault_fraction: float = 0.0
+    max_skipped_fraction: float = 0.0

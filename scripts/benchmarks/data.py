@@ -17,10 +17,10 @@ from PIL import Image
 
 from benchmarks.machine import available_cpus
 from benchmarks.timing import Work, run_rows
-from regionclip_jax.data.examples import Shard
-from regionclip_jax.data.pipeline import image_text_batches
-from regionclip_jax.data.read_speed import measure_reading
-from regionclip_jax.jobs.streams import SourceChoice, open_image_text_source, plan_canvases
+from regionclip_jax.data.loading.examples import Shard
+from regionclip_jax.data.loading.pipeline import image_text_batches
+from regionclip_jax.data.prepare.read_speed import measure_reading
+from regionclip_jax.jobs.streams import SourceChoice, assign_buckets, open_image_text_source
 from regionclip_jax.settings import CaptionDataSettings
 
 # (height, width) of the synthetic images: COCO's most common sizes.
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="coco_folder", help="as data.source in a recipe")
     parser.add_argument("--path", help="of the source; without one pictures are drawn")
     parser.add_argument("--split", default="", help='of a COCO folder, e.g. "train2017"')
-    parser.add_argument("--fault_fraction", type=float, default=0.01, help="as in a recipe")
+    parser.add_argument("--max_skipped_fraction", type=float, default=0.01, help="as in a recipe")
     parser.add_argument("--pictures", type=int, default=64, help="to draw, or to time reading of")
     parser.add_argument("--short_side", type=int, default=800, help="the rest in proportion")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of each process")
@@ -45,10 +45,10 @@ def measure(args: argparse.Namespace) -> dict:
     if args.workers and not flags.FLAGS.is_parsed():
         flags.FLAGS(["benchmark.py"])  # grain's workers need parsed flags
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-        choice = SourceChoice(args.source, args.path or "", args.split, args.fault_fraction)
+        choice = SourceChoice(args.source, args.path or "", args.split, args.max_skipped_fraction)
         if args.path is None:
             draw_coco(Path(scratch), args.pictures)
-            choice = SourceChoice("coco_folder", scratch, "drawn", fault_fraction=0.0)
+            choice = SourceChoice("coco_folder", scratch, "drawn", max_skipped_fraction=0.0)
         source = open_image_text_source(choice, "data")
         reading = measure_reading(source, scratch, args.pictures)
         print(
@@ -87,9 +87,9 @@ def _stream(args, source, num_threads: int, num_workers: int):
         num_threads=num_threads,
         num_workers=num_workers,
     )
-    plan = plan_canvases(settings, source)
+    buckets = assign_buckets(settings, source)
     shard = Shard(args.batch, 0, 1)
-    return image_text_batches(source, settings, shard, seed=0, start_record=0, plan=plan)
+    return image_text_batches(source, settings, shard, seed=0, start_record=0, buckets=buckets)
 
 
 def draw_coco(root: Path, num_pictures: int) -> None:

@@ -37,7 +37,7 @@ def get_config():
     config.data.num_threads = 1
     config.data.context_length = 16
     # One caption of fourteen is blank, one picture of the thirteen others broken.
-    config.data.fault_fraction, config.data.fault_minimum = 0.1, 100
+    config.data.max_skipped_fraction, config.data.min_skipped_records = 0.1, 100
     config.concepts.names_file, config.concepts.templates = {concepts!r}, "plain"
     config.regions.proposals.num_proposals, config.regions.num_regions = 12, 6
     config.regions.images_per_group, config.regions.regions_per_chunk = 2, 6

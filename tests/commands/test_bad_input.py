@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from regionclip_jax.data.records import ImageTextRecord
-from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.data.prepare.writers import write_array_record
+from regionclip_jax.data.sources.records import ImageTextRecord
 
 pytestmark = pytest.mark.command
 

@@ -66,7 +66,7 @@ def test_reading_says_how_many_cores_a_step_needs(benchmark, coco_folder):
     assert len(drawn["rows"]) == 2 and min(drawn["reading"].values()) > 0
     rate = drawn["rows"][0]["items_per_s"]
     assert drawn["cores_needed"] == pytest.approx(3 / 0.1 / rate)
-    where = f"--path={coco_folder}", "--split=train", "--fault_fraction=0.5"
+    where = f"--path={coco_folder}", "--split=train", "--max_skipped_fraction=0.5"
     given = benchmark("data", *where, "--step_ms=50", *sizes)
     assert given["cores_needed"] == pytest.approx(60 / given["rows"][0]["items_per_s"])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.data.writers import read_manifest
+from regionclip_jax.data.sources.array_record_format import read_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def test_a_folder_is_prepared_and_verified_and_damage_found(
     output = tmp_path / "deep" / "prepared"
     source = ["--source", "coco_folder", "--path", coco_folder, "--split", "train"]
     # One caption of fourteen is blank, one picture of the thirteen others broken.
-    how = ["--workers", 1, "--short-side", 40, "--fault-fraction", 0.1]
+    how = ["--workers", 1, "--short-side", 40, "--max-skipped-fraction", 0.1]
     assert prepare_data(*source, "--output", output, *how) == 0
     prepared = ArrayRecordSource(output)
     manifest = read_manifest(output)

@@ -213,11 +213,11 @@ def test_too_many_records_that_cannot_be_used_stop_the_run(
     run_main, complaint, pretrain_recipe, tmp_path
 ):
     # Room for the blank caption among fourteen, not for the broken picture among thirteen.
-    flags = ["--config.data.fault_fraction=0.074", "--config.data.fault_minimum=1"]
+    flags = ["--config.data.max_skipped_fraction=0.074", "--config.data.min_skipped_records=1"]
     # With this seed it is among the first records, where one is a larger share.
     done = run_main(pretrain_recipe, tmp_path, *flags, "--config.run.seed=5")
     message = complaint(done)
-    assert "records could not be used, more than the limit of 7.40%" in message
+    assert "records were skipped, more than the limit of 7.40%" in message
     assert "broken.jpg" in message
 
 

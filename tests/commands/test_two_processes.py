@@ -33,7 +33,7 @@ def get_config():
     config.data.short_sides, config.data.max_long_side = (42,), 64
     config.data.canvas_sizes = ((64, 64),)
     config.data.num_threads, config.data.context_length = 1, 16
-    config.data.fault_fraction = 0.1
+    config.data.max_skipped_fraction = 0.1
     config.optimizer.warmup_steps = 2
     config.run.num_steps, config.run.batch_size = {num_steps}, 8
     config.run.log_every, config.run.checkpoint_every = 1, 2

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from regionclip_jax.data.records import DetectionRecord
+from regionclip_jax.data.sources.records import DetectionRecord
 from regionclip_jax.evaluation import detection_gallery
 
 NAMES = ("cat", "dog")

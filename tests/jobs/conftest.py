@@ -14,9 +14,9 @@ from regionclip_jax.artifacts.model_checkpoint import (
     save_model,
     unflatten,
 )
+from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.dataset import Pictures, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
-from regionclip_jax.data.writers import write_array_record
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
 
 SIDE, LENGTH, NUM_RECORDS = 64, 24, 24
@@ -109,8 +109,8 @@ def data(pairs_directory) -> settings.CaptionDataSettings:
         group_by_canvas=False,
         context_length=LENGTH,
         num_threads=1,
-        fault_fraction=0.1,
-        fault_minimum=1,
+        max_skipped_fraction=0.1,
+        min_skipped_records=1,
     )
 
 

@@ -9,11 +9,11 @@ from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
-from regionclip_jax.data.faults import TooManyFaults
-from regionclip_jax.data.records import DetectionRecord
+from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.data.sources.records import DetectionRecord
+from regionclip_jax.data.sources.skipped import TooManySkipped
 from regionclip_jax.evaluation.datasets import open_dataset
 from regionclip_jax.evaluation.evaluators import Detection, RegionRecognition
 from regionclip_jax.evaluation.evaluators import evaluate as evaluate_batches
@@ -297,9 +297,9 @@ def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_th
     )  # fmt: skip
     picture = folder / "val2017" / "1.png"
     picture.unlink() if loss == "missing" else picture.write_bytes(b"<html>404</html>")
-    with pytest.raises((ConfigError, TooManyFaults), match=r"1\.png"):
+    with pytest.raises((ConfigError, TooManySkipped), match=r"1\.png"):
         evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "strict")
-    section = dataclasses.replace(section, fault_fraction=0.5)
+    section = dataclasses.replace(section, max_skipped_fraction=0.5)
     # One of two images found at precision 1: 51 of COCO's 101 recall thresholds.
     assert score(section).metrics["AP50_all"] == pytest.approx(100 * 51 / 101)
     evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
@@ -318,7 +318,7 @@ def test_a_file_that_the_metrics_refuse_is_refused_before_the_first_picture(
     section = dataclasses.replace(
         config.evaluation,
         source="coco_folder", path=str(folder), split="val2017", class_split="none",
-        fault_fraction=0.5,
+        max_skipped_fraction=0.5,
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* found 77, which is not listed"):
         evaluate_student(config, section)

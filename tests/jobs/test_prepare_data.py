@@ -1,6 +1,6 @@
 import pytest
 
-from regionclip_jax.data.read_speed import ReadSpeed
+from regionclip_jax.data.prepare.read_speed import ReadSpeed
 from regionclip_jax.jobs import prepare_data
 from regionclip_jax.jobs.streams import SourceChoice
 

@@ -7,9 +7,9 @@ import pytest
 from configs import pretrain as configs
 from regionclip_jax import recipes
 from regionclip_jax.artifacts.results import read_results
-from regionclip_jax.data.records import DetectionRecord
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.records import DetectionRecord
 from regionclip_jax.jobs import scenes_detection as job
 from regionclip_jax.jobs.evaluate import Evaluation
 from regionclip_jax.settings import ScenesDetectionSettings

@@ -7,9 +7,9 @@ import pytest
 
 from regionclip_jax import settings as sections
 from regionclip_jax.artifacts.results import read_results
-from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 from regionclip_jax.jobs import scenes_experiment
 from regionclip_jax.jobs.evaluate import Evaluation
 

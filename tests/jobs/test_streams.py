@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from regionclip_jax import settings as sections
-from regionclip_jax.data.faults import TooManyFaults
-from regionclip_jax.data.records import ImageTextRecord
-from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.data.prepare.writers import write_array_record
+from regionclip_jax.data.sources.records import ImageTextRecord
+from regionclip_jax.data.sources.skipped import TooManySkipped
 from regionclip_jax.jobs import streams
 from regionclip_jax.settings import ConfigError
 
@@ -42,7 +42,7 @@ def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_p
     with pytest.raises(ConfigError, match=r"data: .*t\.csv: 1 of 2 rows .*10\.00%.* \(3: b\.jpg\)"):
         streams.build_image_text_source(section)
     with caplog.at_level("INFO"):
-        streams.build_image_text_source(dataclasses.replace(section, fault_fraction=0.5))
+        streams.build_image_text_source(dataclasses.replace(section, max_skipped_fraction=0.5))
     expected = "1 records; images 1, captions 1, rows whose file is missing 1 (3: b.jpg)"
     assert expected in caplog.text
 
@@ -102,7 +102,7 @@ def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
 
 
 class Sized:
-    """What a plan asks of a source."""
+    """Source that knows the sizes of its images."""
 
     def __init__(self, sizes):
         self.sizes = lambda: sizes
@@ -111,20 +111,20 @@ class Sized:
         return "Sized()"
 
 
-def test_canvases_are_planned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
+def test_buckets_are_assigned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
     section = dataclasses.replace(
         data, canvas_sizes=((48, 64), (64, 48), (64, 64)), group_by_canvas=True
     )
     source = Sized(np.array([(48, 60), (60, 40), (48, 64)]))
     with caplog.at_level("INFO"):
-        plan = streams.plan_canvases(section, source)
-    assert [plan.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
-    assert f"Sized(): batches of one canvas each; {plan}" in caplog.text
+        buckets = streams.assign_buckets(section, source)
+    assert [buckets.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
+    assert f"Sized(): batches of one canvas each; {buckets}" in caplog.text
     one, ungrouped = {"canvas_sizes": ((64, 64),)}, {"group_by_canvas": False}
     for changes in (one, ungrouped):
-        assert streams.plan_canvases(dataclasses.replace(section, **changes), source) is None
+        assert streams.assign_buckets(dataclasses.replace(section, **changes), source) is None
     assert "does not know" not in caplog.text
-    assert streams.plan_canvases(section, Sized(None)) is None
+    assert streams.assign_buckets(section, Sized(None)) is None
     assert "Sized() does not know the sizes of its pictures" in caplog.text
 
 
@@ -174,17 +174,17 @@ def broken_data(data, drawn, tmp_path):
 
 
 def test_a_record_that_cannot_be_used_is_a_masked_row(broken_data):
-    batches = stream(dataclasses.replace(broken_data, fault_fraction=0.2))
+    batches = stream(dataclasses.replace(broken_data, max_skipped_fraction=0.2))
     assert [int(next(batches).mask.sum()) for _ in range(3)] == [7, 7, 7]
 
 
-def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
-    with pytest.raises(TooManyFaults, match=r"1 of 8 records .*10\.00%[\s\S]*torn"):
+def test_more_skipped_records_than_the_recipe_allows_stop_the_stream(broken_data):
+    with pytest.raises(TooManySkipped, match=r"1 of 8 records .*10\.00%[\s\S]*torn"):
         next(stream(broken_data))
     # As many as the minimum are needed, too.
-    batches = stream(dataclasses.replace(broken_data, fault_minimum=3))
+    batches = stream(dataclasses.replace(broken_data, min_skipped_records=3))
     assert [int(next(batches).mask.sum()) for _ in range(2)] == [7, 7]
-    with pytest.raises(TooManyFaults, match="3 of 24 records"):
+    with pytest.raises(TooManySkipped, match="3 of 24 records"):
         next(batches)
 
 
@@ -192,7 +192,7 @@ def test_more_faults_than_the_recipe_allows_stop_the_stream(broken_data):
     ("changes", "message"),
     [
         ({"short_sides": (32,)}, "give both"),
-        ({"fault_fraction": 2.0}, "within 0 and 1"),
+        ({"max_skipped_fraction": 2.0}, "within 0 and 1"),
     ],
 )
 def test_settings_a_stream_cannot_have_are_mistakes_in_the_recipe(data, changes, message):
@@ -213,7 +213,7 @@ def test_a_batch_whose_pictures_fit_no_common_canvas_is_a_mistake_in_the_recipe(
         next(stream(section))
 
 
-def test_an_evaluation_sees_every_record_once_and_padding_is_no_fault(evaluation):
+def test_an_evaluation_sees_every_record_once_and_padding_is_not_skipped(evaluation):
     source = streams.build_boxes_source(evaluation, "evaluation")
     batches = list(streams.detection_pass(evaluation, source))
     assert [int(batch.mask.sum()) for batch in batches] == [8, 8, 4]
@@ -221,17 +221,19 @@ def test_an_evaluation_sees_every_record_once_and_padding_is_no_fault(evaluation
     assert ids.tolist() == list(range(1, 21))
 
 
-def test_the_share_of_faults_in_an_evaluation_is_that_of_the_records(evaluation, drawn, tmp_path):
+def test_the_share_of_skipped_records_in_an_evaluation_is_that_of_the_records(
+    evaluation, drawn, tmp_path
+):
     records = [drawn(i, True) for i in range(9)]
     records[8] = dataclasses.replace(records[8], image=b"torn")
     write_array_record(records, tmp_path / "set", 64, {"category_names": ["a"]})
     for fraction, is_refused in ((0.1, True), (0.12, False)):
         section = dataclasses.replace(
-            evaluation, path=str(tmp_path / "set"), fault_fraction=fraction
+            evaluation, path=str(tmp_path / "set"), max_skipped_fraction=fraction
         )
         batches = streams.detection_pass(section, streams.build_boxes_source(section, "evaluation"))
         if is_refused:
-            with pytest.raises(TooManyFaults, match="1 of 9 records"):
+            with pytest.raises(TooManySkipped, match="1 of 9 records"):
                 list(batches)
         else:
             assert [int(batch.mask.sum()) for batch in batches] == [8, 0]

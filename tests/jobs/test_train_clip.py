@@ -5,7 +5,7 @@ import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
-from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.jobs import assembly, streams, train_clip
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import TrainClipSettings

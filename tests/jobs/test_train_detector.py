@@ -51,8 +51,8 @@ def boxes(boxes_directory) -> sections.BoxDataSettings:
         repeat_threshold=0.3,
         group_by_canvas=False,
         num_threads=1,
-        fault_fraction=0.0,
-        fault_minimum=1,
+        max_skipped_fraction=0.0,
+        min_skipped_records=1,
     )
 
 

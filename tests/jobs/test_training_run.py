@@ -158,7 +158,7 @@ def test_where_files_lie_and_how_often_is_logged_may_change(train, recipe, chang
     moved = {
         "data.path": "/elsewhere",
         "data.num_threads": 3,
-        "data.fault_fraction": 0.5,
+        "data.max_skipped_fraction": 0.5,
         "run.log_every": 2,
         "run.checkpoint_every": 3,
         "run.checkpoints_to_keep": 5,

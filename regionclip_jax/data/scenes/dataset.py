@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from regionclip_jax.data.records import DetectionRecord, ImageTextRecord
+from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.layout import draw_layout
 from regionclip_jax.data.scenes.render import render
 from regionclip_jax.data.scenes.sentences import describe
 from regionclip_jax.data.scenes.vocabulary import SHAPES
-from regionclip_jax.data.writers import write_array_record
+from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 
 _SHARD_SIZE = 4096
 _CHUNK = 128

@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
-from regionclip_jax.data.sources.boxed_pictures import (
+from regionclip_jax.data.sources.boxed_images import (
     NO_BOXES,
     BoxedPicture,
     BoxedPictures,
@@ -23,8 +23,8 @@ from regionclip_jax.data.sources.boxed_pictures import (
     clip_box,
     stack_boxes,
 )
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.picture_files import present_files
+from regionclip_jax.data.sources.image_files import present_files
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 # COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
 _ROUNDING = 0.02
@@ -161,7 +161,7 @@ class AnnotatedImages(BoxedPictures):
         file: the annotation file.
         folder: folder of the images.
         name_of: image -> name of its file (default: its ``file_name``).
-        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        max_skipped_fraction: share of the images, and of the annotations, that may be skipped.
         mask_size: side P of the object masks; None reads none.
         keep_file: keep the content, which an evaluation reads its ground truth from.
 
@@ -177,16 +177,16 @@ class AnnotatedImages(BoxedPictures):
         folder: pathlib.Path,
         *,
         name_of: Callable[[dict], object] | None = None,
-        fault_fraction: float = 0.0,
+        max_skipped_fraction: float = 0.0,
         mask_size: int | None = None,
         keep_file: bool = False,
     ):
         self.category_names, self.category_ids, self.frequencies = read_categories(file)
         self.metric = "lvis" if file.is_lvis else "coco"
         names, sizes, missing = read_sized_images(file, folder, name_of)
-        require_images(file, folder, missing, fault_fraction)
+        require_images(file, folder, missing, max_skipped_fraction)
         boxes, counts, unusable = read_boxes(file, self.category_ids, sizes)
-        require_annotations(file, unusable, fault_fraction)
+        require_annotations(file, unusable, max_skipped_fraction)
         images = [
             BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
         ]
@@ -199,7 +199,7 @@ class AnnotatedImages(BoxedPictures):
 
 def read_images(
     file: AnnotationFile, folder: pathlib.Path
-) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], SkippedEntries]:
     """Read the list of images of a file whose annotations need no sizes.
 
     Args:
@@ -216,7 +216,7 @@ def read_sized_images(
     file: AnnotationFile,
     folder: pathlib.Path,
     name_of: Callable[[dict], object] | None = None,
-) -> tuple[dict[int, str], dict[int, tuple[int, int]], LeftOut]:
+) -> tuple[dict[int, str], dict[int, tuple[int, int]], SkippedEntries]:
     """Read the list of images, and skip images without a size.
 
     Args:
@@ -227,8 +227,8 @@ def read_sized_images(
         File names of the present images by ascending id; (height, width) of all listed images; and
         the skipped images.
     """
-    names, sizes, left_out = _read_images(file, folder, name_of or _file_name, need_sizes=True)
-    return names, {i: size for i, size in sizes.items() if size is not None}, left_out
+    names, sizes, skipped = _read_images(file, folder, name_of or _file_name, need_sizes=True)
+    return names, {i: size for i, size in sizes.items() if size is not None}, skipped
 
 
 def _file_name(image: dict) -> object:
@@ -241,8 +241,8 @@ def _read_images(
     name_of: Callable[[dict], object],
     *,
     need_sizes: bool,
-) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], LeftOut]:
-    left_out = LeftOut("images")
+) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], SkippedEntries]:
+    skipped = SkippedEntries("images")
     names: dict[int, str] = {}
     sizes: dict[int, tuple[int, int] | None] = {}
     for number, image in enumerate(file.images):
@@ -251,23 +251,23 @@ def _read_images(
         height, width = _whole(entry.get("height")) or 0, _whole(entry.get("width")) or 0
         size = (height, width) if height > 0 and width > 0 else None
         if image_id is None or not isinstance(name, str) or (need_sizes and size is None):
-            left_out.add("without_id_name_or_size", name if isinstance(name, str) else f"#{number}")
+            skipped.add("without_id_name_or_size", name if isinstance(name, str) else f"#{number}")
         elif image_id in names:
-            left_out.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
+            skipped.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
         else:
             names[image_id], sizes[image_id] = name, size
     present = present_files(folder, names.values())
     for name in sorted(name for name in names.values() if name not in present):
-        left_out.add("missing", name)
+        skipped.add("missing", name)
     there = {image_id: name for image_id, name in sorted(names.items()) if name in present}
-    return there, sizes, left_out
+    return there, sizes, skipped
 
 
 def require_images(
-    file: AnnotationFile, folder: pathlib.Path, left_out: LeftOut, limit: float
+    file: AnnotationFile, folder: pathlib.Path, skipped: SkippedEntries, limit: float
 ) -> None:
     """Raise ValueError if more than a share ``limit`` of the images is skipped."""
-    left_out.require_few(
+    skipped.require_few(
         file.where,
         len(file.images),
         limit,
@@ -277,7 +277,7 @@ def require_images(
 
 def read_boxes(
     file: AnnotationFile, category_ids: tuple[int, ...], sizes: Mapping[int, tuple[int, int]]
-) -> tuple[dict[int, Boxes], dict[str, int], LeftOut]:
+) -> tuple[dict[int, Boxes], dict[str, int], SkippedEntries]:
     """Read the boxes of an annotation file, clipped to their images.
 
     Args:
@@ -290,12 +290,12 @@ def read_boxes(
     """
     class_of = {category_id: i for i, category_id in enumerate(category_ids)}
     counts = {"boxes_clipped": 0, "boxes_dropped_empty": 0}
-    left_out = LeftOut("annotations")
+    skipped = SkippedEntries("annotations")
     rows: dict[int, list] = {}
     for number, annotation in enumerate(file.annotations):
         entry = annotation if isinstance(annotation, dict) else {}
         if fault := find_fault(entry, sizes, class_of):
-            left_out.add(fault.kind, f"{entry.get('id', f'#{number}')}{fault.text}")
+            skipped.add(fault.kind, f"{entry.get('id', f'#{number}')}{fault.text}")
             continue
         image_id, category_id = _whole(entry["image_id"]), _whole(entry["category_id"])
         corners = _corners(entry["bbox"])
@@ -308,7 +308,7 @@ def read_boxes(
             counts["boxes_clipped"] += moved > _ROUNDING
             crowd, outline = bool(entry.get("iscrowd")), entry.get("segmentation")
             rows.setdefault(image_id, []).append((box, class_of[category_id], crowd, outline))
-    return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, left_out
+    return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, skipped
 
 
 def find_fault(
@@ -333,9 +333,9 @@ def find_fault(
     return None
 
 
-def require_annotations(file: AnnotationFile, left_out: LeftOut, limit: float) -> None:
+def require_annotations(file: AnnotationFile, skipped: SkippedEntries, limit: float) -> None:
     """Raise ValueError if more than a share ``limit`` of the annotations is skipped."""
-    left_out.require_few(
+    skipped.require_few(
         file.where,
         len(file.annotations),
         limit,

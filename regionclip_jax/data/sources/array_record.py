@@ -1,4 +1,4 @@
-"""Source for directories of ArrayRecord shards from ``data.writers`` or ``data.preparation``."""
+"""Source for directories of ArrayRecord shards that ``data.prepare`` wrote."""
 
 import os
 import pathlib
@@ -9,9 +9,8 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from regionclip_jax.data.record_encoding import decode_record
-from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError
-from regionclip_jax.data.writers import read_manifest
+from regionclip_jax.data.sources.array_record_format import decode_record, read_manifest
+from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 
 
 class ArrayRecordSource:

@@ -13,10 +13,9 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
-from regionclip_jax.data.records import ImageTextRecord
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.packed_texts import PackedTexts
-from regionclip_jax.data.sources.picture_files import present_files, read_image
+from regionclip_jax.data.sources.image_files import present_files, read_image
+from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 _CAPTION_COLUMNS = ("caption", "text", "title")
@@ -39,7 +38,7 @@ class CaptionTableSource:
 
     Args:
         path: path of the table: ``.csv``, ``.tsv`` or ``.jsonl``.
-        fault_fraction: share of the rows that may be skipped: a missing or empty column, or a
+        max_skipped_fraction: share of the rows that may be skipped: a missing or empty column, or a
             missing file.
 
     Raises:
@@ -47,31 +46,31 @@ class CaptionTableSource:
         ValueError: not such a table, unknown columns, or too many skipped rows.
     """
 
-    def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
+    def __init__(self, path: str | os.PathLike, *, max_skipped_fraction: float = 0.0):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
             raise FileNotFoundError(f"{self._path}: expected a table in CSV, TSV or JSON lines")
-        left_out = LeftOut("rows")
+        skipped = SkippedEntries("rows")
         captions: dict[str, list[tuple[int, str]]] = {}
         total = 0
         for number, (name, caption) in _read_rows(self._path):
             total += 1
             if not isinstance(name, str) or not isinstance(caption, str):
-                left_out.add("without_file_or_caption", number)
+                skipped.add("without_file_or_caption", number)
             elif not name.strip() or not caption.strip():
-                left_out.add("with_an_empty_file_or_caption", number)
+                skipped.add("with_an_empty_file_or_caption", number)
             elif not (_is_unicode(name) and _is_unicode(caption)):
-                left_out.add("that_are_not_utf8", number)
+                skipped.add("that_are_not_utf8", number)
             else:
                 captions.setdefault(name.strip(), []).append((number, caption.strip()))
         present = present_files(self._path.parent, captions)
         for name, rows in captions.items():
             for number, _ in rows if name not in present else ():
-                left_out.add("whose_file_is_missing", f"{number}: {name}")
-        left_out.require_few(
+                skipped.add("whose_file_is_missing", f"{number}: {name}")
+        skipped.require_few(
             self._path,
             total,
-            fault_fraction,
+            max_skipped_fraction,
             "expected a picture file, relative to the table, and its caption in every row",
         )
         names = [name for name in captions if name in present]
@@ -83,9 +82,9 @@ class CaptionTableSource:
         self.report = {
             "images": len(names),
             "captions": sum(len(captions[name]) for name in names),
-            **left_out.report,
+            **skipped.report,
         }
-        self.named = left_out.named
+        self.named = skipped.named
 
     def __len__(self) -> int:
         return len(self._names)

@@ -9,15 +9,15 @@ import pathlib
 import numpy as np
 from jaxtyping import Int
 
-from regionclip_jax.data.records import ImageTextRecord
 from regionclip_jax.data.sources.annotation_files import (
     AnnotatedImages,
     read_annotation_file,
     read_images,
     require_images,
 )
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.picture_files import read_image
+from regionclip_jax.data.sources.image_files import read_image
+from regionclip_jax.data.sources.records import ImageTextRecord
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 
 class CocoCaptionsSource:
@@ -30,20 +30,20 @@ class CocoCaptionsSource:
     Args:
         root: holds ``annotations/`` and the image folder.
         split: such as ``"train2017"``.
-        fault_fraction: share of the images, and of the captions, that may be skipped.
+        max_skipped_fraction: share of the images, and of the captions, that may be skipped.
 
     Raises:
         FileNotFoundError: no annotation file or no image folder.
         ValueError: the file has no captions, or too many entries are skipped.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
+    def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
         path = self._root / "annotations" / f"captions_{split}.json"
         file = read_annotation_file(path)
         folder = _require_folder(self._root / split)
         names, sizes, missing = read_images(file, folder)
-        unusable = LeftOut("captions")
+        unusable = SkippedEntries("captions")
         captions: dict[int, list[str]] = {}
         for number, entry in enumerate(file.annotations):
             entry = entry if isinstance(entry, dict) else {}
@@ -60,12 +60,12 @@ class CocoCaptionsSource:
         unusable.require_few(
             path,
             len(file.annotations),
-            fault_fraction,
+            max_skipped_fraction,
             "give the captions file of the split, or repair it",
         )
         if not captions:
             raise ValueError(f"{path} has no captions: expected COCO's captions file of the split")
-        require_images(file, folder, missing, fault_fraction)
+        require_images(file, folder, missing, max_skipped_fraction)
         ids = [image_id for image_id in names if image_id in captions]
         self._records = [(names[image_id], tuple(captions[image_id])) for image_id in ids]
         known = [sizes[image_id] for image_id in ids]
@@ -101,7 +101,7 @@ class CocoInstancesSource(AnnotatedImages):
     Args:
         root: holds ``annotations/`` and the image folder.
         split: such as ``"train2017"``.
-        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        max_skipped_fraction: share of the images, and of the annotations, that may be skipped.
         annotations: a file in COCO's format at any path; its images are in ``root/split``, or in
             ``root`` with an empty split.
         mask_size: side P of the object masks; None reads none.
@@ -117,7 +117,7 @@ class CocoInstancesSource(AnnotatedImages):
         root: str | os.PathLike,
         split: str,
         *,
-        fault_fraction: float = 0.0,
+        max_skipped_fraction: float = 0.0,
         annotations: str | os.PathLike | None = None,
         mask_size: int | None = None,
         keep_file: bool = False,
@@ -129,7 +129,7 @@ class CocoInstancesSource(AnnotatedImages):
         super().__init__(
             read_annotation_file(path),
             _require_folder(self._root / split),
-            fault_fraction=fault_fraction,
+            max_skipped_fraction=max_skipped_fraction,
             mask_size=mask_size,
             keep_file=keep_file,
         )

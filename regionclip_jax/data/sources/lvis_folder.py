@@ -20,7 +20,7 @@ class LvisInstancesSource(AnnotatedImages):
     Args:
         root: holds ``annotations/`` and the image folders.
         split: ``"train"`` or ``"val"``.
-        fault_fraction: share of the images, and of the annotations, that may be skipped.
+        max_skipped_fraction: share of the images, and of the annotations, that may be skipped.
         mask_size: side P of the object masks; None reads none.
         keep_file: keep the file's content as ``annotation_file``, for an evaluation.
 
@@ -34,7 +34,7 @@ class LvisInstancesSource(AnnotatedImages):
         root: str | os.PathLike,
         split: str,
         *,
-        fault_fraction: float = 0.0,
+        max_skipped_fraction: float = 0.0,
         mask_size: int | None = None,
         keep_file: bool = False,
     ):
@@ -51,7 +51,7 @@ class LvisInstancesSource(AnnotatedImages):
             file,
             self._root,
             name_of=_name_of,
-            fault_fraction=fault_fraction,
+            max_skipped_fraction=max_skipped_fraction,
             mask_size=mask_size,
             keep_file=keep_file,
         )

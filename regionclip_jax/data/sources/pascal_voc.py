@@ -10,14 +10,14 @@ import pathlib
 import xml.etree.ElementTree as ElementTree
 from xml.parsers import expat
 
-from regionclip_jax.data.images import image_size
-from regionclip_jax.data.sources.boxed_pictures import (
+from regionclip_jax.data.sources.boxed_images import (
     BoxedPicture,
     BoxedPictures,
     clip_box,
     stack_boxes,
 )
-from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 
 class PascalVocSource(BoxedPictures):
@@ -28,14 +28,14 @@ class PascalVocSource(BoxedPictures):
     Args:
         root: such as ``VOCdevkit/VOC2012``.
         split: such as ``"trainval"``.
-        fault_fraction: share of the images, and of the objects, that may be skipped.
+        max_skipped_fraction: share of the images, and of the objects, that may be skipped.
 
     Raises:
         FileNotFoundError: no list of the split.
         ValueError: too many entries are skipped, or no object has a name.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
+    def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
         path = self._root / "ImageSets" / "Main" / f"{split}.txt"
         if not path.is_file():
@@ -46,7 +46,7 @@ class PascalVocSource(BoxedPictures):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         # The list of a single class has a second column.
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
-        images, objects = LeftOut("images"), LeftOut("objects")
+        images, objects = SkippedEntries("images"), SkippedEntries("objects")
         counts = {"boxes_difficult": 0, "boxes_dropped_empty": 0}
         pictures, total = [], 0
         for name in names:
@@ -73,8 +73,8 @@ class PascalVocSource(BoxedPictures):
                     counts["boxes_difficult"] += (entry.findtext("difficult") or "").strip() == "1"
                     rows.append((box, kind))
             pictures.append((file_name, size, rows))
-        images.require_few(path, len(names), fault_fraction, "complete the folder")
-        objects.require_few(path, total, fault_fraction, "repair the files in Annotations")
+        images.require_few(path, len(names), max_skipped_fraction, "complete the folder")
+        objects.require_few(path, total, max_skipped_fraction, "repair the files in Annotations")
         self.category_names = tuple(sorted({kind for _, _, rows in pictures for _, kind in rows}))
         if not self.category_names:
             raise ValueError(f"{path}: no picture of the list has an object in Annotations/")

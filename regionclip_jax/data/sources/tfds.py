@@ -11,9 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from regionclip_jax.data.images import image_size
-from regionclip_jax.data.records import DetectionRecord, ImageTextRecord, RecordError
-from regionclip_jax.data.sources.boxed_pictures import Boxes, clip_box, stack_boxes
+from regionclip_jax.data.sources.boxed_images import Boxes, clip_box, stack_boxes
+from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 
 _CAPTIONS = ("caption", "captions", "text", "title")
 _OBJECTS = "objects"

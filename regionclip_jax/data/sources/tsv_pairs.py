@@ -17,7 +17,6 @@ draws them as empty captions, docs/reference/pretraining_data.md#captions); ther
 
 import base64
 import binascii
-import bisect
 import itertools
 import json
 import os
@@ -25,7 +24,7 @@ import pathlib
 
 import numpy as np
 
-from regionclip_jax.data.records import ImageTextRecord, RecordError
+from regionclip_jax.data.sources.records import ImageTextRecord, RecordError, locate
 
 _TEXT_NAMES = (("images", "text"), ("image", "text"), ("img", "caption"))
 _MAX_CAPTIONS = 5
@@ -58,10 +57,7 @@ class TsvPairsSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> ImageTextRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self!r} has {len(self)} records, asked for {index}")
-        part = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[part - 1] if part else 0)
+        part, row = locate(self, self._ends, index)
         images, texts = self._pairs[part]
         key, image = self._split(images, row)
         text_key, text = self._split(texts, row)

@@ -6,7 +6,6 @@ the ``json``. Other files are ignored. Headers are read once, at the start; imag
 access.
 """
 
-import bisect
 import concurrent.futures
 import itertools
 import json
@@ -15,9 +14,13 @@ import pathlib
 
 import numpy as np
 
-from regionclip_jax.data.records import ImageTextRecord, RecordError
-from regionclip_jax.data.sources.left_out import LeftOut
-from regionclip_jax.data.sources.packed_texts import PackedTexts
+from regionclip_jax.data.sources.records import (
+    ImageTextRecord,
+    PackedTexts,
+    RecordError,
+    locate,
+)
+from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.tar_members import Member, read_members
 
 _PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -34,15 +37,15 @@ class WebDatasetSource:
 
     Args:
         path: a folder of ``*.tar``, or one of them.
-        fault_fraction: share of the samples that may lack an image or a caption, and of the shards
-            that may be truncated; samples before the truncation are used.
+        max_skipped_fraction: share of the samples that may lack an image or a caption, and of
+            the shards that may be truncated; samples before the truncation are used.
 
     Raises:
         FileNotFoundError: no shard.
         ValueError: too many entries are skipped.
     """
 
-    def __init__(self, path: str | os.PathLike, *, fault_fraction: float = 0.0):
+    def __init__(self, path: str | os.PathLike, *, max_skipped_fraction: float = 0.0):
         self._path = pathlib.Path(path)
         self._shards = sorted(self._path.glob("*.tar")) if self._path.is_dir() else [self._path]
         if not self._shards or not self._shards[0].is_file():
@@ -58,41 +61,39 @@ class WebDatasetSource:
         self.report = {"shards": len(shards), "samples": self._ends[-1]}
         self.named: dict[str, list[str]] = {}
         cut = [f"{s.path.name} {s.problem}" for s in shards if s.problem]
-        if len(cut) > fault_fraction * len(shards):
+        if len(cut) > max_skipped_fraction * len(shards):
             raise ValueError(
                 f"{self._path}: {len(cut)} of {len(shards)} shards are cut short or damaged, more "
-                f"than a fault_fraction of {fault_fraction:.2%} allows: {'; '.join(cut[:3])}; "
-                "download them again, or raise fault_fraction to use what comes before"
+                f"than a max_skipped_fraction of {max_skipped_fraction:.2%} allows: "
+                f"{'; '.join(cut[:3])}; "
+                "download them again, or raise max_skipped_fraction to use what comes before"
             )
         if cut:
             self.report["shards_cut_short"], self.named["shards_cut_short"] = len(cut), cut[:3]
-        samples, files = LeftOut("samples"), LeftOut("files")
+        samples, files = SkippedEntries("samples"), SkippedEntries("files")
         for shard in shards:
             for kind, key in shard.incomplete:
                 samples.add(kind, f"{shard.path.name}: {key}")
             for name in shard.doubles:
                 files.add("there_twice", f"{shard.path.name}: {name}")
-        for left_out, total in (
+        for skipped, total in (
             (samples, self._ends[-1] + samples.report.total()),
             (files, sum(shard.num_files for shard in shards)),
         ):
-            left_out.require_few(
+            skipped.require_few(
                 self._path,
                 total,
-                fault_fraction,
+                max_skipped_fraction,
                 "expected key.jpg with key.txt or key.json, each once; repair the shards",
             )
-            self.report |= left_out.report
-            self.named |= left_out.named
+            self.report |= skipped.report
+            self.named |= skipped.named
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> ImageTextRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self!r} has {len(self)} records, asked for {index}")
-        part = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[part - 1] if part else 0)
+        part, row = locate(self, self._ends, index)
         shard, key = self._shards[part], self._keys[part][row]
         image_at, image_size, text_at, text_size, is_json = self._spans[part][row].tolist()
         name = f"{shard.name}: {key}"

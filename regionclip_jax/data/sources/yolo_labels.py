@@ -9,14 +9,14 @@ import math
 import os
 import pathlib
 
-from regionclip_jax.data.images import image_size
-from regionclip_jax.data.sources.boxed_pictures import (
+from regionclip_jax.data.sources.boxed_images import (
     BoxedPicture,
     BoxedPictures,
     clip_box,
     stack_boxes,
 )
-from regionclip_jax.data.sources.left_out import LeftOut
+from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.text.names import read_names
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -30,14 +30,14 @@ class YoloLabelsSource(BoxedPictures):
     Args:
         root: holds ``images/``, ``labels/`` and the file of names.
         split: folder in both, such as ``"train"``; empty if ``images/`` itself holds the images.
-        fault_fraction: share of the images, and of the lines, that may be skipped.
+        max_skipped_fraction: share of the images, and of the lines, that may be skipped.
 
     Raises:
         FileNotFoundError: no such folders, no names, or no label file at all.
         ValueError: not one distinct name for each class, or too many skipped entries.
     """
 
-    def __init__(self, root: str | os.PathLike, split: str, *, fault_fraction: float = 0.0):
+    def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
         folder, labels = self._root / "images" / split, self._root / "labels" / split
         for path in (folder, labels):
@@ -52,7 +52,7 @@ class YoloLabelsSource(BoxedPictures):
         with_labels = {path.stem for path in labels.glob("*.txt")}
         if not with_labels & {path.stem for path in files}:
             raise FileNotFoundError(f"{labels} has no NAME.txt for any picture in {folder}")
-        images, lines = LeftOut("images"), LeftOut("lines")
+        images, lines = SkippedEntries("images"), SkippedEntries("lines")
         counts = {"images_without_label_file": 0, "boxes_dropped_empty": 0}
         pictures, total = [], 0
         for number, path in enumerate(files, start=1):
@@ -81,11 +81,11 @@ class YoloLabelsSource(BoxedPictures):
                 else:
                     rows.append((box, kind, False, None))
             pictures.append(BoxedPicture(number, path.name, *size, stack_boxes(rows)))
-        images.require_few(folder, len(files), fault_fraction, "replace or remove them")
+        images.require_few(folder, len(files), max_skipped_fraction, "replace or remove them")
         lines.require_few(
             labels,
             total,
-            fault_fraction,
+            max_skipped_fraction,
             f"expected a class below {len(self.category_names)} and cx cy width height in shares "
             "of the picture",
         )

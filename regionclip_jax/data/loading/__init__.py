@@ -1,0 +1,1 @@
+"""Load records as batches: order, decoding, transforms, buckets, examples and batches."""

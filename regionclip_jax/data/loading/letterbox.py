@@ -1,0 +1,87 @@
+"""Letterbox users' images and boxes with the loading path, in batches of few shapes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from regionclip_jax.data.loading.batching import batch_detection
+from regionclip_jax.data.loading.buckets import Size, smallest_canvas
+from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
+from regionclip_jax.data.loading.examples import DetectionExample, ImageLoading
+from regionclip_jax.ops.host_boxes import host_scale_boxes
+from regionclip_jax.structures import DetectionBatch
+
+_FEWEST_ROWS = 25
+
+
+class Letterbox:
+    """Letterbox of images: resized like the reference's detection, on the smallest canvas.
+
+    Args:
+        short_side, max_long_side: limits of the resize, in pixels.
+    """
+
+    def __init__(self, short_side: int, max_long_side: int):
+        canvases = canvas_sizes(short_side, max_long_side)
+        self._images = ImageLoading((short_side,), max_long_side, "bilinear_round", canvases)
+
+    def load(self, image: AnyImage, boxes: Float[np.ndarray, "R 4"]) -> DetectionExample:
+        """Return the resized image, and its boxes in pixels of the resized image.
+
+        Raises:
+            RecordError: the file is not an image.
+            ValueError: the array is not an image.
+            FileNotFoundError: no such file.
+        """
+        resized, scale = self._images.resize(read_any_image(image))
+        classes = np.zeros(len(boxes), np.int32)
+        return DetectionExample(resized, host_scale_boxes(boxes, scale), classes, 0, scale, "")
+
+    def canvas(self, example: DetectionExample) -> Size:
+        """Return the smallest canvas that holds the image; all images of a batch need the same."""
+        return smallest_canvas(self._images.canvas_sizes, *example.image.shape[:2])
+
+    def batch(self, examples: Sequence[DetectionExample], size: int = 1) -> DetectionBatch:
+        """Return a batch of images of one canvas, padded to ``size`` images.
+
+        Rows of boxes are padded to one of few numbers, so that few programs are compiled.
+        """
+        rows = _FEWEST_ROWS
+        while rows < max(len(example.boxes) for example in examples):
+            rows *= 2
+        padding = [None] * (size - len(examples))
+        return batch_detection([*examples, *padding], [self.canvas(examples[0])], rows)[0]
+
+
+def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
+    """Return landscape and portrait canvases, multiples of 32, for 4:3 and longer images."""
+    short, middle, long = (
+        -(-side // 32) * 32
+        for side in (short_side, round(short_side * 4 / 3), max(short_side, max_long_side))
+    )
+    lying = {(short, min(middle, long)), (short, long)}
+    return tuple(sorted(lying | {(width, height) for height, width in lying}))
+
+
+def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
+    """Return boxes as float32 [R, 4].
+
+    Raises:
+        ValueError: another shape, or a box that is not finite or has no area.
+    """
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.size == 0:
+        return np.zeros((0, 4), np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"boxes: expected [R, 4] as x1, y1, x2, y2, found the shape {list(boxes.shape)}"
+        )
+    good = np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if not good.all():
+        row = int(np.argmin(good))
+        raise ValueError(
+            f"boxes: row {row} is {boxes[row].tolist()}, expected finite x1 < x2 and y1 < y2 in "
+            "pixels of the image (not x, y, width, height)"
+        )
+    return boxes

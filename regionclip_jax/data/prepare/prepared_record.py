@@ -1,0 +1,92 @@
+"""Prepare one record for storage: check it, measure it, and shrink it on request.
+
+This finds broken records before training does.
+"""
+
+import dataclasses
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.transforms import resize_short_side
+from regionclip_jax.data.sources.array_record_format import encode_record, kind_of
+from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.records import (
+    DetectionRecord,
+    ImageTextRecord,
+    RecordError,
+    Source,
+)
+from regionclip_jax.ops.host_boxes import host_scale_boxes
+
+UNREADABLE = "unreadable record"
+BROKEN_PICTURE = "broken picture"
+NO_CAPTION = "no caption"
+
+JPEG_QUALITY = 95
+
+_NO_LIMIT = 2**31
+
+
+class Kept(NamedTuple):
+    """Encoded record, its kind, and (height, width) of its image as stored."""
+
+    data: bytes
+    kind: str
+    size: tuple[int, int]
+
+
+class Skipped(NamedTuple):
+    """Skipped record. ``text`` names source, key and problem."""
+
+    reason: str
+    text: str
+
+
+def prepare_record(
+    source: Source, index: int, *, short_side: int | None, check: bool
+) -> Kept | Skipped:
+    """Read one record and return it encoded, or skipped.
+
+    Args:
+        short_side: images with a longer short side are stored as JPEG of this short side, in
+            pixels, and their boxes are scaled. Other images, or all with None, keep their bytes.
+        check: decode every image; otherwise read only its header.
+    """
+    try:
+        record = source[index]
+    except RecordError as error:
+        return Skipped(UNREADABLE, str(error))
+    name = repr(source)
+    if isinstance(record, ImageTextRecord):
+        if not any(text.strip() for text in (*record.captions, *record.tags)):
+            found = f"{len(record.captions)} captions and {len(record.tags)} tags, all blank"
+            return Skipped(NO_CAPTION, str(RecordError(name, record.key, found)))
+    try:
+        size = image_size(record.image)
+        if short_side is not None and size is not None and min(size) > short_side:
+            record, size = _shrink(record, short_side, name)
+        elif check or size is None:
+            # Decoding an image with an unreadable header gives the reason.
+            size = decode_image(record.image, source=name, key=record.key).shape[:2]
+    except RecordError as error:
+        return Skipped(BROKEN_PICTURE, str(error))
+    return Kept(encode_record(record), kind_of(record), size)
+
+
+def _shrink(
+    record: ImageTextRecord | DetectionRecord, short_side: int, source: str
+) -> tuple[ImageTextRecord | DetectionRecord, tuple[int, int]]:
+    original = decode_image(record.image, source=source, key=record.key)
+    pixels = resize_short_side(original, short_side, _NO_LIMIT, "bicubic_truncate")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
+    changes: dict = {"image": file.getvalue()}
+    height, width = pixels.shape[:2]
+    if isinstance(record, DetectionRecord):
+        scale = np.divide((height, width), original.shape[:2], dtype=np.float32)
+        changes["boxes"] = host_scale_boxes(record.boxes, scale)
+    return dataclasses.replace(record, **changes), (height, width)

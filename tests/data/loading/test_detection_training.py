@@ -1,0 +1,282 @@
+"""What a detector is trained on: the right boxes, which follow their pixels."""
+
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionclip_jax.data.loading.buckets import Buckets
+from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.detection_examples import DetectionAugmentation, augment
+from regionclip_jax.data.loading.examples import ImageLoading, Shard
+from regionclip_jax.data.loading.order import epoch_order
+from regionclip_jax.data.loading.pipeline import detection_training_batches
+from regionclip_jax.data.loading.training_set import TrainingSet
+from regionclip_jax.data.loading.transforms import crop_masks
+from regionclip_jax.data.sources.boxed_images import rasterize
+from regionclip_jax.data.sources.coco_folder import CocoInstancesSource
+from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.settings import BoxDataSettings
+
+CATEGORIES = {7: "cat", 3: "dog", 12: "sheep"}
+# image id: (height, width), [(category, xywh, crowd)]
+IMAGES = {
+    1: ((40, 60), [(7, (10, 5, 20, 15), 0), (3, (30, 20, 10, 10), 0)]),
+    2: ((60, 40), [(12, (5, 5, 10, 30), 0)]),
+    3: ((50, 50), []),
+    4: ((40, 60), [(7, (0, 0, 60, 40), 1)]),
+    5: ((40, 60), [(7, (40, 10, 15, 20), 0), (12, (1, 1, 8, 8), 0), (7, (2, 2, 0, 5), 0)]),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Every object is a rectangle of its own gray; its segmentation is the rectangle."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "train").mkdir()
+    (root / "annotations").mkdir()
+    annotations = []
+    for image_id, ((height, width), things) in IMAGES.items():
+        pixels = np.zeros((height, width, 3), np.uint8)
+        for category, (x, y, w, h), crowd in things:
+            if not crowd:
+                pixels[y : y + h, x : x + w] = 60 + 10 * category
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category,
+                    "bbox": [x, y, w, h],
+                    "iscrowd": crowd,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                }
+            )
+        Image.fromarray(pixels).save(root / "train" / f"{image_id}.png")
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "height": h, "width": w}
+            for i, ((h, w), _) in IMAGES.items()
+        ],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in CATEGORIES.items()],
+    }
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    return root
+
+
+def training_set(folder, names=("sheep", "cat"), **options):
+    source = CocoInstancesSource(folder, "train", **options)
+    return TrainingSet(source, names, max_boxes=3)
+
+
+def test_only_boxes_of_the_classes_are_left_in_their_order_and_the_rest_is_counted(folder):
+    found = training_set(folder)
+    assert found.category_names == ("sheep", "cat") and len(found) == 3
+    assert [found[i].image_id for i in range(3)] == [1, 2, 5]
+    assert [found[i].classes.tolist() for i in range(3)] == [[1], [0], [1, 0]]
+    assert [found.classes_of(i).tolist() for i in range(3)] == [[1], [0], [1, 0]]
+    assert found.sizes().tolist() == [[40, 60], [60, 40], [40, 60]]
+    assert found.report == {
+        "images": 3,
+        "boxes": 4,
+        "crowd boxes left out": 1,
+        "boxes of other classes left out": 1,
+        "images without a box left out": 2,
+    }
+
+
+def test_a_users_own_file_of_annotations_needs_no_layout(folder, tmp_path):
+    own = tmp_path / "mine.json"
+    own.write_bytes((folder / "annotations" / "instances_train.json").read_bytes())
+    source = CocoInstancesSource(folder / "train", "", annotations=own)
+    assert source.category_names == ("dog", "cat", "sheep") and len(source) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "max_boxes", "message"),
+    [
+        (("shep",), 3, "has no class 'shep'; did you mean 'sheep'"),
+        (("cat", "cat"), 3, r"classes \['cat'\] are named twice"),
+        (("cat", "sheep"), 1, "has 2 boxes, more than max_boxes 1"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_the_first_step(
+    folder, names, max_boxes, message
+):
+    with pytest.raises(ValueError, match=message):
+        TrainingSet(CocoInstancesSource(folder, "train"), names, max_boxes=max_boxes)
+
+
+def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, grouped=False, **changes):
+    data = training_set(folder)
+    options = dict(
+        short_sides=(40, 50, 64),
+        max_long_side=96,
+        canvas_sizes=((64, 96), (96, 64), (96, 96)),
+        max_boxes=3,
+        num_threads=1,
+    )
+    settings = BoxDataSettings(**options | changes)
+    buckets = None
+    if grouped:
+        names = ("canvas_sizes", "short_sides", "max_long_side", "resize_method")
+        buckets = Buckets(data.sizes(), *(getattr(settings, name) for name in names))
+    return detection_training_batches(
+        data,
+        settings,
+        Shard(batch_size, *process),
+        order=epoch_order(
+            len(data),
+            seed=1,
+            batch_size=batch_size,
+            buckets=None if buckets is None else buckets.numbers,
+        ),
+        buckets=buckets,
+        seed=1,
+        start_record=start_record,
+    )
+
+
+def pixels_of(image, level):
+    """Bounds of the pixels that are nearer to a gray level than to black."""
+    near = np.abs(image[..., 0].astype(int) - level) < 0.5 * level
+    rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def test_boxes_follow_their_pixels_through_sizes_and_mirrors(folder):
+    widths = set()
+    for batch, texts in itertools.islice(stream(folder), 12):
+        assert not texts and batch.mask.all()
+        for row in range(2):
+            height, width = batch.sizes[row]
+            widths.add(int(width))
+            picture = batch.images[row, :height, :width]
+            for box, kind in zip(batch.boxes[row], batch.classes[row], strict=True):
+                if (box == 0).all() or (picture[..., 0] > 0).sum() == 0:
+                    continue
+                level = {0: 180, 1: 130}[int(kind)]
+                if batch.box_mask[row].sum() == 1 and batch.image_ids[row] == 2:
+                    np.testing.assert_allclose(box, pixels_of(picture, level), atol=1.5)
+    assert len(widths) > 3
+
+
+def test_a_stream_goes_on_where_it_was_left(folder):
+    whole = list(itertools.islice(stream(folder), 6))
+    rest = list(itertools.islice(stream(folder, start_record=6), 3))
+    for (expected, _), (found, _) in zip(whole[3:], rest, strict=True):
+        for name in ("images", "boxes", "classes", "image_ids"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    "options", [{"canvas_sizes": ((96, 96),)}, {"grouped": True}], ids=["one canvas", "grouped"]
+)
+def test_two_processes_have_the_halves_of_each_batch(folder, options):
+    options = options | {"batch_size": 4}
+    whole = list(itertools.islice(stream(folder, **options), 6))
+    for index in range(2):
+        halves = itertools.islice(stream(folder, process=(index, 2), **options), 6)
+        for (expected, _), (found, _) in zip(whole, halves, strict=True):
+            own = slice(2 * index, 2 * index + 2)
+            np.testing.assert_array_equal(found.images, expected.images[own])
+            np.testing.assert_array_equal(found.boxes, expected.boxes[own])
+
+
+def test_grouped_batches_have_the_canvas_of_the_largest_short_side(folder):
+    batches = [batch for batch, _ in itertools.islice(stream(folder, grouped=True), 12)]
+    assert all(batch.mask.all() for batch in batches)
+    # At short side 64 the pictures are 64 x 96 (image ids 1 and 5) and 96 x 64 (2).
+    canvas_of = {(1, 5): (64, 96), (2,): (96, 64), (1, 2): (96, 96), (2, 5): (96, 96)}
+    for batch in batches:
+        ids = tuple(sorted(set(batch.image_ids.tolist())))
+        assert batch.images.shape[1:3] == canvas_of.get(ids, (64, 96)), ids
+    assert len({tuple(size) for batch in batches for size in batch.sizes.tolist()}) > 3
+
+
+def test_jitter_cuts_pictures_to_the_canvas_and_boxes_with_them(folder):
+    record = training_set(folder, mask_size=8)[1]
+    original = decode_image(record.image, source="test", key=record.key)
+    augmentation = DetectionAugmentation(
+        ImageLoading(None, None, "bilinear_round", ((64, 64),)),
+        jitter=(0.3, 3.0),
+        flip_probability=0.5,
+    )
+    empty = larger = 0
+    for seed in range(40):
+        example = augment(record, original, augmentation, np.random.default_rng(seed))
+        assert max(example.image.shape[:2]) <= 64
+        larger += example.scale[0] > 64 / 60
+        if not len(example.boxes):
+            empty += 1
+            continue
+        np.testing.assert_allclose(example.boxes[0], pixels_of(example.image, 180), atol=2.5)
+        # A rectangle stays one, however it is cut.
+        assert example.masks.all()
+    assert empty < 20 and larger > 5
+
+
+def test_jitter_and_short_sides_exclude_each_other(folder):
+    with pytest.raises(ValueError, match="jitter .* give no short_sides"):
+        stream(folder, jitter=(0.1, 2.0))
+
+
+def test_batches_carry_rasters_of_objects_where_they_were_asked_for(folder):
+    data = training_set(folder, mask_size=6)
+    batches = detection_training_batches(
+        data,
+        BoxDataSettings(
+            short_sides=None,
+            max_long_side=None,
+            canvas_sizes=((64, 64),),
+            max_boxes=3,
+            flip_probability=0.0,
+            num_threads=0,
+        ),
+        Shard(3, 0, 1),
+        order=epoch_order(len(data), seed=0, batch_size=3),
+        seed=0,
+        start_record=0,
+    )
+    batch, _ = next(batches)
+    assert batch.object_masks.shape == (3, 3, 6, 6)
+    np.testing.assert_array_equal(batch.object_masks.all((2, 3)), batch.box_mask)
+
+
+def test_a_raster_is_the_part_of_the_box_that_the_polygons_cover():
+    triangle = [[0.0, 0.0, 16.0, 0.0, 0.0, 16.0]]
+    raster = rasterize(triangle, np.array([0, 0, 16, 16], np.float32), 16)
+    y, x = np.mgrid[:16, :16] + 0.5
+    sure = np.abs(x + y - 16) > 1.5
+    np.testing.assert_array_equal(raster[sure], (x + y < 16)[sure])
+    left = crop_masks(raster[None], np.array([[0, 0, 16, 16]]), np.array([[0, 0, 8, 16]]))
+    np.testing.assert_array_equal(left[0, :, ::2], raster[:, :8])
+
+
+@pytest.mark.parametrize("segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]]])
+def test_an_object_without_polygons_skips_its_record(folder, segmentation):
+    source = CocoInstancesSource(folder, "train", mask_size=4)
+    source._pictures[0].boxes.outlines[0] = segmentation
+    with pytest.raises(RecordError, match=r"1\.png: object 0: expected a segmentation of poly"):
+        source[0]
+
+
+def test_a_corrupt_picture_is_a_masked_row_and_a_skipped_record(folder, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "annotations").mkdir()
+    for path in (folder / "train").iterdir():
+        (tmp_path / "train" / path.name).write_bytes(path.read_bytes())
+    name = "annotations/instances_train.json"
+    (tmp_path / name).write_bytes((folder / name).read_bytes())
+    broken = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(broken, "PNG")
+    (tmp_path / "train" / "5.png").write_bytes(broken.getvalue()[:40])
+    texts = []
+    for batch, some in itertools.islice(stream(tmp_path), 6):
+        texts += some
+        assert (~batch.mask).sum() == len(some)
+        assert not batch.box_mask[~batch.mask].any()
+    assert texts and all("record 5.png" in text for text in texts)

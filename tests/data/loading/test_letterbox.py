@@ -1,0 +1,49 @@
+"""Letterboxing for the public API: few canvases, and batches of few shapes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionclip_jax.data.loading.letterbox import Letterbox, check_boxes
+
+NO_BOXES = np.zeros((0, 4), np.float32)
+sides = st.integers(1, 90)
+
+
+@pytest.mark.property
+@given(sides, sides, st.sampled_from([(32, 50), (40, 40), (64, 107), (20, 10)]))
+def test_every_image_within_the_limits_fits_a_canvas(height, width, limits):
+    letterbox = Letterbox(*limits)
+    example = letterbox.load(np.full((height, width, 3), 9, np.uint8), NO_BOXES)
+    canvas, size = letterbox.canvas(example), example.image.shape[:2]
+    assert not canvas[0] % 32 and not canvas[1] % 32
+    batch = letterbox.batch([example])
+    assert batch.images.shape == (1, *canvas, 3) and batch.sizes.tolist() == [list(size)]
+    assert (batch.images[0, : size[0], : size[1]] == 9).all()
+    assert batch.images.sum() == 9 * 3 * size[0] * size[1]
+
+
+def test_boxes_follow_their_image_and_their_rows_come_in_few_numbers():
+    letterbox = Letterbox(64, 107)
+    boxes = np.tile(np.array([[1, 2, 3, 4]], np.float32), (26, 1))
+    examples = [letterbox.load(np.zeros((32, 40), np.uint8), own) for own in (boxes, boxes[:2])]
+    batch = letterbox.batch(examples, size=3)
+    assert batch.boxes.shape == (3, 50, 4) and batch.box_mask.sum(1).tolist() == [26, 2, 0]
+    assert batch.boxes[1, 0].tolist() == [2, 4, 6, 8]
+    assert batch.scales.tolist() == [[2, 2], [2, 2], [1, 1]]
+    assert batch.mask.tolist() == [True, True, False]
+    assert letterbox.batch(examples[1:]).boxes.shape == (1, 25, 4)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([1, 2, 3, 4], r"found the shape \[4\]"),
+        ([[1, 2, 3, 4], [5, 5, 5, 9]], r"row 1 is \[5.0, 5.0, 5.0, 9.0\]"),
+        ([[0, 0, np.nan, 1]], "row 0"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(boxes, message):
+    with pytest.raises(ValueError, match=message):
+        check_boxes(boxes)

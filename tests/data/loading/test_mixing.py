@@ -1,0 +1,165 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regionclip_jax.data.loading.examples import Shard
+from regionclip_jax.data.loading.mixing import Mixture
+from regionclip_jax.data.loading.pipeline import image_text_batches
+from regionclip_jax.data.sources.records import ImageTextRecord
+from regionclip_jax.settings import CaptionDataSettings
+
+# Grain shuffles sets of a few records hundreds of times slower than large ones.
+LENGTHS = (130, 50, 110)
+WEIGHTS = (3, 1, 2.5)
+
+
+class Numbers:
+    """Records that say which source they are of, and which number."""
+
+    def __init__(self, name, length, picture=b""):
+        self.name, self.length, self.picture = name, length, picture
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return ImageTextRecord(f"{self.name}{index}", self.picture, (f"{self.name} {index}",))
+
+    def __repr__(self):
+        return f"Numbers({self.name!r})"
+
+
+def mixture(lengths=LENGTHS, weights=WEIGHTS, picture=b""):
+    sources = [Numbers("abcdef"[i], length, picture) for i, length in enumerate(lengths)]
+    return Mixture(sources, weights)
+
+
+def samples(mixed, positions, seed=0):
+    """(source, number) at each position."""
+    order = mixed.order(seed)
+    keys = [mixed[order[position]].key for position in positions]
+    return [(key[0], int(key[1:])) for key in keys]
+
+
+def test_a_mixture_has_all_records_one_source_after_the_other():
+    mixed = mixture((2, 1, 3))
+    assert [mixed[i].key for i in range(len(mixed))] == ["a0", "a1", "b0", "c0", "c1", "c2"]
+    assert repr(mixed) == "Mixture([Numbers('a'), Numbers('b'), Numbers('c')], [3.0, 1.0, 2.5])"
+    with pytest.raises(IndexError, match="has 6 records, asked for 6"):
+        mixed[6]
+
+
+@pytest.mark.property
+@given(
+    # With what is left of 100, so that no window is longer.
+    st.lists(st.integers(1, 19), max_size=5).map(lambda few: [*few, 100 - sum(few)]),
+    st.integers(0, 10**9),
+    st.integers(0, 2**32 - 1),
+)
+def test_any_window_holds_every_source_in_its_share(weights, first, seed):
+    mixed = mixture([500] * len(weights), weights)
+    window = sum(mixed.shares)
+    order = mixed.order(seed)
+    sources = [order[first + i] // 500 for i in range(window)]
+    found = np.bincount(sources, minlength=len(weights)).tolist()
+    assert found == list(mixed.shares)
+    wanted = np.array(weights) / sum(weights) * window
+    assert np.abs(found - wanted).max() < 1
+    # And nearly so in what has been seen at any time.
+    seen = np.cumsum(np.eye(len(weights))[[order[i] // 500 for i in range(window)]], axis=0)
+    spread = np.arange(1, window + 1)[:, None] * np.array(weights) / sum(weights)
+    assert np.abs(seen - spread).max() <= 0.5 + len(weights) / 2
+
+
+@pytest.mark.property
+@given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=6))
+def test_shares_are_within_one_of_ten_thousand_of_the_weights(weights):
+    if min(weights) < sum(weights) / 5000:
+        return
+    shares = np.array(mixture([1] * len(weights), weights).shares)
+    wanted = np.array(weights) / sum(weights)
+    assert np.abs(shares / shares.sum() - wanted).max() < 1 / 10_000
+
+
+def test_every_short_stretch_is_near_the_shares():
+    mixed = mixture((500, 500), (3, 1))
+    assert mixed.shares == (3, 1)
+    names = "".join(name for name, _ in samples(mixed, range(40)))
+    assert {names[i : i + 4].count("b") for i in range(37)} == {1}
+
+
+def test_each_source_has_epochs_of_its_own():
+    by_source = {name: [] for name in "abc"}
+    for name, number in samples(mixture(), range(1000)):
+        by_source[name].append(number)
+    for name, length in zip("abc", LENGTHS, strict=True):
+        numbers = by_source[name]
+        epochs = [numbers[i : i + length] for i in range(0, len(numbers) - length, length)]
+        assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs) > 2
+
+
+def test_sources_of_one_length_are_not_shuffled_alike():
+    seen = {name: [] for name in "ab"}
+    for name, number in samples(mixture((90, 90), (1, 1)), range(4 * 180)):
+        seen[name].append(number)
+    epochs = {n: {tuple(v[i : i + 90]) for i in range(0, 360, 90)} for n, v in seen.items()}
+    assert not epochs["a"] & epochs["b"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "weights", "message"),
+    [
+        ((), (), "0 sources"),
+        ((2, 2), (1,), "2 sources and 1 weights"),
+        ((2, 0), (1, 1), r"Numbers\('b'\) has no records"),
+        ((2, 2), (1, 0), "expected numbers above 0"),
+        ((2, 2), (1, -1), "expected numbers above 0"),
+        ((2, 2), (1, float("nan")), "expected numbers above 0"),
+        ((2, 2), (1, 1e-6), "at least 1 / 10000"),
+    ],
+)
+def test_mixtures_that_cannot_be_are_refused(lengths, weights, message):
+    with pytest.raises(ValueError, match=message):
+        mixture(lengths, weights)
+
+
+def stream(picture, count, **changes):
+    arguments = {
+        "short_sides": None,
+        "max_long_side": None,
+        "canvas_sizes": ((16, 16),),
+        "num_threads": 2,
+    }
+    how = {"seed": 7, "start_record": 0}
+    how |= {name: changes.pop(name) for name in how if name in changes}
+    shard = Shard(4, changes.pop("process_index", 0), changes.pop("process_count", 1))
+    settings = CaptionDataSettings(**arguments | changes)
+    batches = image_text_batches(mixture(picture=picture), settings, shard, **how)
+    return [batch for batch, _ in itertools.islice(batches, count)]
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        for name in ("images", "sizes", "tokens", "mask"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_a_resumed_stream_is_the_one_that_was_never_stopped(encode_image):
+    picture = encode_image(0)
+    whole = stream(picture, 12)
+    for start in (4, 20, 44):
+        resumed = stream(picture, 12 - start // 4, start_record=start)
+        assert_same(resumed, whole[start // 4 :])
+
+
+def test_processes_together_see_what_one_process_sees(encode_image):
+    picture = encode_image(0)
+    parts = [stream(picture, 6, process_index=i, process_count=2) for i in range(2)]
+    for batch, *shares in zip(stream(picture, 6), *parts, strict=True):
+        for name in ("images", "sizes", "tokens", "mask"):
+            joined = np.concatenate([getattr(share, name) for share in shares])
+            np.testing.assert_array_equal(getattr(batch, name), joined)

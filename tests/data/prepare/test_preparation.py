@@ -1,0 +1,331 @@
+import base64
+import dataclasses
+import io
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.prepare.preparation import prepare
+from regionclip_jax.data.prepare.prepared_record import prepare_record
+from regionclip_jax.data.prepare.read_speed import measure_reading
+from regionclip_jax.data.prepare.verification import find_damage
+from regionclip_jax.data.prepare.writers import write_array_record
+from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.array_record_format import decode_record
+from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
+from regionclip_jax.data.sources.skipped import SkipCounter, TooManySkipped
+from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
+
+ROOT = Path(__file__).parents[3]
+NUM_RECORDS = 11
+
+# A program of its own, to be killed: at one record its source waits while a file exists.
+PROGRAM = """
+import os, pathlib, sys, time
+from regionclip_jax.data.sources.skipped import SkipCounter
+from regionclip_jax.data.prepare.preparation import prepare
+from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
+
+class Waiting(TsvPairsSource):
+    def __getitem__(self, index):
+        while index == 7 and self._path.with_name("wait").exists():
+            time.sleep(0.01)
+        if index == 7 and self._path.with_name("die").exists():
+            os.kill(os.getpid(), 9)
+        return super().__getitem__(index)
+
+if __name__ == "__main__":
+    prepare(
+        Waiting(sys.argv[1]), sys.argv[2], origin={}, limit=None, shard_size=2, short_side=None,
+        check=True, num_workers=2, counter=SkipCounter(0.5, 5), report=lambda *counts: None,
+    )
+"""
+
+
+def write_pairs(folder, pictures, captions=None) -> Path:
+    """A pair of TSV files; returns the one with the pictures."""
+    folder.mkdir(exist_ok=True)
+    captions = captions or [f"number {i}" for i in range(len(pictures))]
+    images = [f"k{i}\t{base64.b64encode(data).decode()}\n" for i, data in enumerate(pictures)]
+    texts = [f"k{i}\t{caption}\n" for i, caption in enumerate(captions)]
+    (folder / "images.tsv").write_text("".join(images))
+    (folder / "text.tsv").write_text("".join(texts))
+    return folder / "images.tsv"
+
+
+@pytest.fixture(scope="module")
+def pictures(encode_image):
+    return [encode_image(i, 12 + i % 3, 13) for i in range(NUM_RECORDS)]
+
+
+@pytest.fixture
+def pairs(tmp_path, pictures):
+    return write_pairs(tmp_path / "pairs", pictures)
+
+
+def run(source, directory, **changes):
+    arguments = {
+        "origin": {"from": "a test"},
+        "limit": None,
+        "shard_size": 4,
+        "short_side": None,
+        "check": True,
+        "num_workers": 1,
+        "counter": SkipCounter(0.5, 5),
+        "report": lambda *counts: None,
+    }
+    return prepare(source, directory, **arguments | changes)
+
+
+def records_of(source):
+    return [source[i] for i in range(len(source))]
+
+
+def test_what_was_prepared_are_the_source_s_records_in_order(tmp_path, pairs):
+    source, counts = TsvPairsSource(pairs), []
+    manifest = run(
+        source, tmp_path / "set", num_workers=2, report=lambda *numbers: counts.append(numbers)
+    )
+    prepared = ArrayRecordSource(tmp_path / "set")
+    assert records_of(prepared) == records_of(source)
+    assert [shard["count"] for shard in manifest["shards"]] == [4, 4, 3]
+    assert manifest["count"] == NUM_RECORDS and manifest["skipped"] == {}
+    assert manifest["description"]["source"] == {"from": "a test", "records": NUM_RECORDS}
+    assert counts[-1] == (0, NUM_RECORDS, NUM_RECORDS)
+    files = {"manifest.json", "sizes.npy", *(shard["name"] for shard in manifest["shards"])}
+    assert {path.name for path in (tmp_path / "set").iterdir()} == files
+    assert find_damage(tmp_path / "set", 2) == []
+
+
+def test_sizes_are_those_of_the_pictures_as_decoded(tmp_path, pairs):
+    run(TsvPairsSource(pairs), tmp_path / "set", limit=5)
+    prepared = ArrayRecordSource(tmp_path / "set")
+    sizes = prepared.sizes()
+    assert sizes.dtype == np.int32
+    shapes = [decode_image(r.image, source="", key="").shape[:2] for r in records_of(prepared)]
+    assert [tuple(size) for size in sizes] == shapes and len(shapes) == 5
+
+
+def test_directories_that_were_not_measured_have_no_sizes(tmp_path, pairs):
+    write_array_record(records_of(TsvPairsSource(pairs)), tmp_path / "set", 4, {})
+    source = ArrayRecordSource(tmp_path / "set")
+    assert source.sizes() is None
+    with pytest.raises(ValueError, match="has no checksums"):
+        find_damage(tmp_path / "set", 1)
+
+
+def start(program, pairs, directory) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, program, pairs, directory],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def program(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.mark.command
+def test_a_killed_run_goes_on_without_losing_or_repeating_a_record(tmp_path, pairs, program):
+    waiting = pairs.with_name("wait")
+    waiting.touch()
+    process = start(program, pairs, tmp_path / "set")
+    unfinished = tmp_path / "set" / "unfinished"
+    others = {0, 1, 2, 4, 5}  # record 7 is in shard 3
+    notes = [unfinished / f"shard-{number:05d}.json" for number in others]
+    deadline = time.monotonic() + 120
+    while not all(note.exists() for note in notes) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    assert list(unfinished.glob("shard-00003*.partial-*"))
+    with pytest.raises(FileNotFoundError, match="not complete: run .* again"):
+        ArrayRecordSource(tmp_path / "set")
+
+    written = {path.name: path.stat() for path in (tmp_path / "set").glob("shard-*")}
+    assert len(written) == len(others)
+    waiting.unlink()
+    again = start(program, pairs, tmp_path / "set")
+    _, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    for name, before in written.items():
+        after = (tmp_path / "set" / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+    source, prepared = TsvPairsSource(pairs), ArrayRecordSource(tmp_path / "set")
+    assert records_of(prepared) == records_of(source)
+    undisturbed = run(source, tmp_path / "undisturbed", shard_size=2, num_workers=2)
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert [manifest[key] for key in ("shards", "sizes")] == [
+        undisturbed[key] for key in ("shards", "sizes")
+    ]
+    assert find_damage(tmp_path / "set", 1) == []
+
+
+@pytest.mark.command
+def test_a_worker_that_is_killed_ends_the_run_with_the_remedy(tmp_path, pairs, program):
+    pairs.with_name("die").touch()
+    process = start(program, pairs, tmp_path / "set")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "a worker process was killed" in errors
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_what_cannot_be_used_is_left_out_named_and_counted_by_reason(tmp_path, pictures):
+    broken = [*pictures[:4], pictures[4][:-200], b"no picture", *pictures[6:]]
+    captions = [f"number {i}" for i in range(NUM_RECORDS)]
+    captions[8] = " "
+    path = write_pairs(tmp_path / "pairs", broken, captions)
+    texts = path.with_name("text.tsv")
+    texts.write_text(texts.read_text().replace("k2", "of another picture"))
+    source, counter = TsvPairsSource(path), SkipCounter(0.9, 5)
+    manifest = run(source, tmp_path / "set", counter=counter)
+    assert {reason: entry["count"] for reason, entry in manifest["skipped"].items()} == {
+        "unreadable record": 1,
+        "broken picture": 2,
+        "no caption": 1,
+    }
+    named = [text for entry in manifest["skipped"].values() for text in entry["first"]]
+    assert all(any(f"record k{i}:" in text for text in named) for i in (2, 4, 5, 8))
+    prepared = ArrayRecordSource(tmp_path / "set")
+    assert [record.key for record in records_of(prepared)] == "k0 k1 k3 k6 k7 k9 k10".split()
+    assert len(prepared.sizes()) == 7
+    assert (counter.num_records, counter.num_skipped) == (NUM_RECORDS, 4)
+
+
+def test_too_many_faults_leave_nothing_that_looks_complete(tmp_path, pictures):
+    path = write_pairs(tmp_path / "pairs", [*pictures[:4], *[b"broken"] * 6, *pictures[:4]])
+    with pytest.raises(TooManySkipped, match="4 of 8 .*limit of 10.00%"):
+        run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.1, 2))
+    with pytest.raises(FileNotFoundError, match="not complete"):
+        ArrayRecordSource(tmp_path / "set")
+    # What is done is kept, and so are its skipped records.
+    raised = SkipCounter(0.5, 2)
+    manifest = run(TsvPairsSource(path), tmp_path / "set", counter=raised)
+    assert manifest["count"] == 8 and (raised.num_records, raised.num_skipped) == (14, 6)
+
+
+def test_a_shard_of_which_nothing_is_left_is_no_file(tmp_path, pictures):
+    path = write_pairs(tmp_path / "pairs", [*pictures[:2], b"", b"", *pictures[2:4]])
+    manifest = run(TsvPairsSource(path), tmp_path / "set", shard_size=2)
+    assert [shard["name"][:11] for shard in manifest["shards"]] == ["shard-00000", "shard-00002"]
+    assert len(ArrayRecordSource(tmp_path / "set")) == 4
+
+
+def test_nothing_that_could_be_used_is_an_error_that_says_why(tmp_path):
+    path = write_pairs(tmp_path / "pairs", [b"", b""])
+    with pytest.raises(ValueError, match="none of the 2 records .* record k0: 0 bytes"):
+        run(TsvPairsSource(path), tmp_path / "set")
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_complete_directory_is_kept_and_another_is_not_written_over(tmp_path, pairs):
+    source = TsvPairsSource(pairs)
+    first = run(source, tmp_path / "set", limit=2)
+    assert run(source, tmp_path / "set", limit=2) == first
+    with pytest.raises(FileExistsError, match="holds another data set .differing in records"):
+        run(source, tmp_path / "set", limit=3)
+    with pytest.raises(FileExistsError, match="no prepared data"):
+        run(source, pairs.parent)
+    (tmp_path / "begun" / "unfinished").mkdir(parents=True)
+    (tmp_path / "begun" / "unfinished" / "plan.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="was begun with other arguments .*records"):
+        run(source, tmp_path / "begun")
+    with pytest.raises(ValueError, match="shard_size 0"):
+        run(source, tmp_path / "none", shard_size=0)
+
+
+def test_damage_is_found_and_named(tmp_path, pairs):
+    manifest = run(TsvPairsSource(pairs), tmp_path / "set")
+    names = [shard["name"] for shard in manifest["shards"]]
+    shard = tmp_path / "set" / names[1]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    (tmp_path / "set" / names[2]).unlink()
+    sizes = tmp_path / "set" / "sizes.npy"
+    sizes.write_bytes(sizes.read_bytes()[:-1])
+    changed, missing, cut = find_damage(tmp_path / "set", 2)
+    assert names[1] in changed and "SHA-256" in changed
+    assert names[2] in missing and missing.endswith("missing")
+    assert "sizes.npy" in cut and "expected 216" in cut
+
+
+def jpeg(height, width, **options) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def prepared(record, **changes):
+    outcome = prepare_record([record], 0, **{"short_side": None, "check": True} | changes)
+    return decode_record(outcome.data), outcome.size
+
+
+def test_a_larger_picture_is_stored_smaller_with_its_boxes_and_a_smaller_one_as_it_is():
+    box = np.array([[10, 20, 40, 60]], np.float32)
+    record = DetectionRecord(
+        "k", jpeg(80, 120), box, np.zeros(1, np.int32), np.zeros(1, bool), 1, ("a cat",)
+    )
+    smaller, size = prepared(record, short_side=40)
+    assert size == (40, 60) == decode_image(smaller.image, source="", key="").shape[:2]
+    with Image.open(io.BytesIO(smaller.image)) as image:
+        assert image.format == "JPEG"
+    np.testing.assert_array_equal(smaller.boxes, box / 2)
+    for short_side in (80, 81, None):
+        same, size = prepared(record, short_side=short_side)
+        assert same.image == record.image and size == (80, 120)
+        np.testing.assert_array_equal(same.boxes, box)
+
+
+def test_a_picture_is_measured_as_stored_without_its_exif_turn():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    record = ImageTextRecord("k", jpeg(20, 30, exif=turned), ("a cat",))
+    assert prepared(record)[1] == (20, 30)
+    assert prepared(record, short_side=10)[1] == (10, 15)
+
+
+def test_without_the_check_only_headers_are_read():
+    whole = ImageTextRecord("k", jpeg(30, 40), ("a cat",))
+    cut = dataclasses.replace(whole, image=whole.image[:-300])
+    assert prepare_record([cut], 0, short_side=None, check=True).reason == "broken picture"
+    stored, size = prepared(cut, check=False)
+    assert stored == cut and size == (30, 40)
+    headless = dataclasses.replace(whole, image=whole.image[:10])
+    assert prepare_record([headless], 0, short_side=None, check=False).reason == "broken picture"
+
+
+def test_tags_stand_for_a_caption():
+    tagged = ImageTextRecord("k", jpeg(30, 40), (), ("cat", "sofa"))
+    assert prepared(tagged)[0] == tagged
+
+
+def test_reading_is_measured_on_what_can_be_read(tmp_path, pairs, pictures):
+    speed = measure_reading(TsvPairsSource(pairs), tmp_path, 6)
+    assert min(speed.source, speed.array_record, speed.decoding) > 0
+    sums = {sum(map(len, chosen)) / 6 for chosen in itertools.combinations(pictures, 6)}
+    assert speed.picture_bytes in sums
+    slow = speed._replace(source=10.0, array_record=90.0, decoding=90.0)
+    assert slow.gain == pytest.approx(5.0)
+    with pytest.raises(ValueError, match="none of 1 records"):
+        measure_reading(TsvPairsSource(write_pairs(tmp_path / "broken", [b""])), tmp_path, 6)
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs", "broken"}

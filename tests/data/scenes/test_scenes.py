@@ -1,0 +1,316 @@
+"""The drawn world: what may be learned from it depends on these properties, not on its numbers."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from regionclip_jax.data.scenes import dataset
+from regionclip_jax.data.scenes.dataset import Pictures, draw_record, write_pictures
+from regionclip_jax.data.scenes.layout import Layout, Thing, draw_layout
+from regionclip_jax.data.scenes.outlines import OUTLINES
+from regionclip_jax.data.scenes.render import MIN_VISIBLE, render
+from regionclip_jax.data.scenes.sentences import describe
+from regionclip_jax.data.scenes.vocabulary import (
+    BACKGROUNDS,
+    BASE_SHAPES,
+    COLOURS,
+    CONCEPTS,
+    NOVEL_SHAPES,
+    SHAPES,
+    TEXTURES,
+    TYPICAL_LOOKS,
+)
+from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
+
+PICTURES = Pictures(
+    stream=1,
+    seed=3,
+    side=64,
+    num_things=(2, 4),
+    sizes=(0.3, 0.6),
+    overlap=0.3,
+    typicality=0.7,
+    clutter=3,
+)
+
+worlds = st.builds(
+    Pictures,
+    stream=st.integers(0, 5),
+    seed=st.integers(0, 2**31),
+    side=st.sampled_from([32, 49, 96]),
+    num_things=st.sampled_from([(1, 1), (2, 4), (3, 6)]),
+    sizes=st.sampled_from([(0.3, 0.5), (0.4, 0.95), (0.2, 0.3)]),
+    overlap=st.sampled_from([0.0, 0.2, 0.8]),
+    typicality=st.floats(0, 1),
+    clutter=st.integers(0, 4),
+)
+indices = st.integers(0, 10**6)
+
+
+def layout_of(world: Pictures, rng: np.random.Generator) -> Layout:
+    return draw_layout(
+        rng, world.side, world.num_things, world.sizes, world.overlap, world.typicality
+    )
+
+
+def thing(shape: str, centre, size: float) -> Thing:
+    return Thing(shape, "red", "blue", "plain", centre, size, aspect=1.0, angle=0.0)
+
+
+def shared_area(a: Thing, b: Thing) -> float:
+    """Of the things' squares, as a share of the smaller one."""
+    sides = [
+        min(p + a.size / 2, q + b.size / 2) - max(p - a.size / 2, q - b.size / 2)
+        for p, q in zip(a.centre, b.centre, strict=True)
+    ]
+    return max(sides[0], 0) * max(sides[1], 0) / min(a.size, b.size) ** 2
+
+
+def same_record(a, b) -> bool:
+    pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return type(a) is type(b) and all(np.array_equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.property
+@given(worlds, indices, st.booleans())
+def test_a_picture_is_a_function_of_its_world_and_number(world, index, with_boxes):
+    first = draw_record(world, index, with_boxes)
+    np.random.default_rng(0).random(7)
+    assert same_record(first, draw_record(dataclasses.replace(world), index, with_boxes))
+
+
+@pytest.mark.parametrize("change", ["seed", "stream", "index"])
+def test_another_seed_stream_or_number_is_another_picture(change):
+    index = 5 + (change == "index")
+    step = {change: getattr(PICTURES, change) + 1} if change != "index" else {}
+    other = draw_record(dataclasses.replace(PICTURES, **step), index, True)
+    assert draw_record(PICTURES, 5, True).image != other.image
+
+
+@pytest.mark.property
+@given(worlds, indices)
+def test_boxes_change_neither_the_picture_nor_its_caption(world, index):
+    with_boxes = draw_record(world, index, True)
+    without = draw_record(world, index, False)
+    assert isinstance(with_boxes, DetectionRecord) and isinstance(without, ImageTextRecord)
+    assert (without.key, without.image, without.captions) == (
+        with_boxes.key,
+        with_boxes.image,
+        with_boxes.captions,
+    )
+
+
+@pytest.mark.property
+@given(worlds, indices)
+def test_boxes_lie_inside_a_square_picture_and_have_an_area(world, index):
+    record = draw_record(world, index, True)
+    picture = Image.open(io.BytesIO(record.image))
+    assert (picture.format, picture.mode, picture.size) == ("BMP", "RGB", (world.side,) * 2)
+    assert record.image_id == index + 1 and not record.crowd.any()
+    assert len(record.boxes) == len(record.classes) <= world.num_things[1]
+    assert record.boxes.min(initial=0) >= 0 and record.boxes.max(initial=0) <= world.side
+    assert (record.boxes[:, 2:] - record.boxes[:, :2]).min(initial=1) > 0
+    assert set(record.classes.tolist()) <= set(range(len(SHAPES)))
+
+
+@pytest.mark.property
+@given(worlds, indices)
+def test_the_caption_names_exactly_the_things_that_have_boxes(world, index):
+    record = draw_record(world, index, True)
+    (caption,) = record.captions
+    words = re.findall(r"[a-z]+", caption)
+    named = sorted(word for word in words if word in SHAPES)
+    assert named == sorted(SHAPES[k] for k in record.classes), caption
+    # Nothing is named that is not in the world.
+    known = {*SHAPES, *COLOURS, *TEXTURES, *BACKGROUNDS}
+    known |= set("a an and in the on photo of picture with there is nothing".split())
+    assert set(words) <= known, caption
+
+
+@pytest.mark.property
+@given(worlds, indices)
+def test_things_share_no_more_than_the_overlap_and_keep_to_the_ranges(world, index):
+    layout = layout_of(world, np.random.default_rng(index))
+    things = layout.things
+    assert 1 <= len(things) <= world.num_things[1] and layout.background in BACKGROUNDS
+    for number, one in enumerate(things):
+        assert world.sizes[0] <= one.size / world.side * (1 + 1e-9)
+        assert one.size / world.side <= world.sizes[1] * (1 + 1e-9)
+        assert one.colour != one.second_colour
+        for other in things[:number]:
+            assert shared_area(one, other) <= world.overlap + 1e-9
+
+
+def test_typical_looks_are_as_frequent_as_asked_for():
+    rng = np.random.default_rng(0)
+    for typicality in (0.0, 0.5, 1.0):
+        world = dataclasses.replace(PICTURES, typicality=typicality)
+        things = [t for _ in range(150) for t in layout_of(world, rng).things]
+        share = np.mean([t.colour == TYPICAL_LOOKS[t.shape][0] for t in things])
+        # The rest is drawn from all colours, the typical one included.
+        assert share == pytest.approx(typicality + (1 - typicality) / len(COLOURS), abs=0.08)
+        share = np.mean([t.texture == TYPICAL_LOOKS[t.shape][1] for t in things])
+        assert share == pytest.approx(typicality + (1 - typicality) / len(TEXTURES), abs=0.08)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_box_is_tight_on_the_pixels_of_its_thing(shape):
+    side, rng = 80, np.random.default_rng(0)
+    alone = Layout("fog", (thing(shape, (36.0, 41.0), 48.0),))
+    pixels, boxes, visible = render(alone, side, 0, rng)
+    assert pixels.shape == (side, side, 3) and visible.tolist() == [True]
+    # On fog, the red of the thing is far from every pixel around it.
+    red = pixels[..., 0].astype(int) - pixels[..., 1] > 50
+    ys, xs = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+    painted = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
+    # A pixel: the picture is averaged down from one twice as large, so an edge may be half one.
+    assert np.abs(boxes[0] - painted).max() <= 1, (boxes[0], painted)
+
+
+def test_the_box_of_a_covered_thing_holds_only_what_is_seen_of_it():
+    below, above = thing("square", (30.0, 40.0), 40.0), thing("square", (50.0, 40.0), 40.0)
+    _, alone, _ = render(Layout("fog", (below,)), 80, 0, np.random.default_rng(0))
+    _, boxes, visible = render(Layout("fog", (below, above)), 80, 0, np.random.default_rng(0))
+    assert visible.tolist() == [True, True]
+    assert boxes[0, 2] == pytest.approx(boxes[1, 0], abs=0.5) and boxes[0, 2] < alone[0, 2] - 5
+    np.testing.assert_array_equal(boxes[0, [0, 1, 3]], alone[0, [0, 1, 3]])
+
+
+def test_a_thing_that_is_mostly_covered_has_no_box_and_no_name():
+    below, above = thing("star", (40.0, 40.0), 20.0), thing("square", (40.0, 40.0), 60.0)
+    layout = Layout("fog", (below, above))
+    _, _, visible = render(layout, 80, 0, np.random.default_rng(0))
+    assert visible.tolist() == [False, True]
+    rng = np.random.default_rng(0)
+    captions = [describe(layout, visible, rng) for _ in range(30)]
+    assert all("square" in caption and "star" not in caption for caption in captions)
+
+
+def test_what_is_seen_decides_at_the_stated_share():
+    # The lower square keeps a strip of the share `seen`; both are axis-parallel.
+    side, size = 200, 80.0
+    for seen in (MIN_VISIBLE - 0.08, MIN_VISIBLE + 0.08):
+        width = 0.85 * size
+        below = thing("square", (100.0, 100.0), size)
+        above = thing("square", (100.0 + seen * width, 100.0), size)
+        _, _, visible = render(Layout("fog", (below, above)), side, 0, np.random.default_rng(0))
+        assert visible.tolist() == [seen > MIN_VISIBLE, True]
+
+
+def test_a_thing_at_the_edge_is_cut_off_with_its_box():
+    layout = Layout("fog", (thing("circle", (3.0, 40.0), 40.0),))
+    _, boxes, _ = render(layout, 80, 0, np.random.default_rng(0))
+    assert boxes[0, 0] == 0 and 20 < boxes[0, 2] < 24
+
+
+def test_an_empty_picture_is_described_by_its_background():
+    rng = np.random.default_rng(0)
+    for background in BACKGROUNDS:
+        assert describe(Layout(background, ()), np.zeros(0, bool), rng).endswith(background)
+
+
+def test_novel_and_base_names_are_disjoint_and_all_of_them_are_drawn_and_concepts():
+    assert NOVEL_SHAPES and BASE_SHAPES and not NOVEL_SHAPES.keys() & BASE_SHAPES.keys()
+    assert set(SHAPES) == NOVEL_SHAPES.keys() | BASE_SHAPES.keys() == OUTLINES.keys()
+    assert len(set(CONCEPTS)) == len(CONCEPTS) and set(CONCEPTS) == {*SHAPES, *BACKGROUNDS}
+    for colour, texture in TYPICAL_LOOKS.values():
+        assert colour in COLOURS and texture in TEXTURES
+    # Looks alone do not tell a novel category from all base ones.
+    for kind in (0, 1):
+        assert {looks[kind] for looks in NOVEL_SHAPES.values()} <= {
+            looks[kind] for looks in BASE_SHAPES.values()
+        }
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_outline_fills_its_square_without_leaving_it(name):
+    points = np.concatenate([points for points, _ in OUTLINES[name]])
+    assert np.abs(points).max() <= 1.1
+    extent = points.max(0) - points.min(0)
+    assert extent.min() > 0.7 and extent.max() > 1.6
+
+
+PARTS = {
+    "near": (dataclasses.replace(PICTURES, stream=0, num_things=(1, 1)), 3),
+    "far": (PICTURES, 5),
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("scenes") / "set"
+    write_pictures(directory, PARTS, with_boxes=False)
+    return directory
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a picture was drawn")
+
+    # The pictures themselves are drawn in other processes.
+    monkeypatch.setattr(dataset.concurrent.futures, "ProcessPoolExecutor", refuse)
+
+
+def checksums(directory) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_data_set_holds_its_parts_in_order(written):
+    source = ArrayRecordSource(written)
+    assert source.kind == "image_text" and len(source) == 8
+    expected = [draw_record(p, i, False) for p, count in PARTS.values() for i in range(count)]
+    assert [source[i] for i in range(len(source))] == expected
+    json.dumps(source.description)
+
+
+def test_a_complete_data_set_is_kept(written, no_drawing):
+    before = checksums(written)
+    write_pictures(written, PARTS, with_boxes=False)
+    assert checksums(written) == before
+
+
+def test_a_set_whose_drawing_was_cut_short_is_drawn_anew(written, tmp_path):
+    # What a killed process leaves: a hidden folder beside, never the directory itself.
+    debris = tmp_path / ".set.partial-x"
+    shutil.copytree(written, debris)
+    (debris / "manifest.json").unlink()
+    write_pictures(tmp_path / "set", PARTS, with_boxes=False)
+    assert checksums(tmp_path / "set") == checksums(written)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"parts": PARTS | {"far": (PICTURES, 6)}, "with_boxes": False},
+        {
+            "parts": PARTS | {"far": (dataclasses.replace(PICTURES, seed=4), 5)},
+            "with_boxes": False,
+        },
+        {"parts": PARTS, "with_boxes": True},
+    ],
+    ids=["count", "seed", "boxes"],
+)
+def test_a_data_set_of_another_world_is_refused_and_kept(written, no_drawing, other):
+    before = checksums(written)
+    with pytest.raises(FileExistsError, match=r"holds another data set \(differing in .*delete it"):
+        write_pictures(written, **other)
+    assert checksums(written) == before
+
+
+def test_a_directory_without_a_manifest_is_refused(written, tmp_path, no_drawing):
+    shutil.copytree(written, tmp_path / "set")
+    (tmp_path / "set" / "manifest.json").unlink()
+    with pytest.raises(FileExistsError, match="holds no complete data set: delete it"):
+        write_pictures(tmp_path / "set", PARTS, with_boxes=False)

@@ -1,0 +1,89 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from regionclip_jax.data.loading.training_set import TrainingSet
+from regionclip_jax.data.sources.pascal_voc import PascalVocSource
+
+
+def thing(name, corners, more=""):
+    keys = ("xmin", "ymin", "xmax", "ymax")
+    box = "".join(f"<{key}>{value}</{key}>" for key, value in zip(keys, corners, strict=True))
+    return f"<object><name>{name}</name>{more}<bndbox>{box}</bndbox></object>"
+
+
+@pytest.fixture
+def root(tmp_path, encode_image):
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / name).mkdir(parents=True)
+    for name, width in (("one.jpg", 16), ("two.jpg", 8), ("three.png", 4)):
+        (tmp_path / "JPEGImages" / name).write_bytes(encode_image(width, 12, width))
+    annotate(tmp_path, "one", thing("dog", (1, 2, 16, 12)) + thing("cat", (3, 3, 99, 5)))
+    annotate(tmp_path, "two", thing("dog", (2, 2, 4, 4), "<difficult>1</difficult>"))
+    annotate(tmp_path, "three", "<filename>three.png</filename>")
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("two  1\none -1\n\nthree\n")
+    return tmp_path
+
+
+def annotate(root, name, content, head=""):
+    path = root / "Annotations" / f"{name}.xml"
+    path.write_text(f"{head}<annotation>{content}</annotation>")
+
+
+def test_boxes_count_pixels_from_one_and_include_the_last(root):
+    source = PascalVocSource(root, "val")
+    assert [source[i].key for i in range(3)] == ["two.jpg", "one.jpg", "three.png"]
+    assert source.category_names == ("cat", "dog") and source.category_ids == (1, 2)
+    assert source[1].boxes.tolist() == [[0, 1, 16, 12], [2, 2, 16, 5]]
+    assert source[1].classes.tolist() == [1, 0] and not source[1].crowd.any()
+    assert source.report["boxes_difficult"] == 1 and source.report["images_without_box"] == 1
+    np.testing.assert_array_equal(source.sizes(), [[12, 8], [12, 16], [12, 4]])
+    copy = pickle.loads(pickle.dumps(source))
+    assert repr(copy) == repr(source) and copy[1].image == source[1].image
+    assert len(TrainingSet(source, ("dog",), max_boxes=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "head"),
+    [
+        ("<object>", ""),
+        (thing("&lol;", (1, 1, 2, 2)), '<!DOCTYPE a [<!ENTITY lol "lol">]>'),
+        ("", '<?xml version="1.0" encoding="nonsense"?>'),
+        ("\0", ""),
+    ],
+)
+def test_a_file_that_is_no_plain_xml_is_counted(root, content, head):
+    annotate(root, "two", content, head)
+    with pytest.raises(ValueError, match=r"1 of 3 images .* usable annotation 1 \(two\)"):
+        PascalVocSource(root, "val")
+    assert PascalVocSource(root, "val", max_skipped_fraction=0.4)[0].key == "one.jpg"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        thing("", (1, 2, 3, 4)),
+        thing("dog", ("x", 2, 3, 4)),
+        thing("dog", ("nan", 2, 3, 4)),
+        thing("dog", (9, 2, 3, 4)),
+        "<object><name>dog</name></object>",
+    ],
+)
+def test_an_object_that_cannot_be_used_is_counted(root, content):
+    annotate(root, "two", content)
+    with pytest.raises(ValueError, match=r"1 of 3 objects .* usable box 1 \(two: 0\)"):
+        PascalVocSource(root, "val")
+    source = PascalVocSource(root, "val", max_skipped_fraction=0.4)
+    assert source.report["boxes"] == 2 and len(source) == 3
+
+
+def test_what_is_missing_is_named(root):
+    with pytest.raises(FileNotFoundError, match=r"train\.txt does not exist"):
+        PascalVocSource(root, "train")
+    (root / "JPEGImages" / "one.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"missing or unreadable 1 \(one\.jpg\)"):
+        PascalVocSource(root, "val")
+    (root / "ImageSets" / "Main" / "empty.txt").write_text("three\n")
+    with pytest.raises(ValueError, match="no picture of the list has an object"):
+        PascalVocSource(root, "empty")

@@ -1,0 +1,173 @@
+import concurrent.futures
+import io
+import json
+import pickle
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.data.sources.tar_members import read_members
+from regionclip_jax.data.sources.webdataset import WebDatasetSource
+
+
+def write(path, files, tar_format=tarfile.USTAR_FORMAT):
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def sample(key, ending="jpg"):
+    return [(f"{key}.{ending}", f"picture {key}".encode()), (f"{key}.txt", f"é {key}".encode())]
+
+
+def records(source):
+    return [source[i] for i in range(len(source))]
+
+
+def test_samples_come_in_the_order_of_their_shards(tmp_path):
+    write(tmp_path / "00001.tar", [*sample("b1", "PNG"), *sample("b2", "webp")])
+    write(tmp_path / "00000.tar", [*sample("a1"), ("a1.npy", b"other"), *sample("a2", "jpeg")])
+    (tmp_path / "00000.parquet").write_bytes(b"")
+    source = WebDatasetSource(tmp_path)
+    assert [r.key for r in records(source)] == ["a1", "a2", "b1", "b2"]
+    assert source[2].image == b"picture b1" and source[2].captions == ("é b1",)
+    assert source.report == {"shards": 2, "samples": 4} and source.sizes() is None
+    with pytest.raises(IndexError):
+        _ = source[4]
+    assert [r.key for r in records(WebDatasetSource(tmp_path / "00001.tar"))] == ["b1", "b2"]
+
+
+def test_a_caption_stands_in_the_text_or_else_in_the_json(tmp_path):
+    both = [*sample("a"), ("a.json", b'{"caption": "other"}')]
+    alone = [("b.jpg", b"picture b"), ("b.json", json.dumps({"caption": "ü b"}).encode())]
+    write(tmp_path / "0.tar", [*both, *alone])
+    assert [r.captions for r in records(WebDatasetSource(tmp_path))] == [("é a",), ("ü b",)]
+
+
+@pytest.mark.parametrize(
+    "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+)
+def test_members_are_those_that_the_standard_library_finds(tmp_path, tar_format):
+    folder = "folder" * 12
+    files = [(f"{folder}/{'n' * 60}{i}.jpg", bytes(i * 300)) for i in range(5)]
+    files += [("é.txt", b"x"), ("plain", b"")]
+    path = tmp_path / "0.tar"
+    write(path, files, tar_format)
+    with tarfile.open(path) as tar:
+        expected = [(m.name, m.offset_data, m.size) for m in tar]
+    members, problem = read_members(path)
+    assert [tuple(member) for member in members] == expected and problem is None
+
+
+def test_threads_and_copies_read_the_same(tmp_path):
+    for shard in range(3):
+        write(tmp_path / f"{shard}.tar", [f for i in range(20) for f in sample(f"{shard}-{i}")])
+    source = WebDatasetSource(tmp_path)
+    copy = pickle.loads(pickle.dumps(source))
+    assert repr(copy) == repr(source) == f"WebDatasetSource({str(tmp_path)!r})"
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(copy.__getitem__, range(60))) == records(source)
+
+
+def test_a_shard_that_is_cut_keeps_what_is_whole_and_is_named(tmp_path):
+    write(tmp_path / "0.tar", sample("a"))
+    write(tmp_path / "1.tar", [*sample("b"), *sample("c")])
+    data = (tmp_path / "1.tar").read_bytes()
+    # Within c's text, behind its picture.
+    (tmp_path / "1.tar").write_bytes(data[: 7 * 512 + 3])
+    with pytest.raises(ValueError, match=r"1 of 2 shards are cut .*1\.tar ends at byte 3587"):
+        WebDatasetSource(tmp_path, max_skipped_fraction=0.4)
+    source = WebDatasetSource(tmp_path, max_skipped_fraction=0.5)
+    assert [r.key for r in records(source)] == ["a", "b"]
+    assert source.report["shards_cut_short"] == 1 and "1.tar" in source.named["shards_cut_short"][0]
+    # The picture whose text is behind the cut.
+    assert source.report["samples_without_caption"] == 1
+
+
+def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path):
+    lone = [("x.jpg", b"picture"), ("y.txt", b"text")]
+    double = [("a.jpg", b"another"), ("b.png", b"another")]
+    good = [file for key in "abcdef" for file in sample(key)]
+    write(tmp_path / "0.tar", [*good, *lone, *double])
+    with pytest.raises(ValueError, match=r"2 of 8 samples .* caption 1 \(0\.tar: x\)"):
+        WebDatasetSource(tmp_path, max_skipped_fraction=0.2)
+    with pytest.raises(ValueError, match=r"2 of 14 files .* twice 2 \(0\.tar: a\.jpg, 0\.tar: b"):
+        write(tmp_path / "0.tar", [*good, *double])
+        WebDatasetSource(tmp_path, max_skipped_fraction=0.1)
+    source = WebDatasetSource(tmp_path, max_skipped_fraction=0.2)
+    assert source[0].image == b"picture a" and source.report["files_there_twice"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\xff", "caption cannot be read"),
+        ("a.json", b"{", "caption cannot be read"),
+        ("a.json", b"[" * 9999, "caption cannot be read"),
+        ("a.json", b"[]", "expected a text as caption, found None"),
+        ("a.json", b'{"caption": null}', "found None"),
+        ("a.json", b'{"caption": 7}', "found 7"),
+    ],
+)
+def test_a_caption_that_cannot_be_read_is_a_record_error(tmp_path, name, content, message):
+    write(tmp_path / "0.tar", [("a.jpg", b"picture"), (name, content), *sample("b")])
+    source = WebDatasetSource(tmp_path)
+    with pytest.raises(RecordError, match=rf"record 0\.tar: a: .*{message}"):
+        _ = source[0]
+    assert source[1].captions == ("é b",)
+
+
+def test_a_shard_that_shrinks_or_vanishes_later_is_a_record_error(tmp_path):
+    write(tmp_path / "0.tar", sample("a"))
+    source = WebDatasetSource(tmp_path)
+    (tmp_path / "0.tar").write_bytes(b"short")
+    with pytest.raises(RecordError, match="shorter than at the start"):
+        _ = source[0]
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(RecordError, match="cannot be read"):
+        _ = source[0]
+
+
+def test_a_folder_without_shards_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere.tar"):
+        with pytest.raises(FileNotFoundError, match="has no shard: expected"):
+            WebDatasetSource(path)
+
+
+@pytest.mark.property
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damage_anywhere_in_a_shard_loses_no_sample_before_it(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "0.tar"
+        write(path, [file for key in "abcd" for file in sample(key)], tarfile.PAX_FORMAT)
+        good = bytearray(path.read_bytes())
+        before = [WebDatasetSource(path)[i] for i in range(4)]
+        places = st.integers(0, 16 * 512 - 1)
+        changes = data.draw(st.dictionaries(places, st.integers(0, 255), min_size=1, max_size=6))
+        for place, value in changes.items():
+            good[place] = value
+        path.write_bytes(good[: data.draw(st.integers(min(changes) + 1, len(good)))])
+        try:
+            source = WebDatasetSource(path, max_skipped_fraction=1.0)
+        except ValueError:
+            # No sample is whole, so none came before the damage.
+            assert min(changes) < 4 * 512
+            return
+        found = {}
+        for index in range(len(source)):
+            try:
+                record = source[index]
+            except RecordError:
+                continue
+            found[record.key] = record
+        # Four blocks a sample: two headers, a picture, a text.
+        for record in before[: min(changes) // (4 * 512)]:
+            assert found[record.key] == record
