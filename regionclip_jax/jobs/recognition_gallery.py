@@ -28,7 +28,7 @@ def draw(
     examples = []
     for index in range(min(_EXAMPLES, len(source))):
         record = source[index]
-        picture = decode_image(record.image, source=repr(source), key=record.key)
+        image = decode_image(record.image, source=repr(source), key=record.key)
         panels = []
         for found in results.values():
             mine = [result for result in found if result["image_id"] == record.image_id]
@@ -36,7 +36,7 @@ def draw(
                 _mark(box, int(label), mine, class_names)
                 for box, label in zip(record.boxes, record.classes, strict=True)
             ]
-            panels.append(Panel(picture, tuple(marks)))
+            panels.append(Panel(image, tuple(marks)))
         examples.append(panels)
     return draw_gallery(
         examples,
@@ -46,8 +46,8 @@ def draw(
     )
 
 
-def write(path: Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
-    write_png(path, picture)
+def write(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    write_png(path, image)
 
 
 def _mark(box, label: int, results: Sequence[dict], class_names: Sequence[str]) -> Mark:

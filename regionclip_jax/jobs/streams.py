@@ -175,7 +175,7 @@ def plan_canvases(settings: CaptionDataSettings | BoxDataSettings, source) -> Ca
     sizes = known_sizes(source)
     if sizes is None:
         logging.warning(
-            "%r does not know the sizes of its pictures: they come in any order, and nearly every "
+            "%r does not know the sizes of its images: they come in any order, and nearly every "
             "batch needs the largest canvas",
             source,
         )
