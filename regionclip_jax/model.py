@@ -281,7 +281,7 @@ class RegionCLIP:
             given = [check_boxes(own) for own in (boxes if many else [boxes])]
             if len(given) != len(images):
                 raise ValueError(
-                    f"boxes: {len(given)} arrays, expected one for each of {len(images)} pictures"
+                    f"boxes: {len(given)} arrays, expected one for each of {len(images)} images"
                 )
         found = []
         for _, detections, row in self._run(

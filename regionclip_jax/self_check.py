@@ -32,7 +32,7 @@ FORMAT = 1
 TOLERANCE = 1e-3
 _TEMPLATES = "plain"
 _NUM_NAMES = 5
-_PICTURE = Pictures(
+_SCENE = Pictures(
     stream=0, seed=0, side=192, num_things=(3, 3), sizes=(0.3, 0.4), overlap=0.1, typicality=1.0,
     clutter=0,
 )  # fmt: skip
@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
 
 def write(directory: str | Path) -> Path:
     """Record the scores of the model of ``directory`` for the synthetic image; return the path."""
-    record = draw_record(_PICTURE, 0, with_boxes=True)
+    record = draw_record(_SCENE, 0, with_boxes=True)
     shown = [SHAPES[k] for k in dict.fromkeys(record.classes.tolist())]
     names = (shown + [name for name in SHAPES if name not in shown])[:_NUM_NAMES]
     boxes = record.boxes.tolist()
@@ -92,7 +92,7 @@ def compare(directory: str | Path) -> Comparison:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}")
-        picture = base64.b64decode(content["picture"])
+        image = base64.b64decode(content["picture"])
         boxes, names = content["boxes"], content["names"]
         expected = np.array(content["cosines"], np.float64)
     except (ValueError, KeyError, TypeError) as error:
@@ -100,15 +100,15 @@ def compare(directory: str | Path) -> Comparison:
             f"{path}: expected a self-check of format {FORMAT}, found something else ({error}); "
             "make it anew with scripts/doctor.py --write"
         ) from error
-    return Comparison(_cosines(_load(directory), picture, boxes, names), expected)
+    return Comparison(_cosines(_load(directory), image, boxes, names), expected)
 
 
 def _load(directory: str | Path) -> RegionCLIP:
     return load(directory, short_side=192, max_long_side=192)
 
 
-def _cosines(model: RegionCLIP, picture: bytes, boxes, names) -> np.ndarray:
-    with Image.open(io.BytesIO(picture)) as image, jax.default_matmul_precision("highest"):
+def _cosines(model: RegionCLIP, encoded: bytes, boxes, names) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded)) as image, jax.default_matmul_precision("highest"):
         regions = model.encode_regions(image, boxes)
         texts = model.encode_text(names, templates=_TEMPLATES)
     regions = regions / np.linalg.norm(regions, axis=1, keepdims=True)

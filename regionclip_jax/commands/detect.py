@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     parser.add_argument("--score", type=float, default=0.5, help="keep probabilities above this")
-    parser.add_argument("--max_boxes", type=int, default=30, help="the best so many of a picture")
+    parser.add_argument("--max_boxes", type=int, default=30, help="the best so many of an image")
     parser.add_argument(
         "--all_names",
         action="store_true",
@@ -76,15 +76,15 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     """Detect on every image; return the exit status: 1 if the only image cannot be read."""
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    pictures, skipped, began = [], [], time.monotonic()
+    images, skipped, began = [], [], time.monotonic()
     for number, path in enumerate(paths, start=1):
         try:
-            picture = read_any_image(path)
+            image = read_any_image(path)
         except (RecordError, OSError) as error:
             skipped.append(str(error))
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found = model.detect(picture, classes, objectness=options.objectness, max_detections=300)
+        found = model.detect(image, classes, objectness=options.objectness, max_detections=300)
         kept = choose(found, options.score, options.max_boxes, options.all_names)
         name = f"{number:05d}_{path.stem}.png" if len(paths) > 1 else f"{path.stem}.png"
         if kept:
@@ -96,8 +96,8 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
                 )
                 for k in reversed(kept)
             ]
-            write_png(output / name, draw_marks(picture, marks))
-        pictures.append(
+            write_png(output / name, draw_marks(image, marks))
+        images.append(
             {
                 "file": str(path),
                 "drawn": name if kept else None,
@@ -122,15 +122,15 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     content = {
         "checkpoint": {"directory": str(model.directory), **model.card.source},
         "classes": list(vocabulary.names),
-        "boxes": "x1, y1, x2, y2 in pixels of the picture, turned as its EXIF data says",
+        "boxes": "x1, y1, x2, y2 in pixels of the image, rotated as its EXIF data says",
         "score_above": options.score,
-        "pictures": pictures,
+        "images": images,
         "skipped": skipped,
     }
     replace_text(output / "detections.json", json.dumps(content, indent=1) + "\n")
-    total = sum(len(picture["detections"]) for picture in pictures)
+    total = sum(len(image["detections"]) for image in images)
     print(
-        f"{len(pictures)} pictures, {total} detections, {len(skipped)} skipped: "
+        f"{len(images)} images, {total} detections, {len(skipped)} skipped: "
         f"{output / 'detections.json'}"
     )
     return 1 if len(paths) == 1 and skipped else 0

@@ -76,7 +76,7 @@ def examine(directory: Path, *, write: bool) -> None:
     print(f"  self-check: cosines differ by {result.difference:.2g} at most")
     if not result.passed:
         raise CheckpointMismatch(
-            f"{directory}: a drawn picture has other scores than when the model was written "
+            f"{directory}: a drawn image has other scores than when the model was written "
             f"(largest difference {result.difference:.2g}, expected at most "
             f"{self_check.TOLERANCE}); convert or copy the model again, and if that changes "
             "nothing, this machine or these versions compute wrongly"

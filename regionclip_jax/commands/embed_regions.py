@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
             given = json.loads(Path(options.boxes).read_text(encoding="utf-8"))
             if missing := [path.name for path in paths if path.name not in given]:
                 raise ValueError(
-                    f"{options.boxes}: no boxes for {len(missing)} pictures such as {missing[:3]}; "
-                    "add them (an empty list for none), or leave the pictures out"
+                    f"{options.boxes}: no boxes for {len(missing)} images such as {missing[:3]}; "
+                    "add them (an empty list for none), or leave the images out"
                 )
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
@@ -74,13 +74,13 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
     skipped, began = 0, time.monotonic()
     for number, path in enumerate(paths, start=1):
         try:
-            picture = read_any_image(path)
+            image = read_any_image(path)
         except (RecordError, OSError) as error:
             skipped += 1
             print(f"skipped: {error}", file=sys.stderr)
             continue
         boxes = None if given is None else given[path.name]
-        arrays = features_of(model, picture, boxes, classes, options.num_proposals)
+        arrays = features_of(model, image, boxes, classes, options.num_proposals)
         # The name with its suffix, so that a.jpg and a.png do not overwrite each other.
         np.savez(output / f"{path.name}.npz", **arrays)
         spent = time.monotonic() - began
@@ -90,15 +90,15 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
             f"{number / spent:.2f} images/s | {readable_seconds(left)} left",
             flush=True,
         )
-    print(f"{len(paths) - skipped} pictures, {skipped} skipped: {output}")
+    print(f"{len(paths) - skipped} images, {skipped} skipped: {output}")
     return 1 if len(paths) == 1 and skipped else 0
 
 
-def features_of(model: RegionCLIP, picture, boxes, classes, num_proposals: int) -> dict:
+def features_of(model: RegionCLIP, image, boxes, classes, num_proposals: int) -> dict:
     """Return the arrays of one image's file."""
     if classes is not None:
-        found = model.detect(picture, classes)
-        features = model.encode_regions(picture, found.boxes)
+        found = model.detect(image, classes)
+        features = model.encode_regions(image, found.boxes)
         vocabulary = model.vocabulary(classes)
         return {
             "boxes": found.boxes,
@@ -110,10 +110,10 @@ def features_of(model: RegionCLIP, picture, boxes, classes, num_proposals: int) 
         }
     if boxes is not None:
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-        return {"boxes": boxes, "features": model.encode_regions(picture, boxes)}
-    proposed = model.propose(picture, num_proposals=num_proposals)
+        return {"boxes": boxes, "features": model.encode_regions(image, boxes)}
+    proposed = model.propose(image, num_proposals=num_proposals)
     return {
         "boxes": proposed.boxes,
-        "features": model.encode_regions(picture, proposed.boxes),
+        "features": model.encode_regions(image, proposed.boxes),
         "logits": proposed.logits,
     }

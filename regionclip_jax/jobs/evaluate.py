@@ -89,19 +89,19 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
         write_results(workdir / "results.json", metrics, details=details)
         for name, evaluation in evaluations.items():
             write_detections(workdir / f"detections_{name}.json", evaluation.results)
-        picture = detection_gallery.draw(
+        image = detection_gallery.draw(
             streams.build_boxes_source(settings.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
             class_names=next(iter(evaluations.values())).class_names,
             all_annotated=next(iter(evaluations.values())).all_annotated,
             subtitle="; ".join(f"{n}: {e.saw['boxes']}" for n, e in evaluations.items()),
         )
-        write_png(workdir / "detections.png", picture)
+        write_png(workdir / "detections.png", image)
         for name, evaluation in evaluations.items():
             rate = evaluation.images_per_second
             print(f"{name}: {', '.join(f'{k}: {v}' for k, v in evaluation.saw.items())}"
                   + (f", {rate:.1f} images/s" if rate else ""))  # fmt: skip
-        report(workdir, metrics, step=0, picture=picture)
+        report(workdir, metrics, step=0, image=image)
     return metrics
 
 
@@ -109,7 +109,7 @@ def report(
     workdir: Path,
     metrics: Mapping[str, Mapping[str, float | None]],
     step: int,
-    picture: np.ndarray,
+    image: np.ndarray,
 ) -> None:
     """Print the table, and write the metrics and the image to TensorBoard."""
     print(comparison_table(metrics), flush=True)
@@ -117,7 +117,7 @@ def report(
         for name, values in metrics.items():
             known = {f"{name}/{k}": v for k, v in values.items() if v is not None}
             writer.write_scalars(step, known)
-        writer.write_images(step, {"regions": picture[None].astype(np.float32) / 255})
+        writer.write_images(step, {"regions": image[None].astype(np.float32) / 255})
 
 
 def evaluate_model(
@@ -169,7 +169,7 @@ def evaluate_model(
     metrics, details = evaluate(predict, dataset, batches, [detection, regions])
     saw = detector.saw
     if details["num_images"] < details["num_annotated"]:
-        saw["pictures"] = (
+        saw["images"] = (
             f"{details['num_images']} of {details['num_annotated']}, the others cannot be used: "
             + (
                 "AP counts what they show as missed, all other numbers leave them out"
@@ -177,7 +177,7 @@ def evaluate_model(
                 else "all numbers leave them out"
             )
         )
-        logging.warning("%s: pictures: %s", directory, saw["pictures"])
+        logging.warning("%s: images: %s", directory, saw["images"])
     confused = details.get("confused", [])
     logging.info(
         "%s: %d images, %d detections%s",

@@ -130,7 +130,7 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
     details = {
         "what": "detectors trained on base shapes from three starts, and detection without any "
         "such training, on held-out drawn scenes, in percent; weights trained here from random, so "
-        "the numbers say nothing about real pictures",
+        "the numbers say nothing about real images",
         "random_start": "image tower from random weights with live batch norms, the others with "
         "the frozen norms they were pretrained with; text tower, localizer and recipe are the same",
         "novel_classes": list(NOVEL_SHAPES),
@@ -142,16 +142,16 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
         "config": as_plain(settings),
     }
     write_results(workdir / "results.json", metrics, details=details)
-    picture = detection_gallery.draw(
+    image = detection_gallery.draw(
         streams.build_boxes_source(evaluation, "evaluation"),
         {name: evaluations[name].results for name in (CLIP, REGIONCLIP)},
         class_names=evaluations[CLIP].class_names,
         all_annotated=True,
         subtitle="detectors trained on base shapes, from CLIP and from RegionCLIP",
     )
-    write_png(workdir / "detections.png", picture)
+    write_png(workdir / "detections.png", image)
     print(comparison_table({"localizer": recall}))
-    evaluate.report(workdir, metrics, step=settings.train_detector.run.num_steps, picture=picture)
+    evaluate.report(workdir, metrics, step=settings.train_detector.run.num_steps, image=image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}")
-    print(f"numbers: {workdir / 'results.json'}\npicture: {workdir / 'detections.png'}", flush=True)
+    print(f"numbers: {workdir / 'results.json'}\nimage: {workdir / 'detections.png'}", flush=True)

@@ -82,11 +82,11 @@ def draw(scenes: ScenesSettings, directory: Path, num_labelled: int = 0) -> None
 
     if jax.process_index() == 0:
         _draw(scenes, directory, num_labelled)
-    barrier("drew the pictures")
+    barrier("drew the images")
 
 
 def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
-    def pictures(stream: int, num_things, sizes) -> Pictures:
+    def images(stream: int, num_things, sizes) -> Pictures:
         return Pictures(
             stream=stream,
             seed=scenes.seed,
@@ -98,8 +98,8 @@ def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
             clutter=scenes.clutter,
         )
 
-    near = pictures(_NEAR, scenes.closeup_objects, scenes.closeup_sizes)
-    far = pictures(_FAR, scenes.scene_objects, scenes.scene_sizes)
+    near = images(_NEAR, scenes.closeup_objects, scenes.closeup_sizes)
+    far = images(_FAR, scenes.scene_objects, scenes.scene_sizes)
     held_out = dataclasses.replace(far, stream=_HELD_OUT)
     write_pictures(
         directory / "whole_pictures",
@@ -120,7 +120,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         write_detections(workdir / f"detections_{name}.json", evaluation.results)
     details = {
         "what": "zero-shot recognition of ground-truth boxes on held-out drawn scenes, in percent; "
-        "weights trained here from random, so the numbers say nothing about real pictures",
+        "weights trained here from random, so the numbers say nothing about real images",
         "novel_classes": list(NOVEL_SHAPES),
         "seed": settings.seed,
         "scenes_seed": settings.scenes.seed,
@@ -130,16 +130,16 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         "config": as_plain(settings),
     }
     write_results(workdir / "results.json", metrics, details=details)
-    picture = recognition_gallery.draw(
+    image = recognition_gallery.draw(
         ArrayRecordSource(workdir / "data" / "held_out"),
         {name: evaluation.results for name, evaluation in evaluations.items()},
         class_names=SHAPES,
     )
-    write_png(workdir / "regions.png", picture)
-    evaluate.report(workdir, metrics, step=settings.pretrain.run.num_steps, picture=picture)
+    write_png(workdir / "regions.png", image)
+    evaluate.report(workdir, metrics, step=settings.pretrain.run.num_steps, image=image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
-    print(f"picture: {workdir / 'regions.png'}", flush=True)
+    print(f"image: {workdir / 'regions.png'}", flush=True)
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable):

@@ -44,12 +44,12 @@ class Mark:
 
 
 def draw_marks(
-    picture: np.ndarray, marks: Sequence[Mark], *, width: int | None = None
+    image: np.ndarray, marks: Sequence[Mark], *, width: int | None = None
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
     """Draw boxes and labels; labels avoid each other if there is space.
 
     Args:
-        picture: RGB uint8 [H, W, 3].
+        image: RGB uint8 [H, W, 3].
         marks: drawn in order; later ones are on top.
         width: width of the result in pixels; the image is resized first, so that lines and letters
             stay sharp on small images. None keeps the size.
@@ -60,13 +60,13 @@ def draw_marks(
     Raises:
         ValueError: the image is not uint8 [H, W, 3].
     """
-    picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
-            f"drawing: expected a uint8 RGB picture [H, W, 3], found {picture.dtype} "
-            f"{list(picture.shape)}"
+            f"drawing: expected a uint8 RGB image [H, W, 3], found {image.dtype} "
+            f"{list(image.shape)}"
         )
-    canvas = Image.fromarray(picture)
+    canvas = Image.fromarray(image)
     scale = 1.0 if width is None else width / canvas.width
     if width is not None:
         size = (width, max(1, round(canvas.height * scale)))

@@ -24,7 +24,7 @@ _LEGEND = {"right": "right", "wrong": "wrong", "unjudged": "not judged"}
 class Panel:
     """Image (RGB uint8 [H, W, 3]) with the marks of one model, in pixels of the image."""
 
-    picture: np.ndarray
+    image: np.ndarray
     marks: tuple[Mark, ...] = ()
 
 
@@ -60,7 +60,7 @@ def draw_gallery(
                 f"{tuple(columns)}"
             )
     tiles = [
-        [draw_marks(panel.picture, panel.marks, width=_PANEL_WIDTH) for panel in example]
+        [draw_marks(panel.image, panel.marks, width=_PANEL_WIDTH) for panel in example]
         for example in examples
     ]
     per_row = min(max(_PANELS_PER_ROW // len(columns), 1), len(examples))
@@ -91,11 +91,11 @@ def draw_gallery(
     return np.asarray(page).copy()
 
 
-def write_png(path: str | Path, picture: UInt8[np.ndarray, "H W 3"]) -> None:
+def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
     """Write an image as PNG; create missing directories."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, format="PNG", optimize=True)
+    Image.fromarray(image).save(path, format="PNG", optimize=True)
 
 
 def _draw_caption(draw, x: int, y: int, width: int, name: str, marks: Sequence[Mark]) -> None:

@@ -88,8 +88,8 @@ class EventFileWriter:
             if pixels.ndim == 3:
                 self._writer.add_image(name, pixels, step, dataformats="HWC")
                 continue
-            for i, picture in enumerate(pixels):
-                self._writer.add_image(f"{name}/{i}", picture, step, dataformats="HWC")
+            for i, image in enumerate(pixels):
+                self._writer.add_image(f"{name}/{i}", image, step, dataformats="HWC")
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():

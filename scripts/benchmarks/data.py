@@ -29,10 +29,10 @@ _SIZES = ((480, 640), (480, 640), (480, 640), (640, 480), (427, 640))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="coco_folder", help="as data.source in a recipe")
-    parser.add_argument("--path", help="of the source; without one pictures are drawn")
+    parser.add_argument("--path", help="of the source; without one images are drawn")
     parser.add_argument("--split", default="", help='of a COCO folder, e.g. "train2017"')
     parser.add_argument("--max_skipped_fraction", type=float, default=0.01, help="as in a recipe")
-    parser.add_argument("--pictures", type=int, default=64, help="to draw, or to time reading of")
+    parser.add_argument("--images", type=int, default=64, help="to draw, or to time reading of")
     parser.add_argument("--short_side", type=int, default=800, help="the rest in proportion")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of each process")
     parser.add_argument("--workers", type=int, default=0, help="processes, timed too if any")
@@ -47,13 +47,13 @@ def measure(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         choice = SourceChoice(args.source, args.path or "", args.split, args.max_skipped_fraction)
         if args.path is None:
-            draw_coco(Path(scratch), args.pictures)
+            draw_coco(Path(scratch), args.images)
             choice = SourceChoice("coco_folder", scratch, "drawn", max_skipped_fraction=0.0)
         source = open_image_text_source(choice, "data")
-        reading = measure_reading(source, scratch, args.pictures)
+        reading = measure_reading(source, scratch, args.images)
         print(
             f"  one core: reads {reading.source:.1f} records/s ({reading.array_record:.1f} from "
-            f"ArrayRecord), decodes {reading.decoding:.1f}, pictures of "
+            f"ArrayRecord), decodes {reading.decoding:.1f}, images of "
             f"{reading.picture_bytes / 1e3:.0f} kB"
         )
         rows = run_rows(_works(args, source), args.repeats, peak=None)
@@ -92,18 +92,18 @@ def _stream(args, source, num_threads: int, num_workers: int):
     return image_text_batches(source, settings, shard, seed=0, start_record=0, buckets=buckets)
 
 
-def draw_coco(root: Path, num_pictures: int) -> None:
+def draw_coco(root: Path, num_images: int) -> None:
     """Write a COCO folder, split "drawn", of JPEGs with COCO's sizes: smooth shapes and noise."""
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir()
     (root / "drawn").mkdir()
     images, captions = [], []
-    for number in range(1, num_pictures + 1):
+    for number in range(1, num_images + 1):
         height, width = _SIZES[number % len(_SIZES)]
         shapes = rng.integers(0, 256, (height // 40, width // 40, 3), np.uint8)
-        picture = Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC)
+        image = Image.fromarray(shapes).resize((width, height), Image.Resampling.BICUBIC)
         grain = rng.normal(0, 12, (height, width, 1))
-        pixels = (np.asarray(picture) + grain).clip(0, 255).astype(np.uint8)
+        pixels = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
         name = f"{number:012d}.jpg"
         Image.fromarray(pixels).save(root / "drawn" / name, quality=90)
         images.append({"id": number, "file_name": name, "height": height, "width": width})

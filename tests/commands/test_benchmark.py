@@ -62,7 +62,7 @@ def test_the_text_tower_has_a_rate_and_a_utilization_of_a_peak_with_its_source(b
 
 def test_reading_says_how_many_cores_a_step_needs(benchmark, coco_folder):
     sizes = "--short_side=64", "--batch=3", "--threads=1", "--repeats=2"
-    drawn = benchmark("data", "--pictures=4", *sizes)
+    drawn = benchmark("data", "--images=4", *sizes)
     assert len(drawn["rows"]) == 2 and min(drawn["reading"].values()) > 0
     rate = drawn["rows"][0]["items_per_s"]
     assert drawn["cores_needed"] == pytest.approx(3 / 0.1 / rate)

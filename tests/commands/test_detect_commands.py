@@ -60,11 +60,11 @@ def test_a_folder_becomes_json_and_pictures(checkpoint, photos, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "skipped: " in done.stderr and "broken.jpg" in done.stderr
-    assert "images/s" in done.stdout and "3 pictures" in done.stdout and "1 skipped" in done.stdout
+    assert "images/s" in done.stdout and "3 images" in done.stdout and "1 skipped" in done.stdout
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert [Path(p["file"]).name for p in content["pictures"]] == ["a.png", "b.jpg", "c.png"]
+    assert [Path(p["file"]).name for p in content["images"]] == ["a.png", "b.jpg", "c.png"]
     assert content["classes"] == ["cat", "remote control"] and len(content["skipped"]) == 1
-    first = content["pictures"][0]
+    first = content["images"][0]
     assert 0 < len(first["detections"]) <= 7
     boxes = [tuple(d["box"]) for d in first["detections"]]
     assert len(set(boxes)) == len(boxes)  # one name a box
@@ -114,7 +114,7 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
     start = ["--checkpoint", checkpoint, *SIZES, "--images", str(photos), "--output"]
 
     assert extract([*start, str(tmp_path / "proposals"), "--num_proposals", "30"]) == 0
-    assert "3 pictures, 1 skipped" in capsys.readouterr().out
+    assert "3 images, 1 skipped" in capsys.readouterr().out
     arrays = dict(np.load(tmp_path / "proposals" / "a.png.npz"))
     assert set(arrays) == {"boxes", "features", "logits"}
     assert 10 < len(arrays["boxes"]) <= 30 and arrays["features"].shape[1] == 32
@@ -139,7 +139,7 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
 
     (tmp_path / "boxes.json").write_text(json.dumps(given))
     assert extract(arguments) == 1
-    assert "no boxes for 1 pictures such as ['broken.jpg']" in capsys.readouterr().err
+    assert "no boxes for 1 images such as ['broken.jpg']" in capsys.readouterr().err
 
 
 def test_concepts_become_a_vocabulary_that_detection_takes(checkpoint, photos, tmp_path, capsys):

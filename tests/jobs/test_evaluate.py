@@ -304,8 +304,8 @@ def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_th
     assert score(section).metrics["AP50_all"] == pytest.approx(100 * 51 / 101)
     evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
     saw = read_results(tmp_path / "lenient" / "results.json")["details"]["saw"]["student"]
-    assert saw["pictures"].startswith("1 of 2, the others cannot be used: AP counts what they show")
-    assert "pictures: 1 of 2" in capsys.readouterr().out
+    assert saw["images"].startswith("1 of 2, the others cannot be used: AP counts what they show")
+    assert "images: 1 of 2" in capsys.readouterr().out
 
 
 def test_a_file_that_the_metrics_refuse_is_refused_before_the_first_picture(
