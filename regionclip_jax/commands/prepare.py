@@ -25,15 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--path", help="folder or file of the source")
     parser.add_argument("--split", default="", help='of a COCO folder, e.g. "train2017"')
     parser.add_argument("--output", metavar="DIR", type=Path, help="directory to write")
-    parser.add_argument("--boxes", action="store_true", help="pictures with boxes, not captions")
+    parser.add_argument("--boxes", action="store_true", help="images with boxes, not captions")
     parser.add_argument("--limit", metavar="N", type=int, help="only the first N records")
     parser.add_argument(
         "--short-side", metavar="PIXELS", type=int,
-        help="store larger pictures as JPEG (quality 95) of this short side",
+        help="store larger images as JPEG (quality 95) of this short side",
     )  # fmt: skip
     parser.add_argument(
         "--check", action=argparse.BooleanOptionalAction, default=True,
-        help="decode every picture (default); --no-check reads headers alone",
+        help="decode every image (default); --no-check reads headers alone",
     )  # fmt: skip
     parser.add_argument("--shard-size", type=int, default=8192, help="records of a shard")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")

@@ -119,14 +119,14 @@ def compare_reading(
         f"preparing pays: a core that loads would be {speed.gain:.2f} times as fast"
         if speed.gain >= _WORTHWHILE
         else "preparing changes little for the loader: it decodes most of the time (smaller "
-        "pictures, --short-side, help with that)"
+        "images, --short-side, help with that)"
     )
     return [
-        f"{len(source)} records, pictures of {speed.picture_bytes / 1e3:.1f} kB on average: "
-        f"{len(source) * speed.picture_bytes / 1e9:.2f} GB",
+        f"{len(source)} records, images of {speed.image_bytes / 1e3:.1f} kB on average: "
+        f"{len(source) * speed.image_bytes / 1e9:.2f} GB",
         f"reading from the source:   {speed.source:8.0f} records/s",
         f"reading from ArrayRecord:  {speed.array_record:8.0f} records/s",
-        f"decoding:                  {speed.decoding:8.0f} pictures/s a core",
+        f"decoding:                  {speed.decoding:8.0f} images/s a core  ",
         f"the source's share of a loader's time: {share:.0%}",
         verdict,
     ]

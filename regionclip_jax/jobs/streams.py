@@ -173,7 +173,7 @@ def assign_buckets(settings: CaptionDataSettings | BoxDataSettings, source) -> B
     sizes = known_sizes(source)
     if sizes is None:
         logging.warning(
-            "%r does not know the sizes of its pictures: they come in any order, and nearly every "
+            "%r does not know the sizes of its images: they come in any order, and nearly every "
             "batch needs the largest canvas",
             source,
         )

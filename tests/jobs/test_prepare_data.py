@@ -30,9 +30,9 @@ def test_progress_is_measured_from_the_first_record_of_this_run(monkeypatch):
 def test_preparing_pays_where_reading_is_what_the_loader_waits_for(
     monkeypatch, pairs_directory, tmp_path, source, share, verdict
 ):
-    speed = ReadSpeed(source, array_record=1000.0, decoding=100.0, picture_bytes=2e6)
+    speed = ReadSpeed(source, array_record=1000.0, decoding=100.0, image_bytes=2e6)
     monkeypatch.setattr(prepare_data, "measure_reading", lambda *_: speed)
     choice = SourceChoice("array_record", str(pairs_directory), "", 0.0)
     lines = prepare_data.compare_reading(choice, tmp_path / "set", boxes=False, num_records=9)
-    assert lines[0] == "24 records, pictures of 2000.0 kB on average: 0.05 GB"
+    assert lines[0] == "24 records, images of 2000.0 kB on average: 0.05 GB"
     assert lines[-2].endswith(share) and lines[-1].startswith(verdict)

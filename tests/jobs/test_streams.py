@@ -125,7 +125,7 @@ def test_buckets_are_assigned_where_a_recipe_groups_and_a_source_knows_sizes(dat
         assert streams.assign_buckets(dataclasses.replace(section, **changes), source) is None
     assert "does not know" not in caplog.text
     assert streams.assign_buckets(section, Sized(None)) is None
-    assert "Sized() does not know the sizes of its pictures" in caplog.text
+    assert "Sized() does not know the sizes of its images" in caplog.text
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Int
 
-from regionclip_jax.data.sources.boxed_images import NO_BOXES, BoxedPicture, BoxedPictures
+from regionclip_jax.data.sources.boxed_images import NO_BOXES, BoxedImage, BoxedImages
 from regionclip_jax.data.sources.coco_annotations import (
     read_annotations,
     read_boxes,
@@ -99,7 +99,7 @@ class CocoCaptionsSource:
         return f"CocoCaptionsSource({str(self._root)!r}, {self._split!r})"
 
 
-class CocoInstancesSource(BoxedPictures):
+class CocoInstancesSource(BoxedImages):
     """Images with boxes, by ascending image id; images without boxes are kept.
 
     Classes are contiguous from 0 by ascending category id. Boxes are clipped to the image; empty
@@ -143,7 +143,7 @@ class CocoInstancesSource(BoxedPictures):
         boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
         require_annotations(path, content, unusable, max_skipped_fraction)
         pictures = [
-            BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
+            BoxedImage(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
         ]
         super().__init__(folder, pictures, mask_size=mask_size)
         self.report |= counts | missing.report | unusable.report

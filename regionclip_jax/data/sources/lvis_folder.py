@@ -7,7 +7,7 @@ parts of ``coco_url`` give the path: ``train2017/000000000009.jpg``.
 import os
 import pathlib
 
-from regionclip_jax.data.sources.boxed_images import NO_BOXES, BoxedPicture, BoxedPictures
+from regionclip_jax.data.sources.boxed_images import NO_BOXES, BoxedImage, BoxedImages
 from regionclip_jax.data.sources.coco_annotations import (
     read_annotations,
     read_boxes,
@@ -18,7 +18,7 @@ from regionclip_jax.data.sources.coco_annotations import (
 )
 
 
-class LvisInstancesSource(BoxedPictures):
+class LvisInstancesSource(BoxedImages):
     """Images with boxes, by ascending image id.
 
     All images of the file are included, also images with only negative categories. (The reference
@@ -62,7 +62,7 @@ class LvisInstancesSource(BoxedPictures):
         boxes, counts, unusable = read_boxes(content["annotations"], self.category_ids, sizes)
         require_annotations(path, content, unusable, max_skipped_fraction)
         pictures = [
-            BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
+            BoxedImage(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
         ]
         super().__init__(self._root, pictures, mask_size=mask_size)
         self.report |= counts | missing.report | unusable.report
