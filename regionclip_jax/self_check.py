@@ -21,7 +21,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.data.scenes.dataset import Pictures, draw_record
+from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import RegionCLIP, load
@@ -32,8 +32,8 @@ FORMAT = 1
 TOLERANCE = 1e-3
 _TEMPLATES = "plain"
 _NUM_NAMES = 5
-_SCENE = Pictures(
-    stream=0, seed=0, side=192, num_things=(3, 3), sizes=(0.3, 0.4), overlap=0.1, typicality=1.0,
+_SCENE = SceneImages(
+    stream=0, seed=0, side=192, num_objects=(3, 3), sizes=(0.3, 0.4), overlap=0.1, typicality=1.0,
     clutter=0,
 )  # fmt: skip
 

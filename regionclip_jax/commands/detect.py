@@ -17,7 +17,7 @@ from pathlib import Path
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.loading.decoding import read_any_image
-from regionclip_jax.data.sources.image_files import list_pictures
+from regionclip_jax.data.sources.image_files import list_images
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     log_own_progress()
     try:
-        paths = list_pictures(options.images)
+        paths = list_images(options.images)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
             classes = resolve_names(classes)

@@ -21,7 +21,7 @@ import numpy as np
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.loading.decoding import read_any_image
-from regionclip_jax.data.sources.image_files import list_pictures
+from regionclip_jax.data.sources.image_files import list_images
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     log_own_progress()
     try:
-        paths = list_pictures(options.images)
+        paths = list_images(options.images)
         given = None
         if options.boxes is not None:
             given = json.loads(Path(options.boxes).read_text(encoding="utf-8"))

@@ -120,8 +120,8 @@ def compare_reading(
         "images, --short-side, help with that)"
     )
     return [
-        f"{len(source)} records, images of {speed.picture_bytes / 1e3:.1f} kB on average: "
-        f"{len(source) * speed.picture_bytes / 1e9:.2f} GB",
+        f"{len(source)} records, images of {speed.image_bytes / 1e3:.1f} kB on average: "
+        f"{len(source) * speed.image_bytes / 1e9:.2f} GB",
         f"reading from the source:   {speed.source:8.0f} records/s",
         f"reading from ArrayRecord:  {speed.array_record:8.0f} records/s",
         f"decoding:                  {speed.decoding:8.0f} images/s a core",

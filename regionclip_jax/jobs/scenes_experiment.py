@@ -14,7 +14,7 @@ import jax
 from absl import logging
 
 from regionclip_jax.artifacts.results import write_detections, write_results
-from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
+from regionclip_jax.data.scenes.dataset import SceneImages, write_scenes
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.evaluation import recognition_gallery
@@ -86,12 +86,12 @@ def draw(scenes: ScenesSettings, directory: Path, num_labelled: int = 0) -> None
 
 
 def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
-    def images(stream: int, num_things, sizes) -> Pictures:
-        return Pictures(
+    def images(stream: int, num_objects, sizes) -> SceneImages:
+        return SceneImages(
             stream=stream,
             seed=scenes.seed,
             side=scenes.side,
-            num_things=num_things,
+            num_objects=num_objects,
             sizes=sizes,
             overlap=scenes.overlap,
             typicality=scenes.typicality,
@@ -101,18 +101,16 @@ def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
     near = images(_NEAR, scenes.closeup_objects, scenes.closeup_sizes)
     far = images(_FAR, scenes.scene_objects, scenes.scene_sizes)
     held_out = dataclasses.replace(far, stream=_HELD_OUT)
-    write_pictures(
+    write_scenes(
         directory / "whole_pictures",
         {"closeups": (near, scenes.num_closeups), "scenes": (far, scenes.num_scenes)},
         with_boxes=False,
     )
-    write_pictures(directory / "scenes", {"scenes": (far, scenes.num_scenes)}, with_boxes=False)
-    write_pictures(directory / "held_out", {"scenes": (held_out, scenes.num_test)}, with_boxes=True)
+    write_scenes(directory / "scenes", {"scenes": (far, scenes.num_scenes)}, with_boxes=False)
+    write_scenes(directory / "held_out", {"scenes": (held_out, scenes.num_test)}, with_boxes=True)
     if num_labelled:
         labelled = dataclasses.replace(far, stream=_LABELLED)
-        write_pictures(
-            directory / "labelled", {"scenes": (labelled, num_labelled)}, with_boxes=True
-        )
+        write_scenes(directory / "labelled", {"scenes": (labelled, num_labelled)}, with_boxes=True)
 
 
 def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:

@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> dict:
         print(
             f"  one core: reads {reading.source:.1f} records/s ({reading.array_record:.1f} from "
             f"ArrayRecord), decodes {reading.decoding:.1f}, images of "
-            f"{reading.picture_bytes / 1e3:.0f} kB"
+            f"{reading.image_bytes / 1e3:.0f} kB"
         )
         rows = run_rows(_works(args, source), args.repeats, peak=None)
     needed = args.batch / (args.step_ms / 1e3) / rows[0]["items_per_s"]

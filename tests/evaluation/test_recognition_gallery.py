@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regionclip_jax.data.scenes.dataset import Pictures, draw_record
+from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.evaluation import recognition_gallery
 from regionclip_jax.reporting.galleries import write_png
@@ -25,7 +25,7 @@ def results_of(records, choose) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def records():
-    world = Pictures(0, 0, 64, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
+    world = SceneImages(0, 0, 64, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
     return [draw_record(world, index, True) for index in range(9)]
 
 

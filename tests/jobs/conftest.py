@@ -15,7 +15,7 @@ from regionclip_jax.artifacts.model_checkpoint import (
     unflatten,
 )
 from regionclip_jax.data.prepare.writers import write_array_record
-from regionclip_jax.data.scenes.dataset import Pictures, draw_record
+from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.models.presets import PRESETS, CLIPConfig
 
@@ -77,13 +77,13 @@ def model_directory(tmp_path_factory, nano_presets, nano_weights):
 @pytest.fixture(scope="session")
 def drawn():
     """``drawn(index, with_boxes)``: a record of the drawn world."""
-    world = Pictures(0, 0, SIDE, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
+    world = SceneImages(0, 0, SIDE, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
     return lambda index, with_boxes: draw_record(world, index, with_boxes)
 
 
 @pytest.fixture(scope="session")
 def pairs_directory(tmp_path_factory, drawn):
-    """Pictures with captions."""
+    """Images with captions."""
     directory = tmp_path_factory.mktemp("data") / "pairs"
     write_array_record((drawn(i, False) for i in range(NUM_RECORDS)), directory, 64, {})
     return directory
@@ -91,7 +91,7 @@ def pairs_directory(tmp_path_factory, drawn):
 
 @pytest.fixture(scope="session")
 def boxes_directory(tmp_path_factory, drawn):
-    """Pictures with boxes: 20, so that the last batch of 8 has rows of padding."""
+    """Images with boxes: 20, so that the last batch of 8 has rows of padding."""
     directory = tmp_path_factory.mktemp("data") / "boxes"
     description = {"category_names": list(SHAPES)}
     write_array_record((drawn(i, True) for i in range(20)), directory, 64, description)

@@ -30,7 +30,7 @@ def test_progress_is_measured_from_the_first_record_of_this_run(monkeypatch):
 def test_preparing_pays_where_reading_is_what_the_loader_waits_for(
     monkeypatch, pairs_directory, tmp_path, source, share, verdict
 ):
-    speed = ReadSpeed(source, array_record=1000.0, decoding=100.0, picture_bytes=2e6)
+    speed = ReadSpeed(source, array_record=1000.0, decoding=100.0, image_bytes=2e6)
     monkeypatch.setattr(prepare_data, "measure_reading", lambda *_: speed)
     choice = SourceChoice("array_record", str(pairs_directory), "", 0.0)
     lines = prepare_data.compare_reading(choice, tmp_path / "set", boxes=False, num_records=9)

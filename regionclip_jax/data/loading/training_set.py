@@ -64,11 +64,11 @@ class TrainingSet:
                 continue
             wanted = self._number_of[classes] >= 0
             kept = wanted & ~crowd
-            counts["crowd boxes left out"] += int(crowd.sum())
-            counts["boxes of other classes left out"] += int((~wanted & ~crowd).sum())
+            counts["crowd boxes skipped"] += int(crowd.sum())
+            counts["boxes of other classes skipped"] += int((~wanted & ~crowd).sum())
             counts["boxes"] += int(kept.sum())
             if not kept.any():
-                counts["images without a box left out"] += 1
+                counts["images without a box skipped"] += 1
                 continue
             if kept.sum() > max_boxes:
                 raise ValueError(

@@ -1,8 +1,8 @@
 """Prepare a source as ArrayRecord shards with several processes; restartable at any time.
 
-A shard holds the usable records of a fixed range of the source. One process writes a whole shard,
-so a shard is a pure function of source and plan. Until the end the directory holds, beside the
-complete shards:
+A shard holds the records of a fixed range of the source, without skipped ones. One process writes a
+whole shard, so a shard is a pure function of source and plan. Until the end the directory holds,
+beside the complete shards:
 
     unfinished/plan.json          the arguments of the preparation
     unfinished/shard-00000.json   the note of a complete shard, with its content

@@ -22,8 +22,9 @@ from regionclip_jax.data.sources.records import (
 )
 from regionclip_jax.ops.host_boxes import host_scale_boxes
 
+# Reasons, as manifests on disk have them.
 UNREADABLE = "unreadable record"
-BROKEN_PICTURE = "broken picture"
+BROKEN_IMAGE = "broken picture"
 NO_CAPTION = "no caption"
 
 JPEG_QUALITY = 95
@@ -73,7 +74,7 @@ def prepare_record(
             # Decoding an image with an unreadable header gives the reason.
             size = decode_image(record.image, source=name, key=record.key).shape[:2]
     except RecordError as error:
-        return Skipped(BROKEN_PICTURE, str(error))
+        return Skipped(BROKEN_IMAGE, str(error))
     return Kept(encode_record(record), kind_of(record), size)
 
 

@@ -21,7 +21,7 @@ class ReadSpeed(NamedTuple):
     source: float
     array_record: float
     decoding: float
-    picture_bytes: float
+    image_bytes: float
 
     @property
     def gain(self) -> float:
@@ -46,10 +46,10 @@ def measure_reading(source: Source, folder: str | os.PathLike, num_records: int)
     sample = rng.permutation(len(source))[:num_records].tolist()
     records, reading = _timed(lambda index: source[index], sample)
     name = repr(source)
-    pictures, decoding = _timed(
+    images, decoding = _timed(
         lambda record: decode_image(record.image, source=name, key=record.key).shape, records
     )
-    if not pictures:
+    if not images:
         raise ValueError(f"none of {len(sample)} records of {name} could be read and decoded")
     with tempfile.TemporaryDirectory(prefix=".read-speed-", dir=folder) as scratch:
         written = pathlib.Path(scratch) / "sample"
@@ -64,7 +64,7 @@ def measure_reading(source: Source, folder: str | os.PathLike, num_records: int)
         source=reading,
         array_record=prepared_reading,
         decoding=decoding,
-        picture_bytes=float(np.mean([len(record.image) for record in records])),
+        image_bytes=float(np.mean([len(record.image) for record in records])),
     )
 
 

@@ -20,43 +20,45 @@ from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 
 _SHARD_SIZE = 4096
 _CHUNK = 128
+# Directories that earlier versions wrote are kept, so their descriptions must stay equal.
+_KEYS_ON_DISK = {"num_objects": "num_things"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
+class SceneImages:
     """Parameters of a set of synthetic images; image i is a pure function of these and i."""
 
     # Distinguishes sets with the same seed.
     stream: int
     seed: int
     side: int
-    num_things: tuple[int, int]
+    num_objects: tuple[int, int]
     sizes: tuple[float, float]
     overlap: float
     typicality: float
     clutter: int
 
 
-def draw_record(pictures: Pictures, index: int, with_boxes: bool):
+def draw_record(images: SceneImages, index: int, with_boxes: bool):
     """Return an image with its caption, and on request with boxes and classes."""
-    rng = np.random.default_rng((pictures.seed, pictures.stream, index))
+    rng = np.random.default_rng((images.seed, images.stream, index))
     layout = draw_layout(
         rng,
-        pictures.side,
-        pictures.num_things,
-        pictures.sizes,
-        pictures.overlap,
-        pictures.typicality,
+        images.side,
+        images.num_objects,
+        images.sizes,
+        images.overlap,
+        images.typicality,
     )
-    pixels, boxes, visible = render(layout, pictures.side, pictures.clutter, rng)
+    pixels, boxes, visible = render(layout, images.side, images.clutter, rng)
     caption = describe(layout, visible, rng)
     file = io.BytesIO()
     # Uncompressed: image noise hardly compresses, and each image is read many times.
     Image.fromarray(pixels).save(file, "BMP")
-    key = f"{pictures.stream}-{index}"
+    key = f"{images.stream}-{index}"
     if not with_boxes:
         return ImageTextRecord(key=key, image=file.getvalue(), captions=(caption,))
-    classes = np.array([SHAPES.index(thing.shape) for thing in layout.things], np.int32)
+    classes = np.array([SHAPES.index(item.shape) for item in layout.objects], np.int32)
     return DetectionRecord(
         key=key,
         image=file.getvalue(),
@@ -68,8 +70,8 @@ def draw_record(pictures: Pictures, index: int, with_boxes: bool):
     )
 
 
-def write_pictures(
-    directory: Path, parts: dict[str, tuple[Pictures, int]], *, with_boxes: bool
+def write_scenes(
+    directory: Path, parts: dict[str, tuple[SceneImages, int]], *, with_boxes: bool
 ) -> None:
     """Draw a data set of several kinds of images and write it; a complete one is kept.
 
@@ -82,15 +84,20 @@ def write_pictures(
         "format": 1,
         "category_names": list(SHAPES),
         "with_boxes": with_boxes,
-        "parts": {n: {**dataclasses.asdict(p), "count": c} for n, (p, c) in parts.items()},
+        "parts": {name: _describe(images, count) for name, (images, count) in parts.items()},
     }
     write_array_record(_draw_all(parts, with_boxes), directory, _SHARD_SIZE, description)
 
 
+def _describe(images: SceneImages, count: int) -> dict:
+    parameters = dataclasses.asdict(images).items()
+    return {_KEYS_ON_DISK.get(key, key): value for key, value in parameters} | {"count": count}
+
+
 def _draw_all(parts, with_boxes: bool) -> Iterator:
     jobs = [
-        (pictures, start, min(_CHUNK, count - start), with_boxes)
-        for pictures, count in parts.values()
+        (images, start, min(_CHUNK, count - start), with_boxes)
+        for images, count in parts.values()
         for start in range(0, count, _CHUNK)
     ]
     workers = min(os.cpu_count() or 1, len(jobs))
@@ -102,5 +109,5 @@ def _draw_all(parts, with_boxes: bool) -> Iterator:
 
 
 def _draw_chunk(job) -> list:
-    pictures, start, count, with_boxes = job
-    return [draw_record(pictures, start + i, with_boxes) for i in range(count)]
+    images, start, count, with_boxes = job
+    return [draw_record(images, start + i, with_boxes) for i in range(count)]

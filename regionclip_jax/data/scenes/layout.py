@@ -14,7 +14,7 @@ from regionclip_jax.data.scenes.vocabulary import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """Object. ``centre`` and ``size`` (side of its square) in pixels, ``angle`` in radians."""
 
     shape: str
@@ -32,13 +32,13 @@ class Layout:
     """Scene before it is rendered; later objects cover earlier ones."""
 
     background: str
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def draw_layout(
     rng: np.random.Generator,
     side: int,
-    num_things: tuple[int, int],
+    num_objects: tuple[int, int],
     sizes: tuple[float, float],
     overlap: float,
     typicality: float,
@@ -46,16 +46,16 @@ def draw_layout(
     """Draw a random layout on a square image of ``side`` pixels.
 
     Args:
-        num_things: smallest and largest number of objects.
+        num_objects: smallest and largest number of objects.
         sizes: smallest and largest size of an object, as a share of the side (log-uniform).
         overlap: largest intersection of two objects' squares, as a share of the smaller square.
         typicality: probability of the category's typical colour, and likewise texture.
     """
-    wanted = int(rng.integers(num_things[0], num_things[1] + 1))
-    things: list[Thing] = []
+    wanted = int(rng.integers(num_objects[0], num_objects[1] + 1))
+    objects: list[SceneObject] = []
     squares: list[tuple[float, float, float, float]] = []
     for _ in range(wanted * 8):
-        if len(things) == wanted:
+        if len(objects) == wanted:
             break
         size = side * float(np.exp(rng.uniform(np.log(sizes[0]), np.log(sizes[1]))))
         margin = 0.45 * size
@@ -69,8 +69,8 @@ def draw_layout(
             colour = str(rng.choice(list(COLOURS)))
         if rng.random() > typicality:
             texture = str(rng.choice(TEXTURES))
-        things.append(
-            Thing(
+        objects.append(
+            SceneObject(
                 shape=shape,
                 colour=colour,
                 second_colour=str(rng.choice([name for name in COLOURS if name != colour])),
@@ -82,7 +82,7 @@ def draw_layout(
             )
         )
         squares.append(square)
-    return Layout(str(rng.choice(BACKGROUNDS)), tuple(things))
+    return Layout(str(rng.choice(BACKGROUNDS)), tuple(objects))
 
 
 def _shared(a, b) -> float:

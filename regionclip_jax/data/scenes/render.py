@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from regionclip_jax.data.scenes.layout import Layout, Thing
+from regionclip_jax.data.scenes.layout import Layout, SceneObject
 from regionclip_jax.data.scenes.outlines import OUTLINES
 from regionclip_jax.data.scenes.vocabulary import COLOURS
 
@@ -36,9 +36,9 @@ def render(layout: Layout, side: int, clutter: int, rng: np.random.Generator):
 
     owner = Image.new("L", (big, big), 0)
     areas = []
-    for index, thing in enumerate(layout.things, start=1):
-        mask, corner = _mask(thing, big)
-        canvas.paste(_fill(thing, mask.size, rng), corner, mask)
+    for index, item in enumerate(layout.objects, start=1):
+        mask, corner = _mask(item, big)
+        canvas.paste(_fill(item, mask.size, rng), corner, mask)
         owner.paste(index, corner, mask)
         areas.append(np.count_nonzero(np.asarray(mask)))
 
@@ -56,18 +56,18 @@ def render(layout: Layout, side: int, clutter: int, rng: np.random.Generator):
     return pixels.clip(0, 255).astype(np.uint8), boxes / _OVERSAMPLING, visible
 
 
-def _polygons(thing: Thing, scale: int):
-    cos, sin = np.cos(thing.angle), np.sin(thing.angle)
+def _polygons(item: SceneObject, scale: int):
+    cos, sin = np.cos(item.angle), np.sin(item.angle)
     rotation = np.array([[cos, sin], [-sin, cos]])
-    stretch = np.array([thing.aspect**0.5, thing.aspect**-0.5])
-    for points, solid in OUTLINES[thing.shape]:
-        placed = (points * stretch) @ rotation * (thing.size / 2) + np.array(thing.centre)
+    stretch = np.array([item.aspect**0.5, item.aspect**-0.5])
+    for points, solid in OUTLINES[item.shape]:
+        placed = (points * stretch) @ rotation * (item.size / 2) + np.array(item.centre)
         yield placed * scale, solid
 
 
-def _mask(thing: Thing, big: int) -> tuple[Image.Image, tuple[int, int]]:
+def _mask(item: SceneObject, big: int) -> tuple[Image.Image, tuple[int, int]]:
     """Return the object's silhouette on a tight tile, and the tile's corner on the canvas."""
-    polygons = list(_polygons(thing, _OVERSAMPLING))
+    polygons = list(_polygons(item, _OVERSAMPLING))
     points = np.concatenate([points for points, _ in polygons])
     low = np.floor(points.min(0)).clip(0, big - 1).astype(int)
     high = (np.ceil(points.max(0)) + 1).clip(low + 1, big).astype(int)
@@ -82,15 +82,15 @@ def _shade(name: str, rng) -> np.ndarray:
     return (np.array(COLOURS[name], np.float32) + rng.normal(0, 14, 3)).clip(0, 255)
 
 
-def _fill(thing: Thing, tile: tuple[int, int], rng) -> Image.Image:
-    first, second = _shade(thing.colour, rng), _shade(thing.second_colour, rng)
-    if thing.texture == "plain":
+def _fill(item: SceneObject, tile: tuple[int, int], rng) -> Image.Image:
+    first, second = _shade(item.colour, rng), _shade(item.second_colour, rng)
+    if item.texture == "plain":
         return Image.new("RGB", tile, tuple(int(v) for v in first))
-    period = max(6.0, thing.size * _OVERSAMPLING / 5)
+    period = max(6.0, item.size * _OVERSAMPLING / 5)
     y, x = np.mgrid[0 : tile[1], 0 : tile[0]].astype(np.float32) / period
-    if thing.texture == "striped":
+    if item.texture == "striped":
         chosen = ((x + y) % 1.0) < 0.5
-    elif thing.texture == "dotted":
+    elif item.texture == "dotted":
         chosen = ((x % 1.0 - 0.5) ** 2 + (y % 1.0 - 0.5) ** 2) < 0.09
     else:
         chosen = (x.astype(np.int32) + y.astype(np.int32)) % 2 == 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from regionclip_jax.data.scenes.layout import Layout, Thing
+from regionclip_jax.data.scenes.layout import Layout, SceneObject
 
 _OPENINGS = ("", "", "a photo of ", "a picture with ", "there is ")
 _ADJECTIVE_PROBABILITY = 0.1
@@ -11,7 +11,7 @@ _BACKGROUND_PROBABILITY = 0.15
 
 def describe(layout: Layout, visible: np.ndarray, rng: np.random.Generator) -> str:
     """Return a caption with every visible object in random order, and sometimes the background."""
-    named = [_name(thing, rng) for thing, seen in zip(layout.things, visible, strict=True) if seen]
+    named = [_name(item, rng) for item, seen in zip(layout.objects, visible, strict=True) if seen]
     rng.shuffle(named)
     if len(named) > 1:
         text = ", ".join(named[:-1]) + " and " + named[-1]
@@ -23,11 +23,11 @@ def describe(layout: Layout, visible: np.ndarray, rng: np.random.Generator) -> s
     return f"{rng.choice(_OPENINGS)}{text}"
 
 
-def _name(thing: Thing, rng) -> str:
+def _name(item: SceneObject, rng) -> str:
     adjectives = []
-    if thing.texture != "plain" and rng.random() < _ADJECTIVE_PROBABILITY:
-        adjectives.append(thing.texture)
+    if item.texture != "plain" and rng.random() < _ADJECTIVE_PROBABILITY:
+        adjectives.append(item.texture)
     if rng.random() < _ADJECTIVE_PROBABILITY:
-        adjectives.append(thing.colour)
-    words = " ".join([*adjectives, thing.shape])
+        adjectives.append(item.colour)
+    words = " ".join([*adjectives, item.shape])
     return ("an " if words[0] in "aeiou" else "a ") + words

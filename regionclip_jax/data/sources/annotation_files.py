@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from regionclip_jax.data.sources.boxed_images import (
     NO_BOXES,
-    BoxedPicture,
-    BoxedPictures,
+    BoxedImage,
+    BoxedImages,
     Boxes,
     clip_box,
     stack_boxes,
@@ -148,7 +148,7 @@ def read_categories(file: AnnotationFile) -> Categories:
     return Categories(tuple(by_id[number]["name"] for number in ids), ids, frequencies)
 
 
-class AnnotatedImages(BoxedPictures):
+class AnnotatedImages(BoxedImages):
     """Base class of sources of images with boxes from one annotation file, by ascending image id.
 
     Classes are contiguous from 0 by ascending category id. Boxes are clipped to the image; empty
@@ -188,7 +188,7 @@ class AnnotatedImages(BoxedPictures):
         boxes, counts, unusable = read_boxes(file, self.category_ids, sizes)
         require_annotations(file, unusable, max_skipped_fraction)
         images = [
-            BoxedPicture(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
+            BoxedImage(i, name, *sizes[i], boxes.get(i, NO_BOXES)) for i, name in names.items()
         ]
         super().__init__(folder, images, mask_size=mask_size)
         self.report |= counts | missing.report | unusable.report

@@ -79,7 +79,7 @@ def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
     sizes = np.load(path)
     if sizes.shape != (count, 2):
         raise ValueError(
-            f"{path}: expected (height, width) of {count} pictures, found an array of shape "
+            f"{path}: expected (height, width) of {count} images, found an array of shape "
             f"{sizes.shape}: copy it again or write the directory again"
         )
     return sizes

@@ -27,7 +27,7 @@ class Boxes(NamedTuple):
 NO_BOXES = Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), [])
 
 
-class BoxedPicture(NamedTuple):
+class BoxedImage(NamedTuple):
     """Record before its image is read; ``name`` is relative to the folder."""
 
     image_id: int
@@ -37,7 +37,7 @@ class BoxedPicture(NamedTuple):
     boxes: Boxes
 
 
-class BoxedPictures:
+class BoxedImages:
     """Base class of sources of images with boxes; subclasses read the annotations.
 
     Attributes:
@@ -50,7 +50,7 @@ class BoxedPictures:
 
     Args:
         folder: folder of the images.
-        pictures: records in order.
+        images: records in order.
         mask_size: side P of the object masks; None reads none.
     """
 
@@ -64,24 +64,24 @@ class BoxedPictures:
     def __init__(
         self,
         folder: pathlib.Path,
-        pictures: Sequence[BoxedPicture],
+        images: Sequence[BoxedImage],
         *,
         mask_size: int | None = None,
     ):
-        self._folder, self._pictures, self._mask_size = folder, list(pictures), mask_size
+        self._folder, self._images, self._mask_size = folder, list(images), mask_size
         self.report = {
-            "images": len(self._pictures),
-            "images_without_box": sum(not len(p.boxes.boxes) for p in self._pictures),
-            "boxes": sum(len(p.boxes.boxes) for p in self._pictures),
-            "crowd_boxes": sum(int(p.boxes.crowd.sum()) for p in self._pictures),
+            "images": len(self._images),
+            "images_without_box": sum(not len(p.boxes.boxes) for p in self._images),
+            "boxes": sum(len(p.boxes.boxes) for p in self._images),
+            "crowd_boxes": sum(int(p.boxes.crowd.sum()) for p in self._images),
         }
         self.named = {}
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> DetectionRecord:
-        image_id, name, _, _, boxes = self._pictures[index]
+        image_id, name, _, _, boxes = self._images[index]
         image = read_image(self._folder / name, repr(self), name)
         masks = None
         if self._mask_size is not None:
@@ -92,11 +92,11 @@ class BoxedPictures:
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes, classes and crowd flags of a record."""
-        return self._pictures[index].boxes[:3]
+        return self._images[index].boxes[:3]
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
         """Return (height, width) of every image without opening it."""
-        return np.array([(p.height, p.width) for p in self._pictures], np.int32).reshape(-1, 2)
+        return np.array([(p.height, p.width) for p in self._images], np.int32).reshape(-1, 2)
 
 
 def clip_box(

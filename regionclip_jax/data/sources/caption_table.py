@@ -71,7 +71,7 @@ class CaptionTableSource:
             self._path,
             total,
             max_skipped_fraction,
-            "expected a picture file, relative to the table, and its caption in every row",
+            "expected an image file, relative to the table, and its caption in every row",
         )
         names = [name for name in captions if name in present]
         self._names = PackedTexts(names)
@@ -146,7 +146,7 @@ def _read_delimited(
     numbered = _csv_rows(file) if ending == ".csv" else _tsv_rows(file)
     first = list(itertools.islice(numbered, _NUM_PROBED))
     if not first:
-        raise ValueError(f"{path} is empty: expected rows of picture file and caption")
+        raise ValueError(f"{path} is empty: expected rows of image file and caption")
     header = [cell.strip() for cell in first[0][1]]
     named = _named_columns(header)
     if named is not None:

@@ -67,12 +67,12 @@ def open_image(file: io.BytesIO | pathlib.Path) -> Image.Image:
         image.close()
         raise ValueError(
             f"{image.height} x {image.width} (height x width) are more than {MOST_PIXELS} pixels; "
-            "make the picture smaller"
+            "make the image smaller"
         )
     return image
 
 
-def list_pictures(given: Sequence[str]) -> list[Path]:
+def list_images(given: Sequence[str]) -> list[Path]:
     """Return the files of paths, folders (not recursive) and glob patterns.
 
     Raises:
@@ -89,7 +89,7 @@ def list_pictures(given: Sequence[str]) -> list[Path]:
             some = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
         if not some:
             raise FileNotFoundError(
-                f"{name}: expected a picture, a folder with pictures ({', '.join(_ENDINGS)}), or a "
+                f"{name}: expected an image, a folder with images ({', '.join(_ENDINGS)}), or a "
                 "pattern such as 'photos/*.jpg', found none"
             )
         found += some

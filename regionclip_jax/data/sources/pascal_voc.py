@@ -11,8 +11,8 @@ import xml.etree.ElementTree as ElementTree
 from xml.parsers import expat
 
 from regionclip_jax.data.sources.boxed_images import (
-    BoxedPicture,
-    BoxedPictures,
+    BoxedImage,
+    BoxedImages,
     clip_box,
     stack_boxes,
 )
@@ -20,7 +20,7 @@ from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.skipped import SkippedEntries
 
 
-class PascalVocSource(BoxedPictures):
+class PascalVocSource(BoxedImages):
     """Images with boxes, in the order of the split's list; classes in alphabetic order.
 
     Sizes come from the image headers, because annotation files often have wrong ones.
@@ -48,7 +48,7 @@ class PascalVocSource(BoxedPictures):
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
         images, objects = SkippedEntries("images"), SkippedEntries("objects")
         counts = {"boxes_difficult": 0, "boxes_dropped_empty": 0}
-        pictures, total = [], 0
+        records, total = [], 0
         for name in names:
             annotation = _parse(self._root / "Annotations" / f"{name}.xml")
             if annotation is None:
@@ -64,33 +64,35 @@ class PascalVocSource(BoxedPictures):
             rows = []
             for number, entry in enumerate(annotation.iter("object")):
                 total += 1
-                corners, kind = _corners(entry), (entry.findtext("name") or "").strip()
-                if corners is None or not kind:
+                corners, category = _corners(entry), (entry.findtext("name") or "").strip()
+                if corners is None or not category:
                     objects.add("without_name_or_usable_box", f"{name}: {number}")
                 elif (box := clip_box(corners, *size)) is None:
                     counts["boxes_dropped_empty"] += 1
                 else:
                     counts["boxes_difficult"] += (entry.findtext("difficult") or "").strip() == "1"
-                    rows.append((box, kind))
-            pictures.append((file_name, size, rows))
+                    rows.append((box, category))
+            records.append((file_name, size, rows))
         images.require_few(path, len(names), max_skipped_fraction, "complete the folder")
         objects.require_few(path, total, max_skipped_fraction, "repair the files in Annotations")
-        self.category_names = tuple(sorted({kind for _, _, rows in pictures for _, kind in rows}))
+        self.category_names = tuple(
+            sorted({category for _, _, rows in records for _, category in rows})
+        )
         if not self.category_names:
-            raise ValueError(f"{path}: no picture of the list has an object in Annotations/")
+            raise ValueError(f"{path}: no image of the list has an object in Annotations/")
         self.category_ids = tuple(range(1, len(self.category_names) + 1))
         class_of = {name: i for i, name in enumerate(self.category_names)}
         super().__init__(
             self._root / "JPEGImages",
             [
-                BoxedPicture(
+                BoxedImage(
                     number,
                     name,
                     height,
                     width,
-                    stack_boxes([(box, class_of[kind], False, None) for box, kind in rows]),
+                    stack_boxes([(box, class_of[category], False, None) for box, category in rows]),
                 )
-                for number, (name, (height, width), rows) in enumerate(pictures, start=1)
+                for number, (name, (height, width), rows) in enumerate(records, start=1)
             ],
         )
         self.report |= counts | images.report | objects.report

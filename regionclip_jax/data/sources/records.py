@@ -57,7 +57,7 @@ class DetectionRecord:
         crowd: True for a box around a group, which is neither a target nor an error.
         image_id: as in the annotation file, for the official metrics.
         captions: captions of the image, if the source has them.
-        masks: mask of each object over its own box, if requested (``object_masks``).
+        masks: mask of each object over its own box, if requested (``boxed_images.rasterize``).
     """
 
     key: str

@@ -85,7 +85,7 @@ class TfdsBoxesSource:
         objects = dict(getattr(features.get(_OBJECTS), "feature", {}).items())
         if "neg_category_ids" in features:
             raise ValueError(
-                f"{self._path}: this is LVIS, whose pictures are labelled with some classes only; "
+                f"{self._path}: this is LVIS, whose images are labelled with some classes only; "
                 "use source 'lvis_folder' with the original annotation file"
             )
         names = getattr(objects["label"], "names", None) if "label" in objects else None
@@ -131,7 +131,7 @@ class TfdsBoxesSource:
         objects, key = example[_OBJECTS], _key(example, index)
         size = image_size(example["image"])
         if size is None:
-            raise RecordError(repr(self), key, "the picture's header cannot be read")
+            raise RecordError(repr(self), key, "the image's header cannot be read")
         labels = np.array(objects["label"], np.int64)
         shares = np.array(objects["bbox"], np.float64).reshape(-1, 4)
         crowd = objects.get("is_crowd", [False] * len(labels))
@@ -160,7 +160,7 @@ def _open(path: pathlib.Path, split: str):
     # TFDS declares neither the mapping nor as_data_source's arguments.
     features = dict(cast(Any, builder.info.features).items())
     if not isinstance(features.get("image"), tfds.features.Image):
-        raise ValueError(f"{path}: expected a picture as feature 'image', found {sorted(features)}")
+        raise ValueError(f"{path}: expected an image as feature 'image', found {sorted(features)}")
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
         return features, cast(Any, builder).as_data_source(split=split, decoders=decoders)

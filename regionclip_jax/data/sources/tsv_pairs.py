@@ -48,7 +48,7 @@ class TsvPairsSource:
             if len(images) != len(texts):
                 raise ValueError(
                     f"{images.path} has {len(images)} rows but {texts.path} has {len(texts)}: "
-                    "expected a text for every picture; one of the files is incomplete, or its "
+                    "expected a text for every image; one of the files is incomplete, or its "
                     ".lineidx is of another version"
                 )
         self._ends = list(itertools.accumulate(len(images) for images, _ in self._pairs))
@@ -69,7 +69,7 @@ class TsvPairsSource:
             # Without validation, characters outside base64 would be dropped silently.
             decoded = base64.b64decode(image, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise RecordError(repr(self), key, f"picture is not base64: {error}") from error
+            raise RecordError(repr(self), key, f"image is not base64: {error}") from error
         return ImageTextRecord(key, decoded, *decode_text(text))
 
     def __repr__(self) -> str:
@@ -164,7 +164,7 @@ def _find_pairs(path: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
         images = sorted(file for file in path.glob("*.tsv") if _text_name(file.name) is not None)
         if not images:
             raise FileNotFoundError(
-                f"{path} has no picture file: expected *.tsv with 'images', 'image' or 'img' in "
+                f"{path} has no image file: expected *.tsv with 'images', 'image' or 'img' in "
                 "its name"
             )
     elif path.is_file():

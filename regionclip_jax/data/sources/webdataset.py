@@ -23,7 +23,7 @@ from regionclip_jax.data.sources.records import (
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.tar_members import Member, read_members
 
-_PICTURES = ("jpg", "jpeg", "png", "webp")
+_IMAGES = ("jpg", "jpeg", "png", "webp")
 # Shards whose headers are read concurrently; on a network disk most of the time is latency.
 _NUM_THREADS = 8
 
@@ -141,20 +141,20 @@ class _Shard:
         for member in members:
             folder, _, last = member.name.rpartition("/")
             stem, _, ending = last.partition(".")
-            role = "picture" if ending.lower() in _PICTURES else ending.lower()
+            role = "image" if ending.lower() in _IMAGES else ending.lower()
             sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
-            if role in sample and role in ("picture", "txt", "json"):
+            if role in sample and role in ("image", "txt", "json"):
                 self.doubles.append(member.name)
             sample.setdefault(role, member)
         self.incomplete: list[tuple[str, str]] = []
         keys, rows = [], []
         for key, sample in samples.items():
-            picture, text = sample.get("picture"), sample.get("txt") or sample.get("json")
-            if picture is None or text is None:
-                kind = "without_picture" if picture is None else "without_caption"
+            image, text = sample.get("image"), sample.get("txt") or sample.get("json")
+            if image is None or text is None:
+                kind = "without_image" if image is None else "without_caption"
                 self.incomplete.append((kind, key))
                 continue
             keys.append(key)
-            rows.append((*picture[1:], *text[1:], "txt" not in sample))
+            rows.append((*image[1:], *text[1:], "txt" not in sample))
         self.keys = PackedTexts(keys)
         self.spans = np.array(rows, np.int64).reshape(-1, 5)

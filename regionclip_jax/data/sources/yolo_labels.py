@@ -10,8 +10,8 @@ import os
 import pathlib
 
 from regionclip_jax.data.sources.boxed_images import (
-    BoxedPicture,
-    BoxedPictures,
+    BoxedImage,
+    BoxedImages,
     clip_box,
     stack_boxes,
 )
@@ -24,7 +24,7 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _LARGEST_SHARE = 1.5
 
 
-class YoloLabelsSource(BoxedPictures):
+class YoloLabelsSource(BoxedImages):
     """Images with boxes, in the order of their names.
 
     Args:
@@ -51,10 +51,10 @@ class YoloLabelsSource(BoxedPictures):
         files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _ENDINGS)
         with_labels = {path.stem for path in labels.glob("*.txt")}
         if not with_labels & {path.stem for path in files}:
-            raise FileNotFoundError(f"{labels} has no NAME.txt for any picture in {folder}")
+            raise FileNotFoundError(f"{labels} has no NAME.txt for any image in {folder}")
         images, lines = SkippedEntries("images"), SkippedEntries("lines")
         counts = {"images_without_label_file": 0, "boxes_dropped_empty": 0}
-        pictures, total = [], 0
+        records, total = [], 0
         for number, path in enumerate(files, start=1):
             size = image_size(path)
             if size is None:
@@ -66,30 +66,30 @@ class YoloLabelsSource(BoxedPictures):
                 text = label.read_text(encoding="utf-8", errors="replace")
             else:
                 counts["images_without_label_file"] += 1
-            for place, line in enumerate(text.splitlines(), start=1):
+            for line_number, line in enumerate(text.splitlines(), start=1):
                 if not line.strip():
                     continue
                 total += 1
                 found = _parse(line, len(self.category_names))
                 if found is None:
-                    lines.add("unusable", f"{path.stem}.txt {place}: {line.strip()[:40]!r}")
+                    lines.add("malformed", f"{path.stem}.txt {line_number}: {line.strip()[:40]!r}")
                     continue
-                (x1, y1, x2, y2), kind = found
+                (x1, y1, x2, y2), category = found
                 corners = (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])
                 if (box := clip_box(corners, *size)) is None:
                     counts["boxes_dropped_empty"] += 1
                 else:
-                    rows.append((box, kind, False, None))
-            pictures.append(BoxedPicture(number, path.name, *size, stack_boxes(rows)))
+                    rows.append((box, category, False, None))
+            records.append(BoxedImage(number, path.name, *size, stack_boxes(rows)))
         images.require_few(folder, len(files), max_skipped_fraction, "replace or remove them")
         lines.require_few(
             labels,
             total,
             max_skipped_fraction,
             f"expected a class below {len(self.category_names)} and cx cy width height in shares "
-            "of the picture",
+            "of the image",
         )
-        super().__init__(folder, pictures)
+        super().__init__(folder, records)
         self.report |= counts | images.report | lines.report
         self.named = images.named | lines.named
 

@@ -26,7 +26,7 @@ def check(canvas_sizes, together=2, *, limits=(800, 1333), process_count=1, grou
     )
 
 
-def test_the_smallest_canvas_that_holds_the_picture_is_chosen():
+def test_the_smallest_canvas_that_holds_the_image_is_chosen():
     assert smallest_canvas(SIZES, 700, 1300) == (800, 1344)
     assert smallest_canvas(SIZES, 801, 600) == (1344, 800)
     assert smallest_canvas(SIZES, 801, 801) == (1344, 1344)
@@ -40,7 +40,7 @@ def test_canvases_that_hold_all_the_limits_allow_are_accepted():
     check(((64, 64),), limits=(None, None))
 
 
-def test_upright_and_lying_pictures_in_one_batch_need_a_canvas_for_both():
+def test_upright_and_lying_images_in_one_batch_need_a_canvas_for_both():
     with pytest.raises(ValueError, match="1333 x 1333"):
         check(SIZES[:2])
 
@@ -60,18 +60,18 @@ def buckets(sizes, canvas_sizes=SIZES, short_sides=(800,), method="bicubic_trunc
     return Buckets(np.array(sizes), canvas_sizes, short_sides, 1333, method)
 
 
-def test_a_plan_knows_the_canvas_of_each_picture_and_what_of_it_is_padding():
+def test_buckets_know_the_canvas_of_each_image_and_the_share_of_padding():
     found = buckets([(480, 640), (640, 480), (600, 600), (480, 640)])
     assert found.canvas_sizes == ((1344, 800), (1344, 1344), (800, 1344))
     assert [found.canvas(i) for i in range(4)] == [SIZES[i] for i in (0, 1, 0, 0)]
-    # At short side 800 the pictures are 800 x 1066, 1066 x 800, 800 x 800, 800 x 1066.
+    # At short side 800 the images are 800 x 1066, 1066 x 800, 800 x 800, 800 x 1066.
     assert found.padding_share == pytest.approx(1 - (3 * 1066 + 800) / (4 * 1344))
     assert str(found) == (
         "1 on 1344 x 800, 0 on 1344 x 1344, 3 on 800 x 1344; 25.6% of the pixels are padding"
     )
 
 
-def test_pictures_of_several_canvases_share_the_smallest_that_holds_all():
+def test_images_of_several_canvases_share_the_smallest_that_holds_all():
     sizes = ((800, 1088), *SIZES)
     found = buckets([(480, 640), (480, 800), (640, 480)], sizes)
     near, far, upright = found.numbers
@@ -86,7 +86,7 @@ def test_pictures_of_several_canvases_share_the_smallest_that_holds_all():
     st.lists(st.integers(300, 800), min_size=1, max_size=3),
     st.sampled_from(["bicubic_truncate", "bilinear_round"]),
 )
-def test_a_planned_canvas_holds_its_picture_at_every_short_side(shapes, short_sides, method):
+def test_a_bucket_holds_its_image_at_every_short_side(shapes, short_sides, method):
     found = buckets(shapes, ((800, 1088), (1088, 800), *SIZES), short_sides, method)
     for index, shape in enumerate(shapes):
         sizes = [resized_size(*shape, short, 1333, method) for short in short_sides]
@@ -94,7 +94,7 @@ def test_a_planned_canvas_holds_its_picture_at_every_short_side(shapes, short_si
     assert 0 <= found.padding_share < 1
 
 
-def test_pictures_that_keep_their_size_are_planned_by_it():
+def test_images_that_keep_their_size_get_buckets_by_it():
     found = Buckets(np.array([(30, 50), (50, 30), (90, 9)]), ((32, 64), (64, 64)), None, None, "")
     # The last one fits none: its record is skipped when it is loaded.
     assert [found.canvas(i) for i in range(3)] == [(32, 64), (64, 64), (64, 64)]

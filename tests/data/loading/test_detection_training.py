@@ -39,9 +39,9 @@ def folder(tmp_path_factory):
     (root / "train").mkdir()
     (root / "annotations").mkdir()
     annotations = []
-    for image_id, ((height, width), things) in IMAGES.items():
+    for image_id, ((height, width), objects) in IMAGES.items():
         pixels = np.zeros((height, width, 3), np.uint8)
-        for category, (x, y, w, h), crowd in things:
+        for category, (x, y, w, h), crowd in objects:
             if not crowd:
                 pixels[y : y + h, x : x + w] = 60 + 10 * category
             annotations.append(
@@ -82,9 +82,9 @@ def test_only_boxes_of_the_classes_are_left_in_their_order_and_the_rest_is_count
     assert found.report == {
         "images": 3,
         "boxes": 4,
-        "crowd boxes left out": 1,
-        "boxes of other classes left out": 1,
-        "images without a box left out": 2,
+        "crowd boxes skipped": 1,
+        "boxes of other classes skipped": 1,
+        "images without a box skipped": 2,
     }
 
 
@@ -154,13 +154,13 @@ def test_boxes_follow_their_pixels_through_sizes_and_mirrors(folder):
         for row in range(2):
             height, width = batch.sizes[row]
             widths.add(int(width))
-            picture = batch.images[row, :height, :width]
+            image = batch.images[row, :height, :width]
             for box, kind in zip(batch.boxes[row], batch.classes[row], strict=True):
-                if (box == 0).all() or (picture[..., 0] > 0).sum() == 0:
+                if (box == 0).all() or (image[..., 0] > 0).sum() == 0:
                     continue
                 level = {0: 180, 1: 130}[int(kind)]
                 if batch.box_mask[row].sum() == 1 and batch.image_ids[row] == 2:
-                    np.testing.assert_allclose(box, pixels_of(picture, level), atol=1.5)
+                    np.testing.assert_allclose(box, pixels_of(image, level), atol=1.5)
     assert len(widths) > 3
 
 
@@ -189,7 +189,7 @@ def test_two_processes_have_the_halves_of_each_batch(folder, options):
 def test_grouped_batches_have_the_canvas_of_the_largest_short_side(folder):
     batches = [batch for batch, _ in itertools.islice(stream(folder, grouped=True), 12)]
     assert all(batch.mask.all() for batch in batches)
-    # At short side 64 the pictures are 64 x 96 (image ids 1 and 5) and 96 x 64 (2).
+    # At short side 64 the images are 64 x 96 (image ids 1 and 5) and 96 x 64 (2).
     canvas_of = {(1, 5): (64, 96), (2,): (96, 64), (1, 2): (96, 96), (2, 5): (96, 96)}
     for batch in batches:
         ids = tuple(sorted(set(batch.image_ids.tolist())))
@@ -197,7 +197,7 @@ def test_grouped_batches_have_the_canvas_of_the_largest_short_side(folder):
     assert len({tuple(size) for batch in batches for size in batch.sizes.tolist()}) > 3
 
 
-def test_jitter_cuts_pictures_to_the_canvas_and_boxes_with_them(folder):
+def test_jitter_cuts_images_to_the_canvas_and_boxes_with_them(folder):
     record = training_set(folder, mask_size=8)[1]
     original = decode_image(record.image, source="test", key=record.key)
     augmentation = DetectionAugmentation(
@@ -259,12 +259,12 @@ def test_a_raster_is_the_part_of_the_box_that_the_polygons_cover():
 @pytest.mark.parametrize("segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]]])
 def test_an_object_without_polygons_skips_its_record(folder, segmentation):
     source = CocoInstancesSource(folder, "train", mask_size=4)
-    source._pictures[0].boxes.outlines[0] = segmentation
+    source._images[0].boxes.outlines[0] = segmentation
     with pytest.raises(RecordError, match=r"1\.png: object 0: expected a segmentation of poly"):
         source[0]
 
 
-def test_a_corrupt_picture_is_a_masked_row_and_a_skipped_record(folder, tmp_path):
+def test_a_corrupt_image_is_a_masked_row_and_a_skipped_record(folder, tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "annotations").mkdir()
     for path in (folder / "train").iterdir():

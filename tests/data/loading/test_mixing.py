@@ -19,21 +19,21 @@ WEIGHTS = (3, 1, 2.5)
 class Numbers:
     """Records that say which source they are of, and which number."""
 
-    def __init__(self, name, length, picture=b""):
-        self.name, self.length, self.picture = name, length, picture
+    def __init__(self, name, length, image=b""):
+        self.name, self.length, self.image = name, length, image
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
-        return ImageTextRecord(f"{self.name}{index}", self.picture, (f"{self.name} {index}",))
+        return ImageTextRecord(f"{self.name}{index}", self.image, (f"{self.name} {index}",))
 
     def __repr__(self):
         return f"Numbers({self.name!r})"
 
 
-def mixture(lengths=LENGTHS, weights=WEIGHTS, picture=b""):
-    sources = [Numbers("abcdef"[i], length, picture) for i, length in enumerate(lengths)]
+def mixture(lengths=LENGTHS, weights=WEIGHTS, image=b""):
+    sources = [Numbers("abcdef"[i], length, image) for i, length in enumerate(lengths)]
     return Mixture(sources, weights)
 
 
@@ -127,7 +127,7 @@ def test_mixtures_that_cannot_be_are_refused(lengths, weights, message):
         mixture(lengths, weights)
 
 
-def stream(picture, count, **changes):
+def stream(image, count, **changes):
     arguments = {
         "short_sides": None,
         "max_long_side": None,
@@ -138,7 +138,7 @@ def stream(picture, count, **changes):
     how |= {name: changes.pop(name) for name in how if name in changes}
     shard = Shard(4, changes.pop("process_index", 0), changes.pop("process_count", 1))
     settings = CaptionDataSettings(**arguments | changes)
-    batches = image_text_batches(mixture(picture=picture), settings, shard, **how)
+    batches = image_text_batches(mixture(image=image), settings, shard, **how)
     return [batch for batch, _ in itertools.islice(batches, count)]
 
 
@@ -149,17 +149,17 @@ def assert_same(first, second):
 
 
 def test_a_resumed_stream_is_the_one_that_was_never_stopped(encode_image):
-    picture = encode_image(0)
-    whole = stream(picture, 12)
+    image = encode_image(0)
+    whole = stream(image, 12)
     for start in (4, 20, 44):
-        resumed = stream(picture, 12 - start // 4, start_record=start)
+        resumed = stream(image, 12 - start // 4, start_record=start)
         assert_same(resumed, whole[start // 4 :])
 
 
 def test_processes_together_see_what_one_process_sees(encode_image):
-    picture = encode_image(0)
-    parts = [stream(picture, 6, process_index=i, process_count=2) for i in range(2)]
-    for batch, *shares in zip(stream(picture, 6), *parts, strict=True):
+    image = encode_image(0)
+    parts = [stream(image, 6, process_index=i, process_count=2) for i in range(2)]
+    for batch, *shares in zip(stream(image, 6), *parts, strict=True):
         for name in ("images", "sizes", "tokens", "mask"):
             joined = np.concatenate([getattr(share, name) for share in shares])
             np.testing.assert_array_equal(getattr(batch, name), joined)

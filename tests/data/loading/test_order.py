@@ -86,7 +86,7 @@ def test_fractions_are_rounded_anew_in_every_epoch():
     repeats = np.array([1.0, 2.5, 1.25])
     order = epoch_order(3, seed=0, batch_size=1, repeats=repeats)
     counts = collections.Counter(samples(order, 0, 4750))
-    # A thousand epochs of 4.75 visits on average.
+    # A thousand epochs of 4.75 samples on average.
     for index, repeat in enumerate(repeats):
         assert counts[index] == pytest.approx(1000 * repeat, rel=0.05)
 

@@ -74,7 +74,7 @@ def assert_same(first, second):
 
 
 def rows(batches):
-    """The picture and tokens of every row, in order."""
+    """The image and tokens of every row, in order."""
     return [
         (batch.images[i].tobytes(), batch.tokens[i].tobytes())
         for batch, _ in batches
@@ -91,9 +91,9 @@ def test_every_record_comes_once_in_an_epoch_and_epochs_differ(source, records):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_a_record_gets_new_captions_and_mirrors_at_later_visits(source):
-    visits = rows(take(40, stream(ListSource(source.records[:1]))))
-    assert len({image for image, _ in visits}) == 2 and len({text for _, text in visits}) == 2
+def test_a_record_gets_new_captions_and_mirrors_at_later_samples(source):
+    samples = rows(take(40, stream(ListSource(source.records[:1]))))
+    assert len({image for image, _ in samples}) == 2 and len({text for _, text in samples}) == 2
 
 
 @pytest.mark.parametrize("changes", [{"num_threads": 0}, {"num_threads": 5}])
@@ -164,7 +164,7 @@ def test_the_smallest_canvas_that_holds_the_batch_is_used(encode_image):
         assert not image[height:].any() and not image[:, width:].any()
 
 
-def test_pictures_that_fit_only_alone_are_an_error_that_names_the_canvas(encode_image):
+def test_images_that_fit_only_alone_are_an_error_that_names_the_canvas(encode_image):
     sides = ((30, 10), (10, 30))
     mixed = [ImageTextRecord("k", encode_image(0, *size), ("a",)) for size in sides]
     batches = stream(ListSource(mixed), batch_size=2, canvas_sizes=((32, 12), (12, 32)))
@@ -214,7 +214,7 @@ def test_processes_agree_on_the_canvas_of_each_grouped_batch(encode_image):
             np.testing.assert_array_equal(getattr(batch, name), joined)
 
 
-def test_a_picture_of_another_size_than_grouped_is_a_masked_row_with_its_text(encode_image):
+def test_an_image_of_another_size_than_its_bucket_is_a_masked_row_with_its_text(encode_image):
     source, grouped = upright_and_lying(encode_image)
     source.records[1] = ImageTextRecord("liar", encode_image(1, 16, 16), ("a",))
     texts = [text for _, some in take(21, stream(source, **grouped)) for text in some]
@@ -235,7 +235,7 @@ def test_a_mixture_takes_no_buckets(encode_image):
         stream(Mixture([source], [1]), **grouped)
 
 
-def test_one_of_the_short_sides_is_drawn_at_each_visit(source):
+def test_one_of_the_short_sides_is_drawn_at_each_sample(source):
     options = {"short_sides": (12, 18, 24), "max_long_side": 32, "canvas_sizes": ((32, 32),)}
     batches = take(10, stream(source, **options))
     found = {tuple(size) for batch, _ in batches for size in batch.sizes.tolist()}
@@ -243,24 +243,24 @@ def test_one_of_the_short_sides_is_drawn_at_each_visit(source):
     assert_same(take(2, stream(source, start_record=8, **options)), batches[2:4])
 
 
-def test_pictures_whose_caption_says_left_or_right_stay_as_they_are_if_asked(encode_image):
+def test_images_whose_caption_says_left_or_right_stay_as_they_are_if_asked(encode_image):
     texts = ("a cat left of a dog", "a cat beside a dog")
     source = ListSource([ImageTextRecord("k", encode_image(0), texts)])
     options = {"flip_probability": 1.0, "batch_size": 1}
 
-    def pictures(flip_directional):
+    def images(flip_directional):
         batches = stream(source, flip_directional_captions=flip_directional, **options)
         return {
             (batch.tokens[0].tobytes(), batch.images[0].tobytes()) for batch, _ in take(20, batches)
         }
 
-    kept, flipped = pictures(False), pictures(True)
+    kept, flipped = images(False), images(True)
     assert len(kept) == len(flipped) == 2
     assert len({image for _, image in kept}) == 2 and len({image for _, image in flipped}) == 1
     assert len(kept & flipped) == 1
 
 
-def test_pictures_are_resized_to_the_limits(source):
+def test_images_are_resized_to_the_limits(source):
     batches = stream(source, short_sides=(24,), max_long_side=30, canvas_sizes=((30, 30),))
     ((batch, _),) = take(1, batches)
     # 12 x 16: the long side would be 32, so the short one becomes int(30 * 24 / 32).
@@ -325,7 +325,7 @@ def test_all_processes_yield_the_same_number_of_batches(encode_image, num_record
     assert sum(ids, []) == [100 + i for i in range(num_records)]
 
 
-def test_boxes_follow_the_picture_and_crowds_are_skipped(encode_image):
+def test_boxes_follow_the_image_and_crowds_are_skipped(encode_image):
     source = ListSource([detection_record(0, encode_image(0), num_boxes=3, crowd=[1])])
     ((batch, texts),) = detection_stream(source, batch_size=1)
     assert not texts and batch.sizes.tolist() == [[24, 32]] and batch.scales.tolist() == [[2, 2]]
@@ -343,7 +343,7 @@ def test_scales_lead_back_to_original_pixels_when_rounding_differs_by_axis(encod
     np.testing.assert_allclose(batch.boxes[0, 0], expected, rtol=1e-6)
 
 
-def test_a_broken_picture_in_a_pass_is_a_masked_row_with_its_text(encode_image):
+def test_a_broken_image_in_a_pass_is_a_masked_row_with_its_text(encode_image):
     source = ListSource([detection_record(0, encode_image(0)), detection_record(1, b"nothing")])
     ((batch, texts),) = detection_stream(source, batch_size=2)
     assert batch.mask.tolist() == [True, False]

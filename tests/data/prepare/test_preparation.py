@@ -52,11 +52,11 @@ if __name__ == "__main__":
 """
 
 
-def write_pairs(folder, pictures, captions=None) -> Path:
-    """A pair of TSV files; returns the one with the pictures."""
+def write_pairs(folder, encoded, captions=None) -> Path:
+    """A pair of TSV files; returns the one with the images."""
     folder.mkdir(exist_ok=True)
-    captions = captions or [f"number {i}" for i in range(len(pictures))]
-    images = [f"k{i}\t{base64.b64encode(data).decode()}\n" for i, data in enumerate(pictures)]
+    captions = captions or [f"number {i}" for i in range(len(encoded))]
+    images = [f"k{i}\t{base64.b64encode(data).decode()}\n" for i, data in enumerate(encoded)]
     texts = [f"k{i}\t{caption}\n" for i, caption in enumerate(captions)]
     (folder / "images.tsv").write_text("".join(images))
     (folder / "text.tsv").write_text("".join(texts))
@@ -64,13 +64,13 @@ def write_pairs(folder, pictures, captions=None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(encode_image):
+def encoded(encode_image):
     return [encode_image(i, 12 + i % 3, 13) for i in range(NUM_RECORDS)]
 
 
 @pytest.fixture
-def pairs(tmp_path, pictures):
-    return write_pairs(tmp_path / "pairs", pictures)
+def pairs(tmp_path, encoded):
+    return write_pairs(tmp_path / "pairs", encoded)
 
 
 def run(source, directory, **changes):
@@ -107,7 +107,7 @@ def test_what_was_prepared_are_the_source_s_records_in_order(tmp_path, pairs):
     assert find_damage(tmp_path / "set", 2) == []
 
 
-def test_sizes_are_those_of_the_pictures_as_decoded(tmp_path, pairs):
+def test_sizes_are_those_of_the_images_as_decoded(tmp_path, pairs):
     run(TsvPairsSource(pairs), tmp_path / "set", limit=5)
     prepared = ArrayRecordSource(tmp_path / "set")
     sizes = prepared.sizes()
@@ -188,13 +188,13 @@ def test_a_worker_that_is_killed_ends_the_run_with_the_remedy(tmp_path, pairs, p
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
-def test_what_cannot_be_used_is_left_out_named_and_counted_by_reason(tmp_path, pictures):
-    broken = [*pictures[:4], pictures[4][:-200], b"no picture", *pictures[6:]]
+def test_what_cannot_be_used_is_skipped_named_and_counted_by_reason(tmp_path, encoded):
+    broken = [*encoded[:4], encoded[4][:-200], b"no image", *encoded[6:]]
     captions = [f"number {i}" for i in range(NUM_RECORDS)]
     captions[8] = " "
     path = write_pairs(tmp_path / "pairs", broken, captions)
     texts = path.with_name("text.tsv")
-    texts.write_text(texts.read_text().replace("k2", "of another picture"))
+    texts.write_text(texts.read_text().replace("k2", "of another image"))
     source, counter = TsvPairsSource(path), SkipCounter(0.9, 5)
     manifest = run(source, tmp_path / "set", counter=counter)
     assert {reason: entry["count"] for reason, entry in manifest["skipped"].items()} == {
@@ -210,8 +210,8 @@ def test_what_cannot_be_used_is_left_out_named_and_counted_by_reason(tmp_path, p
     assert (counter.num_records, counter.num_skipped) == (NUM_RECORDS, 4)
 
 
-def test_too_many_faults_leave_nothing_that_looks_complete(tmp_path, pictures):
-    path = write_pairs(tmp_path / "pairs", [*pictures[:4], *[b"broken"] * 6, *pictures[:4]])
+def test_too_many_skipped_records_leave_nothing_that_looks_complete(tmp_path, encoded):
+    path = write_pairs(tmp_path / "pairs", [*encoded[:4], *[b"broken"] * 6, *encoded[:4]])
     with pytest.raises(TooManySkipped, match="4 of 8 .*limit of 10.00%"):
         run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.1, 2))
     with pytest.raises(FileNotFoundError, match="not complete"):
@@ -222,8 +222,8 @@ def test_too_many_faults_leave_nothing_that_looks_complete(tmp_path, pictures):
     assert manifest["count"] == 8 and (raised.num_records, raised.num_skipped) == (14, 6)
 
 
-def test_a_shard_of_which_nothing_is_left_is_no_file(tmp_path, pictures):
-    path = write_pairs(tmp_path / "pairs", [*pictures[:2], b"", b"", *pictures[2:4]])
+def test_a_shard_of_which_nothing_is_left_is_no_file(tmp_path, encoded):
+    path = write_pairs(tmp_path / "pairs", [*encoded[:2], b"", b"", *encoded[2:4]])
     manifest = run(TsvPairsSource(path), tmp_path / "set", shard_size=2)
     assert [shard["name"][:11] for shard in manifest["shards"]] == ["shard-00000", "shard-00002"]
     assert len(ArrayRecordSource(tmp_path / "set")) == 4
@@ -280,7 +280,7 @@ def prepared(record, **changes):
     return decode_record(outcome.data), outcome.size
 
 
-def test_a_larger_picture_is_stored_smaller_with_its_boxes_and_a_smaller_one_as_it_is():
+def test_a_larger_image_is_stored_smaller_with_its_boxes_and_a_smaller_one_as_it_is():
     box = np.array([[10, 20, 40, 60]], np.float32)
     record = DetectionRecord(
         "k", jpeg(80, 120), box, np.zeros(1, np.int32), np.zeros(1, bool), 1, ("a cat",)
@@ -296,7 +296,7 @@ def test_a_larger_picture_is_stored_smaller_with_its_boxes_and_a_smaller_one_as_
         np.testing.assert_array_equal(same.boxes, box)
 
 
-def test_a_picture_is_measured_as_stored_without_its_exif_turn():
+def test_an_image_is_measured_as_stored_without_its_exif_turn():
     turned = Image.Exif()
     turned[0x0112] = 6
     record = ImageTextRecord("k", jpeg(20, 30, exif=turned), ("a cat",))
@@ -319,11 +319,11 @@ def test_tags_stand_for_a_caption():
     assert prepared(tagged)[0] == tagged
 
 
-def test_reading_is_measured_on_what_can_be_read(tmp_path, pairs, pictures):
+def test_reading_is_measured_on_what_can_be_read(tmp_path, pairs, encoded):
     speed = measure_reading(TsvPairsSource(pairs), tmp_path, 6)
     assert min(speed.source, speed.array_record, speed.decoding) > 0
-    sums = {sum(map(len, chosen)) / 6 for chosen in itertools.combinations(pictures, 6)}
-    assert speed.picture_bytes in sums
+    sums = {sum(map(len, chosen)) / 6 for chosen in itertools.combinations(encoded, 6)}
+    assert speed.image_bytes in sums
     slow = speed._replace(source=10.0, array_record=90.0, decoding=90.0)
     assert slow.gain == pytest.approx(5.0)
     with pytest.raises(ValueError, match="none of 1 records"):

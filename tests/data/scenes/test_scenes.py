@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from regionclip_jax.data.scenes import dataset
-from regionclip_jax.data.scenes.dataset import Pictures, draw_record, write_pictures
-from regionclip_jax.data.scenes.layout import Layout, Thing, draw_layout
+from regionclip_jax.data.scenes.dataset import SceneImages, draw_record, write_scenes
+from regionclip_jax.data.scenes.layout import Layout, SceneObject, draw_layout
 from regionclip_jax.data.scenes.outlines import OUTLINES
 from regionclip_jax.data.scenes.render import MIN_VISIBLE, render
 from regionclip_jax.data.scenes.sentences import describe
@@ -32,11 +32,11 @@ from regionclip_jax.data.scenes.vocabulary import (
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 
-PICTURES = Pictures(
+IMAGES = SceneImages(
     stream=1,
     seed=3,
     side=64,
-    num_things=(2, 4),
+    num_objects=(2, 4),
     sizes=(0.3, 0.6),
     overlap=0.3,
     typicality=0.7,
@@ -44,11 +44,11 @@ PICTURES = Pictures(
 )
 
 worlds = st.builds(
-    Pictures,
+    SceneImages,
     stream=st.integers(0, 5),
     seed=st.integers(0, 2**31),
     side=st.sampled_from([32, 49, 96]),
-    num_things=st.sampled_from([(1, 1), (2, 4), (3, 6)]),
+    num_objects=st.sampled_from([(1, 1), (2, 4), (3, 6)]),
     sizes=st.sampled_from([(0.3, 0.5), (0.4, 0.95), (0.2, 0.3)]),
     overlap=st.sampled_from([0.0, 0.2, 0.8]),
     typicality=st.floats(0, 1),
@@ -57,18 +57,18 @@ worlds = st.builds(
 indices = st.integers(0, 10**6)
 
 
-def layout_of(world: Pictures, rng: np.random.Generator) -> Layout:
+def layout_of(world: SceneImages, rng: np.random.Generator) -> Layout:
     return draw_layout(
-        rng, world.side, world.num_things, world.sizes, world.overlap, world.typicality
+        rng, world.side, world.num_objects, world.sizes, world.overlap, world.typicality
     )
 
 
-def thing(shape: str, centre, size: float) -> Thing:
-    return Thing(shape, "red", "blue", "plain", centre, size, aspect=1.0, angle=0.0)
+def shape_at(shape: str, centre, size: float) -> SceneObject:
+    return SceneObject(shape, "red", "blue", "plain", centre, size, aspect=1.0, angle=0.0)
 
 
-def shared_area(a: Thing, b: Thing) -> float:
-    """Of the things' squares, as a share of the smaller one."""
+def shared_area(a: SceneObject, b: SceneObject) -> float:
+    """Of the objects' squares, as a share of the smaller one."""
     sides = [
         min(p + a.size / 2, q + b.size / 2) - max(p - a.size / 2, q - b.size / 2)
         for p, q in zip(a.centre, b.centre, strict=True)
@@ -83,23 +83,23 @@ def same_record(a, b) -> bool:
 
 @pytest.mark.property
 @given(worlds, indices, st.booleans())
-def test_a_picture_is_a_function_of_its_world_and_number(world, index, with_boxes):
+def test_an_image_is_a_function_of_its_world_and_number(world, index, with_boxes):
     first = draw_record(world, index, with_boxes)
     np.random.default_rng(0).random(7)
     assert same_record(first, draw_record(dataclasses.replace(world), index, with_boxes))
 
 
 @pytest.mark.parametrize("change", ["seed", "stream", "index"])
-def test_another_seed_stream_or_number_is_another_picture(change):
+def test_another_seed_stream_or_number_is_another_image(change):
     index = 5 + (change == "index")
-    step = {change: getattr(PICTURES, change) + 1} if change != "index" else {}
-    other = draw_record(dataclasses.replace(PICTURES, **step), index, True)
-    assert draw_record(PICTURES, 5, True).image != other.image
+    step = {change: getattr(IMAGES, change) + 1} if change != "index" else {}
+    other = draw_record(dataclasses.replace(IMAGES, **step), index, True)
+    assert draw_record(IMAGES, 5, True).image != other.image
 
 
 @pytest.mark.property
 @given(worlds, indices)
-def test_boxes_change_neither_the_picture_nor_its_caption(world, index):
+def test_boxes_change_neither_the_image_nor_its_caption(world, index):
     with_boxes = draw_record(world, index, True)
     without = draw_record(world, index, False)
     assert isinstance(with_boxes, DetectionRecord) and isinstance(without, ImageTextRecord)
@@ -112,12 +112,12 @@ def test_boxes_change_neither_the_picture_nor_its_caption(world, index):
 
 @pytest.mark.property
 @given(worlds, indices)
-def test_boxes_lie_inside_a_square_picture_and_have_an_area(world, index):
+def test_boxes_lie_inside_a_square_image_and_have_an_area(world, index):
     record = draw_record(world, index, True)
-    picture = Image.open(io.BytesIO(record.image))
-    assert (picture.format, picture.mode, picture.size) == ("BMP", "RGB", (world.side,) * 2)
+    image = Image.open(io.BytesIO(record.image))
+    assert (image.format, image.mode, image.size) == ("BMP", "RGB", (world.side,) * 2)
     assert record.image_id == index + 1 and not record.crowd.any()
-    assert len(record.boxes) == len(record.classes) <= world.num_things[1]
+    assert len(record.boxes) == len(record.classes) <= world.num_objects[1]
     assert record.boxes.min(initial=0) >= 0 and record.boxes.max(initial=0) <= world.side
     assert (record.boxes[:, 2:] - record.boxes[:, :2]).min(initial=1) > 0
     assert set(record.classes.tolist()) <= set(range(len(SHAPES)))
@@ -141,44 +141,47 @@ def test_the_caption_names_exactly_the_things_that_have_boxes(world, index):
 @given(worlds, indices)
 def test_things_share_no_more_than_the_overlap_and_keep_to_the_ranges(world, index):
     layout = layout_of(world, np.random.default_rng(index))
-    things = layout.things
-    assert 1 <= len(things) <= world.num_things[1] and layout.background in BACKGROUNDS
-    for number, one in enumerate(things):
+    objects = layout.objects
+    assert 1 <= len(objects) <= world.num_objects[1] and layout.background in BACKGROUNDS
+    for number, one in enumerate(objects):
         assert world.sizes[0] <= one.size / world.side * (1 + 1e-9)
         assert one.size / world.side <= world.sizes[1] * (1 + 1e-9)
         assert one.colour != one.second_colour
-        for other in things[:number]:
+        for other in objects[:number]:
             assert shared_area(one, other) <= world.overlap + 1e-9
 
 
 def test_typical_looks_are_as_frequent_as_asked_for():
     rng = np.random.default_rng(0)
     for typicality in (0.0, 0.5, 1.0):
-        world = dataclasses.replace(PICTURES, typicality=typicality)
-        things = [t for _ in range(150) for t in layout_of(world, rng).things]
-        share = np.mean([t.colour == TYPICAL_LOOKS[t.shape][0] for t in things])
+        world = dataclasses.replace(IMAGES, typicality=typicality)
+        objects = [t for _ in range(150) for t in layout_of(world, rng).objects]
+        share = np.mean([t.colour == TYPICAL_LOOKS[t.shape][0] for t in objects])
         # The rest is drawn from all colours, the typical one included.
         assert share == pytest.approx(typicality + (1 - typicality) / len(COLOURS), abs=0.08)
-        share = np.mean([t.texture == TYPICAL_LOOKS[t.shape][1] for t in things])
+        share = np.mean([t.texture == TYPICAL_LOOKS[t.shape][1] for t in objects])
         assert share == pytest.approx(typicality + (1 - typicality) / len(TEXTURES), abs=0.08)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_box_is_tight_on_the_pixels_of_its_thing(shape):
+def test_a_box_is_tight_on_the_pixels_of_its_object(shape):
     side, rng = 80, np.random.default_rng(0)
-    alone = Layout("fog", (thing(shape, (36.0, 41.0), 48.0),))
+    alone = Layout("fog", (shape_at(shape, (36.0, 41.0), 48.0),))
     pixels, boxes, visible = render(alone, side, 0, rng)
     assert pixels.shape == (side, side, 3) and visible.tolist() == [True]
-    # On fog, the red of the thing is far from every pixel around it.
+    # On fog, the red of the object is far from every pixel around it.
     red = pixels[..., 0].astype(int) - pixels[..., 1] > 50
     ys, xs = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
     painted = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-    # A pixel: the picture is averaged down from one twice as large, so an edge may be half one.
+    # A pixel: the image is averaged down from one twice as large, so an edge may be half one.
     assert np.abs(boxes[0] - painted).max() <= 1, (boxes[0], painted)
 
 
-def test_the_box_of_a_covered_thing_holds_only_what_is_seen_of_it():
-    below, above = thing("square", (30.0, 40.0), 40.0), thing("square", (50.0, 40.0), 40.0)
+def test_the_box_of_a_covered_object_holds_only_what_is_seen_of_it():
+    below, above = (
+        shape_at("square", (30.0, 40.0), 40.0),
+        shape_at("square", (50.0, 40.0), 40.0),
+    )
     _, alone, _ = render(Layout("fog", (below,)), 80, 0, np.random.default_rng(0))
     _, boxes, visible = render(Layout("fog", (below, above)), 80, 0, np.random.default_rng(0))
     assert visible.tolist() == [True, True]
@@ -186,8 +189,11 @@ def test_the_box_of_a_covered_thing_holds_only_what_is_seen_of_it():
     np.testing.assert_array_equal(boxes[0, [0, 1, 3]], alone[0, [0, 1, 3]])
 
 
-def test_a_thing_that_is_mostly_covered_has_no_box_and_no_name():
-    below, above = thing("star", (40.0, 40.0), 20.0), thing("square", (40.0, 40.0), 60.0)
+def test_an_object_that_is_mostly_covered_has_no_box_and_no_name():
+    below, above = (
+        shape_at("star", (40.0, 40.0), 20.0),
+        shape_at("square", (40.0, 40.0), 60.0),
+    )
     layout = Layout("fog", (below, above))
     _, _, visible = render(layout, 80, 0, np.random.default_rng(0))
     assert visible.tolist() == [False, True]
@@ -201,19 +207,19 @@ def test_what_is_seen_decides_at_the_stated_share():
     side, size = 200, 80.0
     for seen in (MIN_VISIBLE - 0.08, MIN_VISIBLE + 0.08):
         width = 0.85 * size
-        below = thing("square", (100.0, 100.0), size)
-        above = thing("square", (100.0 + seen * width, 100.0), size)
+        below = shape_at("square", (100.0, 100.0), size)
+        above = shape_at("square", (100.0 + seen * width, 100.0), size)
         _, _, visible = render(Layout("fog", (below, above)), side, 0, np.random.default_rng(0))
         assert visible.tolist() == [seen > MIN_VISIBLE, True]
 
 
-def test_a_thing_at_the_edge_is_cut_off_with_its_box():
-    layout = Layout("fog", (thing("circle", (3.0, 40.0), 40.0),))
+def test_an_object_at_the_edge_is_cut_off_with_its_box():
+    layout = Layout("fog", (shape_at("circle", (3.0, 40.0), 40.0),))
     _, boxes, _ = render(layout, 80, 0, np.random.default_rng(0))
     assert boxes[0, 0] == 0 and 20 < boxes[0, 2] < 24
 
 
-def test_an_empty_picture_is_described_by_its_background():
+def test_an_empty_image_is_described_by_its_background():
     rng = np.random.default_rng(0)
     for background in BACKGROUNDS:
         assert describe(Layout(background, ()), np.zeros(0, bool), rng).endswith(background)
@@ -241,24 +247,24 @@ def test_an_outline_fills_its_square_without_leaving_it(name):
 
 
 PARTS = {
-    "near": (dataclasses.replace(PICTURES, stream=0, num_things=(1, 1)), 3),
-    "far": (PICTURES, 5),
+    "near": (dataclasses.replace(IMAGES, stream=0, num_objects=(1, 1)), 3),
+    "far": (IMAGES, 5),
 }
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("scenes") / "set"
-    write_pictures(directory, PARTS, with_boxes=False)
+    write_scenes(directory, PARTS, with_boxes=False)
     return directory
 
 
 @pytest.fixture
 def no_drawing(monkeypatch):
     def refuse(*arguments):
-        raise AssertionError("a picture was drawn")
+        raise AssertionError("an image was drawn")
 
-    # The pictures themselves are drawn in other processes.
+    # The images themselves are drawn in other processes.
     monkeypatch.setattr(dataset.concurrent.futures, "ProcessPoolExecutor", refuse)
 
 
@@ -272,12 +278,16 @@ def test_a_data_set_holds_its_parts_in_order(written):
     assert source.kind == "image_text" and len(source) == 8
     expected = [draw_record(p, i, False) for p, count in PARTS.values() for i in range(count)]
     assert [source[i] for i in range(len(source))] == expected
-    json.dumps(source.description)
+    description = json.loads(json.dumps(source.description))
+    # The keys of directories that earlier versions wrote.
+    assert list(description["parts"]["near"]) == [
+        "stream", "seed", "side", "num_things", "sizes", "overlap", "typicality", "clutter", "count"
+    ]  # fmt: skip
 
 
 def test_a_complete_data_set_is_kept(written, no_drawing):
     before = checksums(written)
-    write_pictures(written, PARTS, with_boxes=False)
+    write_scenes(written, PARTS, with_boxes=False)
     assert checksums(written) == before
 
 
@@ -286,16 +296,16 @@ def test_a_set_whose_drawing_was_cut_short_is_drawn_anew(written, tmp_path):
     debris = tmp_path / ".set.partial-x"
     shutil.copytree(written, debris)
     (debris / "manifest.json").unlink()
-    write_pictures(tmp_path / "set", PARTS, with_boxes=False)
+    write_scenes(tmp_path / "set", PARTS, with_boxes=False)
     assert checksums(tmp_path / "set") == checksums(written)
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        {"parts": PARTS | {"far": (PICTURES, 6)}, "with_boxes": False},
+        {"parts": PARTS | {"far": (IMAGES, 6)}, "with_boxes": False},
         {
-            "parts": PARTS | {"far": (dataclasses.replace(PICTURES, seed=4), 5)},
+            "parts": PARTS | {"far": (dataclasses.replace(IMAGES, seed=4), 5)},
             "with_boxes": False,
         },
         {"parts": PARTS, "with_boxes": True},
@@ -305,7 +315,7 @@ def test_a_set_whose_drawing_was_cut_short_is_drawn_anew(written, tmp_path):
 def test_a_data_set_of_another_world_is_refused_and_kept(written, no_drawing, other):
     before = checksums(written)
     with pytest.raises(FileExistsError, match=r"holds another data set \(differing in .*delete it"):
-        write_pictures(written, **other)
+        write_scenes(written, **other)
     assert checksums(written) == before
 
 
@@ -313,4 +323,4 @@ def test_a_directory_without_a_manifest_is_refused(written, tmp_path, no_drawing
     shutil.copytree(written, tmp_path / "set")
     (tmp_path / "set" / "manifest.json").unlink()
     with pytest.raises(FileExistsError, match="holds no complete data set: delete it"):
-        write_pictures(tmp_path / "set", PARTS, with_boxes=False)
+        write_scenes(tmp_path / "set", PARTS, with_boxes=False)

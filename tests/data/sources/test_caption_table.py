@@ -11,8 +11,8 @@ from regionclip_jax.data.sources.caption_table import CaptionTableSource
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    for name in ("a.jpg", "b.jpg", "pictures/c.jpg"):
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.jpg", "images/c.jpg"):
         (tmp_path / name).write_bytes(name.encode())
     return tmp_path
 
@@ -30,28 +30,28 @@ def contents(source):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("t.csv", 'image,caption\na.jpg,one\npictures/c.jpg,"two, ""three"""\n'),
+        ("t.csv", 'image,caption\na.jpg,one\nimages/c.jpg,"two, ""three"""\n'),
         (
             "t.csv",
-            '\ufeffCaption , id,FILEPATH\r\none,1,a.jpg\r\n"two, ""three""",2,pictures/c.jpg',
+            '\ufeffCaption , id,FILEPATH\r\none,1,a.jpg\r\n"two, ""three""",2,images/c.jpg',
         ),
-        ("t.csv", 'a.jpg,one\npictures/c.jpg,"two, ""three"""\n'),
-        ("t.tsv", 'one\ta.jpg\ntwo, "three"\tpictures/c.jpg\n'),
-        ("t.TSV", 'title\tfile\none\ta.jpg\n\ntwo, "three"\tpictures/c.jpg\n'),
+        ("t.csv", 'a.jpg,one\nimages/c.jpg,"two, ""three"""\n'),
+        ("t.tsv", 'one\ta.jpg\ntwo, "three"\timages/c.jpg\n'),
+        ("t.TSV", 'title\tfile\none\ta.jpg\n\ntwo, "three"\timages/c.jpg\n'),
         (
             "t.jsonl",
             '{"file_name": "a.jpg", "text": "one"}\n\n'
-            '{"text": "two, \\"three\\"", "file_name": "pictures/c.jpg"}',
+            '{"text": "two, \\"three\\"", "file_name": "images/c.jpg"}',
         ),
     ],
 )
 def test_columns_are_found_by_name_or_by_the_files_that_are_there(folder, name, text):
     source = CaptionTableSource(table(folder, text, name))
-    assert contents(source) == {"a.jpg": ("one",), "pictures/c.jpg": ('two, "three"',)}
-    assert source[1].image == b"pictures/c.jpg" and source.sizes() is None
+    assert contents(source) == {"a.jpg": ("one",), "images/c.jpg": ('two, "three"',)}
+    assert source[1].image == b"images/c.jpg" and source.sizes() is None
 
 
-def test_rows_of_one_picture_are_one_record_and_a_caption_may_have_lines(folder):
+def test_rows_of_one_image_are_one_record_and_a_caption_may_have_lines(folder):
     text = 'file,text\nb.jpg,one\na.jpg,"two\nlines"\nb.jpg,three\n'
     source = CaptionTableSource(table(folder, text))
     assert contents(source) == {"b.jpg": ("one", "three"), "a.jpg": ("two\nlines",)}
@@ -75,12 +75,12 @@ def test_rows_of_one_picture_are_one_record_and_a_caption_may_have_lines(folder)
     ],
 )
 def test_a_row_that_cannot_be_used_is_counted_and_loses_no_other(folder, row, kind):
-    text = b"image,caption\na.jpg,one\n" + row + b'\nb.jpg,"two"\npictures/c.jpg,three\n'
+    text = b"image,caption\na.jpg,one\n" + row + b'\nb.jpg,"two"\nimages/c.jpg,three\n'
     with pytest.raises(ValueError, match="1 of 4 rows cannot be used") as caught:
         CaptionTableSource(table(folder, text))
     assert kind.replace("_", " ") in str(caught.value)
     source = CaptionTableSource(table(folder, text), max_skipped_fraction=0.25)
-    expected = {"a.jpg": ("one",), "b.jpg": ("two",), "pictures/c.jpg": ("three",)}
+    expected = {"a.jpg": ("one",), "b.jpg": ("two",), "images/c.jpg": ("three",)}
     assert contents(source) == expected
 
 
@@ -138,7 +138,7 @@ def test_any_rows_between_good_ones_lose_none_of_them(name, junk):
         lines.insert(0, separator.join([b"image", b"caption"]))
     with tempfile.TemporaryDirectory() as folder:
         for i in range(3):
-            (Path(folder) / f"{i}.jpg").write_bytes(b"picture")
+            (Path(folder) / f"{i}.jpg").write_bytes(b"image")
         path = Path(folder) / name
         path.write_bytes(b"\n".join(lines))
         found = contents(CaptionTableSource(path, max_skipped_fraction=1.0))

@@ -7,7 +7,7 @@ from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.sources.pascal_voc import PascalVocSource
 
 
-def thing(name, corners, more=""):
+def annotated(name, corners, more=""):
     keys = ("xmin", "ymin", "xmax", "ymax")
     box = "".join(f"<{key}>{value}</{key}>" for key, value in zip(keys, corners, strict=True))
     return f"<object><name>{name}</name>{more}<bndbox>{box}</bndbox></object>"
@@ -19,8 +19,8 @@ def root(tmp_path, encode_image):
         (tmp_path / name).mkdir(parents=True)
     for name, width in (("one.jpg", 16), ("two.jpg", 8), ("three.png", 4)):
         (tmp_path / "JPEGImages" / name).write_bytes(encode_image(width, 12, width))
-    annotate(tmp_path, "one", thing("dog", (1, 2, 16, 12)) + thing("cat", (3, 3, 99, 5)))
-    annotate(tmp_path, "two", thing("dog", (2, 2, 4, 4), "<difficult>1</difficult>"))
+    annotate(tmp_path, "one", annotated("dog", (1, 2, 16, 12)) + annotated("cat", (3, 3, 99, 5)))
+    annotate(tmp_path, "two", annotated("dog", (2, 2, 4, 4), "<difficult>1</difficult>"))
     annotate(tmp_path, "three", "<filename>three.png</filename>")
     (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("two  1\none -1\n\nthree\n")
     return tmp_path
@@ -48,7 +48,7 @@ def test_boxes_count_pixels_from_one_and_include_the_last(root):
     ("content", "head"),
     [
         ("<object>", ""),
-        (thing("&lol;", (1, 1, 2, 2)), '<!DOCTYPE a [<!ENTITY lol "lol">]>'),
+        (annotated("&lol;", (1, 1, 2, 2)), '<!DOCTYPE a [<!ENTITY lol "lol">]>'),
         ("", '<?xml version="1.0" encoding="nonsense"?>'),
         ("\0", ""),
     ],
@@ -63,10 +63,10 @@ def test_a_file_that_is_no_plain_xml_is_counted(root, content, head):
 @pytest.mark.parametrize(
     "content",
     [
-        thing("", (1, 2, 3, 4)),
-        thing("dog", ("x", 2, 3, 4)),
-        thing("dog", ("nan", 2, 3, 4)),
-        thing("dog", (9, 2, 3, 4)),
+        annotated("", (1, 2, 3, 4)),
+        annotated("dog", ("x", 2, 3, 4)),
+        annotated("dog", ("nan", 2, 3, 4)),
+        annotated("dog", (9, 2, 3, 4)),
         "<object><name>dog</name></object>",
     ],
 )
@@ -85,5 +85,5 @@ def test_what_is_missing_is_named(root):
     with pytest.raises(ValueError, match=r"missing or unreadable 1 \(one\.jpg\)"):
         PascalVocSource(root, "val")
     (root / "ImageSets" / "Main" / "empty.txt").write_text("three\n")
-    with pytest.raises(ValueError, match="no picture of the list has an object"):
+    with pytest.raises(ValueError, match="no image of the list has an object"):
         PascalVocSource(root, "empty")

@@ -13,7 +13,7 @@ from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 SIZES = [(10, 20), (40, 30), (8, 8), (16, 64)]
 
 
-def picture(number) -> bytes:
+def image(number) -> bytes:
     height, width = SIZES[number]
     file = io.BytesIO()
     Image.fromarray(np.full((height, width, 3), 40 * number, np.uint8)).save(file, "PNG")
@@ -79,7 +79,7 @@ def coco_like(prepare, features):
         features,
         [
             {
-                "image": io.BytesIO(picture(number) if number != 2 else b"broken"),
+                "image": io.BytesIO(image(number) if number != 2 else b"broken"),
                 "image/filename": f"{number}.png",
                 "image/id": 100 + number,
                 "captions": [{"id": 1, "text": f"é {number}"}, {"id": 2, "text": "again"}],
@@ -94,18 +94,18 @@ def by_key(source):
     return {source[i].key: source[i] for i in range(len(source))}
 
 
-def test_captions_come_with_the_encoded_picture(coco_like):
+def test_captions_come_with_the_encoded_image(coco_like):
     source = TfdsCaptionsSource(coco_like, "train")
     found = by_key(source)
     assert set(found) == {f"{i}.png" for i in range(4)}
-    assert found["1.png"].image == picture(1) and found["1.png"].captions == ("é 1", "again")
+    assert found["1.png"].image == image(1) and found["1.png"].captions == ("é 1", "again")
     copy = pickle.loads(pickle.dumps(source))
     assert repr(copy) == repr(source) and copy[3] == source[3]
     assert len(TfdsCaptionsSource(coco_like, "train[:50%]")) == 2
     assert "tensorflow" not in sys.modules
 
 
-def test_boxes_are_shares_of_the_picture_that_become_pixels(coco_like):
+def test_boxes_are_shares_of_the_image_that_become_pixels(coco_like):
     source = TfdsBoxesSource(coco_like, "train")
     assert source.category_names == ("cat", "dog") and source.category_ids == (1, 2)
     index = [i for i in range(4) if i != broken(source)]
@@ -132,7 +132,7 @@ def broken(source) -> int:
     raise AssertionError("no record is broken")
 
 
-def test_a_picture_that_cannot_be_read_is_left_to_its_visits(coco_like):
+def test_an_image_that_cannot_be_read_is_skipped_when_it_is_sampled(coco_like):
     training_set = TrainingSet(TfdsBoxesSource(coco_like, "train"), ("dog",), max_boxes=2)
     assert training_set.report["images that cannot be read"] == 1 and len(training_set) == 4
     skipped = 0
@@ -149,7 +149,7 @@ def test_captions_may_be_one_text(prepare, features):
 
     path = prepare(
         {"image": features["image"], "text": tfds.features.Text()},
-        [{"image": io.BytesIO(picture(0)), "text": "words"}],
+        [{"image": io.BytesIO(image(0)), "text": "words"}],
     )
     record = TfdsCaptionsSource(path, "train")[0]
     assert record.key == "#0" and record.captions == ("words",)
@@ -165,8 +165,8 @@ def test_what_does_not_fit_is_refused_with_what_is_there(prepare, features, coco
     with pytest.raises(ValueError, match=r"split 'test' cannot be read .* it has \['train'\]"):
         TfdsCaptionsSource(coco_like, "test")
     path = prepare({"label": np.int64}, [{"label": 1}])
-    with pytest.raises(ValueError, match=r"a picture as feature 'image', found \['label'\]"):
+    with pytest.raises(ValueError, match=r"an image as feature 'image', found \['label'\]"):
         TfdsCaptionsSource(path, "train")
-    path = prepare({"image": features["image"]}, [{"image": io.BytesIO(picture(0))}])
+    path = prepare({"image": features["image"]}, [{"image": io.BytesIO(image(0))}])
     with pytest.raises(ValueError, match=r"feature of captions .* found \['image'\]"):
         TfdsCaptionsSource(path, "train")

@@ -101,7 +101,7 @@ def test_keys_that_differ_and_rows_that_are_broken_are_record_errors(tmp_path):
 
 
 def test_files_that_do_not_pair_are_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no picture file"):
+    with pytest.raises(FileNotFoundError, match="no image file"):
         TsvPairsSource(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         TsvPairsSource(tmp_path / "nowhere")

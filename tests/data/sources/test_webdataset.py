@@ -24,7 +24,7 @@ def write(path, files, tar_format=tarfile.USTAR_FORMAT):
 
 
 def sample(key, ending="jpg"):
-    return [(f"{key}.{ending}", f"picture {key}".encode()), (f"{key}.txt", f"é {key}".encode())]
+    return [(f"{key}.{ending}", f"image {key}".encode()), (f"{key}.txt", f"é {key}".encode())]
 
 
 def records(source):
@@ -37,7 +37,7 @@ def test_samples_come_in_the_order_of_their_shards(tmp_path):
     (tmp_path / "00000.parquet").write_bytes(b"")
     source = WebDatasetSource(tmp_path)
     assert [r.key for r in records(source)] == ["a1", "a2", "b1", "b2"]
-    assert source[2].image == b"picture b1" and source[2].captions == ("é b1",)
+    assert source[2].image == b"image b1" and source[2].captions == ("é b1",)
     assert source.report == {"shards": 2, "samples": 4} and source.sizes() is None
     with pytest.raises(IndexError):
         _ = source[4]
@@ -46,7 +46,7 @@ def test_samples_come_in_the_order_of_their_shards(tmp_path):
 
 def test_a_caption_stands_in_the_text_or_else_in_the_json(tmp_path):
     both = [*sample("a"), ("a.json", b'{"caption": "other"}')]
-    alone = [("b.jpg", b"picture b"), ("b.json", json.dumps({"caption": "ü b"}).encode())]
+    alone = [("b.jpg", b"image b"), ("b.json", json.dumps({"caption": "ü b"}).encode())]
     write(tmp_path / "0.tar", [*both, *alone])
     assert [r.captions for r in records(WebDatasetSource(tmp_path))] == [("é a",), ("ü b",)]
 
@@ -80,19 +80,19 @@ def test_a_shard_that_is_cut_keeps_what_is_whole_and_is_named(tmp_path):
     write(tmp_path / "0.tar", sample("a"))
     write(tmp_path / "1.tar", [*sample("b"), *sample("c")])
     data = (tmp_path / "1.tar").read_bytes()
-    # Within c's text, behind its picture.
+    # Within c's text, behind its image.
     (tmp_path / "1.tar").write_bytes(data[: 7 * 512 + 3])
     with pytest.raises(ValueError, match=r"1 of 2 shards are cut .*1\.tar ends at byte 3587"):
         WebDatasetSource(tmp_path, max_skipped_fraction=0.4)
     source = WebDatasetSource(tmp_path, max_skipped_fraction=0.5)
     assert [r.key for r in records(source)] == ["a", "b"]
     assert source.report["shards_cut_short"] == 1 and "1.tar" in source.named["shards_cut_short"][0]
-    # The picture whose text is behind the cut.
+    # The image whose text is behind the cut.
     assert source.report["samples_without_caption"] == 1
 
 
 def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path):
-    lone = [("x.jpg", b"picture"), ("y.txt", b"text")]
+    lone = [("x.jpg", b"image"), ("y.txt", b"text")]
     double = [("a.jpg", b"another"), ("b.png", b"another")]
     good = [file for key in "abcdef" for file in sample(key)]
     write(tmp_path / "0.tar", [*good, *lone, *double])
@@ -102,7 +102,7 @@ def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path
         write(tmp_path / "0.tar", [*good, *double])
         WebDatasetSource(tmp_path, max_skipped_fraction=0.1)
     source = WebDatasetSource(tmp_path, max_skipped_fraction=0.2)
-    assert source[0].image == b"picture a" and source.report["files_there_twice"] == 2
+    assert source[0].image == b"image a" and source.report["files_there_twice"] == 2
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path
     ],
 )
 def test_a_caption_that_cannot_be_read_is_a_record_error(tmp_path, name, content, message):
-    write(tmp_path / "0.tar", [("a.jpg", b"picture"), (name, content), *sample("b")])
+    write(tmp_path / "0.tar", [("a.jpg", b"image"), (name, content), *sample("b")])
     source = WebDatasetSource(tmp_path)
     with pytest.raises(RecordError, match=rf"record 0\.tar: a: .*{message}"):
         _ = source[0]
@@ -168,6 +168,6 @@ def test_damage_anywhere_in_a_shard_loses_no_sample_before_it(data):
             except RecordError:
                 continue
             found[record.key] = record
-        # Four blocks a sample: two headers, a picture, a text.
+        # Four blocks a sample: two headers, an image, a text.
         for record in before[: min(changes) // (4 * 512)]:
             assert found[record.key] == record

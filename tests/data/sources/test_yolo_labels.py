@@ -23,7 +23,7 @@ def label(root, name, text):
     (root / "labels" / "val" / f"{name}.txt").write_text(text)
 
 
-def test_boxes_are_shares_of_the_picture_around_their_middle(root):
+def test_boxes_are_shares_of_the_image_around_their_middle(root):
     source = YoloLabelsSource(root, "val")
     assert source.category_names == ("dog", "cat") and source.category_ids == (1, 2)
     assert source[0].boxes.tolist() == [[4, 3, 12, 9], [0, 0, 4, 12]]
@@ -42,7 +42,7 @@ def test_boxes_are_shares_of_the_picture_around_their_middle(root):
                                   "0 0.5 0.5 -0.1 0.1", "0 8 6 4 2", "0 1 2 3 4 5 6"])  # fmt: skip
 def test_a_line_that_cannot_be_used_is_counted(root, line):
     label(root, "b", line)
-    with pytest.raises(ValueError, match=r"1 of 5 lines .* unusable 1 \(b\.txt 1: "):
+    with pytest.raises(ValueError, match=r"1 of 5 lines .* malformed 1 \(b\.txt 1: "):
         YoloLabelsSource(root, "val")
     assert YoloLabelsSource(root, "val", max_skipped_fraction=0.2).report["boxes"] == 3
 
@@ -76,5 +76,5 @@ def test_what_is_missing_or_broken_is_named(root):
     assert len(YoloLabelsSource(root, "val", max_skipped_fraction=0.4)) == 2
     for name in ("a", "c"):
         (root / "labels" / "val" / f"{name}.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no NAME\.txt for any picture"):
+    with pytest.raises(FileNotFoundError, match=r"no NAME\.txt for any image"):
         YoloLabelsSource(root, "val")
