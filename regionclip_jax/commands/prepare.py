@@ -38,12 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shard-size", type=int, default=8192, help="records of a shard")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument(
-        "--fault-fraction", type=float, default=0.01, help="stop when more records are unusable ..."
+        "--fault-fraction", type=float, default=0.01, help="stop when more records are skipped ..."
     )
     parser.add_argument("--fault-minimum", type=int, default=100, help="... and at least this many")
     parser.add_argument(
         "--benchmark", nargs="?", const=512, metavar="N", type=int,
-        help="write nothing; read N random records (512) and say whether preparing pays",
+        help="write nothing; read N random records (512) and report whether preparing pays",
     )  # fmt: skip
     parser.add_argument("--verify", metavar="DIR", type=Path, help="check a directory's checksums")
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from regionclip_jax.data.images import decode_image
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.reporting.drawing import Mark
-from regionclip_jax.reporting.galleries import Panel, draw_gallery, write_png
+from regionclip_jax.reporting.galleries import Panel, draw_gallery
 
 _EXAMPLES = 8
 
@@ -44,10 +44,6 @@ def draw(
         title="What is in the box?",
         subtitle="zero-shot names of ground-truth boxes on held-out drawn scenes",
     )
-
-
-def write(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    write_png(path, image)
 
 
 def _mark(box, label: int, results: Sequence[dict], class_names: Sequence[str]) -> Mark:

@@ -17,6 +17,7 @@ from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.data.scenes.dataset import Pictures, write_pictures
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.jobs import evaluate, pretrain, recognition_gallery, train_clip
+from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ScenesExperimentSettings, ScenesSettings, as_plain
 from regionclip_jax.sharding.barriers import barrier
@@ -132,7 +133,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         {name: evaluation.results for name, evaluation in evaluations.items()},
         class_names=SHAPES,
     )
-    recognition_gallery.write(workdir / "regions.png", image)
+    write_png(workdir / "regions.png", image)
     evaluate.report(workdir, metrics, step=settings.pretrain.run.num_steps, picture=image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
