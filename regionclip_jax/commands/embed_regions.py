@@ -22,6 +22,7 @@ from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.pictures import list_pictures, read_picture
 from regionclip_jax.data.records import RecordError
+from regionclip_jax.files import replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
 from regionclip_jax.text.names import resolve_names
@@ -81,7 +82,8 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
         boxes = None if given is None else given[path.name]
         arrays = features_of(model, image, boxes, classes, options.num_proposals)
         # The name with its suffix, so that a.jpg and a.png do not overwrite each other.
-        np.savez(output / f"{path.name}.npz", **arrays)
+        with replaced_file(output / f"{path.name}.npz") as file:
+            np.savez(file, **arrays)
         spent = time.monotonic() - began
         left = spent / number * (len(paths) - number)
         print(
