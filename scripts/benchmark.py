@@ -57,17 +57,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     modes = parser.add_subparsers(dest="what", required=True)
-    for name, room in _MODES.items():
-        mode = modes.add_parser(name, description=room.__doc__, formatter_class=_Help)
-        room.add_arguments(mode)
+    for name, module in _MODES.items():
+        mode = modes.add_parser(name, description=module.__doc__, formatter_class=_Help)
+        module.add_arguments(mode)
         mode.add_argument("--repeats", type=int, default=5)
         mode.add_argument("--json", metavar="FILE", type=Path, help="write all numbers")
         if name != "data":
             mode.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-            mode.add_argument("--torch", action="store_true", help="PyTorch's in turns with ours")
+            mode.add_argument("--torch", action="store_true", help="time PyTorch too, alternately")
             mode.add_argument(
                 "--torch_compile", action=argparse.BooleanOptionalAction,
-                help="networks and steps by torch.compile too (default: on a GPU)",
+                help="time torch.compile of networks and steps too (default: on a GPU)",
             )  # fmt: skip
     args = parser.parse_args(arguments)
     missing = [name for name in ("torch", "torchvision") if not importlib.util.find_spec(name)]

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--captions", metavar="FILE", help="as scripts/build_concepts.py reads")
-    parser.add_argument("--number", type=int, default=20_000, help="of captions, at most")
+    parser.add_argument("--number", type=int, default=20_000, help="most captions to read")
     parser.add_argument("--concepts", action="store_true", help="time the search for concepts too")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)

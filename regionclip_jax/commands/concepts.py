@@ -28,7 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--captions", metavar="FILE", nargs="+", required=True)
     parser.add_argument("--output", metavar="FILE", required=True, help=".txt file to write")
     parser.add_argument(
-        "--min-count", type=int, default=100, help="captions that name a concept, at least (100)"
+        "--min-count",
+        type=int,
+        default=100,
+        help="least captions that name a concept (100)",
     )
     parser.add_argument(
         "--phrases",
@@ -36,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         default="compounds",
         help='"rack", also "spice rack" (default), also "wooden spice rack"',
     )
-    parser.add_argument("--stop", metavar="FILE", help="names file of concepts to leave out")
-    parser.add_argument("--add", metavar="FILE", help="names file of concepts to take in any case")
+    parser.add_argument("--stop", metavar="FILE", help="names file of concepts to exclude")
+    parser.add_argument("--add", metavar="FILE", help="names file of concepts for any count")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores")
     options = parser.parse_args(arguments)
     if options.min_count < 1 or options.processes < 1:

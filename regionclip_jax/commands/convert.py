@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="FILE",
         help="bare tensor of class embeddings [C, D] to store as DIR/vocabulary.npz",
     )
-    parser.add_argument("--names", metavar="TXT", help="their names, one a line")
+    parser.add_argument("--names", metavar="TXT", help="names file of its rows")
     options = parser.parse_args(arguments)
     if not (options.source or options.localizer or options.trunk or options.vocabulary):
         parser.error(

@@ -38,12 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--classes",
         metavar="NAMES",
-        help='"cat, remote control", a .txt with one name a line, a .json with categories (COCO, '
-        "LVIS), or a vocabulary .npz; default: the model directory's own vocabulary.npz",
+        help='"cat, remote control", a names file (.txt with one name a line, .json with '
+        "categories), or a vocabulary .npz; default: the model directory's own vocabulary.npz",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     parser.add_argument("--score", type=float, default=0.5, help="keep probabilities above this")
-    parser.add_argument("--max_boxes", type=int, default=30, help="the best so many of an image")
+    parser.add_argument("--max_boxes", type=int, default=30, help="most boxes of an image")
     parser.add_argument(
         "--all_names",
         action="store_true",
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--objectness", choices=("reference", "sigmoid", "none"), default="reference",
-        help="how the localizer's word counts in the order of detections",
+        help="use of the localizer's objectness in the order of detections",
     )  # fmt: skip
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)

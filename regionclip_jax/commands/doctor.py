@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("directory", nargs="*", type=Path, help="model directories to examine")
     parser.add_argument(
-        "--write", action="store_true", help="note what the models say now as what they should say"
+        "--write", action="store_true", help="record the present scores as the expected ones"
     )
     options = parser.parse_args(arguments)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--concepts",
         metavar="NAMES",
         required=True,
-        help='"cat, remote control", a .txt with one name a line, or an annotation .json',
+        help='"cat, remote control", a names file: one name a line, or .json with categories',
     )
     parser.add_argument("--output", metavar="FILE", required=True, help=".npz file to write")
     parser.add_argument(

@@ -23,6 +23,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.image_files import list_images
 from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.files import replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
 from regionclip_jax.text.names import resolve_names
@@ -82,7 +83,8 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
         boxes = None if given is None else given[path.name]
         arrays = features_of(model, image, boxes, classes, options.num_proposals)
         # The name with its suffix, so that a.jpg and a.png do not overwrite each other.
-        np.savez(output / f"{path.name}.npz", **arrays)
+        with replaced_file(output / f"{path.name}.npz") as file:
+            np.savez(file, **arrays)
         spent = time.monotonic() - began
         left = spent / number * (len(paths) - number)
         print(

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--benchmark", nargs="?", const=512, metavar="N", type=int,
-        help="write nothing; read N random records (512) and say whether preparing pays",
+        help="write nothing; read N random records (512) and report whether preparing pays",
     )  # fmt: skip
     parser.add_argument("--verify", metavar="DIR", type=Path, help="check a directory's checksums")
     options = parser.parse_args(arguments)

@@ -223,7 +223,7 @@ def _training(training: Training, mesh):
     )
     frozen = training.abstract_frozen()
     frozen = abstract_arrays(frozen, parameter_shardings(frozen, mesh))
-    return function, (state, frozen, _split(training.abstract_batch(), mesh))
+    return function, (state, frozen, _sharded(training.abstract_batch(), mesh))
 
 
 def _prediction(config: EvaluateSettings, preset, localizer, num_classes: int, mesh):
@@ -232,8 +232,8 @@ def _prediction(config: EvaluateSettings, preset, localizer, num_classes: int, m
     )
     whole = jax.tree.map(lambda _: replicated_sharding(mesh), parts.variables)
     function = jax.jit(parts.step, out_shardings=batch_sharding(mesh))
-    return function, (abstract_arrays(parts.variables, whole), _split(parts.batch, mesh))
+    return function, (abstract_arrays(parts.variables, whole), _sharded(parts.batch, mesh))
 
 
-def _split(batch, mesh):
+def _sharded(batch, mesh):
     return abstract_arrays(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))

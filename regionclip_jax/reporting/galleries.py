@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from regionclip_jax.files import replaced_file
 from regionclip_jax.reporting.drawing import COLOURS, Mark, draw_marks, font
 
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (31, 36, 43), (105, 114, 125), (222, 226, 231)
@@ -93,9 +94,8 @@ def draw_gallery(
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
     """Write an image as PNG; create missing directories."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, format="PNG", optimize=True)
+    with replaced_file(path) as file:
+        Image.fromarray(image).save(file, format="PNG", optimize=True)
 
 
 def _draw_caption(draw, x: int, y: int, width: int, name: str, marks: Sequence[Mark]) -> None:

@@ -38,6 +38,8 @@ class Progress:
         hooks = [(1, progress.started), (100, progress.report)]
 
     ``started`` begins the measurement after the first step, which excludes its compilation.
+    ``clu.periodic_actions.ReportProgress`` counts the time of saving in its rate, and does not
+    measure the wait for data.
 
     Args:
         num_steps: updates done at the end of the run.

@@ -20,13 +20,13 @@ Count = Annotated[int, "at least 1"]
 _MAY_CHANGE = "may_change"
 
 
-def may_change(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+def may_change(default: Any = dataclasses.MISSING) -> Any:
     """Declare a field that a resumed run may change, because it does not affect the result.
 
     Examples are paths, log intervals, threads, memory and devices. All other fields must stay the
     same on resume.
     """
-    return dataclasses.field(default=default, default_factory=factory, metadata={_MAY_CHANGE: True})
+    return dataclasses.field(default=default, metadata={_MAY_CHANGE: True})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Consistency check across hosts of one run.
 
 Processes that run different programs do not fail: they wait for each other without end, or train
-something unintended. So facts that could differ between hosts are compared before compilation. With
-one process the checks do nothing.
+something unintended. So facts that could differ between hosts are compared before compilation.
+``multihost_utils.assert_equal`` compares arrays, and cannot name the key that differs. With one
+process the checks do nothing.
 """
 
 import hashlib

@@ -37,14 +37,14 @@ def shard(tree: Tree, shardings: Tree) -> Tree:
     state would then delete the caller's arrays.
     """
 
-    def split(leaf, sharding):
+    def shard_leaf(leaf, sharding):
         array = np.asarray(leaf)
         array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
         return jax.make_array_from_callback(
             array.shape, sharding, lambda index: np.array(array[index])
         )
 
-    return jax.tree.map(split, tree, shardings)
+    return jax.tree.map(shard_leaf, tree, shardings)
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:

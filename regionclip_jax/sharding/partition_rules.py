@@ -1,7 +1,8 @@
 """Partition rules: regular expressions on parameter paths to specs; the first match wins.
 
 Large tensors are sharded along their output channels over the ``fsdp`` axis; small ones are
-replicated. With an axis of one device all are replicated. The rules change numbers only by rounding
+replicated. Flax's logical axes would stand in every module, and not cover the optimizer's state.
+With an axis of one device all are replicated. The rules change numbers only by rounding
 (tests compare steps on sharded and replicated states).
 """
 

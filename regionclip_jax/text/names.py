@@ -13,6 +13,7 @@ A names file is one of two kinds:
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def resolve_names(given: str) -> tuple[str, ...]:
             slash) and is not a file.
         ValueError: as ``read_names`` and ``check_names`` do.
     """
-    if Path(given).is_file() or _LIKE_A_FILE.fullmatch(given):
+    # os.path: a list of names may be longer than a path can be, which Path.is_file does not accept.
+    if os.path.isfile(given) or _LIKE_A_FILE.fullmatch(given):
         return read_names(given)
     return check_names(given.split(","), "class list")
 

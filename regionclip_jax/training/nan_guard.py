@@ -1,4 +1,7 @@
-"""Stop a run, and above all prevent a save, when a number is not finite."""
+"""Stop a run, and above all prevent a save, when a number is not finite.
+
+``optax.apply_if_finite`` skips such updates and trains on, which hides the cause.
+"""
 
 import math
 from collections.abc import Callable, Mapping

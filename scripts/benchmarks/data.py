@@ -29,15 +29,15 @@ _SIZES = ((480, 640), (480, 640), (480, 640), (640, 480), (427, 640))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="coco_folder", help="as data.source in a recipe")
-    parser.add_argument("--path", help="of the source; without one images are drawn")
+    parser.add_argument("--path", help="path of the source; without it images are drawn")
     parser.add_argument("--split", default="", help='of a COCO folder, e.g. "train2017"')
     parser.add_argument("--max_skipped_fraction", type=float, default=0.01, help="as in a recipe")
-    parser.add_argument("--images", type=int, default=64, help="to draw, or to time reading of")
-    parser.add_argument("--short_side", type=int, default=800, help="the rest in proportion")
+    parser.add_argument("--images", type=int, default=64, help="images to draw, or to read")
+    parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of each process")
-    parser.add_argument("--workers", type=int, default=0, help="processes, timed too if any")
+    parser.add_argument("--workers", type=int, default=0, help="processes; timed if not 0")
     parser.add_argument("--batch", type=int, default=96, help="records of a step")
-    parser.add_argument("--step_ms", type=float, default=100, help="that a step takes")
+    parser.add_argument("--step_ms", type=float, default=100, help="duration of a training step")
 
 
 def measure(args: argparse.Namespace) -> dict:

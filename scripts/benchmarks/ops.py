@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kept", type=int, default=2_000, help="boxes after NMS")
     parser.add_argument("--scored", type=int, default=1_000, help="boxes before NMS per class")
     parser.add_argument("--classes", type=int, nargs="+", default=[65, 1203])
-    parser.add_argument("--tokens", type=int, default=2210, help="that attend to one another")
+    parser.add_argument("--tokens", type=int, default=2210, help="tokens of one attention")
     parser.add_argument("--heads", type=int, default=12)
 
 

@@ -141,6 +141,8 @@ def test_a_path_is_never_a_class_name(tmp_path, monkeypatch):
             resolve_names(missing)
     for name in ("TV/monitor", "St. Bernard", "dr.pepper, 7.5 oz can"):
         assert resolve_names(name) == tuple(part.strip() for part in name.split(","))
+    many = [f"name {number}" for number in range(1203)]
+    assert resolve_names(", ".join(many)) == tuple(many)
     (tmp_path / "classes.csv").write_text("cat,5\ndog,4\n")
     (tmp_path / "list").write_text("cat\ndog\n")
     assert resolve_names("classes.csv") == resolve_names("list") == ("cat", "dog")
