@@ -35,7 +35,7 @@ from regionclip_jax.data.pictures import Picture, check_boxes, make_batch, place
 from regionclip_jax.data.transforms import scale_boxes
 from regionclip_jax.jobs.assembly import compute_dtype
 from regionclip_jax.jobs.concept_pool import embed_names
-from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.settings import (
@@ -106,7 +106,9 @@ class RegionCLIP:
         self.directory = Path(directory)
         variables, self.card = load_model(directory)
         self.config = self.card.architecture
-        self.temperature = math.exp(-float(variables["params"]["logit_scale"]))
+        log_scale, _ = logit_scale_and_bias(variables["params"])
+        # A bias would cancel in the softmax over classes.
+        self.temperature = math.exp(-float(log_scale))
         self._model = CLIP(self.config, dtype=compute_dtype(dtype))
         self._variables = jax.device_put(variables)
         self._encoder = describe_encoder(self.config, variables["params"])
@@ -121,7 +123,8 @@ class RegionCLIP:
         if has_heads(directory):
             heads, _ = load_heads(directory)
             self._box_head = jax.device_put({"params": heads["box_head"]})
-        self._limits, self._batch_size = (short_side, max_long_side), batch_size
+        self._resize = (short_side, max_long_side, self.config.preprocessing.resize)
+        self._batch_size = batch_size
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
         )
@@ -178,7 +181,7 @@ class RegionCLIP:
             ValueError: the boxes have another shape, or one is not finite or has no area.
         """
         boxes = check_boxes(boxes)
-        batch = make_batch([place(image, *self._limits)], [boxes])
+        batch = make_batch([place(image, *self._resize)], [boxes])
         found = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
         return np.asarray(found[0, : len(boxes)], np.float32)
 
@@ -328,7 +331,7 @@ class RegionCLIP:
         )
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
-            placed = place(image, *self._limits)
+            placed = place(image, *self._resize)
             by_canvas[placed.canvas.shape].append((number, placed))
         results = {}
         for members in by_canvas.values():

@@ -21,7 +21,7 @@ from regionclip_jax.artifacts.model_card import (
     ModelCard,
 )
 from regionclip_jax.models.clip import init_variables
-from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.waiting import wait_for_all
 
 PARAMS_NAME = "params"

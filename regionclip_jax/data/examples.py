@@ -20,7 +20,7 @@ from regionclip_jax.data.transforms import (
     resize_short_side,
     scale_boxes,
 )
-from regionclip_jax.text.tokenizer import tokenize
+from regionclip_jax.text.tokenizer import tokenizer_named
 
 
 class Fault(NamedTuple):
@@ -134,6 +134,7 @@ class LoadImageText:
         flip_probability: probability of a mirrored image.
         flip_directional_captions: mirror also images whose caption mentions left or right.
         seed: seeds the generator of a sample, together with the global position.
+        tokenizer: name in ``text.tokenizer``.
         context_length: tokens a caption is cut or padded to.
     """
 
@@ -145,6 +146,7 @@ class LoadImageText:
     flip_probability: float
     flip_directional_captions: bool
     seed: int
+    tokenizer: str
     context_length: int
 
     def __call__(self, local: int) -> ImageTextExample | Fault:
@@ -164,7 +166,7 @@ class LoadImageText:
                 image = flip_image(image)
         except RecordError as error:
             return Fault(str(error))
-        (tokens,) = tokenize([caption], self.context_length)
+        (tokens,) = tokenizer_named(self.tokenizer)([caption], self.context_length)
         return ImageTextExample(image, tokens)
 
 

@@ -15,7 +15,6 @@ from regionclip_jax.data.transforms import resize_short_side, scale_boxes
 from regionclip_jax.structures import DetectionBatch
 
 Picture = np.ndarray | Image.Image | str | Path
-_RESIZE = "bilinear_round"
 _FEWEST_ROWS = 25
 
 
@@ -28,8 +27,8 @@ class Placed:
     scale: Float[np.ndarray, " 2"]
 
 
-def place(picture: Picture, short_side: int, max_long_side: int) -> Placed:
-    """Letterbox an image: resize it like the reference's detection, on the smallest canvas.
+def place(picture: Picture, short_side: int, max_long_side: int, resize_method: str) -> Placed:
+    """Letterbox an image: resize it by a method of ``resized_size``, on the smallest canvas.
 
     Raises:
         RecordError: the file is not an image.
@@ -37,7 +36,7 @@ def place(picture: Picture, short_side: int, max_long_side: int) -> Placed:
         FileNotFoundError: no such file.
     """
     original = read_picture(picture)
-    resized = resize_short_side(original, short_side, max_long_side, _RESIZE)
+    resized = resize_short_side(original, short_side, max_long_side, resize_method)
     size = smallest_canvas(canvas_sizes(short_side, max_long_side), *resized.shape[:2])
     canvas = np.zeros((*size, 3), np.uint8)
     place_on_canvas(resized, canvas)

@@ -151,15 +151,26 @@ def _introduce(source, key: str) -> None:
 
 
 def stream_batches(
-    settings: CaptionDataSettings, source, *, batch_size: int, seed: int, start_record: int
+    settings: CaptionDataSettings,
+    source,
+    *,
+    tokenizer: str,
+    batch_size: int,
+    seed: int,
+    start_record: int,
 ) -> Iterator[ImageTextBatch]:
-    """Yield this process's batches from a record count on; count and limit skipped records."""
+    """Yield this process's batches from a record count on; count and limit skipped records.
+
+    Args:
+        tokenizer: name of the trained model's tokenizer (``text.tokenizer``).
+    """
     with blame("data"):
         faults = FaultCounter(settings.fault_fraction, settings.fault_minimum)
         stream = image_text_batches(
             source,
             settings,
             Shard(batch_size, jax.process_index(), jax.process_count()),
+            tokenizer=tokenizer,
             seed=seed,
             start_record=start_record,
             plan=plan_canvases(settings, source),
