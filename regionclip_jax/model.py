@@ -35,7 +35,7 @@ from regionclip_jax.data.loading.decoding import AnyImage
 from regionclip_jax.data.loading.letterbox import Letterbox, check_boxes
 from regionclip_jax.jobs.assembly import compute_dtype
 from regionclip_jax.jobs.concept_pool import embed_names
-from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.ops.host_boxes import host_scale_boxes
@@ -107,7 +107,9 @@ class RegionCLIP:
         self.directory = Path(directory)
         variables, self.card = load_model(directory)
         self.config = self.card.architecture
-        self.temperature = math.exp(-float(variables["params"]["logit_scale"]))
+        log_scale, _ = logit_scale_and_bias(variables["params"])
+        # A bias would cancel in the softmax over classes.
+        self.temperature = math.exp(-float(log_scale))
         self._model = CLIP(self.config, dtype=compute_dtype(dtype))
         self._variables = jax.device_put(variables)
         self._encoder = describe_encoder(self.config, variables["params"])
@@ -122,7 +124,9 @@ class RegionCLIP:
         if has_heads(directory):
             heads, _ = load_heads(directory)
             self._box_head = jax.device_put({"params": heads["box_head"]})
-        self._letterbox, self._batch_size = Letterbox(short_side, max_long_side), batch_size
+        resize = self.config.preprocessing.resize
+        self._letterbox = Letterbox(short_side, max_long_side, resize)
+        self._batch_size = batch_size
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
         )

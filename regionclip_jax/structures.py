@@ -10,12 +10,41 @@ image lies in the top left corner of its canvas; ``sizes`` holds the ``(height, 
 pixels. A ``mask`` is True where a row is real; rows it marks False hold zeros.
 """
 
+import dataclasses
+
 import flax.struct
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # numpy on the host, jax on the device.
 AnyArray = Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Preparation of images for an image tower. The defaults are CLIP's and the reference's.
+
+    Source: docs/reference/towers.md#pixel-normalisation, docs/reference/evaluation.md.
+    """
+
+    # Side of the square image of the positional embedding, in pixels.
+    resolution: int
+    # Of RGB values from 0 to 1.
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    # Resize method (``data.transforms.resized_size``) where no recipe names one.
+    resize: str = "bilinear_round"
+
+
+@flax.struct.dataclass
+class ImageFeatures:
+    """Features computed once per image: the map for regions and, if any, the whole embedding."""
+
+    map: Float[AnyArray, "B h w channels"]
+    # None: the embedding of a whole image is that of the region that covers it.
+    whole: Float[AnyArray, "B D"] | None
+    # (height, width) of each image's part of the map; None means the whole map.
+    cells: Int[AnyArray, "B 2"] | None = None
 
 
 @flax.struct.dataclass

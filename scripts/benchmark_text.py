@@ -8,12 +8,13 @@ which depends little on other processes.
 """
 
 import argparse
+import functools
 import itertools
 import time
 
 from regionclip_jax.data.prepare.caption_files import read_captions
 from regionclip_jax.text.concepts import count_concepts
-from regionclip_jax.text.tokenizer import tokenize
+from regionclip_jax.text.tokenizer import tokenizer_named
 
 _MADE_UP = "A {} {} standing on a wooden table next to the {} of a kitchen."
 _WORDS = ("small", "brown", "dog", "bowl", "window", "refrigerator", "woman", "skateboard")
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     captions = read_captions(options.captions) if options.captions else made_up()
     captions = list(itertools.islice(captions, options.number))
+    tokenize = functools.partial(tokenizer_named("clip"), context_length=77)
     rows = {
         "tokenize, all at once": lambda: tokenize(captions),
         "tokenize, one a call": lambda: [tokenize([caption]) for caption in captions],

@@ -144,14 +144,20 @@ def nano_localizer():
 @pytest.fixture(scope="session")
 def nano_configs():
     """Two architectures small enough to train in a test: a ResNet of 64 px and a ViT of 64 px."""
-    from regionclip_jax.models.presets import CLIPConfig
+    from regionclip_jax.models.modified_resnet import ResNetConfig
+    from regionclip_jax.models.text_transformer import TextConfig
+    from regionclip_jax.models.towers import CLIPConfig
+    from regionclip_jax.models.vision_transformer import ViTConfig
+    from regionclip_jax.structures import Preprocessing
 
-    text = dict(
-        embed_dim=32, vocab_size=600, context_length=16, text_width=64, text_heads=1, text_layers=1
-    )
+    text = TextConfig(vocab_size=600, context_length=16, width=64, heads=1, layers=1)
+    images = {
+        "resnet": ResNetConfig(layers=(1, 1, 1, 1), width=8, heads=4),
+        "vit": ViTConfig(patch_size=16, layers=2, width=64, heads=2),
+    }
     return {
-        "resnet": CLIPConfig(64, (1, 1, 1, 1), 8, None, 4, **text),
-        "vit": CLIPConfig(64, 2, 64, 16, 2, **text),
+        name: CLIPConfig(image, text, Preprocessing(64), embed_dim=32)
+        for name, image in images.items()
     }
 
 

@@ -11,7 +11,12 @@ import jax
 import jax.numpy as jnp
 
 import regionclip_jax
-from regionclip_jax.artifacts.model_card import FILE_NAME, CheckpointMismatch, from_card, to_card
+from regionclip_jax.artifacts.model_card import (
+    FILE_NAME,
+    CheckpointMismatch,
+    part_from_card,
+    part_to_json,
+)
 from regionclip_jax.artifacts.model_checkpoint import load_sealed, save_sealed
 from regionclip_jax.models.box_head import BoxHead
 from regionclip_jax.models.mask_head import MaskHead
@@ -41,7 +46,7 @@ class HeadsCard:
         return "box head" if self.architecture.mask_channels is None else "box and mask heads"
 
     def to_json(self) -> str:
-        return to_card(self)
+        return part_to_json(self)
 
 
 def init_heads(config: HeadsConfig, key: jax.Array) -> dict:
@@ -89,5 +94,5 @@ def load_heads(directory: str | Path) -> tuple[dict, HeadsCard]:
             f"{directory}: expected the heads of a detector in {FOLDER_NAME}/ with {FILE_NAME}; "
             "train one with configs/train_detector.py (a folder without a card was never finished)"
         )
-    card = HeadsCard(*from_card(path.read_text(encoding="utf-8"), path, HeadsConfig))
+    card = HeadsCard(*part_from_card(path.read_text(encoding="utf-8"), path, HeadsConfig))
     return load_sealed(folder, _abstract(card.architecture), card)["params"], card

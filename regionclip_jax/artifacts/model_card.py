@@ -1,20 +1,39 @@
 """``card.json``: architecture and origin of a model directory.
 
-Format 1: {"format": 1, "architecture": {fields of CLIPConfig}, "preset": "RN50" or null,
-"source": {"file": name, "sha256": hex} or {"run": name}, "version": package version}. A localizer's
-card has the fields of LocalizerConfig and no preset.
+Format 2 of a model: {"format": 2, "architecture": {"image": {"kind": "resnet", fields of
+ResNetConfig}, "text": {"kind": "clip", fields of TextConfig}, "preprocessing": {fields of
+Preprocessing}, other fields of CLIPConfig}, "preset": "RN50" or null, "source": {"file": name,
+"sha256": hex} or {"run": name}, "version": package version}. The kinds are those of
+``models.towers``. A field that a card lacks has its default.
+
+Format 1 of a model had flat fields, see ``_Format1``; it stays readable. The cards of localizers
+and heads have format 1, the fields of their config, and no preset.
 """
 
 import dataclasses
+import functools
 import json
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import regionclip_jax
 from regionclip_jax.models.localizer import LocalizerConfig
-from regionclip_jax.models.presets import CLIPConfig, preset_name
+from regionclip_jax.models.modified_resnet import ResNetConfig
+from regionclip_jax.models.presets import preset_name
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, Family, kind_of
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
-FORMAT = 1
 FILE_NAME = "card.json"
+_MODEL_FORMAT = 2
+_PART_FORMAT = 1
+
+Config = TypeVar("Config")
+# (value of "architecture", its place for errors) -> config
+Reader = Callable[[Any, str], Any]
 
 
 class CheckpointMismatch(ValueError):
@@ -44,7 +63,8 @@ class ModelCard:
         return self.preset or str(self.architecture)
 
     def to_json(self) -> str:
-        return to_card(self, preset=self.preset)
+        architecture = architecture_to_json(self.architecture)
+        return _to_json(self, _MODEL_FORMAT, architecture, preset=self.preset)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "ModelCard":
@@ -53,7 +73,7 @@ class ModelCard:
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
         """
-        return cls(*from_card(text, path, CLIPConfig))
+        return cls(*from_card(text, path, {1: _from_format_1, 2: _from_format_2}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +91,7 @@ class LocalizerCard:
         return f"localizer, {self.architecture.variant}"
 
     def to_json(self) -> str:
-        return to_card(self)
+        return part_to_json(self)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "LocalizerCard":
@@ -80,19 +100,45 @@ class LocalizerCard:
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
         """
-        return cls(*from_card(text, path, LocalizerConfig))
+        return cls(*part_from_card(text, path, LocalizerConfig))
 
 
-def to_card(card, **more) -> str:
-    """Return the JSON of a card, a dataclass of architecture, source and version."""
-    architecture = dataclasses.asdict(card.architecture)
-    content = {"format": FORMAT, "architecture": architecture, **more}
-    content |= {"source": card.source, "version": card.version}
-    return json.dumps(content, indent=2) + "\n"
+def part_to_json(card) -> str:
+    """Return the JSON of the card of a localizer or of heads."""
+    return _to_json(card, _PART_FORMAT, dataclasses.asdict(card.architecture))
 
 
-def from_card(text: str, path: str | Path, config_class: type) -> tuple:
+def part_from_card(text: str, path: str | Path, config_class: type) -> tuple:
+    """Parse the card of a localizer or of heads, as ``from_card``."""
+    return from_card(text, path, {_PART_FORMAT: functools.partial(_read_fields, config_class)})
+
+
+def architecture_to_json(config: CLIPConfig) -> dict:
+    """Return the fields of format 2."""
+    return dataclasses.asdict(config) | {
+        "image": _tower_to_json(config.image, IMAGE_TOWERS),
+        "text": _tower_to_json(config.text, TEXT_TOWERS),
+    }
+
+
+def architecture_from_json(values: dict, where: str) -> CLIPConfig:
+    """Read the fields of any format, for files that do not state their format number.
+
+    Args:
+        where: file and key, for errors.
+
+    Raises:
+        CheckpointMismatch: other fields.
+    """
+    read = _from_format_1 if "vision_width" in values else _from_format_2
+    return read(values, where)
+
+
+def from_card(text: str, path: str | Path, readers: Mapping[int, Reader]) -> tuple:
     """Parse architecture, source and version from a card's JSON.
+
+    Args:
+        readers: for each format number, the reader of the architecture.
 
     Raises:
         CheckpointMismatch: as ``ModelCard.from_json``.
@@ -104,23 +150,102 @@ def from_card(text: str, path: str | Path, config_class: type) -> tuple:
             f"{path}: expected JSON ({error}); convert or export the model again"
         ) from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if found not in readers:
+        known = " or ".join(map(str, readers))
         raise CheckpointMismatch(
-            f"{path}: expected model card format {FORMAT}, found {found!r}; use the version of "
+            f"{path}: expected model card format {known}, found {found!r}; use the version of "
             "regionclip_jax that wrote it, or convert the model again with this one"
         )
+    architecture = readers[found](content.get("architecture"), f"{path}: architecture")
+    return architecture, content.get("source", {}), content.get("version", "unknown")
+
+
+def _to_json(card, number: int, architecture: dict, **more) -> str:
+    content = {"format": number, "architecture": architecture, **more}
+    content |= {"source": card.source, "version": card.version}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _tower_to_json(tower, table: dict[str, Family]) -> dict:
+    return {"kind": kind_of(tower, table), **dataclasses.asdict(tower)}
+
+
+def _from_format_2(values: Any, where: str) -> CLIPConfig:
+    config = _read_fields(CLIPConfig, values, where)
+    return dataclasses.replace(
+        config,
+        image=_read_tower(config.image, f"{where}.image", IMAGE_TOWERS),
+        text=_read_tower(config.text, f"{where}.text", TEXT_TOWERS),
+        preprocessing=_read_fields(Preprocessing, config.preprocessing, f"{where}.preprocessing"),
+    )
+
+
+def _read_tower(values: Any, where: str, table: dict[str, Family]):
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind not in table:
+        raise CheckpointMismatch(
+            f"{where}.kind: expected one of {sorted(table)}, found {kind!r}; use the version of "
+            "regionclip_jax that wrote it, or convert or export the model again"
+        )
+    fields = {name: value for name, value in values.items() if name != "kind"}
+    return _read_fields(table[kind].config, fields, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format1:
+    """Architecture of format 1. All its models have OpenAI's other numbers, today's defaults."""
+
+    image_resolution: int
+    vision_layers: tuple[int, int, int, int] | int
+    vision_width: int
+    # None means a ResNet.
+    vision_patch_size: int | None
+    vision_heads: int
+    embed_dim: int
+    vocab_size: int
+    context_length: int
+    text_width: int
+    text_heads: int
+    text_layers: int
+
+
+def _from_format_1(values: Any, where: str) -> CLIPConfig:
+    old = _read_fields(_Format1, values, where)
+    if old.vision_patch_size is None:
+        image = ResNetConfig(old.vision_layers, old.vision_width, old.vision_heads)
+    else:
+        image = ViTConfig(
+            old.vision_patch_size, old.vision_layers, old.vision_width, old.vision_heads
+        )
+    text = TextConfig(
+        old.vocab_size, old.context_length, old.text_width, old.text_heads, old.text_layers
+    )
+    return CLIPConfig(image, text, Preprocessing(old.image_resolution), old.embed_dim)
+
+
+def _read_fields(config_class: type[Config], values: Any, where: str) -> Config:
+    """Build a dataclass from JSON values; a field with a default may be missing.
+
+    Raises:
+        CheckpointMismatch: a field is missing, unknown, or has none of its choices.
+    """
     fields = dataclasses.fields(config_class)
     known = {field.name for field in fields}
-    # Older directories lack the fields with a default.
+    # Older files lack the fields with a default.
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    architecture = content.get("architecture")
-    if not isinstance(architecture, dict) or not needed <= set(architecture) <= known:
-        given = sorted(architecture) if isinstance(architecture, dict) else architecture
+    again = "use the version of regionclip_jax that wrote it, or convert or export the model again"
+    if not isinstance(values, dict) or not needed <= set(values) <= known:
+        given = sorted(values) if isinstance(values, dict) else values
         raise CheckpointMismatch(
-            f"{path}: architecture: expected the fields {sorted(needed)}"
+            f"{where}: expected the fields {sorted(needed)}"
             + (f" and perhaps {sorted(known - needed)}" if known > needed else "")
-            + f", found {given}; use the version of regionclip_jax that wrote it, or convert or "
-            "export the model again"
+            + f", found {given}; {again}"
         )
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items()}
-    return config_class(**values), content.get("source", {}), content.get("version", "unknown")
+    hints = typing.get_type_hints(config_class)
+    for name, value in values.items():
+        choices = typing.get_args(hints[name])
+        if typing.get_origin(hints[name]) is typing.Literal and value not in choices:
+            raise CheckpointMismatch(
+                f"{where}.{name}: expected one of {list(choices)}, found {value!r}; {again}"
+            )
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

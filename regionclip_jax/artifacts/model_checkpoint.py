@@ -22,7 +22,7 @@ from regionclip_jax.artifacts.model_card import (
 )
 from regionclip_jax.files import replace_text
 from regionclip_jax.models.clip import init_variables
-from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.barriers import barrier
 
 PARAMS_NAME = "params"

@@ -2,7 +2,7 @@
 
 Embeddings are raw text features averaged over the templates, not normalised
 (docs/reference/text.md#concept-embeddings); the consumer normalises. ``encoder`` is
-``{"architecture": fields of CLIPConfig, "parameters_sha256": hash of the text tower}``; embeddings
+``{"architecture": as in a model card, "parameters_sha256": hash of the text tower}``; embeddings
 imported from a bare file have the hash None.
 """
 
@@ -15,9 +15,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_card import (
+    CheckpointMismatch,
+    architecture_from_json,
+    architecture_to_json,
+)
 from regionclip_jax.files import replaced_file
-from regionclip_jax.models.presets import CLIPConfig, preset_name
+from regionclip_jax.models.presets import preset_name
+from regionclip_jax.models.towers import CLIPConfig
 
 FILE_NAME = "vocabulary.npz"
 _FIELDS = ("names", "embeddings", "templates", "encoder")
@@ -134,7 +139,7 @@ def text_tower_hash(params: dict) -> str:
 def describe_encoder(config: CLIPConfig, params: dict) -> dict:
     """Return the ``encoder`` entry for vocabularies of this text tower."""
     return {
-        "architecture": dataclasses.asdict(config),
+        "architecture": architecture_to_json(config),
         "parameters_sha256": text_tower_hash(params),
     }
 
@@ -166,10 +171,8 @@ def _describe(encoder: dict) -> str:
     if architecture is None:
         name = "an unknown text tower"
     else:
-        layers = architecture["vision_layers"]
-        layers = tuple(layers) if isinstance(layers, list) else layers
-        preset = preset_name(CLIPConfig(**{**architecture, "vision_layers": layers}))
-        width = f"text width {architecture['text_width']}, D {architecture['embed_dim']}"
-        name = f"{preset or 'a CLIP of no preset'} ({width})"
+        config = architecture_from_json(architecture, "vocabulary: architecture")
+        width = f"text width {config.text.width}, D {config.embed_dim}"
+        name = f"{preset_name(config) or 'a CLIP of no preset'} ({width})"
     sha256 = encoder.get("parameters_sha256")
     return f"{name}, parameters {sha256[:12] if sha256 else 'unknown'}"

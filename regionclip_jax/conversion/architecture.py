@@ -1,7 +1,7 @@
 """Infer an architecture from the shapes of tensors.
 
 Source: docs/reference/towers.md#variants, docs/reference/checkpoints.md#lsj-localizer. Names and
-shapes determine all but the number of attention heads; heads are 64 wide in every CLIP.
+shapes determine all but the number of attention heads, which are OpenAI's.
 """
 
 import math
@@ -12,9 +12,12 @@ import numpy as np
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.localizer_keys import BACKBONE, HEAD, trunk_prefix
 from regionclip_jax.models.localizer import LocalizerConfig
-from regionclip_jax.models.presets import CLIPConfig
-
-HEAD_WIDTH = 64
+from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
+from regionclip_jax.models.presets import openai_heads
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 
 def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
@@ -34,25 +37,16 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     if "visual.proj" in tensors or "visual.class_embedding" in tensors:
         width, _, _, patch = shape("visual.conv1.weight", 4)
         grid = _grid_side(shape("visual.positional_embedding", 2)[0], file_name)
-        image = {
-            "image_resolution": grid * patch,
-            "vision_layers": count(r"visual\.transformer\.resblocks\.(\d+)\."),
-            "vision_width": width,
-            "vision_patch_size": patch,
-            "vision_heads": max(1, width // HEAD_WIDTH),
-            "embed_dim": shape("visual.proj", 2)[1],
-        }
+        layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+        image = ViTConfig(patch, layers, width, openai_heads(width))
+        resolution, embed_dim = grid * patch, shape("visual.proj", 2)[1]
     else:
         width = shape("visual.layer1.0.conv1.weight", 4)[0]
         grid = _grid_side(shape("visual.attnpool.positional_embedding", 2)[0], file_name)
-        image = {
-            "image_resolution": grid * 32,
-            "vision_layers": tuple(count(rf"visual\.layer{i}\.(\d+)\.") for i in range(1, 5)),
-            "vision_width": width,
-            "vision_patch_size": None,
-            "vision_heads": max(1, width * 32 // HEAD_WIDTH),
-            "embed_dim": shape("visual.attnpool.c_proj.weight", 2)[0],
-        }
+        layers = tuple(count(rf"visual\.layer{i}\.(\d+)\.") for i in range(1, 5))
+        image = ResNetConfig(layers, width, openai_heads(layer4_channels(width)))
+        resolution = grid * 2 * image.stride
+        embed_dim = shape("visual.attnpool.c_proj.weight", 2)[0]
     if "token_embedding.weight" not in tensors:
         raise CheckpointMismatch(
             f"{file_name}: expected a text tower (token_embedding.weight, transformer.*), found an "
@@ -60,14 +54,14 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
             "archive of the same model, whose text tower RegionCLIP keeps frozen"
         )
     vocab_size, text_width = shape("token_embedding.weight", 2)
-    return CLIPConfig(
-        **image,
-        vocab_size=vocab_size,
+    text = TextConfig(
+        vocab_size,
         context_length=shape("positional_embedding", 2)[0],
-        text_width=text_width,
-        text_heads=max(1, text_width // HEAD_WIDTH),
-        text_layers=count(r"transformer\.resblocks\.(\d+)\."),
+        width=text_width,
+        heads=openai_heads(text_width),
+        layers=count(r"transformer\.resblocks\.(\d+)\."),
     )
+    return CLIPConfig(image, text, Preprocessing(resolution), embed_dim)
 
 
 def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> LocalizerConfig:

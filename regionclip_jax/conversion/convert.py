@@ -7,7 +7,6 @@ eps 1e-5 (docs/reference/checkpoints.md#layouts, docs/reference/towers.md#frozen
 
 import dataclasses
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -21,7 +20,12 @@ from regionclip_jax.artifacts.localizer_checkpoint import (
     save_localizer,
     save_trunk,
 )
-from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard, ModelCard
+from regionclip_jax.artifacts.model_card import (
+    CheckpointMismatch,
+    LocalizerCard,
+    ModelCard,
+    architecture_to_json,
+)
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion import (
@@ -33,7 +37,14 @@ from regionclip_jax.conversion import (
 )
 from regionclip_jax.conversion.architecture import infer_config, infer_localizer_config
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
+from regionclip_jax.conversion.configuration_files import (
+    CONFIGURED,
+    StatedNumbers,
+    read_stated_numbers,
+    with_stated_numbers,
+)
 from regionclip_jax.conversion.layouts import build_variables
+from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.text.names import read_names
 
 # RegionCLIP drops the logit scale and divides by the temperature 0.01, the inverse of CLIP's limit.
@@ -102,14 +113,17 @@ def convert_checkpoint(
             f"{source}: expected a CLIP image tower (visual.*, backbone.* or vision_model.*), "
             f"found tensors such as {list(tensors)[:3]}; give a CLIP or RegionCLIP checkpoint"
         )
-    notes = _activation_notes(source)
+    notes, text_tensors = [], {}
     if text_from is not None:
-        text = _read_text_tower(Path(text_from))
+        text_from = Path(text_from)
+        text_tensors = _read_model(text_from)
+        text = _take_text_tower(text_from, text_tensors)
         renamed = {name: value for name, value in renamed.items() if _is_image(name)} | text
         names |= {name: () for name in text}
-        notes += [f"the text tower is that of {Path(text_from).name}"]
-        notes += _activation_notes(Path(text_from))
+        notes += [f"the text tower is that of {text_from.name}"]
     config = infer_config(renamed, source.name)
+    config, assumptions = _add_stated_numbers(config, source, tensors, text_from, text_tensors)
+    notes += assumptions
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
@@ -127,7 +141,7 @@ def convert_checkpoint(
     heads = None
     if tower == "student" and detector_keys.has_box_head(tensors):
         heads, widths, used = detector_keys.take_heads(
-            tensors, config.embed_dim, 32 * config.vision_width, source.name
+            tensors, config.embed_dim, config.image.crop_channels, source.name
         )
         taken |= used
         heads_card = HeadsCard(widths, origin)
@@ -243,7 +257,7 @@ def convert_vocabulary(
     architecture = None
     if (output / "card.json").exists():
         card = model_checkpoint.load_card(output)
-        architecture = dataclasses.asdict(card.architecture)
+        architecture = architecture_to_json(card.architecture)
         if card.architecture.embed_dim != embeddings.shape[1]:
             raise CheckpointMismatch(
                 f"{source}: expected embeddings of width D = {card.architecture.embed_dim}, that "
@@ -318,8 +332,8 @@ def _require_tower(path: Path, tensors: dict[str, np.ndarray], tower: str) -> No
         )
 
 
-def _read_text_tower(path: Path) -> dict[str, np.ndarray]:
-    renamed, _ = _to_openai(_read_model(path), "student")
+def _take_text_tower(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    renamed, _ = _to_openai(tensors, "student")
     text = {name: value for name, value in renamed.items() if not _is_image(name)}
     if "token_embedding.weight" not in text:
         raise CheckpointMismatch(
@@ -329,36 +343,28 @@ def _read_text_tower(path: Path) -> dict[str, np.ndarray]:
     return text
 
 
-def _activation_notes(path: Path) -> list[str]:
-    """Refuse models with another activation than CLIP's, if a file beside the model names it.
+def _add_stated_numbers(
+    config: CLIPConfig, source: Path, tensors: dict, text_from: Path | None, text_tensors: dict
+) -> tuple[CLIPConfig, list[str]]:
+    """Return the config with the numbers of the files beside the checkpoints, and notes."""
+    notes = []
 
-    Tensors do not distinguish quick GELU from GELU; the configuration files of Hugging Face and
-    open_clip do.
-    """
-    if path.suffix not in (".safetensors", ".bin"):
-        return []
-    found = []
-    for name in ("config.json", "open_clip_config.json"):
-        beside = path.parent / name
-        if not beside.is_file():
-            continue
-        config = json.loads(beside.read_text(encoding="utf-8"))
-        if name == "config.json":
-            for tower in ("text_config", "vision_config"):
-                found.append((name, config.get(tower, {}).get("hidden_act", "quick_gelu")))
-        else:
-            quick = config.get("model_cfg", {}).get("quick_gelu", False)
-            found.append((name, "quick_gelu" if quick else "gelu"))
-    for name, activation in found:
-        if activation != "quick_gelu":
-            raise CheckpointMismatch(
-                f"{path}: expected a model with quick GELU, OpenAI's activation, found "
-                f"{activation!r} in the {name} beside it; converted, it would compute something "
-                "else: take weights trained with quick GELU (OpenAI's, or open_clip's "
-                "'-quickgelu' models)"
+    def read(path: Path, tensors: dict) -> StatedNumbers:
+        huggingface = huggingface_keys.is_huggingface(tensors)
+        stated = read_stated_numbers(path, config, huggingface=huggingface)
+        if stated is None and path.suffix in CONFIGURED:
+            notes.append(
+                f"{path.name}: no config.json or open_clip_config.json beside it; assumed OpenAI's "
+                "quick GELU, eps, heads of 64 channels, mean and standard deviation"
             )
-    if found:
-        return []
-    return [
-        "activation: assumed quick GELU (no config.json or open_clip_config.json beside the file)"
-    ]
+        return stated or StatedNumbers({}, {}, {})
+
+    image = read(source, tensors)
+    text = image if text_from is None else read(text_from, text_tensors)
+    config = dataclasses.replace(
+        config,
+        image=with_stated_numbers(config.image, image.image),
+        text=with_stated_numbers(config.text, text.text),
+        preprocessing=with_stated_numbers(config.preprocessing, image.preprocessing),
+    )
+    return config, notes

@@ -16,7 +16,7 @@ from regionclip_jax.data.sources.annotation_files import (
     FEDERATED_KEYS,
     FREQUENCIES,
     AnnotationFile,
-    find_fault,
+    find_defect,
 )
 
 
@@ -187,9 +187,9 @@ def _checked(file: AnnotationFile) -> GroundTruth:
         )
     annotations = []
     for number, annotation in enumerate(file.annotations, start=1):
-        if fault := find_fault(annotation, images, categories):
+        if defect := find_defect(annotation, images, categories):
             raise ValueError(
-                f"{file.where}: annotation {annotation['id']}{fault.text}; remove the annotation, "
+                f"{file.where}: annotation {annotation['id']}{defect.text}; remove the annotation, "
                 "or repair it"
             )
         box = annotation["bbox"]

@@ -21,7 +21,8 @@ from regionclip_jax.losses.image_text_blockwise import (
 )
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.models.presets import PRESETS, CLIPConfig
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     ConfigError,
@@ -261,12 +262,16 @@ def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None
     """Refuse an objective that the model does not support.
 
     Raises:
-        ConfigError: masks or a random image tower with a ViT.
+        ConfigError: masks without maps of regions, or a random image tower without batch norms.
     """
-    if clip.is_vit and (settings.with_masks or settings.image_tower == "random"):
+    lacks_maps = settings.with_masks and clip.image.crop_channels is None
+    lacks_norms = settings.image_tower == "random" and not clip.image.has_batch_norms
+    if lacks_maps or lacks_norms:
+        kind = kind_of(clip.image, IMAGE_TOWERS)
         raise ConfigError(
-            "model.preset: a ViT has neither layer4's maps for masks nor batch norms for a random "
-            "image tower; choose a ResNet, or detector.mask_size None and image_tower 'pretrained'"
+            f"model.preset: an image tower of the family {kind!r} has neither maps of regions for "
+            "masks nor batch norms for a random image tower; choose a ResNet, or "
+            "detector.mask_size None and image_tower 'pretrained'"
         )
 
 

@@ -14,13 +14,14 @@ from jaxtyping import Int
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
 from regionclip_jax.jobs.assembly import choose, config_context
 from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.towers import TextTowerConfig
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ConceptSettings, ConfigError
 from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.names import read_names
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
-from regionclip_jax.text.tokenizer import tokenize
+from regionclip_jax.text.tokenizer import tokenizer_named
 
 # The small CLIP of the synthetic experiment was not trained on prompts such as "itap of my ring".
 PLAIN_TEMPLATES = ("{}", "a {}", "a photo of a {}", "there is a {}", "a picture with a {}")
@@ -59,7 +60,7 @@ def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: s
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
     features = np.zeros((len(names), model.config.embed_dim), np.float32)
     began, done = time.monotonic(), 0
-    for rows, tokens in _calls(names, chosen, model.config.context_length):
+    for rows, tokens in _calls(names, chosen, model.config.text):
         some = np.asarray(_embed_step(model)(variables, tokens), np.float32)
         some = some.reshape(-1, len(chosen), some.shape[-1])[: len(rows)]
         features[rows] = some.mean(1)
@@ -79,13 +80,14 @@ def _embed_step(model: CLIP) -> Callable[[dict, np.ndarray], jax.Array]:
 
 
 def _calls(
-    names: Sequence[str], templates: Sequence[str], context_length: int
+    names: Sequence[str], templates: Sequence[str], text: TextTowerConfig
 ) -> Iterator[tuple[list[int], Int[np.ndarray, "N L"]]]:
     """Yield rows of names and the tokens of all their prompts, in calls of few shapes.
 
-    Tokens after the end token have no effect, so unused columns are cut; prompts are five times
-    shorter than the context. The last call of a shape is padded with zeros.
+    Columns without effect are cut; prompts are five times shorter than CLIP's context. The last
+    call of a shape is padded with zeros.
     """
+    tokenize = tokenizer_named(text.tokenizer)
     waiting: dict[int, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
 
     def call(width: int) -> tuple[list[int], np.ndarray]:
@@ -98,9 +100,8 @@ def _calls(
         return max(1, _TOKENS_PER_CALL // (width * len(templates)))
 
     for row, name in enumerate(names):
-        tokens = tokenize(prompts_for(name, templates), context_length)
-        longest = int(tokens.argmax(1).max()) + 1  # end token is the maximum; zero is also "!"
-        width = min(-(-longest // _WIDTH_STEP) * _WIDTH_STEP, context_length)
+        tokens = tokenize(prompts_for(name, templates), text.context_length)
+        width = min(-(-text.num_read(tokens) // _WIDTH_STEP) * _WIDTH_STEP, text.context_length)
         waiting[width].append((row, tokens[:, :width]))
         if len(waiting[width]) == names_per_call(width):
             yield call(width)

@@ -147,6 +147,7 @@ def _open(
         batches=lambda first: streams.stream_batches(
             settings.data,
             source,
+            tokenizer=student.config.text.tokenizer,
             batch_size=settings.run.batch_size,
             seed=settings.run.seed,
             start_record=first,

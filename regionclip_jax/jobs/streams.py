@@ -155,15 +155,26 @@ def _introduce(source, key: str) -> None:
 
 
 def stream_batches(
-    settings: CaptionDataSettings, source, *, batch_size: int, seed: int, start_record: int
+    settings: CaptionDataSettings,
+    source,
+    *,
+    tokenizer: str,
+    batch_size: int,
+    seed: int,
+    start_record: int,
 ) -> Iterator[ImageTextBatch]:
-    """Yield this process's batches from a record count on; count and limit skipped records."""
+    """Yield this process's batches from a record count on; count and limit skipped records.
+
+    Args:
+        tokenizer: name of the trained model's tokenizer (``text.tokenizer``).
+    """
     with config_context("data"):
         counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)
         stream = image_text_batches(
             source,
             settings,
             Shard(batch_size, jax.process_index(), jax.process_count()),
+            tokenizer=tokenizer,
             seed=seed,
             start_record=start_record,
             buckets=assign_buckets(settings, source),

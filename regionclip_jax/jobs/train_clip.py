@@ -43,6 +43,7 @@ def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Traini
 
 def _open(settings: TrainClipSettings) -> Materials:
     source = streams.build_image_text_source(settings.data)
+    architecture = assembly.architecture(settings.model)
     return Materials(
         contents={"records": len(source)},
         variables=lambda: assembly.initial_variables(settings.model, settings.run.seed),
@@ -50,9 +51,10 @@ def _open(settings: TrainClipSettings) -> Materials:
         batches=lambda start: streams.stream_batches(
             settings.data,
             source,
+            tokenizer=architecture.text.tokenizer,
             batch_size=settings.run.batch_size,
             seed=settings.run.seed,
             start_record=start,
         ),
-        export=training_run.as_clip(assembly.architecture(settings.model)),
+        export=training_run.as_clip(architecture),
     )

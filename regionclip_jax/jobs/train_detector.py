@@ -84,7 +84,7 @@ def build(settings: TrainDetectorSettings, assumed: Assumed | None = None) -> Tr
     model = assembly.build_model(settings.model, frozen_norm=detector.image_tower == "pretrained")
     localizer = Localizer(architecture, model.dtype)
     optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
-    heads = HeadsConfig(clip.embed_dim, clip.vision_width * 32 if detector.with_masks else None)
+    heads = HeadsConfig(clip.embed_dim, clip.image.crop_channels if detector.with_masks else None)
 
     def shapes() -> dict:
         added = jax.eval_shape(lambda: init_heads(heads, jax.random.key(0)))

@@ -13,7 +13,7 @@ from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
 from regionclip_jax.jobs.assembly import build_mesh
 from regionclip_jax.jobs.training import Training
-from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.reporting.progress import Progress
 from regionclip_jax.reporting.tables import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.writers import make_writer

@@ -1,41 +1,31 @@
-"""CLIP: an image tower that embeds regions and whole images by one path, and a text tower.
+"""CLIP: an image tower that embeds regions and whole images, and a text tower.
+
+Steps and the public API use towers of every family (``models.towers``) through this module.
 
 Source: paper section 3.1; docs/reference/towers.md, docs/reference/text.md. The ResNet towers embed
 a whole image as the region that covers it. At the training resolution RoIAlign is then the
-identity, so the result equals CLIP's. ViT towers keep their class token for whole images. The
-losses and the classifier normalise embeddings to unit length; this module does not.
+identity, so the result equals CLIP's. Other towers, such as ViTs with their class token, have an
+embedding of the whole image among their features. The losses and the classifier normalise
+embeddings to unit length; this module does not.
 """
 
 import flax.linen as nn
-import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from regionclip_jax.models.modified_resnet import ModifiedResNet
-from regionclip_jax.models.presets import CLIPConfig
 from regionclip_jax.models.rematerialization import KeptActivations
-from regionclip_jax.models.text_transformer import TextTransformer
-from regionclip_jax.models.vision_transformer import VisionTransformer
+from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, kind_of
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.chunks import map_chunks
 from regionclip_jax.ops.crops import crop_and_resize
-from regionclip_jax.ops.normalization import normalize_crops_for_clip
+from regionclip_jax.ops.normalization import normalize_crops
 from regionclip_jax.ops.roi_align import map_for_many, roi_align
-
-
-@flax.struct.dataclass
-class ImageFeatures:
-    """Features computed once per image: the map for regions and (ViT) the class token."""
-
-    map: Float[Array, "B h w channels"]
-    whole: Float[Array, "B D"] | None
-    # (height, width) of each image's part of the map; None means the whole map.
-    cells: Int[Array, "B 2"] | None = None
+from regionclip_jax.structures import AnyArray, ImageFeatures
 
 
 class CLIP(nn.Module):
-    """The two towers.
+    """The two towers, the logit scale and, if the config has one, the logit bias.
 
     ``frozen_norm=False`` gives the ResNet live batch norm (to train from scratch).
     ``kept_activations`` affects only the memory and time of gradients.
@@ -48,31 +38,32 @@ class CLIP(nn.Module):
 
     def setup(self):
         c = self.config
-        if c.is_vit:
-            self.visual = VisionTransformer(
-                c.grid_size, c.vision_patch_size, c.vision_width, c.vision_layers,
-                c.vision_heads, c.embed_dim, self.dtype, self.kept_activations,
-            )  # fmt: skip
-        else:
-            self.visual = ModifiedResNet(
-                c.vision_layers, c.vision_width, c.vision_heads, c.embed_dim, c.grid_size,
-                self.frozen_norm, self.dtype, self.kept_activations,
-            )  # fmt: skip
-        self.text = TextTransformer(
-            c.vocab_size, c.context_length, c.text_width, c.text_heads, c.text_layers,
-            c.embed_dim, self.dtype, self.kept_activations,
-        )  # fmt: skip
-        self.logit_scale = self.param("logit_scale", nn.initializers.constant(np.log(1 / 0.07)), ())
+        image = IMAGE_TOWERS[kind_of(c.image, IMAGE_TOWERS)].module
+        self.visual = image(
+            c.image,
+            c.preprocessing.resolution,
+            c.embed_dim,
+            self.frozen_norm,
+            self.dtype,
+            self.kept_activations,
+        )
+        text = TEXT_TOWERS[kind_of(c.text, TEXT_TOWERS)].module
+        self.text = text(c.text, c.embed_dim, self.dtype, self.kept_activations)
+        constant = nn.initializers.constant
+        self.logit_scale = self.param("logit_scale", constant(np.log(1 / 0.07)), ())
+        if c.logit_bias:
+            # SigLIP's initial value.
+            self.logit_bias = self.param("logit_bias", constant(-10.0), ())
 
     @property
     def stride(self) -> int:
         """Canvas pixels per cell of the feature map."""
-        return self.config.vision_patch_size or ModifiedResNet.stride
+        return self.config.image.stride
 
     @property
     def crop_size(self) -> int:
         """Side of the RoIAlign crops that ``embed_crops`` takes."""
-        return 1 if self.config.is_vit else 2 * self.config.grid_size
+        return self.config.crop_size
 
     def image_features(
         self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None = None
@@ -84,16 +75,16 @@ class CLIP(nn.Module):
             sizes: (height, width) of each image. With them the features are those of the image
                 alone. Without them the padding affects them, as in the reference's batches.
         """
-        if self.config.is_vit:
-            return ImageFeatures(*self.visual.features(pixels, sizes))
-        feature_map, cells = self.visual.feature_map(pixels, sizes)
-        return ImageFeatures(feature_map, None, cells)
+        return self.visual.features(pixels, sizes)
 
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         return self.visual.embed_crops(crops)
 
     def crop_features(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N p p out"]:
-        """Return layer4's maps of crops; ``pool_crops`` completes ``embed_crops``. ResNets only."""
+        """Return the maps of crops for a mask head; ``pool_crops`` completes ``embed_crops``.
+
+        Only of towers whose config has ``crop_channels``.
+        """
         return self.visual.crop_features(crops)
 
     def pool_crops(self, maps: Float[Array, "N p p out"]) -> Float[Array, "N D"]:
@@ -116,9 +107,17 @@ class CLIP(nn.Module):
 
     def __call__(
         self, pixels: Float[Array, "B H W 3"], tokens: Int[Array, "N L"]
-    ) -> tuple[Float[Array, "B D"], Float[Array, "N D"], Float[Array, ""]]:
-        """Return image embeddings, text embeddings, and the log of the logit scale."""
-        return self.encode_image(pixels), self.encode_text(tokens), self.logit_scale
+    ) -> tuple[Float[Array, "B D"], Float[Array, "N D"]]:
+        """Return the embeddings of whole canvases and of texts."""
+        return self.encode_image(pixels), self.encode_text(tokens)
+
+
+def logit_scale_and_bias(params: dict) -> tuple[AnyArray, AnyArray | None]:
+    """Return the log of the factor of the cosines, and the summand of the logits.
+
+    The summand is None for models without one. A softmax over classes does not depend on it.
+    """
+    return params["logit_scale"], params.get("logit_bias")
 
 
 def whole_image_boxes(sizes: Int[Array, "B 2"]) -> Float[Array, "B 4"]:
@@ -134,28 +133,49 @@ def encode_regions(
     boxes: Float[Array, "B R 4"],
     *,
     regions_per_chunk: int | None = None,
-    implementation: str = "auto",
+    roi_align_impl: str = "auto",
     differentiated: bool = False,
 ) -> Float[Array, "B R D"]:
-    """Embed boxes: RoIAlign, then layer4 and attention pooling, in rematerialised chunks.
+    """Embed boxes: RoIAlign, then the rest of the image tower, in rematerialised chunks.
 
     Args:
         model: the CLIP module.
         variables: its frozen-norm variables.
         features: ``image_features(...)``.
         boxes: canvas pixels; an empty box gives a finite embedding, which the caller must mask.
-        regions_per_chunk: largest number of regions per image embedded at once. Crops and layer4's
+        regions_per_chunk: largest number of regions per image embedded at once. Crops and their
             activations exist for one chunk at a time, forward and backward. None means one chunk.
-        implementation: of RoIAlign, see ``ops.roi_align``.
+        roi_align_impl: see ``ops.roi_align``.
         differentiated: the caller takes gradients. No number changes. XLA's CPU backend computes a
             convolution's kernel gradient 20 times slower inside a loop, so chunks are unrolled
             there.
     """
-
-    return _of_crops(
+    return _apply_to_boxes(
         model, variables, features, boxes, model.embed_crops,
-        regions_per_chunk, implementation, differentiated,
+        regions_per_chunk, roi_align_impl, differentiated,
     )  # fmt: skip
+
+
+def encode_regions_and_images(
+    model: CLIP,
+    variables: dict,
+    features: ImageFeatures,
+    boxes: Float[Array, "B R 4"],
+    sizes: Int[Array, "B 2"],
+    **how,
+) -> tuple[Float[Array, "B R D"], Float[Array, "B D"]]:
+    """Embed boxes and whole images; without an embedding of its own, an image is one more region.
+
+    Args:
+        model, variables, features, boxes: as in ``encode_regions``.
+        sizes: (height, width) of the part of each canvas that is the image.
+        how: further arguments of ``encode_regions``.
+    """
+    if features.whole is not None:
+        return encode_regions(model, variables, features, boxes, **how), features.whole
+    boxes = jnp.concatenate([whole_image_boxes(sizes)[:, None], boxes], 1)
+    embeddings = encode_regions(model, variables, features, boxes, **how)
+    return embeddings[:, 1:], embeddings[:, 0]
 
 
 def encode_region_maps(
@@ -165,27 +185,27 @@ def encode_region_maps(
     boxes: Float[Array, "B R 4"],
     *,
     regions_per_chunk: int | None = None,
-    implementation: str = "auto",
+    roi_align_impl: str = "auto",
     differentiated: bool = False,
 ) -> Float[Array, "B R p p out"]:
-    """Return layer4's maps of boxes, the input of a mask head; arguments as in ``encode_regions``.
+    """Return the maps of boxes, the input of a mask head; arguments as in ``encode_regions``.
 
     ``model.pool_crops`` of the maps gives the embeddings of ``encode_regions``.
     """
-    return _of_crops(
+    return _apply_to_boxes(
         model, variables, features, boxes, model.crop_features,
-        regions_per_chunk, implementation, differentiated,
+        regions_per_chunk, roi_align_impl, differentiated,
     )  # fmt: skip
 
 
-def _of_crops(
-    model, variables, features, boxes, method, regions_per_chunk, implementation, differentiated
+def _apply_to_boxes(
+    model, variables, features, boxes, method, regions_per_chunk, roi_align_impl, differentiated
 ) -> Float[Array, "B R *out"]:
     if regions_per_chunk is not None and regions_per_chunk < boxes.shape[1]:
         # Chunks are rematerialised already; with their blocks too there would be a third pass.
         model = model.clone(kept_activations="all")
 
-    map_, extents = map_for_many(features.map, features.cells, implementation)
+    map_, extents = map_for_many(features.map, features.cells, roi_align_impl)
 
     def embed(chunk):
         crops = roi_align(
@@ -194,7 +214,7 @@ def _of_crops(
             model.crop_size,
             1 / model.stride,
             extents=extents,
-            implementation=implementation,
+            implementation=roi_align_impl,
         )
         return _apply_to_crops(model, variables, crops, method)
 
@@ -222,10 +242,11 @@ def encode_crops(
         sizes: (height, width) of each image's real pixels.
         boxes: canvas pixels; a box without pixels gives the embedding of a black image.
     """
+    preprocessing = model.config.preprocessing
 
     def embed(chunk):
-        crops = crop_and_resize(images, chunk, sizes, model.config.image_resolution)
-        crops = normalize_crops_for_clip(crops)
+        crops = crop_and_resize(images, chunk, sizes, preprocessing.resolution)
+        crops = normalize_crops(crops, preprocessing)
         return _apply_to_crops(model, variables, crops, model.encode_image)
 
     return map_chunks(embed, boxes, regions_per_chunk)
@@ -240,8 +261,8 @@ def _apply_to_crops(model, variables, crops, method) -> Float[Array, "B R *out"]
 
 def init_variables(config: CLIPConfig, key: PRNGKeyArray) -> dict:
     """Initialise ``{"params", "batch_stats"}``; under ``jax.eval_shape`` give shapes only."""
-    side = config.image_resolution
+    side = config.preprocessing.resolution
     variables = CLIP(config).init(
-        key, jnp.zeros((1, side, side, 3)), jnp.zeros((1, config.context_length), jnp.int32)
+        key, jnp.zeros((1, side, side, 3)), jnp.zeros((1, config.text.context_length), jnp.int32)
     )
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

@@ -25,16 +25,18 @@ from regionclip_jax.models.rematerialization import KeptActivations, keeping
 from regionclip_jax.models.rpn_head import RPNHead
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
 from regionclip_jax.ops.normalization import (
-    normalize_for_clip,
     normalize_for_detectron,
+    normalize_images,
     real_pixels,
 )
 from regionclip_jax.ops.proposals import select_proposals
 from regionclip_jax.settings import ProposalSettings
-from regionclip_jax.structures import Regions
+from regionclip_jax.structures import Preprocessing, Regions
 
 ANCHOR_SIZES = (32, 64, 128, 256, 512)
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
+# A trunk has no positional embedding, so the resolution has no effect.
+_OF_CLIP = Preprocessing(resolution=224)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +168,11 @@ class Localizer(nn.Module):
         self, images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
     ) -> list[Float[Array, "B _ _ _"]]:
         """Return the inputs of the head: res4, or p2 to p6."""
-        normalize = normalize_for_clip if self.config.trunk == "clip" else normalize_for_detectron
-        padded = self.config.padded_sizes(sizes)
-        stages = self.trunk(normalize(images, sizes), padded)
+        if self.config.trunk == "clip":
+            pixels = normalize_images(images, sizes, _OF_CLIP)
+        else:
+            pixels = normalize_for_detectron(images, sizes)
+        stages = self.trunk(pixels, self.config.padded_sizes(sizes))
         if self.config.pyramid_channels is None:
             return stages[-1:]
         return self.pyramid(stages, self.config.level_cells(sizes)[:-1])

@@ -6,6 +6,9 @@ shortcut. Every pool drops an odd last row or column. NHWC. The trunk's output (
 16.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,8 +21,43 @@ from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.blocks import average_of_blocks
 from regionclip_jax.ops.pooling import average_pool_2x2
 from regionclip_jax.ops.relu import relu
+from regionclip_jax.structures import ImageFeatures
 
 EXPANSION = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """Architecture of CLIP's ResNet; the properties are those of ``models.towers``."""
+
+    # Blocks of layer1..layer4.
+    layers: tuple[int, int, int, int]
+    # Channels after the stem.
+    width: int
+    # Of the attention pool.
+    heads: int
+
+    # Canvas pixels per cell of res4, the map that regions are cropped from.
+    stride: ClassVar[int] = 16
+    has_batch_norms: ClassVar[bool] = True
+
+    @property
+    def crop_channels(self) -> int:
+        """Channels of layer4, the input of a mask head and of the attention pool."""
+        return layer4_channels(self.width)
+
+    def grid_size(self, resolution: int) -> int:
+        """Return the side of layer4's map, whose stride is twice that of res4."""
+        return resolution // (2 * self.stride)
+
+    def crop_size(self, resolution: int) -> int:
+        """Return the side of the crops of res4: 14 for RN50, 18 for RN50x4."""
+        return 2 * self.grid_size(resolution)
+
+
+def layer4_channels(width: int) -> int:
+    """Return the channels of layer4 for a stem of ``width`` channels."""
+    return width * 2**3 * EXPANSION
 
 
 class Stem(nn.Module):
@@ -110,34 +148,26 @@ class Stage(nn.Module):
 class ModifiedResNet(nn.Module):
     """CLIP's ResNet image tower.
 
-    ``feature_map`` runs once per image; ``embed_crops`` turns RoIAlign crops of the map into
+    ``features`` runs once per image; ``embed_crops`` turns RoIAlign crops of the map into
     embeddings. A whole image of the training resolution is the crop of its own box: RoIAlign then
     samples every cell's centre and is the identity.
     """
 
-    layers: tuple[int, int, int, int]
-    width: int
-    num_heads: int
+    config: ResNetConfig
+    resolution: int
     embed_dim: int
-    grid_size: int
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
     kept_activations: KeptActivations = "all"
 
-    stride = 16
-
-    @property
-    def crop_size(self) -> int:
-        """Side P of the crops that ``embed_crops`` takes: 14 for RN50, 18 for RN50x4."""
-        return 2 * self.grid_size
-
     def setup(self):
+        c = self.config
         stem = keeping(Stem, self.kept_activations)
-        self.stem = stem(self.width, self.frozen_norm, self.dtype)
+        self.stem = stem(c.width, self.frozen_norm, self.dtype)
         stages = [
             Stage(
-                self.width * 2**index,
-                self.layers[index],
+                c.width * 2**index,
+                c.layers[index],
                 1 if index == 0 else 2,
                 self.frozen_norm,
                 self.dtype,
@@ -147,26 +177,21 @@ class ModifiedResNet(nn.Module):
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.attention_pool = AttentionPool(
-            self.grid_size, self.num_heads, self.embed_dim, self.dtype
+            c.grid_size(self.resolution), c.heads, self.embed_dim, self.dtype
         )
 
-    def feature_map(
-        self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
-    ) -> tuple[Float[Array, "B h w channels"], Cells]:
+    def features(self, pixels: Float[Array, "B H W 3"], sizes: Cells = None) -> ImageFeatures:
         """Compute ``res4`` (stride 16, 16 * width channels) of normalised pixels.
 
         Args:
             sizes: (height, width) of each image, to exclude the padding; see
                 ``models.convolution``.
-
-        Returns:
-            The map, and each image's part of it (None without ``sizes``).
         """
         cells = stem_cells(sizes)
         x = self.stem(pixels.astype(self.dtype), sizes)
         x = self.layer2(self.layer1(x, cells), cells)
         cells = after_pool(cells)
-        return self.layer3(x, cells), after_pool(cells)
+        return ImageFeatures(self.layer3(x, cells), None, after_pool(cells))
 
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         """Embed crops of ``res4`` by layer4 and attention pooling; not normalised."""

@@ -5,92 +5,58 @@ for the rest. ``tiny`` is the network of the golden arrays, ``scenes`` that of t
 experiment.
 """
 
-import dataclasses
+from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 
-@dataclasses.dataclass(frozen=True)
-class CLIPConfig:
-    """Architecture of a CLIP model, enough to build it; recorded in a checkpoint's card."""
-
-    # Side of the square image of the positional embedding, in pixels.
-    image_resolution: int
-    # Blocks of layer1..layer4 (ResNet), or the number of transformer blocks (ViT).
-    vision_layers: tuple[int, int, int, int] | int
-    # ResNet: channels after the stem; ViT: width of the residual stream.
-    vision_width: int
-    # Side of a ViT patch in pixels; None means a ResNet.
-    vision_patch_size: int | None
-    # Attention heads of the attention pool (ResNet) or of each block (ViT).
-    vision_heads: int
-    # Width D shared by image and text embeddings.
-    embed_dim: int
-    vocab_size: int
-    context_length: int
-    text_width: int
-    text_heads: int
-    text_layers: int
-
-    @property
-    def is_vit(self) -> bool:
-        return self.vision_patch_size is not None
-
-    @property
-    def grid_size(self) -> int:
-        """Side of the grid of positional embeddings, in tokens."""
-        return self.image_resolution // (self.vision_patch_size or 32)
+def openai_heads(width: int) -> int:
+    """Return the number of heads of OpenAI's towers: 64 channels each. Their files do not say."""
+    return max(1, width // 64)
 
 
-def _resnet(resolution, layers, width, embed_dim, text_width, *, text_layers=12, vocab_size=49408):
-    return CLIPConfig(
-        image_resolution=resolution,
-        vision_layers=layers,
-        vision_width=width,
-        vision_patch_size=None,
-        vision_heads=width * 32 // 64,
-        embed_dim=embed_dim,
-        vocab_size=vocab_size,
-        context_length=77,
-        text_width=text_width,
-        text_heads=text_width // 64,
-        text_layers=text_layers,
-    )
+def _clip(image, resolution: int, embed_dim: int, text: TextConfig) -> CLIPConfig:
+    return CLIPConfig(image, text, Preprocessing(resolution), embed_dim)
 
 
-def _vit(resolution, layers, width, patch, embed_dim, text_width):
-    return CLIPConfig(
-        image_resolution=resolution,
-        vision_layers=layers,
-        vision_width=width,
-        vision_patch_size=patch,
-        vision_heads=width // 64,
-        embed_dim=embed_dim,
+def _text(width: int, *, layers: int = 12, heads: int | None = None) -> TextConfig:
+    return TextConfig(
         vocab_size=49408,
         context_length=77,
-        text_width=text_width,
-        text_heads=text_width // 64,
-        text_layers=12,
+        width=width,
+        heads=heads or openai_heads(width),
+        layers=layers,
     )
 
 
+def _resnet(layers: tuple[int, int, int, int], width: int) -> ResNetConfig:
+    return ResNetConfig(layers, width, openai_heads(layer4_channels(width)))
+
+
+def _vit(patch_size: int, layers: int, width: int) -> ViTConfig:
+    return ViTConfig(patch_size, layers, width, openai_heads(width))
+
+
+# OpenAI's heads of 64 channels would be a single head in text towers this narrow, with which some
+# seeds do not learn.
+_NARROW_TEXT = _text(64, layers=2, heads=4)
+
 PRESETS: dict[str, CLIPConfig] = {
-    "RN50": _resnet(224, (3, 4, 6, 3), 64, 1024, 512),
-    "RN101": _resnet(224, (3, 4, 23, 3), 64, 512, 512),
-    "RN50x4": _resnet(288, (4, 6, 10, 6), 80, 640, 640),
-    "RN50x16": _resnet(384, (6, 8, 18, 8), 96, 768, 768),
-    "RN50x64": _resnet(448, (3, 15, 36, 10), 128, 1024, 1024),
-    "ViT-B/32": _vit(224, 12, 768, 32, 512, 512),
-    "ViT-B/16": _vit(224, 12, 768, 16, 512, 512),
-    "ViT-L/14": _vit(224, 24, 1024, 14, 768, 768),
-    "ViT-L/14@336": _vit(336, 24, 1024, 14, 768, 768),
-    "tiny": _resnet(224, (1, 1, 1, 1), 16, 64, 128, text_layers=2),
-    # CLIP's 64 units per head would give one head, with which some seeds do not learn.
-    "scenes": dataclasses.replace(
-        _resnet(96, (1, 1, 1, 1), 16, 64, 64, text_layers=2), text_heads=4
-    ),
+    "RN50": _clip(_resnet((3, 4, 6, 3), 64), 224, 1024, _text(512)),
+    "RN101": _clip(_resnet((3, 4, 23, 3), 64), 224, 512, _text(512)),
+    "RN50x4": _clip(_resnet((4, 6, 10, 6), 80), 288, 640, _text(640)),
+    "RN50x16": _clip(_resnet((6, 8, 18, 8), 96), 384, 768, _text(768)),
+    "RN50x64": _clip(_resnet((3, 15, 36, 10), 128), 448, 1024, _text(1024)),
+    "ViT-B/32": _clip(_vit(32, 12, 768), 224, 512, _text(512)),
+    "ViT-B/16": _clip(_vit(16, 12, 768), 224, 512, _text(512)),
+    "ViT-L/14": _clip(_vit(14, 24, 1024), 224, 768, _text(768)),
+    "ViT-L/14@336": _clip(_vit(14, 24, 1024), 336, 768, _text(768)),
+    "tiny": _clip(_resnet((1, 1, 1, 1), 16), 224, 64, _text(128, layers=2)),
+    "scenes": _clip(_resnet((1, 1, 1, 1), 16), 96, 64, _NARROW_TEXT),
     # For real images on two CPU cores.
-    "small": dataclasses.replace(
-        _resnet(128, (1, 1, 2, 1), 16, 128, 64, text_layers=2), text_heads=4
-    ),
+    "small": _clip(_resnet((1, 1, 2, 1), 16), 128, 128, _NARROW_TEXT),
 }
 
 

@@ -1,38 +1,59 @@
 """CLIP's causal text transformer (docs/reference/text.md#text-encoder)."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regionclip_jax.models.rematerialization import KeptActivations
-from regionclip_jax.models.transformer_blocks import BlockStack, LayerNorm
+from regionclip_jax.models.transformer_blocks import Activation, BlockStack, LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Architecture of CLIP's text tower."""
+
+    vocab_size: int
+    # Number of positions, in tokens.
+    context_length: int
+    width: int
+    heads: int
+    layers: int
+    activation: Activation = "quick_gelu"
+    # Of the layer norms.
+    eps: float = 1e-5
+    # Name in ``text.tokenizer``.
+    tokenizer: str = "clip"
+
+    def num_read(self, tokens: Int[np.ndarray, "N L"]) -> int:
+        """Return the number of leading columns of ``tokens`` that decide the embeddings.
+
+        The mask is causal, so no column behind the last end token (the largest id) does.
+        """
+        return int(tokens.argmax(1).max()) + 1
 
 
 class TextTransformer(nn.Module):
     """Text tower: one embedding per text, read at the end-of-text token; not normalised."""
 
-    vocab_size: int
-    context_length: int
-    width: int
-    num_heads: int
-    num_layers: int
+    config: TextConfig
     embed_dim: int
     dtype: jnp.dtype = jnp.float32
     kept_activations: KeptActivations = "all"
 
     def setup(self):
-        normal = nn.initializers.normal
-        self.token_embedding = self.param(
-            "token_embedding", normal(0.02), (self.vocab_size, self.width)
-        )
+        c, normal = self.config, nn.initializers.normal
+        self.token_embedding = self.param("token_embedding", normal(0.02), (c.vocab_size, c.width))
         self.positional_embedding = self.param(
-            "positional_embedding", normal(0.01), (self.context_length, self.width)
+            "positional_embedding", normal(0.01), (c.context_length, c.width)
         )
-        self.blocks = BlockStack(self.num_layers, self.num_heads, self.dtype, self.kept_activations)
-        self.ln_final = LayerNorm()
-        self.projection = self.param(
-            "projection", normal(self.width**-0.5), (self.width, self.embed_dim)
+        self.blocks = BlockStack(
+            c.layers, c.heads, c.activation, c.eps, self.dtype, self.kept_activations
         )
+        self.ln_final = LayerNorm(c.eps)
+        self.projection = self.param("projection", normal(c.width**-0.5), (c.width, self.embed_dim))
 
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
         """Embed texts; the end-of-text token has the largest id, so the argmax finds it.

@@ -3,6 +3,8 @@
 Source: docs/reference/text.md#text-encoder.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ from jaxtyping import Array, Bool, Float
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.chunks import map_chunks
+
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 # Queries per chunk on accelerators, for more than twice as many tokens.
 _TOKENS_PER_CHUNK = 256
@@ -21,8 +25,23 @@ def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return x times the normal distribution function of x, the exact GELU."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return GELU by its approximation with a tanh."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
 class LayerNorm(nn.Module):
-    """Layer norm with eps 1e-5, computed in fp32 and cast back."""
+    """Layer norm, computed in fp32 and cast back."""
+
+    eps: float
 
     @nn.compact
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
@@ -31,7 +50,7 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, width)
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+        normalised = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
         return (normalised * scale + bias).astype(x.dtype)
 
 
@@ -118,9 +137,10 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """width -> 4 width -> width with quick GELU."""
+    """width -> 4 width -> width with an activation between."""
 
     num_layers: int
+    activation: Activation
     dtype: jnp.dtype
 
     @nn.compact
@@ -129,9 +149,8 @@ class MLP(nn.Module):
         fc_init = nn.initializers.normal((2 * width) ** -0.5)
         proj_init = nn.initializers.normal(width**-0.5 * (2 * self.num_layers) ** -0.5)
         x = nn.Dense(4 * width, dtype=self.dtype, kernel_init=fc_init, name="c_fc")(x)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=proj_init, name="c_proj")(
-            quick_gelu(x)
-        )
+        x = ACTIVATIONS[self.activation](x)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=proj_init, name="c_proj")(x)
 
 
 class Block(nn.Module):
@@ -139,13 +158,15 @@ class Block(nn.Module):
 
     num_heads: int
     num_layers: int
+    activation: Activation
+    eps: float
     dtype: jnp.dtype
 
     def setup(self):
-        self.ln_1 = LayerNorm()
+        self.ln_1 = LayerNorm(self.eps)
         self.attention = SelfAttention(self.num_heads, self.num_layers, self.dtype)
-        self.ln_2 = LayerNorm()
-        self.mlp = MLP(self.num_layers, self.dtype)
+        self.ln_2 = LayerNorm(self.eps)
+        self.mlp = MLP(self.num_layers, self.activation, self.dtype)
 
     def __call__(
         self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None
@@ -164,13 +185,22 @@ class BlockStack(nn.Module):
 
     num_layers: int
     num_heads: int
+    activation: Activation
+    eps: float
     dtype: jnp.dtype
     kept_activations: KeptActivations = "all"
 
     def setup(self):
         block = keeping(Block, self.kept_activations, ("__call__", "values_only"))
         self.block = [
-            block(self.num_heads, self.num_layers, self.dtype, name=f"block{index}")
+            block(
+                self.num_heads,
+                self.num_layers,
+                self.activation,
+                self.eps,
+                self.dtype,
+                name=f"block{index}",
+            )
             for index in range(self.num_layers)
         ]
 

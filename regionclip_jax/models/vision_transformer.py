@@ -12,53 +12,88 @@ other alone, and the grid of positions is resized to them. The embedding then do
 canvas, if the canvas ends with a whole patch.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.models.rematerialization import KeptActivations
-from regionclip_jax.models.transformer_blocks import BlockStack, LayerNorm
+from regionclip_jax.models.transformer_blocks import Activation, BlockStack, LayerNorm
 from regionclip_jax.ops.normalization import real_pixels
+from regionclip_jax.structures import ImageFeatures
 
 
-class VisionTransformer(nn.Module):
-    """ViT with a class token; positional embeddings are resized to any image size."""
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Architecture of CLIP's ViT; the properties are those of ``models.towers``."""
 
-    grid_size: int
+    # Side of a patch in pixels.
     patch_size: int
+    layers: int
+    # Of the residual stream.
     width: int
-    num_layers: int
-    num_heads: int
-    embed_dim: int
-    dtype: jnp.dtype = jnp.float32
-    kept_activations: KeptActivations = "all"
+    heads: int
+    activation: Activation = "quick_gelu"
+    # Of the layer norms.
+    eps: float = 1e-5
 
-    # A region is one RoIAligned average over the token grid.
-    crop_size = 1
+    crop_channels: ClassVar[None] = None
+    has_batch_norms: ClassVar[bool] = False
 
     @property
     def stride(self) -> int:
         return self.patch_size
 
+    def grid_size(self, resolution: int) -> int:
+        return resolution // self.patch_size
+
+    def crop_size(self, resolution: int) -> int:
+        """Return 1: a region is one RoIAligned average over the token grid."""
+        return 1
+
+
+class VisionTransformer(nn.Module):
+    """ViT with a class token; positional embeddings are resized to any image size.
+
+    ``frozen_norm`` has no effect: there are no batch norms.
+    """
+
+    config: ViTConfig
+    resolution: int
+    embed_dim: int
+    frozen_norm: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kept_activations: KeptActivations = "all"
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the grid of positional embeddings, in tokens."""
+        return self.config.grid_size(self.resolution)
+
     def setup(self):
-        init = nn.initializers.normal(self.width**-0.5)
+        c = self.config
+        init = nn.initializers.normal(c.width**-0.5)
         self.patch_embedding = nn.Conv(
-            self.width,
-            (self.patch_size, self.patch_size),
-            strides=self.patch_size,
+            c.width,
+            (c.patch_size, c.patch_size),
+            strides=c.patch_size,
             padding="VALID",
             use_bias=False,
             dtype=self.dtype,
         )
-        self.class_embedding = self.param("class_embedding", init, (self.width,))
+        self.class_embedding = self.param("class_embedding", init, (c.width,))
         self.positional_embedding = self.param(
-            "positional_embedding", init, (self.grid_size**2 + 1, self.width)
+            "positional_embedding", init, (self.grid_size**2 + 1, c.width)
         )
-        self.ln_pre = LayerNorm()
-        self.blocks = BlockStack(self.num_layers, self.num_heads, self.dtype, self.kept_activations)
-        self.ln_post = LayerNorm()
-        self.projection = self.param("projection", init, (self.width, self.embed_dim))
+        self.ln_pre = LayerNorm(c.eps)
+        self.blocks = BlockStack(
+            c.layers, c.heads, c.activation, c.eps, self.dtype, self.kept_activations
+        )
+        self.ln_post = LayerNorm(c.eps)
+        self.projection = self.param("projection", init, (c.width, self.embed_dim))
 
     def _positions(
         self, height: int, width: int, cells: Int[Array, "B 2"] | None = None
@@ -71,8 +106,9 @@ class VisionTransformer(nn.Module):
         """
         if cells is None and (height, width) == (self.grid_size, self.grid_size):
             return self.positional_embedding[None]
-        grid = self.positional_embedding[1:].reshape(self.grid_size, self.grid_size, self.width)
-        shape = (height, width, self.width)
+        channels = self.config.width
+        grid = self.positional_embedding[1:].reshape(self.grid_size, self.grid_size, channels)
+        shape = (height, width, channels)
         if cells is None:
             rows = jax.image.resize(grid, shape, "bicubic", antialias=False)[None]
         else:
@@ -84,8 +120,8 @@ class VisionTransformer(nn.Module):
 
             # A masked row has no patches.
             rows = jax.vmap(spread)(jnp.maximum(cells, 1) / self.grid_size)
-        rows = rows.reshape(-1, height * width, self.width)
-        first = jnp.broadcast_to(self.positional_embedding[:1], (len(rows), 1, self.width))
+        rows = rows.reshape(-1, height * width, channels)
+        first = jnp.broadcast_to(self.positional_embedding[:1], (len(rows), 1, channels))
         return jnp.concatenate([first, rows], 1)
 
     def _tokens_before_last(
@@ -104,19 +140,17 @@ class VisionTransformer(nn.Module):
 
     def features(
         self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None = None
-    ) -> tuple[Float[Array, "B h w width"], Float[Array, "B D"], Int[Array, "B 2"] | None]:
+    ) -> ImageFeatures:
         """Compute the dense map for regions and the class token's embedding of the whole image.
 
         Args:
             sizes: (height, width) of each image; None treats the canvas as the image.
-
-        Returns:
-            The map, the embedding, and each image's part of the map (None without ``sizes``).
         """
-        height, width = (side // self.patch_size for side in pixels.shape[1:3])
+        patch_size = self.config.patch_size
+        height, width = (side // patch_size for side in pixels.shape[1:3])
         cells = mask = None
         if sizes is not None:
-            cells = -(-sizes // self.patch_size)
+            cells = -(-sizes // patch_size)
             seen = real_pixels(cells, height, width).reshape(-1, height * width)
             # The class token is always real.
             mask = jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)[:, None]
@@ -124,7 +158,8 @@ class VisionTransformer(nn.Module):
         last = self.blocks.last(tokens, mask)[:, 0]
         whole = self.ln_post(last) @ self.projection.astype(self.dtype)
         dense = self.ln_post(self.blocks.last_values_only(tokens[:, 1:]))
-        return dense.reshape(pixels.shape[0], height, width, self.width), whole, cells
+        dense = dense.reshape(pixels.shape[0], height, width, self.config.width)
+        return ImageFeatures(dense, whole, cells)
 
     def embed_crops(self, crops: Float[Array, "N P P width"]) -> Float[Array, "N D"]:
         """Average and project crops of the dense map; not normalised."""

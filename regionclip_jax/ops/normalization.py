@@ -1,4 +1,4 @@
-"""Normalisation of pixels for CLIP's towers and for localizers.
+"""Normalisation of pixels for image towers and for localizers.
 
 Source: docs/reference/towers.md#pixel-normalisation, docs/reference/localizers.md#input.
 """
@@ -6,8 +6,8 @@ Source: docs/reference/towers.md#pixel-normalisation, docs/reference/localizers.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from regionclip_jax.structures import Preprocessing
+
 # Blue, green, red, for values from 0 to 255.
 DETECTRON_MEAN = (103.53, 116.28, 123.675)
 
@@ -19,17 +19,20 @@ def real_pixels(sizes: Int[Array, "B 2"], height: int, width: int) -> Bool[Array
     return rows & columns
 
 
-def normalize_for_clip(
-    images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"]
+def normalize_images(
+    images: UInt8[Array, "B H W 3"], sizes: Int[Array, "B 2"], preprocessing: Preprocessing
 ) -> Float[Array, "B H W 3"]:
-    """Normalise RGB canvases for CLIP; padding is 0 after normalisation, as in the reference."""
-    pixels = normalize_crops_for_clip(images.astype(jnp.float32))
+    """Normalise RGB canvases for a tower; padding is 0 after normalisation, as in the reference."""
+    pixels = normalize_crops(images.astype(jnp.float32), preprocessing)
     return jnp.where(real_pixels(sizes, *images.shape[1:3])[..., None], pixels, 0.0)
 
 
-def normalize_crops_for_clip(crops: Float[Array, "*crops P Q 3"]) -> Float[Array, "*crops P Q 3"]:
-    """Normalise RGB values from 0 to 255 for CLIP, for images without padding."""
-    mean, std = jnp.asarray(CLIP_MEAN, jnp.float32), jnp.asarray(CLIP_STD, jnp.float32)
+def normalize_crops(
+    crops: Float[Array, "*crops P Q 3"], preprocessing: Preprocessing
+) -> Float[Array, "*crops P Q 3"]:
+    """Normalise RGB values from 0 to 255 for a tower, for images without padding."""
+    mean = jnp.asarray(preprocessing.mean, jnp.float32)
+    std = jnp.asarray(preprocessing.std, jnp.float32)
     return (crops / 255.0 - mean) / std
 
 

@@ -28,7 +28,7 @@ from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.models.mask_head import MaskHead
 from regionclip_jax.ops.mask_targets import mask_targets
 from regionclip_jax.ops.matching import match_boxes, sample_examples
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.settings import DetectorObjective
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
@@ -113,13 +113,13 @@ def embed_samples(
         Embeddings; layer4's maps of the rows that may be positive (None without masks); and the
         batch statistics, updated if the norms are live.
     """
-    pixels = normalize_for_clip(batch.images, batch.sizes)
+    pixels = normalize_images(batch.images, batch.sizes, model.config.preprocessing)
     if not model.frozen_norm:
         return _embed_with_live_norm(model, variables, pixels, batch, samples, settings)
     features = model.apply(variables, pixels, batch.sizes, method=model.image_features)
     how = dict(
         regions_per_chunk=settings.regions_per_chunk,
-        implementation=settings.roi_align_impl,
+        roi_align_impl=settings.roi_align_impl,
         differentiated=True,
     )
     if not settings.with_masks:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Array, Float, Int, UInt8
 
 from regionclip_jax.models.clip import CLIP, encode_regions
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.normalization import normalize_images
 
 
 def make_embed_text_step(model: CLIP) -> Callable[[dict, Int[Array, "N L"]], Float[Array, "N D"]]:
@@ -18,7 +18,7 @@ def make_embed_text_step(model: CLIP) -> Callable[[dict, Int[Array, "N L"]], Flo
 
 
 def make_embed_regions_step(
-    model: CLIP, *, regions_per_chunk: int | None, roi_align: str = "auto"
+    model: CLIP, *, regions_per_chunk: int | None, roi_align_impl: str = "auto"
 ) -> Callable[..., Float[Array, "B R D"]]:
     """Build ``(variables, images, sizes, boxes) -> embeddings`` of boxes in canvas pixels."""
 
@@ -28,7 +28,7 @@ def make_embed_regions_step(
         sizes: Int[Array, "B 2"],
         boxes: Float[Array, "B R 4"],
     ) -> Float[Array, "B R D"]:
-        pixels = normalize_for_clip(images, sizes)
+        pixels = normalize_images(images, sizes, model.config.preprocessing)
         features = model.apply(variables, pixels, sizes, method=model.image_features)
         return encode_regions(
             model,
@@ -36,7 +36,7 @@ def make_embed_regions_step(
             features,
             boxes,
             regions_per_chunk=regions_per_chunk,
-            implementation=roi_align,
+            roi_align_impl=roi_align_impl,
         )
 
     return step

@@ -26,7 +26,7 @@ from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.models.mask_head import MaskHead
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.sampling import box_mask, grid_boxes
 from regionclip_jax.settings import DetectionSettings, ProposalSettings
 from regionclip_jax.structures import DetectionBatch, Detections, Regions
@@ -82,7 +82,7 @@ def embed_boxes(
         )
     if embed_from != "features":
         raise ValueError(f"embed_from {embed_from!r}; expected features or crops")
-    pixels = normalize_for_clip(images, sizes)
+    pixels = normalize_images(images, sizes, model.config.preprocessing)
     features = model.apply(variables, pixels, sizes, method=model.image_features)
     return encode_regions(
         model,
@@ -90,7 +90,7 @@ def embed_boxes(
         features,
         boxes,
         regions_per_chunk=regions_per_chunk,
-        implementation=roi_align_impl,
+        roi_align_impl=roi_align_impl,
     )
 
 
@@ -163,7 +163,7 @@ def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array
 
     Source: docs/reference/detection.md#clipres5roiheads.
     """
-    pixels = normalize_for_clip(images, sizes)
+    pixels = normalize_images(images, sizes, model.config.preprocessing)
     features = model.apply(variables.clip, pixels, sizes, method=model.image_features)
     maps = encode_region_maps(
         model,
@@ -171,7 +171,7 @@ def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array
         features,
         boxes,
         regions_per_chunk=settings.regions_per_chunk,
-        implementation=settings.roi_align_impl,
+        roi_align_impl=settings.roi_align_impl,
     )
     flat = maps.reshape(-1, *maps.shape[2:])
     logits = MaskHead(dtype=maps.dtype).apply(variables.mask_head, flat)

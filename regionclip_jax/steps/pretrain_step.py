@@ -30,11 +30,11 @@ from regionclip_jax.losses.concept_alignment import (
 from regionclip_jax.losses.concept_contrastive import concept_contrastive_losses, count_targets
 from regionclip_jax.losses.distillation import distillation_losses
 from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
-from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
+from regionclip_jax.models.clip import CLIP, encode_regions, encode_regions_and_images
 from regionclip_jax.models.concept_classifier import concept_logits
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.chunks import map_chunks
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
 from regionclip_jax.settings import PretrainObjective
 from regionclip_jax.steps.micro_batches import map_parts, value_and_cached_gradient
@@ -116,7 +116,7 @@ def label_with_teacher(
     def embed(part):
         images, sizes, boxes = part
         visible = visible_sizes(sizes, settings)
-        pixels = normalize_for_clip(images, sizes)
+        pixels = normalize_images(images, sizes, teacher.config.preprocessing)
         features = teacher.apply(frozen.teacher, pixels, visible, method=teacher.image_features)
         return encode_regions(
             teacher,
@@ -124,7 +124,7 @@ def label_with_teacher(
             features,
             boxes,
             regions_per_chunk=settings.regions_per_chunk,
-            implementation=settings.roi_align_impl,
+            roi_align_impl=settings.roi_align_impl,
         )
 
     embeddings = map_parts(embed, (images, sizes, regions.boxes), settings.micro_batches)
@@ -165,30 +165,26 @@ def embed_with_student(
 ) -> StudentEmbeddings:
     """Return the student's embeddings of the regions, the whole images, and the captions.
 
-    The whole image is one more region of the same batch (ResNet); a ViT has its class token.
+    Of whole canvases with ``padding="reference"``.
     """
-    pixels = normalize_for_clip(batch.images, batch.sizes)
+    pixels = normalize_images(batch.images, batch.sizes, student.config.preprocessing)
     visible = visible_sizes(batch.sizes, settings)
     features = student.apply(variables, pixels, visible, method=student.image_features)
-    if features.whole is None:
-        if visible is None:
-            visible = jnp.broadcast_to(jnp.array(pixels.shape[1:3]), batch.sizes.shape)
-        boxes = jnp.concatenate([whole_image_boxes(visible)[:, None], boxes], 1)
-    embeddings = encode_regions(
+    if visible is None:
+        visible = jnp.broadcast_to(jnp.array(pixels.shape[1:3]), batch.sizes.shape)
+    regions, images = encode_regions_and_images(
         student,
         variables,
         features,
         boxes,
+        visible,
         regions_per_chunk=settings.regions_per_chunk,
-        implementation=settings.roi_align_impl,
+        roi_align_impl=settings.roi_align_impl,
         differentiated=True,
     )
-    whole = features.whole
-    if whole is None:
-        embeddings, whole = embeddings[:, 1:], embeddings[:, 0]
     # The text tower is frozen in the paper's recipe, so its backward pass is then removed.
     texts = student.apply(variables, batch.tokens, method=student.encode_text)
-    return StudentEmbeddings(embeddings, whole, texts)
+    return StudentEmbeddings(regions, images, texts)
 
 
 def region_losses(

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
-from regionclip_jax.models.clip import CLIP
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables
 from regionclip_jax.structures import ImageTextBatch
 
@@ -29,13 +29,15 @@ def make_train_clip_step(
     """
 
     def step(state: TrainState, batch: ImageTextBatch) -> tuple[TrainState, dict]:
-        pixels = normalize_for_clip(batch.images, batch.sizes)
+        pixels = normalize_images(batch.images, batch.sizes, model.config.preprocessing)
 
         def loss_fn(params):
             variables = model_variables(params, state.frozen_params, state.batch_stats)
-            (images, texts, log_scale), updated = model.apply(
+            (images, texts), updated = model.apply(
                 variables, pixels, batch.tokens, mutable=["batch_stats"]
             )
+            # The loss is a softmax, which does not depend on a bias.
+            log_scale, _ = logit_scale_and_bias(variables["params"])
             temperature = jnp.exp(-jnp.minimum(log_scale, math.log(MAX_LOGIT_SCALE)))
             loss = image_text(images, texts, batch.mask, temperature)
             return loss, (updated["batch_stats"], temperature)

@@ -18,8 +18,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from regionclip_jax.text.clip_tokenizer import clean
 from regionclip_jax.text.prompts import fill_template, prepare_class_name
-from regionclip_jax.text.tokenizer import clean
 
 _COUNT_AFTER_COMMA = re.compile(r"\s*,\s*\d+$")
 _LIKE_A_FILE = re.compile(r".*\.(txt|json)|[^,]*(/|\.[A-Za-z][A-Za-z0-9]{1,4})")

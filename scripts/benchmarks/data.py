@@ -89,7 +89,9 @@ def _stream(args, source, num_threads: int, num_workers: int):
     )
     buckets = assign_buckets(settings, source)
     shard = Shard(args.batch, 0, 1)
-    return image_text_batches(source, settings, shard, seed=0, start_record=0, buckets=buckets)
+    return image_text_batches(
+        source, settings, shard, tokenizer="clip", seed=0, start_record=0, buckets=buckets
+    )
 
 
 def draw_coco(root: Path, num_images: int) -> None:

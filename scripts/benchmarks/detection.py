@@ -21,7 +21,7 @@ from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.detections import select_detections
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.sampling import random_boxes
 from regionclip_jax.settings import DetectionSettings, ProposalSettings
@@ -139,7 +139,7 @@ def stages(setup: Setup, theirs: dict[str, dict]) -> Iterator[Work]:
         return propose(localizer, variables, images, sizes, setup.proposals)
 
     def features(clip, images):
-        pixels = normalize_for_clip(images, sizes)
+        pixels = normalize_images(images, sizes, model.config.preprocessing)
         return model.apply(clip, pixels, sizes, method=model.image_features)
 
     def crops(image_features, boxes):

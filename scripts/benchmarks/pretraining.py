@@ -18,7 +18,8 @@ from benchmarks.timing import Program, Work
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.sampling import random_boxes
 from regionclip_jax.settings import PretrainObjective, ProposalSettings
@@ -77,12 +78,14 @@ def build(args: argparse.Namespace) -> Setup:
     batch = ImageTextBatch(
         images=jnp.array(images),
         sizes=jnp.tile(jnp.array([[args.height, args.width]], jnp.int32), (args.images, 1)),
-        tokens=jnp.array(made_up_tokens(args.images, config.context_length, config.vocab_size)),
+        tokens=jnp.array(
+            made_up_tokens(args.images, config.text.context_length, config.text.vocab_size)
+        ),
         mask=jnp.ones(args.images, bool),
     )
     concepts = jnp.array(rng.standard_normal((args.concepts, config.embed_dim)), jnp.float32)
     patterns = ["norm", "visual/stem/", "visual/layer1/", "^text/", "^logit_scale"]
-    if config.is_vit:
+    if isinstance(config.image, ViTConfig):
         patterns = ["visual/patch_embedding", "^text/", "^logit_scale"]
     optimizer = optax.sgd(0.002, momentum=0.9)
     return Setup(
@@ -131,7 +134,8 @@ def parts(setup: Setup, runner=None) -> Iterator[Work]:
     """Yield rows of the parts of a step, each as its own program."""
     model, variables, batch, boxes = setup.model, setup.variables, setup.batch, setup.boxes
     theirs = _torch_parts(setup, runner) if runner else {}
-    sizes, pixels = batch.sizes, normalize_for_clip(batch.images, batch.sizes)
+    sizes = batch.sizes
+    pixels = normalize_images(batch.images, sizes, model.config.preprocessing)
 
     def program(name: str, function: Callable, *arguments: Any) -> Work:
         return Work(name, Program(function, *arguments), theirs.get(name, {}))
@@ -148,7 +152,7 @@ def parts(setup: Setup, runner=None) -> Iterator[Work]:
         return crops.mean((2, 3))
 
     yield program("RoIAlign, forward", align, features, boxes)
-    if not model.config.is_vit:
+    if not isinstance(model.config.image, ViTConfig):
         shape = (boxes.shape[1], model.crop_size, model.crop_size, features.map.shape[-1])
         crops = jax.random.normal(jax.random.key(1), shape, features.map.dtype)
 
@@ -228,7 +232,7 @@ def _torch_parts(setup: Setup, runner) -> dict[str, dict]:
         "regions (RoIAlign, layer4, pool), forward": forward(model.encode_regions, features, boxes),
         "captions, forward": forward(model.encode_text, tokens),
     }
-    if config.is_vit:
+    if isinstance(config.image, ViTConfig):
         return columns
     # Like ours: gradients of layer4, the pool and the features; norms stay frozen.
     differentiated = torch_clip(config, variables, runner)

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def works(args: argparse.Namespace, runner) -> Iterator[Work]:
     config = PRESETS[args.preset]
     variables = draw_weights(abstract_variables(config))
-    tokens = made_up_tokens(args.prompts, config.context_length, config.vocab_size)
+    tokens = made_up_tokens(args.prompts, config.text.context_length, config.text.vocab_size)
     step = make_embed_text_step(CLIP(config, dtype=jnp.dtype(args.dtype)))
     ours, theirs = jax.jit(step), {}
     if runner:

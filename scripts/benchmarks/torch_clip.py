@@ -15,8 +15,8 @@ from torchvision.ops import roi_align
 
 from benchmarks.torch_layers import FrozenNorm, TorchRunner, state_dict_of
 from regionclip_jax.conversion import clip_keys
-from regionclip_jax.models.presets import CLIPConfig
-from regionclip_jax.ops.normalization import CLIP_MEAN, CLIP_STD
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
 
 
 class Bottleneck(nn.Module):
@@ -69,21 +69,22 @@ class AttentionPool(nn.Module):
 class ImageTower(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
-        width = config.vision_width
+        image = config.image
+        width = image.width
         plan = ((3, width // 2, 2), (width // 2, width // 2, 1), (width // 2, width, 1))
         for number, (before, after, stride) in enumerate(plan, start=1):
             conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
             setattr(self, f"conv{number}", conv)
             setattr(self, f"bn{number}", FrozenNorm(after))
         channels = width
-        for stage, blocks in enumerate(config.vision_layers):
+        for stage, blocks in enumerate(image.layers):
             planes, layers = width * 2**stage, []
             for block in range(blocks):
                 layers.append(Bottleneck(channels, planes, 2 if stage and block == 0 else 1))
                 channels = 4 * planes
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.attnpool = AttentionPool(
-            config.grid_size, channels, config.vision_heads, config.embed_dim
+            config.crop_size // 2, channels, image.heads, config.embed_dim
         )
 
     def feature_map(self, x):
@@ -134,12 +135,14 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: CLIPConfig, canvas: tuple[int, int]):
         super().__init__()
-        width, patch, grid = config.vision_width, config.vision_patch_size, config.grid_size
+        image = config.image
+        width, patch = image.width, image.patch_size
+        grid = image.grid_size(config.preprocessing.resolution)
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.positional_embedding = nn.Parameter(torch.zeros(grid**2 + 1, width))
         self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.transformer = blocks(width, config.vision_heads, config.vision_layers)
+        self.transformer = blocks(width, image.heads, image.layers)
         self.proj = nn.Parameter(torch.zeros(width, config.embed_dim))
         for axis, side in zip("yx", canvas, strict=True):
             matrix = _spread(grid, side // patch)
@@ -178,16 +181,18 @@ class TorchCLIP(nn.Module):
     def __init__(self, config: CLIPConfig, canvas: tuple[int, int] | None = None):
         super().__init__()
         self.config = config
-        self.visual = VisionTransformer(config, canvas) if config.is_vit else ImageTower(config)
-        width = config.text_width
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.positional_embedding = nn.Parameter(torch.zeros(config.context_length, width))
-        self.transformer = blocks(width, config.text_heads, config.text_layers)
+        self.is_vit = isinstance(config.image, ViTConfig)
+        self.visual = VisionTransformer(config, canvas) if self.is_vit else ImageTower(config)
+        text = config.text
+        width = text.width
+        self.token_embedding = nn.Embedding(text.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(text.context_length, width))
+        self.transformer = blocks(width, text.heads, text.layers)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.zeros(width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.zeros(()))
-        for name, values in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
-            tensor = torch.tensor(values)[:, None, None]
+        for name in ("mean", "std"):
+            tensor = torch.tensor(getattr(config.preprocessing, name))[:, None, None]
             self.register_buffer(f"pixel_{name}", tensor, persistent=False)
 
     def normalize(self, images):
@@ -197,25 +202,25 @@ class TorchCLIP(nn.Module):
     def image_features(self, images):
         """Return the feature maps of the regions, NCHW."""
         pixels = self.normalize(images)
-        if self.config.is_vit:
+        if self.is_vit:
             return self.visual.features(pixels)[0]
         return self.visual.feature_map(pixels)
 
     def encode_regions(self, features, boxes):
         """Return embeddings [B, R, D] of boxes [B, R, 4]."""
-        if self.config.is_vit:
-            scale = 1 / self.config.vision_patch_size
+        if self.is_vit:
+            scale = 1 / self.config.image.stride
             crops = roi_align(features, list(boxes), 1, scale, sampling_ratio=0, aligned=True)
             embeddings = crops.flatten(1) @ self.visual.proj
         else:
-            size = 2 * self.config.grid_size
+            size = self.config.crop_size
             crops = roi_align(features, list(boxes), size, 1 / 16, sampling_ratio=0, aligned=True)
             embeddings = self.visual.attnpool(self.visual.layer4(crops))
         return embeddings.reshape(*boxes.shape[:2], -1)
 
     def encode_images_and_regions(self, images, boxes):
         """Return embeddings of whole images [B, D] and of their boxes [B, R, D]."""
-        if self.config.is_vit:
+        if self.is_vit:
             features, whole = self.visual.features(self.normalize(images))
             return whole, self.encode_regions(features, boxes)
         height, width = images.shape[1:3]

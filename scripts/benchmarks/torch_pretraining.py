@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from benchmarks.torch_clip import TorchCLIP, concept_logits, torch_clip
 from benchmarks.torch_layers import TorchRunner
 from regionclip_jax.conversion import clip_keys
-from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.settings import PretrainObjective
 
 

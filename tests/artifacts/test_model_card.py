@@ -3,35 +3,97 @@ import json
 
 import pytest
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard, from_card
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard, part_from_card
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 
 @pytest.mark.parametrize("name", ["RN50x4", "ViT-B/32"])
 def test_a_card_survives_json(name):
     card = ModelCard(PRESETS[name], {"file": "a.pt", "sha256": "00"})
     content = json.loads(card.to_json())
-    assert content["preset"] == name and content["format"] == 1
+    assert content["preset"] == name and content["format"] == 2
     assert ModelCard.from_json(card.to_json()) == card
 
 
 def test_a_model_of_no_preset_says_so():
-    config = dataclasses.replace(PRESETS["RN50"], vocab_size=7)
+    config = dataclasses.replace(PRESETS["RN50"], embed_dim=7)
     card = ModelCard(config, {"run": "mine"})
     assert card.preset is None
     assert ModelCard.from_json(card.to_json()) == card
 
 
-@pytest.mark.parametrize("text", ["not json", "[]", '{"format": 2}', '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text", ["not json", "[]", '{"format": 3}', '{"format": 2}', '{"format": 1}']
+)
 def test_other_cards_are_refused_with_a_remedy(text):
     with pytest.raises(CheckpointMismatch, match=r"somewhere/card\.json.*again"):
         ModelCard.from_json(text, "somewhere/card.json")
 
 
-def test_a_card_with_other_fields_names_them():
+@pytest.mark.parametrize("part", [None, "image", "text", "preprocessing"])
+def test_a_card_with_other_fields_names_them(part):
     content = json.loads(ModelCard(PRESETS["RN50"], {}).to_json())
-    content["architecture"]["num_registers"] = 4
-    with pytest.raises(CheckpointMismatch, match="num_registers"):
+    architecture = content["architecture"]
+    (architecture if part is None else architecture[part])["num_registers"] = 4
+    with pytest.raises(CheckpointMismatch, match=f"{part or 'architecture'}.*num_registers"):
+        ModelCard.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [("image", "kind", "eva"), ("text", "kind", None), ("image", "activation", "relu")],
+)
+def test_a_card_with_another_choice_names_the_known_ones(part, field, value):
+    content = json.loads(ModelCard(PRESETS["ViT-B/32"], {}).to_json())
+    content["architecture"][part][field] = value
+    with pytest.raises(CheckpointMismatch, match=rf"{part}\.{field}: expected one of .*{value!r}"):
+        ModelCard.from_json(json.dumps(content))
+
+
+def test_a_card_without_the_fields_that_have_defaults_is_of_openais_numbers():
+    content = json.loads(ModelCard(PRESETS["ViT-B/32"], {}).to_json())
+    architecture = content["architecture"]
+    del architecture["logit_bias"], architecture["image"]["eps"], architecture["text"]["tokenizer"]
+    architecture["preprocessing"] = {"resolution": 224}
+    assert ModelCard.from_json(json.dumps(content)).architecture == PRESETS["ViT-B/32"]
+
+
+def test_every_number_of_an_architecture_survives_json():
+    preset = PRESETS["ViT-B/32"]
+    config = dataclasses.replace(
+        preset,
+        image=dataclasses.replace(preset.image, heads=8, activation="gelu_tanh", eps=1e-6),
+        text=dataclasses.replace(preset.text, activation="gelu", tokenizer="other"),
+        preprocessing=Preprocessing(384, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic_truncate"),
+        logit_bias=True,
+    )
+    assert ModelCard.from_json(ModelCard(config, {}).to_json()).architecture == config
+
+
+@pytest.mark.parametrize("name", ["RN50x4", "ViT-L/14@336", "scenes"])
+def test_a_card_of_format_1_has_the_same_architecture(name):
+    config = PRESETS[name]
+    image, text, is_vit = config.image, config.text, isinstance(config.image, ViTConfig)
+    flat = {
+        "image_resolution": config.preprocessing.resolution,
+        "vision_layers": image.layers if is_vit else list(image.layers),
+        "vision_width": image.width,
+        "vision_patch_size": image.patch_size if is_vit else None,
+        "vision_heads": image.heads,
+        "embed_dim": config.embed_dim,
+        "vocab_size": text.vocab_size,
+        "context_length": text.context_length,
+        "text_width": text.width,
+        "text_heads": text.heads,
+        "text_layers": text.layers,
+    }
+    content = {"format": 1, "architecture": flat, "preset": name, "source": {"run": "old"}}
+    card = ModelCard.from_json(json.dumps(content))
+    assert card.architecture == config and card.source == {"run": "old"}
+    del flat["text_heads"]
+    with pytest.raises(CheckpointMismatch, match="expected the fields .*text_heads"):
         ModelCard.from_json(json.dumps(content))
 
 
@@ -42,10 +104,10 @@ def test_a_field_that_is_younger_than_a_card_has_its_default():
         activation: str = "quick_gelu"
 
     card = {"format": 1, "architecture": {"width": 3}, "source": {"run": "old"}}
-    found, source, _ = from_card(json.dumps(card), "model.json", Grown)
+    found, source, _ = part_from_card(json.dumps(card), "model.json", Grown)
     assert found == Grown(3, "quick_gelu") and source == {"run": "old"}
     card["architecture"] = {"activation": "gelu"}
     with pytest.raises(
         CheckpointMismatch, match=r"fields \['width'\] and perhaps \['activation'\]"
     ):
-        from_card(json.dumps(card), "model.json", Grown)
+        part_from_card(json.dumps(card), "model.json", Grown)

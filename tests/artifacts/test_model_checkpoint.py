@@ -9,23 +9,20 @@ import pytest
 from regionclip_jax.artifacts import model_checkpoint
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model, save_model
-from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.modified_resnet import ResNetConfig
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 RESNET = CLIPConfig(
-    image_resolution=64,
-    vision_layers=(1, 1, 1, 1),
-    vision_width=2,
-    vision_patch_size=None,
-    vision_heads=1,
+    image=ResNetConfig(layers=(1, 1, 1, 1), width=2, heads=1),
+    text=TextConfig(vocab_size=10, context_length=5, width=16, heads=1, layers=1),
+    preprocessing=Preprocessing(64),
     embed_dim=8,
-    vocab_size=10,
-    context_length=5,
-    text_width=16,
-    text_heads=1,
-    text_layers=1,
 )
 VIT = dataclasses.replace(
-    RESNET, vision_layers=1, vision_width=16, vision_patch_size=32, embed_dim=4
+    RESNET, image=ViTConfig(patch_size=32, layers=1, width=16, heads=1), embed_dim=4
 )
 
 

@@ -9,18 +9,39 @@ import pytest
 from regionclip_jax.artifacts.detector_heads import load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+# No number is a default, so that each is read from the card.
+FORMAT_2 = CLIPConfig(
+    image=ViTConfig(patch_size=8, layers=1, width=8, heads=2, activation="gelu", eps=1e-6),
+    text=TextConfig(
+        vocab_size=6, context_length=5, width=8, heads=2, layers=1,
+        activation="gelu_tanh", eps=1e-4, tokenizer="other",
+    ),
+    preprocessing=Preprocessing(16, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), "bicubic_truncate"),
+    embed_dim=4,
+    logit_bias=True,
+)  # fmt: skip
+
+
+def unpack(name: str, folder: Path) -> Path:
+    with tarfile.open(GOLDEN / f"{name}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
     """Written at f2fd52e: ``pico_clip.pth`` converted, a localizer and a box head beside it."""
-    folder = tmp_path_factory.mktemp("format_1")
-    with tarfile.open(GOLDEN / "model_format_1.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return unpack("model_format_1", tmp_path_factory.mktemp("format_1"))
 
 
 def test_a_model_of_format_1_loads_bit_for_bit(directory, tmp_path):
@@ -32,6 +53,27 @@ def test_a_model_of_format_1_loads_bit_for_bit(directory, tmp_path):
     assert found.keys() == expected.keys()
     for path in found:
         np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
+def test_a_model_of_format_1_keeps_the_text_tower_that_old_vocabularies_name(directory):
+    """The hash was printed by ``text_tower_hash`` of f2fd52e."""
+    variables, card = load_model(directory)
+    encoder = describe_encoder(card.architecture, variables["params"])
+    assert encoder["parameters_sha256"] == (
+        "a3d8fb7e17456456027804de89586f91b195e9b2978cb05c09b339d4d9717a62"
+    )
+
+
+def test_a_model_of_format_2_loads_bit_for_bit_with_its_vocabulary(tmp_path):
+    directory = unpack("model_format_2", tmp_path)
+    variables, card = load_model(directory)
+    assert card.architecture == FORMAT_2 and card.source == {"run": "train_clip"}
+    rng = np.random.default_rng(0)
+    for path, leaf in sorted(flatten(variables).items()):
+        drawn = rng.standard_normal(leaf.shape).astype(np.float32)
+        np.testing.assert_array_equal(leaf, drawn, err_msg=path)
+    vocabulary = Vocabulary.load(directory / "vocabulary.npz")
+    require_matching(vocabulary, describe_encoder(card.architecture, variables["params"]))
 
 
 def test_a_localizer_and_heads_of_format_1_load(directory):

@@ -95,6 +95,20 @@ def test_a_vocabulary_of_another_text_tower_is_refused_naming_both():
     assert encoder["parameters_sha256"][:12] in message
 
 
+def test_a_vocabulary_of_the_flat_architecture_matches_its_model_and_is_described():
+    """Files made before model cards had format 2; the hash is that of the same text tower."""
+    flat = {
+        "image_resolution": 224, "vision_layers": [1, 1, 1, 1], "vision_width": 16,
+        "vision_patch_size": None, "vision_heads": 8, "embed_dim": 64, "vocab_size": 49408,
+        "context_length": 77, "text_width": 128, "text_heads": 2, "text_layers": 2,
+    }  # fmt: skip
+    old = make_vocabulary({"architecture": flat, "parameters_sha256": text_tower_hash(TEXT)})
+    require_matching(old, describe_encoder(PRESETS["tiny"], TEXT))
+    other = {"text": {**TEXT["text"], "projection": np.zeros((2, 3), np.float32)}}
+    with pytest.raises(CheckpointMismatch, match=r"made by tiny \(text width 128, D 64\)"):
+        require_matching(old, describe_encoder(PRESETS["tiny"], other))
+
+
 def test_of_an_imported_vocabulary_only_the_width_can_be_compared():
     imported = {"architecture": None, "parameters_sha256": None}
     encoder = describe_encoder(PRESETS["tiny"], TEXT)

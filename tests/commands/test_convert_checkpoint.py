@@ -31,7 +31,7 @@ def test_an_archive_becomes_a_model_directory(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "122 used, 22 of bookkeeping, 0 others unused" in done.stdout
     variables, card = load_model(tmp_path / "model")
-    assert card.architecture.vision_layers == (1, 1, 1, 1)
+    assert card.architecture.image.layers == (1, 1, 1, 1)
     assert variables["params"]["text"]["projection"].shape == (16, 8)
 
 

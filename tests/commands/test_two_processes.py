@@ -18,11 +18,17 @@ NUM_STEPS = 14
 
 RECIPE = """
 import runpy
-from regionclip_jax.models.presets import PRESETS, CLIPConfig
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 PRESETS["nano"] = CLIPConfig(
-    64, 1, 16, 16, 2, embed_dim=12,
-    vocab_size=49408, context_length=77, text_width=16, text_heads=2, text_layers=1,
+    ViTConfig(patch_size=16, layers=1, width=16, heads=2),
+    TextConfig(vocab_size=49408, context_length=77, width=16, heads=2, layers=1),
+    Preprocessing(64),
+    embed_dim=12,
 )
 
 def get_config():

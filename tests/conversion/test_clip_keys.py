@@ -39,7 +39,7 @@ def test_every_preset_maps_to_openai_names_and_back(name):
     num_visual = sum(key.startswith("visual.") for key in shapes)
     if name in NUM_VISUAL:
         assert num_visual == NUM_VISUAL[name]
-    if config.text_layers == 12:
+    if config.text.layers == 12:
         assert len(shapes) - num_visual == NUM_TEXT + 1
     # Nothing is used twice and nothing is lost: the numbers of both sides agree.
     ours = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_variables(config)))

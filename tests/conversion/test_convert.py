@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +10,10 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion.convert import convert_checkpoint, convert_vocabulary
-from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
+from regionclip_jax.structures import Preprocessing
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 # Of the largest magnitude; fp32 on a CPU, other summation orders than torch's.
 TOLERANCE = 1e-4
@@ -46,7 +51,10 @@ def test_converted_towers_compute_what_the_reference_computes(
     conversion = convert_checkpoint(write_safetensors(make_state_dict(arch)), tmp_path / "model")
     assert conversion.unused == () and conversion.card.preset is None
     assert all("num_batches_tracked" in name for name in conversion.bookkeeping)
-    images, texts, logit_scale = encode(tmp_path / "model", pixels, expected["tokens"])
+    images, texts = encode(tmp_path / "model", pixels, expected["tokens"])
+    variables, _ = load_model(tmp_path / "model")
+    logit_scale, bias = logit_scale_and_bias(variables["params"])
+    assert bias is None
     assert_close(images, expected["image_features"])
     assert_close(texts, expected["text_features"])
     images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
@@ -200,19 +208,80 @@ def test_text_of_another_width_is_refused_with_both_shapes(
         convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
 
 
+_HUGGINGFACE = {
+    "vision_config": {"hidden_act": "gelu", "layer_norm_eps": 1e-3, "num_attention_heads": 8},
+    "text_config": {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 4},
+}
+_OPEN_CLIP = {
+    "model_cfg": {
+        "vision_cfg": {"head_width": 16, "norm_kwargs": {"eps": 1e-3}},
+        "text_cfg": {"heads": 4, "act_kwargs": {"approximate": "tanh"}},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "size": 64},
+}
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "open_clip"])
+def test_numbers_that_tensors_do_not_say_come_from_the_files_beside_them(
+    tmp_path, make_state_dict, write_safetensors, kind
+):
+    """A vit_tiny of random weights; the model then computes with these numbers."""
+    source = write_safetensors(make_state_dict("vit_tiny"))
+    plain = convert_checkpoint(source, tmp_path / "plain").card.architecture
+    assert plain.image.activation == plain.text.activation == "quick_gelu"
+    if kind == "huggingface":
+        (tmp_path / "config.json").write_text(json.dumps(_HUGGINGFACE))
+        preprocessor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    else:
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(_OPEN_CLIP))
+    conversion = convert_checkpoint(source, tmp_path / "model")
+    expected = dataclasses.replace(
+        plain,
+        image=dataclasses.replace(plain.image, activation="gelu", eps=1e-3, heads=8),
+        text=dataclasses.replace(plain.text, activation="gelu_tanh", heads=4),
+        preprocessing=Preprocessing(64, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),
+    )
+    assert conversion.card.architecture == expected and not conversion.notes
+    assert load_card(tmp_path / "model").architecture == expected
+    arrays = np.load(GOLDEN / "vit_tiny.npz")
+    images, texts = encode(tmp_path / "model", arrays["input"], arrays["tokens"])
+    others = encode(tmp_path / "plain", arrays["input"], arrays["tokens"])
+    for found, other in zip((images, texts), others, strict=True):
+        assert np.isfinite(found).all() and np.abs(found - other).max() > 1e-3
+
+
+def test_each_kind_of_names_has_its_own_configuration_file(
+    tmp_path, make_state_dict, write_safetensors
+):
+    """Repositories with both files exist; these tensors have open_clip's names."""
+    source = write_safetensors(make_state_dict("vit_tiny"))
+    (tmp_path / "config.json").write_text(json.dumps(_HUGGINGFACE))
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    config = convert_checkpoint(source, tmp_path / "model").card.architecture
+    assert (config.image.activation, config.image.eps) == ("quick_gelu", 1e-5)
+
+
+def test_an_assumed_activation_is_noted(tmp_path, make_state_dict, write_safetensors):
+    source = write_safetensors(make_state_dict("vit_tiny"))
+    conversion = convert_checkpoint(source, tmp_path / "model")
+    assert any("assumed OpenAI's quick GELU" in note for note in conversion.notes)
+
+
 @pytest.mark.parametrize(
-    ("name", "config"),
+    ("config", "message"),
     [
-        ("config.json", {"text_config": {"hidden_act": "gelu"}}),
-        ("open_clip_config.json", {"model_cfg": {"embed_dim": 512}}),
+        ({"text_config": {"hidden_act": "relu"}}, r"text_config\.hidden_act: .*found 'relu'"),
+        ({"vision_config": {"num_attention_heads": 7}}, "image: .*128 channels.*found 7"),
+        ([], "config.json: expected a JSON object, found list"),
     ],
 )
-def test_a_model_of_another_activation_is_refused(
-    tmp_path, make_state_dict, write_safetensors, name, config
+def test_numbers_that_no_tower_has_are_refused(
+    tmp_path, make_state_dict, write_safetensors, config, message
 ):
     source = write_safetensors(make_state_dict("vit_tiny"))
-    (tmp_path / name).write_text(json.dumps(config))
-    with pytest.raises(CheckpointMismatch, match="quick GELU"):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointMismatch, match=message):
         convert_checkpoint(source, tmp_path / "model")
 
 

@@ -107,9 +107,10 @@ def test_text_is_tokenised_without_a_file_of_the_repository(run):
     code = """
 import regionclip_jax
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
-from regionclip_jax.text.tokenizer import tokenize
+from regionclip_jax.text.tokenizer import tokenizer_named
 print(regionclip_jax.__file__)
-print(*tokenize(["a photo of a cat"])[0, :8].tolist(), len(prompts_for("cat", TEMPLATES)))
+tokenize = tokenizer_named("clip")
+print(*tokenize(["a photo of a cat"], 77)[0, :8].tolist(), len(prompts_for("cat", TEMPLATES)))
 """
     place, answer = run(code).splitlines()
     assert "unpacked" in place

@@ -17,14 +17,21 @@ from regionclip_jax.artifacts.model_checkpoint import (
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
-from regionclip_jax.models.presets import PRESETS, CLIPConfig
+from regionclip_jax.models.modified_resnet import ResNetConfig
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 SIDE, LENGTH, NUM_RECORDS = 64, 24, 24
 
-_TEXT = dict(vocab_size=49408, context_length=77, text_width=16, text_heads=2, text_layers=1)
+_TEXT = TextConfig(vocab_size=49408, context_length=77, width=16, heads=2, layers=1)
 NANO = {
-    "nano_vit": CLIPConfig(64, 1, 16, 16, 2, embed_dim=12, **_TEXT),
-    "nano_resnet": CLIPConfig(64, (1, 1, 1, 1), 8, None, 4, embed_dim=20, **_TEXT),
+    "nano_vit": CLIPConfig(ViTConfig(16, 1, 16, 2), _TEXT, Preprocessing(64), embed_dim=12),
+    "nano_resnet": CLIPConfig(
+        ResNetConfig((1, 1, 1, 1), 8, 4), _TEXT, Preprocessing(64), embed_dim=20
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import ConceptSettings, ConfigError
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
-from regionclip_jax.text.tokenizer import tokenize
+from regionclip_jax.text.tokenizer import tokenizer_named
 
 NAMES = ("cat", "traffic light", "tree")
 
@@ -86,7 +86,7 @@ def test_an_embedding_is_the_plain_mean_over_the_templates_of_the_whole_context(
     for row in (0, 1, len(names) - 1):
         prompts = prompts_for(names[row], concept_pool.PLAIN_TEMPLATES)
         assert len(prompts) == len(concept_pool.PLAIN_TEMPLATES)
-        features = np.asarray(encode(variables, tokenize(prompts, 77)))
+        features = np.asarray(encode(variables, tokenizer_named("clip")(prompts, 77)))
         np.testing.assert_allclose(
             vocabulary.embeddings[row], features.mean(0), rtol=1e-4, atol=1e-5
         )
@@ -151,13 +151,14 @@ def test_a_names_numbers_do_not_depend_on_the_other_names_to_the_bit(clip):
 def test_calls_have_few_shapes_and_hold_every_name_once(monkeypatch):
     monkeypatch.setattr(concept_pool, "_TOKENS_PER_CALL", 256)
     names = [f"thing {n} " + "word " * (n % 7 * 10) for n in range(40)]
-    calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, 77))
+    calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, PRESETS["RN50"].text))
     assert sorted(row for rows, _ in calls for row in rows) == list(range(40))
     assert {tokens.shape[1] for _, tokens in calls} <= {16, 32, 48, 64, 77}
     for rows, tokens in calls:
         assert len(tokens) == max(1, 256 // (tokens.shape[1] * 5)) * 5
         for place, row in enumerate(rows):
-            prompts = tokenize(prompts_for(names[row], concept_pool.PLAIN_TEMPLATES), 77)
+            texts = prompts_for(names[row], concept_pool.PLAIN_TEMPLATES)
+            prompts = tokenizer_named("clip")(texts, 77)
             found = tokens[place * 5 : place * 5 + 5]
             np.testing.assert_array_equal(found, prompts[:, : tokens.shape[1]])
             assert not prompts[:, tokens.shape[1] :].any()

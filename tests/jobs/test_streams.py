@@ -84,7 +84,12 @@ def test_records_of_the_other_kind_are_refused(data, evaluation):
 def stream(section, start_record=0, batch_size=8, seed=0):
     source = streams.build_image_text_source(section)
     return streams.stream_batches(
-        section, source, batch_size=batch_size, seed=seed, start_record=start_record
+        section,
+        source,
+        tokenizer="clip",
+        batch_size=batch_size,
+        seed=seed,
+        start_record=start_record,
     )
 
 

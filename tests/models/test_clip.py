@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.models.clip import CLIP, ImageFeatures, encode_regions, whole_image_boxes
+from regionclip_jax.models.clip import CLIP, encode_regions, whole_image_boxes
+from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.presets import PRESETS, preset_name
+from regionclip_jax.structures import ImageFeatures
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +95,14 @@ def test_presets_are_found_by_their_sizes_and_published_ones_have_heads_of_64_ch
     for name in ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", *vit, "tiny", "scenes"]:
         preset = PRESETS[name]
         assert preset_name(preset) == name
-        channels = preset.vision_width * (1 if preset.is_vit else 32)
-        assert channels // preset.vision_heads == 64, name
+        image, text = preset.image, preset.text
+        channels = image.width * (32 if isinstance(image, ResNetConfig) else 1)
+        assert channels // image.heads == 64, name
         # One head of 64 channels over so narrow a tower learns on some seeds only.
         text_channels = 16 if name == "scenes" else 64
-        assert preset.text_width // preset.text_heads == text_channels, name
-    assert [PRESETS[n].grid_size for n in ("RN50", "RN50x4", "ViT-B/16")] == [7, 9, 14]
+        assert text.width // text.heads == text_channels, name
+    some = [PRESETS[name] for name in ("RN50", "RN50x4", "ViT-B/16")]
+    assert [c.image.grid_size(c.preprocessing.resolution) for c in some] == [7, 9, 14]
     assert [CLIP(PRESETS[n]).crop_size for n in ("RN50", "RN50x4", "ViT-B/16")] == [14, 18, 1]
 
 
@@ -113,6 +117,6 @@ def test_bf16_embeddings_are_close_to_fp32(
     tokens = jnp.array([[598, 4, 5, 599], [598, 9, 599, 0]])
     expected = jax.jit(CLIP(config).apply)(variables, x, tokens)
     found = jax.jit(CLIP(config, dtype=jnp.bfloat16).apply)(variables, x, tokens)
-    for half, full in zip(found[:2], expected[:2], strict=True):
+    for half, full in zip(found, expected, strict=True):
         assert half.dtype == jnp.bfloat16
         assert relative_error(np.asarray(half, np.float32), full) < 5e-2

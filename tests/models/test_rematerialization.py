@@ -69,7 +69,7 @@ def test_a_resnet_gives_the_same_numbers_whatever_it_keeps(nano_configs, nano_va
         maps = model.apply(
             variables,
             pixels,
-            method=lambda clip, x: clip.crop_features(clip.visual.feature_map(x, SIZES)[0]),
+            method=lambda clip, x: clip.crop_features(clip.visual.features(x, SIZES).map),
         )
         return jnp.square(maps).mean(), maps
 
@@ -148,7 +148,10 @@ def test_only_what_is_trained_is_made_again(nano_configs, tokens, pixels):
 
     Those of layer4 run in chunks, whose one loop is made again as a whole already.
     """
-    config = dataclasses.replace(nano_configs["resnet"], vision_layers=(2, 2, 1, 1))
+    config = nano_configs["resnet"]
+    config = dataclasses.replace(
+        config, image=dataclasses.replace(config.image, layers=(2, 2, 1, 1))
+    )
     variables = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     text_and_norms = ("norm", "^text/", "^logit_scale")
 
@@ -171,7 +174,8 @@ def test_only_what_is_trained_is_made_again(nano_configs, tokens, pixels):
 
 
 def test_blocks_of_texts_are_made_again_where_they_are_trained(nano_configs, tokens):
-    config = dataclasses.replace(nano_configs["vit"], text_layers=3)
+    config = nano_configs["vit"]
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, layers=3))
     variables = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     for kept, count in (("all", 0), ("products", 3), ("block_inputs", 3)):
         model = CLIP(config, kept_activations=kept)
@@ -182,7 +186,7 @@ def test_blocks_of_texts_are_made_again_where_they_are_trained(nano_configs, tok
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
-        (lambda kept: BlockStack(4, 2, jnp.float32, kept), (8, 48, 32)),
+        (lambda kept: BlockStack(4, 2, "quick_gelu", 1e-5, jnp.float32, kept), (8, 48, 32)),
         (lambda kept: Stage(8, 4, 1, True, jnp.float32, kept), (2, 32, 32, 32)),
     ],
     ids=["transformer", "resnet"],

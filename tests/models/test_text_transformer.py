@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.models.text_transformer import TextTransformer
+from regionclip_jax.models.text_transformer import TextConfig, TextTransformer
 from regionclip_jax.models.transformer_blocks import LayerNorm, quick_gelu
 
 TOWER = TextTransformer(
-    vocab_size=50, context_length=12, width=32, num_heads=2, num_layers=2, embed_dim=8
+    TextConfig(vocab_size=50, context_length=12, width=32, heads=2, layers=2), embed_dim=8
 )
 apply = jax.jit(TOWER.apply)
 # 49 ends a text.
@@ -44,7 +44,7 @@ def test_quick_gelu_of_one():
 
 def test_layer_norm_is_computed_in_fp32_and_cast_back():
     x = jnp.asarray(np.random.default_rng(0).normal(100, 1, (4, 64)), jnp.bfloat16)
-    norm = LayerNorm()
+    norm = LayerNorm(1e-5)
     y = norm.apply(norm.init(jax.random.key(0), x), x)
     x32 = np.asarray(x, np.float32)
     expected = (x32 - x32.mean(-1, keepdims=True)) / np.sqrt(x32.var(-1, keepdims=True) + 1e-5)

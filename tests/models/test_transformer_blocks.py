@@ -75,7 +75,7 @@ def test_chunks_go_with_blocks_that_keep_less(attention, kept, relative_error):
     mask = jnp.asarray(MASKS["of each picture"])
 
     def losses_of(kept_activations):
-        blocks = BlockStack(2, 2, jnp.float32, kept_activations)
+        blocks = BlockStack(2, 2, "quick_gelu", 1e-5, jnp.float32, kept_activations)
         variables = jax.jit(lambda: blocks.init(jax.random.key(1), x))()
         return jax.jit(losses(blocks, mask))(variables, x)
 

@@ -1,6 +1,8 @@
 """The dense form of the ViT, which the reference does not have."""
 
+import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +26,21 @@ def pixels(height, width):
     return jax.random.normal(jax.random.key(1), (2, height, width, 3))
 
 
-def layer_norm(x, params):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+}
 
 
-def plain_dense_map(params, x, patch, num_heads):
+def plain_dense_map(params, x, config):
     """The dense tokens by the definition: ordinary blocks, then values only in the last one."""
+    patch, num_heads = config.patch_size, config.heads
+
+    def layer_norm(x, params):
+        scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.eps)
+        return scaled * params["scale"] + params["bias"]
+
     num, height, width, _ = x.shape
     h, w = height // patch, width // patch
     patches = x.reshape(num, h, patch, w, patch, 3).transpose(0, 1, 3, 2, 4, 5)
@@ -45,7 +55,7 @@ def plain_dense_map(params, x, patch, num_heads):
 
     def mlp(x, block):
         hidden = dense(layer_norm(x, block["ln_2"]), block["mlp"]["c_fc"])
-        return x + dense(hidden / (1 + np.exp(-1.702 * hidden)), block["mlp"]["c_proj"])
+        return x + dense(ACTIVATIONS[config.activation](hidden), block["mlp"]["c_proj"])
 
     def attention(x, p):
         shape = (*x.shape[:2], num_heads, x.shape[2] // num_heads)
@@ -67,8 +77,14 @@ def plain_dense_map(params, x, patch, num_heads):
 
 
 @pytest.mark.property
-def test_the_dense_map_equals_a_plain_formula(vit, relative_error):
+@pytest.mark.parametrize(
+    ("activation", "eps", "heads"),
+    [("quick_gelu", 1e-5, 2), ("gelu", 1e-2, 4), ("gelu_tanh", 0.1, 1)],
+)
+def test_the_dense_map_equals_a_plain_formula(vit, relative_error, activation, eps, heads):
     model, variables = vit
+    image = dataclasses.replace(model.config.image, activation=activation, eps=eps, heads=heads)
+    model = CLIP(dataclasses.replace(model.config, image=image))
     # Biases start at zero, where a lost one would not show.
     noise = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: x + 0.1 * noise.standard_normal(x.shape), variables)
@@ -76,7 +92,7 @@ def test_the_dense_map_equals_a_plain_formula(vit, relative_error):
     x = pixels(64, 64)
     features = image_features(model, variables, x)
     params = jax.tree.map(np.float64, variables["params"]["visual"])
-    assert relative_error(features.map, plain_dense_map(params, np.float64(x), 16, 2)) < 1e-5
+    assert relative_error(features.map, plain_dense_map(params, np.float64(x), image)) < 1e-5
 
 
 @pytest.mark.property

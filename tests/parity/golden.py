@@ -23,7 +23,7 @@ from regionclip_jax.conversion.clip_keys import Layout, origin
 from regionclip_jax.conversion.layouts import build_variables, to_parameter
 from regionclip_jax.conversion.regionclip_keys import to_openai
 from regionclip_jax.models.localizer import LocalizerConfig
-from regionclip_jax.models.presets import CLIPConfig
+from regionclip_jax.models.towers import CLIPConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -10,10 +10,14 @@ import numpy as np
 
 from parity.comparison import Comparison, relative_error
 from parity.golden import GOLDEN, Arrays, clip_variables, load, stored
-from regionclip_jax.models.clip import CLIP, encode_regions
-from regionclip_jax.models.presets import PRESETS, CLIPConfig
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.models.clip import CLIP, encode_regions, logit_scale_and_bias
+from regionclip_jax.models.presets import PRESETS, openai_heads
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.roi_align import roi_align
+from regionclip_jax.structures import Preprocessing
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -61,7 +65,8 @@ def _embeddings(model, variables, pixels, rois):
 
 def _canvas(arrays: Arrays) -> jax.Array:
     image = jnp.asarray(arrays["image_uint8"].transpose(1, 2, 0)[None])
-    return jax.jit(normalize_for_clip)(image, jnp.array([image.shape[1:3]]))
+    normalize = jax.jit(normalize_images, static_argnums=2)
+    return normalize(image, jnp.array([image.shape[1:3]]), PRESETS["tiny"].preprocessing)
 
 
 def compare_pixels() -> list[Comparison]:
@@ -172,28 +177,29 @@ def compare_text_of_rn50(folder: Path) -> list[Comparison]:
 def _openai_config(keywords: str) -> CLIPConfig:
     """Config from the arguments of OpenAI's constructor, as they are stored."""
     kw = json.loads(keywords)
+    width = kw["vision_width"]
     return CLIPConfig(
-        image_resolution=kw["image_resolution"],
-        vision_layers=kw["vision_layers"],
-        vision_width=kw["vision_width"],
-        vision_patch_size=kw["vision_patch_size"],
-        vision_heads=kw["vision_width"] // 64,
+        image=ViTConfig(
+            kw["vision_patch_size"], kw["vision_layers"], width, heads=openai_heads(width)
+        ),
+        text=TextConfig(
+            kw["vocab_size"],
+            kw["context_length"],
+            width=kw["transformer_width"],
+            heads=kw["transformer_heads"],
+            layers=kw["transformer_layers"],
+        ),
+        preprocessing=Preprocessing(kw["image_resolution"]),
         embed_dim=kw["embed_dim"],
-        vocab_size=kw["vocab_size"],
-        context_length=kw["context_length"],
-        text_width=kw["transformer_width"],
-        text_heads=kw["transformer_heads"],
-        text_layers=kw["transformer_layers"],
     )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _vit_outputs(model, variables, pixels, tokens):
     """Tokens after the last block, embeddings of images and texts, and logits between them."""
-    (images, texts, log_scale), caught = model.apply(
-        variables, pixels, tokens, capture_intermediates=True
-    )
-    last = f"block{model.config.vision_layers - 1}"
+    (images, texts), caught = model.apply(variables, pixels, tokens, capture_intermediates=True)
+    log_scale, _ = logit_scale_and_bias(variables["params"])
+    last = f"block{model.config.image.layers - 1}"
     blocks = caught["intermediates"]["visual"]["blocks"]
     unit = [x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (images, texts)]
     return {

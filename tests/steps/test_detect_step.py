@@ -12,7 +12,7 @@ from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSettings
 from regionclip_jax.sharding.global_arrays import shard, to_global_batch
 from regionclip_jax.sharding.mesh import make_mesh
@@ -92,7 +92,7 @@ def test_the_best_pairs_by_the_root_of_probability_times_sigmoid_come_out(
 
     @jax.jit
     def embed(clip, batch):
-        pixels = normalize_for_clip(batch.images, batch.sizes)
+        pixels = normalize_images(batch.images, batch.sizes, model.config.preprocessing)
         features = model.apply(clip, pixels, batch.sizes, method=model.image_features)
         return encode_regions(model, clip, features, batch.boxes)
 
@@ -230,7 +230,9 @@ def test_crops_are_embedded_as_pictures_cut_out_and_resized_by_pillow(
     for x1, y1, x2, y2 in np.asarray(batch.boxes[0]):
         box = (int(x1), int(y1), int(np.ceil(x2)), int(np.ceil(y2)))
         crops.append(picture.crop(box).resize((64, 64), Image.Resampling.BICUBIC))
-    pixels = normalize_for_clip(jnp.asarray(np.stack(crops)), jnp.full((5, 2), 64))
+    pixels = normalize_images(
+        jnp.asarray(np.stack(crops)), jnp.full((5, 2), 64), model.config.preprocessing
+    )
     expected = jax.jit(lambda v, x: model.apply(v, x, method=model.encode_image))(variables, pixels)
     unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (found[0], expected)]
     assert ((unit[0] * unit[1]).sum(-1) > 0.999).all()

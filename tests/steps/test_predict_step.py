@@ -5,7 +5,7 @@ import pytest
 
 from marks import on_accelerators
 from regionclip_jax.models.clip import CLIP, encode_regions
-from regionclip_jax.ops.normalization import normalize_for_clip
+from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.settings import DetectionSettings, NmsSettings
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.steps.predict_step import (
@@ -44,7 +44,7 @@ def recognized(nano_configs, nano_variables):
 
     @jax.jit
     def embed(variables, batch):
-        pixels = normalize_for_clip(batch.images, batch.sizes)
+        pixels = normalize_images(batch.images, batch.sizes, model.config.preprocessing)
         features = model.apply(variables, pixels, batch.sizes, method=model.image_features)
         return encode_regions(model, variables, features, batch.boxes)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from regionclip_jax.text.prompts import TEMPLATES, fill_template, prepare_class_name, prompts_for
-from regionclip_jax.text.tokenizer import tokenize
+from regionclip_jax.text.tokenizer import tokenizer_named
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "prompts.npz"
 
@@ -18,7 +18,7 @@ def test_templates_and_their_order_equal_the_reference():
 def test_tokens_of_prompts_equal_the_reference():
     golden = np.load(GOLDEN)
     for name, tokens in zip(golden["class_names"].tolist(), golden["tokens"], strict=True):
-        np.testing.assert_array_equal(tokenize(prompts_for(name)), tokens)
+        np.testing.assert_array_equal(tokenizer_named("clip")(prompts_for(name), 77), tokens)
 
 
 def test_a_name_loses_its_commas_and_its_plus_becomes_a_blank():

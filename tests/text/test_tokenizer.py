@@ -1,137 +1,14 @@
-import html
-import json
-import pathlib
-import re
-
-import ftfy
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from regionclip_jax.text import tokenizer
-from regionclip_jax.text.tokenizer import END_TOKEN, START_TOKEN, clean, tokenize
-
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "golden_openai_tokenizer.json"
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.text.tokenizer import TOKENIZERS, tokenizer_named
 
 
-@pytest.mark.parity
-def test_ids_equal_those_of_openai_on_1426_texts():
-    cases = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    assert len(cases) == 1426
-    length = max(len(case["ids"]) for case in cases)
-    tokens = tokenize([case["text"] for case in cases], length)
-    expected = [case["ids"] + [0] * (length - len(case["ids"])) for case in cases]
-    rows = zip(cases, tokens.tolist(), expected, strict=True)
-    differing = [case["text"] for case, found, right in rows if found != right]
-    assert not differing
+def test_the_tokenizer_of_every_preset_exists_and_is_built_once():
+    assert {preset.text.tokenizer for preset in PRESETS.values()} <= set(TOKENIZERS)
+    assert tokenizer_named("clip") is tokenizer_named("clip")
 
 
-def test_a_row_is_start_text_end_zeros():
-    (row,) = tokenize(["a photo of a cat"])
-    assert row.dtype == np.int32 and row.shape == (77,)
-    assert row[:8].tolist() == [START_TOKEN, 320, 1125, 539, 320, 2368, END_TOKEN, 0]
-    assert not row[7:].any()
-
-
-def test_no_texts_give_no_rows():
-    assert tokenize([]).shape == (0, 77)
-
-
-def test_a_text_that_is_too_long_keeps_its_end_token_by_default():
-    (row,) = tokenize(["dog " * 100])
-    assert row[-1] == END_TOKEN and row.argmax() == 76 and row[-2] == 1929
-
-
-def test_a_text_that_is_too_long_loses_its_end_token_as_in_the_reference_when_asked():
-    long, exact = tokenize(["dog " * 100, "dog " * 75], keep_end_token=False)
-    assert END_TOKEN not in long and long.argmax() == 0
-    assert exact[-1] == END_TOKEN
-
-
-def test_one_string_is_refused_instead_of_being_read_letter_by_letter():
-    with pytest.raises(TypeError, match="list"):
-        tokenize("a cat")
-
-
-def test_a_context_without_room_for_a_token_between_start_and_end_is_refused():
-    with pytest.raises(ValueError, match="context_length"):
-        tokenize(["a cat"], context_length=2)
-
-
-def test_cleaning_mends_entities_encodings_and_blanks():
-    assert clean("  A &amp;amp; B\n\tcafÃ©\u00a0x ") == "a & b café x"
-
-
-@pytest.mark.property
-@given(st.text(st.characters(max_codepoint=0x180), max_size=30))
-def test_the_fast_path_of_cleaning_changes_nothing(text):
-    slow = html.unescape(html.unescape(ftfy.fix_text(text)))
-    assert clean(text) == tokenizer._BLANKS.sub(" ", slow.strip()).strip().lower()
-
-
-def slowly(text: str, context_length: int, keep_end_token: bool) -> list[int]:
-    """One row by cleaning all of the text and encoding it whole."""
-    ids = [START_TOKEN]
-    for piece in re.split(tokenizer._SPECIAL.pattern, clean(text)):
-        marks = re.findall(r"<\|(?:start|end)oftext\|>", piece)
-        if marks and "".join(marks) == piece:
-            ids += [tokenizer._SPECIAL_IDS[mark] for mark in marks]
-        else:
-            ids += tokenizer._encoder().encode(piece)
-    ids = [*ids, END_TOKEN][:context_length]
-    if keep_end_token:
-        ids[-1] = END_TOKEN
-    return ids + [0] * (context_length - len(ids))
-
-
-NASTY = st.one_of(
-    st.text(max_size=40),
-    st.text(st.characters(max_codepoint=0x7F), max_size=60),
-    st.lists(
-        st.sampled_from(
-            [
-                "a", "Cat", "  ", "\t\r\n", "\x0b", "\x1f", "\x85", "\u3000", "&amp;", "&amp;lt;",
-                "&#0;", "&#xD800;", "<|", "<|endoftext|>", "<|STARTOFTEXT|>", "&lt;|endoftext|>",
-                "\x00", "\ud800", "\udc00", "👩‍👩‍👧", "cafÃ©",
-                "İ", "ß", "١٢", "'S", "don't", "!", "...",
-            ]
-        ),
-        max_size=90,
-    ).map("".join),
-)  # fmt: skip
-
-
-@pytest.mark.property
-@settings(max_examples=60)
-@given(st.lists(NASTY, max_size=4), st.sampled_from([3, 5, 77]), st.booleans())
-def test_any_text_has_the_ids_of_the_slow_path(texts, context_length, keep_end_token):
-    tokens = tokenize(texts, context_length, keep_end_token)
-    assert tokens.dtype == np.int32 and tokens.shape == (len(texts), context_length)
-    for row, text in zip(tokens.tolist(), texts, strict=True):
-        assert row == slowly(text, context_length, keep_end_token), repr(text)
-
-
-@pytest.mark.parametrize("keep_end_token", [True, False])
-@pytest.mark.parametrize(
-    "text",
-    [
-        "dog " * 25_000, "dog" * 30_000, "!" * 3000, "1" * 3000, "é " * 2000,
-        "<|endoftext|> " * 300, "a\n\n\tb " * 1000, " " * 3000 + "cat",
-    ],
-    ids=lambda text: text[:6].strip(),
-)  # fmt: skip
-def test_a_very_long_text_has_the_ids_of_its_beginning(text, keep_end_token):
-    (row,) = tokenize([text], keep_end_token=keep_end_token)
-    assert row.tolist() == slowly(text, 77, keep_end_token)
-
-
-def test_text_with_a_special_token_is_cleaned_once():
-    text = "&" + "amp;" * 5 + " B <|ENDOFTEXT|>"  # cleaning takes two of the five
-    (row,) = tokenize([text])
-    assert "&amp;" in clean(text) and row.tolist() == slowly(text, 77, True)
-
-
-def test_empty_texts_are_start_and_end():
-    for row in tokenize(["", " \n\t ", "\x00", "\x7f"]):
-        assert row[:3].tolist() == [START_TOKEN, END_TOKEN, 0]
+def test_an_unknown_tokenizer_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"\['clip'\], found 'gemma'"):
+        tokenizer_named("gemma")

@@ -7,7 +7,6 @@ import numpy as np
 from regionclip_jax.data.loading.buckets import Size, smallest_canvas
 from regionclip_jax.data.loading.examples import DetectionExample, ImageTextExample, Skipped
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
-from regionclip_jax.text.tokenizer import CONTEXT_LENGTH
 
 
 class BatchError(ValueError):
@@ -17,7 +16,7 @@ class BatchError(ValueError):
 def batch_image_text(
     examples: Sequence[ImageTextExample | Skipped],
     canvas_sizes: Sequence[Size],
-    context_length: int = CONTEXT_LENGTH,
+    context_length: int,
 ) -> tuple[ImageTextBatch, list[str]]:
     """Stack examples with captions of ``context_length`` tokens on the smallest common canvas.
 

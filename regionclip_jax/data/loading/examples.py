@@ -21,7 +21,7 @@ from regionclip_jax.data.sources.records import (
     Source,
 )
 from regionclip_jax.ops.host_boxes import host_scale_boxes
-from regionclip_jax.text.tokenizer import tokenize
+from regionclip_jax.text.tokenizer import tokenizer_named
 
 
 class Skipped(NamedTuple):
@@ -147,6 +147,7 @@ class LoadImageText:
         flip_probability: probability of a mirrored image.
         flip_directional_captions: mirror also images whose caption mentions left or right.
         seed: seeds the generator of a sample, together with the global position.
+        tokenizer: name in ``text.tokenizer``.
         context_length: tokens a caption is cut or padded to.
     """
 
@@ -158,6 +159,7 @@ class LoadImageText:
     flip_probability: float
     flip_directional_captions: bool
     seed: int
+    tokenizer: str
     context_length: int
 
     def __call__(self, local: int) -> ImageTextExample | Skipped:
@@ -177,7 +179,7 @@ class LoadImageText:
                 image = flip_image(image)
         except RecordError as error:
             return Skipped(str(error))
-        (tokens,) = tokenize([caption], self.context_length)
+        (tokens,) = tokenizer_named(self.tokenizer)([caption], self.context_length)
         return ImageTextExample(image, tokens)
 
 

@@ -16,15 +16,16 @@ _FEWEST_ROWS = 25
 
 
 class Letterbox:
-    """Letterbox of images: resized like the reference's detection, on the smallest canvas.
+    """Letterbox of images: resized, on the smallest canvas.
 
     Args:
         short_side, max_long_side: limits of the resize, in pixels.
+        resize_method: a method of ``transforms.resized_size``.
     """
 
-    def __init__(self, short_side: int, max_long_side: int):
+    def __init__(self, short_side: int, max_long_side: int, resize_method: str):
         canvases = canvas_sizes(short_side, max_long_side)
-        self._images = ImageLoading((short_side,), max_long_side, "bilinear_round", canvases)
+        self._images = ImageLoading((short_side,), max_long_side, resize_method, canvases)
 
     def load(self, image: AnyImage, boxes: Float[np.ndarray, "R 4"]) -> DetectionExample:
         """Return the resized image, and its boxes in pixels of the resized image.

@@ -33,6 +33,7 @@ def image_text_batches(
     settings: CaptionDataSettings,
     shard: Shard,
     *,
+    tokenizer: str,
     seed: int,
     start_record: int,
     buckets: Buckets | None = None,
@@ -44,6 +45,7 @@ def image_text_batches(
         settings: sizes, mirrors, tokens, threads and workers. Workers need a main module guarded by
             ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
         shard: the global batch and this process's part of it.
+        tokenizer: name of the model's tokenizer, see ``text.tokenizer``.
         seed: seed of the order and of every draw; from 0 to 2**32 - 1.
         start_record: number of records consumed before, over all processes.
         buckets: buckets of this source's images. Each batch then holds images of one bucket (see
@@ -83,6 +85,7 @@ def image_text_batches(
         settings.flip_probability,
         settings.flip_directional_captions,
         seed,
+        tokenizer,
         settings.context_length,
     )
     groups = _load_groups(

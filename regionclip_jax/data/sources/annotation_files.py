@@ -2,7 +2,7 @@
 
 A source reads its records from the file, and skips and counts unusable entries. An evaluation reads
 its ground truth from the same content (``evaluation.ground_truth``), and refuses such entries. Both
-judge an annotation by ``find_fault``.
+judge an annotation by ``find_defect``.
 
 Skipped ``images``: entries without id, file name or size, repeated ids, and missing files. Skipped
 ``annotations``: an unlisted image or category, or a box without four finite numbers or with a
@@ -60,7 +60,7 @@ class Categories(NamedTuple):
     frequencies: tuple[str, ...]  # of LVIS; empty in COCO's files
 
 
-class Fault(NamedTuple):
+class Defect(NamedTuple):
     """Reason why an annotation is unusable: a key for counts, and a text."""
 
     kind: str
@@ -294,12 +294,12 @@ def read_boxes(
     rows: dict[int, list] = {}
     for number, annotation in enumerate(file.annotations):
         entry = annotation if isinstance(annotation, dict) else {}
-        if fault := find_fault(entry, sizes, class_of):
-            skipped.add(fault.kind, f"{entry.get('id', f'#{number}')}{fault.text}")
+        if defect := find_defect(entry, sizes, class_of):
+            skipped.add(defect.kind, f"{entry.get('id', f'#{number}')}{defect.text}")
             continue
         image_id, category_id = _whole(entry["image_id"]), _whole(entry["category_id"])
         corners = _corners(entry["bbox"])
-        # ``find_fault`` has seen all three.
+        # ``find_defect`` has seen all three.
         assert image_id is not None and category_id is not None and corners is not None
         if (box := clip_box(corners, *sizes[image_id])) is None:
             counts["boxes_dropped_empty"] += 1
@@ -311,9 +311,9 @@ def read_boxes(
     return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, skipped
 
 
-def find_fault(
+def find_defect(
     annotation: Mapping, images: Container[int], categories: Container[int]
-) -> Fault | None:
+) -> Defect | None:
     """Return the reason why an annotation with a box is unusable, or None.
 
     Args:
@@ -323,13 +323,13 @@ def find_fault(
     box, image, category = (annotation.get(key) for key in ("bbox", "image_id", "category_id"))
     if _corners(box) is None:
         text = f": 'bbox': expected [x, y, width, height], finite and not negative, found {box!r}"
-        return Fault("without_usable_box", text)
+        return Defect("without_usable_box", text)
     image_id, category_id = _whole(image), _whole(category)
     if image_id is None or image_id not in images:
-        return Fault("of_an_unknown_image", f": 'image_id': found {image!r}, which is not listed")
+        return Defect("of_an_unknown_image", f": 'image_id': found {image!r}, which is not listed")
     if category_id is None or category_id not in categories:
         text = f": 'category_id': found {category!r}, which is not listed"
-        return Fault("of_an_unknown_category", text)
+        return Defect("of_an_unknown_category", text)
     return None
 
 

@@ -14,7 +14,7 @@ sides = st.integers(1, 90)
 @pytest.mark.property
 @given(sides, sides, st.sampled_from([(32, 50), (40, 40), (64, 107), (20, 10)]))
 def test_every_image_within_the_limits_fits_a_canvas(height, width, limits):
-    letterbox = Letterbox(*limits)
+    letterbox = Letterbox(*limits, "bilinear_round")
     example = letterbox.load(np.full((height, width, 3), 9, np.uint8), NO_BOXES)
     canvas, size = letterbox.canvas(example), example.image.shape[:2]
     assert not canvas[0] % 32 and not canvas[1] % 32
@@ -25,7 +25,7 @@ def test_every_image_within_the_limits_fits_a_canvas(height, width, limits):
 
 
 def test_boxes_follow_their_image_and_their_rows_come_in_few_numbers():
-    letterbox = Letterbox(64, 107)
+    letterbox = Letterbox(64, 107, "bilinear_round")
     boxes = np.tile(np.array([[1, 2, 3, 4]], np.float32), (26, 1))
     examples = [letterbox.load(np.zeros((32, 40), np.uint8), own) for own in (boxes, boxes[:2])]
     batch = letterbox.batch(examples, size=3)

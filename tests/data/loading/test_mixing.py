@@ -134,7 +134,7 @@ def stream(image, count, **changes):
         "canvas_sizes": ((16, 16),),
         "num_threads": 2,
     }
-    how = {"seed": 7, "start_record": 0}
+    how = {"tokenizer": "clip", "seed": 7, "start_record": 0}
     how |= {name: changes.pop(name) for name in how if name in changes}
     shard = Shard(4, changes.pop("process_index", 0), changes.pop("process_count", 1))
     settings = CaptionDataSettings(**arguments | changes)

@@ -50,7 +50,7 @@ def stream(source, **changes):
         "canvas_sizes": ((16, 16), (32, 32)),
         "num_threads": 2,
     }
-    how = {"seed": 7, "start_record": 0}
+    how = {"tokenizer": "clip", "seed": 7, "start_record": 0}
     shard = {"batch_size": 4, "process_index": 0, "process_count": 1}
     for name, value in changes.items():
         known = next((part for part in (shard, how) if name in part), None)
