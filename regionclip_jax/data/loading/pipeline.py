@@ -3,13 +3,14 @@
 The sample at global position i is a pure function of (seed, i): record, mirror and caption.
 Processes take contiguous parts of each global batch. So a run stopped after n records continues
 exactly at ``start_record=n``, with any number of processes, workers and threads. Only that number
-has to be saved.
+has to be saved. Grain's own ``random_map`` draws by the position within a process, so the draws
+would change with the number of processes.
 """
 
+import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import grain
 
@@ -22,7 +23,6 @@ from regionclip_jax.data.loading.detection_examples import (
 from regionclip_jax.data.loading.examples import ImageLoading, LoadDetection, LoadImageText, Shard
 from regionclip_jax.data.loading.mixing import Mixture
 from regionclip_jax.data.loading.order import epoch_order, shuffled_order
-from regionclip_jax.data.loading.transforms import check_resize_method
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, Source
 from regionclip_jax.settings import BoxDataSettings, CaptionDataSettings, EvaluatedImages
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
@@ -88,18 +88,9 @@ def image_text_batches(
         tokenizer,
         settings.context_length,
     )
-    groups = _load_groups(
-        load,
-        start_record // shard.count,
-        sys.maxsize,
-        shard,
-        settings.num_threads,
-        settings.num_workers,
-    )
-    allowed = _canvases(images.canvas_sizes, buckets, order, shard.batch_size, start_record)
     return (
         batch_image_text(group, canvases, settings.context_length)
-        for group, canvases in zip(groups, allowed, strict=False)
+        for group, canvases in _load_endlessly(load, settings, start_record)
     )
 
 
@@ -128,8 +119,8 @@ def detection_batches(
     _check(source, shard, images, buckets=None)
     num_batches = -(-len(source) // shard.batch_size)
     load = LoadDetection(source, shard, images)
-    end = num_batches * shard.local_batch_size
-    groups = _load_groups(load, 0, end, shard, settings.num_threads, num_workers=0)
+    positions = range(num_batches * shard.local_batch_size)
+    groups = _load_groups(load, positions, settings.num_threads, num_workers=0)
     return (batch_detection(group, images.canvas_sizes, settings.max_boxes) for group in groups)
 
 
@@ -168,18 +159,9 @@ def detection_training_batches(
     _check_start(start_record, shard.batch_size)
     augmentation = DetectionAugmentation(images, jitter, settings.flip_probability)
     load = LoadTrainingDetection(source, order, buckets, shard, augmentation, seed)
-    groups = _load_groups(
-        load,
-        start_record // shard.count,
-        sys.maxsize,
-        shard,
-        settings.num_threads,
-        settings.num_workers,
-    )
-    allowed = _canvases(sizes, buckets, order, shard.batch_size, start_record)
     return (
         batch_detection(group, canvases, settings.max_boxes)
-        for group, canvases in zip(groups, allowed, strict=False)
+        for group, canvases in _load_endlessly(load, settings, start_record)
     )
 
 
@@ -191,26 +173,9 @@ def _check_start(start_record: int, batch_size: int) -> None:
         )
 
 
-def _canvases(
-    canvas_sizes: tuple[Size, ...],
-    buckets: Buckets | None,
-    order: grain.MapDataset[int],
-    batch_size: int,
-    start_record: int,
-) -> Iterator[tuple[Size, ...]]:
-    """Yield the canvases allowed for each global batch: one with buckets, else all."""
-    if buckets is None:
-        yield from itertools.repeat(canvas_sizes)
-        return
-    for first in itertools.count(start_record, batch_size):
-        records = [order[position] for position in range(first, first + batch_size)]
-        yield (buckets.shared(set(buckets.numbers[records].tolist())),)
-
-
 def _check(source: Source, shard: Shard, images: ImageLoading, buckets: Buckets | None) -> None:
     if not len(source):
         raise ValueError(f"{source!r} has no records: check its path and split")
-    check_resize_method(images.resize_method)
     if (images.short_sides is None) != (images.max_long_side is None):
         raise ValueError(
             f"short sides {images.short_sides} and max_long_side {images.max_long_side}: give "
@@ -235,11 +200,27 @@ def _check(source: Source, shard: Shard, images: ImageLoading, buckets: Buckets 
         )
 
 
+def _load_endlessly(
+    load: LoadImageText | LoadTrainingDetection,
+    settings: CaptionDataSettings | BoxDataSettings,
+    start_record: int,
+) -> Iterator[tuple[list, Sequence[Size]]]:
+    """Yield the examples of each batch, and the canvases that it may have: one with buckets."""
+    shard, order, buckets = load.shard, load.order, load.buckets
+    positions = range(start_record // shard.count, sys.maxsize)
+    groups = _load_groups(load, positions, settings.num_threads, settings.num_workers)
+    with contextlib.closing(groups):
+        for first in itertools.count(start_record, shard.batch_size):
+            canvases = settings.canvas_sizes
+            if buckets is not None:
+                records = [order[position] for position in range(first, first + shard.batch_size)]
+                canvases = [buckets.shared(set(buckets.numbers[records].tolist()))]
+            yield next(groups), canvases
+
+
 def _load_groups(
-    load: Callable[[int], Any],
-    start: int,
-    end: int,
-    shard: Shard,
+    load: LoadImageText | LoadDetection | LoadTrainingDetection,
+    positions: range,
     num_threads: int,
     num_workers: int,
 ) -> Iterator[list]:
@@ -249,14 +230,14 @@ def _load_groups(
     batch of examples needs its own canvas and the texts of its skipped records.
     """
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    examples = grain.MapDataset.range(start, end).map(load)
+    examples = grain.MapDataset.range(positions.start, positions.stop).map(load)
     dataset = examples.to_iter_dataset(options, allow_nones=True)  # None is a row of padding
     if num_workers:
         workers = grain.MultiprocessingOptions(
             num_workers=num_workers, per_worker_buffer_size=2 * max(1, num_threads)
         )
         dataset = dataset.mp_prefetch(workers)
-    iterator = iter(dataset.batch(shard.local_batch_size, batch_fn=list))
+    iterator = iter(dataset.batch(load.shard.local_batch_size, batch_fn=list))
     try:
         yield from iterator
     finally:

@@ -11,12 +11,6 @@ _RESAMPLING = {
 }
 
 
-def check_resize_method(method: str) -> None:
-    """Raise ValueError with the choices if there is no such method."""
-    if method not in _RESAMPLING:
-        raise ValueError(f"unknown resize method {method!r}: choose from {', '.join(_RESAMPLING)}")
-
-
 def resized_size(
     height: int, width: int, short: int, max_long: int, method: str
 ) -> tuple[int, int]:
@@ -32,7 +26,8 @@ def resized_size(
     Raises:
         ValueError: an unknown method.
     """
-    check_resize_method(method)
+    if method not in _RESAMPLING:
+        raise ValueError(f"unknown resize method {method!r}: choose from {', '.join(_RESAMPLING)}")
     low, high = min(height, width), max(height, width)
     if method == "bilinear_round":
         scale = short / low

@@ -7,11 +7,10 @@ import dataclasses
 import io
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from regionclip_jax.data.loading.decoding import decode_image
-from regionclip_jax.data.loading.transforms import resize_short_side
+from regionclip_jax.data.loading.examples import ImageLoading
 from regionclip_jax.data.sources.array_record_format import encode_record, kind_of
 from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.records import (
@@ -81,13 +80,11 @@ def prepare_record(
 def _shrink(
     record: ImageTextRecord | DetectionRecord, short_side: int, source: str
 ) -> tuple[ImageTextRecord | DetectionRecord, tuple[int, int]]:
-    original = decode_image(record.image, source=source, key=record.key)
-    pixels = resize_short_side(original, short_side, _NO_LIMIT, "bicubic_truncate")
+    images = ImageLoading((short_side,), _NO_LIMIT, "bicubic_truncate", canvas_sizes=())
+    pixels, scale = images.resize(decode_image(record.image, source=source, key=record.key))
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     changes: dict = {"image": file.getvalue()}
-    height, width = pixels.shape[:2]
     if isinstance(record, DetectionRecord):
-        scale = np.divide((height, width), original.shape[:2], dtype=np.float32)
         changes["boxes"] = host_scale_boxes(record.boxes, scale)
-    return dataclasses.replace(record, **changes), (height, width)
+    return dataclasses.replace(record, **changes), pixels.shape[:2]
