@@ -51,7 +51,7 @@ def checkpoints(workdir: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def scenes_workdir(run_main, tmp_path_factory) -> Path:
-    """The embedded experiment, four steps of each training."""
+    """The synthetic experiment, four steps of each training."""
     workdir = tmp_path_factory.mktemp("scenes")
     done = run_main("configs/pretrain.py", workdir, *SCENES)
     assert done.returncode == 0, done.stderr
