@@ -31,10 +31,10 @@ from regionclip_jax.artifacts.vocabulary import (
     describe_encoder,
     require_matching,
 )
+from regionclip_jax.assembly.concept_pool import embed_names
+from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.data.loading.decoding import AnyImage
 from regionclip_jax.data.loading.letterbox import Letterbox, check_boxes
-from regionclip_jax.jobs.assembly import compute_dtype
-from regionclip_jax.jobs.concept_pool import embed_names
 from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer

@@ -19,6 +19,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
+# Fixtures for tests of several folders.
+pytest_plugins = ["small_recipes"]
+
 LARGE_GOLDEN = "REGIONCLIP_GOLDEN"
 
 # Only this process has eight devices: what tests start as commands keeps the machine's own. Parity
@@ -164,7 +167,7 @@ def nano_configs():
 @pytest.fixture
 def bfloat16_on_this_device(request):
     """Expect failure of a test of bfloat16 convolutions on CPUs whose XLA returns NaN for them."""
-    from regionclip_jax.jobs.assembly import is_unsound_on_cpus
+    from regionclip_jax.assembly.models import is_unsound_on_cpus
 
     if jax.default_backend() == "cpu" and is_unsound_on_cpus():
         reason = "XLA returns NaN: docs/running.md"

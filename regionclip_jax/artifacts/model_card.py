@@ -25,6 +25,7 @@ from regionclip_jax.models.presets import preset_name
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, Family, kind_of
 from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.settings import UserError
 from regionclip_jax.structures import Preprocessing
 
 FILE_NAME = "card.json"
@@ -36,7 +37,7 @@ Config = TypeVar("Config")
 Reader = Callable[[Any, str], Any]
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(UserError):
     """Error: files of weights or embeddings do not fit their use, or each other."""
 
 

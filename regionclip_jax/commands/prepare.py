@@ -57,10 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.path is not None and not Path(options.path).exists():
         parser.error(f"--path: {options.path!r} does not exist")
     # Imported here, because worker processes import this file and do not need these modules.
+    from regionclip_jax.assembly.sources import SourceChoice
     from regionclip_jax.data.prepare.verification import find_damage
     from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.jobs import prepare_data
-    from regionclip_jax.jobs.streams import SourceChoice
     from regionclip_jax.reporting.progress import log_own_progress
 
     log_own_progress()

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import jax
 
+from regionclip_jax.assembly.models import resolve_dtype
+from regionclip_jax.assembly.prediction import abstract_prediction
+from regionclip_jax.assembly.training import Assumed, Training
 from regionclip_jax.compile_report import program_costs
 from regionclip_jax.compile_report.absent_devices import describe_topology
 from regionclip_jax.compile_report.chips import CHIPS, Chip
@@ -17,10 +20,7 @@ from regionclip_jax.compile_report.program_traffic import (
     launches,
     memory_traffic,
 )
-from regionclip_jax.jobs import assembly
-from regionclip_jax.jobs.prediction import abstract_prediction
 from regionclip_jax.jobs.registry import JOBS
-from regionclip_jax.jobs.training import Assumed, Training
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import (
@@ -177,7 +177,7 @@ def compile_recipe(
         if isinstance(config, EvaluateSettings):
             mesh = make_mesh(devices=absent.devices)
             function, arguments = _prediction(config, preset, localizer, num_concepts, mesh)
-            dtype = assembly.resolve_dtype(config.dtype)
+            dtype = resolve_dtype(config.dtype)
         else:
             mesh = make_mesh(fsdp=config.run.fsdp, devices=absent.devices)
             training = JOBS[config.job].build(config, Assumed(localizer, num_concepts))

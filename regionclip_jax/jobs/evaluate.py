@@ -21,6 +21,12 @@ from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
+from regionclip_jax.assembly import concept_pool
+from regionclip_jax.assembly.models import compute_dtype, log_dtype, resolve_dtype
+from regionclip_jax.assembly.optimization import build_mesh
+from regionclip_jax.assembly.prediction import build_step
+from regionclip_jax.assembly.sources import build_boxes_source
+from regionclip_jax.assembly.streams import detection_pass
 from regionclip_jax.evaluation import detection_gallery
 from regionclip_jax.evaluation.datasets import open_dataset
 from regionclip_jax.evaluation.evaluators import (
@@ -29,8 +35,6 @@ from regionclip_jax.evaluation.evaluators import (
     RegionRecognition,
     evaluate,
 )
-from regionclip_jax.jobs import assembly, concept_pool, streams
-from regionclip_jax.jobs.prediction import build_step
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
@@ -68,7 +72,7 @@ class Evaluation(NamedTuple):
 
 def run(settings: EvaluateSettings, workdir: Path) -> dict:
     """Evaluate every model of the recipe on the same images, and write ``results.json``."""
-    assembly.log_dtype("evaluation", settings.dtype)
+    log_dtype("evaluation", settings.dtype)
     evaluations = {
         name: evaluate_model(
             Path(path), settings.evaluation, settings.dtype, workdir / f"vocabulary_{name}.npz"
@@ -82,7 +86,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             "saw": {name: e.saw for name, e in evaluations.items()},
             "images_per_second": {n: e.images_per_second for n, e in evaluations.items()},
             "models": settings.models,
-            "dtype": assembly.resolve_dtype(settings.dtype),
+            "dtype": resolve_dtype(settings.dtype),
             "evaluation": as_plain(settings.evaluation),
             "per_category": {n: e.per_category for n, e in evaluations.items()},
         }
@@ -90,7 +94,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
         for name, evaluation in evaluations.items():
             write_detections(workdir / f"detections_{name}.json", evaluation.results)
         image = detection_gallery.draw(
-            streams.build_boxes_source(settings.evaluation, "evaluation"),
+            build_boxes_source(settings.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
             class_names=next(iter(evaluations.values())).class_names,
             all_annotated=next(iter(evaluations.values())).all_annotated,
@@ -137,7 +141,7 @@ def evaluate_model(
         InconsistentHosts: processes of this run found different data.
     """
     detector = _load(directory, settings, dtype)
-    source = streams.build_boxes_source(settings, "evaluation", keep_file=True)
+    source = build_boxes_source(settings, "evaluation", keep_file=True)
     dataset = open_dataset(source, settings.class_split, detector.classes)
     given_boxes = settings.regions == _GROUND_TRUTH
     detection = Detection(
@@ -154,7 +158,7 @@ def evaluate_model(
     require_consistent({"evaluation": {"records": len(source), "classes": dataset.names}})
     vocabulary = _vocabulary(settings, dataset.names, detector, vocabulary_path)
     variables = detector.variables.replace(class_embeddings=vocabulary.embeddings)
-    mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
+    mesh = build_mesh(settings.batch_size, "evaluation.batch_size")
     predict_step = build_step(settings, detector.model, detector.localizer)
     # Each process needs only its own rows.
     step = compile_barrier(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
@@ -165,7 +169,7 @@ def evaluate_model(
         clock.count(int(batch.mask.sum()))
         return prediction
 
-    batches = streams.detection_pass(settings, source)
+    batches = detection_pass(settings, source)
     metrics, details = evaluate(predict, dataset, batches, [detection, regions])
     saw = detector.saw
     if details["num_images"] < details["num_annotated"]:
@@ -212,7 +216,7 @@ class _Detector(NamedTuple):
 
 def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detector:
     variables, card = load_model(directory)
-    model = CLIP(card.architecture, dtype=assembly.compute_dtype(dtype))
+    model = CLIP(card.architecture, dtype=compute_dtype(dtype))
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
     parts: dict[str, Any] = {}

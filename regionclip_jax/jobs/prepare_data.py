@@ -6,14 +6,10 @@ from pathlib import Path
 
 from absl import logging
 
+from regionclip_jax.assembly.sources import SourceChoice, build_boxes_source, open_image_text_source
 from regionclip_jax.data.prepare.preparation import prepare
 from regionclip_jax.data.prepare.read_speed import measure_reading
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.jobs.streams import (
-    SourceChoice,
-    build_boxes_source,
-    open_image_text_source,
-)
 from regionclip_jax.reporting.progress import readable_seconds
 
 _SECONDS_BETWEEN_LINES = 10

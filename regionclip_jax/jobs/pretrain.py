@@ -11,8 +11,24 @@ from absl import logging
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, variables_hash
 from regionclip_jax.artifacts.vocabulary import text_tower_hash
-from regionclip_jax.jobs import assembly, concept_pool, streams, training_run
-from regionclip_jax.jobs.training import (
+from regionclip_jax.assembly import concept_pool, training_run
+from regionclip_jax.assembly.models import (
+    build_model,
+    build_teacher,
+    cast_matrices,
+    initial_variables,
+    log_dtype,
+    without_text_tower,
+)
+from regionclip_jax.assembly.optimization import (
+    build_mesh,
+    build_optimizer,
+    build_state_beside_text,
+    image_text_loss_on,
+)
+from regionclip_jax.assembly.sources import build_image_text_source
+from regionclip_jax.assembly.streams import stream_batches
+from regionclip_jax.assembly.training import (
     Assumed,
     Materials,
     Training,
@@ -32,10 +48,10 @@ def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ())
     Args:
         concepts: names of the pool if the recipe names no file.
     """
-    assembly.log_dtype("student and localizer", settings.student.dtype)
-    assembly.log_dtype("teacher", settings.teacher.dtype)
+    log_dtype("student and localizer", settings.student.dtype)
+    log_dtype("teacher", settings.teacher.dtype)
     # Each micro-batch is sharded over all devices too.
-    assembly.build_mesh(
+    build_mesh(
         settings.run.batch_size // settings.regions.micro_batches,
         "run.batch_size / regions.micro_batches",
         settings.run.fsdp,
@@ -52,9 +68,9 @@ def build(
         assumed: replaces the localizer and the concept pool if only shapes are needed.
         concepts: names of the pool if the recipe names no file.
     """
-    student = assembly.build_model(settings.student, frozen_norm=True)
-    teacher = assembly.build_teacher(settings.teacher)
-    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
+    student = build_model(settings.student, frozen_norm=True)
+    teacher = build_teacher(settings.teacher)
+    optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
     architecture = localizer_architecture(settings.regions.localizer, assumed)
     localizer = Localizer(architecture, student.dtype) if architecture else None
 
@@ -66,14 +82,14 @@ def build(
             settings.regions,
             seed=settings.run.seed,
             localizer=localizer,
-            image_text=assembly.image_text_loss_on(mesh, settings.regions.image_text_chunk),
+            image_text=image_text_loss_on(mesh, settings.regions.image_text_chunk),
         )
 
     def abstract_frozen() -> Frozen:
         num_names = (assumed or Assumed()).num_names
         return Frozen(
             teacher=jax.eval_shape(
-                lambda variables: assembly.for_looking(variables, teacher.dtype),
+                lambda variables: without_text_tower(variables, teacher.dtype),
                 abstract_variables(teacher.config),
             ),
             teacher_concepts=array(num_names, teacher.config.embed_dim),
@@ -86,7 +102,7 @@ def build(
         dtype=jnp.dtype(student.dtype),
         make_step=make_step,
         initial_state=functools.partial(
-            assembly.build_state_beside_text, settings.optimizer, optimizer=optimizer
+            build_state_beside_text, settings.optimizer, optimizer=optimizer
         ),
         abstract_variables=lambda: abstract_variables(student.config),
         abstract_frozen=abstract_frozen,
@@ -97,12 +113,12 @@ def build(
 def _open(
     settings: PretrainSettings, student: CLIP, teacher: CLIP, concepts: Sequence[str]
 ) -> Materials:
-    source = streams.build_image_text_source(settings.data)
-    start = assembly.initial_variables(settings.student, settings.run.seed)
+    source = build_image_text_source(settings.data)
+    start = initial_variables(settings.student, settings.run.seed)
     teacher_variables = (
         start
         if _origin(settings.teacher) == _origin(settings.student)
-        else assembly.initial_variables(settings.teacher, settings.run.seed)
+        else initial_variables(settings.teacher, settings.run.seed)
     )
     localizer = None
     if settings.regions.localizer:
@@ -128,10 +144,10 @@ def _open(
                 workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how
             )
         return Frozen(
-            teacher=assembly.for_looking(teacher_variables, teacher.dtype),
+            teacher=without_text_tower(teacher_variables, teacher.dtype),
             teacher_concepts=teacher_pool.embeddings,
             student_concepts=student_pool.embeddings,
-            localizer=assembly.in_type(localizer, student.dtype),
+            localizer=cast_matrices(localizer, student.dtype),
         )
 
     return Materials(
@@ -144,7 +160,7 @@ def _open(
         },
         variables=lambda: start,
         frozen=frozen,
-        batches=lambda first: streams.stream_batches(
+        batches=lambda first: stream_batches(
             settings.data,
             source,
             tokenizer=student.config.text.tokenizer,

@@ -7,9 +7,12 @@ import jax
 from absl import logging
 
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
+from regionclip_jax.assembly.models import compute_dtype
+from regionclip_jax.assembly.optimization import build_mesh
+from regionclip_jax.assembly.sources import build_boxes_source
+from regionclip_jax.assembly.streams import detection_pass
 from regionclip_jax.evaluation.datasets import open_dataset
 from regionclip_jax.evaluation.evaluators import ProposalRecall, evaluate
-from regionclip_jax.jobs import assembly, streams
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.settings import EvaluationSettings, RecallSettings
 from regionclip_jax.sharding.barriers import compile_barrier
@@ -34,11 +37,11 @@ def measure(
         dtype: type of the computation.
     """
     variables, card = load_localizer(directory)
-    localizer = Localizer(card.architecture, assembly.compute_dtype(dtype))
-    source = streams.build_boxes_source(settings, "evaluation")
+    localizer = Localizer(card.architecture, compute_dtype(dtype))
+    source = build_boxes_source(settings, "evaluation")
     dataset = open_dataset(source, settings.class_split, card.source.get("classes"))
     require_consistent({"evaluation": {"records": len(source), "classes": dataset.names}})
-    mesh = assembly.build_mesh(settings.batch_size, "evaluation.batch_size")
+    mesh = build_mesh(settings.batch_size, "evaluation.batch_size")
     variables = replicate(variables, mesh)
 
     # Each process needs only its own rows.
@@ -54,7 +57,7 @@ def measure(
             most_probable_class=None,
         ),
         dataset,
-        streams.detection_pass(settings, source),
+        detection_pass(settings, source),
         [ProposalRecall(dataset.groups)],
     )
     logging.info("%s: recall on the %d images of %r", directory, len(source), source)

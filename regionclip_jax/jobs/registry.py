@@ -21,7 +21,7 @@ class Job(NamedTuple):
         return importlib.import_module(self.module).run(resolved, workdir)
 
     def build(self, resolved: Any, assumed: Any = None) -> Any:
-        """Build the description of a training job (``jobs.training``)."""
+        """Build the description of a training job (``assembly.training``)."""
         return importlib.import_module(self.module).build(resolved, assumed)
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import jax
 
 from regionclip_jax.artifacts.results import write_detections, write_results
+from regionclip_jax.assembly.sources import build_boxes_source
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES
 from regionclip_jax.evaluation import detection_gallery
 from regionclip_jax.jobs import (
     evaluate,
     pretrain,
     proposal_recall,
-    streams,
     train_clip,
     train_detector,
     train_localizer,
@@ -143,7 +143,7 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
     }
     write_results(workdir / "results.json", metrics, details=details)
     image = detection_gallery.draw(
-        streams.build_boxes_source(evaluation, "evaluation"),
+        build_boxes_source(evaluation, "evaluation"),
         {name: evaluations[name].results for name in (CLIP, REGIONCLIP)},
         class_names=evaluations[CLIP].class_names,
         all_annotated=True,

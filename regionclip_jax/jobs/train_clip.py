@@ -6,25 +6,29 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables
-from regionclip_jax.jobs import assembly, streams, training_run
-from regionclip_jax.jobs.training import Assumed, Materials, Training
+from regionclip_jax.assembly import training_run
+from regionclip_jax.assembly.models import build_model, clip_config, initial_variables, log_dtype
+from regionclip_jax.assembly.optimization import build_optimizer, build_state, image_text_loss_on
+from regionclip_jax.assembly.sources import build_image_text_source
+from regionclip_jax.assembly.streams import stream_batches
+from regionclip_jax.assembly.training import Assumed, Materials, Training
 from regionclip_jax.settings import TrainClipSettings
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
 
 
 def run(settings: TrainClipSettings, workdir: Path) -> Path:
     """Train and return the model directory."""
-    assembly.log_dtype("model", settings.model.dtype)
+    log_dtype("model", settings.model.dtype)
     return training_run.run(build(settings), workdir)
 
 
 def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Training:
     """Describe the training; no shape depends on a file, so ``assumed`` is not used."""
-    model = assembly.build_model(settings.model, frozen_norm=False)
-    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
+    model = build_model(settings.model, frozen_norm=False)
+    optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
 
     def make_step(mesh):
-        image_text = assembly.image_text_loss_on(mesh, settings.image_text_chunk)
+        image_text = image_text_loss_on(mesh, settings.image_text_chunk)
         step = make_train_clip_step(model, optimizer, image_text)
         return lambda state, frozen, batch: step(state, batch)
 
@@ -32,9 +36,7 @@ def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Traini
         settings=settings,
         dtype=jnp.dtype(model.dtype),
         make_step=make_step,
-        initial_state=functools.partial(
-            assembly.build_state, settings.optimizer, optimizer=optimizer
-        ),
+        initial_state=functools.partial(build_state, settings.optimizer, optimizer=optimizer),
         abstract_variables=lambda: abstract_variables(model.config),
         abstract_frozen=dict,
         open=lambda: _open(settings),
@@ -42,13 +44,13 @@ def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Traini
 
 
 def _open(settings: TrainClipSettings) -> Materials:
-    source = streams.build_image_text_source(settings.data)
-    architecture = assembly.architecture(settings.model)
+    source = build_image_text_source(settings.data)
+    architecture = clip_config(settings.model)
     return Materials(
         contents={"records": len(source)},
-        variables=lambda: assembly.initial_variables(settings.model, settings.run.seed),
+        variables=lambda: initial_variables(settings.model, settings.run.seed),
         frozen=lambda workdir: {},
-        batches=lambda start: streams.stream_batches(
+        batches=lambda start: stream_batches(
             settings.data,
             source,
             tokenizer=architecture.text.tokenizer,

@@ -21,8 +21,17 @@ from regionclip_jax.artifacts.vocabulary import (
     require_matching,
     text_tower_hash,
 )
-from regionclip_jax.jobs import assembly, concept_pool, detection_data, evaluate, training_run
-from regionclip_jax.jobs.training import (
+from regionclip_jax.assembly import concept_pool, detection_data, training_run
+from regionclip_jax.assembly.models import (
+    build_model,
+    cast_matrices,
+    clip_config,
+    initial_variables,
+    log_dtype,
+    require_detector_fits,
+)
+from regionclip_jax.assembly.optimization import build_optimizer, build_state_beside_text
+from regionclip_jax.assembly.training import (
     Assumed,
     Materials,
     Training,
@@ -30,6 +39,7 @@ from regionclip_jax.jobs.training import (
     array,
     localizer_architecture,
 )
+from regionclip_jax.jobs import evaluate
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.settings import ConfigError, EvaluateSettings, TrainDetectorSettings
@@ -49,7 +59,7 @@ def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
 
     The directory is complete: CLIP with the trained image tower, the heads, and the localizer.
     """
-    assembly.log_dtype("model and localizer", settings.model.dtype)
+    log_dtype("model and localizer", settings.model.dtype)
     directory = training_run.run(build(settings), workdir)
     if settings.evaluation.path:
         evaluate.run(
@@ -73,17 +83,17 @@ def build(settings: TrainDetectorSettings, assumed: Assumed | None = None) -> Tr
     Raises:
         ConfigError: the model does not support the objective, or there is no localizer.
     """
-    detector, clip = settings.detector, assembly.architecture(settings.model)
-    assembly.require_detector_fits(detector, clip)
+    detector, clip = settings.detector, clip_config(settings.model)
+    require_detector_fits(detector, clip)
     architecture = localizer_architecture(_localizer_directory(settings), assumed)
     if architecture is None:
         raise ConfigError(
             "detector.localizer: a detector needs a localizer; name a model directory that has "
             "one, or a preset with --localizer where a recipe is only compiled"
         )
-    model = assembly.build_model(settings.model, frozen_norm=detector.image_tower == "pretrained")
+    model = build_model(settings.model, frozen_norm=detector.image_tower == "pretrained")
     localizer = Localizer(architecture, model.dtype)
-    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
+    optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
     heads = HeadsConfig(clip.embed_dim, clip.image.crop_channels if detector.with_masks else None)
 
     def shapes() -> dict:
@@ -98,7 +108,7 @@ def build(settings: TrainDetectorSettings, assumed: Assumed | None = None) -> Tr
             model, localizer, optimizer, detector, seed=settings.run.seed
         ),
         initial_state=functools.partial(
-            assembly.build_state_beside_text, settings.optimizer, optimizer=optimizer
+            build_state_beside_text, settings.optimizer, optimizer=optimizer
         ),
         abstract_variables=shapes,
         abstract_frozen=lambda: FrozenDetectorParts(
@@ -116,12 +126,12 @@ def _localizer_directory(settings: TrainDetectorSettings) -> str:
 def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> Materials:
     training_set = detection_data.build_training_set(settings.data, settings.detector.mask_size)
     localizer, localizer_card = load_localizer(_localizer_directory(settings))
-    start = assembly.initial_variables(settings.model, settings.run.seed)
+    start = initial_variables(settings.model, settings.run.seed)
     names = tuple(prepare_class_name(name) for name in training_set.category_names)
 
     def frozen(workdir: Path) -> FrozenDetectorParts:
         vocabulary = _class_embeddings(settings, names, model, start, workdir)
-        return FrozenDetectorParts(assembly.in_type(localizer, model.dtype), vocabulary.embeddings)
+        return FrozenDetectorParts(cast_matrices(localizer, model.dtype), vocabulary.embeddings)
 
     def export(directory: Path, variables: dict, source: dict) -> None:
         save_model(directory, clip_part(variables), ModelCard(model.config, source))
@@ -155,7 +165,7 @@ def _start_variables(settings: TrainDetectorSettings, start: dict, heads: HeadsC
     variables = start
     if settings.detector.image_tower == "random":
         logging.info("the image tower starts from random weights, with live batch norms")
-        fresh = draw_parameters(init_variables, assembly.architecture(settings.model), tower_key)
+        fresh = draw_parameters(init_variables, clip_config(settings.model), tower_key)
         variables = {
             "params": start["params"] | {"visual": fresh["params"]["visual"]},
             "batch_stats": fresh["batch_stats"],

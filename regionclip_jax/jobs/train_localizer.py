@@ -19,8 +19,11 @@ from regionclip_jax.artifacts.localizer_checkpoint import (
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, LocalizerCard
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_results
-from regionclip_jax.jobs import assembly, detection_data, proposal_recall, training_run
-from regionclip_jax.jobs.training import Assumed, Materials, Training
+from regionclip_jax.assembly import detection_data, training_run
+from regionclip_jax.assembly.models import compute_dtype, log_dtype, resolve_dtype
+from regionclip_jax.assembly.optimization import build_optimizer, build_state
+from regionclip_jax.assembly.training import Assumed, Materials, Training
+from regionclip_jax.jobs import proposal_recall
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.reporting.tables import comparison_table
@@ -29,6 +32,7 @@ from regionclip_jax.settings import (
     LocalizerModelSettings,
     TrainLocalizerSettings,
     as_plain,
+    choose,
 )
 from regionclip_jax.steps.localizer_step import make_localizer_step
 from regionclip_jax.training.initialization import draw_parameters, merge_parameters
@@ -36,7 +40,7 @@ from regionclip_jax.training.initialization import draw_parameters, merge_parame
 
 def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
     """Train, measure recall if the recipe has images for it, and return the model directory."""
-    assembly.log_dtype("localizer", settings.localizer.dtype)
+    log_dtype("localizer", settings.localizer.dtype)
     model = training_run.run(build(settings), workdir)
     if settings.evaluation.path:
         dtype = settings.localizer.dtype
@@ -45,7 +49,7 @@ def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
             details = {
                 "evaluation": as_plain(settings.evaluation),
                 "localizer": str(model),
-                "dtype": assembly.resolve_dtype(dtype),
+                "dtype": resolve_dtype(dtype),
             }
             write_results(workdir / "results.json", {"localizer": found}, details=details)
             print(comparison_table({"localizer": found}), flush=True)
@@ -55,15 +59,15 @@ def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
 def build(settings: TrainLocalizerSettings, assumed: Assumed | None = None) -> Training:
     """Describe the training; no shape depends on a file, so ``assumed`` is not used."""
     trained = settings.localizer
-    architecture = assembly.choose(LOCALIZER_PRESETS, trained.preset, "localizer.preset")
+    architecture = choose(LOCALIZER_PRESETS, trained.preset, "localizer.preset")
     _require_canvases(settings, architecture)
     localizer = Localizer(
         architecture,
-        assembly.compute_dtype(trained.dtype),
+        compute_dtype(trained.dtype),
         trained.norm == "frozen",
         trained.kept_activations,
     )
-    optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
+    optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
 
     def make_step(mesh):
         step = make_localizer_step(localizer, optimizer, settings.anchors, seed=settings.run.seed)
@@ -73,9 +77,7 @@ def build(settings: TrainLocalizerSettings, assumed: Assumed | None = None) -> T
         settings=settings,
         dtype=jnp.dtype(localizer.dtype),
         make_step=make_step,
-        initial_state=functools.partial(
-            assembly.build_state, settings.optimizer, optimizer=optimizer
-        ),
+        initial_state=functools.partial(build_state, settings.optimizer, optimizer=optimizer),
         abstract_variables=lambda: abstract_localizer(architecture),
         abstract_frozen=dict,
         open=lambda: _open(settings, architecture),

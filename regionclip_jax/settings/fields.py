@@ -1,17 +1,50 @@
 """Base class and fields of the settings: choices, and permission to change on resume."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import inspect
 import io
 import tokenize
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
+Choice = typing.TypeVar("Choice")
 
-class ConfigError(ValueError):
+
+class UserError(ValueError):
+    """Error whose message is complete for users; ``config_context`` leaves it as it is."""
+
+
+class ConfigError(UserError):
     """Invalid recipe; the message has the key and the remedy."""
+
+
+def choose(table: Mapping[str, Choice], name: str, key: str) -> Choice:
+    """Return ``table[name]``, or raise a ConfigError that lists the choices."""
+    if name not in table:
+        raise ConfigError(f"{key}: {name!r} is none of {sorted(table)}")
+    return table[name]
+
+
+@contextlib.contextmanager
+def config_context(key: str) -> Iterator[None]:
+    """Add the config error context ``key``: report a ValueError within as an error of the recipe.
+
+    Use it to build objects from settings, never around training, where a ValueError is a bug and
+    keeps its traceback.
+
+    Raises:
+        ConfigError: instead of a ValueError that is not a ``UserError``.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 # A whole number of at least 1.

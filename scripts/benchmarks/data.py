@@ -17,10 +17,11 @@ from PIL import Image
 
 from benchmarks.machine import available_cpus
 from benchmarks.timing import Work, run_rows
+from regionclip_jax.assembly.sources import SourceChoice, open_image_text_source
+from regionclip_jax.assembly.streams import assign_buckets
 from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.pipeline import image_text_batches
 from regionclip_jax.data.prepare.read_speed import measure_reading
-from regionclip_jax.jobs.streams import SourceChoice, assign_buckets, open_image_text_source
 from regionclip_jax.settings import CaptionDataSettings
 
 # (height, width) of the synthetic images: COCO's most common sizes.

@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from regionclip_jax import recipes
+from regionclip_jax.assembly.training import Assumed
 from regionclip_jax.compile_report.program_traffic import Collective, Launches
 from regionclip_jax.compile_report.report import CompiledCost, compile_recipe
 from regionclip_jax.jobs import pretrain
 from regionclip_jax.jobs.registry import JOBS
-from regionclip_jax.jobs.training import Assumed
 from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.settings import ConfigError
 

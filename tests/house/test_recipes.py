@@ -13,9 +13,9 @@ import jax
 import pytest
 
 from regionclip_jax import recipes
-from regionclip_jax.jobs.prediction import abstract_prediction
+from regionclip_jax.assembly.prediction import abstract_prediction
+from regionclip_jax.assembly.training import Assumed
 from regionclip_jax.jobs.registry import JOBS
-from regionclip_jax.jobs.training import Assumed
 from regionclip_jax.settings import (
     Count,
     TrainDetectorSettings,

@@ -9,6 +9,8 @@ from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.assembly.sources import build_boxes_source
+from regionclip_jax.assembly.streams import detection_pass
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
@@ -17,7 +19,7 @@ from regionclip_jax.data.sources.skipped import TooManySkipped
 from regionclip_jax.evaluation.datasets import open_dataset
 from regionclip_jax.evaluation.evaluators import Detection, RegionRecognition
 from regionclip_jax.evaluation.evaluators import evaluate as evaluate_batches
-from regionclip_jax.jobs import evaluate, streams
+from regionclip_jax.jobs import evaluate
 from regionclip_jax.settings import (
     ConfigError,
     DetectionSettings,
@@ -31,13 +33,13 @@ SIDE = 64
 
 def score(section, choose=lambda batch: batch.classes):
     """Evaluate known answers, by default the right ones, on the data of the settings."""
-    source = streams.build_boxes_source(section, "evaluation", keep_file=True)
+    source = build_boxes_source(section, "evaluation", keep_file=True)
     dataset = open_dataset(source, section.class_split)
     detection = Detection(
         dataset, max_detections=section.detection.max_detections, given_boxes=True
     )
     evaluators = [detection, RegionRecognition(dataset)]
-    batches = streams.detection_pass(section, source)
+    batches = detection_pass(section, source)
     return evaluate_batches(answers(choose), dataset, batches, evaluators)
 
 

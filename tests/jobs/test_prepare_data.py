@@ -1,8 +1,8 @@
 import pytest
 
+from regionclip_jax.assembly.sources import SourceChoice
 from regionclip_jax.data.prepare.read_speed import ReadSpeed
 from regionclip_jax.jobs import prepare_data
-from regionclip_jax.jobs.streams import SourceChoice
 
 
 def test_progress_is_measured_from_the_first_record_of_this_run(monkeypatch):

@@ -170,8 +170,8 @@ def test_the_seed_of_the_run_decides_weights_regions_and_order(
     def stream(section, source, *, batch_size, seed, start_record):
         seen["order"] = (seed, batch_size, start_record)
 
-    monkeypatch.setattr(pretrain.assembly, "initial_variables", weights)
-    monkeypatch.setattr(pretrain.streams, "stream_batches", stream)
+    monkeypatch.setattr(pretrain, "initial_variables", weights)
+    monkeypatch.setattr(pretrain, "stream_batches", stream)
     monkeypatch.setattr(pretrain, "make_pretrain_step", steps)
     training = pretrain.build(changed(config, {"run.seed": 41}), concepts=NAMES)
     training.make_step(make_mesh())

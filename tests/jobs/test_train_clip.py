@@ -6,7 +6,7 @@ import pytest
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.data.prepare.writers import write_array_record
-from regionclip_jax.jobs import assembly, streams, train_clip
+from regionclip_jax.jobs import train_clip
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import TrainClipSettings
 
@@ -71,8 +71,8 @@ def test_the_seed_of_the_run_decides_the_weights_and_the_order(config, changed, 
     def stream(section, source, *, batch_size, seed, start_record):
         seen["order"] = (seed, batch_size, start_record)
 
-    monkeypatch.setattr(assembly, "initial_variables", weights)
-    monkeypatch.setattr(streams, "stream_batches", stream)
+    monkeypatch.setattr(train_clip, "initial_variables", weights)
+    monkeypatch.setattr(train_clip, "stream_batches", stream)
     materials = train_clip.build(changed(config, {"run.seed": 41})).open()
     materials.variables()
     materials.batches(16)

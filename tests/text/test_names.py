@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regionclip_jax import settings as sections
+from regionclip_jax.assembly import concept_pool, detection_data
 from regionclip_jax.conversion.convert import convert_vocabulary
 from regionclip_jax.data.sources import yolo_labels
-from regionclip_jax.jobs import concept_pool, detection_data
 from regionclip_jax.text.concepts import write_concepts
 from regionclip_jax.text.names import (
     check_names,

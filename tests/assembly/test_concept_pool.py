@@ -4,7 +4,7 @@ import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, text_tower_hash
-from regionclip_jax.jobs import concept_pool
+from regionclip_jax.assembly import concept_pool
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import ConceptSettings, ConfigError

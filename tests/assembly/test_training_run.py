@@ -12,8 +12,8 @@ import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_model
-from regionclip_jax.jobs import assembly, training_run
-from regionclip_jax.jobs.training import Materials, Training
+from regionclip_jax.assembly import optimization, training_run
+from regionclip_jax.assembly.training import Materials, Training
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import ConfigError, MixturePart, TrainClipSettings, as_plain
 from regionclip_jax.sharding.global_arrays import replicate
@@ -243,7 +243,7 @@ def on_devices(monkeypatch):
 
     def use(number: int) -> None:
         mesh = functools.partial(make_mesh, devices=jax.devices()[:number])
-        monkeypatch.setattr(assembly, "make_mesh", mesh)
+        monkeypatch.setattr(optimization, "make_mesh", mesh)
 
     return use
 

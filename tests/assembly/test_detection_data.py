@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from regionclip_jax.jobs import detection_data
+from regionclip_jax.assembly import detection_data
 from regionclip_jax.settings import BoxDataSettings, ConfigError
 
 CATEGORIES = {"bow_(weapon)": "r", "alarm_clock": "c", "cat": "f", "dog": "c"}

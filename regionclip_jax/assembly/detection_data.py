@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from regionclip_jax.assembly.sources import build_boxes_source
+from regionclip_jax.assembly.streams import assign_buckets, counted
 from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.order import epoch_order, repeat_factors
 from regionclip_jax.data.loading.pipeline import detection_training_batches
@@ -14,9 +16,7 @@ from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.evaluation.datasets import LVIS_SPLIT, class_groups
-from regionclip_jax.jobs.assembly import config_context
-from regionclip_jax.jobs.streams import assign_buckets, build_boxes_source, counted
-from regionclip_jax.settings import BoxDataSettings, ConfigError
+from regionclip_jax.settings import BoxDataSettings, ConfigError, config_context
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.names import match_names, read_names
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables
-from regionclip_jax.jobs import assembly
-from regionclip_jax.jobs.training import abstract_boxes, array, largest_canvas
+from regionclip_jax.assembly.models import build_find_regions, compute_dtype
+from regionclip_jax.assembly.training import abstract_boxes, array, largest_canvas
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.settings import EvaluationSettings
+from regionclip_jax.settings import EvaluationSettings, choose
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction, make_predict_step
 from regionclip_jax.structures import DetectionBatch
 
@@ -36,7 +36,7 @@ def build_step(
     Args:
         localizer: only read if ``settings.regions`` is "localizer".
     """
-    find_regions = assembly.build_find_regions(settings, localizer)
+    find_regions = build_find_regions(settings, localizer)
     return make_predict_step(model, settings.detection, find_regions)
 
 
@@ -59,9 +59,9 @@ def abstract_prediction(
         localizer: localizer preset, if ``settings.regions`` needs one.
         num_classes: C.
     """
-    architecture = assembly.choose(PRESETS, preset, "preset")
-    known = localizer and assembly.choose(LOCALIZER_PRESETS, localizer, "localizer")
-    compute = assembly.compute_dtype(dtype)
+    architecture = choose(PRESETS, preset, "preset")
+    known = localizer and choose(LOCALIZER_PRESETS, localizer, "localizer")
+    compute = compute_dtype(dtype)
     step = build_step(
         settings, CLIP(architecture, dtype=compute), Localizer(known, compute) if known else None
     )

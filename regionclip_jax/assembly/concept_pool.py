@@ -12,11 +12,10 @@ from absl import logging
 from jaxtyping import Int
 
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
-from regionclip_jax.jobs.assembly import choose, config_context
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.towers import TextTowerConfig
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.settings import ConceptSettings, ConfigError
+from regionclip_jax.settings import ConceptSettings, ConfigError, choose, config_context
 from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.names import read_names

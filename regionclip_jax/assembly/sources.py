@@ -1,38 +1,30 @@
-"""Build sources and streams of batches from data settings."""
+"""Open sources of records from settings."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
 from absl import logging
 
-from regionclip_jax.data.loading.batching import BatchError
-from regionclip_jax.data.loading.buckets import Buckets
-from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.mixing import Mixture
-from regionclip_jax.data.loading.pipeline import detection_batches, image_text_batches
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.array_record_format import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.caption_table import CaptionTableSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
 from regionclip_jax.data.sources.pascal_voc import PascalVocSource
-from regionclip_jax.data.sources.records import known_sizes
-from regionclip_jax.data.sources.skipped import SkipCounter, describe
+from regionclip_jax.data.sources.skipped import describe
 from regionclip_jax.data.sources.tfds import TfdsBoxesSource, TfdsCaptionsSource
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 from regionclip_jax.data.sources.webdataset import WebDatasetSource
 from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
-from regionclip_jax.jobs.assembly import choose, config_context
 from regionclip_jax.settings import (
     BoxDataSettings,
     CaptionDataSettings,
     ConfigError,
     EvaluatedImages,
+    choose,
+    config_context,
 )
-from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 
 _WITH_MASKS = ("coco_folder", "lvis_folder")
 
@@ -152,82 +144,3 @@ def _introduce(source, key: str) -> None:
     logging.info("%r: %d records%s", source, len(source), f"; {report}" if report else "")
     if not len(source):
         raise ConfigError(f"{key}: {source!r} has no record that can be used; {report or 'empty'}")
-
-
-def stream_batches(
-    settings: CaptionDataSettings,
-    source,
-    *,
-    tokenizer: str,
-    batch_size: int,
-    seed: int,
-    start_record: int,
-) -> Iterator[ImageTextBatch]:
-    """Yield this process's batches from a record count on; count and limit skipped records.
-
-    Args:
-        tokenizer: name of the trained model's tokenizer (``text.tokenizer``).
-    """
-    with config_context("data"):
-        counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)
-        stream = image_text_batches(
-            source,
-            settings,
-            Shard(batch_size, jax.process_index(), jax.process_count()),
-            tokenizer=tokenizer,
-            seed=seed,
-            start_record=start_record,
-            buckets=assign_buckets(settings, source),
-        )
-    return counted(stream, counter, lambda batch, texts: len(batch.mask), "data")
-
-
-def assign_buckets(settings: CaptionDataSettings | BoxDataSettings, source) -> Buckets | None:
-    """Return the bucket of each image; None without grouping or without known sizes."""
-    if not settings.group_by_canvas or len(settings.canvas_sizes) == 1:
-        return None
-    sizes = known_sizes(source)
-    if sizes is None:
-        logging.warning(
-            "%r does not know the sizes of its images: they come in any order, and nearly every "
-            "batch needs the largest canvas",
-            source,
-        )
-        return None
-    buckets = Buckets(
-        sizes,
-        settings.canvas_sizes,
-        settings.short_sides,
-        settings.max_long_side,
-        settings.resize_method,
-    )
-    logging.info("%r: batches of one canvas each; %s", source, buckets)
-    return buckets
-
-
-def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
-    """Yield this process's batches of one pass; count and limit skipped records."""
-    with config_context("evaluation"):
-        counter = SkipCounter(settings.max_skipped_fraction, minimum=1)
-        shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
-        stream = detection_batches(source, settings, shard)
-    # A row of padding is not a record.
-    return counted(
-        stream, counter, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
-    )
-
-
-def counted(stream: Iterator, counter: SkipCounter, count: Callable, key: str) -> Iterator:
-    """Yield the batches of a stream, and count its skipped records.
-
-    Args:
-        count: (batch, texts of its skipped records) -> number of records.
-        key: key of the settings, for errors.
-    """
-    with contextlib.closing(stream):
-        try:
-            for batch, texts in stream:
-                counter.add(count(batch, texts), texts)
-                yield batch
-        except BatchError as error:
-            raise ConfigError(f"{key}: {error}") from error

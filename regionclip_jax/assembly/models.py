@@ -1,24 +1,14 @@
-"""Build models, optimizers and losses from settings (data: ``streams``)."""
+"""Build models and their initial variables from settings; resolve the computation type."""
 
-import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import logging
-from jax.sharding import Mesh
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
-from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
-from regionclip_jax.losses.image_text_blockwise import (
-    chunked_image_text_loss,
-    ring_image_text_loss,
-)
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS
@@ -29,50 +19,17 @@ from regionclip_jax.settings import (
     DetectorObjective,
     EvaluationSettings,
     ModelSettings,
-    OptimizerSettings,
     TrainedModelSettings,
+    choose,
 )
-from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
 from regionclip_jax.steps.predict_step import FindRegions, given_boxes, proposals_of, windows
-from regionclip_jax.steps.train_state import TrainState, create_train_state
-from regionclip_jax.training import schedules
 from regionclip_jax.training.initialization import draw_parameters, merge_parameters
-from regionclip_jax.training.optimizer import make_optimizer
 
 Tree = TypeVar("Tree")
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _AUTO = "auto"
 _CPU_FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
-
-
-def choose(table: dict, name: str, key: str):
-    """Return ``table[name]``, or raise a ConfigError that lists the choices."""
-    _require_one_of(table, name, key)
-    return table[name]
-
-
-def _require_one_of(names: Iterable[str], name: str, key: str) -> None:
-    if name not in names:
-        raise ConfigError(f"{key}: {name!r} is none of {sorted(names)}")
-
-
-@contextlib.contextmanager
-def config_context(key: str) -> Iterator[None]:
-    """Add the config error context ``key``: report a ValueError within as an error of the recipe.
-
-    Use it to build objects from settings, never around training, where a ValueError is a bug and
-    keeps its traceback.
-
-    Raises:
-        ConfigError: instead of a plain ValueError.
-    """
-    try:
-        yield
-    except (ConfigError, CheckpointMismatch):
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from error
 
 
 def resolve_dtype(name: str) -> str:
@@ -84,7 +41,7 @@ def resolve_dtype(name: str) -> str:
     Raises:
         ConfigError: ``name`` is not a type of a recipe.
     """
-    _require_one_of((_AUTO, *_DTYPES), name, "dtype")
+    choose({_AUTO: None, **_DTYPES}, name, "dtype")
     if name != _AUTO:
         return name
     return "float32" if target_backend() == "cpu" else "bfloat16"
@@ -118,13 +75,13 @@ def log_dtype(part: str, name: str) -> None:
     )
 
 
-def architecture(settings: ModelSettings) -> CLIPConfig:
+def clip_config(settings: ModelSettings) -> CLIPConfig:
     return choose(PRESETS, settings.preset, "preset")
 
 
 def build_model(settings: TrainedModelSettings, *, frozen_norm: bool) -> CLIP:
     return CLIP(
-        architecture(settings),
+        clip_config(settings),
         frozen_norm,
         compute_dtype(settings.dtype),
         settings.kept_activations,
@@ -132,7 +89,7 @@ def build_model(settings: TrainedModelSettings, *, frozen_norm: bool) -> CLIP:
 
 
 def build_teacher(settings: ModelSettings) -> CLIP:
-    return CLIP(architecture(settings), dtype=compute_dtype(settings.dtype))
+    return CLIP(clip_config(settings), dtype=compute_dtype(settings.dtype))
 
 
 def initial_variables(settings: ModelSettings, seed: int) -> dict:
@@ -141,7 +98,7 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
     Raises:
         CheckpointMismatch: ``init_from`` holds another architecture than ``preset``.
     """
-    config = architecture(settings)
+    config = clip_config(settings)
     if not settings.init_from:
         logging.warning("%s: no init_from, starts from random weights", settings.preset)
         return draw_parameters(init_variables, config, jax.random.key(seed))
@@ -155,7 +112,7 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
     return merge_parameters(shapes, variables, settings.init_from)
 
 
-def in_type(variables: Tree, dtype: jnp.dtype) -> Tree:
+def cast_matrices(variables: Tree, dtype: jnp.dtype) -> Tree:
     """Return frozen variables with matrices and kernels in the type of the computation.
 
     Frozen variables need no float32 copy, which would waste memory. Vectors, such as the statistics
@@ -164,97 +121,14 @@ def in_type(variables: Tree, dtype: jnp.dtype) -> Tree:
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, variables)
 
 
-def for_looking(variables: dict, dtype: jnp.dtype) -> dict:
-    """Return a frozen CLIP's variables without its text tower, cast by ``in_type``."""
-    return in_type(
+def without_text_tower(variables: dict, dtype: jnp.dtype) -> dict:
+    """Return a frozen CLIP's variables without its text tower, cast by ``cast_matrices``."""
+    return cast_matrices(
         {
             name: {branch: part for branch, part in tree.items() if branch != "text"}
             for name, tree in variables.items()
         },
         dtype,
-    )
-
-
-def build_mesh(batch_size: int, key: str, fsdp: int = 1) -> Mesh:
-    """Return the mesh of all devices for batches of this size.
-
-    Args:
-        batch_size: size of the global batch.
-        key: key of the batch size, for errors.
-        fsdp: number of devices that share one copy of parameters and optimizer state.
-    """
-    with config_context("run.fsdp"):
-        mesh = make_mesh(fsdp=fsdp)
-    with config_context(key):
-        require_divisible(batch_size, mesh)
-    return mesh
-
-
-def build_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedule:
-    makers: dict[str, Callable[[], optax.Schedule]] = {
-        "multistep": lambda: schedules.warmup_multistep(
-            settings.learning_rate,
-            boundaries=settings.boundaries,
-            gamma=settings.gamma,
-            warmup_steps=settings.warmup_steps,
-            warmup_factor=settings.warmup_factor,
-        ),
-        "cosine": lambda: schedules.warmup_cosine(
-            settings.learning_rate, warmup_steps=settings.warmup_steps, total_steps=num_steps
-        ),
-    }
-    make = choose(makers, settings.schedule, "optimizer.schedule")
-    with config_context("optimizer"):
-        return make()
-
-
-def build_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.GradientTransformation:
-    schedule = build_schedule(settings, num_steps)
-    with config_context("optimizer"):
-        return make_optimizer(
-            settings.kind,
-            schedule,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            clip_per_tensor_norm=settings.clip_per_tensor_norm,
-            no_decay_patterns=settings.no_decay_patterns,
-        )
-
-
-def build_state(
-    settings: OptimizerSettings, variables: dict, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """Build the state at step 0; refuse patterns that match no parameter."""
-    with config_context("optimizer"):
-        return create_train_state(variables, settings.frozen_patterns, optimizer)
-
-
-def build_state_beside_text(
-    settings: OptimizerSettings, variables: dict, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """Build the state at step 0 of a training that embeds its names once, at the start.
-
-    Raises:
-        ConfigError: the text tower would be trained, which would invalidate the embeddings.
-    """
-    state = build_state(settings, variables, optimizer)
-    if "text" in state.params:
-        raise ConfigError(
-            f"optimizer.frozen_patterns: {list(settings.frozen_patterns)} leave parameters of the "
-            "text tower to train, but concepts and classes are embedded by it once, at the start; "
-            "add '^text/'"
-        )
-    return state
-
-
-def image_text_loss_on(mesh: Mesh, chunk: int | None) -> ImageTextLoss:
-    """Return the image-text loss: the whole matrix, or chunks, in a ring over several devices."""
-    if chunk is None:
-        return image_text_loss
-    if mesh.size == 1:
-        return functools.partial(chunked_image_text_loss, chunk=chunk)
-    return functools.partial(
-        ring_image_text_loss, chunk=chunk, mesh=mesh, axis=(DATA_AXIS, FSDP_AXIS)
     )
 
 

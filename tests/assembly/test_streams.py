@@ -7,19 +7,25 @@ import pytest
 from PIL import Image
 
 from regionclip_jax import settings as sections
+from regionclip_jax.assembly.sources import (
+    SourceChoice,
+    build_boxes_source,
+    build_image_text_source,
+    open_image_text_source,
+)
+from regionclip_jax.assembly.streams import assign_buckets, detection_pass, stream_batches
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.records import ImageTextRecord
 from regionclip_jax.data.sources.skipped import TooManySkipped
-from regionclip_jax.jobs import streams
 from regionclip_jax.settings import ConfigError
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
 def test_a_missing_data_folder_is_named_with_the_flag_that_sets_it(data, evaluation, path):
     with pytest.raises(ConfigError, match=rf"data\.path: '{path}' does not .*--config\.data\.path"):
-        streams.build_image_text_source(dataclasses.replace(data, path=path))
+        build_image_text_source(dataclasses.replace(data, path=path))
     with pytest.raises(ConfigError, match=rf"evaluation\.path: '{path}' does not exist"):
-        streams.build_boxes_source(dataclasses.replace(evaluation, path=path), "evaluation")
+        build_boxes_source(dataclasses.replace(evaluation, path=path), "evaluation")
 
 
 def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(data, evaluation):
@@ -27,11 +33,11 @@ def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(da
         dataclasses.replace(data, source="lmdb")
     with pytest.raises(ConfigError, match="source: 'tsv_pairs' is none of"):
         dataclasses.replace(evaluation, source="tsv_pairs")
-    choice = streams.SourceChoice("lmdb", "", "", 0.0)
+    choice = SourceChoice("lmdb", "", "", 0.0)
     with pytest.raises(ConfigError, match=r"data\.source: 'lmdb' is none of .*'tsv_pairs'"):
-        streams.open_image_text_source(choice, "data")
+        open_image_text_source(choice, "data")
     with pytest.raises(ConfigError, match=r"data\.source: 'lmdb' is none of .*'yolo_labels'"):
-        streams.build_boxes_source(choice, "data")
+        build_boxes_source(choice, "data")
 
 
 def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_path, caplog):
@@ -40,9 +46,9 @@ def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_p
     table.write_text("image,caption\na.jpg,words\nb.jpg,words\n")
     section = dataclasses.replace(data, source="caption_table", path=str(table))
     with pytest.raises(ConfigError, match=r"data: .*t\.csv: 1 of 2 rows .*10\.00%.* \(3: b\.jpg\)"):
-        streams.build_image_text_source(section)
+        build_image_text_source(section)
     with caplog.at_level("INFO"):
-        streams.build_image_text_source(dataclasses.replace(section, max_skipped_fraction=0.5))
+        build_image_text_source(dataclasses.replace(section, max_skipped_fraction=0.5))
     expected = "1 records; images 1, captions 1, rows whose file is missing 1 (3: b.jpg)"
     assert expected in caplog.text
 
@@ -51,39 +57,39 @@ def test_a_source_without_any_record_is_refused(data, tmp_path):
     (tmp_path / "t.csv").write_text("image,caption\n")
     section = dataclasses.replace(data, source="caption_table", path=str(tmp_path / "t.csv"))
     with pytest.raises(ConfigError, match=r"data\.path: CaptionTable.* no record .*images 0"):
-        streams.build_image_text_source(section)
+        build_image_text_source(section)
 
 
 def test_masks_are_asked_only_of_sources_that_have_them(evaluation):
     section = dataclasses.replace(evaluation, source="pascal_voc")
     with pytest.raises(ConfigError, match=r"detector\.mask_size: pascal_voc has no masks"):
-        streams.build_boxes_source(section, "data", mask_size=28)
+        build_boxes_source(section, "data", mask_size=28)
 
 
 @pytest.mark.parametrize("source", ["webdataset", "tfds", "caption_table"])
 def test_sources_of_captions_are_built_by_name(data, tmp_path, source):
     section = dataclasses.replace(data, source=source, path=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        streams.build_image_text_source(section)
+        build_image_text_source(section)
 
 
 @pytest.mark.parametrize("source", ["pascal_voc", "tfds", "yolo_labels"])
 def test_sources_of_boxes_are_built_by_name(evaluation, tmp_path, source):
     section = dataclasses.replace(evaluation, source=source, path=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        streams.build_boxes_source(section, "evaluation")
+        build_boxes_source(section, "evaluation")
 
 
 def test_records_of_the_other_kind_are_refused(data, evaluation):
     with pytest.raises(ConfigError, match=r"data\.path: .* holds detection records; .*image_text"):
-        streams.build_image_text_source(dataclasses.replace(data, path=evaluation.path))
+        build_image_text_source(dataclasses.replace(data, path=evaluation.path))
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* holds image_text records"):
-        streams.build_boxes_source(dataclasses.replace(evaluation, path=data.path), "evaluation")
+        build_boxes_source(dataclasses.replace(evaluation, path=data.path), "evaluation")
 
 
 def stream(section, start_record=0, batch_size=8, seed=0):
-    source = streams.build_image_text_source(section)
-    return streams.stream_batches(
+    source = build_image_text_source(section)
+    return stream_batches(
         section,
         source,
         tokenizer="clip",
@@ -122,14 +128,14 @@ def test_buckets_are_assigned_where_a_recipe_groups_and_a_source_knows_sizes(dat
     )
     source = Sized(np.array([(48, 60), (60, 40), (48, 64)]))
     with caplog.at_level("INFO"):
-        buckets = streams.assign_buckets(section, source)
+        buckets = assign_buckets(section, source)
     assert [buckets.canvas(i) for i in range(3)] == [(48, 64), (64, 48), (48, 64)]
     assert f"Sized(): batches of one canvas each; {buckets}" in caplog.text
     one, ungrouped = {"canvas_sizes": ((64, 64),)}, {"group_by_canvas": False}
     for changes in (one, ungrouped):
-        assert streams.assign_buckets(dataclasses.replace(section, **changes), source) is None
+        assert assign_buckets(dataclasses.replace(section, **changes), source) is None
     assert "does not know" not in caplog.text
-    assert streams.assign_buckets(section, Sized(None)) is None
+    assert assign_buckets(section, Sized(None)) is None
     assert "Sized() does not know the sizes of its images" in caplog.text
 
 
@@ -143,7 +149,7 @@ def parts(data, drawn, tmp_path):
 
 
 def test_a_mixture_stands_in_place_of_one_source(parts):
-    source = streams.build_image_text_source(parts)
+    source = build_image_text_source(parts)
     assert source.shares == (3, 1) and len(source) == 24 + 5
     whole, rest = stream(parts), stream(parts, start_record=16)
     batches = [next(whole) for _ in range(4)]
@@ -154,7 +160,7 @@ def test_a_mixture_that_cannot_be_is_a_mistake_in_the_recipe(parts, evaluation):
     def refused(message, *changed):
         section = dataclasses.replace(parts, mixture=(parts.mixture[0], *changed))
         with pytest.raises(ConfigError, match=message):
-            streams.build_image_text_source(section)
+            build_image_text_source(section)
 
     second = parts.mixture[1]
     with pytest.raises(ConfigError, match=r"path: 'somewhere' beside mixture"):
@@ -219,8 +225,8 @@ def test_a_batch_whose_pictures_fit_no_common_canvas_is_a_mistake_in_the_recipe(
 
 
 def test_an_evaluation_sees_every_record_once_and_padding_is_not_skipped(evaluation):
-    source = streams.build_boxes_source(evaluation, "evaluation")
-    batches = list(streams.detection_pass(evaluation, source))
+    source = build_boxes_source(evaluation, "evaluation")
+    batches = list(detection_pass(evaluation, source))
     assert [int(batch.mask.sum()) for batch in batches] == [8, 8, 4]
     ids = np.concatenate([batch.image_ids[batch.mask] for batch in batches])
     assert ids.tolist() == list(range(1, 21))
@@ -236,7 +242,7 @@ def test_the_share_of_skipped_records_in_an_evaluation_is_that_of_the_records(
         section = dataclasses.replace(
             evaluation, path=str(tmp_path / "set"), max_skipped_fraction=fraction
         )
-        batches = streams.detection_pass(section, streams.build_boxes_source(section, "evaluation"))
+        batches = detection_pass(section, build_boxes_source(section, "evaluation"))
         if is_refused:
             with pytest.raises(TooManySkipped, match="1 of 9 records"):
                 list(batches)
@@ -246,6 +252,6 @@ def test_the_share_of_skipped_records_in_an_evaluation_is_that_of_the_records(
 
 def test_an_image_with_more_boxes_than_rows_is_a_mistake_in_the_recipe(evaluation):
     section = dataclasses.replace(evaluation, max_boxes=1)
-    source = streams.build_boxes_source(section, "evaluation")
+    source = build_boxes_source(section, "evaluation")
     with pytest.raises(ConfigError, match="evaluation: image .* set max_boxes to at least"):
-        list(streams.detection_pass(section, source))
+        list(detection_pass(section, source))

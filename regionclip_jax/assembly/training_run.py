@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
-from regionclip_jax.jobs.assembly import build_mesh
-from regionclip_jax.jobs.training import Training
+from regionclip_jax.assembly.optimization import build_mesh
+from regionclip_jax.assembly.training import Training
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.reporting.progress import Progress
 from regionclip_jax.reporting.tables import as_markdown, parameters_text, settings_text

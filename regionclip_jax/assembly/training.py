@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, load_localizer_card
-from regionclip_jax.jobs import assembly
+from regionclip_jax.assembly.models import cast_matrices
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
 from regionclip_jax.settings import (
@@ -22,6 +22,7 @@ from regionclip_jax.settings import (
     CaptionDataSettings,
     EvaluatedImages,
     TrainingSettings,
+    choose,
 )
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
@@ -147,7 +148,7 @@ def localizer_architecture(directory: str, assumed: Assumed | None) -> Localizer
     """
     if assumed is not None:
         name = assumed.localizer
-        return assembly.choose(LOCALIZER_PRESETS, name, "localizer") if name else None
+        return choose(LOCALIZER_PRESETS, name, "localizer") if name else None
     return load_localizer_card(directory).architecture if directory else None
 
 
@@ -156,5 +157,5 @@ def abstract_frozen_localizer(architecture: LocalizerConfig | None, dtype: jnp.d
     if architecture is None:
         return None
     return jax.eval_shape(
-        lambda variables: assembly.in_type(variables, dtype), abstract_localizer(architecture)
+        lambda variables: cast_matrices(variables, dtype), abstract_localizer(architecture)
     )

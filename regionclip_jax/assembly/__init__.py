@@ -1,0 +1,1 @@
+"""Objects from settings: models, optimizers, sources, streams, and trainings of these."""
