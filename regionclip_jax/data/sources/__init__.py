@@ -1,1 +1,1 @@
-"""Sources of records, one module per format: ``len``, ``source[index]``, a stable ``repr``."""
+"""Read records: their types, sources with one module per format, and counts of skipped ones."""

@@ -50,7 +50,7 @@ def test_a_canvas_below_the_limits_is_refused_at_the_start():
         check(SIZES[:1], together=1)
 
 
-def test_several_canvases_with_several_processes_are_refused_unless_these_agree():
+def test_several_canvases_with_several_processes_are_refused_unless_batches_are_grouped():
     with pytest.raises(ValueError, match="shapes would differ.*group_by_canvas"):
         check(SIZES, process_count=2)
     check(SIZES, process_count=2, grouped=True)

@@ -1,4 +1,4 @@
-"""What a detector is trained on: the right boxes, which follow their pixels."""
+"""Training samples of detectors: boxes of the trained classes, which follow their pixels."""
 
 import io
 import itertools
@@ -72,7 +72,7 @@ def training_set(folder, names=("sheep", "cat"), **options):
     return TrainingSet(source, names, max_boxes=3)
 
 
-def test_only_boxes_of_the_classes_are_left_in_their_order_and_the_rest_is_counted(folder):
+def test_boxes_of_the_classes_keep_their_order_and_the_others_are_counted(folder):
     found = training_set(folder)
     assert found.category_names == ("sheep", "cat") and len(found) == 3
     assert [found[i].image_id for i in range(3)] == [1, 2, 5]
@@ -103,7 +103,7 @@ def test_a_users_own_file_of_annotations_needs_no_layout(folder, tmp_path):
         (("cat", "sheep"), 1, "has 2 boxes, more than max_boxes 1"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_before_the_first_step(
+def test_unknown_classes_and_too_many_boxes_are_refused_before_the_first_step(
     folder, names, max_boxes, message
 ):
     with pytest.raises(ValueError, match=message):
@@ -164,7 +164,7 @@ def test_boxes_follow_their_pixels_through_sizes_and_mirrors(folder):
     assert len(widths) > 3
 
 
-def test_a_stream_goes_on_where_it_was_left(folder):
+def test_a_resumed_stream_equals_an_uninterrupted_one(folder):
     whole = list(itertools.islice(stream(folder), 6))
     rest = list(itertools.islice(stream(folder, start_record=6), 3))
     for (expected, _), (found, _) in zip(whole[3:], rest, strict=True):
@@ -224,7 +224,7 @@ def test_jitter_and_short_sides_exclude_each_other(folder):
         stream(folder, jitter=(0.1, 2.0))
 
 
-def test_batches_carry_rasters_of_objects_where_they_were_asked_for(folder):
+def test_batches_hold_masks_of_objects_on_request(folder):
     data = training_set(folder, mask_size=6)
     batches = detection_training_batches(
         data,
@@ -246,7 +246,7 @@ def test_batches_carry_rasters_of_objects_where_they_were_asked_for(folder):
     np.testing.assert_array_equal(batch.object_masks.all((2, 3)), batch.box_mask)
 
 
-def test_a_raster_is_the_part_of_the_box_that_the_polygons_cover():
+def test_a_mask_is_the_part_of_the_box_that_the_polygons_cover():
     triangle = [[0.0, 0.0, 16.0, 0.0, 0.0, 16.0]]
     raster = rasterize(triangle, np.array([0, 0, 16, 16], np.float32), 16)
     y, x = np.mgrid[:16, :16] + 0.5

@@ -196,13 +196,13 @@ def test_grouped_batches_have_one_canvas_each_and_every_record_once_an_epoch(enc
 
 
 @pytest.mark.parametrize("start", [4, 24, 40])
-def test_a_grouped_stream_goes_on_where_it_was_left(encode_image, start):
+def test_a_resumed_grouped_stream_equals_an_uninterrupted_one(encode_image, start):
     source, grouped = upright_and_lying(encode_image)
     expected = take(start // 4 + 3, stream(source, **grouped))[start // 4 :]
     assert_same(take(3, stream(source, start_record=start, **grouped)), expected)
 
 
-def test_processes_agree_on_the_canvas_of_each_grouped_batch(encode_image):
+def test_processes_choose_the_same_canvas_for_each_grouped_batch(encode_image):
     source, grouped = upright_and_lying(encode_image)
     whole = take(12, stream(source, **grouped))
     parts = [

@@ -91,7 +91,7 @@ def records_of(source):
     return [source[i] for i in range(len(source))]
 
 
-def test_what_was_prepared_are_the_source_s_records_in_order(tmp_path, pairs):
+def test_prepared_records_are_those_of_the_source_in_order(tmp_path, pairs):
     source, counts = TsvPairsSource(pairs), []
     manifest = run(
         source, tmp_path / "set", num_workers=2, report=lambda *numbers: counts.append(numbers)
@@ -116,7 +116,7 @@ def test_sizes_are_those_of_the_images_as_decoded(tmp_path, pairs):
     assert [tuple(size) for size in sizes] == shapes and len(shapes) == 5
 
 
-def test_directories_that_were_not_measured_have_no_sizes(tmp_path, pairs):
+def test_directories_without_sizes_are_read(tmp_path, pairs):
     write_array_record(records_of(TsvPairsSource(pairs)), tmp_path / "set", 4, {})
     source = ArrayRecordSource(tmp_path / "set")
     assert source.sizes() is None
@@ -188,7 +188,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_the_remedy(tmp_path, pairs, p
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
-def test_what_cannot_be_used_is_skipped_named_and_counted_by_reason(tmp_path, encoded):
+def test_skipped_records_are_named_and_counted_by_reason(tmp_path, encoded):
     broken = [*encoded[:4], encoded[4][:-200], b"no image", *encoded[6:]]
     captions = [f"number {i}" for i in range(NUM_RECORDS)]
     captions[8] = " "
@@ -216,20 +216,20 @@ def test_too_many_skipped_records_leave_nothing_that_looks_complete(tmp_path, en
         run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.1, 2))
     with pytest.raises(FileNotFoundError, match="not complete"):
         ArrayRecordSource(tmp_path / "set")
-    # What is done is kept, and so are its skipped records.
+    # Complete shards are kept, and their skipped records are counted.
     raised = SkipCounter(0.5, 2)
     manifest = run(TsvPairsSource(path), tmp_path / "set", counter=raised)
     assert manifest["count"] == 8 and (raised.num_records, raised.num_skipped) == (14, 6)
 
 
-def test_a_shard_of_which_nothing_is_left_is_no_file(tmp_path, encoded):
+def test_a_shard_without_records_is_no_file(tmp_path, encoded):
     path = write_pairs(tmp_path / "pairs", [*encoded[:2], b"", b"", *encoded[2:4]])
     manifest = run(TsvPairsSource(path), tmp_path / "set", shard_size=2)
     assert [shard["name"][:11] for shard in manifest["shards"]] == ["shard-00000", "shard-00002"]
     assert len(ArrayRecordSource(tmp_path / "set")) == 4
 
 
-def test_nothing_that_could_be_used_is_an_error_that_says_why(tmp_path):
+def test_a_source_without_usable_records_is_an_error_with_the_reason(tmp_path):
     path = write_pairs(tmp_path / "pairs", [b"", b""])
     with pytest.raises(ValueError, match="none of the 2 records .* record k0: 0 bytes"):
         run(TsvPairsSource(path), tmp_path / "set")

@@ -68,7 +68,7 @@ def shape_at(shape: str, centre, size: float) -> SceneObject:
 
 
 def shared_area(a: SceneObject, b: SceneObject) -> float:
-    """Of the objects' squares, as a share of the smaller one."""
+    """Return the intersection of the objects' squares over the smaller one."""
     sides = [
         min(p + a.size / 2, q + b.size / 2) - max(p - a.size / 2, q - b.size / 2)
         for p, q in zip(a.centre, b.centre, strict=True)
@@ -292,7 +292,7 @@ def test_a_complete_data_set_is_kept(written, no_drawing):
 
 
 def test_a_set_whose_drawing_was_cut_short_is_drawn_anew(written, tmp_path):
-    # What a killed process leaves: a hidden folder beside, never the directory itself.
+    # A killed process leaves a hidden folder beside, never the directory itself.
     debris = tmp_path / ".set.partial-x"
     shutil.copytree(written, debris)
     (debris / "manifest.json").unlink()
