@@ -4,7 +4,7 @@
 
 The variants are the paper's zero-shot tables (docs/reference/scripts.md#zero-shot-inference):
 coco_* on COCO's 48 base and 17 novel classes, lvis_* on LVIS's 1203. The baseline of each is the
-same command with a converted CLIP as the model; *_crops is CLIP on each region by itself (paper
+same command with a converted CLIP as the model; *_crops is CLIP on each region alone (paper
 figure 1). scenes detects in the synthetic scenes of configs/pretrain.py, with sliding windows. A
 recipe states what differs from the defaults of regionclip_jax/settings; --describe prints all keys
 with their meanings.
@@ -25,7 +25,7 @@ def _recipe() -> ml_collections.ConfigDict:
 def _with_localizer(config):
     """The reference's proposals for zero-shot detection: the pyramid trained on LVIS's 866."""
     config.evaluation.regions = "localizer"
-    # A thousand regions an image: larger chunks waste less.
+    # With a thousand regions per image, larger chunks waste less.
     config.evaluation.detection.update(objectness="reference", regions_per_chunk=100)
     return config
 
@@ -94,7 +94,7 @@ def scenes() -> ml_collections.ConfigDict:
     return config
 
 
-# The published models differ in what their cards say, so _rn50 and _rn50x4 evaluate alike.
+# The model cards state the architecture, so _rn50 and _rn50x4 are the same recipe.
 _TABLES = (coco_gt, coco_rpn, lvis_gt, lvis_rpn)
 RECIPES = {recipe.__name__: recipe for recipe in (scenes, coco80_gt, *_TABLES)}
 for _table in _TABLES:

@@ -1,7 +1,7 @@
 """Region-text pretraining.
 
   --config=configs/pretrain.py               the synthetic experiment
-  --config=configs/pretrain.py:scenes_detection  the same all the way to trained detectors
+  --config=configs/pretrain.py:scenes_detection  the same, continued to trained detectors
   --config=configs/pretrain.py:rn50_coco     the paper's RN50 on a COCO folder
   --config=configs/pretrain.py:rn50_cc3m     the paper's RN50 on CC3M as TSV pairs
   --config=configs/pretrain.py:rn50x4_cc3m   the paper's RN50x4
@@ -67,8 +67,8 @@ def vitb16_coco() -> ml_collections.ConfigDict:
             "^logit_scale",
         ),
     )
-    # Self-attention over an 800 x 1344 canvas would see 4,200 patches; the grid was made for 196.
-    # Canvases of whole patches, as of the ResNet: 8.4% of the pixels are padding.
+    # Self-attention over an 800 x 1344 canvas would have 4,200 patches, not the 196 of the grid.
+    # Canvases are multiples of the patch. As for the ResNet, 8.4% of the pixels are padding.
     config.data.update(
         short_sides=(448,),
         max_long_side=746,
@@ -78,7 +78,7 @@ def vitb16_coco() -> ml_collections.ConfigDict:
     return config
 
 
-# The small CLIP learns a temperature near this one, as CLIP learned 0.01.
+# The small CLIP learns a temperature near this one; CLIP learned 0.01.
 _SCENES_TEMPERATURE = 0.07
 
 
@@ -104,7 +104,7 @@ def _small_pretraining(config: ml_collections.ConfigDict) -> None:
     config.concepts.templates = "plain"
     config.regions.update(
         num_regions=12,
-        # About as large as the objects: most of the reference's boxes hold none or several.
+        # About as large as the objects: most of the reference's boxes contain none or several.
         box_sides=(0.25, 0.6),
         temperature=_SCENES_TEMPERATURE,
         teacher_temperature=_SCENES_TEMPERATURE,
@@ -127,7 +127,7 @@ def _scenes_images(data: ml_collections.ConfigDict) -> None:
         max_long_side=None,
         canvas_sizes=((96, 96),),
         group_by_canvas=False,
-        # The scenes have a left and a right; a mirror would double what there is to learn.
+        # Left and right differ in the scenes; mirrored images would double the number of patterns.
         flip_probability=0.0,
         num_threads=2,
         max_skipped_fraction=0.01,
@@ -173,7 +173,7 @@ def scenes() -> ml_collections.ConfigDict:
     _small_pretraining(config.pretrain)
     _scenes_evaluation(config.evaluation)
     config.evaluation.templates = "plain"
-    # Given boxes are all asked about, and none is in another's way.
+    # Every given box is named, and suppresses no other.
     config.evaluation.detection.update(
         temperature=_SCENES_TEMPERATURE, score_threshold=0.0, regions_per_chunk=None
     )
@@ -184,13 +184,13 @@ def scenes() -> ml_collections.ConfigDict:
 def scenes_detection() -> ml_collections.ConfigDict:
     """Localizer, RegionCLIP on its regions, detectors from three starts: 9 to 10 minutes."""
     config = defaults(ScenesDetectionSettings)
-    # Less of each than alone, so that all of it stays under ten minutes.
+    # Fewer images and steps than in the single jobs, to stay under ten minutes.
     config.scenes.num_test = 300
     _small_clip(config.train_clip)
     config.train_clip.run.num_steps = 1000
 
     localizer = config.train_localizer
-    # The small CLIP's own trunk, with a pyramid.
+    # The small CLIP's trunk, with a pyramid.
     localizer.localizer.preset = "scenes"
     _scenes_images(localizer.data)
     localizer.data.update(classes="scenes_base", max_boxes=4)

@@ -1,4 +1,4 @@
-"""Training of open-vocabulary detectors: base classes in, novel classes out.
+"""Training of open-vocabulary detectors: train on base classes, find novel classes.
 
   --config=configs/train_detector.py:coco_ovd_rn50    COCO's 48 base classes, tested on 17 novel too
   --config=configs/train_detector.py:lvis_ovd_rn50    LVIS's 866 base classes, tested on all 1203
@@ -20,13 +20,13 @@ from regionclip_jax.settings import TrainDetectorSettings
 
 def coco_ovd_rn50() -> ml_collections.ConfigDict:
     config = defaults(TrainDetectorSettings)
-    # The model that RegionCLIP's pretraining left; a converted CLIP is the baseline.
+    # Model directory of RegionCLIP's pretraining; a converted CLIP is the baseline.
     config.model.init_from = "checkpoints/regionclip_rn50"
     config.data.update(path="data/coco", split="train2017")
-    # The reference's rpn_coco_48, which has seen the same base classes and no others.
+    # The reference's rpn_coco_48, trained on the same base classes and no others.
     config.detector.localizer = "checkpoints/rpn_coco_48"
     config.evaluation.update(path="data/coco", split="val2017")
-    # As the reference's commands for trained detectors.
+    # As in the reference's commands for trained detectors.
     config.evaluation.detection.nms.method = "gaussian"
     return config
 
@@ -73,7 +73,7 @@ def lvis1203_rn50() -> ml_collections.ConfigDict:
 
 
 def small() -> ml_collections.ConfigDict:
-    """A small model on a few images, such as a check that one's own data are in order."""
+    """A small model on a few images, to check your own data."""
     config = coco80_rn50()
     config.model.update(preset="small", init_from="")
     config.detector.update(
@@ -110,14 +110,14 @@ def small() -> ml_collections.ConfigDict:
         num_threads=2,
     )
     config.evaluation.proposals.pre_nms_topk = 1000
-    # Backgrounds weigh little in training; a localizer that knows the images makes up for it.
+    # Background has a low weight in training; objectness of a localizer that saw the images helps.
     config.evaluation.detection.update(objectness="reference", regions_per_chunk=None)
     config.evaluation.detection.nms.method = "hard"
     return config
 
 
 def scenes() -> ml_collections.ConfigDict:
-    """On the scenes that configs/pretrain.py:scenes_detection drew, from what it trained."""
+    """On the scenes and models of configs/pretrain.py:scenes_detection."""
     config = small()
     config.model.update(preset="scenes", init_from="workdir/scenes_detection/regionclip/model")
     config.data.update(
@@ -128,7 +128,7 @@ def scenes() -> ml_collections.ConfigDict:
         short_sides=None,
         max_long_side=None,
         canvas_sizes=((96, 96),),
-        # The scenes have a left and a right.
+        # Left and right differ in the scenes.
         flip_probability=0.0,
         max_boxes=4,
         group_by_canvas=False,

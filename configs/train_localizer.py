@@ -1,4 +1,4 @@
-"""Training of localizers: region proposal networks on boxes, whatever their classes.
+"""Training of localizers: region proposal networks on boxes of any class.
 
   --config=configs/train_localizer.py:coco_c4     on COCO's 48 base classes, one level
   --config=configs/train_localizer.py:lvis_fpn    on LVIS's 866 base classes, feature pyramid
@@ -18,7 +18,7 @@ from regionclip_jax.settings import TrainLocalizerSettings
 
 def coco_c4() -> ml_collections.ConfigDict:
     config = defaults(TrainLocalizerSettings)
-    # A directory whose trunk was trained on ImageNet.
+    # Model directory with a trunk trained on ImageNet.
     config.localizer.init_from = "checkpoints/rn50_imagenet"
     config.data.update(path="data/coco", split="train2017")
     config.evaluation.update(path="data/coco", split="val2017")
@@ -55,7 +55,7 @@ def lvis_fpn_lsj() -> ml_collections.ConfigDict:
     )
     config.optimizer.update(
         frozen_patterns=(),
-        # The reference decays no norm; in the other recipes norms are frozen.
+        # The reference does not decay norms; in the other recipes norms are frozen.
         no_decay_patterns=("norm",),
         boundaries=(480_000, 640_000),
     )
@@ -64,14 +64,14 @@ def lvis_fpn_lsj() -> ml_collections.ConfigDict:
 
 
 def small() -> ml_collections.ConfigDict:
-    """From random weights on a few images, such as a check that one's own data are in order."""
+    """From random weights on a few images, to check your own data."""
     config = coco_c4()
     config.localizer.update(preset="small", init_from="", init_part="all", norm="live")
     config.data.update(
         short_sides=(256,),
         max_long_side=416,
         canvas_sizes=((256, 416), (416, 256), (416, 416)),
-        # Learning by heart is the check; mirrors would double what there is to learn.
+        # The check is to overfit; mirrored images would double the number of patterns.
         flip_probability=0.0,
         num_threads=2,
     )

@@ -64,10 +64,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         mode.add_argument("--json", metavar="FILE", type=Path, help="write all numbers")
         if name != "data":
             mode.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-            mode.add_argument("--torch", action="store_true", help="time PyTorch too, alternately")
+            mode.add_argument("--torch", action="store_true", help="alternate with PyTorch")
             mode.add_argument(
                 "--torch_compile", action=argparse.BooleanOptionalAction,
-                help="time torch.compile of networks and steps too (default: on a GPU)",
+                help="also time networks and steps with torch.compile (default: on a GPU)",
             )  # fmt: skip
     args = parser.parse_args(arguments)
     missing = [name for name in ("torch", "torchvision") if not importlib.util.find_spec(name)]

@@ -3,8 +3,8 @@
     python scripts/benchmark_text.py --captions data/coco/annotations/captions_val2017.json
     python scripts/benchmark_text.py
 
-Without a file, synthetic captions are used. The best of the repeats is printed, in processor time,
-which depends little on other processes.
+Without a file, synthetic captions are used. Rates are of processor time, which depends little on
+other processes, and the best of the repeats is printed.
 """
 
 import argparse
@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--captions", metavar="FILE", help="as scripts/build_concepts.py reads")
-    parser.add_argument("--number", type=int, default=20_000, help="most captions to read")
+    parser.add_argument("--captions", metavar="FILE", help="a file that build_concepts.py reads")
+    parser.add_argument("--number", type=int, default=20_000, help="largest number of captions")
     parser.add_argument("--concepts", action="store_true", help="time the search for concepts too")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)

@@ -4,9 +4,9 @@
     python scripts/count_key_files.py          # exit status 1 above a limit
     python scripts/count_key_files.py --list   # all keys, most files first
 
-A key that is spelled in many files is one number with many owners: the settings objects are passed
-on as they are, so its definition and the place of its use suffice. Counted are words of the package
-and the scripts, not of configs/, docs/ and tests/.
+Settings objects are passed on as they are, so a key needs few files: its definition and its use. A
+key in many files is copied somewhere. The count includes the package and the scripts, not configs/,
+docs/ and tests/.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORTEST_KEY = 9  # letters; shorter keys are words with other meanings too
+SHORTEST_KEY = 9  # letters; shorter keys are also common words
 MOST_FILES = 5
 MOST_PARAMETERS = 8
 
-# Keys that also name an object, an array or a job. They are not counted.
+# Keys that also name an object, an array or a job are not counted.
 WORDS = frozenset(
     "annotations batch_size context_length detection evaluation localizer num_steps objectness "
     "optimizer proposals temperature templates threshold train_clip train_detector train_localizer "

@@ -2,8 +2,8 @@
 # Sourced by quickstart.sh and test.sh: create an environment in .venv with the tested versions, and
 # set memory allocation.
 
-# Every step on a CPU allocates its memory anew; huge pages save a tenth of a small CLIP's step
-# (glibc from 2.35; others ignore it).
+# Every step on a CPU allocates its memory again. Huge pages save a tenth of a small CLIP's step
+# (glibc from 2.35; other versions ignore the setting).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 # Usage: make_environment EXTRAS, e.g. make_environment test; run from the repository's root.

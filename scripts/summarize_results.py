@@ -19,9 +19,9 @@ _NOT_MODELS = ("format", "details")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdirs", nargs="+", type=Path, help="folders that hold a results.json")
+    parser.add_argument("workdirs", nargs="+", type=Path, help="folders with a results.json")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two models")
-    parser.add_argument("--write", type=Path, help="a results.json of all runs")
+    parser.add_argument("--write", type=Path, help="results.json to write, of all runs")
     arguments = parser.parse_args()
     paths = [folder / "results.json" for folder in arguments.workdirs]
     runs = [read_results(path) for path in paths]

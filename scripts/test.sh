@@ -10,7 +10,7 @@ processes="${TEST_PROCESSES:-2}"
 
 if [ "${1:-}" != "--all" ]; then
   echo "quick tests run on the CPU"
-  # Quick tests mostly compile programs of a few steps; --all compiles them like a user's run.
+  # Quick tests mostly compile, and run few steps. --all compiles like a user's run.
   export XLA_FLAGS="--xla_backend_optimization_level=0 ${XLA_FLAGS:-}"
   JAX_PLATFORMS=cpu exec .venv/bin/python -m pytest -q -n "$processes" -m "not slow" "$@"
 fi

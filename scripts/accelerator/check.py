@@ -57,7 +57,7 @@ def _parse() -> argparse.Namespace:
         "--output", type=Path, default=Path("accelerator_check"), metavar="DIR",
         help="folder of the report (default accelerator_check)",
     )  # fmt: skip
-    parser.add_argument("--parts", help="names with commas between them (default: all)")
+    parser.add_argument("--parts", help="comma-separated names (default: all)")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to test the check itself")
     args = parser.parse_args()
     names = [part.name for part in PARTS]

@@ -10,9 +10,9 @@ class Part:
 
     name: str
     meaning: str
-    # Its seconds of a budget of 420; unused time goes to the next parts.
+    # Seconds of a budget of 420; unused time goes to the next parts.
     seconds: float
-    # Seconds without which it is not started.
+    # Least seconds; with fewer the part is not started.
     least: float
     # Required packages, and packages for optional measurements.
     needs: tuple[str, ...] = ()

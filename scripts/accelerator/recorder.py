@@ -12,7 +12,7 @@ from regionclip_jax.files import replace_text
 
 
 class Recorder:
-    """Recorder that writes every result to ``path`` at once, so an interrupted part keeps it.
+    """Recorder that writes every result to ``path`` at once, so interrupted parts keep results.
 
     Args:
         path: the JSON file.

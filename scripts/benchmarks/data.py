@@ -1,6 +1,6 @@
 """Records of a source to training canvases: rates of one core, and of threads and workers.
 
-The pipeline is that of training, with the numbers of ``configs/pretrain.py:rn50_coco``.
+The pipeline is the one of training, with the numbers of ``configs/pretrain.py:rn50_coco``.
 """
 
 import argparse
@@ -29,16 +29,16 @@ _SIZES = ((480, 640), (480, 640), (480, 640), (640, 480), (427, 640))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", default="coco_folder", help="as data.source in a recipe")
-    parser.add_argument("--path", help="path of the source; without it images are drawn")
-    parser.add_argument("--split", default="", help='of a COCO folder, e.g. "train2017"')
+    parser.add_argument("--source", default="coco_folder", help="data.source of a recipe")
+    parser.add_argument("--path", help="path of the source; default: synthetic images")
+    parser.add_argument("--split", default="", help='split of a COCO folder, e.g. "train2017"')
     parser.add_argument("--max_skipped_fraction", type=float, default=0.01, help="as in a recipe")
-    parser.add_argument("--images", type=int, default=64, help="images to draw, or to read")
-    parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
+    parser.add_argument("--images", type=int, default=64, help="number of images")
+    parser.add_argument("--short_side", type=int, default=800, help="other sizes in proportion")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of each process")
-    parser.add_argument("--workers", type=int, default=0, help="processes; timed if not 0")
+    parser.add_argument("--workers", type=int, default=0, help="worker processes; 0: not timed")
     parser.add_argument("--batch", type=int, default=96, help="records of a step")
-    parser.add_argument("--step_ms", type=float, default=100, help="duration of a training step")
+    parser.add_argument("--step_ms", type=float, default=100, help="time of a step")
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -70,7 +70,7 @@ def _works(args, source) -> Iterator[Work]:
         plans.append((name, args.threads, args.workers))
     for name, num_threads, num_workers in plans:
         with contextlib.closing(_stream(args, source, num_threads, num_workers)) as stream:
-            # The first batch starts threads and workers, and is not one of the runs.
+            # The first batch starts threads and workers, so it is not one of the timed runs.
             yield Work(name, lambda s=stream: next(s)[1], items=args.batch, unit="records")
 
 

@@ -37,14 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
     parser.add_argument(
         "--localizer", default="rn50_fpn", choices=("rn50_fpn", "small"),
-        help="as models/localizer_presets.py names them",
+        help="preset of models/localizer_presets.py",
     )  # fmt: skip
     parser.add_argument("--images", type=int, default=1)
-    parser.add_argument("--height", type=int, default=800, help="a multiple of 32, as the width")
+    parser.add_argument("--height", type=int, default=800, help="multiple of 32, like the width")
     parser.add_argument("--width", type=int, default=1216)
-    parser.add_argument("--regions", type=int, default=1000, help="of an image")
+    parser.add_argument("--regions", type=int, default=1000, help="regions of an image")
     parser.add_argument("--classes", type=int, default=65)
-    parser.add_argument("--chunk", type=int, default=25, help="regions of an image at once; 0: all")
+    parser.add_argument("--chunk", type=int, default=25, help="regions embedded at once; 0: all")
 
 
 def settings_of(chunk: int | None, implementation: str = "auto") -> DetectionSettings:

@@ -26,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=1344)
     parser.add_argument("--channels", type=int, default=1024)
     parser.add_argument("--crop", type=int, default=14, help="side of a crop, in cells")
-    parser.add_argument("--regions", type=int, nargs="+", default=[100, 1000], help="an image")
+    parser.add_argument("--regions", type=int, nargs="+", default=[100, 1000], help="of an image")
     parser.add_argument(
         "--implementations", nargs="+", default=["gather", "matmul", "matmul_rows"],
-        help="of RoIAlign",
+        help="implementations of RoIAlign",
     )  # fmt: skip
     parser.add_argument("--candidates", type=int, default=12_000, help="boxes before NMS")
     parser.add_argument("--kept", type=int, default=2_000, help="boxes after NMS")
     parser.add_argument("--scored", type=int, default=1_000, help="boxes before NMS per class")
     parser.add_argument("--classes", type=int, nargs="+", default=[65, 1203])
-    parser.add_argument("--tokens", type=int, default=2210, help="tokens of one attention")
+    parser.add_argument("--tokens", type=int, default=2210, help="tokens of attention")
     parser.add_argument("--heads", type=int, default=12)
 
 

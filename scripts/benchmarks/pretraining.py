@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1344)
-    parser.add_argument("--regions", type=int, default=100, help="of an image")
+    parser.add_argument("--regions", type=int, default=100, help="regions of an image")
     parser.add_argument("--concepts", type=int, default=4764)
-    parser.add_argument("--chunk", type=int, default=25, help="regions of an image at once; 0: all")
+    parser.add_argument("--chunk", type=int, default=25, help="regions embedded at once; 0: all")
 
 
 def settings_of(num_regions: int, chunk: int | None) -> PretrainObjective:
