@@ -13,8 +13,7 @@ from regionclip_jax.jobs import assembly
 from regionclip_jax.jobs.training import abstract_boxes, array, largest_canvas
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
-from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 from regionclip_jax.settings import EvaluationSettings
 from regionclip_jax.steps.predict_step import DetectorVariables, make_predict_step
 from regionclip_jax.structures import DetectionBatch

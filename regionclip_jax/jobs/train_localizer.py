@@ -22,7 +22,7 @@ from regionclip_jax.artifacts.results import write_results
 from regionclip_jax.jobs import assembly, detection_data, proposal_recall, training_run
 from regionclip_jax.jobs.training import Assumed, Materials, Training
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.settings import (
     ConfigError,
