@@ -18,8 +18,7 @@ from regionclip_jax.artifacts.model_card import (
     part_to_json,
 )
 from regionclip_jax.artifacts.model_checkpoint import load_sealed, save_sealed
-from regionclip_jax.models.box_head import BoxHead
-from regionclip_jax.models.mask_head import MaskHead
+from regionclip_jax.models.detector_heads import BoxHead, MaskHead
 
 FOLDER_NAME = "heads"
 

@@ -13,8 +13,7 @@ from regionclip_jax.assembly.models import build_find_regions, compute_dtype
 from regionclip_jax.assembly.training import abstract_boxes, array, largest_canvas
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
-from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 from regionclip_jax.settings import EvaluationSettings, choose
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction, make_predict_step
 from regionclip_jax.structures import DetectionBatch

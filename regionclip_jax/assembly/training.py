@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, load_localizer_card
 from regionclip_jax.assembly.models import cast_matrices
 from regionclip_jax.models.localizer import LocalizerConfig
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.settings import (
     BoxDataSettings,
     CaptionDataSettings,
@@ -35,7 +35,7 @@ Step = Callable[[TrainState, Any, Any], tuple[TrainState, dict]]
 class Assumed:
     """Assumptions that replace a recipe's files if only shapes are needed."""
 
-    # Name in models.localizer_presets of the frozen localizer; None: no localizer.
+    # Name in models.presets of the frozen localizer; None: no localizer.
     localizer: str | None = None
     # Concepts of the pool, or classes of a detector.
     num_names: int = 4764

@@ -32,9 +32,7 @@ def main(arguments: list[str] | None = None, default_topology: str | None = None
         "--topology", default=default_topology, required=default_topology is None, metavar="CHIPS",
         help="chip and number of chips, e.g. v5e:16x16, h200:8 (one host), h100:4x8 (four)",
     )  # fmt: skip
-    parser.add_argument(
-        "--localizer", help="a name in models.localizer_presets; a detector needs one"
-    )
+    parser.add_argument("--localizer", help="a name in models.presets; a detector needs one")
     parser.add_argument(
         "--preset", default="RN50", help="CLIP of an evaluation; a training names its own (RN50)"
     )

@@ -156,7 +156,7 @@ def compile_recipe(
     Args:
         config: settings of a job that trains or evaluates.
         topology: name for ``describe_topology``.
-        localizer: name in models.localizer_presets; a detector needs one.
+        localizer: name in models.presets; a detector needs one.
         num_concepts: concepts of the pool, or classes of a detector.
         preset: preset of the evaluated CLIP.
         dump: file for the program's text.

@@ -8,7 +8,9 @@ eps 1e-5 (docs/reference/checkpoints.md#layouts, docs/reference/towers.md#frozen
 import dataclasses
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,7 +45,7 @@ from regionclip_jax.conversion.configuration_files import (
     read_stated_numbers,
     with_stated_numbers,
 )
-from regionclip_jax.conversion.layouts import build_variables
+from regionclip_jax.conversion.layouts import Origin, build_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.text.names import read_names
 
@@ -54,6 +56,36 @@ _BOOKKEEPING = re.compile(
     r"(.*\.)?(num_batches_tracked|input_resolution|context_length|vocab_size|position_ids|attn_mask"
     r"|pixel_mean|pixel_std|cell_anchors\.\d+)"
 )
+
+
+class CheckpointFamily(NamedTuple):
+    """Translation of the checkpoints of one tower family.
+
+    Attributes:
+        recognizes: tensors by the file's names -> True if they are of this family.
+        rename: (tensors, "student" or "teacher") -> tensors by the names of ``origin``, and for
+            each the file's own names. Names of the image tower begin with ``visual.``.
+        infer_config: (renamed tensors, file name) -> architecture.
+        origin: (path of a parameter, number of dimensions) -> its source tensor.
+    """
+
+    recognizes: Callable[[dict[str, np.ndarray]], bool]
+    rename: Callable[[dict[str, np.ndarray], str], tuple[dict, dict]]
+    infer_config: Callable[[dict[str, np.ndarray], str], CLIPConfig]
+    origin: Callable[[str, int], Origin]
+
+
+def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
+    """Tensors of one CLIP by OpenAI's names, and the file's own names of each."""
+    if huggingface_keys.is_huggingface(tensors):
+        return huggingface_keys.to_openai(tensors)
+    return regionclip_keys.to_openai(tensors, tower)
+
+
+# The first family that recognizes a file converts it; CLIP's refuses with a message.
+FAMILIES: list[CheckpointFamily] = [
+    CheckpointFamily(lambda tensors: True, _to_openai, infer_config, clip_keys.origin),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +139,8 @@ def convert_checkpoint(
     source = Path(source)
     tensors = _read_model(source)
     _require_tower(source, tensors, tower)
-    renamed, names = _to_openai(tensors, tower)
+    family = next(family for family in FAMILIES if family.recognizes(tensors))
+    renamed, names = family.rename(tensors, tower)
     if not any(map(_is_image, renamed)):
         raise CheckpointMismatch(
             f"{source}: expected a CLIP image tower (visual.*, backbone.* or vision_model.*), "
@@ -121,7 +154,7 @@ def convert_checkpoint(
         renamed = {name: value for name, value in renamed.items() if _is_image(name)} | text
         names |= {name: () for name in text}
         notes += [f"the text tower is that of {text_from.name}"]
-    config = infer_config(renamed, source.name)
+    config = family.infer_config(renamed, source.name)
     config, assumptions = _add_stated_numbers(config, source, tensors, text_from, text_tensors)
     notes += assumptions
     if "logit_scale" not in renamed:
@@ -129,7 +162,7 @@ def convert_checkpoint(
         notes.append("no logit_scale in the file: set to ln(100)")
     variables, used = build_variables(
         model_checkpoint.abstract_variables(config),
-        clip_keys.origin,
+        family.origin,
         renamed,
         where=f"{source.name} as {config}",
         remedy="check that the file is one whole CLIP; towers of different models (a teacher with "
@@ -299,13 +332,6 @@ def _read_model(path: Path) -> dict[str, np.ndarray]:
             f"{tensors[BARE_TENSOR].shape}; class embeddings go to --vocabulary, with their --names"
         )
     return tensors
-
-
-def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
-    """Tensors of one CLIP by OpenAI's names, and the file's own names of each."""
-    if huggingface_keys.is_huggingface(tensors):
-        return huggingface_keys.to_openai(tensors)
-    return regionclip_keys.to_openai(tensors, tower)
 
 
 def _is_image(openai_name: str) -> bool:

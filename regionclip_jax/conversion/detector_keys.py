@@ -8,7 +8,7 @@ import numpy as np
 
 from regionclip_jax.artifacts.detector_heads import HeadsConfig
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.models.mask_head import MaskHead
+from regionclip_jax.models.detector_heads import MaskHead
 
 _BOX = "roi_heads.box_predictor.bbox_pred"
 _DECONV, _PREDICTOR = "roi_heads.mask_head.deconv", "roi_heads.mask_head.predictor"

@@ -25,7 +25,7 @@ from regionclip_jax.assembly.optimization import build_optimizer, build_state
 from regionclip_jax.assembly.training import Assumed, Materials, Training
 from regionclip_jax.jobs import proposal_recall
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.settings import (
     ConfigError,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from regionclip_jax.ops.unit_length import unit_length
+from regionclip_jax.ops.normalization import unit_length
 
 # (images, texts, mask, temperature) -> loss: the plain one below, or a form with less memory.
 ImageTextLoss = Callable[..., Float[Array, ""]]

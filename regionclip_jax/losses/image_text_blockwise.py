@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from regionclip_jax.ops.unit_length import unit_length
+from regionclip_jax.ops.normalization import unit_length
 
 # The mesh and its axis (or axes) over which rows are sharded.
 Ring = tuple[Mesh, str | tuple[str, ...]]

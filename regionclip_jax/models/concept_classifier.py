@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from regionclip_jax.ops.unit_length import unit_length
+from regionclip_jax.ops.normalization import unit_length
 
 
 def concept_logits(

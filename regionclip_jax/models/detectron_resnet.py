@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from regionclip_jax.models.convolution import Cells, Conv, after_stride, zero_outside
 from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
-from regionclip_jax.ops.relu import relu
+from regionclip_jax.ops.convolution import relu
 
 
 class Stem(nn.Module):

@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.models import modified_resnet
-from regionclip_jax.models.convolution import Cells, after_pool
+from regionclip_jax.models.convolution import Cells, Conv, after_pool
 from regionclip_jax.models.detectron_resnet import DetectronResNet
 from regionclip_jax.models.fpn import FPN
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
-from regionclip_jax.models.rpn_head import RPNHead
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
+from regionclip_jax.ops.convolution import relu
 from regionclip_jax.ops.normalization import (
     normalize_for_detectron,
     normalize_images,
@@ -129,6 +129,33 @@ class ClipTrunk(nn.Module):
             cells = after_pool(cells) if stride == 2 else cells
             outputs.append(x)
         return outputs
+
+
+class RPNHead(nn.Module):
+    """Head shared by all levels: 3x3 convolutions, then a logit and four deltas for each anchor.
+
+    Source: docs/reference/localizers.md#head.
+    """
+
+    num_anchors: int
+    num_convs: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "B h w c"], cells: Cells = None
+    ) -> tuple[Float[Array, "B anchors"], Float[Array, "B anchors 4"]]:
+        """Return logits and deltas in the order of ``ops.anchors``: row, column, cell's anchor."""
+        num, channels = features.shape[0], features.shape[-1]
+        x = features
+        for index in range(self.num_convs):
+            x = relu(Conv(channels, 3, 1, self.dtype, True, name=f"conv{index}")(x, cells))
+        logits = Conv(self.num_anchors, 1, 1, self.dtype, True, name="objectness")(x)
+        deltas = Conv(4 * self.num_anchors, 1, 1, self.dtype, True, name="deltas")(x)
+        return (
+            logits.reshape(num, -1).astype(jnp.float32),
+            deltas.reshape(num, -1, 4).astype(jnp.float32),
+        )
 
 
 class Localizer(nn.Module):

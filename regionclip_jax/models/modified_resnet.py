@@ -19,8 +19,7 @@ from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_norm
 from regionclip_jax.models.rematerialization import KeptActivations, keeping
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.blocks import average_of_blocks
-from regionclip_jax.ops.pooling import average_pool_2x2
-from regionclip_jax.ops.relu import relu
+from regionclip_jax.ops.convolution import average_pool_2x2, relu
 from regionclip_jax.structures import ImageFeatures
 
 EXPANSION = 4

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regionclip_jax.models.rematerialization import KeptActivations
-from regionclip_jax.models.transformer_blocks import Activation, BlockStack, LayerNorm
+from regionclip_jax.models.transformer_blocks import Activation, BlockStack, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,8 @@ class TextTransformer(nn.Module):
         self.positional_embedding = self.param(
             "positional_embedding", normal(0.01), (c.context_length, c.width)
         )
-        self.blocks = BlockStack(
-            c.layers, c.heads, c.activation, c.eps, self.dtype, self.kept_activations
-        )
-        self.ln_final = LayerNorm(c.eps)
+        self.blocks = BlockStack(c, self.dtype, self.kept_activations)
+        self.ln_final = layer_norm(c.eps, self.dtype)
         self.projection = self.param("projection", normal(c.width**-0.5), (c.width, self.embed_dim))
 
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:

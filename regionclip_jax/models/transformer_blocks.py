@@ -3,7 +3,7 @@
 Source: docs/reference/text.md#text-encoder.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import flax.linen as nn
 import jax
@@ -38,34 +38,22 @@ def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
-class LayerNorm(nn.Module):
-    """Layer norm, computed in fp32 and cast back."""
+class BlockSizes(Protocol):
+    """Sizes of a stack of blocks, which the configs of transformers hold."""
 
+    layers: int
+    # Of the residual stream.
+    width: int
+    heads: int
+    activation: Activation
+    # Of the layer norms.
     eps: float
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        width = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, width)
-        bias = self.param("bias", nn.initializers.zeros, width)
-        x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
-        normalised = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
-        return (normalised * scale + bias).astype(x.dtype)
 
-
-class _SquareDense(nn.Module):
-    """A dense layer as wide as its input."""
-
-    kernel_init: nn.initializers.Initializer
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        width = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (width, width))
-        bias = self.param("bias", nn.initializers.zeros, (width,))
-        return x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+def layer_norm(eps: float, dtype: jax.typing.DTypeLike) -> nn.LayerNorm:
+    """Return a layer norm, computed in fp32 and cast to ``dtype``."""
+    # The fast variance, E[x^2] - E[x]^2, cancels for activations far from zero.
+    return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False)
 
 
 def dot_product_attention(
@@ -106,25 +94,24 @@ def dot_product_attention(
 class SelfAttention(nn.Module):
     """Multi-head self-attention with separate q, k, v projections; heads share the width."""
 
-    num_heads: int
-    num_layers: int
+    sizes: BlockSizes
     dtype: jnp.dtype
 
     def setup(self):
         self.q_proj = self._projection()
         self.k_proj = self._projection()
         self.v_proj = self._projection()
-        self.out_proj = self._projection((2 * self.num_layers) ** -0.5)
+        self.out_proj = self._projection((2 * self.sizes.layers) ** -0.5)
 
-    def _projection(self, gain: float = 1.0) -> _SquareDense:
+    def _projection(self, gain: float = 1.0) -> nn.Dense:
         init = nn.initializers.variance_scaling(gain**2, "fan_in", "normal")
-        return _SquareDense(init, self.dtype)
+        return nn.Dense(self.sizes.width, dtype=self.dtype, kernel_init=init)
 
     def __call__(
         self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None
     ) -> Float[Array, "N T width"]:
         num, tokens, width = x.shape
-        heads = (num, tokens, self.num_heads, width // self.num_heads)
+        heads = (num, tokens, self.sizes.heads, width // self.sizes.heads)
         query, key, value = (
             projection(x).reshape(heads) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -139,34 +126,30 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     """width -> 4 width -> width with an activation between."""
 
-    num_layers: int
-    activation: Activation
+    sizes: BlockSizes
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
         width = x.shape[-1]
         fc_init = nn.initializers.normal((2 * width) ** -0.5)
-        proj_init = nn.initializers.normal(width**-0.5 * (2 * self.num_layers) ** -0.5)
+        proj_init = nn.initializers.normal(width**-0.5 * (2 * self.sizes.layers) ** -0.5)
         x = nn.Dense(4 * width, dtype=self.dtype, kernel_init=fc_init, name="c_fc")(x)
-        x = ACTIVATIONS[self.activation](x)
+        x = ACTIVATIONS[self.sizes.activation](x)
         return nn.Dense(width, dtype=self.dtype, kernel_init=proj_init, name="c_proj")(x)
 
 
 class Block(nn.Module):
     """x + attention(ln_1(x)), then x + mlp(ln_2(x))."""
 
-    num_heads: int
-    num_layers: int
-    activation: Activation
-    eps: float
+    sizes: BlockSizes
     dtype: jnp.dtype
 
     def setup(self):
-        self.ln_1 = LayerNorm(self.eps)
-        self.attention = SelfAttention(self.num_heads, self.num_layers, self.dtype)
-        self.ln_2 = LayerNorm(self.eps)
-        self.mlp = MLP(self.num_layers, self.activation, self.dtype)
+        self.ln_1 = layer_norm(self.sizes.eps, self.dtype)
+        self.attention = SelfAttention(self.sizes, self.dtype)
+        self.ln_2 = layer_norm(self.sizes.eps, self.dtype)
+        self.mlp = MLP(self.sizes, self.dtype)
 
     def __call__(
         self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None
@@ -181,27 +164,17 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """``num_layers`` blocks named block0, block1, ..."""
+    """``sizes.layers`` blocks named block0, block1, ..."""
 
-    num_layers: int
-    num_heads: int
-    activation: Activation
-    eps: float
+    sizes: BlockSizes
     dtype: jnp.dtype
     kept_activations: KeptActivations = "all"
 
     def setup(self):
         block = keeping(Block, self.kept_activations, ("__call__", "values_only"))
         self.block = [
-            block(
-                self.num_heads,
-                self.num_layers,
-                self.activation,
-                self.eps,
-                self.dtype,
-                name=f"block{index}",
-            )
-            for index in range(self.num_layers)
+            block(self.sizes, self.dtype, name=f"block{index}")
+            for index in range(self.sizes.layers)
         ]
 
     def __call__(

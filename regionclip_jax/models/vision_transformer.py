@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.models.rematerialization import KeptActivations
-from regionclip_jax.models.transformer_blocks import Activation, BlockStack, LayerNorm
+from regionclip_jax.models.transformer_blocks import Activation, BlockStack, layer_norm
 from regionclip_jax.ops.normalization import real_pixels
 from regionclip_jax.structures import ImageFeatures
 
@@ -88,11 +88,9 @@ class VisionTransformer(nn.Module):
         self.positional_embedding = self.param(
             "positional_embedding", init, (self.grid_size**2 + 1, c.width)
         )
-        self.ln_pre = LayerNorm(c.eps)
-        self.blocks = BlockStack(
-            c.layers, c.heads, c.activation, c.eps, self.dtype, self.kept_activations
-        )
-        self.ln_post = LayerNorm(c.eps)
+        self.ln_pre = layer_norm(c.eps, self.dtype)
+        self.blocks = BlockStack(c, self.dtype, self.kept_activations)
+        self.ln_post = layer_norm(c.eps, self.dtype)
         self.projection = self.param("projection", init, (c.width, self.embed_dim))
 
     def _positions(

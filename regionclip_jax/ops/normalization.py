@@ -1,4 +1,4 @@
-"""Normalisation of pixels for image towers and for localizers.
+"""Normalisation of pixels for image towers and localizers, and of embeddings.
 
 Source: docs/reference/towers.md#pixel-normalisation, docs/reference/localizers.md#input.
 """
@@ -42,3 +42,14 @@ def normalize_for_detectron(
     """Convert RGB canvases to BGR minus the mean, without division; padding is 0 after it."""
     pixels = images[..., ::-1].astype(jnp.float32) - jnp.asarray(DETECTRON_MEAN, jnp.float32)
     return jnp.where(real_pixels(sizes, *images.shape[1:3])[..., None], pixels, 0.0)
+
+
+def unit_length(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Divide rows by their L2 norm, in fp32, with a finite gradient at zero.
+
+    The reference divides without an epsilon (docs/reference/pretraining.md#unit-length). The
+    epsilon here is far below any norm of a model. It keeps rows of zeros and their gradients
+    finite.
+    """
+    x = x.astype(jnp.float32)
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

@@ -39,7 +39,7 @@ class TrainedModelSettings(ModelSettings):
 class LocalizerModelSettings(Section):
     """Trained localizer (region proposal network)."""
 
-    # Name in models.localizer_presets.
+    # Name in models.presets.
     preset: str = "rn50_c4"
     # Model directory to start from: its localizer, its image tower (for a CLIP trunk), or an
     # ImageNet ResNet. "" starts from random weights, which needs live norms and no frozen layers.

@@ -19,13 +19,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from regionclip_jax.losses.box_head import box_regression_loss, classification_loss
-from regionclip_jax.losses.mask_head import mask_loss
-from regionclip_jax.models.box_head import BoxHead
+from regionclip_jax.losses.detector_heads import box_regression_loss, classification_loss, mask_loss
 from regionclip_jax.models.clip import CLIP, encode_region_maps, encode_regions
 from regionclip_jax.models.concept_classifier import concept_logits, with_background
+from regionclip_jax.models.detector_heads import BoxHead, MaskHead
 from regionclip_jax.models.localizer import Localizer, propose
-from regionclip_jax.models.mask_head import MaskHead
 from regionclip_jax.ops.mask_targets import mask_targets
 from regionclip_jax.ops.matching import match_boxes, sample_examples
 from regionclip_jax.ops.normalization import normalize_images

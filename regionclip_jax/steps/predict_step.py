@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from regionclip_jax.models.box_head import regress_boxes
 from regionclip_jax.models.clip import CLIP, encode_crops, encode_region_maps, encode_regions
 from regionclip_jax.models.concept_classifier import class_probabilities
+from regionclip_jax.models.detector_heads import MaskHead, regress_boxes
 from regionclip_jax.models.localizer import Localizer, propose
-from regionclip_jax.models.mask_head import MaskHead
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
 from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.sampling import box_mask, grid_boxes
@@ -39,9 +38,9 @@ class DetectorVariables:
     clip: Any
     class_embeddings: Float[Array, "C D"]
     localizer: Any = None
-    # Variables of ``models.box_head.BoxHead``; without one, detections keep the regions' boxes.
+    # Variables of ``BoxHead``; without one, detections keep the regions' boxes.
     box_head: Any = None
-    # Variables of ``models.mask_head.MaskHead``; without one, detections have no masks.
+    # Variables of ``MaskHead``; without one, detections have no masks.
     mask_head: Any = None
 
 

@@ -18,8 +18,7 @@ from regionclip_jax.artifacts.model_checkpoint import abstract_variables
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer, propose
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
-from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 from regionclip_jax.ops.detections import select_detections
 from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.roi_align import roi_align
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
     parser.add_argument(
         "--localizer", default="rn50_fpn", choices=("rn50_fpn", "small"),
-        help="preset of models/localizer_presets.py",
+        help="localizer preset of models/presets.py",
     )  # fmt: skip
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--height", type=int, default=800, help="multiple of 32, like the width")

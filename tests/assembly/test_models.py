@@ -134,7 +134,7 @@ def test_frozen_models_are_kept_in_the_type_they_compute_in_with_the_same_result
     assert "text" not in kept["params"] and kept["params"].keys() < variables["params"].keys()
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(kept) if leaf.ndim > 1}
     assert kinds == {"bfloat16"}
-    side = model.config.image_resolution
+    side = model.config.preprocessing.resolution
     pixels = jax.random.normal(jax.random.key(0), (2, side, side, 3))
     expected, found = (
         model.apply(some, pixels, method=model.encode_image) for some in (variables, kept)

@@ -14,8 +14,7 @@ from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables
 from regionclip_jax.models.clip import CLIP, encode_regions
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
-from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.sampling import random_boxes

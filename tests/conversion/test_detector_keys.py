@@ -7,8 +7,7 @@ import pytest
 from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.convert import convert_checkpoint
-from regionclip_jax.models.box_head import BoxHead
-from regionclip_jax.models.mask_head import MaskHead
+from regionclip_jax.models.detector_heads import BoxHead, MaskHead
 
 
 @pytest.fixture(scope="module")

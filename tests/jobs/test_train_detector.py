@@ -19,7 +19,7 @@ from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, SHAPES
 from regionclip_jax.jobs import train_detector, train_localizer
 from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
-from regionclip_jax.models.localizer_presets import LOCALIZER_PRESETS
+from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.settings import ConfigError
 
 NANO = {

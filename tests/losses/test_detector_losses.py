@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.losses.box_head import box_regression_loss, classification_loss
-from regionclip_jax.losses.mask_head import mask_loss
+from regionclip_jax.losses.detector_heads import box_regression_loss, classification_loss, mask_loss
 from regionclip_jax.losses.rpn import anchor_regression_loss, objectness_loss
 from regionclip_jax.ops.matching import IGNORED, NEGATIVE, POSITIVE
 

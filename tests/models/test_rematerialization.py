@@ -15,6 +15,7 @@ from regionclip_jax.models.clip import CLIP, encode_regions, init_variables
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig
 from regionclip_jax.models.modified_resnet import Stage
 from regionclip_jax.models.transformer_blocks import BlockStack
+from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.steps.train_state import model_variables, split_parameters
 
 LESS = ("products", "block_inputs")
@@ -186,7 +187,10 @@ def test_blocks_of_texts_are_made_again_where_they_are_trained(nano_configs, tok
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
-        (lambda kept: BlockStack(4, 2, "quick_gelu", 1e-5, jnp.float32, kept), (8, 48, 32)),
+        (
+            lambda kept: BlockStack(ViTConfig(1, layers=4, width=32, heads=2), jnp.float32, kept),
+            (8, 48, 32),
+        ),
         (lambda kept: Stage(8, 4, 1, True, jnp.float32, kept), (2, 32, 32, 32)),
     ],
     ids=["transformer", "resnet"],

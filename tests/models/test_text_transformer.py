@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from regionclip_jax.models.text_transformer import TextConfig, TextTransformer
-from regionclip_jax.models.transformer_blocks import LayerNorm, quick_gelu
+from regionclip_jax.models.transformer_blocks import layer_norm, quick_gelu
 
 TOWER = TextTransformer(
     TextConfig(vocab_size=50, context_length=12, width=32, heads=2, layers=2), embed_dim=8
@@ -44,7 +44,7 @@ def test_quick_gelu_of_one():
 
 def test_layer_norm_is_computed_in_fp32_and_cast_back():
     x = jnp.asarray(np.random.default_rng(0).normal(100, 1, (4, 64)), jnp.bfloat16)
-    norm = LayerNorm(1e-5)
+    norm = layer_norm(1e-5, jnp.bfloat16)
     y = norm.apply(norm.init(jax.random.key(0), x), x)
     x32 = np.asarray(x, np.float32)
     expected = (x32 - x32.mean(-1, keepdims=True)) / np.sqrt(x32.var(-1, keepdims=True) + 1e-5)

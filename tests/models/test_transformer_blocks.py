@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from regionclip_jax.models import transformer_blocks
 from regionclip_jax.models.transformer_blocks import BlockStack, SelfAttention
+from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.backend import tracing_for
 
 TOKENS = 19
@@ -23,7 +24,7 @@ MASKS = {
 @pytest.fixture
 def attention(monkeypatch):
     monkeypatch.setattr(transformer_blocks, "_TOKENS_PER_CHUNK", 4)
-    module = SelfAttention(num_heads=2, num_layers=3, dtype=jnp.float32)
+    module = SelfAttention(ViTConfig(1, layers=3, width=16, heads=2), jnp.float32)
     x = jax.random.normal(jax.random.key(0), (2, TOKENS, 16))
     variables = jax.jit(lambda: module.init(jax.random.key(1), x, None))()
     return module, variables, x
@@ -75,7 +76,9 @@ def test_chunks_go_with_blocks_that_keep_less(attention, kept, relative_error):
     mask = jnp.asarray(MASKS["of each picture"])
 
     def losses_of(kept_activations):
-        blocks = BlockStack(2, 2, "quick_gelu", 1e-5, jnp.float32, kept_activations)
+        blocks = BlockStack(
+            ViTConfig(1, layers=2, width=16, heads=2), jnp.float32, kept_activations
+        )
         variables = jax.jit(lambda: blocks.init(jax.random.key(1), x))()
         return jax.jit(losses(blocks, mask))(variables, x)
 

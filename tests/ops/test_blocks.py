@@ -9,8 +9,7 @@ from regionclip_jax.ops.blocks import (
     convolve_into_blocks,
     to_blocks,
 )
-from regionclip_jax.ops.convolution import convolve
-from regionclip_jax.ops.pooling import average_pool_2x2
+from regionclip_jax.ops.convolution import average_pool_2x2, convolve
 
 
 @pytest.mark.property

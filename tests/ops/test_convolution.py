@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regionclip_jax.ops import convolution
-from regionclip_jax.ops.convolution import convolve, with_multiplier
+from regionclip_jax.ops.backend import tracing_for
+from regionclip_jax.ops.convolution import average_pool_2x2, convolve, relu, with_multiplier
 
 
 def gradient_by_definition(x: np.ndarray, asked: np.ndarray, size: int) -> np.ndarray:
@@ -120,3 +121,45 @@ def test_a_multiplier_of_the_kernel_is_one_of_what_comes_out(stride):
     cotangent = jax.random.normal(keys[2], out.shape)
     for one, other in zip(pull_back(cotangent), pull_expected(cotangent), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+def test_average_pooling_drops_an_odd_last_row_and_column(backend):
+    x = jnp.arange(25.0 * 25).reshape(1, 25, 25, 1)
+    with tracing_for(backend):
+        pooled = average_pool_2x2(x)
+    assert pooled.shape == (1, 12, 12, 1)
+    assert pooled[0, 0, 0, 0] == (0 + 1 + 25 + 26) / 4
+    assert pooled[0, 11, 11, 0] == x[0, 22:24, 22:24].mean()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_cell_asks_a_quarter_of_each_of_its_four(backend, dtype):
+    x = jnp.ones((2, 5, 4, 3), dtype)
+    asked = jax.random.normal(jax.random.key(0), (2, 2, 2, 3)).astype(dtype)
+    with tracing_for(backend):
+        pooled, pull_back = jax.vjp(average_pool_2x2, x)
+        (gradient,) = pull_back(asked)
+    assert pooled.dtype == gradient.dtype == dtype
+    np.testing.assert_array_equal(pooled, 1)
+    np.testing.assert_array_equal(gradient[:, :4], np.repeat(np.repeat(asked, 2, 1), 2, 2) / 4)
+    np.testing.assert_array_equal(gradient[:, 4], 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu_is_the_rectifier_and_so_is_its_gradient(dtype):
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0], dtype)
+    out, pull_back = jax.vjp(relu, x)
+    np.testing.assert_array_equal(out, jax.nn.relu(x))
+    (gradient,) = pull_back(jnp.full(5, 7, dtype))
+    np.testing.assert_array_equal(gradient, jnp.array([0, 0, 0, 7, 7], dtype))
+    assert gradient.dtype == dtype
+    assert jnp.isnan(relu(jnp.array([jnp.nan]))).all()
+
+
+def test_relu_keeps_only_its_output_for_the_gradient():
+    x = jnp.array([-2.0, 3.0])
+    _, pull_back = jax.vjp(relu, x)
+    (kept,) = jax.tree.leaves(pull_back)
+    np.testing.assert_array_equal(kept, [0.0, 3.0])

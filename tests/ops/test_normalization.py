@@ -1,8 +1,9 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.ops.normalization import normalize_images, real_pixels
+from regionclip_jax.ops.normalization import normalize_images, real_pixels, unit_length
 from regionclip_jax.structures import Preprocessing
 
 
@@ -24,3 +25,10 @@ def test_pixels_are_normalised_and_padding_is_zero_whatever_bytes_it_holds(prepr
     np.testing.assert_allclose(pixels[0], expected[0], atol=2e-6)
     np.testing.assert_allclose(pixels[1, :2, :3], expected[1, :2, :3], atol=2e-6)
     assert not pixels[1, 2:].any() and not pixels[1, :, 3:].any()
+
+
+def test_unit_length_is_the_l2_norm_and_finite_at_zero():
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(unit_length(x), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    gradient = jax.grad(lambda x: unit_length(x).sum())(x)
+    assert np.isfinite(np.asarray(gradient)).all()

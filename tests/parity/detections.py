@@ -16,9 +16,9 @@ from parity.comparison import Comparison, largest_difference, relative_error, ro
 from parity.golden import BOX_PREDICTOR, Arrays, stored
 from parity.localizers import tiny_localizer
 from parity.towers import tiny_variables
-from regionclip_jax.models.box_head import BoxHead
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import concept_logits, with_background
+from regionclip_jax.models.detector_heads import BoxHead
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.box_coder import BOX_HEAD_WEIGHTS, decode_deltas

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from parity import finetuning, pretraining
 from parity.comparison import Comparison, relative_error
 from parity.golden import stored
-from regionclip_jax.losses.box_head import box_regression_loss, classification_loss
 from regionclip_jax.losses.concept_alignment import PseudoLabels
+from regionclip_jax.losses.detector_heads import box_regression_loss, classification_loss
 from regionclip_jax.steps.pretrain_step import Frozen, StudentEmbeddings, pretrain_losses
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from marks import on_accelerators
 from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.detector_heads import MaskHead
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.models.mask_head import MaskHead
 from regionclip_jax.settings import DetectorObjective, LocalizerObjective, ProposalSettings
 from regionclip_jax.steps.detector_step import (
     FrozenDetectorParts,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from regionclip_jax.models.mask_head import MaskHead
+from regionclip_jax.models.detector_heads import MaskHead
 
 
 def test_logits_are_those_of_a_loop_over_cells():

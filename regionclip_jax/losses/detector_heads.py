@@ -1,4 +1,4 @@
-"""Losses of a detector's region head: classification and box regression.
+"""Losses of a detector's heads: classification, box regression and masks.
 
 Source: docs/reference/training_detectors.md#losses. All sums are over the regions of the global
 batch; the reference's are over those of one GPU. Its recipe has one GPU with 16 images, for which
@@ -7,6 +7,7 @@ both are the same.
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.ops.box_coder import BOX_HEAD_WEIGHTS, encode_deltas
@@ -79,3 +80,14 @@ def box_regression_loss(
     safe = jnp.where(wanted[..., None], boxes, unit), jnp.where(wanted[..., None], targets, unit)
     errors = jnp.abs(deltas.astype(jnp.float32) - encode_deltas(*safe, BOX_HEAD_WEIGHTS)).sum(-1)
     return jnp.where(wanted, errors, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def mask_loss(
+    logits: Float[Array, "N M M"], targets: Float[Array, "N M M"], mask: Bool[Array, " N"]
+) -> Float[Array, ""]:
+    """Return the mean binary cross entropy of all cells of the rows in ``mask``; 0 without rows.
+
+    Tests compare it with NumPy; there is no golden array.
+    """
+    entropy = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets).mean((1, 2))
+    return jnp.where(mask, entropy, 0.0).sum() / jnp.maximum(mask.sum(), 1)
