@@ -132,7 +132,7 @@ class Check:
     def _run_part(self, part: Part, ahead: list[Part]) -> Ended:
         needs, _ = part.missing()
         if needs:
-            return Ended(part, "left out", 0.0, {}, f"cannot import {', '.join(needs)}")
+            return Ended(part, "skipped", 0.0, {}, f"cannot import {', '.join(needs)}")
         left = self._args.budget - (time.monotonic() - self._began)
         seconds = left * part.seconds / sum(other.seconds for other in ahead)
         if seconds < part.least:
