@@ -133,7 +133,7 @@ def test_frozen_models_stored_in_the_compute_dtype_give_the_same_result(nano_wei
     assert "text" not in stored["params"] and stored["params"].keys() < variables["params"].keys()
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(stored) if leaf.ndim > 1}
     assert dtypes == {"bfloat16"}
-    side = model.config.image_resolution
+    side = model.config.preprocessing.resolution
     pixels = jax.random.normal(jax.random.key(0), (2, side, side, 3))
     expected, actual = (
         model.apply(some, pixels, method=model.encode_image) for some in (variables, stored)
