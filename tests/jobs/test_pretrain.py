@@ -167,7 +167,8 @@ def test_the_seed_of_the_run_determines_weights_regions_and_sampling_order(
         assert localizer is None
         seen["regions"] = seed
 
-    def stream(section, source, *, batch_size, seed, start_record):
+    def stream(section, source, *, tokenizer, batch_size, seed, start_record):
+        assert tokenizer == "clip"
         seen["order"] = (seed, batch_size, start_record)
 
     monkeypatch.setattr(pretrain, "initial_variables", weights)
