@@ -50,7 +50,7 @@ _typechecker = types.ModuleType("device_side_typechecker")
 _typechecker.check = _check_functions
 sys.modules[_typechecker.__name__] = _typechecker
 install_import_hook(
-    [f"regionclip_jax.{room}" for room in ("ops", "models", "losses", "steps")],
+    [f"regionclip_jax.{folder}" for folder in ("ops", "models", "losses", "steps")],
     f"{_typechecker.__name__}.check",
 )
 
