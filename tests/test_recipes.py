@@ -1,4 +1,4 @@
-"""From recipe files and command lines to settings."""
+"""Settings from recipe files and command lines."""
 
 import ml_collections
 import pytest

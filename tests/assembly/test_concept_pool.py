@@ -109,14 +109,14 @@ def test_a_pool_is_embedded_once_and_then_read_from_its_file(clip, tmp_path, cou
     assert again.encoder["parameters_sha256"] == text_tower_hash(clip[1]["params"])
 
 
-@pytest.mark.parametrize("what", ["templates", "text tower"])
+@pytest.mark.parametrize("changed_part", ["templates", "text tower"])
 def test_other_prompts_or_weights_replace_the_cached_pool(
-    clip, nano_weights, tmp_path, counted, what
+    clip, nano_weights, tmp_path, counted, changed_part
 ):
     path, (model, variables) = tmp_path / "vocabulary.npz", clip
     first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
-    templates = "clip" if what == "templates" else "plain"
-    if what == "text tower":
+    templates = "clip" if changed_part == "templates" else "plain"
+    if changed_part == "text tower":
         variables = nano_weights("nano_vit", 1)
     other = concept_pool.cached_vocabulary(path, model, variables, NAMES, templates)
     assert counted == [NAMES, NAMES] and other.names == NAMES
@@ -133,9 +133,9 @@ def test_only_new_names_of_a_pool_are_embedded(clip, tmp_path, counted):
     assert counted == [NAMES, ("dog",)] and grown.names == ("tree", "dog", "cat")
     np.testing.assert_array_equal(grown.embeddings[[2, 0]], first.embeddings[[0, 2]])
     # Another order needs no embedding, and the file has the last requested order.
-    turned = concept_pool.cached_vocabulary(path, *clip, ("cat", "dog", "tree"), "plain")
+    reordered = concept_pool.cached_vocabulary(path, *clip, ("cat", "dog", "tree"), "plain")
     assert len(counted) == 2
-    np.testing.assert_array_equal(turned.embeddings, grown.embeddings[::-1])
+    np.testing.assert_array_equal(reordered.embeddings, grown.embeddings[::-1])
     assert Vocabulary.load(path).names == ("cat", "dog", "tree")
 
 

@@ -66,7 +66,7 @@ def runner():
 
 
 def varied(abstract: dict, seed: int) -> dict:
-    """Return random weights with non-trivial norms and zero-mean kernels, so that regions differ."""
+    """Return random weights with random norms and zero-mean kernels, so that regions differ."""
     rng = np.random.default_rng(seed)
 
     def vary(leaf):

@@ -178,8 +178,8 @@ def test_a_job_gets_its_flags_unchanged_on_every_host_and_is_stopped(tpu_pod, tm
         assert "a job is running here" in tpu_pod("run", "pod", "--", "--x", status=1).stderr
     finally:
         tpu_pod("stop", "pod")
-        said = shown.communicate(timeout=100)[0]
-    assert f"<{FLAGS[-1]}>" in said and "saved" in said and "exit status 75" in said
+        output = shown.communicate(timeout=100)[0]
+    assert f"<{FLAGS[-1]}>" in output and "saved" in output and "exit status 75" in output
     assert "no job is running here" in tpu_pod("stop", "pod").stdout
 
 

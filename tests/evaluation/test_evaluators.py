@@ -66,7 +66,7 @@ def test_correct_predictions_score_a_hundred_in_every_group():
     assert details["num_annotated"] == NUM_IMAGES
 
 
-def test_a_group_counts_only_its_own_classes():
+def test_a_group_counts_only_its_classes():
     real = [batch.classes[batch.mask][batch.box_mask[batch.mask]] for batch in batches()]
     classes = np.concatenate(real)
     novel = [SHAPES.index(name) for name in NOVEL_SHAPES]

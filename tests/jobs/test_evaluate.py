@@ -266,7 +266,7 @@ def folder(tmp_path, scene_record):
     return tmp_path
 
 
-def test_lvis_is_scored_by_its_own_rules(config, evaluate_student, folder):
+def test_lvis_is_scored_by_the_rules_of_lvis(config, evaluate_student, folder):
     section = dataclasses.replace(
         config.evaluation,
         source="lvis_folder", path=str(folder), split="val", class_split="lvis",

@@ -327,7 +327,7 @@ def _compare_both(predictions, arrays, tag, source) -> list[Comparison]:
 
 
 def compare_from_pixels(tag: str, dtype=jnp.float32) -> list[Comparison]:
-    """Compare both images' detections from pixels alone, in one program."""
+    """Compare both images' detections from pixels, in one program."""
     arrays, model, clip, class_embeddings = tiny_detector(dtype)
     settings, nms_threshold = settings_of("rpn" if tag == "openset" else tag), 0.9
     if tag == "openset":
@@ -362,7 +362,7 @@ def compare_on_larger_canvas(tag: str, dtype=jnp.float32) -> list[Comparison]:
 
 
 def compare_rn50_from_pixels(detector: Detector, folder: Path) -> list[Comparison]:
-    """Compare the detections of RN50 from pixels alone, at temperature 0.01."""
+    """Compare the detections of RN50 from pixels, at temperature 0.01."""
     arrays, model, clip, class_embeddings = detector
     config, localizer_variables = golden.localizer("rn50_detector_rpn_fpn", folder)
     step = _detect_step(
@@ -377,7 +377,7 @@ def compare_rn50_from_pixels(detector: Detector, folder: Path) -> list[Compariso
 
 
 def compare_detections(dtype=jnp.float32) -> list[Comparison]:
-    """Compare detections from stored logits, from stored proposals, and from pixels alone."""
+    """Compare detections from stored logits, from stored proposals and from pixels."""
     detector = tiny_detector(dtype)
     comparisons = compare_logits_and_deltas()
     for tag in WITH_STORED_LOGITS:

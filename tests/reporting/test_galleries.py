@@ -15,18 +15,18 @@ def has(image, colour):
 
 
 def test_boxes_are_scaled_with_an_enlarged_image():
-    drawn = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "", "right")], width=320)
-    assert drawn.shape == (240, 320, 3)
-    ys, xs = np.nonzero(has(drawn, COLOURS["right"]))
+    annotated = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "", "right")], width=320)
+    assert annotated.shape == (240, 320, 3)
+    ys, xs = np.nonzero(has(annotated, COLOURS["right"]))
     assert (xs.min(), ys.min(), xs.max(), ys.max()) == (40, 80, 159, 199)
-    assert (drawn[140, 100] == 128).all()  # the inside stays visible
+    assert (annotated[140, 100] == 128).all()  # the inside stays visible
 
 
 def test_the_given_image_is_not_changed():
     before = GREY.copy()
-    drawn = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "cup")])
+    annotated = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "cup")])
     np.testing.assert_array_equal(GREY, before)
-    assert drawn.shape == GREY.shape and (drawn != GREY).any()
+    assert annotated.shape == GREY.shape and (annotated != GREY).any()
 
 
 def test_wrong_boxes_are_dashed_with_closed_corners():
@@ -42,8 +42,8 @@ def test_wrong_boxes_are_dashed_with_closed_corners():
     [(0, 0, 80, 60), (-20, -20, 500, 500), (70, 2, 80, 8), (30, 30, 30, 30), (90, 90, 99, 99)],
 )
 def test_labels_stay_on_the_image_for_any_box(box):
-    drawn = drawing.draw_marks(GREY, [Mark(box, "cup 0.9", "right")], width=400)
-    assert has(drawn, COLOURS["right"]).sum() > 300
+    annotated = drawing.draw_marks(GREY, [Mark(box, "cup 0.9", "right")], width=400)
+    assert has(annotated, COLOURS["right"]).sum() > 300
 
 
 def test_labels_of_the_same_box_do_not_cover_each_other():
@@ -92,8 +92,8 @@ def test_a_long_title_is_not_cut_and_a_long_subtitle_takes_more_lines():
     assert page([example()], subtitle="x y" * 300).shape[1] == plain.shape[1]
     heights = [page([example()], subtitle=text).shape[0] for text in ("x", "x " * 90, "x" * 180)]
     assert plain.shape[0] < heights[0] < heights[1] and heights[0] < heights[2]
-    drawn = galleries.draw_gallery([example()], columns=("teacher", "student"), title="x" * 300)
-    assert drawn.shape[1] > plain.shape[1]
+    annotated = galleries.draw_gallery([example()], columns=("teacher", "student"), title="x" * 300)
+    assert annotated.shape[1] > plain.shape[1]
 
 
 def test_the_columns_of_one_model_fill_the_page():
@@ -110,7 +110,7 @@ def test_an_example_with_another_number_of_panels_is_refused():
 
 
 def test_the_file_holds_the_page(tmp_path):
-    drawn = page([example("wrong")])
-    galleries.write_png(tmp_path / "pictures" / "page.png", drawn)
+    annotated = page([example("wrong")])
+    galleries.write_png(tmp_path / "pictures" / "page.png", annotated)
     content = (tmp_path / "pictures" / "page.png").read_bytes()
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), drawn)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), annotated)

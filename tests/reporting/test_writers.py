@@ -16,7 +16,7 @@ def read(directory):
     return events
 
 
-def test_tensorboard_reads_back_what_was_written(tmp_path):
+def test_tensorboard_reads_the_written_values(tmp_path):
     draws = np.random.default_rng(0)
     image = draws.integers(0, 256, (5, 7, 3), np.uint8)
     writer = writers.make_writer(tmp_path, just_logging=False)
@@ -77,8 +77,8 @@ def test_an_image_of_a_wrong_shape_is_refused(tmp_path):
         writers.EventFileWriter(tmp_path).write_images(0, {"mask": np.zeros((4, 4, 2))})
 
 
-def test_with_tensorflow_installed_clu_keeps_its_own_writer(tmp_path):
-    """With a mock `tensorflow` on the path, the adapter must not change CLU."""
+def test_clu_keeps_its_writer_if_tensorflow_is_installed(tmp_path):
+    """Check with a mock `tensorflow` on the path that the adapter does not change CLU."""
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("")
     script = textwrap.dedent("""

@@ -99,7 +99,7 @@ def test_references_in_code_have_a_heading_as_target():
     assert [problem for path in files for problem in problems_of_python(path)] == []
 
 
-def test_broken_links_are_found(tmp_path, monkeypatch):
+def test_broken_links_are_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     folder = tmp_path / "docs" / "reference"
     folder.mkdir(parents=True)

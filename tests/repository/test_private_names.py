@@ -49,16 +49,16 @@ def private_names(tree: ast.AST) -> set[str]:
 
 
 def test_no_other_private_name_is_used():
-    found = {
+    names = {
         path.relative_to(PACKAGE).as_posix(): names - {"os._exit"}
         for path in PACKAGE.rglob("*.py")
         if (names := private_names(ast.parse(path.read_text()))) - {"os._exit"}
     }
-    assert found == ALLOWED
+    assert names == ALLOWED
 
 
 def test_this_python_has_the_pure_python_unpickler():
-    """If a Python version renames the class, write a reader with ``pickletools.genops``."""
+    """Check that the class exists; otherwise write a reader with ``pickletools.genops``."""
     assert issubclass(RestrictedUnpickler, pickle._Unpickler)
     assert pickle._Unpickler is not pickle.Unpickler, "the C implementation took its place"
     assert pickle._Unpickler.__module__ == "pickle" and pickle._Unpickler.dispatch

@@ -48,12 +48,12 @@ def initialize(num_features, key):
 
 def test_drawn_parameters_equal_those_of_the_function():
     key = jax.random.key(3)
-    drawn, expected = draw_parameters(initialize, 5, key), initialize(5, key)
+    parameters, expected = draw_parameters(initialize, 5, key), initialize(5, key)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), drawn, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parameters, expected
     )
     again = draw_parameters(initialize, 5, key)
-    jax.tree.map(np.testing.assert_array_equal, again, drawn)
+    jax.tree.map(np.testing.assert_array_equal, again, parameters)
 
 
 def test_drawn_parameters_have_abstract_values():

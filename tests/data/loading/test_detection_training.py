@@ -73,13 +73,13 @@ def training_set(folder, names=("sheep", "cat"), **options):
 
 
 def test_boxes_of_the_classes_keep_their_order_and_other_boxes_are_counted(folder):
-    found = training_set(folder)
-    assert found.category_names == ("sheep", "cat") and len(found) == 3
-    assert [found[i].image_id for i in range(3)] == [1, 2, 5]
-    assert [found[i].classes.tolist() for i in range(3)] == [[1], [0], [1, 0]]
-    assert [found.classes_of(i).tolist() for i in range(3)] == [[1], [0], [1, 0]]
-    assert found.sizes().tolist() == [[40, 60], [60, 40], [40, 60]]
-    assert found.report == {
+    data = training_set(folder)
+    assert data.category_names == ("sheep", "cat") and len(data) == 3
+    assert [data[i].image_id for i in range(3)] == [1, 2, 5]
+    assert [data[i].classes.tolist() for i in range(3)] == [[1], [0], [1, 0]]
+    assert [data.classes_of(i).tolist() for i in range(3)] == [[1], [0], [1, 0]]
+    assert data.sizes().tolist() == [[40, 60], [60, 40], [40, 60]]
+    assert data.report == {
         "images": 3,
         "boxes": 4,
         "crowd boxes skipped": 1,

@@ -59,7 +59,7 @@ def test_a_mixture_indexes_the_records_of_its_sources_in_sequence():
     st.integers(0, 10**9),
     st.integers(0, 2**32 - 1),
 )
-def test_any_window_has_the_exact_shares_of_all_sources(weights, first, seed):
+def test_any_window_has_the_exact_proportions_of_all_sources(weights, first, seed):
     mixed = mixture([500] * len(weights), weights)
     window = sum(mixed.shares)
     order = mixed.order(seed)
@@ -68,7 +68,7 @@ def test_any_window_has_the_exact_shares_of_all_sources(weights, first, seed):
     assert counts == list(mixed.shares)
     wanted = np.array(weights) / sum(weights) * window
     assert np.abs(counts - wanted).max() < 1
-    # Every prefix of the window is close to the shares too.
+    # Every prefix of the window is close to the proportions too.
     seen = np.cumsum(np.eye(len(weights))[[order[i] // 500 for i in range(window)]], axis=0)
     spread = np.arange(1, window + 1)[:, None] * np.array(weights) / sum(weights)
     assert np.abs(seen - spread).max() <= 0.5 + len(weights) / 2
@@ -84,7 +84,7 @@ def test_shares_are_within_one_of_ten_thousand_of_the_weights(weights):
     assert np.abs(shares / shares.sum() - wanted).max() < 1 / 10_000
 
 
-def test_every_short_range_is_close_to_the_shares():
+def test_every_short_range_is_close_to_the_proportions():
     mixed = mixture((500, 500), (3, 1))
     assert mixed.shares == (3, 1)
     names = "".join(name for name, _ in samples(mixed, range(40)))
@@ -159,7 +159,7 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(encode_image):
 def test_several_processes_load_the_batches_of_one_process(encode_image):
     image = encode_image(0)
     parts = [stream(image, 6, process_index=i, process_count=2) for i in range(2)]
-    for batch, *shares in zip(stream(image, 6), *parts, strict=True):
+    for batch, *parts_of_batch in zip(stream(image, 6), *parts, strict=True):
         for name in ("images", "sizes", "tokens", "mask"):
-            joined = np.concatenate([getattr(share, name) for share in shares])
+            joined = np.concatenate([getattr(part, name) for part in parts_of_batch])
             np.testing.assert_array_equal(getattr(batch, name), joined)
