@@ -1,4 +1,4 @@
-"""Predictions of known quality, by NumPy, in place of a model."""
+"""Predictions of known quality, computed by NumPy instead of a model."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from regionclip_jax.structures import DetectionBatch, Detections, Regions
 
 
 def answers(choose):
-    """``predict`` that classifies every box of a batch by ``choose(batch)``."""
+    """Return a ``predict`` function that classifies the boxes of a batch by ``choose(batch)``."""
 
     def predict(batch: DetectionBatch) -> Prediction:
         classes = np.where(batch.box_mask, choose(batch), 0)
-        # Mistakes are made with confidence.
+        # Wrong classes have higher scores, so that a mistake lowers the precision.
         scores = np.where(classes == batch.classes, 0.8, 0.9).astype(np.float32)
         boxes = batch.boxes / batch.scales[:, None, [1, 0, 1, 0]]
         detections = Detections(boxes, scores, classes, batch.box_mask)

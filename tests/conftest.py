@@ -1,7 +1,7 @@
-"""Eight simulated devices, checked shapes, and the reference's arrays, for all tests.
+"""Eight simulated devices, shape checks and reference arrays for all tests.
 
-``parity.golden`` says where the arrays come from. Files too large for the repository are read from
-the folder that the environment variable REGIONCLIP_GOLDEN names, by tests marked slow.
+``parity.golden`` documents the origin of the arrays. Tests marked slow read files that are too
+large for the repository from the folder in the environment variable REGIONCLIP_GOLDEN.
 """
 
 import functools
@@ -24,8 +24,8 @@ pytest_plugins = ["small_recipes"]
 
 LARGE_GOLDEN = "REGIONCLIP_GOLDEN"
 
-# Only this process has eight devices: what tests start as commands keeps the machine's own. Parity
-# is parity of fp32: accelerators may not round the inputs of matrix products.
+# Only this process has eight devices: commands started by tests use the devices of the machine.
+# Parity is checked in float32, so accelerators may not round the inputs of matrix products.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -41,16 +41,16 @@ settings.load_profile("quick")
 
 
 def _check_functions(function, **_):
-    # Dataclasses are spared: jax also builds them of shapes, shardings and placeholders.
+    # Dataclasses are not checked: jax also builds them from shapes, shardings and placeholders.
     return function if function.__name__ == "__init__" else beartype.beartype(function)
 
 
-# The hook wants a typechecker by the name of an importable module.
+# The hook takes the typechecker as the name of an importable module.
 _typechecker = types.ModuleType("device_side_typechecker")
 _typechecker.check = _check_functions
 sys.modules[_typechecker.__name__] = _typechecker
 install_import_hook(
-    [f"regionclip_jax.{room}" for room in ("ops", "models", "losses", "steps")],
+    [f"regionclip_jax.{folder}" for folder in ("ops", "models", "losses", "steps")],
     f"{_typechecker.__name__}.check",
 )
 
@@ -73,7 +73,7 @@ def large_golden_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def large_golden(large_golden_folder):
-    """As ``golden``, from the folder of large files."""
+    """``large_golden(name)``: the arrays of ``{name}.npz`` in the folder of large files."""
     from parity.golden import load
 
     return lambda name: load(name, large_golden_folder)
@@ -89,7 +89,7 @@ def reference_localizer():
 
 @pytest.fixture(scope="session")
 def relative_error():
-    """Largest difference over the largest number of the second array."""
+    """Largest absolute difference divided by the largest absolute value of the second array."""
     from parity.comparison import relative_error
 
     return relative_error
@@ -97,9 +97,9 @@ def relative_error():
 
 @pytest.fixture(scope="session")
 def nano_variables(nano_configs):
-    """``nano_variables(name, seed)``: fresh variables of one of ``nano_configs``.
+    """``nano_variables(name, seed)``: random variables of one of ``nano_configs``.
 
-    Drawn by NumPy: compiling the modules' own initialisers takes longer than most tests.
+    NumPy draws them, as compiling the initialisers of the modules takes longer than most tests.
     """
     from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, unflatten
 
@@ -123,7 +123,7 @@ def nano_variables(nano_configs):
 
 @pytest.fixture(scope="session")
 def nano_localizer():
-    """Card and variables of a pyramid of random weights whose proposals are its anchors."""
+    """Card and random variables of a pyramid localizer whose proposals are its anchors."""
     from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
     from regionclip_jax.artifacts.model_card import LocalizerCard
     from regionclip_jax.models.localizer import LocalizerConfig
@@ -146,7 +146,7 @@ def nano_localizer():
 
 @pytest.fixture(scope="session")
 def nano_configs():
-    """Two architectures small enough to train in a test: a ResNet of 64 px and a ViT of 64 px."""
+    """Two architectures for training in tests: a ResNet and a ViT for images of 64 pixels."""
     from regionclip_jax.models.modified_resnet import ResNetConfig
     from regionclip_jax.models.text_transformer import TextConfig
     from regionclip_jax.models.towers import CLIPConfig
@@ -166,7 +166,7 @@ def nano_configs():
 
 @pytest.fixture
 def bfloat16_on_this_device(request):
-    """Expect failure of a test of bfloat16 convolutions on CPUs whose XLA returns NaN for them."""
+    """Expect a test of bfloat16 convolutions to fail on CPUs where XLA returns NaN."""
     from regionclip_jax.assembly.models import is_unsound_on_cpus
 
     if jax.default_backend() == "cpu" and is_unsound_on_cpus():

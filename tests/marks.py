@@ -1,8 +1,8 @@
-"""Marks that tests of several folders share."""
+"""Marks for tests of several folders."""
 
 import pytest
 
 
 def on_accelerators(test):
-    """Mark a test that runs on one device of any kind, to run once more on a GPU or TPU."""
+    """Mark a test for one device of any backend, so that it also runs on a GPU or TPU."""
     return pytest.mark.gpu(pytest.mark.tpu(test))

@@ -1,4 +1,4 @@
-"""Fixtures of jobs that take seconds: synthetic images of 64 pixels, networks of a few channels."""
+"""Fixtures for jobs that take seconds: synthetic scenes of 64 pixels, networks of few channels."""
 
 import collections
 import dataclasses
@@ -37,7 +37,7 @@ NANO = {
 
 @pytest.fixture(scope="session")
 def nano_presets():
-    """The presets ``nano_vit`` (D 12) and ``nano_resnet`` (D 20), for recipes to name."""
+    """Register the presets ``nano_vit`` (D 12) and ``nano_resnet`` (D 20) for recipes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, preset in NANO.items():
             patch.setitem(PRESETS, name, preset)
@@ -46,7 +46,7 @@ def nano_presets():
 
 @pytest.fixture(scope="session")
 def nano_weights():
-    """``nano_weights(preset, seed)``: variables drawn by NumPy, as initialising compiles long."""
+    """``nano_weights(preset, seed)``: variables from NumPy; the initialisers compile slowly."""
 
     def draw(preset: str, seed: int) -> dict:
         rng = np.random.default_rng(seed)
@@ -82,26 +82,26 @@ def model_directory(tmp_path_factory, nano_presets, nano_weights):
 
 
 @pytest.fixture(scope="session")
-def drawn():
-    """``drawn(index, with_boxes)``: a record of the drawn world."""
-    world = SceneImages(0, 0, SIDE, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
-    return lambda index, with_boxes: draw_record(world, index, with_boxes)
+def scene_record():
+    """``scene_record(index, with_boxes)``: a record of the synthetic scenes."""
+    scenes = SceneImages(0, 0, SIDE, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
+    return lambda index, with_boxes: draw_record(scenes, index, with_boxes)
 
 
 @pytest.fixture(scope="session")
-def pairs_directory(tmp_path_factory, drawn):
-    """Images with captions."""
+def pairs_directory(tmp_path_factory, scene_record):
+    """ArrayRecord directory of 24 images with captions."""
     directory = tmp_path_factory.mktemp("data") / "pairs"
-    write_array_record((drawn(i, False) for i in range(NUM_RECORDS)), directory, 64, {})
+    write_array_record((scene_record(i, False) for i in range(NUM_RECORDS)), directory, 64, {})
     return directory
 
 
 @pytest.fixture(scope="session")
-def boxes_directory(tmp_path_factory, drawn):
-    """Images with boxes: 20, so that the last batch of 8 has rows of padding."""
+def boxes_directory(tmp_path_factory, scene_record):
+    """ArrayRecord directory of 20 images with boxes: the last batch of 8 has padded rows."""
     directory = tmp_path_factory.mktemp("data") / "boxes"
     description = {"category_names": list(SHAPES)}
-    write_array_record((drawn(i, True) for i in range(20)), directory, 64, description)
+    write_array_record((scene_record(i, True) for i in range(20)), directory, 64, description)
     return directory
 
 
@@ -179,7 +179,7 @@ def regions() -> settings.PretrainObjective:
 
 @pytest.fixture(scope="session")
 def model_section():
-    """``model_section(preset, init_from)``."""
+    """``model_section(preset, init_from)``: settings of a trained model in float32."""
     return lambda preset, init_from="": settings.TrainedModelSettings(
         preset, str(init_from), "float32"
     )
@@ -187,10 +187,10 @@ def model_section():
 
 @pytest.fixture(scope="session")
 def changed():
-    """``changed(config, {"run.seed": 3})``: the config with other values at these keys."""
+    """``changed(config, {"run.seed": 3})``: a copy of the config with these values."""
 
     def change(config, values: dict):
-        # All keys of a section at once, as its checks see them together.
+        # The checks of a section see all its keys, so they change together.
         sections = collections.defaultdict(dict)
         for key, value in values.items():
             head, _, rest = key.partition(".")

@@ -7,7 +7,7 @@ from regionclip_jax import files
 from regionclip_jax.files import replace_text, replaced_file
 
 
-def test_text_is_written_as_it_is_and_folders_are_made(tmp_path):
+def test_text_is_written_unchanged_and_folders_are_created(tmp_path):
     path = tmp_path / "new" / "names.txt"
     replace_text(path, "caf\u00e9\n")
     replace_text(str(path), "caf\u00e9\r\n\n")
@@ -19,7 +19,7 @@ def test_text_is_written_as_it_is_and_folders_are_made(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_after_an_error_the_old_file_stands_and_nothing_is_left(tmp_path, error):
+def test_after_an_error_the_old_file_remains_without_partial_files(tmp_path, error):
     path = tmp_path / "results.json"
     path.write_text("old")
     with pytest.raises(error), replaced_file(path) as file:

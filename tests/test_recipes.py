@@ -1,4 +1,4 @@
-"""From recipe files and command lines to settings."""
+"""Settings from recipe files and command lines."""
 
 import ml_collections
 import pytest
@@ -27,19 +27,19 @@ def test_defaults_resolve_to_themselves():
     assert resolve(EvaluateSettings, defaults(EvaluateSettings)) == EvaluateSettings()
 
 
-def test_a_key_that_is_none_takes_its_own_type_and_none_again():
+def test_an_optional_key_takes_its_type_and_none():
     config = defaults(PretrainSettings)
     config.regions.regions_per_softmax = 2
     config.regions.images_per_group = None
-    found = resolve(PretrainSettings, config).regions
-    assert found.regions_per_softmax == 2 and found.images_per_group is None
+    resolved = resolve(PretrainSettings, config).regions
+    assert resolved.regions_per_softmax == 2 and resolved.images_per_group is None
     with pytest.raises(TypeError, match="str"):
         config.regions.image_text_chunk = "all"
     config.regions.regions_per_softmax = None
     assert resolve(PretrainSettings, config).regions.regions_per_softmax is None
 
 
-def test_an_unknown_key_is_refused_with_the_one_that_was_meant():
+def test_an_unknown_key_is_refused_with_the_nearest_known_key():
     with pytest.raises(ConfigError, match=r"config\.batchsize: .* did you mean 'batch_size'"):
         resolve(RunSettings, {"batchsize": 2})
 
@@ -90,7 +90,7 @@ def test_all_renamed_keys_lead_to_keys_that_exist():
             recipes.assign(section, defaults(section), old, "1")
 
 
-def test_a_key_that_a_section_has_lost_is_not_sent_to_another():
+def test_a_removed_key_is_not_renamed_to_a_key_of_another_section():
     config = defaults(TrainLocalizerSettings)
     with pytest.raises(ConfigError, match=r"evaluation\.embed_from: no such key; there are"):
         recipes.assign(TrainLocalizerSettings, config, "evaluation.embed_from", "crops")
@@ -99,7 +99,7 @@ def test_a_key_that_a_section_has_lost_is_not_sent_to_another():
         recipes.assign(TrainLocalizerSettings, config, "evaluation.num_proposals", "3")
 
 
-def test_a_teacher_keeps_nothing_so_it_is_not_asked_what():
+def test_a_teacher_has_no_remat_policy():
     config = defaults(PretrainSettings)
     config.teacher.kept_activations = "all"
     with pytest.raises(ConfigError, match=r"config\.teacher\.kept_activations: no such key"):
@@ -121,7 +121,7 @@ def test_a_value_of_another_type_is_refused_with_its_key(changes, message):
         resolve(RunSettings, changes)
 
 
-def test_a_choice_that_does_not_exist_is_refused_with_those_that_do():
+def test_an_unknown_choice_is_refused_with_the_known_choices():
     config = defaults(PretrainSettings)
     for value in ("auto", "float32", "bfloat16"):
         config.student.dtype = value
@@ -152,7 +152,7 @@ def test_canvases_are_pairs():
         resolve(PretrainSettings, config)
 
 
-def test_the_parts_of_a_mixture_are_sections_of_their_own():
+def test_the_parts_of_a_mixture_are_separate_sections():
     config = defaults(PretrainSettings)
     part = dict(source="coco_folder", path="data/coco", split="train2017", weight=1)
     config.data.mixture = (part, part | {"weight": 2.5})
@@ -172,7 +172,7 @@ def test_the_parts_of_a_mixture_are_sections_of_their_own():
         resolve(PretrainSettings, config)
 
 
-def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
+def test_json_lists_become_tuples_and_integers_become_floats():
     plain = as_plain(PretrainSettings())
     plain["data"]["canvas_sizes"] = [[800, 1344]]
     plain["optimizer"]["learning_rate"] = 1
@@ -181,11 +181,11 @@ def test_lists_from_the_wire_become_tuples_and_whole_numbers_floats():
     assert parsed.optimizer.learning_rate == 1.0
 
 
-def test_arguments_are_parted_from_those_that_set_keys():
+def test_config_assignments_are_split_from_other_arguments():
     arguments = ["main", "--config=a.py", "--config.run.seed=3", "--workdir=x"]
-    rest, found = recipes.split_assignments([*arguments, "--config.data.path", "with space"])
+    rest, assignments = recipes.split_assignments([*arguments, "--config.data.path", "with space"])
     assert rest == ["main", "--config=a.py", "--workdir=x"]
-    assert found == ["--config.run.seed=3", "--config.data.path=with space"]
+    assert assignments == ["--config.run.seed=3", "--config.data.path=with space"]
     with pytest.raises(ConfigError, match="--config.run.seed: expected a value"):
         recipes.split_assignments(["--config.run.seed"])
 
@@ -200,20 +200,20 @@ def test_arguments_are_parted_from_those_that_set_keys():
         ("run.seeds", "3", r"config\.run\.seeds: no such key; did you mean 'seed'"),
     ],
 )
-def test_what_cannot_be_set_is_refused_with_its_key(key, text, message):
+def test_an_invalid_assignment_is_refused_with_its_key(key, text, message):
     config = defaults(TrainClipSettings)
     with pytest.raises(ConfigError, match=message):
         recipes.assign(TrainClipSettings, config, key, text)
 
 
-def test_models_of_an_evaluation_have_names_of_their_own():
+def test_models_of_an_evaluation_are_added_by_name():
     config = defaults(EvaluateSettings)
     recipes.assign(EvaluateSettings, config, "models.teacher", "a=b/model")
-    found = resolve(EvaluateSettings, config).models
-    assert found == {"student": "workdir/model", "teacher": "a=b/model"}
+    models = resolve(EvaluateSettings, config).models
+    assert models == {"student": "workdir/model", "teacher": "a=b/model"}
 
 
-def test_a_recipe_of_ones_own_is_read_and_its_mistakes_are_one_line(tmp_path):
+def test_a_recipe_file_of_the_user_is_read_and_its_errors_are_one_line(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(
         "from regionclip_jax.recipes import defaults\n"
@@ -224,8 +224,7 @@ def test_a_recipe_of_ones_own_is_read_and_its_mistakes_are_one_line(tmp_path):
         "    return config\n"
     )
     assert recipes.read(str(file)).run.num_steps == 5
-    found = recipes.read(f"{file}:short", ["--config.run.num_steps=7"])
-    assert found.run.num_steps == 7
+    assert recipes.read(f"{file}:short", ["--config.run.num_steps=7"]).run.num_steps == 7
     with pytest.raises(ConfigError, match=r"own\.py: 'long' .*line 6"):
         recipes.read(f"{file}:long")
     file.write_text("x = 1\n")
@@ -238,6 +237,6 @@ def test_a_recipe_of_ones_own_is_read_and_its_mistakes_are_one_line(tmp_path):
         recipes.load(str(file))
 
 
-def test_an_evaluation_says_what_contradicts_itself():
+def test_contradictory_evaluation_settings_are_refused():
     with pytest.raises(ConfigError, match="window_sides: .* above 0"):
         EvaluationSettings(regions="windows")

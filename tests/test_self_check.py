@@ -1,4 +1,4 @@
-"""A model says of a drawn picture what it said when it was written, or the doctor says so."""
+"""Self-check: a model repeats its stored results on synthetic images, or the doctor reports it."""
 
 import json
 import runpy
@@ -33,7 +33,7 @@ def doctor():
     return runpy.run_path(str(DOCTOR))["main"]
 
 
-def test_an_untouched_model_passes_and_is_described(directory, doctor, capsys):
+def test_an_unchanged_model_passes_and_is_printed(directory, doctor, capsys):
     assert doctor([str(directory)]) == 0
     printed = capsys.readouterr().out
     assert printed.endswith("all is well\n")
@@ -45,13 +45,13 @@ def test_an_untouched_model_passes_and_is_described(directory, doctor, capsys):
     assert 0.01 < np.ptp(cosines) and np.abs(cosines).max() <= 1
 
 
-def test_a_model_without_a_self_check_is_no_worse_for_it(directory, doctor, capsys):
+def test_a_model_without_a_self_check_passes(directory, doctor, capsys):
     (directory / self_check.FILE_NAME).unlink()
     assert doctor([str(directory)]) == 0
     assert "none was written" in capsys.readouterr().out
 
 
-def test_changed_weights_are_found_and_named_in_the_last_line(directory, doctor, capsys):
+def test_changed_weights_fail_and_the_last_line_names_the_model(directory, doctor, capsys):
     variables, card = load_model(directory)
     variables["params"]["visual"]["layer4"]["block0"]["conv2"]["kernel"] *= 1.5
     save_model(directory, variables, card)
@@ -63,7 +63,7 @@ def test_changed_weights_are_found_and_named_in_the_last_line(directory, doctor,
 
 
 @pytest.mark.parametrize("content", [None, "not json", "{}", '{"format": 2}'])
-def test_a_self_check_that_is_none_is_refused_with_the_remedy(directory, content):
+def test_an_invalid_self_check_is_refused_with_the_remedy(directory, content):
     path = directory / self_check.FILE_NAME
     path.unlink()
     if content is not None:

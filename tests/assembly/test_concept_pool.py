@@ -25,7 +25,7 @@ def clip(nano_presets, nano_weights):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The names that were embedded, a tuple a call; each time to other numbers."""
+    """Names embedded by each call of a mocked ``embed_names`` with new values in every call."""
     calls = []
 
     def embed(model, variables, names, templates):
@@ -41,13 +41,13 @@ def counted(monkeypatch):
     return calls
 
 
-def test_names_are_read_a_line_each_without_what_follows_them(tmp_path):
+def test_names_are_read_one_per_line_without_counts(tmp_path):
     file = tmp_path / "nouns.txt"
     file.write_text("cat\t120\n\ntraffic light , 7\n  tree  \n", encoding="utf-8")
     assert concept_pool.pool_names(section(file), ("unused",)) == NAMES
 
 
-def test_without_a_file_the_given_names_are_used_or_a_file_is_asked_for():
+def test_without_a_file_the_given_names_are_used_or_the_file_key_is_named():
     assert concept_pool.pool_names(section(""), ["a", "b"]) == ("a", "b")
     with pytest.raises(ConfigError, match=r"concepts\.names_file=PATH"):
         concept_pool.pool_names(section(""), ())
@@ -62,7 +62,7 @@ def test_without_a_file_the_given_names_are_used_or_a_file_is_asked_for():
         (b"caf\xe9\n", "codec can't decode"),
     ],
 )
-def test_a_names_file_that_cannot_be_a_pool_is_refused_with_its_path(tmp_path, content, message):
+def test_an_invalid_names_file_is_refused_with_its_path(tmp_path, content, message):
     file = tmp_path / "nouns.txt"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -70,14 +70,14 @@ def test_a_names_file_that_cannot_be_a_pool_is_refused_with_its_path(tmp_path, c
     assert "concepts.names_file" in str(caught.value) and str(file) in str(caught.value)
 
 
-def test_a_names_file_that_is_missing_is_named_and_nothing_takes_its_place(tmp_path):
+def test_a_missing_names_file_is_refused_without_a_fallback(tmp_path):
     with pytest.raises(ConfigError, match=r"nouns\.txt does not exist"):
         concept_pool.pool_names(section(tmp_path / "nouns.txt"), NAMES)
 
 
-def test_an_embedding_is_the_plain_mean_over_the_templates_of_the_whole_context(clip):
+def test_an_embedding_is_the_mean_over_templates_at_full_context_length(clip):
     model, variables = clip
-    # More names than are embedded in one call, so that there are several and the last is padded.
+    # The names need several calls, and the last call is padded.
     names = [*NAMES, *(f"a thing with number {n}" for n in range(8))]
     vocabulary = concept_pool.embed_names(model, variables, names, "plain")
     assert vocabulary.names == tuple(names)
@@ -93,7 +93,7 @@ def test_an_embedding_is_the_plain_mean_over_the_templates_of_the_whole_context(
     assert np.ptp(np.linalg.norm(vocabulary.embeddings, axis=1)) > 1e-3  # raw, not normalised
 
 
-def test_the_templates_of_the_paper_are_another_choice_and_others_are_refused(clip):
+def test_the_templates_of_the_paper_are_accepted_and_unknown_ones_are_refused(clip):
     vocabulary = concept_pool.embed_names(*clip, ["cat"], "clip")
     assert vocabulary.templates == tuple(TEMPLATES) and vocabulary.embeddings.shape == (1, 12)
     with pytest.raises(ConfigError, match=r"'long' is none of \['clip', 'plain'\]"):
@@ -109,37 +109,37 @@ def test_a_pool_is_embedded_once_and_then_read_from_its_file(clip, tmp_path, cou
     assert again.encoder["parameters_sha256"] == text_tower_hash(clip[1]["params"])
 
 
-@pytest.mark.parametrize("what", ["templates", "text tower"])
-def test_a_pool_is_embedded_anew_and_kept_when_other_prompts_or_weights_are_asked_for(
-    clip, nano_weights, tmp_path, counted, what
+@pytest.mark.parametrize("changed_part", ["templates", "text tower"])
+def test_other_prompts_or_weights_replace_the_cached_pool(
+    clip, nano_weights, tmp_path, counted, changed_part
 ):
     path, (model, variables) = tmp_path / "vocabulary.npz", clip
     first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
-    templates = "clip" if what == "templates" else "plain"
-    if what == "text tower":
+    templates = "clip" if changed_part == "templates" else "plain"
+    if changed_part == "text tower":
         variables = nano_weights("nano_vit", 1)
     other = concept_pool.cached_vocabulary(path, model, variables, NAMES, templates)
     assert counted == [NAMES, NAMES] and other.names == NAMES
     assert not np.array_equal(other.embeddings, first.embeddings)
-    # The file is now the new one's.
+    # The file has the new pool now.
     concept_pool.cached_vocabulary(path, model, variables, NAMES, templates)
     assert len(counted) == 2
 
 
-def test_a_pool_that_grew_embeds_its_new_names_only(clip, tmp_path, counted):
+def test_only_new_names_of_a_pool_are_embedded(clip, tmp_path, counted):
     path = tmp_path / "vocabulary.npz"
     first = concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
     grown = concept_pool.cached_vocabulary(path, *clip, ("tree", "dog", "cat"), "plain")
     assert counted == [NAMES, ("dog",)] and grown.names == ("tree", "dog", "cat")
     np.testing.assert_array_equal(grown.embeddings[[2, 0]], first.embeddings[[0, 2]])
-    # Another order needs no embedding, and the file is always what was asked for last.
-    turned = concept_pool.cached_vocabulary(path, *clip, ("cat", "dog", "tree"), "plain")
+    # Another order needs no embedding, and the file has the last requested order.
+    reordered = concept_pool.cached_vocabulary(path, *clip, ("cat", "dog", "tree"), "plain")
     assert len(counted) == 2
-    np.testing.assert_array_equal(turned.embeddings, grown.embeddings[::-1])
+    np.testing.assert_array_equal(reordered.embeddings, grown.embeddings[::-1])
     assert Vocabulary.load(path).names == ("cat", "dog", "tree")
 
 
-def test_a_names_numbers_do_not_depend_on_the_other_names_to_the_bit(clip):
+def test_an_embedding_is_bit_identical_with_any_other_names(clip):
     long = "a thing " * 12 + "!"
     names = ["cat", long, *(f"thing number {n}" for n in range(12)), "wow!"]
     together = concept_pool.embed_names(*clip, names, "plain").embeddings
@@ -148,7 +148,7 @@ def test_a_names_numbers_do_not_depend_on_the_other_names_to_the_bit(clip):
         np.testing.assert_array_equal(alone, together[rows])
 
 
-def test_calls_have_few_shapes_and_hold_every_name_once(monkeypatch):
+def test_calls_have_few_shapes_and_contain_every_name_once(monkeypatch):
     monkeypatch.setattr(concept_pool, "_TOKENS_PER_CALL", 256)
     names = [f"thing {n} " + "word " * (n % 7 * 10) for n in range(40)]
     calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, PRESETS["RN50"].text))
@@ -156,11 +156,11 @@ def test_calls_have_few_shapes_and_hold_every_name_once(monkeypatch):
     assert {tokens.shape[1] for _, tokens in calls} <= {16, 32, 48, 64, 77}
     for rows, tokens in calls:
         assert len(tokens) == max(1, 256 // (tokens.shape[1] * 5)) * 5
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             texts = prompts_for(names[row], concept_pool.PLAIN_TEMPLATES)
             prompts = tokenizer_named("clip")(texts, 77)
-            found = tokens[place * 5 : place * 5 + 5]
-            np.testing.assert_array_equal(found, prompts[:, : tokens.shape[1]])
+            actual = tokens[index * 5 : index * 5 + 5]
+            np.testing.assert_array_equal(actual, prompts[:, : tokens.shape[1]])
             assert not prompts[:, tokens.shape[1] :].any()
 
 

@@ -1,4 +1,4 @@
-"""Classes that a detector or localizer is trained on."""
+"""Training classes of a detector or localizer."""
 
 import json
 
@@ -11,11 +11,11 @@ CATEGORIES = {"bow_(weapon)": "r", "alarm_clock": "c", "cat": "f", "dog": "c"}
 
 
 @pytest.fixture
-def lvis(tmp_path, drawn):
-    """A folder in LVIS's layout, with names as LVIS spells them."""
+def lvis(tmp_path, scene_record):
+    """Folder in the LVIS layout, with the category names of LVIS."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train2017").mkdir()
-    (tmp_path / "train2017" / "1.png").write_bytes(drawn(0, False).image)
+    (tmp_path / "train2017" / "1.png").write_bytes(scene_record(0, False).image)
     image = {
         "id": 1, "height": 64, "width": 64, "coco_url": "http://images/train2017/1.png",
         "neg_category_ids": [], "not_exhaustive_category_ids": [],
@@ -40,12 +40,12 @@ def classes(source: str, path, split: str, chosen: str) -> tuple[str, ...]:
     return tuple(detection_data.build_training_set(settings, None).category_names)
 
 
-def test_the_base_classes_of_lvis_are_the_common_and_frequent_ones_however_they_are_spelled(lvis):
+def test_the_base_classes_of_lvis_are_common_or_frequent_in_any_spelling(lvis):
     assert classes("lvis_folder", lvis, "train", "lvis_base") == ("alarm_clock", "cat", "dog")
     assert classes("lvis_folder", lvis, "train", "all") == tuple(CATEGORIES)
 
 
-def test_base_classes_that_the_data_lack_are_refused_by_key(lvis, boxes_directory):
+def test_base_classes_missing_in_the_data_are_refused_with_the_key(lvis, boxes_directory):
     with pytest.raises(
         ConfigError, match=r"classes: 'coco_base': 'coco_48_17' names .*Lvis.*not have"
     ):

@@ -24,7 +24,7 @@ from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.settings import ConfigError, ModelSettings, choose, config_context
 
 
-def test_a_choice_that_does_not_exist_is_refused_with_its_key_and_those_that_do():
+def test_an_unknown_choice_is_refused_with_its_key_and_the_known_choices():
     with pytest.raises(ConfigError, match=r"data\.source: 'webdataset' is none of \['a', 'b'\]"):
         choose({"b": 1, "a": 2}, "webdataset", "data.source")
     with pytest.raises(ConfigError, match=r"dtype: 'float16' is none of \['auto', 'bfloat16'"):
@@ -36,7 +36,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_its_key_and_those_that_do(
 @pytest.mark.parametrize(
     ("target", "expected"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
 )
-def test_auto_is_bfloat16_where_programs_are_traced_for_accelerators(target, expected, caplog):
+def test_auto_is_bfloat16_if_programs_are_traced_for_accelerators(target, expected, caplog):
     with tracing_for(target), caplog.at_level("INFO", logger="absl"):
         assert resolve_dtype("auto") == expected
         assert compute_dtype("auto") == jnp.dtype(expected)
@@ -56,7 +56,7 @@ def test_auto_is_bfloat16_where_programs_are_traced_for_accelerators(target, exp
         ((0, 11, 2), "", "bfloat16", "cpu", False),
     ],
 )
-def test_bfloat16_on_a_cpu_warns_where_xla_makes_nan_of_it(
+def test_bfloat16_on_a_cpu_warns_if_xla_returns_nan(
     version, flags, dtype, target, expected, monkeypatch, caplog
 ):
     monkeypatch.setattr(jax, "__version_info__", version)
@@ -66,7 +66,7 @@ def test_bfloat16_on_a_cpu_warns_where_xla_makes_nan_of_it(
     assert ("set dtype to float32, or the environment variable" in caplog.text) == expected
 
 
-def test_only_errors_of_values_become_mistakes_in_the_recipe():
+def test_only_value_errors_become_config_errors():
     with pytest.raises(ConfigError, match="optimizer: too steep") as caught:
         with config_context("optimizer"):
             raise ValueError("too steep")
@@ -78,7 +78,7 @@ def test_only_errors_of_values_become_mistakes_in_the_recipe():
         assert caught.value is error
 
 
-def test_a_model_is_built_with_the_recipe_s_type_and_norm(model_section):
+def test_a_model_has_the_dtype_norm_and_remat_policy_of_the_recipe(model_section):
     section = dataclasses.replace(
         model_section("nano_resnet"), dtype="bfloat16", kept_activations="products"
     )
@@ -96,21 +96,20 @@ def test_a_fresh_model_is_drawn_from_the_seed(model_section, monkeypatch):
         architectures.append(config)
         return key
 
-    # The initialisers themselves compile for many seconds.
+    # Compiling the initialisers takes many seconds.
     monkeypatch.setattr(models, "init_variables", fresh)
     for seed in (0, 7):
-        found = initial_variables(model_section("nano_vit"), seed)
-        assert found == jax.random.key(seed)
+        assert initial_variables(model_section("nano_vit"), seed) == jax.random.key(seed)
     assert set(architectures) == {PRESETS["nano_vit"]}
 
 
 def test_a_model_starts_from_its_directory(model_section, model_directory, nano_weights):
     section = model_section("nano_vit", model_directory("nano_vit", 3))
-    found = flatten(initial_variables(section, seed=0))
+    variables = flatten(initial_variables(section, seed=0))
     expected = flatten(nano_weights("nano_vit", 3))
-    assert found.keys() == expected.keys()
+    assert variables.keys() == expected.keys()
     for path in expected:
-        np.testing.assert_array_equal(found[path], expected[path])
+        np.testing.assert_array_equal(variables[path], expected[path])
 
 
 def test_a_directory_of_another_architecture_is_refused_naming_both(model_section, model_directory):
@@ -121,22 +120,22 @@ def test_a_directory_of_another_architecture_is_refused_naming_both(model_sectio
     assert f"{directory}: holds nano_resnet, the recipe wants preset 'nano_vit'" in message
 
 
-def test_a_directory_that_is_no_model_is_refused(model_section, tmp_path):
+def test_a_directory_without_a_model_is_refused(model_section, tmp_path):
     with pytest.raises(CheckpointMismatch, match="expected a model directory"):
         initial_variables(model_section("nano_vit", tmp_path), seed=0)
 
 
-def test_frozen_models_are_kept_in_the_type_they_compute_in_with_the_same_result(nano_weights):
-    """Kernels are cast where they are used, so casting them before changes no bit."""
+def test_frozen_models_stored_in_the_compute_dtype_give_the_same_result(nano_weights):
+    """Modules cast kernels to the compute dtype, so an earlier cast changes no bit."""
     model = CLIP(PRESETS["nano_resnet"], dtype=jnp.bfloat16)
     variables = jax.tree.map(jnp.asarray, nano_weights("nano_resnet", 3))
-    kept = without_text_tower(variables, jnp.bfloat16)
-    assert "text" not in kept["params"] and kept["params"].keys() < variables["params"].keys()
-    kinds = {leaf.dtype.name for leaf in jax.tree.leaves(kept) if leaf.ndim > 1}
-    assert kinds == {"bfloat16"}
+    stored = without_text_tower(variables, jnp.bfloat16)
+    assert "text" not in stored["params"] and stored["params"].keys() < variables["params"].keys()
+    dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(stored) if leaf.ndim > 1}
+    assert dtypes == {"bfloat16"}
     side = model.config.preprocessing.resolution
     pixels = jax.random.normal(jax.random.key(0), (2, side, side, 3))
-    expected, found = (
-        model.apply(some, pixels, method=model.encode_image) for some in (variables, kept)
+    expected, actual = (
+        model.apply(some, pixels, method=model.encode_image) for some in (variables, stored)
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)

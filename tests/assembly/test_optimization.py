@@ -20,14 +20,14 @@ from regionclip_jax.settings import ConfigError
 from regionclip_jax.sharding.mesh import make_mesh
 
 
-def test_a_batch_that_does_not_divide_among_the_devices_is_a_mistake_in_the_recipe():
+def test_a_batch_size_that_the_devices_do_not_divide_is_a_config_error():
     with pytest.raises(ConfigError, match=r"run\.batch_size: .*among 8 devices"):
         build_mesh(12, "run.batch_size")
     with pytest.raises(ConfigError, match=r"run\.fsdp: 3 does not divide the 8 devices"):
         build_mesh(8, "run.batch_size", fsdp=3)
 
 
-def test_the_schedule_is_the_recipe_s(optimizer):
+def test_the_schedule_follows_the_recipe(optimizer):
     multistep = dataclasses.replace(optimizer, warmup_steps=4, warmup_factor=0.5, boundaries=(10,))
     rate = build_schedule(multistep, num_steps=20)
     assert float(rate(0)) == pytest.approx(0.025)
@@ -40,12 +40,12 @@ def test_the_schedule_is_the_recipe_s(optimizer):
 @pytest.mark.parametrize(
     "changes", [{"boundaries": (8, 4)}, {"schedule": "cosine", "warmup_steps": 9}]
 )
-def test_an_optimizer_that_makes_no_sense_is_a_mistake_in_the_recipe(optimizer, changes):
+def test_contradictory_optimizer_settings_are_a_config_error(optimizer, changes):
     with pytest.raises(ConfigError, match="optimizer: "):
         build_optimizer(dataclasses.replace(optimizer, **changes), num_steps=5)
 
 
-def test_patterns_decide_what_is_trained_and_one_that_matches_nothing_is_refused(
+def test_patterns_select_frozen_parameters_and_an_unmatched_pattern_is_refused(
     optimizer, nano_weights
 ):
     variables = nano_weights("nano_vit", 0)

@@ -21,14 +21,14 @@ from regionclip_jax.settings import ConfigError
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
-def test_a_missing_data_folder_is_named_with_the_flag_that_sets_it(data, evaluation, path):
+def test_a_missing_data_folder_is_refused_with_its_flag(data, evaluation, path):
     with pytest.raises(ConfigError, match=rf"data\.path: '{path}' does not .*--config\.data\.path"):
         build_image_text_source(dataclasses.replace(data, path=path))
     with pytest.raises(ConfigError, match=rf"evaluation\.path: '{path}' does not exist"):
         build_boxes_source(dataclasses.replace(evaluation, path=path), "evaluation")
 
 
-def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(data, evaluation):
+def test_an_unknown_source_is_refused_before_its_path_is_read(data, evaluation):
     with pytest.raises(ConfigError, match="source: 'lmdb' is none of .*'tsv_pairs'"):
         dataclasses.replace(data, source="lmdb")
     with pytest.raises(ConfigError, match="source: 'tsv_pairs' is none of"):
@@ -40,7 +40,7 @@ def test_a_source_that_does_not_exist_is_refused_before_its_path_is_looked_at(da
         build_boxes_source(choice, "data")
 
 
-def test_a_source_says_at_its_start_what_it_has_and_what_it_left_out(data, tmp_path, caplog):
+def test_a_source_logs_the_counts_of_its_records_and_skipped_rows(data, tmp_path, caplog):
     (tmp_path / "a.jpg").write_bytes(b"picture")
     table = tmp_path / "t.csv"
     table.write_text("image,caption\na.jpg,words\nb.jpg,words\n")
@@ -60,7 +60,7 @@ def test_a_source_without_any_record_is_refused(data, tmp_path):
         build_image_text_source(section)
 
 
-def test_masks_are_asked_only_of_sources_that_have_them(evaluation):
+def test_masks_of_a_source_without_masks_are_refused(evaluation):
     section = dataclasses.replace(evaluation, source="pascal_voc")
     with pytest.raises(ConfigError, match=r"detector\.mask_size: pascal_voc has no masks"):
         build_boxes_source(section, "data", mask_size=28)
@@ -80,7 +80,7 @@ def test_sources_of_boxes_are_built_by_name(evaluation, tmp_path, source):
         build_boxes_source(section, "evaluation")
 
 
-def test_records_of_the_other_kind_are_refused(data, evaluation):
+def test_records_of_the_wrong_type_are_refused(data, evaluation):
     with pytest.raises(ConfigError, match=r"data\.path: .* holds detection records; .*image_text"):
         build_image_text_source(dataclasses.replace(data, path=evaluation.path))
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* holds image_text records"):
@@ -104,7 +104,7 @@ def same_batch(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in leaves)
 
 
-def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
+def test_a_stream_resumes_at_a_record_count_and_depends_on_the_seed(data):
     whole, rest, other = stream(data), stream(data, start_record=16), stream(data, seed=1)
     batches = [next(whole) for _ in range(4)]
     assert [same_batch(next(rest), batch) for batch in batches[2:]] == [True, True]
@@ -113,7 +113,7 @@ def test_a_stream_goes_on_from_a_record_count_and_follows_the_seed(data):
 
 
 class Sized:
-    """Source that knows the sizes of its images."""
+    """Source with known image sizes."""
 
     def __init__(self, sizes):
         self.sizes = lambda: sizes
@@ -122,7 +122,7 @@ class Sized:
         return "Sized()"
 
 
-def test_buckets_are_assigned_where_a_recipe_groups_and_a_source_knows_sizes(data, caplog):
+def test_buckets_are_assigned_if_a_recipe_groups_and_the_sizes_are_known(data, caplog):
     section = dataclasses.replace(
         data, canvas_sizes=((48, 64), (64, 48), (64, 64)), group_by_canvas=True
     )
@@ -140,15 +140,15 @@ def test_buckets_are_assigned_where_a_recipe_groups_and_a_source_knows_sizes(dat
 
 
 @pytest.fixture
-def parts(data, drawn, tmp_path):
-    """A mixture in place of one source: three records of the first to one of the second."""
-    write_array_record([drawn(i, False) for i in range(30, 35)], tmp_path / "few", 64, {})
+def parts(data, scene_record, tmp_path):
+    """Settings of a mixture with three records of the first source to one of the second."""
+    write_array_record([scene_record(i, False) for i in range(30, 35)], tmp_path / "few", 64, {})
     paths = (data.path, 3.0), (str(tmp_path / "few"), 1.0)
     parts = tuple(sections.MixturePart("array_record", path, "", weight) for path, weight in paths)
     return dataclasses.replace(data, path="", mixture=parts)
 
 
-def test_a_mixture_stands_in_place_of_one_source(parts):
+def test_a_mixture_is_used_like_one_source(parts):
     source = build_image_text_source(parts)
     assert source.shares == (3, 1) and len(source) == 24 + 5
     whole, rest = stream(parts), stream(parts, start_record=16)
@@ -156,7 +156,7 @@ def test_a_mixture_stands_in_place_of_one_source(parts):
     assert [same_batch(next(rest), batch) for batch in batches[2:]] == [True, True]
 
 
-def test_a_mixture_that_cannot_be_is_a_mistake_in_the_recipe(parts, evaluation):
+def test_an_invalid_mixture_is_a_config_error(parts, evaluation):
     def refused(message, *changed):
         section = dataclasses.replace(parts, mixture=(parts.mixture[0], *changed))
         with pytest.raises(ConfigError, match=message):
@@ -176,15 +176,15 @@ def test_a_mixture_that_cannot_be_is_a_mistake_in_the_recipe(parts, evaluation):
 
 
 @pytest.fixture
-def broken_data(data, drawn, tmp_path):
-    """One record of eight cannot be used."""
-    records = [drawn(i, False) for i in range(7)]
+def broken_data(data, scene_record, tmp_path):
+    """Settings of eight records, one with a truncated image."""
+    records = [scene_record(i, False) for i in range(7)]
     records.append(ImageTextRecord("torn", records[0].image[:60], ("a ring",)))
     write_array_record(records, tmp_path / "set", 64, {})
     return dataclasses.replace(data, path=str(tmp_path / "set"))
 
 
-def test_a_record_that_cannot_be_used_is_a_masked_row(broken_data):
+def test_a_skipped_record_is_a_masked_row(broken_data):
     batches = stream(dataclasses.replace(broken_data, max_skipped_fraction=0.2))
     assert [int(next(batches).mask.sum()) for _ in range(3)] == [7, 7, 7]
 
@@ -192,7 +192,7 @@ def test_a_record_that_cannot_be_used_is_a_masked_row(broken_data):
 def test_more_skipped_records_than_the_recipe_allows_stop_the_stream(broken_data):
     with pytest.raises(TooManySkipped, match=r"1 of 8 records .*10\.00%[\s\S]*torn"):
         next(stream(broken_data))
-    # As many as the minimum are needed, too.
+    # The stream stops only at the minimum number of skipped records.
     batches = stream(dataclasses.replace(broken_data, min_skipped_records=3))
     assert [int(next(batches).mask.sum()) for _ in range(2)] == [7, 7]
     with pytest.raises(TooManySkipped, match="3 of 24 records"):
@@ -206,12 +206,12 @@ def test_more_skipped_records_than_the_recipe_allows_stop_the_stream(broken_data
         ({"max_skipped_fraction": 2.0}, "within 0 and 1"),
     ],
 )
-def test_settings_a_stream_cannot_have_are_mistakes_in_the_recipe(data, changes, message):
+def test_invalid_stream_settings_are_a_config_error(data, changes, message):
     with pytest.raises(ConfigError, match=f"data: .*{message}"):
         stream(dataclasses.replace(data, **changes))
 
 
-def test_a_batch_whose_pictures_fit_no_common_canvas_is_a_mistake_in_the_recipe(data, tmp_path):
+def test_images_without_a_common_canvas_are_a_config_error(data, tmp_path):
     def record(height, width):
         file = io.BytesIO()
         Image.new("RGB", (width, height)).save(file, "PNG")
@@ -224,7 +224,7 @@ def test_a_batch_whose_pictures_fit_no_common_canvas_is_a_mistake_in_the_recipe(
         next(stream(section))
 
 
-def test_an_evaluation_sees_every_record_once_and_padding_is_not_skipped(evaluation):
+def test_an_evaluation_reads_every_record_once_and_padding_is_not_counted_as_skipped(evaluation):
     source = build_boxes_source(evaluation, "evaluation")
     batches = list(detection_pass(evaluation, source))
     assert [int(batch.mask.sum()) for batch in batches] == [8, 8, 4]
@@ -232,10 +232,10 @@ def test_an_evaluation_sees_every_record_once_and_padding_is_not_skipped(evaluat
     assert ids.tolist() == list(range(1, 21))
 
 
-def test_the_share_of_skipped_records_in_an_evaluation_is_that_of_the_records(
-    evaluation, drawn, tmp_path
+def test_the_fraction_of_skipped_records_in_an_evaluation_excludes_padding(
+    evaluation, scene_record, tmp_path
 ):
-    records = [drawn(i, True) for i in range(9)]
+    records = [scene_record(i, True) for i in range(9)]
     records[8] = dataclasses.replace(records[8], image=b"torn")
     write_array_record(records, tmp_path / "set", 64, {"category_names": ["a"]})
     for fraction, is_refused in ((0.1, True), (0.12, False)):
@@ -250,7 +250,7 @@ def test_the_share_of_skipped_records_in_an_evaluation_is_that_of_the_records(
             assert [int(batch.mask.sum()) for batch in batches] == [8, 0]
 
 
-def test_an_image_with_more_boxes_than_rows_is_a_mistake_in_the_recipe(evaluation):
+def test_an_image_with_more_boxes_than_rows_is_a_config_error(evaluation):
     section = dataclasses.replace(evaluation, max_boxes=1)
     source = build_boxes_source(section, "evaluation")
     with pytest.raises(ConfigError, match="evaluation: image .* set max_boxes to at least"):

@@ -1,4 +1,4 @@
-"""The frame of a training job, around a step that takes no time to compile."""
+"""Run of a training job with a step that compiles quickly."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def recipe(data, optimizer, run_section):
 
 
 def step(state, frozen, batch):
-    """Moves what is trained by numbers of the batch, of the frozen argument and of the state."""
+    """Update the parameters with values of the batch, the frozen argument and the state."""
     total = batch["x"].sum() * frozen["scale"]
     gradients = jax.tree.map(lambda p: 1e-3 * (total + p), state.params)
     metrics = {"loss": total, "skipped_records": (batch["x"] < 0).sum()}
@@ -40,7 +40,7 @@ def step(state, frozen, batch):
 
 @pytest.fixture
 def train(nano_weights, tmp_path):
-    """``train(recipe)`` in one working directory; ``train.started`` lists where streams began."""
+    """``train(recipe)`` in one working directory; ``train.started`` lists the starts of streams."""
     started = []
     weights = nano_weights("nano_vit", 0)
 
@@ -50,12 +50,14 @@ def train(nano_weights, tmp_path):
             x = position + np.arange(batch_size, dtype=np.float32)
             yield {"x": x * 1e-3 if position < broken_from else x * np.nan}
 
-    def run(recipe, *, workdir=tmp_path, make_step=lambda mesh: step, broken_from=10**6, **more):
+    def run(
+        recipe, *, workdir=tmp_path, make_step=lambda mesh: step, broken_from=10**6, **contents
+    ):
         def begin(variables):
             return create_train_state(variables, ("^text/",), OPTIMIZER)
 
         materials = Materials(
-            contents={"records": 24, **more},
+            contents={"records": 24, **contents},
             variables=lambda: weights,
             frozen=lambda workdir: {"scale": np.float32(0.5)},
             batches=lambda start: stream(start, recipe.run.batch_size, broken_from),
@@ -81,13 +83,11 @@ def checkpoints(workdir) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def test_a_run_leaves_checkpoints_events_and_a_model_that_moved(
-    train, recipe, tmp_path, nano_weights
-):
+def test_a_run_writes_checkpoints_events_and_a_trained_model(train, recipe, tmp_path, nano_weights):
     model = train(recipe)
     assert model == tmp_path / "model" and checkpoints(tmp_path) == [3, 4]
     assert list(tmp_path.glob("events.*"))
-    # As JSON: tuples are lists there.
+    # The comparison is in JSON, as its lists were tuples.
     written = json.loads((tmp_path / "settings.json").read_text())
     assert written == json.loads(json.dumps(as_plain(recipe)))
     variables, card = load_model(model)
@@ -98,7 +98,7 @@ def test_a_run_leaves_checkpoints_events_and_a_model_that_moved(
         assert np.array_equal(start[path], end[path]) == path.startswith("params/text/"), path
 
 
-def test_a_run_that_is_resumed_ends_as_one_that_never_stopped(train, recipe, changed, tmp_path):
+def test_a_resumed_run_equals_one_without_a_stop(train, recipe, changed, tmp_path):
     longer = changed(recipe, {"run.num_steps": 6})
     whole = flatten(load_model(train(longer, workdir=tmp_path / "whole"))[0])
     train(recipe, workdir=tmp_path / "parts")
@@ -120,7 +120,7 @@ def test_a_finished_run_is_exported_again_without_a_step(train, recipe):
         np.testing.assert_array_equal(before[path], after[path])
 
 
-def test_fewer_steps_than_were_done_are_refused_naming_both(train, recipe, changed):
+def test_fewer_steps_than_completed_are_refused_with_both_numbers(train, recipe, changed):
     train(recipe)
     with pytest.raises(ConfigError, match=r"run\.num_steps: 2, but .* has done 4; .*--workdir"):
         train(changed(recipe, {"run.num_steps": 2}))
@@ -137,7 +137,7 @@ def test_fewer_steps_than_were_done_are_refused_naming_both(train, recipe, chang
         ("data.flip_probability", 0.5, 0.0),
     ],
 )
-def test_a_setting_that_is_changed_at_resume_is_refused_naming_both_values(
+def test_a_setting_changed_at_resume_is_refused_with_both_values(
     train, recipe, changed, key, there, here
 ):
     train(changed(recipe, {"run.num_steps": 1}))
@@ -147,13 +147,13 @@ def test_a_setting_that_is_changed_at_resume_is_refused_naming_both_values(
     assert f"{key}: there {there!r}, here {here!r}" in message and "--workdir" in message
 
 
-def test_other_contents_behind_the_same_paths_are_refused_naming_both(train, recipe, changed):
+def test_other_contents_at_the_same_paths_are_refused_with_both_values(train, recipe, changed):
     train(changed(recipe, {"run.num_steps": 1}), teacher="abc")
     with pytest.raises(CheckpointMismatch, match=r"contents\.teacher: there 'abc', here 'def'"):
         train(recipe, teacher="def")
 
 
-def test_where_files_lie_and_how_often_is_logged_may_change(train, recipe, changed, tmp_path):
+def test_paths_and_intervals_may_change_at_resume(train, recipe, changed, tmp_path):
     train(changed(recipe, {"run.num_steps": 1}))
     moved = {
         "data.path": "/elsewhere",
@@ -167,7 +167,7 @@ def test_where_files_lie_and_how_often_is_logged_may_change(train, recipe, chang
     assert train.started == [0, 8] and checkpoints(tmp_path) == [1, 3, 4]
 
 
-def test_of_a_mixture_the_paths_may_change_and_the_weights_may_not(recipe):
+def test_paths_of_a_mixture_may_change_but_its_weights_may_not(recipe):
     def card(path: str, weight: float) -> dict:
         mixture = (MixturePart("array_record", path, "", weight),)
         data = dataclasses.replace(recipe.data, path="", mixture=mixture)
@@ -176,7 +176,7 @@ def test_of_a_mixture_the_paths_may_change_and_the_weights_may_not(recipe):
     assert card("here", 1.0) == card("there", 1.0) != card("there", 2.0)
 
 
-def test_the_length_may_not_change_where_the_schedule_is_drawn_over_it(recipe, changed):
+def test_the_number_of_steps_may_not_change_if_the_schedule_depends_on_it(recipe, changed):
     longer = {"run.num_steps": 9}
     for schedule, same in (("multistep", True), ("cosine", False)):
         first = changed(recipe, {"optimizer.schedule": schedule})
@@ -185,7 +185,7 @@ def test_the_length_may_not_change_where_the_schedule_is_drawn_over_it(recipe, c
         assert (cards[0] == cards[1]) == same
 
 
-def test_a_metric_that_is_not_finite_stops_the_run_at_the_last_good_checkpoint(
+def test_a_metric_that_is_not_finite_stops_the_run_at_the_last_finite_checkpoint(
     train, recipe, tmp_path
 ):
     with pytest.raises(NonFiniteMetric, match="metric 'loss' is nan") as caught:
@@ -194,7 +194,9 @@ def test_a_metric_that_is_not_finite_stops_the_run_at_the_last_good_checkpoint(
     assert checkpoints(tmp_path) == [1, 2] and not (tmp_path / "model").exists()
 
 
-def test_a_parameter_that_is_not_finite_is_not_saved_though_the_loss_is(train, recipe, tmp_path):
+def test_a_parameter_that_is_not_finite_is_not_saved_even_with_a_finite_loss(
+    train, recipe, tmp_path
+):
     def make_step(mesh):
         def broken(state, frozen, batch):
             after, metrics = step(state, frozen, batch)
@@ -209,12 +211,12 @@ def test_a_parameter_that_is_not_finite_is_not_saved_though_the_loss_is(train, r
     assert checkpoints(tmp_path) == [1, 2] and not (tmp_path / "model").exists()
 
 
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused(train, recipe, changed):
+def test_a_batch_size_that_the_devices_do_not_divide_is_refused(train, recipe, changed):
     with pytest.raises(ConfigError, match=r"run\.batch_size: .* 12 does not divide among 8"):
         train(changed(recipe, {"run.batch_size": 12}))
 
 
-def test_batches_on_several_canvases_are_programs_of_one_run():
+def test_one_run_takes_batches_on_several_canvases():
     mesh = training_run.build_mesh(8, "run.batch_size")
 
     def sum_up(state, frozen, batch):
@@ -227,7 +229,7 @@ def test_batches_on_several_canvases_are_programs_of_one_run():
     assert int(state) == 3 * 2 * 8 * 18
 
 
-def test_what_would_cross_to_the_devices_in_the_loop_unnoticed_is_refused():
+def test_an_implicit_transfer_to_the_devices_in_the_loop_is_refused():
     mesh = training_run.build_mesh(8, "run.batch_size")
     state = replicate(jnp.zeros(3), mesh)
     add = training_run._on_mesh(
@@ -239,7 +241,7 @@ def test_what_would_cross_to_the_devices_in_the_loop_unnoticed_is_refused():
 
 @pytest.fixture
 def on_devices(monkeypatch):
-    """``on_devices(number)``: the runs after it have so many devices."""
+    """``on_devices(number)``: limit later runs to this number of devices."""
 
     def use(number: int) -> None:
         mesh = functools.partial(make_mesh, devices=jax.devices()[:number])
@@ -253,22 +255,22 @@ def on_devices(monkeypatch):
 @pytest.mark.parametrize(
     ("first", "second"), [((8, 1), (4, 1)), ((4, 4), (1, 1)), ((1, 1), (8, 2))]
 )
-def test_a_run_goes_on_with_other_devices_where_it_was_and_learns_the_same(
+def test_a_run_resumes_on_other_devices_with_the_same_result(
     train, recipe, changed, on_devices, tmp_path, first, second
 ):
-    """On all devices at once, and two steps each on as many of two meshes (devices, fsdp)."""
+    """Compare a run on all devices with two steps on each of two meshes (devices, fsdp)."""
     whole = flatten(load_model(train(recipe, workdir=tmp_path / "whole"))[0])
     for steps, (number, fsdp) in ((2, first), (4, second)):
         on_devices(number)
         part = changed(recipe, {"run.num_steps": steps, "run.fsdp": fsdp})
         model = train(part, workdir=tmp_path / "parts")
     assert train.started == [0, 0, 2 * 8]
-    found = flatten(load_model(model)[0])
+    resumed = flatten(load_model(model)[0])
     for path in whole:
-        np.testing.assert_allclose(found[path], whole[path], rtol=1e-6, err_msg=path)
+        np.testing.assert_allclose(resumed[path], whole[path], rtol=1e-6, err_msg=path)
 
 
-def test_devices_that_cannot_take_the_run_are_refused(train, recipe, changed, on_devices):
+def test_device_counts_that_do_not_fit_the_run_are_refused(train, recipe, changed, on_devices):
     on_devices(6)
     with pytest.raises(ConfigError, match=r"run\.batch_size: .* 8 does not divide among 6"):
         train(recipe)

@@ -1,4 +1,4 @@
-"""What the benchmark times in PyTorch is the same work: our weights in it give our numbers."""
+"""The PyTorch counterparts of the benchmark give the results of this package."""
 
 import dataclasses
 import sys
@@ -65,7 +65,7 @@ def runner():
 
 
 def varied(abstract: dict, seed: int) -> dict:
-    """Norms that are not none, and kernels of mean 0, so that regions do not all look alike."""
+    """Return random weights with random norms and zero-mean kernels, so that regions differ."""
     rng = np.random.default_rng(seed)
 
     def vary(leaf):
@@ -98,7 +98,7 @@ def assert_close(theirs, ours, tolerance=1e-4):
     assert error < tolerance, error
 
 
-def test_features_regions_and_texts_are_ours(runner, model, variables, boxes):
+def test_features_regions_and_texts_equal_those_of_this_package(runner, model, variables, boxes):
     theirs = torch_clip.torch_clip(model.config, variables, runner, canvas=(HEIGHT, WIDTH))
 
     @jax.jit
@@ -115,7 +115,9 @@ def test_features_regions_and_texts_are_ours(runner, model, variables, boxes):
     assert_close(theirs.encode_text(runner.tensor(TOKENS).long()), texts)
 
 
-def test_losses_of_pretraining_and_their_gradients_are_ours(runner, model, variables, boxes):
+def test_pretraining_losses_and_gradients_equal_those_of_this_package(
+    runner, model, variables, boxes
+):
     settings = pretraining.settings_of(5, None)
     teacher = varied(abstract_variables(model.config), 2)
     frozen = pretrain_step.Frozen(teacher, jnp.asarray(CONCEPTS), jnp.asarray(CONCEPTS))
@@ -123,7 +125,7 @@ def test_losses_of_pretraining_and_their_gradients_are_ours(runner, model, varia
         jnp.asarray(IMAGES), SIZES, jnp.asarray(TOKENS), jnp.ones(len(IMAGES), bool)
     )
     regions = Regions(boxes, jnp.zeros(boxes.shape[:2]), jnp.ones(boxes.shape[:2], bool))
-    # A kernel deep in the tower, and for the ViT the positions, which are resized.
+    # The ViT resizes its positions, so their gradient is compared too.
     kernel = "visual/layer4/block0/conv2/kernel"
     trained = [kernel]
     if isinstance(model.config.image, ViTConfig):
@@ -155,13 +157,13 @@ def test_losses_of_pretraining_and_their_gradients_are_ours(runner, model, varia
     labels = torch_pretraining.label_with_teacher(
         their_teacher, images, their_boxes, concepts, settings
     )
-    found = torch_pretraining.losses_of(
+    their_losses = torch_pretraining.losses_of(
         student, images, runner.tensor(TOKENS).long(), their_boxes, concepts, labels, settings
     )
     assert min(losses.values()) > 0.01
     for name, loss in losses.items():
-        assert_close(found[name], loss)
-    sum(found.values()).backward()
+        assert_close(their_losses[name], loss)
+    sum(their_losses.values()).backward()
     if isinstance(model.config.image, ViTConfig):
         block = student.visual.transformer["resblocks"][1]
         assert_close(block.mlp["c_fc"].weight.grad.T, gradient[kernel])
@@ -172,7 +174,7 @@ def test_losses_of_pretraining_and_their_gradients_are_ours(runner, model, varia
         assert_close(grad, gradient[kernel])
 
 
-def test_detections_are_ours(runner, model, variables):
+def test_detections_equal_those_of_this_package(runner, model, variables):
     localizer = Localizer(PYRAMID)
     pyramid = varied(abstract_localizer(PYRAMID), 3)
     settings = detection.settings_of(None)
@@ -202,8 +204,8 @@ def test_detections_are_ours(runner, model, variables):
     for number, (their_boxes, classes, scores) in enumerate(detect(runner.tensor(IMAGES))):
         real = np.asarray(ours.detections.mask[number])
         assert real.sum() == len(scores) > 10
-        # At temperature 0.01 an error of 1e-6 of a cosine is one of 1e-4 of a score; two forms of a
-        # pyramid's convolutions were seen to move a box of 96 pixels by 0.02.
+        # At temperature 0.01 an error of 1e-6 in a cosine is 1e-4 in a score. Other convolution
+        # algorithms in the pyramid moved a box of 96 pixels by 0.02.
         assert_close(scores, ours.detections.scores[number][real], 1e-3)
         assert_close(their_boxes, ours.detections.boxes[number][real], 1e-3)
         assert classes.tolist() == ours.detections.classes[number][real].tolist()

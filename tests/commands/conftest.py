@@ -1,6 +1,6 @@
-"""The main command as a user types it, on pictures of a few pixels.
+"""The main command in child processes, on images of a few pixels.
 
-One small recipe serves all: RN50 on a COCO folder, made small in the file that a user would write.
+All tests share one small recipe: RN50 on a COCO folder, reduced in a recipe file like a user's.
 """
 
 import json
@@ -36,7 +36,7 @@ def get_config():
     config.data.canvas_sizes = ((96, 96),)
     config.data.num_threads = 1
     config.data.context_length = 16
-    # One caption of fourteen is blank, one picture of the thirteen others broken.
+    # One of 14 captions is blank, and one of the 13 other images is corrupt.
     config.data.max_skipped_fraction, config.data.min_skipped_records = 0.1, 100
     config.concepts.names_file, config.concepts.templates = {concepts!r}, "plain"
     config.regions.proposals.num_proposals, config.regions.num_regions = 12, 6
@@ -58,28 +58,28 @@ def get_config():
     config.evaluation.canvas_sizes = ((64, 96), (96, 64), (96, 96))
     config.evaluation.max_boxes, config.evaluation.detection.regions_per_chunk = 4, 4
     config.evaluation.templates = "plain"
-    # Every box with every class.
+    # The evaluation keeps every box with every class.
     config.evaluation.detection.score_threshold = 0.0
     config.evaluation.detection.nms.threshold = 1.0
     config.evaluation.num_threads = 1
     return config
 """
 
-# (height, width) of the pictures: lying, upright, square.
+# (height, width) of the images: landscape, portrait, square.
 SIZES = [(60, 90), (90, 60), (70, 70)] * 4
 CATEGORIES = {7: "cat", 3: "dog", 12: "sheep"}
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """One CPU device as in a plain shell, and one compilation cache for all runs of the session."""
+    """Environment with one CPU device and one compilation cache for all runs of the session."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        # A run spends most of its time compiling; programs for a few steps need not be the best.
+        # Compilation takes most of the time of a run, so it optimises less.
         "XLA_FLAGS": "--xla_backend_optimization_level=1",
         "PYTHONPATH": str(ROOT),
     }
@@ -87,7 +87,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def command(environment):
-    """``command(recipe, workdir, *flags)`` -> arguments of ``subprocess`` for the main command."""
+    """``command(recipe, workdir, *flags)``: arguments of ``subprocess`` for the main command."""
 
     def make(recipe, workdir, *flags: str) -> dict:
         arguments = [f"--config={recipe}", f"--workdir={workdir}", *flags]
@@ -103,7 +103,7 @@ def command(environment):
 
 @pytest.fixture(scope="session")
 def run_main(command):
-    """Runs the main command to its end."""
+    """``run_main(recipe, workdir, *flags)``: the completed process of the main command."""
 
     def run(recipe, workdir, *flags: str) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -115,11 +115,11 @@ def run_main(command):
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory) -> Path:
-    """A model directory of the smallest preset with random weights."""
+    """Model directory of the smallest preset with random weights."""
     directory = tmp_path_factory.mktemp("weights") / "scenes"
     rng = np.random.default_rng(0)
     shapes = flatten(abstract_variables(PRESETS["scenes"]))
-    # From numpy: JAX's own initialisation compiles for many seconds.
+    # NumPy draws the values, as compiling the JAX initialisers takes many seconds.
     leaves = {path: initial_value(path, leaf.shape, rng) for path, leaf in shapes.items()}
     save_model(directory, unflatten(leaves), ModelCard(PRESETS["scenes"], {"run": "test"}))
     return directory
@@ -136,7 +136,7 @@ def initial_value(path: str, shape: tuple[int, ...], rng) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def coco_folder(tmp_path_factory) -> Path:
-    """COCO's layout with twelve pictures; ``train`` also has a broken one and a blank caption."""
+    """COCO folder of twelve images; ``train`` also has a corrupt image and a blank caption."""
     root = tmp_path_factory.mktemp("coco")
     rng = np.random.default_rng(0)
     for folder in ("annotations", "train", "val"):
@@ -145,9 +145,9 @@ def coco_folder(tmp_path_factory) -> Path:
     for number, (height, width) in enumerate(SIZES, start=1):
         name = f"{number:012d}.jpg"
         pixels = rng.integers(0, 256, (height // 10, width // 10, 3), np.uint8)
-        picture = Image.fromarray(pixels).resize((width, height))
+        image = Image.fromarray(pixels).resize((width, height))
         for split in ("train", "val"):
-            picture.save(root / split / name)
+            image.save(root / split / name)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         captions.append({"id": number, "image_id": number, "caption": f"a cat, {number} dogs"})
         for k in range(1 + number % 3):
@@ -162,8 +162,9 @@ def coco_folder(tmp_path_factory) -> Path:
                     "iscrowd": 0,
                 }
             )
-    kinds = [{"id": i, "name": name} for i, name in CATEGORIES.items()]
-    write_json(root, "instances_val", {"images": images, "annotations": boxes, "categories": kinds})
+    categories = [{"id": i, "name": name} for i, name in CATEGORIES.items()]
+    instances = {"images": images, "annotations": boxes, "categories": categories}
+    write_json(root, "instances_val", instances)
     write_json(root, "captions_empty", {"images": images, "annotations": []})
     (root / "empty").mkdir()
 
@@ -187,7 +188,7 @@ def write_json(root: Path, name: str, content: dict) -> None:
 
 @pytest.fixture(scope="session")
 def pretrain_recipe(tmp_path_factory, coco_folder, model_directory) -> Path:
-    """A recipe of one's own: the paper's, made small."""
+    """Recipe file of a user: the recipe of the paper, reduced."""
     folder = tmp_path_factory.mktemp("recipes")
     concepts = folder / "concepts.txt"
     concepts.write_text("cat\ndog\nsheep\ngrass\n")
@@ -207,7 +208,7 @@ def evaluate_recipe(tmp_path_factory, coco_folder) -> Path:
 
 @pytest.fixture(scope="session")
 def read_events():
-    """``read_events(directory)`` -> tag -> [(step, value)], of all event files of a directory."""
+    """``read_events(directory)``: tag to [(step, value)] for all event files of a directory."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -235,14 +236,14 @@ def read_events():
 
 
 @pytest.fixture(scope="session")
-def complaint():
-    """``complaint(done)`` -> the one line a failed command says, after checking that it is one."""
+def error_message():
+    """``error_message(done)``: the single error message of a failed command."""
 
     def check(done: subprocess.CompletedProcess) -> str:
         assert done.returncode not in (0, None), done.stdout
         assert "Traceback" not in done.stderr, done.stderr
-        said = [line for line in done.stderr.splitlines() if line.startswith("regionclip_jax: ")]
-        assert len(said) == 1, done.stderr
-        return done.stderr[done.stderr.index(said[0]) :]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("regionclip_jax: ")]
+        assert len(errors) == 1, done.stderr
+        return done.stderr[done.stderr.index(errors[0]) :]
 
     return check

@@ -1,4 +1,4 @@
-"""What a user gets wrong: one clear line that names the place and the remedy, and no traceback."""
+"""Errors of users: one line with the key or file and the remedy, without a traceback."""
 
 import shutil
 
@@ -10,54 +10,56 @@ from regionclip_jax.data.sources.records import ImageTextRecord
 pytestmark = pytest.mark.command
 
 
-def test_a_key_that_does_not_exist_is_refused_with_the_one_meant(run_main, complaint, tmp_path):
+def test_an_unknown_key_is_refused_with_the_nearest_known_key(run_main, error_message, tmp_path):
     done = run_main("configs/pretrain.py", tmp_path, "--config.scenes.num_closeup=1")
-    assert "did you mean 'num_closeups'" in complaint(done)
+    assert "did you mean 'num_closeups'" in error_message(done)
 
 
-def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(run_main, complaint, tmp_path):
-    message = complaint(run_main("configs/pretrain.py:rn51_coco", tmp_path))
+def test_an_unknown_variant_is_refused_with_the_known_variants(run_main, error_message, tmp_path):
+    message = error_message(run_main("configs/pretrain.py:rn51_coco", tmp_path))
     assert "'rn51_coco' is none of" in message and "rn50_coco" in message
 
 
-def test_a_recipe_that_does_not_exist_is_named(run_main, complaint, tmp_path):
-    assert "configs/pretain.py" in complaint(run_main("configs/pretain.py", tmp_path))
+def test_a_missing_recipe_is_named(run_main, error_message, tmp_path):
+    assert "configs/pretain.py" in error_message(run_main("configs/pretain.py", tmp_path))
 
 
-def test_a_value_of_another_type_is_refused_with_its_key(run_main, complaint, tmp_path):
-    message = complaint(run_main("configs/pretrain.py", tmp_path, "--config.seed=abc"))
+def test_a_value_of_another_type_is_refused_with_its_key(run_main, error_message, tmp_path):
+    message = error_message(run_main("configs/pretrain.py", tmp_path, "--config.seed=abc"))
     assert "config.seed" in message and "abc" in message
 
 
-def test_a_missing_data_folder_is_named_with_the_flag_that_sets_it(
-    run_main, complaint, pretrain_recipe, tmp_path
+def test_a_missing_data_folder_is_refused_with_its_flag(
+    run_main, error_message, pretrain_recipe, tmp_path
 ):
     done = run_main(pretrain_recipe, tmp_path, "--config.data.path=nowhere")
-    message = complaint(done)
+    message = error_message(done)
     assert "data.path: 'nowhere' does not exist" in message and "--config.data.path" in message
 
 
-def test_a_captions_file_without_captions_is_named(run_main, complaint, pretrain_recipe, tmp_path):
-    message = complaint(run_main(pretrain_recipe, tmp_path, "--config.data.split=empty"))
+def test_a_captions_file_without_captions_is_named(
+    run_main, error_message, pretrain_recipe, tmp_path
+):
+    message = error_message(run_main(pretrain_recipe, tmp_path, "--config.data.split=empty"))
     assert "captions_empty.json has no captions: expected" in message
 
 
-def test_a_missing_concepts_file_is_named(run_main, complaint, pretrain_recipe, tmp_path):
+def test_a_missing_concepts_file_is_named(run_main, error_message, pretrain_recipe, tmp_path):
     flag = "--config.concepts.names_file=nouns.txt"
-    message = complaint(run_main(pretrain_recipe, tmp_path, flag))
+    message = error_message(run_main(pretrain_recipe, tmp_path, flag))
     assert "concepts.names_file: nouns.txt does not exist" in message
 
 
 def test_weights_of_another_architecture_are_refused(
-    run_main, complaint, pretrain_recipe, model_directory, tmp_path
+    run_main, error_message, pretrain_recipe, model_directory, tmp_path
 ):
     done = run_main(pretrain_recipe, tmp_path, "--config.student.preset=tiny")
-    message = complaint(done)
+    message = error_message(done)
     assert f"{model_directory}: holds scenes, the recipe wants preset 'tiny'" in message
 
 
-def test_a_model_directory_with_a_cut_file_is_refused(
-    run_main, complaint, pretrain_recipe, model_directory, tmp_path
+def test_a_model_directory_with_a_truncated_file_is_refused(
+    run_main, error_message, pretrain_recipe, model_directory, tmp_path
 ):
     broken = tmp_path / "broken"
     shutil.copytree(model_directory, broken)
@@ -66,36 +68,38 @@ def test_a_model_directory_with_a_cut_file_is_refused(
     flags = [f"--config.{role}.init_from={broken}" for role in ("student", "teacher")]
     done = run_main(pretrain_recipe, tmp_path / "run", *flags)
     assert done.returncode == 1
-    # Orbax's threads print tracebacks of their own before and after what is ours.
+    # The threads of Orbax print tracebacks before and after this error message.
     ours = done.stderr[done.stderr.rindex("regionclip_jax: ") :].partition("Traceback")[0]
     assert f"{broken / 'params'}: expected" in ours and "damaged files" in ours
     assert "copy it again" in ours and "CheckpointMismatch" not in done.stderr
 
 
-def test_a_shard_of_records_that_was_cut_is_named(run_main, complaint, pretrain_recipe, tmp_path):
+def test_a_truncated_record_shard_is_named(run_main, error_message, pretrain_recipe, tmp_path):
     records = [ImageTextRecord(f"{i}", b"", ("a cat",)) for i in range(3)]
     write_array_record(records, tmp_path / "set", 2, {})
     shard = tmp_path / "set" / "shard-00001.arrayrecord"
     shard.write_bytes(shard.read_bytes()[:-100_000])
     flags = ["--config.data.source=array_record", f"--config.data.path={tmp_path / 'set'}"]
-    message = complaint(run_main(pretrain_recipe, tmp_path / "run", *flags))
+    message = error_message(run_main(pretrain_recipe, tmp_path / "run", *flags))
     assert f"data: {shard}: expected an ArrayRecord file" in message and "copy it" in message
 
 
-def test_drawn_pictures_of_another_recipe_are_not_overwritten(run_main, complaint, tmp_path):
-    few = [f"--config.scenes.num_{kind}=2" for kind in ("closeups", "scenes", "test")]
+def test_synthetic_scenes_of_another_recipe_are_not_overwritten(run_main, error_message, tmp_path):
+    few = [f"--config.scenes.num_{part}=2" for part in ("closeups", "scenes", "test")]
     (tmp_path / "data" / "whole_pictures").mkdir(parents=True)
-    message = complaint(run_main("configs/pretrain.py", tmp_path, *few))
+    message = error_message(run_main("configs/pretrain.py", tmp_path, *few))
     assert "whole_pictures" in message and "delete it or choose another path" in message
 
 
-def test_an_address_as_workdir_is_refused(run_main, complaint):
-    message = complaint(run_main("configs/pretrain.py", "gs://bucket/run"))
+def test_a_workdir_with_an_address_is_refused(run_main, error_message):
+    message = error_message(run_main("configs/pretrain.py", "gs://bucket/run"))
     assert "'gs://bucket/run' is an address, expected a folder; mount the bucket" in message
 
 
-def test_a_cluster_that_is_none_and_half_of_its_flags_are_refused(run_main, complaint, tmp_path):
-    message = complaint(run_main("configs/pretrain.py", tmp_path, "--process_id=1"))
+def test_a_missing_cluster_and_incomplete_cluster_flags_are_refused(
+    run_main, error_message, tmp_path
+):
+    message = error_message(run_main("configs/pretrain.py", tmp_path, "--process_id=1"))
     assert "--process_id without --coordinator, --num_processes" in message
-    message = complaint(run_main("configs/pretrain.py", tmp_path, "--coordinator=auto"))
+    message = error_message(run_main("configs/pretrain.py", tmp_path, "--coordinator=auto"))
     assert "the processes of the run could not be joined" in message

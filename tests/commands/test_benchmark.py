@@ -1,4 +1,4 @@
-"""The benchmark as a user types it, on a few pixels: what it writes, never how fast it is."""
+"""Output of the benchmark command on a few pixels, without checks of its speed."""
 
 import importlib.util
 import json
@@ -19,15 +19,15 @@ def benchmark(environment, tmp_path):
         file = tmp_path / "numbers.json"
         done = start(environment, *arguments, f"--json={file}")
         assert done.returncode == 0, done.stderr
-        found = json.loads(file.read_text())
-        assert found["what"] == arguments[0] and found["backend"] == "cpu"
-        assert found["cpu_count"] >= 1 and {"jax", "jaxlib", "python"} <= set(found["versions"])
-        for row in found["rows"]:
+        results = json.loads(file.read_text())
+        assert results["what"] == arguments[0] and results["backend"] == "cpu"
+        assert results["cpu_count"] >= 1 and {"jax", "jaxlib", "python"} <= set(results["versions"])
+        for row in results["rows"]:
             ours = row["ours"]
             assert 0 < ours["lowest_s"] <= ours["median_s"] <= ours["highest_s"]
-            assert ours["first_s"] > 0 and len(ours["runs_s"]) == found["arguments"]["repeats"]
+            assert ours["first_s"] > 0 and len(ours["runs_s"]) == results["arguments"]["repeats"]
             assert "torch" not in row and row["name"] in done.stdout
-        return found
+        return results
 
     return run
 
@@ -39,39 +39,39 @@ def start(environment, *arguments: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_operations_are_timed_both_ways_and_by_both_implementations(benchmark):
-    found = benchmark(
+def test_operations_are_timed_with_gradients_and_for_every_implementation(benchmark):
+    results = benchmark(
         "ops", "--height=64", "--width=64", "--channels=4", "--crop=2", "--regions", "3",
         "--candidates=20", "--kept=5", "--scored=6", "--classes", "2", "3", "--tokens=20",
         "--heads=1", "--repeats=2",
     )  # fmt: skip
-    names = [row["name"] for row in found["rows"]]
+    names = [row["name"] for row in results["rows"]]
     assert len(names) == 13 and len(set(names)) == 13
-    assert all(row["memory_bytes"] > 0 for row in found["rows"])
+    assert all(row["memory_bytes"] > 0 for row in results["rows"])
     assert {"gather", "matmul", "matmul_rows"} == {name.split(", ")[2] for name in names[:6]}
-    assert found["arguments"]["regions"] == [3] and found["peak"] is None
+    assert results["arguments"]["regions"] == [3] and results["peak"] is None
 
 
-def test_the_text_tower_has_a_rate_and_a_utilization_of_a_peak_with_its_source(benchmark):
-    found = benchmark("text", "--preset=scenes", "--prompts=2", "--repeats=1")
-    (row,) = found["rows"]
+def test_the_text_tower_has_a_rate_and_a_utilization_of_a_documented_peak(benchmark):
+    results = benchmark("text", "--preset=scenes", "--prompts=2", "--repeats=1")
+    (row,) = results["rows"]
     assert row["items_per_s"] == pytest.approx(2 / row["ours"]["median_s"])
     assert row["model_flops"] > 1e6 and row["utilization"] > 0
-    assert "measured in this run" in found["peak"]["source"]
+    assert "measured in this run" in results["peak"]["source"]
 
 
-def test_reading_says_how_many_cores_a_step_needs(benchmark, coco_folder):
+def test_the_data_benchmark_states_the_cores_that_a_step_needs(benchmark, coco_folder):
     sizes = "--short_side=64", "--batch=3", "--threads=1", "--repeats=2"
-    drawn = benchmark("data", "--images=4", *sizes)
-    assert len(drawn["rows"]) == 2 and min(drawn["reading"].values()) > 0
-    rate = drawn["rows"][0]["items_per_s"]
-    assert drawn["cores_needed"] == pytest.approx(3 / 0.1 / rate)
+    synthetic = benchmark("data", "--images=4", *sizes)
+    assert len(synthetic["rows"]) == 2 and min(synthetic["reading"].values()) > 0
+    rate = synthetic["rows"][0]["items_per_s"]
+    assert synthetic["cores_needed"] == pytest.approx(3 / 0.1 / rate)
     where = f"--path={coco_folder}", "--split=train", "--max_skipped_fraction=0.5"
     given = benchmark("data", *where, "--step_ms=50", *sizes)
     assert given["cores_needed"] == pytest.approx(60 / given["rows"][0]["items_per_s"])
 
 
-def test_pytorch_that_is_missing_is_one_clear_line(environment):
+def test_missing_pytorch_is_a_one_line_error(environment):
     if all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
         pytest.skip("PyTorch is here")
     done = start(environment, "text", "--torch")

@@ -1,4 +1,4 @@
-"""The accelerator check as a user types it, and how it judges what it found."""
+"""The accelerator check as a command, and its judgement of measurements."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ from benchmarks.timing import Work  # noqa: E402
 
 @pytest.fixture
 def check(environment, tmp_path):
-    """``check(*arguments)``: the finished process, started in another folder."""
+    """``check(*arguments)``: the completed process, started in another folder."""
 
     def run(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess:
         return subprocess.run(
@@ -40,7 +40,7 @@ def check(environment, tmp_path):
 
 
 @pytest.mark.command
-def test_a_part_describes_the_cpu_and_says_that_it_is_one(check, tmp_path):
+def test_a_part_measures_the_cpu_and_reports_the_missing_accelerator(check, tmp_path):
     done = check("--small", "--parts=facts", "--output=found")
     assert done.returncode == 0, done.stderr
     assert "no accelerator, measuring the CPU" in done.stdout
@@ -55,7 +55,7 @@ def test_a_part_describes_the_cpu_and_says_that_it_is_one(check, tmp_path):
 
 
 @pytest.mark.command
-def test_parts_that_the_budget_has_no_room_for_are_said_to_be_not_run(check, tmp_path):
+def test_parts_beyond_the_budget_are_reported_as_not_run(check, tmp_path):
     done = check("--small", "--parts=facts,pretrain,train", "--budget=15", "--output=found")
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "found" / "report.md").read_text()
@@ -64,18 +64,18 @@ def test_parts_that_the_budget_has_no_room_for_are_said_to_be_not_run(check, tmp
 
 
 @pytest.mark.parametrize(
-    ("program", "status", "why"),
+    ("program", "status", "reason"),
     [
         ("pass", "done", ""),
         ("import time; print(1, flush=True); time.sleep(60)", "cut off", "its 2 s were over"),
         ("print('before'); raise ValueError('of it')", "failed", "ValueError: of it"),
     ],
 )
-def test_how_a_process_ends_is_told_apart(tmp_path, program, status, why):
+def test_the_status_of_a_part_depends_on_the_end_of_its_process(tmp_path, program, status, reason):
     arguments = argparse.Namespace(output=tmp_path, budget=60, small=True, parts=list(PARTS))
     log = tmp_path / "part.log"
-    found = Check(arguments)._wait([sys.executable, "-c", program], log, 2)
-    assert found[0] == status and why in found[1]
+    actual = Check(arguments)._wait([sys.executable, "-c", program], log, 2)
+    assert actual[0] == status and reason in actual[1]
     assert log.exists()
 
 
@@ -88,14 +88,14 @@ def test_how_a_process_ends_is_told_apart(tmp_path, program, status, why):
         (["--output=taken"], "--output: taken is a file; expected a folder"),
     ],
 )
-def test_wrong_arguments_are_one_line(check, tmp_path, arguments, message):
+def test_invalid_arguments_are_a_one_line_error(check, tmp_path, arguments, message):
     (tmp_path / "taken").touch()
     done = check(*arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.command
-def test_an_interpreter_without_jax_is_named_with_the_packages_it_lacks(check, tmp_path):
+def test_an_interpreter_without_jax_is_named_with_the_missing_packages(check, tmp_path):
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     python = str(tmp_path / "bare" / "bin" / "python")
     done = check("--small", python=python)
@@ -143,7 +143,7 @@ def records_of_an_h200(utilization: float, ratio: float) -> dict:
     }
 
 
-def test_goals_are_met_or_missed_by_the_numbers_and_nothing_else():
+def test_goals_are_judged_by_the_measurements_alone():
     met = verdicts(records_of_an_h200(0.5, 4.0))
     assert all(verdict is True for _, verdict in met.values()), met
     missed = verdicts(records_of_an_h200(0.44, 0.9))
@@ -159,11 +159,11 @@ def test_a_goal_of_one_device_is_not_judged_on_another():
     judged = [text for text, (_, verdict) in verdicts(records).items() if verdict is not None]
     assert len(judged) == 2
     records["parity"]["rows"].append({"name": "iou", "mode": "highest", "error": "crashed"})
-    found, verdict = verdicts(records)[GOALS[0].text]
-    assert verdict is False and "failed: iou" in found
+    measured, verdict = verdicts(records)[GOALS[0].text]
+    assert verdict is False and "failed: iou" in measured
 
 
-def test_the_report_has_a_row_for_every_part_and_the_error_of_one_that_failed():
+def test_the_report_has_a_row_for_every_part_and_the_errors_of_failed_parts():
     failed = Ended(PARTS[1], "failed", 3.0, {"rows": []}, "exit status 1: ValueError: a|b\nmore")
     ended = [Ended(PARTS[0], "done", 2.0, {"rows": []}), failed]
     text = markdown(ended, budget=60, small=False, parts=list(PARTS))
@@ -171,7 +171,7 @@ def test_the_report_has_a_row_for_every_part_and_the_error_of_one_that_failed():
     assert all(f"| {part.name} | not yet |" in text for part in PARTS[2:])
 
 
-def test_a_size_that_does_not_fit_is_halved_until_one_does(tmp_path, monkeypatch):
+def test_a_size_that_exceeds_the_memory_is_halved_until_it_fits(tmp_path, monkeypatch):
     built = []
 
     def work(recorder, size):
@@ -193,7 +193,7 @@ def test_a_size_that_does_not_fit_is_halved_until_one_does(tmp_path, monkeypatch
     assert len(record["notes"]) == 2 and "next 12 images" in record["notes"][0]
 
 
-def test_another_error_is_the_rows_own_and_stops_nothing(tmp_path):
+def test_another_error_is_written_to_its_row_and_does_not_stop_the_part(tmp_path):
     recorder = Recorder(tmp_path / "ops.json", 100, small=True)
 
     def broken():
@@ -205,13 +205,13 @@ def test_another_error_is_the_rows_own_and_stops_nothing(tmp_path):
     assert first["error"] == "ValueError: of another kind" and len(second["ours"]["runs_s"]) == 2
 
 
-def test_time_that_is_over_is_listed(tmp_path):
+def test_measurements_without_time_left_are_listed(tmp_path):
     recorder = Recorder(tmp_path / "ops.json", 0.0, small=True)
     assert not recorder.has_time("NMS")
     assert json.loads((tmp_path / "ops.json").read_text())["not_run"] == ["NMS"]
 
 
-def test_a_trace_becomes_a_table_of_what_ran_with_its_calls(tmp_path):
+def test_a_trace_gives_a_table_of_kernels_with_their_calls(tmp_path):
     step = jax.jit(lambda x: jnp.sort(jnp.sin(x @ x), -1))
     x = jnp.ones((200, 200))
     step(x).block_until_ready()
@@ -225,7 +225,7 @@ def test_a_trace_becomes_a_table_of_what_ran_with_its_calls(tmp_path):
     assert sorts and sum(sorts) % 3 == 0
 
 
-def test_arguments_of_a_mode_are_those_it_has():
+def test_unknown_arguments_of_a_mode_are_refused():
     args = measuring.arguments(pretrain.pretraining, images=3)
     assert isinstance(args, argparse.Namespace) and args.images == 3 and args.preset in PRESETS
     with pytest.raises(ValueError, match=r"no arguments \['pictures'\]"):

@@ -1,4 +1,4 @@
-"""The command `regionclip`: every subcommand explains itself and runs what the script runs."""
+"""The command `regionclip`: every subcommand has a help text and the function of its script."""
 
 import os
 import subprocess
@@ -31,8 +31,8 @@ def help_of(name: str, monkeypatch, capsys) -> str:
     monkeypatch.setenv("COLUMNS", "100")
     try:
         status = console.main()
-    except SystemExit as left:
-        status = left.code
+    except SystemExit as error:
+        status = error.code
     assert not status
     return capsys.readouterr().out
 
@@ -48,7 +48,7 @@ def test_the_overview_names_every_command_and_an_unknown_one_is_refused():
 
 
 @pytest.mark.parametrize("name", console.COMMANDS)
-def test_every_command_explains_itself_on_one_screen(name, monkeypatch, capsys):
+def test_the_help_of_every_command_fits_on_one_screen(name, monkeypatch, capsys):
     text = help_of(name, monkeypatch, capsys)
     assert text.startswith(f"usage: regionclip {name} ")
     assert len(text.splitlines()) <= 40
@@ -63,7 +63,7 @@ def test_every_command_explains_itself_on_one_screen(name, monkeypatch, capsys):
         ("compile_for_gpu", "compile"), ("compile_for_tpu", "compile"),
     ],
 )  # fmt: skip
-def test_a_script_is_a_door_to_the_same_function(script, name):
+def test_a_script_calls_the_function_of_its_subcommand(script, name):
     module = console.COMMANDS[name][0]
     text = (ROOT / "scripts" / f"{script}.py").read_text()
     assert f"from regionclip_jax.commands.{module} import main\n" in text
@@ -72,15 +72,15 @@ def test_a_script_is_a_door_to_the_same_function(script, name):
 
 def test_train_and_evaluate_run_recipes_from_any_folder(tmp_path):
     scenes = "--config=configs/pretrain.py:scenes"
-    described = regionclip("train", scenes, "--describe", cwd=tmp_path)
-    assert described.returncode == 0, described.stderr
-    assert "run.num_steps" in described.stdout
+    description = regionclip("train", scenes, "--describe", cwd=tmp_path)
+    assert description.returncode == 0, description.stderr
+    assert "run.num_steps" in description.stdout
     refused = regionclip("evaluate", scenes, f"--workdir={tmp_path / 'run'}")
     assert refused.returncode == 1 and not (tmp_path / "run").exists()
     assert "is 'scenes_experiment', expected 'evaluate'" in refused.stderr
 
 
-def test_the_failure_of_a_command_is_its_exit_status(tmp_path):
+def test_a_failed_command_has_exit_status_one(tmp_path):
     missing = regionclip("doctor", tmp_path / "absent")
     assert missing.returncode == 1 and "absent" in missing.stdout
     bad_key = regionclip("compile", "--topology=v5e:2x2", "--config=configs/evaluate.py",

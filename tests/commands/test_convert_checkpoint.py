@@ -25,7 +25,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.command
-def test_an_archive_becomes_a_model_directory(tmp_path):
+def test_an_archive_is_converted_to_a_model_directory(tmp_path):
     source = GOLDEN / "pico_clip_torchscript_fp16.pt"
     done = run("--source", source, "--output", tmp_path / "model")
     assert done.returncode == 0, done.stderr
@@ -36,7 +36,7 @@ def test_an_archive_becomes_a_model_directory(tmp_path):
 
 
 @pytest.mark.command
-def test_embeddings_and_names_become_a_vocabulary(tmp_path):
+def test_embeddings_and_names_are_converted_to_a_vocabulary(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("zebra\ngiraffe\nkite\n")
     done = run(
@@ -58,7 +58,7 @@ def test_embeddings_and_names_become_a_vocabulary(tmp_path):
     ],
     ids=["cut", "a page", "missing"],
 )
-def test_a_file_that_is_no_archive_gives_one_line_with_its_name_and_the_remedy(
+def test_a_file_that_is_no_archive_is_a_one_line_error_with_name_and_remedy(
     tmp_path, content, message
 ):
     source = tmp_path / "RN50.pt"
@@ -79,7 +79,7 @@ def test_a_file_that_is_no_archive_gives_one_line_with_its_name_and_the_remedy(
         (["--vocabulary", "a", "--names", "b", "--text-from", "c"], "needs --source"),
     ],
 )
-def test_arguments_that_make_no_sense_are_explained(tmp_path, capsys, arguments, message):
+def test_contradictory_arguments_are_refused(tmp_path, capsys, arguments, message):
     main = runpy.run_path(str(SCRIPT))["main"]
     with pytest.raises(SystemExit, match="2"):
         main(["--output", str(tmp_path / "model"), *arguments])

@@ -1,4 +1,4 @@
-"""Detection as a user types it: pictures and words in, JSON, PNG and NPZ out."""
+"""Detection commands: JSON, PNG and NPZ files from images and class names."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory, nano_variables, nano_configs, nano_localizer) -
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Three pictures and a file that is none."""
+    """Folder of three images and one corrupt file."""
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def command(name: str):
 
 
 @pytest.mark.command
-def test_a_folder_becomes_json_and_pictures(checkpoint, photos, tmp_path):
+def test_a_folder_of_images_gives_json_and_annotated_images(checkpoint, photos, tmp_path):
     done = subprocess.run(
         [
             sys.executable, ROOT / "scripts" / "detect.py", "--checkpoint", checkpoint,
@@ -67,16 +67,16 @@ def test_a_folder_becomes_json_and_pictures(checkpoint, photos, tmp_path):
     first = content["images"][0]
     assert 0 < len(first["detections"]) <= 7
     boxes = [tuple(d["box"]) for d in first["detections"]]
-    assert len(set(boxes)) == len(boxes)  # one name a box
+    assert len(set(boxes)) == len(boxes)  # each box has one name
     for detection in first["detections"]:
         x1, y1, x2, y2 = detection["box"]
         assert 0 <= x1 < x2 <= 90 and 0 <= y1 < y2 <= 60
         assert detection["class"] in content["classes"] and detection["score"] > 0.1
-    drawn = Image.open(tmp_path / "out" / first["drawn"])
-    assert drawn.size == (90, 60)
+    annotated = Image.open(tmp_path / "out" / first["drawn"])
+    assert annotated.size == (90, 60)
 
 
-def test_one_file_that_is_no_picture_is_an_error(checkpoint, photos, tmp_path, capsys):
+def test_a_single_file_without_an_image_is_an_error(checkpoint, photos, tmp_path, capsys):
     arguments = ["--checkpoint", checkpoint, "--classes", "cat", *SIZES]
     arguments += ["--output", str(tmp_path / "out"), "--images"]
     detect = command("detect")
@@ -97,7 +97,7 @@ def test_one_file_that_is_no_picture_is_an_error(checkpoint, photos, tmp_path, c
         ("missing.npz", "expected a vocabulary, found no file"),
     ],
 )
-def test_names_without_sense_are_refused_in_one_line(
+def test_invalid_names_are_refused_in_one_line(
     checkpoint, photos, tmp_path, capsys, classes, message
 ):
     arguments = ["--checkpoint", checkpoint, "--images", str(photos)]
@@ -142,7 +142,7 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
     assert "no boxes for 1 images such as ['broken.jpg']" in capsys.readouterr().err
 
 
-def test_concepts_become_a_vocabulary_that_detection_takes(checkpoint, photos, tmp_path, capsys):
+def test_detection_takes_a_vocabulary_of_embedded_concepts(checkpoint, photos, tmp_path, capsys):
     (tmp_path / "concepts.txt").write_text("cat\nremote control\n")
     path = str(tmp_path / "concepts.npz")
     arguments = ["--checkpoint", checkpoint, "--concepts", str(tmp_path / "concepts.txt")]

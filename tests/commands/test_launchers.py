@@ -1,4 +1,4 @@
-"""The launchers, with commands on PATH that record what they are asked for and act it out here."""
+"""Launch scripts, with mock commands on PATH that record their arguments."""
 
 import os
 import re
@@ -22,7 +22,7 @@ FLAGS = [
     "--name=it's $HOME",
 ]
 
-# A slice of two hosts, each a folder. `describe` finds what the file `state` says.
+# A slice of two hosts, each a folder. `describe` prints the content of the file `state`.
 GCLOUD = """#!/bin/bash
 printf '%s\\0' "$@" >>"$FAKE/asked"; echo >>"$FAKE/asked"
 case "$3 $4" in
@@ -41,7 +41,7 @@ case "$3 $4" in
 esac
 """
 
-# The main job: says its arguments, then waits for SIGTERM.
+# The main job prints its arguments and waits for SIGTERM.
 JOB = """#!/bin/bash
 trap 'echo saved; exit 75' TERM
 printf '<%s>\\n' "$@"
@@ -62,7 +62,7 @@ def write_program(path: Path, text: str) -> None:
 
 @pytest.fixture
 def tpu_pod(tmp_path):
-    """``tpu_pod(*arguments)`` runs the script where ``gcloud`` is ours."""
+    """``tpu_pod(*arguments)``: the script's completed process, with a mock ``gcloud``."""
     write_program(tmp_path / "bin" / "gcloud", GCLOUD)
     for host in ("host0", "host1"):
         write_program(tmp_path / host / "regionclip_jax" / ".venv" / "bin" / "python", JOB)
@@ -84,15 +84,15 @@ def tpu_pod(tmp_path):
     return run
 
 
-def asked(folder: Path) -> list[list[str]]:
-    """Arguments of every call, in order."""
+def recorded_calls(folder: Path) -> list[list[str]]:
+    """Return the arguments of every call, in order."""
     file = folder / "asked"
     lines = file.read_text().splitlines() if file.exists() else []
     return [line.split("\0")[:-1] for line in lines]
 
 
 def test_scripts_pass_shellcheck():
-    # The environment's own, which PATH need not have.
+    # The program of this environment, which may be missing on PATH.
     shellcheck = shutil.which(
         "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     )
@@ -102,7 +102,7 @@ def test_scripts_pass_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
-def test_a_slice_is_created_once_and_used_again(tpu_pod, tmp_path):
+def test_a_slice_is_created_once_and_reused(tpu_pod, tmp_path):
     create = [
         "create",
         "pod",
@@ -115,7 +115,7 @@ def test_a_slice_is_created_once_and_used_again(tpu_pod, tmp_path):
         "--spot",
     ]
     tpu_pod(*create)
-    describe, made = asked(tmp_path)
+    describe, made = recorded_calls(tmp_path)
     assert describe[:5] == ["compute", "tpus", "tpu-vm", "describe", "pod"]
     assert (
         made
@@ -126,27 +126,33 @@ def test_a_slice_is_created_once_and_used_again(tpu_pod, tmp_path):
     )
     (tmp_path / "state").write_text("READY\n")
     assert "is ready and used again" in tpu_pod(*create).stdout
-    assert len(asked(tmp_path)) == 3
+    assert len(recorded_calls(tmp_path)) == 3
     (tmp_path / "state").write_text("PREEMPTED\n")
     assert "is PREEMPTED; scripts/tpu_pod.sh delete pod" in tpu_pod(*create, status=1).stderr
     assert "needs --type and --version" in tpu_pod("create", "pod", status=1).stderr
 
 
-def test_a_queued_slice_is_waited_for_and_deleted_with_its_place_in_the_queue(tpu_pod, tmp_path):
+def test_a_queued_slice_is_awaited_and_deleted_with_its_queued_resource(tpu_pod, tmp_path):
     done = tpu_pod("create", "pod", "--type", "t", "--version", "v", "--queued")
     assert "queued resource pod: ACTIVE" in done.stdout
-    verbs = [call[2:4] for call in asked(tmp_path)]
+    verbs = [call[2:4] for call in recorded_calls(tmp_path)]
     assert ["queued-resources", "create"] in verbs and ["tpu-vm", "create"] not in verbs
     tpu_pod("delete", "pod")
-    assert asked(tmp_path)[-1][2:] == ["queued-resources", "delete", "pod", "--force", "--quiet"]
+    assert recorded_calls(tmp_path)[-1][2:] == [
+        "queued-resources",
+        "delete",
+        "pod",
+        "--force",
+        "--quiet",
+    ]
     (tmp_path / "queue").unlink()
     tpu_pod("delete", "pod", "--project", "p")
-    assert asked(tmp_path)[-1][2:] == ["tpu-vm", "delete", "pod", "--quiet", "--project=p"]
+    assert recorded_calls(tmp_path)[-1][2:] == ["tpu-vm", "delete", "pod", "--quiet", "--project=p"]
 
 
-def test_a_job_gets_its_flags_as_they_were_typed_on_every_host_and_is_stopped(tpu_pod, tmp_path):
+def test_a_job_gets_its_flags_unchanged_on_every_host_and_is_stopped(tpu_pod, tmp_path):
     hosts = [tmp_path / name / "regionclip_jax" for name in ("host0", "host1")]
-    # It shows the log until the job ends, so it needs a shell of its own.
+    # The command shows the log until the job ends, so it runs in a separate process.
     shown = subprocess.Popen(
         [SCRIPTS / "tpu_pod.sh", "run", "pod", "--", *FLAGS],
         env=tpu_pod.environment,
@@ -172,12 +178,12 @@ def test_a_job_gets_its_flags_as_they_were_typed_on_every_host_and_is_stopped(tp
         assert "a job is running here" in tpu_pod("run", "pod", "--", "--x", status=1).stderr
     finally:
         tpu_pod("stop", "pod")
-        said = shown.communicate(timeout=100)[0]
-    assert f"<{FLAGS[-1]}>" in said and "saved" in said and "exit status 75" in said
+        output = shown.communicate(timeout=100)[0]
+    assert f"<{FLAGS[-1]}>" in output and "saved" in output and "exit status 75" in output
     assert "no job is running here" in tpu_pod("stop", "pod").stdout
 
 
-def test_the_last_commit_goes_to_all_hosts(tpu_pod, tmp_path):
+def test_the_last_commit_is_copied_to_all_hosts(tpu_pod, tmp_path):
     scp, ssh = [
         shlex.split(line) for line in tpu_pod("install", "pod", "--dry-run").stdout.splitlines()[1:]
     ]
@@ -201,10 +207,10 @@ def test_a_dry_run_prints_commands_and_runs_none(tpu_pod, tmp_path, arguments):
     done = tpu_pod("--dry-run", *arguments)
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     assert lines and all(line[0] in ("gcloud", "git") for line in lines)
-    assert asked(tmp_path) == []
+    assert recorded_calls(tmp_path) == []
 
 
-def test_mistakes_and_help_run_nothing(tpu_pod, tmp_path):
+def test_invalid_arguments_and_help_run_no_command(tpu_pod, tmp_path):
     assert "--dry-run" in tpu_pod("create", "--help").stdout
     assert "unknown option --zoned" in tpu_pod("create", "pod", "--zoned", "z", status=1).stderr
     assert "come after --" in tpu_pod("run", "pod", "more", status=1).stderr
@@ -212,14 +218,14 @@ def test_mistakes_and_help_run_nothing(tpu_pod, tmp_path):
     assert "needs the flags of the job" in tpu_pod("run", "pod", status=1).stderr
     assert "takes no flags" in tpu_pod("stop", "pod", "--", "--x", status=1).stderr
     assert "Usage" in tpu_pod("start", "pod", status=2).stderr
-    assert asked(tmp_path) == []
+    assert recorded_calls(tmp_path) == []
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, False), (75, True), (1, False)])
-def test_slurm_starts_a_process_a_node_and_queues_a_stopped_run_again(tmp_path, status, requeued):
+def test_slurm_starts_one_process_per_node_and_requeues_a_stopped_run(tmp_path, status, requeued):
     for name in ("srun", "scontrol"):
         write_program(tmp_path / "bin" / name, RECORDER)
-    # Submitted from a repository whose environment is made.
+    # The job is submitted from a repository with its environment.
     write_program(
         tmp_path / "scripts" / "environment.sh", 'make_environment() { echo "made $1"; }\n'
     )
@@ -239,7 +245,7 @@ def test_slurm_starts_a_process_a_node_and_queues_a_stopped_run_again(tmp_path, 
         text=True,
     )
     assert done.returncode == status and "made gpu" in done.stdout, done.stderr
-    srun, *others = asked(tmp_path)
+    srun, *others = recorded_calls(tmp_path)
     python = srun.index(".venv/bin/python")
     assert srun[:python] == [
         "srun",
@@ -251,7 +257,7 @@ def test_slurm_starts_a_process_a_node_and_queues_a_stopped_run_again(tmp_path, 
     assert others == ([["scontrol", "requeue", "31"]] if requeued else [])
 
 
-def test_the_slurm_job_asks_for_whole_nodes_a_signal_and_a_new_place_in_the_queue():
+def test_the_slurm_job_requests_whole_nodes_a_signal_and_requeueing():
     asks = re.findall(r"^#SBATCH (--[^\s=]+)=?(\S*)$", (SCRIPTS / "slurm.sbatch").read_text(), re.M)
     asks = dict(asks)
     assert asks["--ntasks-per-node"] == "1" and asks["--signal"] == "TERM@120"
@@ -267,7 +273,7 @@ def test_the_image_copies_files_that_exist_and_installs_an_extra_that_exists():
     assert {line[0] for line in lines} == set("FROM RUN WORKDIR COPY USER ENTRYPOINT".split())
     copied = [source for line in lines if line[0] == "COPY" for source in line[1:-1]]
     assert all((ROOT / source).exists() for source in copied)
-    # What the build of the package reads, and recipes, which lie outside of it.
+    # The build of the package reads these files; the recipes are outside the package.
     needed = {
         "regionclip_jax",
         "setup.py",
@@ -288,7 +294,7 @@ def test_the_image_copies_files_that_exist_and_installs_an_extra_that_exists():
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "detection_seeds.sh"])
-def test_nothing_follows_a_run_that_was_stopped(tmp_path, script):
+def test_no_command_follows_a_stopped_run(tmp_path, script):
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPTS / script, tmp_path / "scripts" / script)
     (tmp_path / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
@@ -299,7 +305,7 @@ def test_nothing_follows_a_run_that_was_stopped(tmp_path, script):
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
 
 
-# Stands for the environment's python: names a platform, records how pytest is called.
+# Mock of the environment's python that prints a platform and records the calls of pytest.
 TEST_PYTHON = """#!/bin/bash
 [ "$1" != -c ] || { echo "$PLATFORM"; exit; }
 echo "${JAX_PLATFORMS:-unpinned} $*" >>asked
@@ -320,12 +326,12 @@ case "$*" in *"-m gpu"*) exit "$GPU_STATUS" ;; esac
             ["cpu -n 2 -x"],
         ),
         ("gpu", 0, ["--all"], 0, "then those marked gpu", ["cpu -n 2", "unpinned -n 0 -m gpu"]),
-        # pytest's 5: none of the chosen tests is marked.
+        # Exit status 5 of pytest means that none of the selected tests has the mark.
         ("gpu", 5, ["--all"], 0, "then those marked gpu", ["cpu -n 2", "unpinned -n 0 -m gpu"]),
         ("gpu", 1, ["--all"], 1, "then those marked gpu", ["cpu -n 2", "unpinned -n 0 -m gpu"]),
     ],
 )
-def test_marked_tests_run_once_more_where_there_is_an_accelerator(
+def test_marked_tests_run_again_if_there_is_an_accelerator(
     tmp_path, platform, gpu_status, arguments, status, says, passes
 ):
     write_program(tmp_path / "scripts" / "test.sh", (SCRIPTS / "test.sh").read_text())
@@ -344,5 +350,5 @@ def test_marked_tests_run_once_more_where_there_is_an_accelerator(
     assert done.returncode == status, done.stderr
     (line,) = done.stdout.splitlines()
     assert says in line
-    asked = (tmp_path / "asked").read_text().replace("-m pytest -q ", "").splitlines()
-    assert asked == passes
+    recorded_calls = (tmp_path / "asked").read_text().replace("-m pytest -q ", "").splitlines()
+    assert recorded_calls == passes

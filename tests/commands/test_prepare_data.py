@@ -1,4 +1,4 @@
-"""Data made ready as a user types it."""
+"""The command that prepares data sets."""
 
 import runpy
 from pathlib import Path
@@ -19,12 +19,12 @@ def prepare_data():
     return lambda *arguments: main([str(argument) for argument in arguments])
 
 
-def test_a_folder_is_prepared_and_verified_and_damage_found(
+def test_a_folder_is_prepared_and_verified_and_damage_is_detected(
     prepare_data, coco_folder, tmp_path, capsys
 ):
     output = tmp_path / "deep" / "prepared"
     source = ["--source", "coco_folder", "--path", coco_folder, "--split", "train"]
-    # One caption of fourteen is blank, one picture of the thirteen others broken.
+    # One of 14 captions is blank, and one of the 13 other images is corrupt.
     how = ["--workers", 1, "--short-side", 40, "--max-skipped-fraction", 0.1]
     assert prepare_data(*source, "--output", output, *how) == 0
     prepared = ArrayRecordSource(output)
@@ -48,7 +48,7 @@ def test_boxes_are_prepared_with_their_classes(prepare_data, coco_folder, tmp_pa
     assert [len(prepared[i].boxes) for i in range(3)] == [2, 3, 1]
 
 
-def test_a_benchmark_says_whether_preparing_pays(prepare_data, coco_folder, tmp_path, capsys):
+def test_a_benchmark_reports_the_gain_of_preparing(prepare_data, coco_folder, tmp_path, capsys):
     source = ["--source", "coco_folder", "--path", coco_folder, "--split", "val", "--boxes"]
     assert prepare_data(*source, "--output", tmp_path / "set", "--benchmark", 5) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -56,7 +56,7 @@ def test_a_benchmark_says_whether_preparing_pays(prepare_data, coco_folder, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_prepared_is_one_clear_line(prepare_data, coco_folder, tmp_path, capsys):
+def test_invalid_arguments_are_a_one_line_error(prepare_data, coco_folder, tmp_path, capsys):
     output = ["--output", tmp_path / "set"]
     with pytest.raises(SystemExit):
         prepare_data("--source", "coco_folder", *output)

@@ -1,4 +1,4 @@
-"""scripts/summarize_results.py as typed."""
+"""The script summarize_results.py as a command."""
 
 import subprocess
 import sys
@@ -33,14 +33,14 @@ def folders(tmp_path):
     return make
 
 
-def test_two_models_get_their_difference(folders):
+def test_two_models_are_listed_with_their_difference(folders):
     done = summarize(*folders(teacher=(10, 20), student=(13, 27)))
     assert done.returncode == 0, done.stderr
     assert "| teacher | student | difference |" in done.stdout
     assert "| AP50_novel | 15.0 ± 7.1 | 20.0 ± 9.9 | +5.0 ± 2.8 |" in done.stdout
 
 
-def test_of_more_models_two_are_compared_and_the_runs_are_kept(folders, tmp_path):
+def test_two_of_several_models_are_compared_and_all_runs_are_listed(folders, tmp_path):
     runs = folders(random=(1, 3), CLIP=(10, 20), RegionCLIP=(13, 27))
     done = summarize(*runs, "--compare", "CLIP", "RegionCLIP", "--write", tmp_path / "all.json")
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_of_more_models_two_are_compared_and_the_runs_are_kept(folders, tmp_path
     assert [run["details"]["seed"] for run in written["details"]["runs"]] == [0, 1]
 
 
-def test_models_that_are_not_there_are_refused(folders, tmp_path):
+def test_missing_models_are_refused(folders, tmp_path):
     runs = folders(teacher=(10, 20), student=(13, 27))
     done = summarize(*runs, "--compare", "teacher", "pupil")
     assert done.returncode == 2 and "['pupil'] are none of the models" in done.stderr

@@ -1,4 +1,4 @@
-"""Training, resuming and evaluating as typed."""
+"""Training, resuming and evaluating as commands."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from regionclip_jax.artifacts.results import read_detections, read_results
 
 pytestmark = pytest.mark.command
 
-# Of four records each: eight epochs of the thirteen with a caption.
+# 26 steps of 4 records are 8 epochs of the 13 records with a caption.
 NUM_STEPS = 26
 
 SCENES = [
@@ -44,14 +44,14 @@ def parameters(model: Path) -> dict[str, np.ndarray]:
 
 
 def checkpoints(workdir: Path) -> list[int]:
-    """Steps that are completely on disk."""
+    """Return the steps of the complete checkpoints."""
     folder = workdir / "checkpoints"
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 @pytest.fixture(scope="module")
 def scenes_workdir(run_main, tmp_path_factory) -> Path:
-    """The synthetic experiment, four steps of each training."""
+    """Working directory of the synthetic experiment, with four steps of each training."""
     workdir = tmp_path_factory.mktemp("scenes")
     done = run_main("configs/pretrain.py", workdir, *SCENES)
     assert done.returncode == 0, done.stderr
@@ -59,13 +59,13 @@ def scenes_workdir(run_main, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_the_embedded_experiment_leaves_numbers_a_picture_and_events(scenes_workdir, read_events):
+def test_the_synthetic_experiment_writes_metrics_a_gallery_and_events(scenes_workdir, read_events):
     results = read_results(scenes_workdir / "results.json")
     assert set(results) == {"format", "details", "teacher", "student"}
     for model in ("teacher", "student"):
         for metric in ("AP50_novel", "AP50_base", "AP50_all", "top1_novel"):
             assert 0 <= results[model][metric] <= 100
-        # The classes share the boxes, so novel and base bound all.
+        # AP50 over all classes is a mean of novel and base, so it lies between them.
         low, high = sorted((results[model]["AP50_novel"], results[model]["AP50_base"]))
         assert low <= results[model]["AP50_all"] <= high
         assert len(read_detections(scenes_workdir / f"detections_{model}.json")) > 100
@@ -84,7 +84,7 @@ def test_the_embedded_experiment_leaves_numbers_a_picture_and_events(scenes_work
         assert any("config" in tag for tag in events), sorted(events)
 
 
-def test_the_student_keeps_its_frozen_text_tower_and_learns_the_rest(scenes_workdir):
+def test_the_student_keeps_its_frozen_text_tower_and_trains_other_parameters(scenes_workdir):
     teacher = parameters(scenes_workdir / "teacher" / "model")
     student = parameters(scenes_workdir / "student" / "model")
     moved = {path for path in teacher if not np.array_equal(teacher[path], student[path])}
@@ -105,14 +105,16 @@ def test_a_finished_experiment_is_evaluated_again_without_training(
     assert [step for step, _ in read_events(scenes_workdir / "student")["loss"]] == [2, 4]
 
 
-def test_another_seed_in_the_same_workdir_is_refused(run_main, complaint, scenes_workdir):
-    message = complaint(run_main("configs/pretrain.py", scenes_workdir, *SCENES, "--config.seed=5"))
+def test_another_seed_in_the_same_workdir_is_refused(run_main, error_message, scenes_workdir):
+    message = error_message(
+        run_main("configs/pretrain.py", scenes_workdir, *SCENES, "--config.seed=5")
+    )
     assert "run.seed: there 0, here 5" in message and "--workdir" in message
 
 
 @pytest.fixture(scope="module")
 def whole_run(run_main, pretrain_recipe, tmp_path_factory) -> Path:
-    """A pretraining that nothing interrupts."""
+    """Working directory of an uninterrupted pretraining run."""
     workdir = tmp_path_factory.mktemp("whole")
     done = run_main(pretrain_recipe, workdir, f"--config.run.num_steps={NUM_STEPS}")
     assert done.returncode == 0, done.stderr
@@ -120,17 +122,17 @@ def whole_run(run_main, pretrain_recipe, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_a_run_that_is_terminated_then_killed_ends_as_one_that_never_stopped(
+def test_a_terminated_and_killed_run_equals_an_uninterrupted_one_after_resuming(
     command, run_main, pretrain_recipe, whole_run, tmp_path
 ):
     workdir, flags = tmp_path / "run", [f"--config.run.num_steps={NUM_STEPS}"]
 
     def interrupt(number: signal.Signals, when: Callable[[], bool], *more: str) -> tuple[int, str]:
-        with (tmp_path / "said").open("w+") as said:
+        with (tmp_path / "stderr").open("w+") as log:
             process = subprocess.Popen(
                 **command(pretrain_recipe, workdir, *flags, *more),
                 stdout=subprocess.DEVNULL,
-                stderr=said,
+                stderr=log,
             )
             try:
                 deadline = time.monotonic() + 200
@@ -141,20 +143,20 @@ def test_a_run_that_is_terminated_then_killed_ends_as_one_that_never_stopped(
                 status = process.wait(timeout=100)
             finally:
                 process.kill()
-            said.seek(0)
-            return status, said.read()
+            log.seek(0)
+            return status, log.read()
 
     def newest() -> int:
         return max(checkpoints(workdir), default=0)
 
-    # While it loads and compiles.
-    status, said = interrupt(signal.SIGTERM, workdir.exists, "--preempted_status=75")
-    assert status == 75 and not checkpoints(workdir) and "Traceback" not in said
-    assert "stopped by SIGTERM outside of training steps; start the same command again" in said
+    # The first signal arrives while the run loads and compiles.
+    status, log = interrupt(signal.SIGTERM, workdir.exists, "--preempted_status=75")
+    assert status == 75 and not checkpoints(workdir) and "Traceback" not in log
+    assert "stopped by SIGTERM outside of training steps; start the same command again" in log
 
-    status, said = interrupt(signal.SIGTERM, lambda: newest() > 0)
+    status, log = interrupt(signal.SIGTERM, lambda: newest() > 0)
     terminated = newest()
-    assert status == 0 and f"stopped by SIGTERM after step {terminated}, which is saved" in said
+    assert status == 0 and f"stopped by SIGTERM after step {terminated}, which is saved" in log
     assert 3 <= terminated < NUM_STEPS and not (workdir / "model").exists()
 
     status, _ = interrupt(signal.SIGKILL, lambda: newest() > terminated)
@@ -165,23 +167,23 @@ def test_a_run_that_is_terminated_then_killed_ends_as_one_that_never_stopped(
     assert done.returncode == 0, done.stderr
     assert f"resumes after step {killed}" in done.stderr
 
-    expected, found = parameters(whole_run / "model"), parameters(workdir / "model")
-    assert expected.keys() == found.keys()
+    expected, resumed = parameters(whole_run / "model"), parameters(workdir / "model")
+    assert expected.keys() == resumed.keys()
     for path in expected:
-        np.testing.assert_array_equal(expected[path], found[path], err_msg=path)
+        np.testing.assert_array_equal(expected[path], resumed[path], err_msg=path)
 
 
 def test_resuming_with_another_batch_size_is_refused_with_both_values(
-    run_main, complaint, pretrain_recipe, whole_run
+    run_main, error_message, pretrain_recipe, whole_run
 ):
     done = run_main(
         pretrain_recipe, whole_run, "--config.run.batch_size=8", "--config.run.num_steps=30"
     )
-    assert "run.batch_size: there 4, here 8" in complaint(done)
+    assert "run.batch_size: there 4, here 8" in error_message(done)
 
 
-def test_a_run_goes_on_with_more_steps_and_with_its_data_elsewhere(
-    run_main, complaint, pretrain_recipe, whole_run, coco_folder, tmp_path
+def test_a_run_resumes_with_more_steps_and_moved_data(
+    run_main, error_message, pretrain_recipe, whole_run, coco_folder, tmp_path
 ):
     (tmp_path / "moved").symlink_to(coco_folder)
     flags = [f"--config.data.path={tmp_path / 'moved'}", "--config.data.num_threads=2"]
@@ -190,17 +192,17 @@ def test_a_run_goes_on_with_more_steps_and_with_its_data_elsewhere(
     assert done.returncode == 0, done.stderr
     assert f"resumes after step {NUM_STEPS}" in done.stderr
     fewer = run_main(pretrain_recipe, whole_run, "--config.run.num_steps=3")
-    message = complaint(fewer)
+    message = error_message(fewer)
     assert "run.num_steps: 3" in message and f"has done {NUM_STEPS + 1}" in message
 
 
-def test_an_absurd_learning_rate_stops_the_run_and_keeps_the_last_good_checkpoint(
-    run_main, complaint, pretrain_recipe, tmp_path
+def test_a_huge_learning_rate_stops_the_run_and_keeps_the_last_finite_checkpoint(
+    run_main, error_message, pretrain_recipe, tmp_path
 ):
     flags = ["--config.optimizer.boundaries=(2,)", "--config.optimizer.gamma=1e30"]
     flags += ["--config.run.checkpoint_every=2", "--config.run.num_steps=12"]
     done = run_main(pretrain_recipe, tmp_path, *flags)
-    message = complaint(done)
+    message = error_message(done)
     assert "metric 'gradient_norm'" in message or "metric 'loss" in message
     assert f"the last good checkpoint is {tmp_path / 'checkpoints' / '2'}" in message
     assert checkpoints(tmp_path) == [2] and not (tmp_path / "model").exists()
@@ -209,21 +211,19 @@ def test_an_absurd_learning_rate_stops_the_run_and_keeps_the_last_good_checkpoin
     assert all(np.isfinite(leaf).all() for leaf in flatten(state).values())
 
 
-def test_too_many_records_that_cannot_be_used_stop_the_run(
-    run_main, complaint, pretrain_recipe, tmp_path
-):
-    # Room for the blank caption among fourteen, not for the broken picture among thirteen.
+def test_too_many_skipped_records_stop_the_run(run_main, error_message, pretrain_recipe, tmp_path):
+    # The limit allows one blank caption of 14, but not one corrupt image of 13.
     flags = ["--config.data.max_skipped_fraction=0.074", "--config.data.min_skipped_records=1"]
-    # With this seed it is among the first records, where one is a larger share.
+    # With this seed the corrupt image is early in the order, where one is a larger fraction.
     done = run_main(pretrain_recipe, tmp_path, *flags, "--config.run.seed=5")
-    message = complaint(done)
+    message = error_message(done)
     assert "records were skipped, more than the limit of 7.40%" in message
     assert "broken.jpg" in message
 
 
-def test_records_that_cannot_be_used_are_skipped_and_counted(whole_run, read_events):
+def test_skipped_records_are_counted(whole_run, read_events):
     skipped = [v for step, v in read_events(whole_run)["skipped_records"] if step <= NUM_STEPS]
-    # The broken picture, once an epoch; the blank caption was left out at the start.
+    # The corrupt image is skipped once an epoch; the source skips the blank caption at its start.
     assert len(skipped) == NUM_STEPS and sum(skipped) == 8
 
 
@@ -241,24 +241,24 @@ def test_a_pretrained_model_is_evaluated_on_instances(
     wanted = {i["id"]: [] for i in truth["images"]}
     for annotation in truth["annotations"]:
         wanted[annotation["image_id"]].append(annotation["bbox"])
-    found = read_detections(tmp_path / "detections_student.json")
-    assert {d["category_id"] for d in found} == {3, 7, 12}
+    predictions = read_detections(tmp_path / "detections_student.json")
+    assert {d["category_id"] for d in predictions} == {3, 7, 12}
     for image, boxes in wanted.items():
-        mine = np.array([d["bbox"] for d in found if d["image_id"] == image])
-        # Every box with every class, in pixels of the original picture.
-        assert len(mine) == 3 * len(boxes)
-        distance = np.abs(mine[:, None] - np.array(boxes)[None]).max(-1)
+        predicted = np.array([d["bbox"] for d in predictions if d["image_id"] == image])
+        # Each box is predicted with every class, in pixels of the original image.
+        assert len(predicted) == 3 * len(boxes)
+        distance = np.abs(predicted[:, None] - np.array(boxes)[None]).max(-1)
         assert distance.min(1).max() < 0.02 and distance.min(0).max() < 0.02
 
 
-def test_a_model_that_is_not_there_is_named(run_main, complaint, evaluate_recipe, tmp_path):
-    message = complaint(run_main(evaluate_recipe, tmp_path, "--config.models.student=nowhere"))
+def test_a_missing_model_is_named(run_main, error_message, evaluate_recipe, tmp_path):
+    message = error_message(run_main(evaluate_recipe, tmp_path, "--config.models.student=nowhere"))
     assert "nowhere: expected a model directory" in message
 
 
-def test_more_boxes_than_rows_are_refused_with_the_number_needed(
-    run_main, complaint, evaluate_recipe, model_directory, tmp_path
+def test_more_boxes_than_rows_are_refused_with_the_required_number(
+    run_main, error_message, evaluate_recipe, model_directory, tmp_path
 ):
     flags = [f"--config.models.student={model_directory}", "--config.evaluation.max_boxes=1"]
-    message = complaint(run_main(evaluate_recipe, tmp_path, *flags))
+    message = error_message(run_main(evaluate_recipe, tmp_path, *flags))
     assert "evaluation: image" in message and "set max_boxes to at least" in message

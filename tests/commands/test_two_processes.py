@@ -1,4 +1,4 @@
-"""Two processes of two devices each, joined over the loopback as hosts of a pod are."""
+"""Two processes of two devices each, connected over the loopback like hosts of a pod."""
 
 import os
 import signal
@@ -56,7 +56,7 @@ def recipe(tmp_path_factory, coco_folder) -> Path:
 
 @pytest.fixture
 def start(command, recipe):
-    """``start(workdir)``: the two processes; four devices share a copy of the parameters."""
+    """``start(workdir)``: two processes with the parameters sharded over four devices."""
     started = []
 
     def launch(workdir: Path) -> list[subprocess.Popen]:
@@ -86,19 +86,19 @@ def parameters(model: Path) -> dict[str, np.ndarray]:
     return flatten(load_model(model)[0])
 
 
-def said(workdir: Path, number: int) -> str:
+def read_log(workdir: Path, number: int) -> str:
     return (workdir.parent / f"{workdir.name}.{number}.log").read_text()
 
 
 def finish(pair: list[subprocess.Popen], workdir: Path) -> None:
     for number, process in enumerate(pair):
-        assert process.wait(timeout=600) == 0, said(workdir, number)[-3000:]
+        assert process.wait(timeout=600) == 0, read_log(workdir, number)[-3000:]
 
 
-def test_two_processes_that_are_killed_and_go_on_end_as_one_that_never_stopped(
+def test_two_killed_and_resumed_processes_equal_an_uninterrupted_run(
     start, run_main, recipe, tmp_path
 ):
-    """Bit for bit as two that never stopped; as one process of one device but for rounding."""
+    """Compare bit for bit with two uninterrupted processes, and up to rounding with one process."""
     whole, parts, alone = (tmp_path / name for name in ("whole", "parts", "alone"))
     finish(start(whole), whole)
 
@@ -112,19 +112,19 @@ def test_two_processes_that_are_killed_and_go_on_end_as_one_that_never_stopped(
         process.wait()
     assert not (parts / "model").exists()
     finish(start(parts), parts)
-    assert "resumes after step" in said(parts, 0)
-    # What one process writes for all is written once.
+    assert "resumes after step" in read_log(parts, 0)
+    # Only one process writes the shared files.
     assert len(list(whole.glob("events.*"))) == 1
     assert not list(whole.glob(".seen_by_all.*"))
 
-    expected, found = parameters(whole / "model"), parameters(parts / "model")
-    assert expected.keys() == found.keys()
+    expected, resumed = parameters(whole / "model"), parameters(parts / "model")
+    assert expected.keys() == resumed.keys()
     for path in expected:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+        np.testing.assert_array_equal(resumed[path], expected[path], err_msg=path)
 
     done = run_main(recipe, alone)
     assert done.returncode == 0, done.stderr
     for path, value in parameters(alone / "model").items():
         if path.endswith("k_proj/bias"):
-            continue  # changes no output: its gradient is rounding, which AdamW makes steps of
+            continue  # changes no output; AdamW makes full steps of its rounding errors
         np.testing.assert_allclose(expected[path], value, rtol=1e-3, atol=1e-4, err_msg=path)

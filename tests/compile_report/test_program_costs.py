@@ -11,7 +11,7 @@ def flops(function, *shapes):
     return count_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def test_products_count_twice_their_multiplications_and_loops_as_often_as_they_run():
+def test_products_count_two_flops_a_multiplication_and_loops_every_iteration():
     assert flops(lambda a, b: a @ b, (3, 5), (5, 7)) == 2 * 3 * 5 * 7
     assert flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (4, 3, 5), (4, 5, 7)) == 840
     assert flops(lambda a: a + 1, (3, 5)) == 0
@@ -26,12 +26,12 @@ def test_products_count_twice_their_multiplications_and_loops_as_often_as_they_r
     assert flops(either, (3, 5), (5, 5)) == 2 * 2 * 3 * 5 * 5
 
 
-def test_what_nobody_needs_is_not_counted():
+def test_unused_products_are_not_counted():
     def first(a, b):
         _, pull_back = jax.vjp(lambda a, b: a @ b, a, b)
         return pull_back(jnp.ones((3, 7)))[0]
 
-    # One of the two gradients, and not the product itself.
+    # Only one of the two gradients is used, and the product is not.
     assert flops(first, (3, 5), (5, 7)) == flops(jax.jit(first), (3, 5), (5, 7)) == 2 * 3 * 5 * 7
 
 
@@ -45,13 +45,13 @@ def test_convolutions_and_their_gradients_are_counted():
     shapes = (2, 8, 8, 4), (3, 3, 4, 6)
     assert flops(convolve, *shapes) == once
     both = jax.grad(lambda x, kernel: convolve(x, kernel).sum(), argnums=(0, 1))
-    # Gradients of input and kernel are each as dear as the convolution, which nobody needs.
+    # Each gradient costs as much as the convolution, whose result is not used.
     assert flops(both, *shapes) in (2 * once, 3 * once)
 
 
 @pytest.mark.parametrize("size, products", [(8, 12), (9, 13)])
 def test_zeros_between_the_rows_of_a_strided_gradient_are_not_counted(size, products):
-    """``products`` of an axis: 4 x 3 taps; 5 x 3 without the two that only padding has."""
+    """Count the ``products`` of an axis: 4 x 3 taps, and 5 x 3 without two taps of padding."""
 
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -68,18 +68,18 @@ def test_zeros_between_the_rows_of_a_strided_gradient_are_not_counted(size, prod
     assert flops(backward, *shapes, (2, half, half, 6)) == 2 * (2 * 4 * 6) * products**2
 
 
-def test_a_roofline_takes_the_slower_of_computing_and_reading_and_adds_the_links():
+def test_a_roofline_is_the_maximum_of_compute_and_memory_plus_the_links():
     chip = CHIPS["h200"]
     costs = chip.flops, chip.memory_bytes / 2, chip.link_bytes / 10
     time = roofline(*costs, chip=chip, dtype="bfloat16")
     assert time == Roofline(1.0, 0.5, 0.1) and time.step == pytest.approx(1.1)
-    # TF32 is half as fast; between hosts there is an adapter for each GPU.
+    # TF32 has half the rate. Between hosts, each GPU has a network adapter.
     far = roofline(*costs, chip=chip, dtype="float32", over_network=True)
     assert far == Roofline(2.0, 0.5, pytest.approx(0.9))
 
 
 def test_efficiency_falls_as_rings_grow():
-    found = scaling(Roofline(1.0, 0.5, 0.1), 8)
-    assert list(found) == [1, 2, 4, 8] and found[1] == 1.0
-    assert found[8] == pytest.approx(1 / 1.1)
-    assert found[2] == pytest.approx(1 / (1 + 0.1 * (1 / 2) / (7 / 8)))
+    efficiency = scaling(Roofline(1.0, 0.5, 0.1), 8)
+    assert list(efficiency) == [1, 2, 4, 8] and efficiency[1] == 1.0
+    assert efficiency[8] == pytest.approx(1 / 1.1)
+    assert efficiency[2] == pytest.approx(1 / (1 + 0.1 * (1 / 2) / (7 / 8)))

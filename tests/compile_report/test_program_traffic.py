@@ -13,7 +13,7 @@ from regionclip_jax.compile_report.program_traffic import (
 from regionclip_jax.sharding.mesh import make_mesh
 
 
-def test_collectives_of_a_compiled_program_are_found_also_in_loops():
+def test_collectives_of_a_compiled_program_are_counted_in_loops_too():
     mesh = make_mesh(fsdp=4)
     rows = NamedSharding(mesh, PartitionSpec("data"))
     columns = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
@@ -34,16 +34,16 @@ def test_collectives_of_a_compiled_program_are_found_also_in_loops():
         )
         .compile()
     )
-    found = collectives(parse_program(compiled.as_text()), 8)
-    reduced = found["all-reduce"]
-    # A number in each of seven rounds, over the two rows of the mesh: 2 (n - 1) / n of it is sent.
+    counted = collectives(parse_program(compiled.as_text()), 8)
+    reduced = counted["all-reduce"]
+    # Each of seven iterations reduces a number over two mesh rows and sends 2 (n - 1) / n of it.
     assert reduced.count >= 7 and reduced.num_bytes >= 7 * 4
     assert reduced.sent_bytes <= 2 * reduced.num_bytes
-    if "all-gather" in found:
-        assert found["all-gather"].num_bytes == 16 * 32 * 4
+    if "all-gather" in counted:
+        assert counted["all-gather"].num_bytes == 16 * 32 * 4
 
 
-def test_the_start_of_a_gather_is_counted_by_what_comes_out():
+def test_the_start_of_a_gather_is_counted_by_its_output():
     hlo = """
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %reduce = f32[8]{0} reduce-scatter(%x), replica_groups={{0,1,2,3}}, to_apply=%add
@@ -54,9 +54,9 @@ ENTRY %main (x: f32[2,8]) -> f32[8,8] {
   %loop = (s32[], f32[8]) while(%t), body=%body, backend_config={"known_trip_count":{"n":"3"}}
 }
 """  # noqa: E501
-    found = collectives(parse_program(hlo), 8)
-    assert found["all-gather"] == (1, 8 * 8 * 4, 8 * 8 * 4 * 3 / 4)
-    assert found["reduce-scatter"] == (3, 3 * 4 * 8 * 4, 3 * 4 * 8 * 4 * 3 / 4)
+    counted = collectives(parse_program(hlo), 8)
+    assert counted["all-gather"] == (1, 8 * 8 * 4, 8 * 8 * 4 * 3 / 4)
+    assert counted["reduce-scatter"] == (3, 3 * 4 * 8 * 4, 3 * 4 * 8 * 4 * 3 / 4)
     with pytest.raises(ValueError, match="ENTRY"):
         parse_program("nothing")
 
@@ -71,15 +71,15 @@ ENTRY %main (x: f32[2,8]) -> f32[8,8] {
         ("{}", 8),
     ],
 )
-def test_who_takes_part_is_read_however_a_compiler_writes_it(groups, size):
+def test_replica_groups_are_read_in_every_notation(groups, size):
     text = f"""
 ENTRY %main (x: f32[8]) -> f32[8] {{
   %x = f32[8]{{0}} parameter(0)
   ROOT %sum = f32[8]{{0}} all-reduce-start(%x), replica_groups={groups}, to_apply=%add
 }}
 """
-    found = collectives(parse_program(text), 8)["all-reduce"]
-    assert found == (1, 32, 32 * 2 * (size - 1) / size)
+    reduced = collectives(parse_program(text), 8)["all-reduce"]
+    assert reduced == (1, 32, 32 * 2 * (size - 1) / size)
 
 
 TPU_LOOP = """
@@ -104,22 +104,22 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
     "root,times",
     [
         ("ROOT %c = pred[]{:T(512)} compare(%counter, %limit), direction=LT", 9),
-        # An end that depends on data as well.
+        # The end of this loop depends on data too.
         (
             "%c = pred[] compare(%counter, %limit), direction=LT\n  ROOT %d = pred[] and(%c, %any)",
             1,
         ),
     ],
 )
-def test_a_tpu_s_loop_runs_as_often_as_its_counter_allows(root, times):
-    found = collectives(parse_program(TPU_LOOP.format(root=root)), 2)
-    assert found["all-reduce"] == (times, times * 32, times * 32)
+def test_the_iterations_of_a_tpu_loop_are_read_from_its_counter(root, times):
+    counted = collectives(parse_program(TPU_LOOP.format(root=root)), 2)
+    assert counted["all-reduce"] == (times, times * 32, times * 32)
 
 
-def test_bytes_are_of_what_lies_in_memory_with_its_tiles_filled():
+def test_memory_bytes_count_arrays_in_main_memory_with_full_tiles():
     assert array_bytes("(bf16[2,3]{1,0}, pred[8]{0}, s32[])") == [12, 8, 4]
     assert memory_bytes("f32[3,5]{1,0}") == 60
-    # The last two axes in tiles of 8 x 128, whichever axes they are.
+    # The tiles of 8 x 128 are over the last two axes of the layout.
     assert memory_bytes("f32[3,5]{1,0:T(8,128)}") == 4 * 8 * 128
     assert memory_bytes("bf16[300,2,5]{0,2,1:T(8,128)(2,1)}") == 2 * 2 * 8 * 384
     assert memory_bytes("(f32[64]{0:T(64)S(1)}, f32[64]{0:T(64)})") == 256
@@ -170,23 +170,23 @@ ENTRY %main (x: f32[100,8]) -> f32[100,8] {
 """  # noqa: E501
 
 
-def test_what_moves_is_counted_as_often_as_it_runs_and_slices_as_slices():
+def test_traffic_is_counted_for_every_iteration_and_only_for_the_sliced_rows():
     program = parse_program(PROGRAM)
     traffic = memory_traffic(program)
     row, whole = 8 * 4, 100 * 8 * 4
-    # Five rounds that are stated, and one of a loop that ends by data.
+    # One loop states five iterations; the other ends by data and counts as one.
     assert traffic == {
-        # Not what the library works in.
+        # The custom call has no operation name.
         "of the compiler": 2 * whole,
-        # Slice, index, bias and result.
+        # Each iteration moves slice, index, bias and result.
         "A.map/layer (backward)": 6 * (row + 4 + row + row),
-        # The row is read and put in place: nothing else is touched.
+        # Each iteration reads the row and writes it in place, without the other rows.
         "A.map/layer (forward again)": 6 * (row + 4 + row),
     }
     assert launches(program) == Launches(kernels=6 * 2 + 1, waiting_loops=1)
 
 
-def test_a_start_moves_what_arrives_and_only_what_lies_in_memory():
+def test_an_asynchronous_copy_counts_the_bytes_of_its_result_in_main_memory():
     text = """
 ENTRY %main (x: f32[64,8]) -> f32[8,8] {
   %x = f32[64,8]{1,0} parameter(0)
@@ -198,17 +198,17 @@ ENTRY %main (x: f32[64,8]) -> f32[8,8] {
   ROOT %sum = f32[8,8]{1,0:S(1)} add(%cut_done, %cut_done), metadata={op_name="jit(step)/A/layer/add"}
 }
 """  # noqa: E501
-    found = memory_traffic(parse_program(text))
-    # What is fetched ahead is for the sum; nobody uses what is put back.
-    assert found == {"A/layer (forward)": 8 * 8 * 4, "of the compiler": 8 * 8 * 4}
+    traffic = memory_traffic(parse_program(text))
+    # The prefetched slice belongs to the sum. No operation uses the copy back.
+    assert traffic == {"A/layer (forward)": 8 * 8 * 4, "of the compiler": 8 * 8 * 4}
 
 
-def test_the_traffic_of_a_real_program_is_that_of_its_operations():
-    """A product and what is fused with it: all factors and the result, once."""
+def test_the_traffic_of_a_compiled_program_is_that_of_its_operations():
+    """A product with a fused ReLU moves both factors and the result once."""
     shapes = (512, 256), (256, 128)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     compiled = jax.jit(lambda x, y: jax.nn.relu(x @ y)).lower(*arguments).compile()
     moved = sum(memory_traffic(parse_program(compiled.as_text())).values())
     least = 4 * (512 * 256 + 256 * 128 + 512 * 128)
-    # Writing and reading the product before what follows it, at most.
+    # Without fusion, the product is written and read once more.
     assert least <= moved <= least + 2 * 4 * 512 * 128

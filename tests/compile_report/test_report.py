@@ -25,7 +25,7 @@ def resolved(config):
     return recipes.resolve(JOBS[config.job].settings, config)
 
 
-def test_a_report_says_whether_it_fits_and_what_travels():
+def test_a_report_states_the_memory_fit_the_traffic_and_the_collectives():
     cost = CompiledCost(
         topology="v5e:4x4",
         num_chips=16,
@@ -48,7 +48,7 @@ def test_a_report_says_whether_it_fits_and_what_travels():
     assert "computing 1000.0 ms, memory at least 100.0 ms" in text and "all-reduce" in text
     assert "81.0 GB  trunk (forward)" in text and "1 chips 100.0%" in text
     assert "launches" not in text
-    # A second a step and chip.
+    # A step takes a second on each chip.
     assert "36,000 steps: 160 chip-hours at the chip's peak of FLOPs, 400 at 40%" in text
     assert "chip-hours" not in CompiledCost(**{**vars(cost), "num_steps": None}).text()
     large = CompiledCost(**{**vars(cost), "temporary": 20 * 2**30})
@@ -69,7 +69,7 @@ def test_a_report_says_whether_it_fits_and_what_travels():
         ("v5e:2x2", "scenes", "'scenes_experiment' is not one step"),
     ],
 )
-def test_what_cannot_be_compiled_is_refused(topology, variant, message):
+def test_invalid_topologies_and_recipes_are_refused(topology, variant, message):
     with pytest.raises(ConfigError, match=message):
         compile_recipe(
             resolved(recipe("pretrain", variant)),
@@ -80,15 +80,15 @@ def test_what_cannot_be_compiled_is_refused(topology, variant, message):
 @pytest.mark.parametrize(
     ("target", "expected"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")]
 )
-def test_a_recipes_auto_is_the_type_of_the_absent_devices(target, expected):
-    """The types of the frozen models' kernels say what their step was built to compute in."""
+def test_the_dtype_auto_depends_on_the_target_devices(target, expected):
+    """The dtype of the frozen kernels equals the compute dtype of the step."""
     config = recipe("pretrain", "rn50_coco")
     config.student.preset = config.teacher.preset = "scenes"
     with tracing_for(target):
         frozen = pretrain.build(resolved(config), Assumed("small")).abstract_frozen()
     for variables in (frozen.teacher, frozen.localizer):
-        kinds = {leaf.dtype.name for leaf in jax.tree.leaves(variables) if leaf.ndim > 1}
-        assert kinds == {expected}
+        dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(variables) if leaf.ndim > 1}
+        assert dtypes == {expected}
 
 
 STEPS = [
@@ -110,14 +110,14 @@ def check_that_it_compiles(topology, stem, variant, changes, localizer):
     assert f"x {cost.canvas[1]}, bfloat16, compiled in" in cost.text()
     assert cost.num_chips == 4 and cost.flops > 0 and cost.temporary > 0
     assert cost.memory < cost.chip.memory and sum(cost.traffic.values()) > cost.arguments
-    # Every training sums its gradients over the chips.
+    # Every training step sums its gradients over the chips.
     assert ("all-reduce" in cost.collectives) or stem == "evaluate"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 @pytest.mark.parametrize(("stem", "variant", "changes", "localizer"), STEPS)
-def test_steps_compile_for_tpus_that_are_not_here(stem, variant, changes, localizer):
+def test_steps_compile_for_absent_tpus(stem, variant, changes, localizer):
     check_that_it_compiles("v5e:2x2", stem, variant, changes, localizer)
 
 
@@ -126,7 +126,7 @@ def test_steps_compile_for_tpus_that_are_not_here(stem, variant, changes, locali
     importlib.util.find_spec("jax_cuda12_plugin") is None, reason="needs JAX's CUDA plugin"
 )
 @pytest.mark.parametrize(("stem", "variant", "changes", "localizer"), STEPS)
-def test_steps_compile_for_gpus_that_are_not_here(stem, variant, changes, localizer):
+def test_steps_compile_for_absent_gpus(stem, variant, changes, localizer):
     if jax.default_backend() != "gpu" and os.environ.get("JAX_PLATFORMS") != "cpu":
         pytest.skip("without a GPU the plugin compiles only with JAX_PLATFORMS=cpu, as the script")
     check_that_it_compiles("h100:4", stem, variant, changes, localizer)

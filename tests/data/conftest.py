@@ -7,7 +7,7 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def encode_image():
-    """An image of random pixels as an encoded file; the same number gives the same image."""
+    """``encode_image(number, ...)``: encoded image of random pixels, the same for each number."""
 
     def encode(number: int, height: int = 12, width: int = 16, file_format: str = "PNG") -> bytes:
         pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)

@@ -64,17 +64,17 @@ def evaluate(truth, results, **options):
     return coco_ap50(checked(truth), results, category_groups=GROUPS, **options)
 
 
-def test_perfect_boxes_have_all_of_the_precision(truth, capsys):
+def test_perfect_boxes_have_full_precision(truth, capsys):
     before, results = copy.deepcopy(truth), perfect(truth)
     scores = evaluate(truth, results)
     everything = dict.fromkeys(["AP50_base", "AP50_novel", "AP", "AP50", "AP75", *SIZES], 100.0)
     assert scores["summary"] == pytest.approx(everything | {"APl": None})  # none is that large
     assert scores["per_category"]["owl"] == pytest.approx({"AP50": 100.0, "AP": 100.0})
     assert capsys.readouterr().out == ""
-    assert truth == before and results == perfect(truth)  # arguments are left as they were
+    assert truth == before and results == perfect(truth)  # arguments must not change
 
 
-def test_a_category_without_ground_truth_has_no_number_and_does_not_count(truth):
+def test_a_category_without_ground_truth_has_no_ap_and_does_not_count(truth):
     results = [*perfect(truth), annotation(0, 12, 2, [0, 0, 5, 5]) | {"score": 1.0}]
     scores = evaluate(truth, results)
     assert scores["per_category"]["ant"] == {"AP50": None, "AP": None}
@@ -83,25 +83,25 @@ def test_a_category_without_ground_truth_has_no_number_and_does_not_count(truth)
     assert nothing["summary"]["AP50_rare"] is None
 
 
-def test_no_detections_at_all_are_zero(truth):
+def test_ap_without_detections_is_zero(truth):
     summary = evaluate(truth, [])["summary"]
     assert summary.pop("APl") is None
     assert set(summary.values()) == {0.0} and "AP50_novel" in summary
 
 
-def test_ground_truth_without_any_box_has_no_numbers(truth):
+def test_ap_without_ground_truth_boxes_is_none(truth):
     results = perfect(truth)
     truth["annotations"] = []
     assert set(evaluate(truth, results)["summary"].values()) == {None}
 
 
-def test_half_of_the_boxes_are_half_of_the_recall(truth):
+def test_half_of_the_boxes_give_half_of_the_recall(truth):
     results = [result for result in perfect(truth) if result["image_id"] == 10]
     # 101 recall points, 0.00 to 0.50 are reached: 51 / 101
     assert evaluate(truth, results)["summary"]["AP50_novel"] == pytest.approx(100 * 51 / 101)
 
 
-def test_a_false_box_scored_above_the_true_ones_costs_precision(truth):
+def test_a_false_box_scored_above_the_true_ones_lowers_precision(truth):
     wrong = {"image_id": 12, "category_id": 7, "bbox": [0, 0, 9, 9], "score": 1.0}
     # precision 1/2 at recall 1/2, 2/3 at recall 1: the best at or beyond each recall is 2/3
     summary = evaluate(truth, [*perfect(truth), wrong])["summary"]
@@ -119,7 +119,7 @@ def test_a_shift_keeps_ap50_and_lowers_the_stricter_ap(truth):
     assert summary["AP"] == pytest.approx(40.0)  # 0.50, 0.55, 0.60, 0.65 of ten thresholds
 
 
-def test_another_threshold_names_itself_and_leaves_the_mean_alone(truth):
+def test_another_threshold_is_in_the_name_and_does_not_change_the_mean(truth):
     results = perfect(truth)
     for result in results:
         result["bbox"][2] *= 0.42
@@ -128,14 +128,14 @@ def test_another_threshold_names_itself_and_leaves_the_mean_alone(truth):
     assert summary["AP"] == 0.0
 
 
-def test_a_crowd_absorbs_detections_without_reward(truth):
+def test_detections_on_a_crowd_are_ignored(truth):
     truth["annotations"].append(annotation(5, 12, 7, [0, 0, 100, 100], area=10_000, iscrowd=1))
     inside = {"image_id": 12, "category_id": 7, "bbox": [5, 5, 10, 10], "score": 1.0}
     summary = evaluate(truth, [*perfect(truth), inside])["summary"]
     assert summary["AP50_novel"] == pytest.approx(100.0)
 
 
-def test_only_the_best_detections_of_an_image_count(truth):
+def test_only_the_highest_scored_detections_of_an_image_count(truth):
     noise = [
         {"image_id": 10, "category_id": 7, "bbox": [0, 0, 5, 5], "score": 0.99} for _ in range(3)
     ]
@@ -145,7 +145,7 @@ def test_only_the_best_detections_of_an_image_count(truth):
 
 
 @pytest.mark.property
-def test_more_disturbance_never_helps(truth):
+def test_more_noise_never_raises_ap(truth):
     draws = np.random.default_rng(0)
     scores = []
     for sigma in (0.0, 0.1, 1.0):
@@ -157,7 +157,7 @@ def test_more_disturbance_never_helps(truth):
     assert scores == sorted(scores, reverse=True) and scores[0] == pytest.approx(100.0)
 
 
-def test_the_ground_truth_of_a_file_is_that_of_its_content(truth, tmp_path):
+def test_the_ground_truth_of_a_file_equals_that_of_its_content(truth, tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(truth))
     read = coco_ground_truth(read_annotation_file(path))
@@ -176,7 +176,7 @@ def test_the_ground_truth_of_a_file_is_that_of_its_content(truth, tmp_path):
         ({"score": float("inf")}, "finite"),
     ],
 )
-def test_results_that_do_not_belong_are_refused(truth, change, message):
+def test_results_with_unknown_ids_are_refused(truth, change, message):
     bad = {"image_id": 10, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5} | change
     with pytest.raises(ValueError, match=message):
         evaluate(truth, [*perfect(truth), bad])
@@ -189,7 +189,7 @@ def test_a_group_with_an_unknown_category_is_refused(truth):
 
 def test_equal_scores_count_in_the_order_given(truth):
     good, bad = perfect(truth)[3], perfect(truth)[3] | {"bbox": [0, 0, 9, 9]}
-    truth["annotations"] = [truth["annotations"][3]]  # one owl: found second its precision is 1/2
+    truth["annotations"] = [truth["annotations"][3]]  # one owl, matched second: precision 1/2
     summary = {key: evaluate(truth, pair)["summary"]["AP50_novel"] for key, pair in
                {"good first": [good, bad], "bad first": [bad, good]}.items()}  # fmt: skip
     assert summary == pytest.approx({"good first": 100.0, "bad first": 50.0})
@@ -203,20 +203,20 @@ def test_equal_scores_of_two_images_count_by_image_id(truth):
             assert evaluate(truth, results)["summary"]["AP50_novel"] == pytest.approx(expected)
 
 
-def test_an_annotation_with_the_id_zero_can_be_found(truth):
-    truth["annotations"][1]["id"] = 0  # pycocotools itself takes the id for "no match"
+def test_an_annotation_with_the_id_zero_can_be_matched(truth):
+    truth["annotations"][1]["id"] = 0  # pycocotools reads the id 0 as "no match"
     assert evaluate(truth, perfect(truth))["summary"]["AP50_novel"] == pytest.approx(100.0)
 
 
-def test_objects_are_large_by_their_area_not_by_their_box(truth):
-    truth["annotations"][0]["area"] = 5000  # of a box of 400
+def test_the_size_of_objects_follows_their_area_not_their_box(truth):
+    truth["annotations"][0]["area"] = 5000  # the area of the box is 400
     summary = evaluate(truth, [r for r in perfect(truth) if r["image_id"] == 11])["summary"]
-    # Medium: cup 11 found and cup 10 not, owl 11 found; owl 10 of 900 pixels alone is small.
+    # Medium: cup 11 and owl 11 are matched, cup 10 is missed. Small: owl 10 with 900 pixels.
     assert [summary[size] for size in SIZES] == pytest.approx([0.0, 100 * (51 / 101 + 1) / 2, None])
 
 
 def instances(seed: int) -> dict:
-    """Images without boxes, categories without images, crowd regions, all sizes."""
+    """Ground truth with empty images, unused categories, crowd regions and all sizes."""
     draws = np.random.default_rng(seed)
     annotations = []
     for image in range(3, 60, 4):
@@ -234,7 +234,7 @@ def instances(seed: int) -> dict:
 
 
 def perturbed(truth: dict, seed: int) -> list[dict]:
-    """Boxes moved and enlarged, lost, doubled, mistaken; scores of one decimal, so many tie."""
+    """Results with moved, missing, duplicate and misclassified boxes and many equal scores."""
     draws = np.random.default_rng(seed)
     categories = [category["id"] for category in truth["categories"]]
     results = []
@@ -253,7 +253,7 @@ def perturbed(truth: dict, seed: int) -> list[dict]:
 
 
 def used_directly(truth: dict, results: list[dict]) -> dict[str, float]:
-    """What a user of pycocotools reads."""
+    """Return the metrics that pycocotools itself computes."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -267,7 +267,7 @@ def used_directly(truth: dict, results: list[dict]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_standard_numbers_are_those_of_pycocotools_used_directly(seed):
+def test_the_standard_metrics_equal_those_of_pycocotools(seed):
     truth = instances(seed)
     results = perturbed(truth, seed)
     summary = coco_ap50(checked(truth), results, category_groups={})["summary"]
@@ -275,7 +275,7 @@ def test_the_standard_numbers_are_those_of_pycocotools_used_directly(seed):
     assert 1 < summary["AP"] < summary["AP50"] < 99
 
 
-def test_real_annotations_give_the_numbers_of_pycocotools():
+def test_the_metrics_of_real_annotations_equal_those_of_pycocotools():
     folder = os.environ.get("REGIONCLIP_DATA")
     if not folder:
         pytest.skip("REGIONCLIP_DATA does not name a folder with data in COCO's layout")

@@ -1,4 +1,4 @@
-"""Classes of an evaluation, their groups, and the metric of the data."""
+"""Classes of an evaluation, groups of classes, and the metric of a data set."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ SOURCE = SimpleNamespace(category_names=("cat", "hot_dog", "sofa"), category_ids
 
 
 def groups(split, trained=None, source=SOURCE):
-    """Names by group."""
+    """Return the class names of each group."""
     dataset = open_dataset(source, str(split), trained)
     assert dataset.ids == SOURCE.category_ids
     return {
@@ -26,8 +26,8 @@ def groups(split, trained=None, source=SOURCE):
 
 def test_base_classes_come_from_a_list_and_the_others_are_novel(tmp_path):
     (tmp_path / "base.txt").write_text("sofa\n\ncat\n")
-    found = groups(tmp_path / "base.txt")
-    assert found == {
+    class_names = groups(tmp_path / "base.txt")
+    assert class_names == {
         "novel": {"hot_dog"}, "base": {"cat", "sofa"}, "all": {"cat", "hot_dog", "sofa"}
     }  # fmt: skip
 
@@ -38,20 +38,20 @@ def test_names_are_compared_in_words(tmp_path, spelling):
     assert groups(tmp_path / "base.txt")["base"] == {"hot_dog"}
 
 
-def test_base_classes_are_those_that_were_trained():
-    # As heads keep them: in words.
-    found = groups("trained", ["hot dog", "cat", "zebra"])
-    assert found["base"] == {"hot_dog", "cat"} and found["novel"] == {"sofa"}
+def test_trained_classes_are_the_base_classes():
+    # Detector heads store names with spaces.
+    class_names = groups("trained", ["hot dog", "cat", "zebra"])
+    assert class_names["base"] == {"hot_dog", "cat"} and class_names["novel"] == {"sofa"}
     assert "novel" not in groups("trained", ["cat", "hot dog", "sofa"])
     assert groups("none") == {"all": {"cat", "hot_dog", "sofa"}}
 
 
-def test_the_split_of_the_synthetic_scenes_is_that_of_their_vocabulary():
+def test_the_split_of_the_synthetic_scenes_equals_that_of_their_vocabulary():
     dataset = open_dataset(SimpleNamespace(category_names=SHAPES), "scenes")
     assert dataset.names == SHAPES and dataset.ids == tuple(range(1, len(SHAPES) + 1))
-    found = {name: {SHAPES[k] for k in members} for name, members in dataset.groups.items()}
-    assert found == {"novel": set(NOVEL_SHAPES), "base": set(BASE_SHAPES), "all": set(SHAPES)}
-    assert list(found)[-1] == "all"
+    class_names = {name: {SHAPES[k] for k in members} for name, members in dataset.groups.items()}
+    assert class_names == {"novel": set(NOVEL_SHAPES), "base": set(BASE_SHAPES), "all": set(SHAPES)}
+    assert list(class_names)[-1] == "all"
 
 
 def test_lvis_groups_are_the_frequencies_of_the_file_in_the_order_of_the_classes():
@@ -62,7 +62,7 @@ def test_lvis_groups_are_the_frequencies_of_the_file_in_the_order_of_the_classes
     assert open_dataset(source, "lvis").names == ("bow weapon", "cat", "dog", "owl")
 
 
-def test_only_the_chosen_groups_have_to_be_in_the_data():
+def test_only_the_selected_groups_must_be_in_the_data():
     source = SimpleNamespace(category_names=BASE_SHAPES)
     assert class_groups(source, "scenes", chosen=("base",)) == {
         "base": tuple(range(len(BASE_SHAPES)))
@@ -71,7 +71,7 @@ def test_only_the_chosen_groups_have_to_be_in_the_data():
         class_groups(source, "scenes")
 
 
-def test_splits_that_cannot_be_are_refused(tmp_path):
+def test_invalid_splits_are_refused(tmp_path):
     (tmp_path / "base.txt").write_text("cat\nsettee\n")
     with pytest.raises(ConfigError, match=r"evaluation\.class_split: .* names \['settee'\]"):
         groups(tmp_path / "base.txt")
@@ -91,7 +91,7 @@ def test_classes_that_are_equal_in_words_are_refused():
         open_dataset(source, "none")
 
 
-def test_lvis_s_metric_needs_all_classes():
+def test_the_lvis_metric_needs_all_classes():
     source = SimpleNamespace(category_names=(*SHAPES, "unicorn"), metric="lvis")
     with pytest.raises(ConfigError, match=rf"has {len(SHAPES)} of the {len(SHAPES) + 1} classes"):
         open_dataset(source, "scenes")
@@ -116,7 +116,7 @@ def test_a_split_keeps_the_boxes_of_its_classes():
     assert names == [SHAPES[-1], SHAPES[0]]
 
 
-def test_a_file_that_the_metric_refuses_is_named_with_its_key():
+def test_an_invalid_annotation_file_is_refused_with_its_key():
     content = {
         "images": [{"id": 1}],
         "categories": [{"id": 1, "name": "cat"}],

@@ -1,4 +1,4 @@
-"""What the picture of an evaluation says of each box is what AP50 counts."""
+"""The gallery of an evaluation judges each box as AP50 counts it."""
 
 import io
 
@@ -9,7 +9,7 @@ from regionclip_jax.data.sources.records import DetectionRecord
 from regionclip_jax.evaluation import detection_gallery
 
 NAMES = ("cat", "dog")
-THINGS = [(0, 0, 20, 20), (30, 0, 50, 20), (0, 30, 20, 50)]
+OBJECTS = [(0, 0, 20, 20), (30, 0, 50, 20), (0, 30, 20, 50)]
 
 
 class Source:
@@ -19,20 +19,20 @@ class Source:
         return 1
 
     def __getitem__(self, index):
-        picture = io.BytesIO()
-        Image.new("RGB", (60, 60)).save(picture, "PNG")
+        file = io.BytesIO()
+        Image.new("RGB", (60, 60)).save(file, "PNG")
         return DetectionRecord(
             key="1",
-            image=picture.getvalue(),
-            boxes=np.array(THINGS, np.float32),
+            image=file.getvalue(),
+            boxes=np.array(OBJECTS, np.float32),
             classes=np.array([0, 1, 1]),
             crowd=np.array([False, False, True]),
             image_id=7,
         )
 
 
-def kinds(*found, all_annotated=True):
-    """Judgements of detections ``(class, x, y, score)`` of 20 x 20 pixels, best first."""
+def judgements(*predictions, all_annotated=True):
+    """Judgements of predictions ``(class, x, y, score)`` of 20 x 20 pixels, best first."""
     results = [
         {
             "image_id": 7,
@@ -40,7 +40,7 @@ def kinds(*found, all_annotated=True):
             "bbox": [x, y, 20, 20],
             "score": score,
         }
-        for name, x, y, score in found
+        for name, x, y, score in predictions
     ]
     ((panel,),) = detection_gallery.judge_examples(
         Source(),
@@ -51,22 +51,22 @@ def kinds(*found, all_annotated=True):
     return [mark.kind for mark in panel.marks]
 
 
-def test_the_best_detection_of_a_thing_is_right_and_the_next_on_it_wrong():
-    assert kinds(("cat", 1, 0, 0.4), ("cat", 0, 0, 0.9)) == ["right", "wrong"]
+def test_the_best_detection_of_an_object_is_right_and_the_next_is_wrong():
+    assert judgements(("cat", 1, 0, 0.4), ("cat", 0, 0, 0.9)) == ["right", "wrong"]
 
 
-def test_another_class_or_another_place_is_wrong():
-    assert kinds(("dog", 0, 0, 0.9), ("dog", 38, 0, 0.8), ("dog", 31, 0, 0.7)) == [
+def test_a_wrong_class_or_a_wrong_position_is_wrong():
+    assert judgements(("dog", 0, 0, 0.9), ("dog", 38, 0, 0.8), ("dog", 31, 0, 0.7)) == [
         "wrong",
         "wrong",
         "right",
     ]
 
 
-def test_what_overlaps_a_crowd_of_its_class_is_not_judged():
-    assert kinds(("dog", 1, 31, 0.9), ("cat", 2, 31, 0.8)) == ["unjudged", "wrong"]
+def test_a_detection_on_a_crowd_of_its_class_is_not_judged():
+    assert judgements(("dog", 1, 31, 0.9), ("cat", 2, 31, 0.8)) == ["unjudged", "wrong"]
 
 
-def test_where_not_every_thing_has_a_box_no_detection_is_wrong():
-    found = ("cat", 0, 0, 0.9), ("cat", 35, 35, 0.8)
-    assert kinds(*found, all_annotated=False) == ["right", "unjudged"]
+def test_no_detection_is_wrong_if_not_all_objects_are_annotated():
+    predictions = ("cat", 0, 0, 0.9), ("cat", 35, 35, 0.8)
+    assert judgements(*predictions, all_annotated=False) == ["right", "unjudged"]

@@ -1,4 +1,4 @@
-"""Evaluators with a NumPy function in place of a model: their numbers are known in advance."""
+"""Evaluators with predictions of a NumPy function, so that the metrics are known."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ NUM_IMAGES, SIZE = 30, 3
 
 
 class Scenes:
-    """A source without records; the batches come from ``batches``."""
+    """Source without records; ``batches`` makes the batches."""
 
     category_names = SHAPES
 
@@ -30,7 +30,7 @@ class Scenes:
 
 
 def batches():
-    """Batches of three images with two boxes each; the last row of the last is padding."""
+    """Yield batches of three images with two boxes each; the last row is padding."""
     rng = np.random.default_rng(0)
     for start in range(0, NUM_IMAGES + 1, SIZE):
         corners = rng.uniform(0, 20, (SIZE, 2, 2))
@@ -56,24 +56,24 @@ def run(choose):
     return evaluate(answers(choose), dataset, batches(), evaluators)
 
 
-def test_right_answers_score_a_hundred_in_every_group():
+def test_correct_predictions_score_a_hundred_in_every_group():
     metrics, details = run(lambda batch: batch.classes)
-    kinds = ("AP50", "top1")
-    expected = [f"{kind}_{group}" for kind in kinds for group in ("novel", "base", "all")]
+    names = ("AP50", "top1")
+    expected = [f"{name}_{group}" for name in names for group in ("novel", "base", "all")]
     assert list(metrics)[:6] == expected and {"AR@100_novel", "recall@1000"} < set(metrics)
     assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0))
     assert not details["confused"] and details["num_images"] == NUM_IMAGES
     assert details["num_annotated"] == NUM_IMAGES
 
 
-def test_a_group_counts_only_its_own_classes():
+def test_a_group_counts_only_its_classes():
     real = [batch.classes[batch.mask][batch.box_mask[batch.mask]] for batch in batches()]
     classes = np.concatenate(real)
     novel = [SHAPES.index(name) for name in NOVEL_SHAPES]
     is_novel = np.isin(classes, novel)
     scapegoat = np.bincount(classes[~is_novel]).argmax()
 
-    # Base boxes are named rightly, novel ones all as one base class.
+    # Base boxes get the correct class, and all novel boxes get one base class.
     def choose(batch):
         return np.where(np.isin(batch.classes, novel), scapegoat, batch.classes)
 
@@ -82,7 +82,7 @@ def test_a_group_counts_only_its_own_classes():
     assert metrics["top1_novel"] == 0 and metrics["AP50_novel"] == 0
     assert metrics["top1_base"] == 100
     assert metrics["top1_all"] == pytest.approx(100 * (1 - is_novel.mean()))
-    # A base class pays for the boxes that are named by it.
+    # Novel boxes predicted as a base class lower the AP of this class.
     assert 50 < metrics["AP50_base"] < 99
     assert details["per_category"][SHAPES[scapegoat]]["AP50"] < 99
     assert {guess for _, guess, _ in details["confused"]} == {SHAPES[scapegoat]}
@@ -90,7 +90,7 @@ def test_a_group_counts_only_its_own_classes():
 
 
 class Ids(Evaluator):
-    """Collects the ids of the images."""
+    """Evaluator that collects the ids of the images."""
 
     def _record(self, batch, prediction, row):
         return row
@@ -115,20 +115,20 @@ def collect(batches, gather=lambda records: records):
     )
 
 
-def test_padding_and_doubles_are_dropped_and_images_sorted():
-    found = collect([one_batch([9, 5, 0], [True, True, False]), one_batch([5, 1, 0], [True] * 3)])
-    assert found.metrics == {"count": 4.0}
-    assert list(found.details["records"].items()) == [(0, 2), (1, 1), (5, 1), (9, 0)]
+def test_padding_and_duplicates_are_dropped_and_images_are_sorted():
+    scores = collect([one_batch([9, 5, 0], [True, True, False]), one_batch([5, 1, 0], [True] * 3)])
+    assert scores.metrics == {"count": 4.0}
+    assert list(scores.details["records"].items()) == [(0, 2), (1, 1), (5, 1), (9, 0)]
 
 
-def test_records_of_other_processes_join_through_gather():
+def test_records_of_other_processes_are_gathered():
     other = [1, "from another process"]
     batch = one_batch([5, 0, 0], [True, False, False])
-    found = collect([batch], gather=lambda records: [other, *records, *records])
-    assert found.details["records"] == {1: "from another process", 5: 0}
+    scores = collect([batch], gather=lambda records: [other, *records, *records])
+    assert scores.details["records"] == {1: "from another process", 5: 0}
 
 
-def test_no_batches_give_numbers_that_are_not_defined():
+def test_metrics_without_batches_are_none():
     dataset = open_dataset(Scenes(), "scenes")
     evaluators = [
         Detection(dataset, max_detections=100, given_boxes=False),
@@ -152,20 +152,20 @@ def detections(scores=(0.9, 0.8, 0.0)):
     )
 
 
-def test_real_detections_become_xywh_as_they_are():
-    found = predictions.coco_results(one_batch([5, 6, 7], [True] * 3), detections(), 0, [1, 7, 90])
-    assert found == [
+def test_unmasked_detections_are_written_as_xywh():
+    batch = one_batch([5, 6, 7], [True] * 3)
+    assert predictions.coco_results(batch, detections(), 0, [1, 7, 90]) == [
         {"image_id": 5, "category_id": 7, "bbox": [5, 10, 10, 40], "score": pytest.approx(0.9)},
         {"image_id": 5, "category_id": 90, "bbox": [20, 60, 5, 20], "score": pytest.approx(0.8)},
     ]  # the third box is masked
 
 
-def test_boxes_of_a_canvas_come_home_clipped_scaled_and_as_xywh():
+def test_boxes_of_a_canvas_are_clipped_and_scaled_to_xywh_of_the_original_image():
     boxes = np.array([[10, 5, 30, 25], [40, 30, 70, 60], [52, 0, 58, 9]], np.float32)
-    found = predictions.to_original_xywh(
+    original = predictions.to_original_xywh(
         boxes, sizes=np.array([40, 50]), scales=np.array([0.5, 2.0])
     )
-    np.testing.assert_array_equal(found, [[5, 10, 10, 40], [20, 60, 5, 20], [25, 0, 0, 18]])
+    np.testing.assert_array_equal(original, [[5, 10, 10, 40], [20, 60, 5, 20], [25, 0, 0, 18]])
 
 
 def test_numbers_that_are_not_finite_are_refused():

@@ -59,7 +59,7 @@ def written(tmp_path, content):
     return path
 
 
-def test_annotations_get_what_they_lack_and_numbers_from_one(coco):
+def test_annotations_get_default_fields_and_ids_from_one(coco):
     before = copy.deepcopy(coco)
     truth = read_coco(coco)
     assert [(a["id"], a["area"], a["iscrowd"]) for a in truth.annotations] == [(1, 6, 0), (2, 5, 0)]
@@ -75,7 +75,7 @@ def test_annotations_get_what_they_lack_and_numbers_from_one(coco):
         ("categories", "category id 1 occurs 2 times"),
     ],
 )
-def test_ids_that_occur_twice_are_refused_by_file_and_id(lvis, coco, tmp_path, read, key, message):
+def test_duplicate_ids_are_refused_with_file_and_id(lvis, coco, tmp_path, read, key, message):
     content = doubled(coco if read is read_coco else lvis, key)
     with pytest.raises(ValueError, match=rf"instances\.json: {message}"):
         read(written(tmp_path, content))
@@ -95,7 +95,7 @@ def test_ids_that_occur_twice_are_refused_by_file_and_id(lvis, coco, tmp_path, r
         ("annotations", {"bbox": [0, 0, -1, 2]}, r"annotation 4: 'bbox'.*not negative"),
     ],
 )
-def test_an_entry_that_cannot_be_meant_is_refused(coco, key, change, message):
+def test_an_invalid_entry_is_refused(coco, key, change, message):
     coco[key][0] |= change
     with pytest.raises(ValueError, match=message):
         read_coco(coco)
@@ -118,7 +118,7 @@ def test_an_lvis_file_is_refused_as_coco(coco, tmp_path, key, mark):
 
 @pytest.mark.parametrize("read", [read_coco, read_lvis])
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_an_entry_that_is_no_object_is_refused_by_number(lvis, coco, read, key):
+def test_an_entry_that_is_no_json_object_is_refused_with_its_number(lvis, coco, read, key):
     content = coco if read is read_coco else lvis
     content[key].append(7)
     with pytest.raises(ValueError, match=rf"{key}, entry {len(content[key]) - 1}: expected a JSON"):
@@ -132,7 +132,7 @@ def test_a_coco_file_is_refused_as_lvis(coco, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
-def test_an_lvis_image_that_does_not_say_what_was_looked_for_is_refused(lvis, key):
+def test_an_lvis_image_without_its_category_lists_is_refused(lvis, key):
     del lvis["images"][1][key]
     with pytest.raises(ValueError, match=f"image 11: no '{key}'"):
         read_lvis(lvis)
@@ -147,7 +147,7 @@ def test_lvis_has_no_crowd_regions(lvis, mark):
         read_lvis(lvis)
 
 
-def test_some_categories_keep_their_ids_and_the_images_that_show_them(coco):
+def test_selected_categories_keep_their_ids_and_their_images(coco):
     crowd = {"id": 5, "image_id": 12, "category_id": 7, "bbox": [0, 0, 1, 1], "iscrowd": 1}
     coco["annotations"].append(crowd)
     truth = read_coco(coco)
@@ -157,6 +157,6 @@ def test_some_categories_keep_their_ids_and_the_images_that_show_them(coco):
     assert kept.annotations == truth.annotations[1:]
 
 
-def test_a_category_that_the_file_lacks_is_named(coco, tmp_path):
+def test_a_category_missing_in_the_file_is_named(coco, tmp_path):
     with pytest.raises(ValueError, match=r"instances\.json: no categories \['bee'\] among the 2"):
         keep_categories(read_coco(written(tmp_path, coco)), ["cup", "bee"])

@@ -1,7 +1,7 @@
-"""Each rule of LVIS in a case small enough for its AP to be worked out by hand.
+"""Each rule of LVIS in a case with an AP computed by hand.
 
-One object and one false box scored above it: the object is found second, precision 1/2 at every
-recall, AP 50. Is the false box ignored, AP is 100.
+The usual case is one object and one false box with a higher score. The match of the object comes
+second, so precision is 1/2 at every recall and AP is 50. If the false box is ignored, AP is 100.
 """
 
 import contextlib
@@ -56,55 +56,57 @@ def lvis(images, annotations):
     }
 
 
-SEEN = [0, 0, 20, 20]
-FOUND = result(10, OWL, SEEN)
+OWL_BOX = [0, 0, 20, 20]
+MATCHED = result(10, OWL, OWL_BOX)
 WRONG = [50, 50, 20, 20]  # overlaps nothing
 
 
 def owl_ap(images, *false_boxes):
-    """AP when the owl on image 10 is found and these boxes, scored higher, are on no owl."""
-    truth = lvis(images, [annotation(1, 10, OWL, SEEN)])
-    scores = lvis_ap(truth, [FOUND, *(box | {"score": 0.9} for box in false_boxes)])
+    """Return AP for a matched owl in image 10 and these false boxes with higher scores."""
+    truth = lvis(images, [annotation(1, 10, OWL, OWL_BOX)])
+    scores = lvis_ap(truth, [MATCHED, *(box | {"score": 0.9} for box in false_boxes)])
     assert (
         scores["summary"]["APr"] == scores["summary"]["AP"] == scores["per_category"]["owl"]["AP"]
     )
     return scores["summary"]["AP"]
 
 
-def test_a_false_box_counts_where_the_category_is_known_to_be_absent():
+def test_a_false_box_counts_if_the_category_is_known_to_be_absent():
     images = [image(10), image(11, absent=[OWL])]
     assert owl_ap(images, result(11, OWL, WRONG)) == pytest.approx(50.0)
 
 
-def test_a_false_box_counts_where_the_category_is_annotated():
+def test_a_false_box_counts_if_the_category_is_annotated():
     assert owl_ap([image(10)], result(10, OWL, WRONG)) == pytest.approx(50.0)
 
 
-def test_a_false_box_is_ignored_where_the_category_was_not_looked_for():
+def test_a_false_box_is_ignored_if_the_category_was_not_verified():
     images = [image(10), image(11, absent=[CUP])]
     assert owl_ap(images, result(11, OWL, WRONG)) == pytest.approx(100.0)
 
 
-def test_an_unmatched_box_is_ignored_where_not_all_are_annotated():
+def test_an_unmatched_box_is_ignored_if_the_annotation_is_not_exhaustive():
     images = [image(10, not_exhaustive=[OWL])]
     assert owl_ap(images, result(10, OWL, WRONG)) == pytest.approx(100.0)
     assert owl_ap([image(10, not_exhaustive=[CUP])], result(10, OWL, WRONG)) == pytest.approx(50.0)
 
 
-def test_what_is_annotated_still_has_to_be_found_where_not_all_is():
+def test_annotated_objects_count_as_missed_if_the_annotation_is_not_exhaustive():
     images = [image(10), image(11, not_exhaustive=[OWL])]
-    truth = lvis(images, [annotation(1, 10, OWL, SEEN), annotation(2, 11, OWL, SEEN)])
-    both = [FOUND, result(11, OWL, SEEN)]
+    truth = lvis(images, [annotation(1, 10, OWL, OWL_BOX), annotation(2, 11, OWL, OWL_BOX)])
+    both = [MATCHED, result(11, OWL, OWL_BOX)]
     assert lvis_ap(truth, both)["summary"]["AP"] == pytest.approx(100.0)
-    # One of two: the recall points 0.00 to 0.50 of 101 are reached.
+    # Recall 0.5 reaches the recall points 0.00 to 0.50 of 101.
     assert lvis_ap(truth, both[:1])["summary"]["AP"] == pytest.approx(100 * 51 / 101)
 
 
-def test_a_second_box_on_one_object_is_a_false_one():
-    double = result(10, OWL, SEEN)
-    assert owl_ap([image(10)], double) == pytest.approx(100.0)  # the higher one is the true one
-    truth = lvis([image(10), image(11)], [annotation(i, i + 9, OWL, SEEN) for i in (1, 2)])
-    results = [FOUND, double, result(11, OWL, SEEN, 0.1)]  # right, wrong, right
+def test_a_second_box_on_one_object_is_a_false_box():
+    double = result(10, OWL, OWL_BOX)
+    assert owl_ap([image(10)], double) == pytest.approx(
+        100.0
+    )  # the box with the higher score is matched
+    truth = lvis([image(10), image(11)], [annotation(i, i + 9, OWL, OWL_BOX) for i in (1, 2)])
+    results = [MATCHED, double, result(11, OWL, OWL_BOX, 0.1)]  # right, wrong, right
     # Precision 1 up to recall 0.5 (51 points), then 2/3 (50 points).
     expected = 100 * (51 + 50 * 2 / 3) / 101
     assert lvis_ap(truth, results)["summary"]["AP"] == pytest.approx(expected)
@@ -112,75 +114,75 @@ def test_a_second_box_on_one_object_is_a_false_one():
 
 @pytest.mark.parametrize(("others", "expected"), [(299, 100.0), (300, 0.0)])
 def test_three_hundred_boxes_of_an_image_count_over_all_categories(others, expected):
-    # The other boxes are ignored, for cups were not looked for, but they take the places.
+    # Cups were not verified, so their boxes are ignored but still count for the limit.
     noise = [result(10, CUP, WRONG)] * others
     assert owl_ap([image(10)], *noise) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("others", "expected"), [(299, 100.0), (300, 0.0)])
-def test_of_equal_scores_the_first_given_are_among_the_three_hundred(others, expected):
-    truth = lvis([image(10)], [annotation(1, 10, OWL, SEEN)])
-    noise = [result(10, CUP, WRONG, FOUND["score"])] * others
-    assert lvis_ap(truth, [*noise, FOUND])["summary"]["AP"] == pytest.approx(expected)
-    assert lvis_ap(truth, [FOUND, *noise, *noise])["summary"]["AP"] == pytest.approx(100.0)
+def test_the_limit_of_three_hundred_keeps_the_first_of_equal_scores(others, expected):
+    truth = lvis([image(10)], [annotation(1, 10, OWL, OWL_BOX)])
+    noise = [result(10, CUP, WRONG, MATCHED["score"])] * others
+    assert lvis_ap(truth, [*noise, MATCHED])["summary"]["AP"] == pytest.approx(expected)
+    assert lvis_ap(truth, [MATCHED, *noise, *noise])["summary"]["AP"] == pytest.approx(100.0)
 
 
-def test_the_boxes_of_one_image_leave_those_of_another_their_places():
+def test_the_limit_of_three_hundred_holds_for_each_image():
     noise = [result(11, CUP, WRONG)] * 300
     assert owl_ap([image(10), image(11)], *noise) == pytest.approx(100.0)
 
 
 def test_equal_scores_count_in_the_order_given():
-    truth = lvis([image(10)], [annotation(1, 10, OWL, SEEN)])
-    wrong = result(10, OWL, WRONG, FOUND["score"])
-    assert lvis_ap(truth, [FOUND, wrong])["summary"]["AP"] == pytest.approx(100.0)
-    assert lvis_ap(truth, [wrong, FOUND])["summary"]["AP"] == pytest.approx(50.0)
+    truth = lvis([image(10)], [annotation(1, 10, OWL, OWL_BOX)])
+    wrong = result(10, OWL, WRONG, MATCHED["score"])
+    assert lvis_ap(truth, [MATCHED, wrong])["summary"]["AP"] == pytest.approx(100.0)
+    assert lvis_ap(truth, [wrong, MATCHED])["summary"]["AP"] == pytest.approx(50.0)
 
 
-def test_each_frequency_has_its_mean_and_a_category_without_boxes_none():
+def test_each_frequency_has_a_mean_and_a_category_without_boxes_has_no_ap():
     annotations = [
-        annotation(1, 10, OWL, SEEN),  # rare: found
-        annotation(2, 10, CUP, SEEN),  # common: missed
-        annotation(3, 10, ANT, SEEN),  # frequent: one of two
-        annotation(4, 11, ANT, SEEN),
+        annotation(1, 10, OWL, OWL_BOX),  # rare: matched
+        annotation(2, 10, CUP, OWL_BOX),  # common: missed
+        annotation(3, 10, ANT, OWL_BOX),  # frequent: one of two
+        annotation(4, 11, ANT, OWL_BOX),
     ]
     truth = lvis([image(10), image(11, absent=[BEE])], annotations)
-    scores = lvis_ap(truth, [FOUND, result(10, ANT, SEEN), result(11, BEE, SEEN)])
+    scores = lvis_ap(truth, [MATCHED, result(10, ANT, OWL_BOX), result(11, BEE, OWL_BOX)])
     half = 100 * 51 / 101
     assert scores["per_category"] == {
         "owl": {"AP50": pytest.approx(100.0), "AP": pytest.approx(100.0)},
         "cup": {"AP50": 0.0, "AP": 0.0},
         "ant": {"AP50": pytest.approx(half), "AP": pytest.approx(half)},
-        "bee": {"AP50": None, "AP": None},  # and its false box costs nothing
+        "bee": {"AP50": None, "AP": None},  # its false box changes no other AP
     }
     mean = (100 + 0 + half) / 3
     assert scores["summary"] == pytest.approx(
         {"APr": 100.0, "APc": 0.0, "APf": half, "AP": mean, "AP50": mean, "AP75": mean}
         | {"APs": mean, "APm": None, "APl": None}
     )
-    none = lvis_ap(lvis([image(10)], annotations[:1]), [FOUND])["summary"]
+    none = lvis_ap(lvis([image(10)], annotations[:1]), [MATCHED])["summary"]
     assert (none["APr"], none["APc"], none["APf"]) == (pytest.approx(100.0), None, None)
 
 
-def test_thresholds_and_sizes_have_their_own_numbers():
+def test_thresholds_and_sizes_have_separate_metrics():
     shifted = [0.2 * 100, 0, 100, 100]  # IoU 80 / 120
     truth = lvis([image(10)], [annotation(1, 10, OWL, [0, 0, 100, 100])])
     summary = lvis_ap(truth, [result(10, OWL, shifted)])["summary"]
     expected = {"AP": 40.0, "AP50": 100.0, "AP75": 0.0, "APs": None, "APm": None, "APl": 40.0}
     assert {key: summary[key] for key in expected} == pytest.approx(expected)
-    truth["annotations"][0]["area"] = 2000.0  # of its mask
+    truth["annotations"][0]["area"] = 2000.0  # area of the mask
     assert lvis_ap(truth, [result(10, OWL, shifted)])["summary"]["APm"] == pytest.approx(40.0)
 
 
-def test_no_detections_are_zero_and_no_boxes_are_no_numbers(capsys):
-    truth = lvis([image(10), image(11)], [annotation(1, 10, OWL, SEEN)])
+def test_ap_without_detections_is_zero_and_without_boxes_is_none(capsys):
+    truth = lvis([image(10), image(11)], [annotation(1, 10, OWL, OWL_BOX)])
     summary = lvis_ap(truth, [])["summary"]
     assert list(summary) == SUMMARY
     assert summary == dict.fromkeys(SUMMARY) | dict.fromkeys(
         ["AP", "AP50", "AP75", "APs", "APr"], 0
     )
     for images in ([image(10)], []):
-        results = [FOUND] if images else []
+        results = [MATCHED] if images else []
         assert set(lvis_ap(lvis(images, []), results)["summary"].values()) == {None}
     no_category = lvis([image(10)], []) | {"categories": []}
     assert lvis_ap(no_category, []) == {"summary": dict.fromkeys(SUMMARY), "per_category": {}}
@@ -188,7 +190,7 @@ def test_no_detections_are_zero_and_no_boxes_are_no_numbers(capsys):
 
 
 def exhaustive(seed: int) -> tuple[dict, list[dict]]:
-    """Every image says of every category that it is there or that it is not."""
+    """Ground truth where every category is annotated or known to be absent in every image."""
     draws = np.random.default_rng(seed)
     annotations, results, images = [], [], []
     categories = [OWL, CUP, ANT]
@@ -207,11 +209,11 @@ def exhaustive(seed: int) -> tuple[dict, list[dict]]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_where_all_is_labelled_the_numbers_are_those_of_coco(seed):
+def test_the_metrics_of_exhaustive_annotations_equal_those_of_coco(seed):
     truth, results = exhaustive(seed)
     before = copy.deepcopy((truth, results))
     summary = lvis_ap(truth, results)["summary"]
-    assert (truth, results) == before  # arguments are left as they were
+    assert (truth, results) == before  # arguments must not change
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -227,12 +229,12 @@ def test_where_all_is_labelled_the_numbers_are_those_of_coco(seed):
     assert 1 < summary["AP"] < summary["AP50"] < 99
 
 
-def test_the_ground_truth_of_a_file_is_not_that_of_a_coco_file(tmp_path):
-    truth = lvis([image(10)], [annotation(1, 10, OWL, SEEN)])
+def test_the_ground_truth_of_an_lvis_file_differs_from_that_of_a_coco_file(tmp_path):
+    truth = lvis([image(10)], [annotation(1, 10, OWL, OWL_BOX)])
     path = tmp_path / "lvis.json"
     path.write_text(json.dumps(truth))
     read = lvis_ground_truth(read_annotation_file(path))
-    assert evaluator.lvis_ap(read, [FOUND]) == lvis_ap(truth, [FOUND])
+    assert evaluator.lvis_ap(read, [MATCHED]) == lvis_ap(truth, [MATCHED])
     path.write_text(json.dumps(truth | {"categories": [{"id": OWL, "name": "owl"}]}))
     with pytest.raises(ValueError, match=r"lvis\.json: category 1: 'frequency'"):
         lvis_ground_truth(read_annotation_file(path))
@@ -246,12 +248,12 @@ def test_the_ground_truth_of_a_file_is_not_that_of_a_coco_file(tmp_path):
         ({"score": float("nan")}, r"result 0 \(image 10\).*finite"),
     ],
 )
-def test_results_that_do_not_belong_are_refused(change, message):
+def test_results_with_unknown_ids_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        lvis_ap(lvis([image(10)], []), [FOUND | change])
+        lvis_ap(lvis([image(10)], []), [MATCHED | change])
 
 
-def test_without_the_library_its_extra_is_named(monkeypatch):
+def test_without_the_library_the_error_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'regionclip_jax\[lvis\]'"):
         lvis_ap(lvis([image(10)], []), [])

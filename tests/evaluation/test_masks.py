@@ -1,4 +1,4 @@
-"""Masks of detections: from cells to pixels, to COCO's encoding, to AP. (No golden arrays.)"""
+"""Masks of detections: pixels from cells, the COCO encoding, and AP. (No golden arrays.)"""
 
 import numpy as np
 import pytest
@@ -29,35 +29,35 @@ def by_loops(probabilities, box, height, width):
 @pytest.mark.parametrize(
     "box", [(3.2, 4.1, 17.9, 12.4), (0.0, 0.0, 24.0, 20.0), (-3.0, 8.0, 9.5, 30.0), (5, 5, 6, 6)]
 )
-def test_pasting_is_the_formula_of_every_pixel(box):
+def test_pasted_masks_equal_the_formula_at_every_pixel(box):
     probabilities = np.random.default_rng(0).random((7, 7)).astype(np.float32)
     box = np.array(box, np.float32)
     expected = by_loops(probabilities, box, 20, 24)
-    found = paste_mask(probabilities, box, 20, 24)
-    # Outside of its box a detection has nothing, where the formula's linear edge may reach a pixel.
+    pasted = paste_mask(probabilities, box, 20, 24)
+    # The linear edge of the formula may leave the box; a detection has no pixels there.
     inside = np.zeros_like(expected)
     (x1, y1), (x2, y2) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
     inside[max(y1, 0) : y2, max(x1, 0) : x2] = True
-    np.testing.assert_array_equal(found, expected & inside)
+    np.testing.assert_array_equal(pasted, expected & inside)
 
 
 def test_an_empty_box_covers_nothing():
     assert not paste_mask(np.ones((3, 3)), np.array([4.0, 4, 4, 9]), 10, 10).any()
 
 
-def test_a_disc_comes_back_from_its_cells():
+def test_a_disc_is_restored_from_its_cells():
     y, x = np.mgrid[:28, :28] + 0.5
     cells = ((x - 14) ** 2 + (y - 14) ** 2 < 14**2).astype(np.float32)
-    found = paste_mask(cells, np.array([10.0, 20, 66, 76]), 100, 90)
+    pasted = paste_mask(cells, np.array([10.0, 20, 66, 76]), 100, 90)
     y, x = np.mgrid[:100, :90] + 0.5
     expected = (x - 38) ** 2 + (y - 48) ** 2 < 28**2
-    assert (found & expected).sum() / (found | expected).sum() > 0.95
-    np.testing.assert_array_equal(coco_mask.decode(encode_mask(found)), found)
+    assert (pasted & expected).sum() / (pasted | expected).sum() > 0.95
+    np.testing.assert_array_equal(coco_mask.decode(encode_mask(pasted)), pasted)
 
 
 @pytest.fixture
 def truth():
-    """A square of which the left half is the object."""
+    """Ground truth with a square whose left half is the object."""
     polygon = [10.0, 10, 20, 10, 20, 30, 10, 30]
     annotation = {
         "id": 1, "image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20], "area": 200,
@@ -74,8 +74,8 @@ def as_lvis(content):
 
 
 def result(pixels):
-    found = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20], "score": 0.9}
-    return found if pixels is None else found | {"segmentation": encode_mask(pixels)}
+    prediction = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20], "score": 0.9}
+    return prediction if pixels is None else prediction | {"segmentation": encode_mask(pixels)}
 
 
 def half(left: bool) -> np.ndarray:
@@ -86,7 +86,7 @@ def half(left: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("left", "expected"), [(True, 100.0), (False, 0.0)])
-def test_mask_ap_compares_masks_and_not_boxes(truth, left, expected):
+def test_mask_ap_compares_masks_instead_of_boxes(truth, left, expected):
     lvis = lvis_ap(
         lvis_ground_truth(as_annotation_file("a file", truth)), [result(half(left))], compare="segm"
     )["summary"]
@@ -99,10 +99,10 @@ def test_mask_ap_compares_masks_and_not_boxes(truth, left, expected):
         "categories": [{"id": 5, "name": "thing"}],
     }
     coco = coco_ground_truth(as_annotation_file("ground truth", coco))
-    found = coco_ap50(coco, [result(half(left))], category_groups={"all": {5}}, compare="segm")[
+    summary = coco_ap50(coco, [result(half(left))], category_groups={"all": {5}}, compare="segm")[
         "summary"
     ]
-    assert [found["AP50_all"], found["AP"]] == pytest.approx([expected, expected])
+    assert [summary["AP50_all"], summary["AP"]] == pytest.approx([expected, expected])
 
 
 def test_mask_ap_of_results_without_masks_is_refused(truth):

@@ -21,36 +21,36 @@ def boxes(*rows):
     return np.array(rows, float)
 
 
-def test_a_box_is_found_at_the_rank_of_its_proposal_up_to_their_overlap():
+def test_a_box_is_matched_at_the_rank_of_its_proposal_up_to_their_iou():
     square = boxes([0, 0, 10, 10])
     ranks = found_at(square, boxes([20, 20, 30, 30], [0, 0, 10, 7], [0, 0, 10, 10]))
-    # IoU 0, 0.7, 1: the second finds it at 0.5 to 0.7, the third beyond
+    # IoU 0, 0.7, 1: the second proposal matches at thresholds 0.5 to 0.7, the third above.
     np.testing.assert_array_equal(ranks[:, 0], [1] * 5 + [2] * 5)
     assert (found_at(square, boxes([0, 0, 10, 4])) == NEVER).all()
 
 
-def test_recall_grows_with_the_proposals_that_count():
+def test_recall_grows_with_the_number_of_proposals():
     truth = [boxes([0, 0, 10, 10], [50, 50, 90, 90]), NONE, boxes([5, 5, 9, 9])]
     proposals = [boxes([0, 0, 10, 8], [50, 50, 90, 90]), boxes([0, 0, 1, 1]), NONE]
     summary = proposal_recall(truth, proposals, limits=(1, 2))
-    # The first proposal has IoU 0.8: seven of ten thresholds.
+    # The first proposal has IoU 0.8, which reaches seven of ten thresholds.
     assert summary == pytest.approx(
         {"recall@1": 100 / 3, "AR@1": 70 / 3, "recall@2": 200 / 3, "AR@2": 170 / 3}
     )
 
 
-def test_the_limits_are_those_of_the_field():
+def test_the_default_limits_are_100_300_and_1000():
     summary = proposal_recall([boxes([0, 0, 1, 1])], [boxes([0, 0, 1, 1])])
     assert summary == {
         f"{name}@{limit}": 100.0 for limit in (100, 300, 1000) for name in ("recall", "AR")
     }
 
 
-def test_an_early_proposal_may_take_the_box_that_a_later_one_needs():
+def test_proposals_are_matched_greedily_in_their_order():
     truth = boxes([0, 0, 10, 10], [0, 0, 10, 8])
     proposals = boxes([0, 0, 10, 9], [0, 0, 10, 10], [0, 0, 10, 10])
-    # The first overlaps both, by 0.9 and 0.89, and takes the first; what is left of the second
-    # overlaps the other proposals by 0.8. At 0.85 a maximal matching would find both.
+    # The first proposal has IoU 0.9 and 0.89 with the boxes and matches the first box. The second
+    # box has IoU 0.8 with the others. At 0.85 a maximal matching would match both boxes.
     ranks = found_at(truth, proposals)
     np.testing.assert_array_equal(ranks[:7], [[0, 1]] * 7)
     np.testing.assert_array_equal(ranks[[7, -1]], [[0, NEVER], [1, NEVER]])
@@ -62,12 +62,12 @@ def test_without_boxes_there_is_no_recall():
     assert proposal_recall([], [], limits=(7,)) == nothing
 
 
-def test_boxes_without_area_are_never_found():
+def test_boxes_without_area_are_never_matched():
     flat = boxes([3, 3, 3, 9])
     assert (found_at(flat, flat) == NEVER).all()
 
 
-def test_ranks_survive_the_gathering_as_json():
+def test_ranks_are_unchanged_by_json():
     truth = [boxes([0, 0, 10, 10]), NONE]
     ranks = [found_at(boxes_, boxes([0, 0, 10, 10])) for boxes_ in truth]
     sent = json.loads(json.dumps([image.tolist() for image in ranks]))
@@ -86,7 +86,7 @@ def test_bad_arrays_are_refused():
 
 
 def scene(draws, grid: int):
-    """Boxes, some of them crowd, and proposals near them; on a grid many overlaps tie."""
+    """Boxes, crowd flags and proposals near the boxes; a grid gives many equal overlaps."""
     count = draws.integers(0, 9)
     low = draws.uniform(0, 60, (count, 2))
     truth = np.concatenate([low, low + draws.uniform(4, 40, (count, 2))], axis=1)
@@ -106,7 +106,7 @@ def to_xywh(array):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_recall_is_that_of_pycocotools_without_categories(seed):
+def test_recall_equals_that_of_pycocotools_without_categories(seed):
     draws = np.random.default_rng(seed)
     scenes = [scene(draws, grid=(seed % 2) * 4) for _ in range(12)]
     limits = (2, 8, 60)
@@ -133,10 +133,10 @@ def test_recall_is_that_of_pycocotools_without_categories(seed):
     recall = 100 * evaluation.eval["recall"][:, 0, 0, :]  # [threshold, limit]
     expected = {f"recall@{limit}": recall[0, i] for i, limit in enumerate(limits)}
     expected |= {f"AR@{limit}": recall[:, i].mean() for i, limit in enumerate(limits)}
-    found = proposal_recall(
+    summary = proposal_recall(
         [truth[~crowd] for truth, crowd, _ in scenes],
         [proposals for *_, proposals in scenes],
         limits=limits,
     )
-    assert found == pytest.approx(expected, abs=1e-9)
-    assert 5 < found["AR@2"] < found["AR@60"] < 95
+    assert summary == pytest.approx(expected, abs=1e-9)
+    assert 5 < summary["AR@2"] < summary["AR@60"] < 95

@@ -26,14 +26,14 @@ def test_confusions_are_ordered_by_frequency_then_class():
     ]
 
 
-def test_without_mistakes_or_regions_nothing_is_confused():
+def test_without_errors_or_regions_no_confusions_are_listed():
     nothing = np.array([], np.int64)
     assert recognition.most_confused(ACTUAL, ACTUAL, names=NAMES) == []
     assert recognition.most_confused(nothing, nothing, names=NAMES) == []
     assert recognition.region_top1(nothing, nothing, class_groups={}) == {"top1": None}
 
 
-def test_arrays_of_two_lengths_and_unnamed_classes_are_refused():
+def test_arrays_of_unequal_lengths_and_classes_without_names_are_refused():
     with pytest.raises((ValueError, TypeError), match=r"\(2,\) and \(6,\)|i64\[6\]"):
         recognition.region_top1(PREDICTED[:2], ACTUAL, class_groups={})
     with pytest.raises(ValueError, match="true class 3 is not among the 3"):

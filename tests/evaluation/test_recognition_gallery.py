@@ -7,7 +7,7 @@ from regionclip_jax.evaluation import recognition_gallery
 
 
 def result(image_id: int, box, index: int, score: float) -> dict:
-    """As an evaluation leaves it: rounded, category ids from 1."""
+    """Prediction as an evaluation writes it: rounded, with category ids from 1."""
     x1, y1, x2, y2 = (float(v) for v in box)
     bbox = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
     return {"image_id": image_id, "category_id": index + 1, "bbox": bbox, "score": score}
@@ -23,13 +23,13 @@ def results_of(records, choose) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def records():
-    world = SceneImages(0, 0, 64, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
-    return [draw_record(world, index, True) for index in range(9)]
+    scenes = SceneImages(0, 0, 64, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1)
+    return [draw_record(scenes, index, True) for index in range(9)]
 
 
-def test_every_model_s_best_name_of_every_box_is_judged(records):
+def test_the_best_name_of_every_model_and_box_is_judged(records):
     wrong = results_of(records, lambda label: (label + 1) % len(SHAPES))
-    # The right name comes second: the better score counts, not the order.
+    # The correct name comes second: the higher score counts, not the order.
     second = [r | {"score": 0.1} for r in results_of(records, lambda label: label)]
     results = {"teacher": second + wrong, "student": results_of(records, lambda k: k)}
     examples = recognition_gallery.judge_examples(records, results, class_names=SHAPES)
@@ -45,7 +45,7 @@ def test_every_model_s_best_name_of_every_box_is_judged(records):
         assert student.image.shape == (64, 64, 3)
 
 
-def test_a_box_nobody_named_is_a_question_mark_and_wrong(records):
+def test_a_box_without_predictions_is_wrong_with_a_question_mark(records):
     elsewhere = [result(r.image_id, (0, 0, 1, 1), 0, 0.9) for r in records]
     of_others = [r | {"image_id": r["image_id"] + 1000} for r in results_of(records, lambda k: k)]
     examples = recognition_gallery.judge_examples(

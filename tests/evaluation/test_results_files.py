@@ -13,7 +13,7 @@ DETECTION = {
 }
 
 
-def test_results_come_back_as_written(tmp_path):
+def test_results_are_read_as_written(tmp_path):
     path = tmp_path / "run" / "results.json"
     models = {"teacher": {"AP50": 1 / 3, "AP50_novel": None}, "student": {"AP50": np.float32(2)}}
     results.write_results(path, models, details={"boxes": "ground truth"})
@@ -26,7 +26,7 @@ def test_results_come_back_as_written(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
 
 
-def test_detections_are_rounded_and_readable_by_others(tmp_path):
+def test_detections_are_rounded_and_plain_json(tmp_path):
     path = tmp_path / "detections.json"
     results.write_detections(path, [DETECTION, DETECTION])
     expected = {"image_id": 3, "category_id": 1, "bbox": [1.23, 0, 10, 0.33], "score": 0.333333}
@@ -56,7 +56,7 @@ def test_a_metric_that_is_not_finite_is_not_written(tmp_path):
         ('{"format": 1, "a": {"b": "x"}, "details": {}}', "'a.b': .*found 'x'"),
     ],
 )
-def test_bad_results_are_refused_by_file_and_key(tmp_path, content, message):
+def test_invalid_results_are_refused_with_file_and_key(tmp_path, content, message):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=f"results.json.*{message}"):
@@ -73,7 +73,7 @@ def test_bad_results_are_refused_by_file_and_key(tmp_path, content, message):
         ({"score": None}, "record 1: 'score': expected a finite number, found None"),
     ],
 )
-def test_bad_detections_are_refused_by_record_and_key(tmp_path, change, message):
+def test_invalid_detections_are_refused_with_record_and_key(tmp_path, change, message):
     path = tmp_path / "detections.json"
     good = {"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
     path.write_text(json.dumps([good, good | change]))

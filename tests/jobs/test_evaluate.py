@@ -32,7 +32,7 @@ SIDE = 64
 
 
 def score(section, choose=lambda batch: batch.classes):
-    """Evaluate known answers, by default the right ones, on the data of the settings."""
+    """Score known answers, by default the correct ones, on the data of the settings."""
     source = build_boxes_source(section, "evaluation", keep_file=True)
     dataset = open_dataset(source, section.class_split)
     detection = Detection(
@@ -63,13 +63,13 @@ def config(evaluation, model_directory) -> EvaluateSettings:
     )
 
 
-def test_an_evaluation_leaves_a_table_numbers_and_detections(
+def test_an_evaluation_writes_a_table_metrics_and_detections(
     config, boxes_directory, tmp_path, capsys
 ):
     metrics = evaluate.run(config, tmp_path)
     results = read_results(tmp_path / "results.json")
     groups = ("novel", "base", "all")
-    names = [f"{kind}_{group}" for kind in ("AP50", "top1") for group in groups]
+    names = [f"{metric}_{group}" for metric in ("AP50", "top1") for group in groups]
     assert list(metrics["student"]) == names == list(results["student"])
     assert all(0 <= value <= 100 for value in metrics["student"].values())
     assert set(results["details"]["per_category"]["student"]) == set(SHAPES)
@@ -78,38 +78,38 @@ def test_an_evaluation_leaves_a_table_numbers_and_detections(
     assert all(name in table for name in [*names, "student"])
 
     source = ArrayRecordSource(boxes_directory)
-    found = read_detections(tmp_path / "detections_student.json")
+    predictions = read_detections(tmp_path / "detections_student.json")
     for record in (source[i] for i in range(len(source))):
-        mine = [d for d in found if d["image_id"] == record.image_id]
-        # Every box with every class, as at most three boxes have 48 of the 100 detections.
-        assert len(mine) == len(record.boxes) * len(SHAPES)
-        boxes = {tuple(d["bbox"]) for d in mine}
+        image_predictions = [d for d in predictions if d["image_id"] == record.image_id]
+        # Three boxes with 16 classes are 48 detections, so the limit of 100 drops none.
+        assert len(image_predictions) == len(record.boxes) * len(SHAPES)
+        boxes = {tuple(d["bbox"]) for d in image_predictions}
         x1, y1, x2, y2 = record.boxes.T
         expected = np.stack([x1, y1, x2 - x1, y2 - y1], 1)
         assert boxes == {tuple(map(float, box)) for box in expected}
 
 
 @pytest.fixture(scope="module")
-def coco_like(tmp_path_factory, drawn):
-    """Boxes of one base, one novel and one class of neither group; names in an order of its own."""
+def coco_like(tmp_path_factory, scene_record):
+    """One image with a base box, a novel box and a box of neither group, and unsorted names."""
     neither = "unicorn"
     names = (neither, *COCO_NOVEL_17, *COCO_BASE_48)
-    picture = drawn(0, False).image
-    kinds = np.array([0, names.index(COCO_BASE_48[3]), names.index(COCO_NOVEL_17[5])], np.int32)
+    image = scene_record(0, False).image
+    classes = np.array([0, names.index(COCO_BASE_48[3]), names.index(COCO_NOVEL_17[5])], np.int32)
     boxes = np.array([[0, 0, 20, 20], [10, 10, 50, 40], [5, 30, 30, 60]], np.float32)
-    record = DetectionRecord("only", picture, boxes, kinds, np.zeros(3, bool), 7)
+    record = DetectionRecord("only", image, boxes, classes, np.zeros(3, bool), 7)
     directory = tmp_path_factory.mktemp("coco_like") / "set"
     write_array_record([record], directory, 8, {"category_names": list(names)})
     return directory
 
 
-def test_a_split_leaves_out_boxes_of_classes_it_does_not_name(config, coco_like):
+def test_a_split_drops_boxes_of_classes_it_does_not_name(config, coco_like):
     section = dataclasses.replace(config.evaluation, path=str(coco_like), class_split="coco_48_17")
     metrics, details = score(section)
     assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0))
     rated = {name for name, scores in details["per_category"].items() if scores["AP50"] is not None}
     assert rated == {COCO_BASE_48[3], COCO_NOVEL_17[5]} and len(details["per_category"]) == 65
-    # Ids count the source's own classes from 1.
+    # Category ids number the classes of the source from 1.
     names = ("unicorn", *COCO_NOVEL_17, *COCO_BASE_48)
     assert {names[result["category_id"] - 1] for result in details["results"]} == rated
     boxes = sorted(result["bbox"] for result in details["results"])
@@ -139,14 +139,14 @@ def test_a_split_that_does_not_fit_the_data_is_refused(evaluate_student, config,
         evaluate_student(config, section)
 
 
-def test_boxes_without_category_names_are_refused(evaluate_student, config, drawn, tmp_path):
-    write_array_record([drawn(0, True)], tmp_path / "set", 8, {})
+def test_boxes_without_category_names_are_refused(evaluate_student, config, scene_record, tmp_path):
+    write_array_record([scene_record(0, True)], tmp_path / "set", 8, {})
     section = dataclasses.replace(config.evaluation, path=str(tmp_path / "set"))
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* names no categories"):
         evaluate_student(config, section)
 
 
-def test_a_model_that_is_not_there_is_refused_before_anything_is_written(config, tmp_path):
+def test_a_missing_model_is_refused_before_a_file_is_written(config, tmp_path):
     with pytest.raises(CheckpointMismatch, match="nowhere: expected a model directory"):
         evaluate.run(dataclasses.replace(config, models={"a": "nowhere"}), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -154,7 +154,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_is_written(config,
 
 @pytest.fixture(scope="module")
 def localizer_directory(tmp_path_factory, nano_localizer) -> str:
-    """A directory with nothing but a localizer."""
+    """Model directory with a localizer and no CLIP weights."""
     card, variables = nano_localizer
     directory = tmp_path_factory.mktemp("models") / "localizer_only"
     save_localizer(directory, variables, card)
@@ -179,14 +179,14 @@ def test_detection_is_scored_by_ap_and_by_the_recall_of_its_regions(
     results = read_results(tmp_path / "results.json")
     metrics = results["student"]
     ap = [f"AP50_{group}" for group in ("novel", "base", "all")]
-    found = ["recall@100", "AR@100", "recall@300", "AR@300", "recall@1000", "AR@1000"]
-    assert list(metrics) == [*ap, "AP", "AP50", "AP75", "APs", "APm", "APl", *found]
+    recall = ["recall@100", "AR@100", "recall@300", "AR@300", "recall@1000", "AR@1000"]
+    assert list(metrics) == [*ap, "AP", "AP50", "AP75", "APs", "APm", "APl", *recall]
     assert 0 < metrics["recall@100"] <= 100 and metrics["AP50"] == metrics["AP50_all"]
     saw = results["details"]["saw"]["student"]
     assert "run test" in saw["weights"]
     if regions == "localizer":
         assert "rpn.pth" in saw["boxes"] and "proposals of" in capsys.readouterr().out
-        # Fifty proposals are fewer than a hundred.
+        # The localizer gives 50 proposals, so both limits count the same ones.
         assert metrics["recall@100"] == metrics["recall@1000"]
     else:
         assert saw["boxes"] == "windows"
@@ -195,7 +195,7 @@ def test_detection_is_scored_by_ap_and_by_the_recall_of_its_regions(
     assert len(read_detections(tmp_path / "detections_student.json")) > 20
 
 
-def test_what_contradicts_itself_is_refused(config, evaluate_student):
+def test_contradictory_settings_are_refused(config, evaluate_student):
     section = config.evaluation
     for change, message in (
         ({"detection": DetectionSettings()}, r"objectness: 'reference' with .*ground_truth"),
@@ -210,7 +210,9 @@ def test_what_contradicts_itself_is_refused(config, evaluate_student):
         evaluate_student(config, dataclasses.replace(section, regions="localizer"))
 
 
-def test_a_vocabulary_has_to_hold_the_classes_and_may_hold_more(config, evaluate_student, tmp_path):
+def test_a_vocabulary_must_contain_all_classes_and_may_contain_more(
+    config, evaluate_student, tmp_path
+):
     rng = np.random.default_rng(0)
     encoder = {"architecture": None, "parameters_sha256": None}
     embeddings = rng.standard_normal((len(SHAPES) + 1, 12)).astype(np.float32)
@@ -237,13 +239,13 @@ CATEGORIES = [{"id": 3, "name": "red_thing", "frequency": "r"},
 
 
 @pytest.fixture
-def folder(tmp_path, drawn):
-    """Two pictures with boxes in COCO's and in LVIS's layout."""
+def folder(tmp_path, scene_record):
+    """Two images with boxes, in the COCO layout and in the LVIS layout."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "val2017").mkdir()
     images, annotations = [], []
     for number in range(2):
-        (tmp_path / "val2017" / f"{number}.png").write_bytes(drawn(number, False).image)
+        (tmp_path / "val2017" / f"{number}.png").write_bytes(scene_record(number, False).image)
         images.append({
             "id": number + 5, "file_name": f"{number}.png", "height": SIDE, "width": SIDE,
             "coco_url": f"http://images/val2017/{number}.png",
@@ -264,7 +266,7 @@ def folder(tmp_path, drawn):
     return tmp_path
 
 
-def test_lvis_is_scored_by_its_own_rules(config, evaluate_student, folder):
+def test_lvis_is_scored_by_the_rules_of_lvis(config, evaluate_student, folder):
     section = dataclasses.replace(
         config.evaluation,
         source="lvis_folder", path=str(folder), split="val", class_split="lvis",
@@ -274,8 +276,8 @@ def test_lvis_is_scored_by_its_own_rules(config, evaluate_student, folder):
     assert metrics["AP"] == metrics["APr"] == metrics["APc"] == 100
     assert metrics["APf"] is None and metrics["top1_rare"] == 100
     assert {r["category_id"] for r in details["results"]} == {3, 9}
-    found = evaluate_student(config, section)
-    assert found.class_names[3] == "red thing" and not found.all_annotated
+    evaluation = evaluate_student(config, section)
+    assert evaluation.class_names[3] == "red thing" and not evaluation.all_annotated
 
 
 def test_a_coco_file_is_scored_with_its_crowds(config, folder):
@@ -285,24 +287,24 @@ def test_a_coco_file_is_scored_with_its_crowds(config, folder):
     )  # fmt: skip
     metrics, details = score(section)
     assert metrics == {"AP50_all": 100.0, "top1_all": 100.0}
-    # A crowd is neither asked about nor missed.
+    # The prediction ignores crowd boxes, and the metrics do not count them as missed.
     assert len(details["results"]) == 4 and details["per_category"]["thing"]["AP50"] is None
 
 
 @pytest.mark.parametrize("loss", ["missing", "broken"])
-def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_them(
+def test_skipped_images_are_reported_with_the_metrics_that_count_them(
     config, folder, tmp_path, loss, capsys
 ):
     section = dataclasses.replace(
         config.evaluation,
         source="coco_folder", path=str(folder), split="val2017", class_split="none",
     )  # fmt: skip
-    picture = folder / "val2017" / "1.png"
-    picture.unlink() if loss == "missing" else picture.write_bytes(b"<html>404</html>")
+    image = folder / "val2017" / "1.png"
+    image.unlink() if loss == "missing" else image.write_bytes(b"<html>404</html>")
     with pytest.raises((ConfigError, TooManySkipped), match=r"1\.png"):
         evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "strict")
     section = dataclasses.replace(section, max_skipped_fraction=0.5)
-    # One of two images found at precision 1: 51 of COCO's 101 recall thresholds.
+    # Recall 0.5 at precision 1 reaches 51 of COCO's 101 recall thresholds.
     assert score(section).metrics["AP50_all"] == pytest.approx(100 * 51 / 101)
     evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
     saw = read_results(tmp_path / "lenient" / "results.json")["details"]["saw"]["student"]
@@ -310,7 +312,7 @@ def test_pictures_that_cannot_be_used_are_named_beside_the_numbers_that_count_th
     assert "images: 1 of 2" in capsys.readouterr().out
 
 
-def test_a_file_that_the_metrics_refuse_is_refused_before_the_first_picture(
+def test_an_invalid_annotation_file_is_refused_before_the_first_image(
     config, evaluate_student, folder
 ):
     path = folder / "annotations" / "instances_val2017.json"

@@ -7,12 +7,12 @@ from regionclip_jax.jobs import prepare_data
 
 def test_progress_is_measured_from_the_first_record_of_this_run(monkeypatch):
     lines = []
-    visits = ((0, 100), (50, 120), (59, 300), (60, 320), (65, 321), (70, 320))
+    updates = ((0, 100), (50, 120), (59, 300), (60, 320), (65, 321), (70, 320))
     monkeypatch.setattr(
         prepare_data.logging, "info", lambda text, *values: lines.append(text % values)
     )
-    report = prepare_data.log_progress(clock=iter([now for now, _ in visits]).__next__)
-    for _, done in visits:
+    report = prepare_data.log_progress(clock=iter([now for now, _ in updates]).__next__)
+    for _, done in updates:
         report(100, done, 1000)
     assert lines == [
         "320/1000 | 20 records/s | 34s left",
@@ -27,7 +27,7 @@ def test_progress_is_measured_from_the_first_record_of_this_run(monkeypatch):
         (5000.0, "2%", "preparing changes little for the loader"),
     ],
 )
-def test_preparing_pays_where_reading_is_what_the_loader_waits_for(
+def test_preparing_pays_if_reading_limits_the_loader(
     monkeypatch, pairs_directory, tmp_path, source, share, verdict
 ):
     speed = ReadSpeed(source, array_record=1000.0, decoding=100.0, image_bytes=2e6)

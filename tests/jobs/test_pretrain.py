@@ -18,7 +18,7 @@ NAMES = ("cat", "dog", "tree", "ring")
 def config(
     data, regions, optimizer, run_section, model_section, model_directory
 ) -> PretrainSettings:
-    """A ResNet teaches a ViT of another width, on the given names."""
+    """Settings with a ResNet teacher and a ViT student of another width."""
     return PretrainSettings(
         job="pretrain",
         matmul_precision="default",
@@ -56,8 +56,8 @@ def test_two_text_towers_have_two_pools_of_the_same_names(pretrained, nano_weigh
     }
     for preset, pool in pools.items():
         assert pool.names == NAMES and pool.embeddings.shape == (4, PRESETS[preset].embed_dim)
-        made_by = text_tower_hash(nano_weights(preset, 0)["params"])
-        assert pool.encoder["parameters_sha256"] == made_by
+        expected = text_tower_hash(nano_weights(preset, 0)["params"])
+        assert pool.encoder["parameters_sha256"] == expected
 
 
 def refused(error, config, workdir, names=NAMES) -> str:
@@ -95,7 +95,7 @@ def test_weights_of_another_architecture_are_refused_naming_both(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_text_tower_that_would_leave_its_pool_behind_is_refused(
+def test_a_trained_text_tower_is_refused_as_its_pool_is_fixed(
     config, changed, tmp_path, quick_pools
 ):
     trains_text = changed(config, {"optimizer.frozen_patterns": ("^logit_scale",)})
@@ -103,27 +103,27 @@ def test_a_text_tower_that_would_leave_its_pool_behind_is_refused(
     assert "optimizer.frozen_patterns: ['^logit_scale']" in message and "add '^text/'" in message
 
 
-def test_a_recipe_without_names_asks_for_a_file(config, tmp_path):
+def test_a_recipe_without_names_is_refused_with_the_key_of_the_file(config, tmp_path):
     message = refused(ConfigError, config, tmp_path, names=())
     assert "concepts.names_file" in message
 
 
 @pytest.fixture
 def quick_pools(monkeypatch):
-    """Pools without an encoder: what is asked for, by the name of the file."""
-    asked = {}
+    """Arguments of the requested pools by file name, where the pools are arrays of ones."""
+    requested = {}
 
     def pool(path, model, variables, names, templates):
-        asked[path.name] = (model.config, tuple(names), templates)
+        requested[path.name] = (model.config, tuple(names), templates)
         encoder = {"parameters_sha256": text_tower_hash(variables["params"])}
         rows = np.ones((len(names), model.config.embed_dim), np.float32)
         return Vocabulary(tuple(names), rows, ("{}",), encoder)
 
     monkeypatch.setattr(pretrain.concept_pool, "cached_vocabulary", pool)
-    return asked
+    return requested
 
 
-def test_towers_with_the_same_words_share_one_pool(
+def test_equal_text_towers_share_one_pool(
     config, model_section, model_directory, tmp_path, quick_pools, nano_weights
 ):
     same = model_section("nano_vit", model_directory("nano_vit"))
@@ -135,7 +135,7 @@ def test_towers_with_the_same_words_share_one_pool(
     assert teacher and all(np.array_equal(teacher[path], start[path]) for path in teacher)
 
 
-def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
+def test_the_teacher_has_separate_weights_and_a_separate_pool_of_the_same_names(
     config, changed, tmp_path, quick_pools, nano_weights
 ):
     names = tmp_path / "names.txt"
@@ -149,12 +149,12 @@ def test_the_teacher_gets_its_own_weights_and_pool_and_the_names_of_the_file(
     }
     assert frozen.student_concepts.shape == (2, 12) and frozen.teacher_concepts.shape == (2, 20)
     start, teacher = flatten(nano_weights("nano_resnet", 0)), flatten(frozen.teacher)
-    # It only looks at pictures: its words are in the pool.
+    # The teacher encodes images only: the pool has the embeddings of its names.
     assert teacher.keys() == {path for path in start if not path.startswith("params/text/")}
     assert all(np.array_equal(teacher[path], start[path]) for path in teacher)
 
 
-def test_the_seed_of_the_run_decides_weights_regions_and_order(
+def test_the_seed_of_the_run_determines_weights_regions_and_sampling_order(
     config, changed, monkeypatch, tmp_path, quick_pools, nano_weights
 ):
     seen = {"weights": []}

@@ -1,4 +1,4 @@
-"""The drawn world all the way to detectors: what is handed on. The jobs are stood in for."""
+"""Arguments that the detection experiment on synthetic scenes passes to its jobs, all mocked."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ AP50 = {
 
 @pytest.fixture(scope="module")
 def config() -> ScenesDetectionSettings:
-    """The shipped recipe in a world of a few small pictures."""
+    """The recipe ``scenes_detection`` with a few small images."""
     recipe = configs.scenes_detection()
     recipe.seed, recipe.scenes.seed = 23, 5
     recipe.scenes.update(side=48, num_closeups=3, num_scenes=4, num_test=2)
@@ -34,8 +34,8 @@ def config() -> ScenesDetectionSettings:
 
 
 @pytest.fixture
-def stood_in(monkeypatch):
-    """Runs the experiment without its jobs; returns its metrics and what each was called with."""
+def mocked_jobs(monkeypatch):
+    """``mocked_jobs(config, workdir)``: the metrics of the experiment and the calls of its jobs."""
     calls = []
 
     def training(name):
@@ -65,36 +65,38 @@ def stood_in(monkeypatch):
     return run
 
 
-def test_every_training_starts_where_it_should(stood_in, config, tmp_path):
-    _, calls = stood_in(config, tmp_path)
+def test_every_training_starts_from_the_intended_weights(mocked_jobs, config, tmp_path):
+    _, calls = mocked_jobs(config, tmp_path)
     trainings = [call for call in calls if call[0] not in ("evaluate", "recall")]
     assert [call[0] for call in trainings] == [
         "train_clip", "train_localizer", "pretrain", *["train_detector"] * 3
     ]  # fmt: skip
     teacher, localizer, regionclip, *detectors = trainings
-    made = {name: str(tmp_path / name / "model") for name in ("teacher", "localizer", "regionclip")}
+    models = {
+        name: str(tmp_path / name / "model") for name in ("teacher", "localizer", "regionclip")
+    }
     assert teacher[1].model.init_from == ""
-    assert localizer[1].localizer.init_from == made["teacher"]
-    assert regionclip[1].student.init_from == made["teacher"] == regionclip[1].teacher.init_from
-    assert regionclip[1].regions.localizer == made["localizer"]
+    assert localizer[1].localizer.init_from == models["teacher"]
+    assert regionclip[1].student.init_from == models["teacher"] == regionclip[1].teacher.init_from
+    assert regionclip[1].regions.localizer == models["localizer"]
     assert regionclip[3] == CONCEPTS
     starts = [(call[1].model.init_from, call[1].detector.image_tower) for call in detectors]
     assert starts == [
-        (made["teacher"], "random"),
-        (made["teacher"], "pretrained"),
-        (made["regionclip"], "pretrained"),
+        (models["teacher"], "random"),
+        (models["teacher"], "pretrained"),
+        (models["regionclip"], "pretrained"),
     ]
-    assert {call[1].detector.localizer for call in detectors} == {made["localizer"]}
+    assert {call[1].detector.localizer for call in detectors} == {models["localizer"]}
     assert {call[1].run.seed for call in trainings} == {23}
-    # But for where they start and what is frozen then, the three are one recipe.
+    # The three recipes differ only in the initial weights and in the frozen parameters.
     _, clip, region = (call[1] for call in detectors)
     assert dataclasses.replace(clip, model=region.model) == region
     random = dataclasses.replace(detectors[0][1], detector=clip.detector, optimizer=clip.optimizer)
     assert random == clip
 
 
-def test_novel_boxes_and_held_out_scenes_are_only_evaluated(stood_in, config, tmp_path):
-    metrics, calls = stood_in(config, tmp_path)
+def test_novel_boxes_and_held_out_scenes_are_only_evaluated(mocked_jobs, config, tmp_path):
+    metrics, calls = mocked_jobs(config, tmp_path)
     sets = {(call[0], call[1].data.path) for call in calls if call[0][:5] in ("train", "pretr")}
     assert sets == {
         ("train_clip", str(tmp_path / "data" / "whole_pictures")),
@@ -107,7 +109,7 @@ def test_novel_boxes_and_held_out_scenes_are_only_evaluated(stood_in, config, tm
     measured = [call for call in calls if call[0] in ("evaluate", "recall")]
     assert len(measured) == 6
     assert {call[1].path for call in measured} == {str(tmp_path / "data" / "held_out")}
-    # One and the same localizer proposes for models that have none of their own.
+    # All models without a localizer share the proposals of one localizer.
     assert {call[1].localizer for call in measured} == {str(tmp_path / "localizer" / "model")}
     assert {name: values["AP50_novel"] for name, values in metrics.items()} == {
         "random": 20.0, "CLIP": 30.0, "RegionCLIP": 40.0,
@@ -121,8 +123,8 @@ def test_novel_boxes_and_held_out_scenes_are_only_evaluated(stood_in, config, tm
     assert not seen & {held_out[i].image for i in range(2)}
 
 
-def test_numbers_pictures_and_recipe_are_left_behind(stood_in, config, tmp_path, capsys):
-    stood_in(config, tmp_path)
+def test_results_a_gallery_and_the_seeds_are_written(mocked_jobs, config, tmp_path, capsys):
+    mocked_jobs(config, tmp_path)
     results = read_results(tmp_path / "results.json")
     assert results["RegionCLIP"] == {"AP50_novel": 40.0}
     details = results["details"]
@@ -131,5 +133,5 @@ def test_numbers_pictures_and_recipe_are_left_behind(stood_in, config, tmp_path,
     assert "live batch norms" in details["random_start"]
     assert "detector from random" in details["seconds"]
     assert (tmp_path / "detections.png").read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert str(tmp_path / "results.json") in said and "recall@100" in said
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "results.json") in printed and "recall@100" in printed

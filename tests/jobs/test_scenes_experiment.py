@@ -1,4 +1,4 @@
-"""The story of three stories: what is handed from one to the next. The jobs are stood in for."""
+"""Arguments that the synthetic experiment passes from one job to the next, all jobs mocked."""
 
 import dataclasses
 import hashlib
@@ -60,7 +60,7 @@ def config(data, evaluation, optimizer, regions, run_section, model_section):
 
 
 @pytest.fixture(scope="module")
-def drawn_sets(tmp_path_factory):
+def scene_sets(tmp_path_factory):
     directory = tmp_path_factory.mktemp("scenes") / "data"
     scenes_experiment.draw(SCENES, directory)
     names = ("whole_pictures", "scenes", "held_out")
@@ -68,30 +68,30 @@ def drawn_sets(tmp_path_factory):
     return {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
 
 
-def test_the_sets_that_are_trained_on_hold_pictures_and_captions_but_no_box(drawn_sets):
+def test_the_training_sets_have_images_and_captions_but_no_boxes(scene_sets):
     for name, count in (("whole_pictures", 5 + 7), ("scenes", 7)):
-        records = drawn_sets[name]
+        records = scene_sets[name]
         assert len(records) == count
         assert {type(record) for record in records} == {ImageTextRecord}
         assert all(len(record.captions) == 1 and not record.tags for record in records)
 
 
-def test_only_the_held_out_set_has_boxes_and_none_of_its_pictures_is_trained_on(drawn_sets):
-    def pictures(name):
-        return {hashlib.sha256(record.image).digest() for record in drawn_sets[name]}
+def test_only_the_held_out_set_has_boxes_and_shares_no_image_with_training(scene_sets):
+    def image_hashes(name):
+        return {hashlib.sha256(record.image).digest() for record in scene_sets[name]}
 
-    held_out = drawn_sets["held_out"]
+    held_out = scene_sets["held_out"]
     assert len(held_out) == 3 and {type(record) for record in held_out} == {DetectionRecord}
     assert sum(len(record.boxes) for record in held_out) >= 3
-    assert len(pictures("held_out")) == 3
-    assert not pictures("held_out") & (pictures("whole_pictures") | pictures("scenes"))
-    # RegionCLIP sees the scenes its teacher saw, and no close-ups.
-    assert pictures("scenes") < pictures("whole_pictures")
+    assert len(image_hashes("held_out")) == 3
+    assert not image_hashes("held_out") & (image_hashes("whole_pictures") | image_hashes("scenes"))
+    # RegionCLIP trains on the scenes of its teacher, without the close-ups.
+    assert image_hashes("scenes") < image_hashes("whole_pictures")
 
 
 @pytest.fixture
-def stood_in(monkeypatch, tmp_path, drawn_sets):
-    """Runs the experiment without its jobs; returns what each was called with."""
+def mocked_jobs(monkeypatch, tmp_path, scene_sets):
+    """``mocked_jobs(config)``: the metrics of the experiment and the calls of its jobs."""
     calls = []
     numbers = {"teacher": 40.0, "student": 60.0}
 
@@ -105,8 +105,8 @@ def stood_in(monkeypatch, tmp_path, drawn_sets):
 
     def evaluate_model(directory, section, dtype, vocabulary_path):
         calls.append(("evaluate", directory, section, dtype))
-        numbers_found = {"AP50_novel": numbers[directory.parent.name]}
-        return Evaluation(numbers_found, {}, [], [], {}, None, {})
+        metrics = {"AP50_novel": numbers[directory.parent.name]}
+        return Evaluation(metrics, {}, [], [], {}, None, {})
 
     monkeypatch.setattr(scenes_experiment.train_clip, "run", train_clip)
     monkeypatch.setattr(scenes_experiment.pretrain, "run", pretrain)
@@ -119,22 +119,24 @@ def stood_in(monkeypatch, tmp_path, drawn_sets):
     return run
 
 
-def test_one_seed_reaches_both_trainings_but_not_the_pictures(
-    stood_in, config, changed, monkeypatch
+def test_the_seed_changes_both_trainings_but_not_the_images(
+    mocked_jobs, config, changed, monkeypatch
 ):
-    drawn = []
-    monkeypatch.setattr(scenes_experiment, "draw", lambda section, path: drawn.append(section))
+    sections_drawn = []
+    monkeypatch.setattr(
+        scenes_experiment, "draw", lambda section, path: sections_drawn.append(section)
+    )
     monkeypatch.setattr(scenes_experiment, "_write", lambda *arguments: None)
     for seed in (23, 24):
-        _, calls = stood_in(changed(config, {"seed": seed}))
+        _, calls = mocked_jobs(changed(config, {"seed": seed}))
         assert [call[1].run.seed for call in calls[:2]] == [seed, seed]
-    assert drawn == [SCENES, SCENES]
+    assert sections_drawn == [SCENES, SCENES]
 
 
-def test_teacher_and_student_start_where_they_should_and_boxes_are_only_evaluated(
-    stood_in, config, tmp_path
+def test_the_student_starts_from_the_teacher_and_boxes_are_only_evaluated(
+    mocked_jobs, config, tmp_path
 ):
-    metrics, calls = stood_in(config)
+    metrics, calls = mocked_jobs(config)
     assert [call[0] for call in calls] == ["train_clip", "pretrain", "evaluate", "evaluate"]
     (_, first, first_workdir), (_, second, second_workdir, concepts) = calls[:2]
     data = tmp_path / "data"
@@ -145,7 +147,7 @@ def test_teacher_and_student_start_where_they_should_and_boxes_are_only_evaluate
     assert concepts == CONCEPTS
     assert [call[1] for call in calls[2:]] == [teacher, second_workdir / "model"]
     assert {call[2].path for call in calls[2:]} == {str(data / "held_out")}
-    # Nothing else of the recipe is touched.
+    # The job keeps the rest of the recipe.
     assert dataclasses.replace(first, data=config.train_clip.data, run=config.train_clip.run) == (
         config.train_clip
     )
@@ -157,8 +159,8 @@ def optimizer_of(config):
     return config.pretrain.optimizer
 
 
-def test_the_numbers_the_picture_and_the_recipe_are_left_behind(stood_in, config, tmp_path, capsys):
-    stood_in(config)
+def test_results_a_gallery_and_the_recipe_are_written(mocked_jobs, config, tmp_path, capsys):
+    mocked_jobs(config)
     results = read_results(tmp_path / "results.json")
     assert results["student"] == {"AP50_novel": 60.0}
     details = results["details"]
@@ -167,13 +169,13 @@ def test_the_numbers_the_picture_and_the_recipe_are_left_behind(stood_in, config
     assert details["config"]["scenes"]["num_closeups"] == 5
     assert set(details["seconds"]) == {"drawing", "teacher", "pretraining", "evaluation"}
     assert (tmp_path / "regions.png").read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "+20.0" in said and str(tmp_path / "results.json") in said
+    printed = capsys.readouterr().out
+    assert "+20.0" in printed and str(tmp_path / "results.json") in printed
 
 
-def test_another_world_in_the_same_directory_is_refused_before_any_training(
-    stood_in, config, changed
+def test_other_scenes_in_the_same_directory_are_refused_before_training(
+    mocked_jobs, config, changed
 ):
-    stood_in(config)
+    mocked_jobs(config)
     with pytest.raises(FileExistsError, match="whole_pictures holds another data set"):
-        stood_in(changed(config, {"scenes.typicality": 0.1}))
+        mocked_jobs(changed(config, {"scenes.typicality": 0.1}))

@@ -26,7 +26,7 @@ def config(data, optimizer, run_section, model_section, model_directory) -> Trai
 
 @pytest.fixture(scope="module")
 def trained(config, tmp_path_factory):
-    """Two steps of it."""
+    """Working directory and model directory of a run of two steps."""
     workdir = tmp_path_factory.mktemp("train_clip")
     return workdir, train_clip.run(config, workdir)
 
@@ -51,18 +51,20 @@ def test_both_towers_and_the_temperature_are_trained(trained, nano_weights):
         ("data.path", "more", "contents.records: there 24, here 16"),
     ],
 )
-def test_a_run_of_other_settings_is_not_continued(
-    trained, config, changed, drawn, tmp_path, key, value, message
+def test_a_run_with_other_settings_is_not_resumed(
+    trained, config, changed, scene_record, tmp_path, key, value, message
 ):
     if value == "more":
         value = str(tmp_path / "more")
-        write_array_record((drawn(i, False) for i in range(16)), value, 64, {})
+        write_array_record((scene_record(i, False) for i in range(16)), value, 64, {})
     with pytest.raises(CheckpointMismatch) as caught:
         train_clip.run(changed(config, {key: value, "run.num_steps": 3}), trained[0])
     assert message in str(caught.value)
 
 
-def test_the_seed_of_the_run_decides_the_weights_and_the_order(config, changed, monkeypatch):
+def test_the_seed_of_the_run_determines_the_weights_and_the_sampling_order(
+    config, changed, monkeypatch
+):
     seen = {}
 
     def weights(section, seed):

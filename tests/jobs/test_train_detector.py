@@ -1,4 +1,4 @@
-"""Localizer and detector, trained for a few steps on drawn pictures, one after the other."""
+"""Localizer and then detector, trained for a few steps on synthetic scenes."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def localizer_config(boxes, evaluation, optimizer, run_section, model_directory)
 
 @pytest.fixture(scope="module")
 def localizer(localizer_config, tmp_path_factory) -> tuple:
-    """Its model directory and its working directory."""
+    """Model directory and working directory of a trained localizer."""
     workdir = tmp_path_factory.mktemp("localizer")
     return train_localizer.run(localizer_config, workdir), workdir
 
@@ -120,13 +120,13 @@ def params_of(directory) -> dict[str, np.ndarray]:
     return flatten(localizer)
 
 
-def test_a_localizer_starts_as_clips_trunk_and_learns_but_its_frozen_norms(
+def test_a_localizer_starts_from_the_clip_trunk_and_keeps_its_frozen_norms(
     localizer, model_directory
 ):
     directory, workdir = localizer
-    found = params_of(directory)
+    params = params_of(directory)
     clip = flatten(load_model(model_directory("nano_resnet"))[0])
-    trunk = {path: value for path, value in found.items() if path.startswith("params/trunk/")}
+    trunk = {path: value for path, value in params.items() if path.startswith("params/trunk/")}
     assert len(trunk) > 20
     for path, value in trunk.items():
         start = clip[path.replace("/trunk/", "/visual/")]
@@ -136,8 +136,8 @@ def test_a_localizer_starts_as_clips_trunk_and_learns_but_its_frozen_norms(
         assert 0 <= metrics[name] <= 100
 
 
-@pytest.mark.slow  # The loop is the detector's below, which is resumed every time.
-def test_a_localizer_that_is_resumed_ends_as_one_that_never_stopped(
+@pytest.mark.slow  # The test of the detector below resumes the same loop in every run.
+def test_a_resumed_localizer_equals_one_trained_without_a_stop(
     localizer_config, localizer, changed, tmp_path
 ):
     quiet = changed(localizer_config, {"evaluation.path": "", "run.num_steps": 1})
@@ -148,7 +148,7 @@ def test_a_localizer_that_is_resumed_ends_as_one_that_never_stopped(
         np.testing.assert_array_equal(value, whole[path], err_msg=path)
 
 
-def test_a_localizer_from_scratch_has_live_norms(localizer_config, changed, tmp_path):
+def test_a_localizer_from_scratch_updates_its_batch_statistics(localizer_config, changed, tmp_path):
     config = changed(
         localizer_config,
         {
@@ -159,22 +159,22 @@ def test_a_localizer_from_scratch_has_live_norms(localizer_config, changed, tmp_
             "evaluation.path": "",
         },
     )
-    found = params_of(train_localizer.run(config, tmp_path))
-    means = [value for path, value in found.items() if path.endswith("norm1/mean")]
+    params = params_of(train_localizer.run(config, tmp_path))
+    means = [value for path, value in params.items() if path.endswith("norm1/mean")]
     assert means and all(np.abs(mean).max() > 0 for mean in means)
 
 
-def test_a_localizer_of_one_level_starts_as_an_imagenet_trunk(localizer_config, tmp_path):
-    """Of the four stages those it has; its head is drawn."""
+def test_a_localizer_of_one_level_starts_from_an_imagenet_trunk(localizer_config, tmp_path):
+    """The localizer takes only its stages from the trunk; its head is random."""
     whole = dataclasses.replace(NANO["nano_c4"], blocks=(1, 1, 1, 1))
-    drawn = init_localizer(whole, jax.random.key(7))
-    trunk = {name: tree["trunk"] for name, tree in drawn.items()}
+    initial = init_localizer(whole, jax.random.key(7))
+    trunk = {name: tree["trunk"] for name, tree in initial.items()}
     save_trunk(tmp_path, trunk, LocalizerCard(whole, {"file": "R-50.pkl"}))
     section = dataclasses.replace(
         localizer_config.localizer, init_from=str(tmp_path), init_part="trunk"
     )
     started = flatten(train_localizer.initial_localizer(section, NANO["nano_c4"], 0))
-    expected = flatten(drawn)
+    expected = flatten(initial)
     stages = {path.split("/")[2] for path in started if "/trunk/" in path}
     assert stages == {"stem", "res2", "res3", "res4"}
     for path, value in started.items():
@@ -190,24 +190,26 @@ def test_a_localizer_of_one_level_starts_as_an_imagenet_trunk(localizer_config, 
         ({"localizer.init_part": "all"}, "expected a localizer in localizer/, found none"),
     ],
 )
-def test_a_start_that_has_no_such_localizer_is_refused(
+def test_initial_weights_without_a_localizer_are_refused(
     localizer_config, changed, tmp_path, values, message
 ):
     with pytest.raises(CheckpointMismatch, match=message):
         train_localizer.run(changed(localizer_config, values), tmp_path)
 
 
-def test_canvases_that_a_pyramid_cannot_halve_are_refused(localizer_config, changed, tmp_path):
+def test_canvases_that_are_no_multiple_of_the_pyramid_stride_are_refused(
+    localizer_config, changed, tmp_path
+):
     config = changed(localizer_config, {"data.canvas_sizes": ((64, 80),)})
     with pytest.raises(ConfigError, match=r"data\.canvas_sizes: \(64, 80\): .*multiples of 32"):
         train_localizer.run(config, tmp_path)
 
 
-def test_a_detector_is_a_whole_model_directory(detector, model_directory, localizer):
+def test_a_detector_is_a_complete_model_directory(detector, model_directory, localizer):
     directory, workdir = detector
-    found, card = load_model(directory)
+    variables, card = load_model(directory)
     start = flatten(load_model(model_directory("nano_resnet"))[0])
-    for path, value in flatten(found).items():
+    for path, value in flatten(variables).items():
         moved = path.startswith("params/visual/") and not any(
             part in path for part in ("stem", "norm", "k_proj/bias")
         )
@@ -217,14 +219,14 @@ def test_a_detector_is_a_whole_model_directory(detector, model_directory, locali
     assert heads_card.source["classes"] == [name for name in SHAPES if name in BASE_SHAPES]
     copied, original = params_of(directory), params_of(localizer[0])
     assert all(np.array_equal(copied[path], original[path]) for path in original)
-    # Novel classes are tested with embeddings that no training saw.
+    # Novel classes are evaluated with embeddings that the training did not use.
     metrics = read_results(workdir / "results.json")
     assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(metrics["detector"])
     assert "moved by the detector's box head" in metrics["details"]["saw"]["detector"]["boxes"]
     assert (workdir / "detections.png").is_file()
 
 
-def test_a_detector_that_is_resumed_ends_as_one_that_never_stopped(
+def test_a_resumed_detector_equals_one_trained_without_a_stop(
     detector_config, detector, changed, tmp_path
 ):
     quiet = changed(detector_config, {"evaluation.path": "", "run.num_steps": 1})
@@ -250,9 +252,9 @@ def test_a_random_image_tower_keeps_the_text_tower_and_moves_its_statistics(
             "evaluation.path": "",
         },
     )
-    found = flatten(load_model(train_detector.run(config, tmp_path))[0])
+    trained = flatten(load_model(train_detector.run(config, tmp_path))[0])
     start = flatten(load_model(model_directory("nano_resnet"))[0])
-    for path, value in found.items():
+    for path, value in trained.items():
         same = "/text/" in path or path.endswith("logit_scale")
         if same:
             np.testing.assert_array_equal(value, start[path], err_msg=path)
@@ -298,7 +300,7 @@ def test_embeddings_of_other_classes_or_in_another_order_are_refused(
         ({"optimizer.frozen_patterns": ("norm",)}, r"leave parameters of the text tower to train"),
     ],
 )
-def test_recipes_that_cannot_be_trained_are_refused_at_the_start(
+def test_invalid_recipes_are_refused_before_the_first_step(
     detector_config, changed, tmp_path, values, message
 ):
     with pytest.raises(ConfigError, match=message):
@@ -307,7 +309,7 @@ def test_recipes_that_cannot_be_trained_are_refused_at_the_start(
 
 @pytest.fixture
 def masked_folder(tmp_path) -> str:
-    """Eight pictures of gray squares in COCO's layout, whose left halves are the objects."""
+    """Eight images in the COCO layout, where the left halves of gray squares are the objects."""
     rng = np.random.default_rng(0)
     (tmp_path / "train").mkdir()
     (tmp_path / "annotations").mkdir()
@@ -342,8 +344,8 @@ def masked_folder(tmp_path) -> str:
 def test_a_detector_with_a_mask_head_writes_masks_and_their_ap(
     detector_config, changed, masked_folder, tmp_path
 ):
-    place = {"source": "coco_folder", "path": masked_folder, "split": "train"}
-    changes = {f"{part}.{k}": v for part in ("data", "evaluation") for k, v in place.items()}
+    dataset = {"source": "coco_folder", "path": masked_folder, "split": "train"}
+    changes = {f"{part}.{k}": v for part in ("data", "evaluation") for k, v in dataset.items()}
     config = changed(
         detector_config,
         changes
@@ -361,21 +363,21 @@ def test_a_detector_with_a_mask_head_writes_masks_and_their_ap(
     assert set(heads) == {"box_head", "mask_head"} and card.architecture.mask_channels == 8 * 32
     metrics = read_results(workdir / "results.json")["detector"]
     assert {"mask_AP", "mask_AP50"} <= set(metrics)
-    found = read_detections(workdir / "detections_detector.json")
-    assert found and all(d["segmentation"]["size"] == [64, 64] for d in found)
+    predictions = read_detections(workdir / "detections_detector.json")
+    assert predictions and all(d["segmentation"]["size"] == [64, 64] for d in predictions)
 
 
-def test_a_file_of_ones_own_trains_and_evaluates_by_its_path(
+def test_an_annotation_file_is_trained_on_and_evaluated_by_its_path(
     detector_config, changed, masked_folder, tmp_path
 ):
-    """Its classes with boxes are trained; one without any is novel in the file of the test."""
+    """Classes with boxes in the training file are base classes; the others are novel."""
     content = json.loads((Path(masked_folder) / "annotations/instances_train.json").read_text())
     content["categories"].append({"id": 5, "name": "odd_thing"})
     (tmp_path / "mine.json").write_text(json.dumps(content))
     content["annotations"][0]["category_id"] = 5
     (tmp_path / "test.json").write_text(json.dumps(content))
-    place = {"source": "coco_folder", "path": f"{masked_folder}/train", "split": ""}
-    changes = {f"{part}.{k}": v for part in ("data", "evaluation") for k, v in place.items()}
+    dataset = {"source": "coco_folder", "path": f"{masked_folder}/train", "split": ""}
+    changes = {f"{part}.{k}": v for part in ("data", "evaluation") for k, v in dataset.items()}
     config = changed(
         detector_config,
         changes
@@ -390,5 +392,5 @@ def test_a_file_of_ones_own_trains_and_evaluates_by_its_path(
     assert load_heads(directory)[1].source["classes"] == ["square"]
     metrics = read_results(tmp_path / "run" / "results.json")["detector"]
     assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(metrics)
-    found = read_detections(tmp_path / "run" / "detections_detector.json")
-    assert {detection["category_id"] for detection in found} == {1, 5}
+    predictions = read_detections(tmp_path / "run" / "detections_detector.json")
+    assert {detection["category_id"] for detection in predictions} == {1, 5}

@@ -1,7 +1,8 @@
-"""Detections against the reference's: from stored numbers, from stored proposals, from pixels.
+"""Detections against the reference: from stored logits, from stored proposals and from pixels.
 
-Two images of 252 x 448 pixels that were 1080 x 1920, 300 proposals each, 65 classes, the tiny
-architecture at temperature 0.05. Boxes are compared in pixels of the original images.
+The data are two images of 1080 x 1920 pixels, resized to 252 x 448, with 300 proposals each and 65
+classes. The model is the tiny architecture at temperature 0.05. Boxes are compared in pixels of the
+original images.
 """
 
 from pathlib import Path
@@ -34,7 +35,7 @@ from regionclip_jax.steps.predict_step import (
 )
 from regionclip_jax.structures import DetectionBatch, Detections, Regions
 
-# The tag of the golden file -> what differs from the reference's defaults.
+# Settings of each tag of the golden file that differ from the defaults of the reference.
 TAGS = {
     "rpn": {},
     "rpn_mul": {"objectness": "reference"},
@@ -49,10 +50,10 @@ TAGS = {
     "c4rpn": {},
     "gtmode": {},
 }
-# These differ from "rpn" in what becomes of logits alone, which the stored logits show every time.
+# These tags differ from "rpn" only after the logits, so the stored logits test them.
 OF_LOGITS_ALONE = ("rpn_mul", "rpn_soft", "rpn_mul_soft_linear")
 WITH_STORED_LOGITS = tuple(sorted(set(TAGS) - {"c4rpn", "gtmode"}))
-# Tags on a canvas larger than the images, with the localizer that proposes.
+# Tags on a canvas larger than the images, with their localizer.
 ON_LARGER_CANVAS = {"rpn_mul": "fpn", "c4rpn": "c4", "gtmode": None}
 _BOX_TOLERANCE, _SCORE_TOLERANCE, _UNMATCHED_TOLERANCE = 0.05, 1e-4, 0.01
 
@@ -97,7 +98,7 @@ def rn50_detector(folder: Path) -> Detector:
 
 
 def _stored_batch(arrays) -> DetectionBatch:
-    """Both images, each on a canvas of its own size, with their ground truth."""
+    """Return both images with their ground truth, on a canvas of the image size."""
     images = np.stack([arrays[f"image{i}_uint8"].transpose(1, 2, 0) for i in range(2)])
     size = np.array(images.shape[1:3])
     boxes = np.stack([arrays[f"gtmode_prop_boxes{i}"] for i in range(2)])
@@ -115,7 +116,7 @@ def _stored_batch(arrays) -> DetectionBatch:
 
 
 def _stored_regions(arrays, tag: str) -> Regions:
-    """The proposals of ``tag``; most tags share those of "rpn"."""
+    """Return the proposals of ``tag``; most tags share those of "rpn"."""
     tag = tag if tag in ("c4rpn", "gtmode") else "rpn"
     boxes = np.stack([arrays[f"{tag}_prop_boxes{i}"] for i in range(2)])
     if f"{tag}_prop_logits0" in arrays:
@@ -125,18 +126,18 @@ def _stored_regions(arrays, tag: str) -> Regions:
     return Regions(jnp.asarray(boxes), jnp.asarray(logits), jnp.ones(logits.shape, bool))
 
 
-def _compare_up_to_ties(found: Detections, arrays, tag, image) -> list[Comparison]:
-    """Compare classes, boxes and scores, in the reference's order but for near-ties."""
+def _compare_up_to_ties(predictions: Detections, arrays, tag, image) -> list[Comparison]:
+    """Compare classes, boxes and scores in the reference's order, except for near-ties."""
     boxes, scores, classes = (
         arrays[f"{tag}_{name}{image}"] for name in ("boxes", "scores", "classes")
     )
-    # With this tag the reference reports probabilities, and orders by those times objectness.
+    # With this tag the reference reports probabilities, ordered by their product with objectness.
     order_by = arrays[f"rpn_mul_scores{image}"] if tag == "rpn_mul_vis" else scores
-    real = np.asarray(found.mask[image])
+    real = np.asarray(predictions.mask[image])
     rows = np.flatnonzero(real)[: len(boxes)]
-    box_errors = np.abs(np.asarray(found.boxes[image])[rows, None] - boxes).max(-1)
-    score_errors = np.abs(np.asarray(found.scores[image])[rows, None] - scores)
-    same = np.asarray(found.classes[image])[rows, None] == classes
+    box_errors = np.abs(np.asarray(predictions.boxes[image])[rows, None] - boxes).max(-1)
+    score_errors = np.abs(np.asarray(predictions.scores[image])[rows, None] - scores)
+    same = np.asarray(predictions.classes[image])[rows, None] == classes
     partner = np.where(same, box_errors + score_errors, np.inf).argmin(1)
     missing = len(set(range(len(boxes))) - set(partner.tolist())) + abs(
         int(real.sum()) - len(boxes)
@@ -149,24 +150,24 @@ def _compare_up_to_ties(found: Detections, arrays, tag, image) -> list[Compariso
     }
     name = f"{tag} from proposals, image {image}"
     return [Comparison(f"{name}: detections missing", missing, 0.0)] + [
-        Comparison(f"{name}: {what}", *pair) for what, pair in errors.items()
+        Comparison(f"{name}: {part}", *pair) for part, pair in errors.items()
     ]
 
 
-def _compare_matched(found: Detections, arrays, tag, image, source) -> Comparison:
-    """Compare the share of the reference's detections that none of ours equals.
+def _compare_matched(predictions: Detections, arrays, tag, image, source) -> Comparison:
+    """Compare the fraction of the reference's detections without an equal prediction.
 
-    Equal are a pair of the same class with an IoU above 0.99.
+    A prediction is equal if it has the same class and an IoU above 0.99.
     """
     boxes = jnp.asarray(arrays[f"{tag}_boxes{image}"])
-    iou = np.asarray(pairwise_iou(boxes, found.boxes[image]))
-    same = arrays[f"{tag}_classes{image}"][:, None] == np.asarray(found.classes[image])
-    matched = ((iou > 0.99) & same & np.asarray(found.mask[image])).any(1)
+    iou = np.asarray(pairwise_iou(boxes, predictions.boxes[image]))
+    same = arrays[f"{tag}_classes{image}"][:, None] == np.asarray(predictions.classes[image])
+    matched = ((iou > 0.99) & same & np.asarray(predictions.mask[image])).any(1)
     name = f"{tag} from {source}, image {image}: detections not matched"
     return Comparison(name, float((~matched).mean()), _UNMATCHED_TOLERANCE)
 
 
-# --- from stored numbers --------------------------------------------------------------------------
+# --- from stored logits ---------------------------------------------------------------------------
 
 
 def compare_logits_and_deltas() -> list[Comparison]:
@@ -199,7 +200,7 @@ def compare_from_logits(tag: str) -> list[Comparison]:
             boxes = decode_deltas(deltas, boxes, BOX_HEAD_WEIGHTS)
         probabilities = jax.nn.softmax(logits[None])[..., :-1]
         scores, mask = fuse_objectness(probabilities, regions.scores, settings.objectness)
-        found = select_detections(
+        predictions = select_detections(
             boxes,
             scores,
             mask,
@@ -209,9 +210,9 @@ def compare_from_logits(tag: str) -> list[Comparison]:
             max_detections=settings.max_detections,
             reported_scores=probabilities if settings.report_probabilities else None,
         )
-        return to_original_pixels(found, sizes, scales)
+        return to_original_pixels(predictions, sizes, scales)
 
-    found = detect(
+    predictions = detect(
         jnp.asarray(arrays["rpn_logits0"]),
         jnp.asarray(arrays["rpn_deltas0"]),
         regions,
@@ -219,24 +220,24 @@ def compare_from_logits(tag: str) -> list[Comparison]:
         batch.scales[:1],
     )
     name = f"{tag} from logits"
-    differ = rows_that_differ(found.classes[0], arrays[f"{tag}_classes0"])
-    box = largest_difference(found.boxes[0], arrays[f"{tag}_boxes0"])
-    score = largest_difference(found.scores[0], arrays[f"{tag}_scores0"])
+    differ = rows_that_differ(predictions.classes[0], arrays[f"{tag}_classes0"])
+    box = largest_difference(predictions.boxes[0], arrays[f"{tag}_boxes0"])
+    score = largest_difference(predictions.scores[0], arrays[f"{tag}_scores0"])
     return [
         Comparison(f"{name}: classes that differ", differ, 0.0),
         Comparison(f"{name}: boxes, px", box, 5e-4),
-        # The reference loses bits of the IoU by shifting classes apart.
+        # The reference loses bits of the IoU, as it shifts the boxes of each class.
         Comparison(f"{name}: scores", score, 1e-4 if settings.nms.method == "gaussian" else 2e-6),
-        _compare_matched(found, arrays, tag, 0, "logits"),
+        _compare_matched(predictions, arrays, tag, 0, "logits"),
     ]
 
 
 def compare_broken_rows(multiply: bool, vis: bool) -> list[Comparison]:
-    """Compare detections among 40 rows: a NaN box, an infinite logit, 25 negative objectnesses.
+    """Compare detections of 40 rows with a NaN box, an infinite logit and 25 negative objectness.
 
     Args:
-        multiply: scores are fused with objectness.
-        vis: probabilities are reported all the same.
+        multiply: fuse scores with objectness.
+        vis: report probabilities without objectness.
     """
     arrays = stored("zeroshot_tiny")
 
@@ -257,14 +258,16 @@ def compare_broken_rows(multiply: bool, vis: bool) -> list[Comparison]:
             reported_scores=probabilities if vis else None,
         )
 
-    found = detect(*(jnp.asarray(arrays[f"syn_{x}"]) for x in ("logits", "objectness", "boxes")))
+    predictions = detect(
+        *(jnp.asarray(arrays[f"syn_{x}"]) for x in ("logits", "objectness", "boxes"))
+    )
     tag = f"syn_mul{multiply:d}_vis{vis:d}"
     differ = {
-        "rows without a detection": int((~found.mask).sum()),
-        "classes": rows_that_differ(found.classes[0], arrays[f"{tag}_classes"]),
-        "boxes": rows_that_differ(found.boxes[0], arrays[f"{tag}_boxes"]),
+        "rows without a detection": int((~predictions.mask).sum()),
+        "classes": rows_that_differ(predictions.classes[0], arrays[f"{tag}_classes"]),
+        "boxes": rows_that_differ(predictions.boxes[0], arrays[f"{tag}_boxes"]),
     }
-    score = largest_difference(found.scores[0], arrays[f"{tag}_scores"])
+    score = largest_difference(predictions.scores[0], arrays[f"{tag}_scores"])
     return [
         *(Comparison(f"{tag}: {name} that differ", error, 0.0) for name, error in differ.items()),
         Comparison(f"{tag}: scores", score, 5e-7),
@@ -278,12 +281,12 @@ def compare_from_proposals(detector: Detector, tag: str, **settings) -> list[Com
     """Compare both images' detections from stored proposals and pixels.
 
     Args:
-        settings: what differs from the settings of the tag.
+        settings: changes to the settings of the tag.
     """
     arrays, model, clip, class_embeddings = detector
     box_head = _box_head() if tag == "rpn_delta" else None
     batch = _stored_batch(arrays)
-    found = jax.jit(predict_regions, static_argnums=(0, 1))(
+    predictions = jax.jit(predict_regions, static_argnums=(0, 1))(
         model,
         settings_of(tag, **settings),
         DetectorVariables(clip, class_embeddings, box_head=box_head),
@@ -294,18 +297,18 @@ def compare_from_proposals(detector: Detector, tag: str, **settings) -> list[Com
     ).detections
     comparisons = []
     for image in range(2):
-        comparisons += _compare_up_to_ties(found, arrays, tag, image)
-        comparisons.append(_compare_matched(found, arrays, tag, image, "proposals"))
+        comparisons += _compare_up_to_ties(predictions, arrays, tag, image)
+        comparisons.append(_compare_matched(predictions, arrays, tag, image, "proposals"))
     return comparisons
 
 
-def _localizer(kind: str | None, dtype, nms_threshold=0.9):
-    """Localizer, its variables and proposal settings; all None without ``kind``."""
-    if kind is None:
+def _localizer(variant: str | None, dtype, nms_threshold=0.9):
+    """Return localizer, variables and proposal settings, or three None without ``variant``."""
+    if variant is None:
         return None, None, None
-    config, variables = tiny_localizer(kind)
+    config, variables = tiny_localizer(variant)
     proposals = ProposalSettings(
-        pre_nms_topk=6000 if kind == "c4" else 1000,
+        pre_nms_topk=6000 if variant == "c4" else 1000,
         num_proposals=300,
         nms_threshold=nms_threshold,
     )
@@ -313,24 +316,24 @@ def _localizer(kind: str | None, dtype, nms_threshold=0.9):
 
 
 def _detect_step(model, settings, localizer, proposals):
-    """Return the prediction step's detections alone, of proposals or (None) of the given boxes."""
+    """Return a step with detections of proposals, or of given boxes without a localizer."""
     find = given_boxes if localizer is None else proposals_of(localizer, proposals)
     predict = make_predict_step(model, settings, find)
     return lambda variables, batch: predict(variables, batch).detections
 
 
-def _compare_both(found, arrays, tag, source) -> list[Comparison]:
-    return [_compare_matched(found, arrays, tag, image, source) for image in range(2)]
+def _compare_both(predictions, arrays, tag, source) -> list[Comparison]:
+    return [_compare_matched(predictions, arrays, tag, image, source) for image in range(2)]
 
 
 def compare_from_pixels(tag: str, dtype=jnp.float32) -> list[Comparison]:
-    """Compare both images' detections from pixels alone, by one program."""
+    """Compare both images' detections from pixels, in one program."""
     arrays, model, clip, class_embeddings = tiny_detector(dtype)
     settings, nms_threshold = settings_of("rpn" if tag == "openset" else tag), 0.9
     if tag == "openset":
         class_embeddings, nms_threshold = _class_embeddings("test_cls_score"), 0.7
-    kind = {"gtmode": None, "c4rpn": "c4"}.get(tag, "fpn")
-    localizer, localizer_variables, proposals = _localizer(kind, dtype, nms_threshold)
+    variant = {"gtmode": None, "c4rpn": "c4"}.get(tag, "fpn")
+    localizer, localizer_variables, proposals = _localizer(variant, dtype, nms_threshold)
     variables = DetectorVariables(
         clip,
         class_embeddings,
@@ -338,28 +341,28 @@ def compare_from_pixels(tag: str, dtype=jnp.float32) -> list[Comparison]:
         _box_head() if tag in ("rpn_delta", "openset") else None,
     )
     step = jax.jit(_detect_step(model, settings, localizer, proposals))
-    found = step(variables, _stored_batch(arrays))
-    return _compare_both(found, arrays, tag, "pixels")
+    predictions = step(variables, _stored_batch(arrays))
+    return _compare_both(predictions, arrays, tag, "pixels")
 
 
 def compare_on_larger_canvas(tag: str, dtype=jnp.float32) -> list[Comparison]:
-    """Compare detections on a larger canvas with the reference's, and scores with a fitting one."""
+    """Compare detections on a larger canvas with the reference, and scores with a tight canvas."""
     arrays, model, clip, class_embeddings = tiny_detector(dtype)
     localizer, localizer_variables, proposals = _localizer(ON_LARGER_CANVAS[tag], dtype)
     step = jax.jit(_detect_step(model, settings_of(tag), localizer, proposals))
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
     batch = _stored_batch(arrays)
     larger = batch.replace(images=jnp.pad(batch.images, ((0, 0), (0, 52), (0, 32), (0, 0))))
-    found, fitting = step(variables, larger), step(variables, batch)
-    error = largest_difference(found.scores, fitting.scores)
+    predictions, fitting = step(variables, larger), step(variables, batch)
+    error = largest_difference(predictions.scores, fitting.scores)
     return [
         Comparison(f"{tag} scores on a larger canvas", error, 1e-4),
-        *_compare_both(found, arrays, tag, "pixels of a larger canvas"),
+        *_compare_both(predictions, arrays, tag, "pixels of a larger canvas"),
     ]
 
 
 def compare_rn50_from_pixels(detector: Detector, folder: Path) -> list[Comparison]:
-    """Compare RN50's detections from pixels alone; temperature 0.01."""
+    """Compare the detections of RN50 from pixels, at temperature 0.01."""
     arrays, model, clip, class_embeddings = detector
     config, localizer_variables = golden.localizer("rn50_detector_rpn_fpn", folder)
     step = _detect_step(
@@ -369,12 +372,12 @@ def compare_rn50_from_pixels(detector: Detector, folder: Path) -> list[Compariso
         ProposalSettings(num_proposals=300),
     )
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
-    found = jax.jit(step)(variables, _stored_batch(arrays))
-    return _compare_both(found, arrays, "rpn_mul", "pixels")
+    predictions = jax.jit(step)(variables, _stored_batch(arrays))
+    return _compare_both(predictions, arrays, "rpn_mul", "pixels")
 
 
 def compare_detections(dtype=jnp.float32) -> list[Comparison]:
-    """Compare detections from stored logits, from stored proposals, and from pixels alone."""
+    """Compare detections from stored logits, from stored proposals and from pixels."""
     detector = tiny_detector(dtype)
     comparisons = compare_logits_and_deltas()
     for tag in WITH_STORED_LOGITS:

@@ -1,7 +1,7 @@
-"""All comparisons with the reference, in families that run one by one.
+"""All comparisons with the reference, in families that run separately.
 
-``FAMILIES`` is for scripts: whoever calls it sets the devices, the precision of matrix products
-(``jax.default_matmul_precision``) and the computing type, and reads errors and tolerances.
+``FAMILIES`` is for scripts. The caller sets the devices, the precision of matrix products
+(``jax.default_matmul_precision``) and the compute dtype, and reads errors and tolerances.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ __all__ = ["FAMILIES", "Comparison", "Family"]
 
 
 class Family(NamedTuple):
-    """Comparisons that belong together.
+    """Related comparisons.
 
-    ``compare`` takes the computing type of models or features, jnp.float32 or jnp.bfloat16. A
-    family that computes in fp32 only ignores it, and has ``takes_dtype`` False.
+    ``compare`` takes the compute dtype of models or features, jnp.float32 or jnp.bfloat16. A
+    family that computes only in float32 ignores it and has ``takes_dtype`` False.
     """
 
     compare: Callable[[Any], list[Comparison]]
@@ -28,7 +28,7 @@ def _in_fp32_only(compare: Callable[[], list[Comparison]]) -> Family:
     return Family(lambda dtype: compare(), takes_dtype=False)
 
 
-# The most valuable first.
+# In the order of importance, as a script may run out of time.
 FAMILIES: dict[str, Family] = {
     "roi_align": Family(ops.compare_roi_align, takes_dtype=True),
     "nms": _in_fp32_only(ops.compare_nms),

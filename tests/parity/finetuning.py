@@ -36,7 +36,7 @@ from regionclip_jax.structures import DetectionBatch, Regions
 VARIANTS = ("focal", "plain")
 NUM_CLASSES = 48
 FROZEN = ("^logit_scale$", "^visual/stem/", "^visual/layer1/", "norm")
-# Without effect, so its gradient is zero; the reference's is nothing but rounding.
+# This bias has no effect. Its gradient is zero, and that of the reference is rounding.
 _NO_GRADIENT = "backbone.attnpool.k_proj.bias"
 
 
@@ -114,7 +114,7 @@ def compare_matching(variant: str) -> list[Comparison]:
 
 
 def compare_sampling() -> list[Comparison]:
-    """Compare how many of each kind are sampled, and their order; draws differ by design."""
+    """Compare the numbers of positives and background and their order; draws differ by design."""
     arrays = stored("finetune_tiny")
     batch, settings = stored_batch(arrays), settings_of(arrays, "focal")
     expected = stored_samples(arrays, "focal")
@@ -149,15 +149,15 @@ def compare_step(
     dtype=jnp.float32,
     deep_tolerance: float = 1e-4,
 ) -> list[Comparison]:
-    """Compare everything that is stored of both variants but the region features.
+    """Compare all stored arrays of both variants except the region features.
 
-    Of large gradients, 98% of their elements are compared too.
+    For large gradients, the 98th percentile of the errors is compared too.
 
     Args:
-        compute_dtype: computing type of the tower.
-        dtype: type of variables and class embeddings.
+        compute_dtype: compute dtype of the tower.
+        dtype: dtype of variables and class embeddings.
         deep_tolerance: tolerance of single elements of gradients deep in the tower. They pass ReLUs
-            whose inputs are zero within rounding, where two correct fp32 programs disagree.
+            with inputs near zero, where two correct float32 programs may differ.
     """
     class_embeddings, head = box_predictor(arch, folder, dtype)
     config = PRESETS[preset]
@@ -166,7 +166,7 @@ def compare_step(
     trained, frozen = split_parameters(variables["params"] | {"box_head": head}, FROZEN)
     batch, comparisons = stored_batch(arrays), []
 
-    # Everything large is an argument: XLA would fold constants through the frozen layers.
+    # Large arrays are arguments, as XLA would fold constants through the frozen layers.
     @functools.partial(jax.jit, static_argnames="settings")
     def pull(trained, frozen, batch_stats, class_embeddings, batch, samples, settings):
         def total(trained):
@@ -178,9 +178,9 @@ def compare_step(
 
         return jax.grad(total, has_aux=True)(trained)
 
-    def compare(name, found, expected):
-        found = as_stored(np.asarray(found, np.float64), expected)
-        error = np.abs(found - expected.reshape(found.shape)) / np.abs(expected).max()
+    def compare(name, actual, expected):
+        actual = as_stored(np.asarray(actual, np.float64), expected)
+        error = np.abs(actual - expected.reshape(actual.shape)) / np.abs(expected).max()
         deep = "gradient" in name and "backbone.layer" in name
         tolerance = deep_tolerance if deep else 1e-4
         comparisons.append(Comparison(name, float(error.max()), tolerance))
@@ -197,20 +197,20 @@ def compare_step(
         compare(f"{variant} logits", logits, arrays[f"{variant}_logits"])
         for name, key in (("classification", "loss_cls"), ("box_regression", "loss_box_reg")):
             compare(f"{variant} loss {name}", losses[name], arrays[f"{variant}_{key}"])
-        found = dict(to_torch_layout(path, g) for path, g in flatten(gradients).items())
+        actual = dict(to_torch_layout(path, g) for path, g in flatten(gradients).items())
         names = arrays[f"{variant}_total_grad_names"]
-        # The frozen ones are exactly those that the reference has no gradient of.
-        assert set(names) == set(found), set(names) ^ set(found)
+        # The reference has gradients of exactly the parameters that are not frozen.
+        assert set(names) == set(actual), set(names) ^ set(actual)
         prefix = f"{variant}_grad:"
         with_gradient = [name.removeprefix(prefix) for name in arrays if name.startswith(prefix)]
         assert len(with_gradient) == 3, with_gradient
         for name in with_gradient:
-            compare(f"{variant} gradient {name}", found[name], arrays[prefix + name])
+            compare(f"{variant} gradient {name}", actual[name], arrays[prefix + name])
         norms = dict(zip(names, arrays[f"{variant}_total_grad_norms"], strict=True))
         zero = float(norms.pop(_NO_GRADIENT))
         comparisons.append(Comparison(f"reference's {variant} norm {_NO_GRADIENT}", zero, 1e-4))
         for name, norm in norms.items():
-            compare(f"{variant} norm {name}", np.linalg.norm(found[name]), norm)
+            compare(f"{variant} norm {name}", np.linalg.norm(actual[name]), norm)
     return comparisons
 
 

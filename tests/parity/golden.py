@@ -1,7 +1,7 @@
-"""The reference's arrays, and its random weights as this package's variables.
+"""Arrays of the reference, and its random weights as variables of this package.
 
-The arrays (``golden/*.npz``) were computed by microsoft/RegionCLIP at 4b8513b and openai/CLIP, in
-fp32 on a CPU, from weights that ``golden/make_weights.py`` rebuilds from the names and shapes in
+microsoft/RegionCLIP at 4b8513b and openai/CLIP computed the arrays (``golden/*.npz``) in float32
+on a CPU. ``golden/make_weights.py`` rebuilds their weights from the names and shapes in
 ``golden/shapes_*.json``.
 """
 
@@ -38,7 +38,7 @@ def load(name: str, folder: Path = GOLDEN) -> Arrays:
 
 @functools.cache
 def stored(name: str) -> Arrays:
-    """Return, read-only, what ``load`` reads from the repository's folder."""
+    """Return the arrays of ``load`` from the folder of the repository, read-only."""
     arrays = load(name)
     for array in arrays.values():
         array.setflags(write=False)
@@ -51,29 +51,29 @@ def _make_weights() -> dict:
 
 
 def make_state_dict(arch: str, folder: Path = GOLDEN) -> Arrays:
-    """Return the reference's random weights of ``shapes_{arch}.json`` by its own names."""
+    """Return the reference's random weights of ``shapes_{arch}.json`` by reference name."""
     return _make_weights()["make_state_dict"](arch, root=folder)
 
 
 def make_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return one of the reference's random weights by its own name."""
+    """Return one of the reference's random weights by reference name."""
     return _make_weights()["make_tensor"](name, shape)
 
 
 def clip_tensors(arch: str, tower: str = "student", folder: Path = GOLDEN) -> Arrays:
     """Return the reference's random weights of a CLIP model by OpenAI's names."""
     renamed, _ = to_openai(make_state_dict(arch, folder), tower)
-    # RegionCLIP's own text tower has no logit scale.
+    # The text tower of RegionCLIP has no logit scale.
     return {"logit_scale": np.float32(math.log(1 / 0.07)), **renamed}
 
 
 def to_variables(tensors: Arrays, config: CLIPConfig, dtype=jnp.float32) -> dict:
-    """Return a model's variables, without a tower that ``tensors`` lacks."""
+    """Return the variables of a model, without the towers missing in ``tensors``."""
     leaves = {}
     for path, leaf in flatten(abstract_variables(config)).items():
-        where = origin(path.partition("/")[2], len(leaf.shape))
-        if where.name in tensors:
-            leaves[path] = jnp.asarray(to_parameter(tensors[where.name], where), dtype)
+        source = origin(path.partition("/")[2], len(leaf.shape))
+        if source.name in tensors:
+            leaves[path] = jnp.asarray(to_parameter(tensors[source.name], source), dtype)
             assert leaves[path].shape == leaf.shape, path
     return unflatten(leaves)
 
@@ -124,16 +124,16 @@ def to_torch_layout(path: str, gradient) -> tuple[str, np.ndarray]:
         leaf = path.rpartition("/")[2]
         name = BOX_PREDICTOR + "bbox_pred." + {"kernel": "weight"}.get(leaf, leaf)
         return name, np.asarray(gradient).T
-    where = origin(path, gradient.ndim)
-    if where.layout is Layout.CONVOLUTION:
+    source = origin(path, gradient.ndim)
+    if source.layout is Layout.CONVOLUTION:
         gradient = gradient.transpose(3, 2, 0, 1)
-    elif where.layout is Layout.LINEAR:
+    elif source.layout is Layout.LINEAR:
         gradient = gradient.T
-    return "backbone." + where.name.removeprefix("visual."), np.asarray(gradient)
+    return "backbone." + source.name.removeprefix("visual."), np.asarray(gradient)
 
 
 def as_stored(gradient: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return the elements of a gradient that are stored: of large ones every n-th."""
+    """Return the stored elements of a gradient: every n-th element of large gradients."""
     if gradient.shape == expected.shape:
         return gradient
     return gradient.reshape(-1)[:: max(1, gradient.size // 4096)][: expected.size]

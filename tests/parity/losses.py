@@ -1,4 +1,4 @@
-"""Losses of what the reference stored: its logits, deltas and embeddings."""
+"""Losses of stored logits, deltas and embeddings of the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,14 @@ def compare_box_head_losses(variant: str) -> list[Comparison]:
         )
         return {"loss_cls": classification, "loss_box_reg": regression}
 
-    found = losses(
+    actual = losses(
         jnp.asarray(arrays[f"{variant}_logits"]).reshape(*shape, -1),
         jnp.asarray(arrays[f"{variant}_deltas"]).reshape(*shape, 4),
         samples,
     )
     return [
         Comparison(name, relative_error(loss, arrays[name]), 1e-6)
-        for key, loss in found.items()
+        for key, loss in actual.items()
         for name in [f"{variant}_{key}"]
     ]
 
@@ -47,7 +47,7 @@ def compare_box_head_losses(variant: str) -> list[Comparison]:
 def compare_pretraining_losses() -> list[Comparison]:
     """Compare the losses of stored embeddings and labels.
 
-    Not the distillation loss: the teacher's embeddings are not stored.
+    The distillation loss is not compared, as the embeddings of the teacher are not stored.
     """
     arrays = stored("pretrain_tiny")
     settings, concepts = pretraining.settings_of(arrays), jnp.asarray(arrays["concept_emb"])
@@ -64,9 +64,9 @@ def compare_pretraining_losses() -> list[Comparison]:
     def losses(embeddings, labels, frozen):
         return pretrain_losses(embeddings, jnp.ones(3, bool), labels, frozen, settings)
 
-    found = losses(embeddings, labels, frozen)
+    actual = losses(embeddings, labels, frozen)
     return [
-        Comparison(key, relative_error(found[name], arrays[key]), 1e-6)
+        Comparison(key, relative_error(actual[name], arrays[key]), 1e-6)
         for name, key in pretraining.LOSSES.items()
         if name != "distillation"
     ]

@@ -1,4 +1,4 @@
-"""Ops without weights against the reference's kernels."""
+"""Ops without weights against the kernels of the reference."""
 
 import json
 
@@ -26,7 +26,7 @@ from regionclip_jax.structures import Regions
 # --- RoIAlign -------------------------------------------------------------------------------------
 
 IMPLEMENTATIONS = ("matmul", "matmul_rows", "gather")
-# (stride, sampling ratio, output size, aligned) of the outputs kept in golden/roi_align.npz.
+# (stride, sampling ratio, output size, aligned) of the outputs in golden/roi_align.npz.
 CROPS = (
     *[(s, 0, (7, 7), 1) for s in (4, 8, 16, 32)],
     *[(s, 2, (7, 7), 1) for s in (8, 16)],
@@ -35,18 +35,18 @@ CROPS = (
     (16, 0, (7, 7), 0),
     (16, 2, (7, 7), 0),
 )
-# (stride, sampling ratio) of the gradients kept there.
+# (stride, sampling ratio) of the gradients in golden/roi_align.npz.
 GRADIENTS = ((8, 0), (8, 2), (16, 0), (16, 2))
 
 
 def _by_image(rois, values, num_images):
-    """Rows of one image, zeros for those of the others: [R, ...] to [B, R, ...]."""
-    own = rois[:, 0] == np.arange(num_images)[:, None]
-    return np.where(own.reshape(*own.shape, *[1] * (values.ndim - 1)), values, 0)
+    """Return [R, ...] as [B, R, ...], with zeros for the rows of other images."""
+    in_image = rois[:, 0] == np.arange(num_images)[:, None]
+    return np.where(in_image.reshape(*in_image.shape, *[1] * (values.ndim - 1)), values, 0)
 
 
 def _roi_align_inputs(stride, dtype):
-    """Feature maps, boxes [2, R, 4] (all of them for both images), and rows with image indices."""
+    """Return feature maps, all boxes for both images [2, R, 4], and rows with image indices."""
     arrays = stored("roi_align")
     features = jnp.asarray(arrays["feat"].transpose(0, 2, 3, 1), dtype)
     rois = arrays[f"rois_s{stride}"]
@@ -55,7 +55,7 @@ def _roi_align_inputs(stride, dtype):
 
 
 def compare_crops(
-    implementation: str,
+    roi_align_impl: str,
     stride: int,
     ratio: int,
     size: tuple[int, int],
@@ -68,16 +68,16 @@ def compare_crops(
     crops = jax.jit(
         lambda features, boxes: roi_align(
             features, boxes, size, 1 / stride,
-            sampling_ratio=ratio, aligned=bool(aligned), implementation=implementation,
+            sampling_ratio=ratio, aligned=bool(aligned), implementation=roi_align_impl,
         )
     )(features, boxes)  # fmt: skip
     crops = np.asarray(crops).transpose(0, 1, 4, 2, 3)[rois[:, 0].astype(int), np.arange(len(rois))]
     error = relative_error(crops, arrays[f"out_{name}"])
-    return [Comparison(f"crops {implementation} {name}", error, 1e-5)]
+    return [Comparison(f"crops {roi_align_impl} {name}", error, 1e-5)]
 
 
 def compare_crop_gradients(
-    implementation: str, stride: int, ratio: int, dtype=jnp.float32
+    roi_align_impl: str, stride: int, ratio: int, dtype=jnp.float32
 ) -> list[Comparison]:
     """Compare the gradient of a weighted sum of the crops with respect to the features."""
     arrays, features, boxes, rois = _roi_align_inputs(stride, dtype)
@@ -88,17 +88,17 @@ def compare_crop_gradients(
 
     def weighted_sum(features, boxes, cotangent):
         crops = roi_align(
-            features, boxes, 7, 1 / stride, sampling_ratio=ratio, implementation=implementation
+            features, boxes, 7, 1 / stride, sampling_ratio=ratio, implementation=roi_align_impl
         )
         return (crops * cotangent).sum()
 
     gradient = jax.jit(jax.grad(weighted_sum))(features, boxes, cotangent)
     error = relative_error(gradient.transpose(0, 3, 1, 2), arrays[f"grad_{name}"])
-    return [Comparison(f"gradient {implementation} {name}", error, 1e-5)]
+    return [Comparison(f"gradient {roi_align_impl} {name}", error, 1e-5)]
 
 
 def compare_roi_align(dtype=jnp.float32) -> list[Comparison]:
-    """Compare "auto" in every stored case, and every implementation in cases of each kind."""
+    """Compare "auto" in every stored case, and every implementation in some cases."""
     few = ((4, 0, (7, 7), 1), (8, 2, (3, 5), 1), (16, 0, (14, 14), 1), (16, 0, (7, 7), 0))
     comparisons = []
     for name in ("auto", *IMPLEMENTATIONS):
@@ -115,9 +115,9 @@ NMS_CASES = (*(("grid", t) for t in (0.3, 0.5, 0.7, 0.9)), ("rand", 0.3), ("rand
 EDGE_THRESHOLDS = (0.0, 0.4999, 0.5, 0.5001, 1.0)
 
 
-def _kept_rows_that_differ(found, kept: np.ndarray) -> int:
-    """Rows of (indices, which are real) that differ from the stored indices, then rows of 0."""
-    indices, real = (np.asarray(x) for x in found)
+def _kept_rows_that_differ(actual, kept: np.ndarray) -> int:
+    """Return the number of rows (index, mask) that differ from the zero-padded stored indices."""
+    indices, real = (np.asarray(x) for x in actual)
     expected = np.zeros_like(indices)
     expected[: len(kept)] = kept
     return rows_that_differ(
@@ -134,33 +134,33 @@ def compare_kept_boxes(name: str, threshold: float) -> list[Comparison]:
     boxes, scores = jnp.asarray(arrays[f"{name}_boxes"]), jnp.asarray(arrays[f"{name}_scores"])
     groups, mask = jnp.asarray(arrays[f"{name}_classes"]), jnp.ones(scores.shape, bool)
     how = dict(iou_threshold=threshold, max_outputs=scores.size)
-    found = {
+    actual = {
         "nms": nms(boxes, scores, mask, **how),
         "batched": nms_by_group(boxes, scores, groups, mask, **how),
     }
     return [
         Comparison(f"{key} differ", _kept_rows_that_differ(rows, arrays[key]), 0.0)
-        for kind, rows in found.items()
-        for key in [f"{name}_{kind}_{threshold}"]
+        for variant, rows in actual.items()
+        for key in [f"{name}_{variant}_{threshold}"]
     ]
 
 
 def compare_edge_cases(threshold: float) -> list[Comparison]:
-    """Compare kept boxes of six that are halves and doubles of one another, with score ties."""
+    """Compare kept boxes of six with areas in ratios of two, and with equal scores."""
     arrays = stored("nms")
     boxes, scores = jnp.asarray(arrays["edge_boxes"]), jnp.asarray(arrays["edge_scores"])
-    found = nms(boxes, scores, jnp.ones(6, bool), iou_threshold=threshold, max_outputs=6)
+    actual = nms(boxes, scores, jnp.ones(6, bool), iou_threshold=threshold, max_outputs=6)
     key = f"edge_nms_{threshold}"
-    return [Comparison(f"{key} differ", _kept_rows_that_differ(found, arrays[key]), 0.0)]
+    return [Comparison(f"{key} differ", _kept_rows_that_differ(actual, arrays[key]), 0.0)]
 
 
 def compare_many_boxes(arrays: Arrays) -> list[Comparison]:
-    """Compare the kept ones of 45,000 boxes, which only the large file has."""
+    """Compare the kept boxes of 45,000, from the large file."""
     boxes, scores = jnp.asarray(arrays["big_boxes"]), jnp.asarray(arrays["big_scores"])
     groups = jnp.asarray(arrays["big_classes"], jnp.int32)
     mask = jnp.ones(scores.shape, bool)
-    found = nms_by_group(boxes, scores, groups, mask, iou_threshold=0.5, max_outputs=scores.size)
-    error = _kept_rows_that_differ(found, arrays["big_batched_0.5"])
+    actual = nms_by_group(boxes, scores, groups, mask, iou_threshold=0.5, max_outputs=scores.size)
+    error = _kept_rows_that_differ(actual, arrays["big_batched_0.5"])
     return [Comparison("big_batched_0.5 differ", error, 0.0)]
 
 
@@ -180,18 +180,18 @@ SOFT_NMS_CASES = tuple(
 
 
 def compare_soft_picks(name: str, method: str, prune_threshold: float) -> list[Comparison]:
-    """Compare the picks of 300 boxes and their lowered scores, in one class and in several.
+    """Compare the selected boxes of 300 and their lowered scores, in one class and in several.
 
-    Each box is a candidate of one class. The reference shifts boxes apart to separate classes,
-    which costs it bits of the IoU.
+    Each box is a candidate of one class. The reference shifts boxes to separate classes, which
+    loses bits of the IoU.
     """
     arrays = stored("nms")
     boxes, scores, classes = (arrays[f"{name}_{x}"][:300] for x in ("boxes", "scores", "classes"))
     several = np.zeros((300, int(classes.max()) + 1), np.float32)
     several[np.arange(300), classes.astype(int)] = scores
     comparisons = []
-    for kind, table, tolerance in (("soft", scores[:, None], 2e-7), ("bsoft", several, 5e-6)):
-        key = f"{name}_{kind}_{method}_{prune_threshold}"
+    for variant, table, tolerance in (("soft", scores[:, None], 2e-7), ("bsoft", several, 5e-6)):
+        key = f"{name}_{variant}_{method}_{prune_threshold}"
         indices, _, lowered, real = soft_nms_per_class(
             jnp.asarray(boxes), jnp.asarray(table), jnp.ones(300, bool), score_threshold=0.0,
             nms=NmsSettings(method, prune=prune_threshold), max_outputs=300,
@@ -220,8 +220,8 @@ def compare_encoded_boxes(name: str) -> list[Comparison]:
     """Compare deltas from boxes to targets."""
     arrays = stored("nms")
     boxes, targets = (jnp.asarray(arrays[f"bt_{x}"]) for x in ("src", "tgt"))
-    found = jax.jit(encode_deltas, static_argnums=2)(boxes, targets, BOX_CODER_WEIGHTS[name])
-    error = relative_error(found, arrays[f"bt_{name}_get"])
+    actual = jax.jit(encode_deltas, static_argnums=2)(boxes, targets, BOX_CODER_WEIGHTS[name])
+    error = relative_error(actual, arrays[f"bt_{name}_get"])
     return [Comparison(f"encoded deltas {name}", error, 2e-6)]
 
 
@@ -230,9 +230,9 @@ def compare_decoded_boxes(name: str) -> list[Comparison]:
     arrays = stored("nms")
     deltas = jnp.asarray(arrays["bt_deltas"]).reshape(200, 3, 4)
     boxes = jnp.asarray(arrays["bt_src"])[:, None]
-    found = jax.jit(decode_deltas, static_argnums=2)(deltas, boxes, BOX_CODER_WEIGHTS[name])
+    actual = jax.jit(decode_deltas, static_argnums=2)(deltas, boxes, BOX_CODER_WEIGHTS[name])
     expected = arrays[f"bt_{name}_apply"].reshape(200, 3, 4)
-    return [Comparison(f"decoded boxes {name}, px", largest_difference(found, expected), 1e-3)]
+    return [Comparison(f"decoded boxes {name}, px", largest_difference(actual, expected), 1e-3)]
 
 
 def compare_box_coder() -> list[Comparison]:
@@ -256,59 +256,65 @@ def compare_iou() -> list[Comparison]:
 # --- proposals ------------------------------------------------------------------------------------
 
 PRE_NMS_LIMITS = {"c4": 6000, "fpn": 1000}
-PROPOSAL_CASES = tuple((kind, threshold) for kind in PRE_NMS_LIMITS for threshold in (0.7, 0.9))
+PROPOSAL_CASES = tuple(
+    (variant, threshold) for variant in PRE_NMS_LIMITS for threshold in (0.7, 0.9)
+)
 _RATIOS = (0.5, 1.0, 2.0)
 _C4_SIZES = (32, 64, 128, 256, 512)
 
 
-def _network_outputs(arrays: Arrays, kind: str):
+def _network_outputs(arrays: Arrays, variant: str):
     """Logits, deltas and anchors per level, in this package's layout."""
     logits, deltas, anchors = [], [], []
-    for level in range(1 if kind == "c4" else 5):
+    for level in range(1 if variant == "c4" else 5):
         x = arrays[f"logits_l{level}"]
         batch, per_cell, height, width = x.shape
         logits.append(jnp.asarray(x.transpose(0, 2, 3, 1).reshape(batch, -1)))
         x = arrays[f"deltas_l{level}"].reshape(batch, per_cell, 4, height, width)
         deltas.append(jnp.asarray(x.transpose(0, 3, 4, 1, 2).reshape(batch, -1, 4)))
-        sizes = _C4_SIZES if kind == "c4" else (32 * 2**level,)
-        stride = 16 if kind == "c4" else 4 * 2**level
+        sizes = _C4_SIZES if variant == "c4" else (32 * 2**level,)
+        stride = 16 if variant == "c4" else 4 * 2**level
         anchors.append(grid_anchors(height, width, stride, cell_anchors(sizes, _RATIOS)))
     return logits, deltas, anchors
 
 
 def _compare_same_proposals(
-    name: str, found: Regions, image: int, boxes: np.ndarray, logits: np.ndarray
+    name: str, actual: Regions, image: int, boxes: np.ndarray, logits: np.ndarray
 ) -> list[Comparison]:
-    """Compare boxes (pixels) and logits row by row: the order has to be the reference's.
+    """Compare boxes (pixels) and logits row by row, in the order of the reference.
 
-    No two logits of the golden files are equal but two of ``rpn_fpn_rn50``.
+    Only ``rpn_fpn_rn50`` has two equal logits; all other logits differ.
     """
-    scores, real = np.asarray(found.scores[image]), np.asarray(found.mask[image])
+    scores, real = np.asarray(actual.scores[image]), np.asarray(actual.mask[image])
     differ = rows_that_differ(scores[: len(logits)], logits) + int((~real).sum())
-    error = largest_difference(found.boxes[image, : len(boxes)], boxes)
+    error = largest_difference(actual.boxes[image, : len(boxes)], boxes)
     return [
         Comparison(f"{name} rows differ", differ, 0.0),
         Comparison(f"{name} boxes, px", error, 1e-3),
     ]
 
 
-def compare_proposals_of(kind: str, threshold: float) -> list[Comparison]:
+def compare_proposals_of(variant: str, threshold: float) -> list[Comparison]:
     """Compare proposals from stored logits and deltas.
 
-    C4: two images of different sizes, the first 250 boxes. FPN: the smaller image, all 1,000 boxes;
-    the file has no deltas beyond the best 1,000 of a level.
+    C4: two images of different sizes, the first 250 boxes. FPN: the smaller image, all 1,000 boxes.
+    The file has only the deltas of the best 1,000 of a level.
     """
-    arrays = stored(f"proposals_{kind}_tiny")
+    arrays = stored(f"proposals_{variant}_tiny")
     sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
-    found = select_proposals(
-        *_network_outputs(arrays, kind), sizes,
-        pre_nms_topk=PRE_NMS_LIMITS[kind], num_proposals=1000, nms_threshold=threshold,
+    actual = select_proposals(
+        *_network_outputs(arrays, variant), sizes,
+        pre_nms_topk=PRE_NMS_LIMITS[variant], num_proposals=1000, nms_threshold=threshold,
     )  # fmt: skip
     comparisons = []
     for image in range(len(sizes)):
         suffix = f"{image}_nms{threshold}"
         comparisons += _compare_same_proposals(
-            f"{kind} {suffix}", found, image, arrays[f"boxes{suffix}"], arrays[f"logits{suffix}"]
+            f"{variant} {suffix}",
+            actual,
+            image,
+            arrays[f"boxes{suffix}"],
+            arrays[f"logits{suffix}"],
         )
     return comparisons
 
@@ -317,14 +323,14 @@ def compare_all_proposals(name: str, arrays: Arrays) -> list[Comparison]:
     """Compare all proposals of one of the large files."""
     flags = json.loads(str(arrays["flags"]))
     sizes = jnp.asarray(arrays["image_sizes"], jnp.int32)
-    found = select_proposals(
+    actual = select_proposals(
         *_network_outputs(arrays, flags["kind"]), sizes,
         pre_nms_topk=flags["pre"], num_proposals=flags["post"], nms_threshold=flags["nms"],
     )  # fmt: skip
     comparisons = []
     for image in range(len(sizes)):
         boxes, logits = (arrays[f"{x}{image}"] for x in ("boxes", "objectness_logits"))
-        comparisons += _compare_same_proposals(f"{name} {image}", found, image, boxes, logits)
+        comparisons += _compare_same_proposals(f"{name} {image}", actual, image, boxes, logits)
     return comparisons
 
 

@@ -38,14 +38,14 @@ LOSSES = {
     "distillation": "loss_region_distill",
     "contrastive": "loss_concept_contrastive",
 }
-# MODEL.BACKBONE.FREEZE_AT 2: the stem and layer1; every norm; and the text tower.
+# MODEL.BACKBONE.FREEZE_AT 2 freezes the stem, layer1, every norm and the text tower.
 FROZEN = ("^text/", "^logit_scale$", "^visual/stem/", "^visual/layer1/", "norm")
-# Without effect, so its gradient is zero; the reference's is nothing but rounding.
+# This bias has no effect. Its gradient is zero, and that of the reference is rounding.
 _NO_GRADIENT = "backbone.attnpool.k_proj.bias"
 
 
 class Step(NamedTuple):
-    """One step's inputs. Variables and embeddings of concepts are of one type, float32 or wider."""
+    """Inputs of one step, with variables and concept embeddings in float32 or float64."""
 
     model: CLIP
     settings: PretrainObjective
@@ -88,7 +88,7 @@ def _stored_batch(arrays, dtype) -> tuple[ImageTextBatch, Regions]:
 
 
 def stored_labels(arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """Return which regions the reference kept [3, 24], and their concepts; 0 of the others."""
+    """Return the mask of kept regions [3, 24] and their concepts, 0 for the other regions."""
     keep = arrays["keep_regions"].reshape(3, -1)
     targets = np.zeros(keep.shape, np.int32)
     targets[keep] = arrays["target_inds"]
@@ -104,11 +104,11 @@ def step_of(
     compute_dtype=jnp.float32,
     dtype=jnp.float32,
 ) -> Step:
-    """Return the step that ``arrays`` were stored of.
+    """Return the inputs of the step whose results are stored in ``arrays``.
 
     Args:
-        compute_dtype: computing type of the towers.
-        dtype: type of variables, boxes and embeddings of concepts.
+        compute_dtype: compute dtype of the towers.
+        dtype: dtype of variables, boxes and embeddings of concepts.
     """
     config = PRESETS[preset]
     batch, regions = _stored_batch(arrays, dtype)
@@ -130,7 +130,7 @@ def tiny_step(dtype=jnp.float32) -> tuple[Arrays, Step]:
 def labels_and_embeddings(step: Step):
     """Return the teacher's labels and the student's embeddings."""
 
-    # Everything large is an argument: XLA would fold constants through the frozen layers.
+    # Large arrays are arguments, as XLA would fold constants through the frozen layers.
     @jax.jit
     def prepare(student, frozen, batch, regions):
         labels = label_with_teacher(
@@ -142,14 +142,14 @@ def labels_and_embeddings(step: Step):
 
 
 def gradient_function(step: Step, labels: PseudoLabels):
-    """Return the function from names of losses to the gradients of their sum, and all losses.
+    """Return a function that maps names of losses to the gradients of their sum and all losses.
 
-    Gradients are by the reference's names and in its layout.
+    Gradients have the names and the layout of the reference.
     """
     params, frozen_params = split_parameters(step.student["params"], FROZEN)
-    # As a run compiles it, whatever flags quick tests are compiled with: in another order of sums a
-    # ReLU whose input is zero within rounding may take the other side (3e-4 of layer2's first
-    # kernel, seen without optimization). Accelerators do not have the flag of the quick tests.
+    # Quick tests compile without optimization, which changes the order of sums. A ReLU with an
+    # input near zero may then switch, with an error of 3e-4 in the first kernel of layer2. So this
+    # program is compiled as in a run. Accelerators do not have the flag of the quick tests.
     options = {"xla_backend_optimization_level": 3} if jax.default_backend() == "cpu" else None
 
     @functools.partial(jax.jit, compiler_options=options)
@@ -189,7 +189,7 @@ def compare_gradients(
 
 def _compare_norms(arrays, prefix, gradients, tolerance) -> list[Comparison]:
     names = arrays[f"{prefix}_grad_names"]
-    # The frozen ones are exactly those that the reference has no gradient of.
+    # The reference has gradients of exactly the parameters that are not frozen.
     assert set(names) == set(gradients), set(names) ^ set(gradients)
     norms = dict(zip(names, arrays[f"{prefix}_grad_norms"], strict=True))
     expected_zero = np.zeros_like(gradients[_NO_GRADIENT])
@@ -212,10 +212,10 @@ def _compare_norms(arrays, prefix, gradients, tolerance) -> list[Comparison]:
 
 
 def compare_step(arrays: Arrays, step: Step, gradient_tolerance: float) -> list[Comparison]:
-    """Compare everything that is stored of a step.
+    """Compare all stored arrays of a step.
 
-    Losses and gradients are of the reference's labels, so that their comparison means something
-    where ours differ.
+    Losses and gradients use the labels of the reference, so they are comparable even if the labels
+    of the teacher differ.
     """
     tolerance = 1e-4
     labels, embeddings = labels_and_embeddings(step)
@@ -256,8 +256,8 @@ def compare_pretraining(dtype=jnp.float32) -> list[Comparison]:
 def compare_pretraining_of_rn50(folder: Path) -> list[Comparison]:
     """Compare a step of RN50 with temperature 0.01, threshold 0.5 and 300 concepts.
 
-    Gradients pass ReLUs whose input is zero within rounding, where two correct fp32 programs
-    disagree: their tolerance is wider.
+    Gradients pass ReLUs with inputs near zero, where two correct float32 programs may differ, so
+    their tolerance is wider.
     """
     arrays = load("pretrain_rn50", folder)
     step = step_of("RN50", arrays, "rn50_pretrain", folder)

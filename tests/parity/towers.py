@@ -1,4 +1,4 @@
-"""CLIP's towers against the reference's and OpenAI's, stage by stage."""
+"""Towers of CLIP against those of the reference and of OpenAI, stage by stage."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 @functools.cache
 def tiny_variables(tower: str = "student") -> dict:
-    """Return the variables of the tiny CLIP model that most golden files were computed with."""
+    """Return the variables of the tiny CLIP model of most golden files."""
     return clip_variables("tiny_pretrain", PRESETS["tiny"], tower)
 
 
@@ -41,7 +41,7 @@ def _to_nhwc(x: np.ndarray) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _stages(model, variables, pixels):
-    """Output of each stage, NCHW, layer4 on the whole map."""
+    """Return the NCHW output of each stage, with layer4 on the whole map."""
 
     def run(model, x):
         outputs = {}
@@ -55,7 +55,7 @@ def _stages(model, variables, pixels):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _embeddings(model, variables, pixels, rois):
-    """Embedding of the image, means of its regions' crops, and embeddings of its regions."""
+    """Return the embedding of the image, means of region crops, and embeddings of regions."""
     whole = model.apply(variables, pixels, method=model.encode_image)
     features = model.apply(variables, pixels, method=model.image_features)
     crops = roi_align(features.map, rois[None], model.crop_size, 1 / model.stride)
@@ -82,10 +82,10 @@ def compare_stages(dtype=jnp.float32) -> list[Comparison]:
     Stored: stem to layer3 at [:, ::3, ::5, ::3], layer4 whole.
     """
     arrays = stored("backbone_tiny")
-    found = _stages(*_tiny(dtype), _canvas(arrays))
+    actual = _stages(*_tiny(dtype), _canvas(arrays))
     comparisons = []
     for name in STAGES:
-        part = found[name] if name == "layer4" else found[name][:, ::3, ::5, ::3]
+        part = actual[name] if name == "layer4" else actual[name][:, ::3, ::5, ::3]
         comparisons.append(Comparison(name, relative_error(part, arrays[name]), 1e-5))
     return comparisons
 
@@ -96,10 +96,10 @@ def compare_small_stages(dtype=jnp.float32) -> list[Comparison]:
     Stored: stem to layer2 at [:, ::3, ::2, ::3].
     """
     arrays = stored("backbone_tiny")
-    found = _stages(*_tiny(dtype), _to_nhwc(arrays["small_input"]))
+    actual = _stages(*_tiny(dtype), _to_nhwc(arrays["small_input"]))
     comparisons = []
     for name in STAGES:
-        part = found[name][:, ::3, ::2, ::3] if name in STAGES[:3] else found[name]
+        part = actual[name][:, ::3, ::2, ::3] if name in STAGES[:3] else actual[name]
         error = relative_error(part, arrays[f"small_{name}"])
         comparisons.append(Comparison(f"small {name}", error, 1e-5))
     return comparisons
@@ -107,10 +107,10 @@ def compare_small_stages(dtype=jnp.float32) -> list[Comparison]:
 
 def _compare_embeddings(arrays, model, variables, pixels, tolerance) -> list[Comparison]:
     names = {"whole image": "attnpool", "crop means": "roi_pooled_mean", "regions": "roi_feats"}
-    found = _embeddings(model, variables, pixels, jnp.asarray(arrays["rois"]))
+    actual = _embeddings(model, variables, pixels, jnp.asarray(arrays["rois"]))
     return [
         Comparison(name, relative_error(x, arrays[key]), tolerance)
-        for (name, key), x in zip(names.items(), found, strict=True)
+        for (name, key), x in zip(names.items(), actual, strict=True)
     ]
 
 
@@ -125,12 +125,12 @@ def compare_full_size(preset: str, arch: str, folder: Path) -> list[Comparison]:
     arrays = load(f"backbone_{arch}", folder)
     model = CLIP(PRESETS[preset])
     variables = clip_variables(f"{arch}_detector_gt", model.config, folder=folder)
-    found = _stages(model, variables, _to_nhwc(arrays["input"]))
+    actual = _stages(model, variables, _to_nhwc(arrays["input"]))
     small = _stages(model, variables, _to_nhwc(arrays["small_input"]))
-    pairs = {"layer4": (found["layer4"], arrays["layer4"])}
+    pairs = {"layer4": (actual["layer4"], arrays["layer4"])}
     for name in STAGES:
-        pairs[f"{name} means"] = found[name].mean((2, 3)), arrays[f"{name}_mean_c"]
-        pairs[f"{name} sample"] = found[name][:, ::17, ::7, ::5], arrays[f"{name}_sample"]
+        pairs[f"{name} means"] = actual[name].mean((2, 3)), arrays[f"{name}_mean_c"]
+        pairs[f"{name} sample"] = actual[name][:, ::17, ::7, ::5], arrays[f"{name}_sample"]
         if f"small_{name}" in arrays:
             pairs[f"small {name}"] = small[name], arrays[f"small_{name}"]
     comparisons = [Comparison(name, relative_error(*pair), 1e-4) for name, pair in pairs.items()]
@@ -163,7 +163,7 @@ def _compare_text(arrays, model, variables, tolerance) -> list[Comparison]:
 
 
 def compare_text(dtype=jnp.float32) -> list[Comparison]:
-    """Compare embeddings of five captions, one of them cut before its end token."""
+    """Compare embeddings of five captions, one of them truncated before its end token."""
     return _compare_text(stored("text_tiny"), *_tiny(dtype), 1e-5)
 
 
@@ -175,7 +175,7 @@ def compare_text_of_rn50(folder: Path) -> list[Comparison]:
 
 
 def _openai_config(keywords: str) -> CLIPConfig:
-    """Config from the arguments of OpenAI's constructor, as they are stored."""
+    """Return the config for the stored arguments of OpenAI's constructor."""
     kw = json.loads(keywords)
     width = kw["vision_width"]
     return CLIPConfig(
@@ -196,7 +196,7 @@ def _openai_config(keywords: str) -> CLIPConfig:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _vit_outputs(model, variables, pixels, tokens):
-    """Tokens after the last block, embeddings of images and texts, and logits between them."""
+    """Return tokens after the last block, embeddings of images and texts, and their logits."""
     (images, texts), caught = model.apply(variables, pixels, tokens, capture_intermediates=True)
     log_scale, _ = logit_scale_and_bias(variables["params"])
     last = f"block{model.config.image.layers - 1}"
@@ -214,11 +214,11 @@ def _compare_vit(arch, folder, arrays, pixels, dtype, tolerance) -> list[Compari
     model = CLIP(_openai_config(str(arrays["kw"])), dtype=dtype)
     variables = clip_variables(arch, model.config, folder=folder)
     tokens = jnp.asarray(arrays["tokens"], jnp.int32)
-    found = _vit_outputs(model, variables, _to_nhwc(pixels), tokens)
+    actual = _vit_outputs(model, variables, _to_nhwc(pixels), tokens)
     if "last_block_tokens" not in arrays:
-        sample = found.pop("last_block_tokens")[:, ::7, ::16]
-        found["last_block_tokens_sample"] = sample
-    return [Comparison(k, relative_error(x, arrays[k]), tolerance) for k, x in found.items()]
+        sample = actual.pop("last_block_tokens")[:, ::7, ::16]
+        actual["last_block_tokens_sample"] = sample
+    return [Comparison(k, relative_error(x, arrays[k]), tolerance) for k, x in actual.items()]
 
 
 def compare_vit(dtype=jnp.float32) -> list[Comparison]:
@@ -228,7 +228,7 @@ def compare_vit(dtype=jnp.float32) -> list[Comparison]:
 
 
 def compare_vit_b32(folder: Path) -> list[Comparison]:
-    """Compare tokens, embeddings and logits of ViT-B/32; its pixels are drawn, not stored."""
+    """Compare tokens, embeddings and logits of ViT-B/32 on random pixels."""
     arrays = load("vit_b32", folder)
     rng = np.random.default_rng(int(arrays["seed"]))
     pixels = rng.standard_normal((2, 3, 224, 224)).astype(np.float32)

@@ -10,23 +10,23 @@ from regionclip_jax.reporting.drawing import COLOURS, Mark
 GREY = np.full((60, 80, 3), 128, np.uint8)
 
 
-def has(picture, colour):
-    return (picture == np.array(colour, np.uint8)).all(-1)
+def has(image, colour):
+    return (image == np.array(colour, np.uint8)).all(-1)
 
 
-def test_a_box_lies_where_it_belongs_after_enlargement():
-    drawn = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "", "right")], width=320)
-    assert drawn.shape == (240, 320, 3)
-    ys, xs = np.nonzero(has(drawn, COLOURS["right"]))
+def test_boxes_are_scaled_with_an_enlarged_image():
+    annotated = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "", "right")], width=320)
+    assert annotated.shape == (240, 320, 3)
+    ys, xs = np.nonzero(has(annotated, COLOURS["right"]))
     assert (xs.min(), ys.min(), xs.max(), ys.max()) == (40, 80, 159, 199)
-    assert (drawn[140, 100] == 128).all()  # the inside stays visible
+    assert (annotated[140, 100] == 128).all()  # the inside stays visible
 
 
-def test_the_picture_given_is_left_as_it_is():
+def test_the_given_image_is_not_changed():
     before = GREY.copy()
-    drawn = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "cup")])
+    annotated = drawing.draw_marks(GREY, [Mark((10, 20, 40, 50), "cup")])
     np.testing.assert_array_equal(GREY, before)
-    assert drawn.shape == GREY.shape and (drawn != GREY).any()
+    assert annotated.shape == GREY.shape and (annotated != GREY).any()
 
 
 def test_wrong_boxes_are_dashed_with_closed_corners():
@@ -41,9 +41,9 @@ def test_wrong_boxes_are_dashed_with_closed_corners():
     "box",
     [(0, 0, 80, 60), (-20, -20, 500, 500), (70, 2, 80, 8), (30, 30, 30, 30), (90, 90, 99, 99)],
 )
-def test_labels_stay_on_the_picture_whatever_the_box(box):
-    drawn = drawing.draw_marks(GREY, [Mark(box, "cup 0.9", "right")], width=400)
-    assert has(drawn, COLOURS["right"]).sum() > 300
+def test_labels_stay_on_the_image_for_any_box(box):
+    annotated = drawing.draw_marks(GREY, [Mark(box, "cup 0.9", "right")], width=400)
+    assert has(annotated, COLOURS["right"]).sum() > 300
 
 
 def test_labels_of_the_same_box_do_not_cover_each_other():
@@ -53,19 +53,19 @@ def test_labels_of_the_same_box_do_not_cover_each_other():
         GREY, [Mark(box, "cup", "right"), Mark(box, "cup", "right")], width=400
     )
     added = has(two, COLOURS["right"]).sum() - has(one, COLOURS["right"]).sum()
-    assert added > 400  # the second label has a place of its own
+    assert added > 400  # the second label has a separate position
 
 
-def test_other_pictures_are_refused():
+def test_invalid_images_are_refused():
     with pytest.raises(ValueError, match=r"found float32 \[4, 4, 3\]"):
         drawing.draw_marks(np.zeros((4, 4, 3), np.float32), [])
     with pytest.raises(ValueError, match=r"found uint8 \[4, 4\]"):
         drawing.draw_marks(np.zeros((4, 4), np.uint8), [])
 
 
-def example(kind="right", picture=GREY):
-    marked = galleries.Panel(picture, (Mark((10, 20, 40, 50), "cup", kind),))
-    return [galleries.Panel(picture), marked]
+def example(kind="right", image=GREY):
+    marked = galleries.Panel(image, (Mark((10, 20, 40, 50), "cup", kind),))
+    return [galleries.Panel(image), marked]
 
 
 def page(examples, **options):
@@ -74,16 +74,16 @@ def page(examples, **options):
     )
 
 
-def test_a_page_grows_by_rows_and_shows_every_picture():
+def test_a_page_grows_by_rows_and_shows_every_image():
     small, large = page([example()] * 2), page([example()] * 4)
     assert small.shape[1] == large.shape[1] and small.shape[0] < large.shape[0]
     shown = [has(p, (128, 128, 128)).sum() / (300 * 225) for p in (small, large)]
     assert shown[1] == pytest.approx(2 * shown[0], rel=0.02) and shown[0] > 2.5
 
 
-def test_pictures_of_several_shapes_share_a_page():
+def test_images_of_several_shapes_share_a_page():
     tall = np.full((100, 50, 3), 128, np.uint8)
-    mixed = page([example(), example(picture=tall), example()])
+    mixed = page([example(), example(image=tall), example()])
     assert mixed.shape[0] > page([example()] * 3).shape[0]
 
 
@@ -92,11 +92,11 @@ def test_a_long_title_is_not_cut_and_a_long_subtitle_takes_more_lines():
     assert page([example()], subtitle="x y" * 300).shape[1] == plain.shape[1]
     heights = [page([example()], subtitle=text).shape[0] for text in ("x", "x " * 90, "x" * 180)]
     assert plain.shape[0] < heights[0] < heights[1] and heights[0] < heights[2]
-    drawn = galleries.draw_gallery([example()], columns=("teacher", "student"), title="x" * 300)
-    assert drawn.shape[1] > plain.shape[1]
+    annotated = galleries.draw_gallery([example()], columns=("teacher", "student"), title="x" * 300)
+    assert annotated.shape[1] > plain.shape[1]
 
 
-def test_one_model_fills_the_page_too():
+def test_the_columns_of_one_model_fill_the_page():
     alone = galleries.draw_gallery([example()[:1]] * 4, columns=("teacher",), title="Boxes")
     several = page([example()] * 2)
     assert alone.shape[0] == several.shape[0] and alone.shape[1] >= several.shape[1]
@@ -110,7 +110,7 @@ def test_an_example_with_another_number_of_panels_is_refused():
 
 
 def test_the_file_holds_the_page(tmp_path):
-    drawn = page([example("wrong")])
-    galleries.write_png(tmp_path / "pictures" / "page.png", drawn)
+    annotated = page([example("wrong")])
+    galleries.write_png(tmp_path / "pictures" / "page.png", annotated)
     content = (tmp_path / "pictures" / "page.png").read_bytes()
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), drawn)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), annotated)

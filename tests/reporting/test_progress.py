@@ -30,7 +30,7 @@ def run():
     )
 
 
-def test_the_rate_counts_from_the_first_step_on_without_pauses(run, caplog):
+def test_the_rate_is_counted_from_the_first_step_without_pauses(run, caplog):
     clock, written, meter = run
     clock.now += 60  # compilation of the first step
     meter.started(1, None, None)
@@ -62,7 +62,7 @@ def test_the_rate_counts_from_the_first_step_on_without_pauses(run, caplog):
     assert "step  21/100 ( 21%) | loss 1.235 | 16 images/s | data 0 ms | 40s left" in caplog.text
 
 
-def test_each_rate_is_that_of_its_own_window(run):
+def test_each_rate_is_that_of_its_window(run):
     clock, written, meter = run
     meter.started(1, None, None)
     for step, seconds in [(11, 10), (21, 5)]:
@@ -72,7 +72,7 @@ def test_each_rate_is_that_of_its_own_window(run):
     assert rates == pytest.approx([1.0, 2.0])
 
 
-def test_the_wait_for_data_is_that_of_the_steps_since_the_last_report(run):
+def test_the_wait_for_data_counts_the_steps_since_the_last_report(run):
     clock, written, meter = run
 
     def slow():
@@ -89,7 +89,7 @@ def test_the_wait_for_data_is_that_of_the_steps_since_the_last_report(run):
     assert waits == pytest.approx([0.5, 0.1, 2.0])
 
 
-def test_a_report_at_the_very_first_step_has_no_rate(run):
+def test_a_report_at_the_first_step_has_no_rate(run):
     _, written, meter = run
     meter.started(1, None, None)
     meter.report(1, None, None)
@@ -103,5 +103,5 @@ def test_a_report_at_the_very_first_step_has_no_rate(run):
         (3 * 86400.0 + 4 * 3600, "3d 04h"),
     ],
 )  # fmt: skip
-def test_seconds_are_written_in_their_two_largest_units(seconds, text):
+def test_durations_are_written_in_their_two_largest_units(seconds, text):
     assert progress.readable_seconds(seconds) == text

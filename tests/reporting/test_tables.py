@@ -9,7 +9,7 @@ MODELS = {
 }
 
 
-def test_two_models_stand_side_by_side_with_their_difference():
+def test_two_models_are_listed_side_by_side_with_their_difference():
     assert tables.comparison_table(MODELS).splitlines() == [
         "            teacher  student  difference",
         "----------------------------------------",

@@ -16,14 +16,14 @@ def read(directory):
     return events
 
 
-def test_tensorboard_reads_back_what_was_written(tmp_path):
+def test_tensorboard_reads_the_written_values(tmp_path):
     draws = np.random.default_rng(0)
-    picture = draws.integers(0, 256, (5, 7, 3), np.uint8)
+    image = draws.integers(0, 256, (5, 7, 3), np.uint8)
     writer = writers.make_writer(tmp_path, just_logging=False)
     writer.write_hparams({"learning_rate": 0.002, "steps": (3, 4), "name": "tiny"})
     writer.write_scalars(3, {"loss": np.float32(0.5), "top1": 1})
     writer.write_scalars(4, {"loss": 0.25})
-    writer.write_images(3, {"gallery": picture, "pair": np.ones((2, 4, 4, 1), np.float32)})
+    writer.write_images(3, {"gallery": image, "pair": np.ones((2, 4, 4, 1), np.float32)})
     writer.write_texts(0, {"settings": "batch: 8"})
     writer.write_histograms(3, {"weights": draws.normal(size=100)}, num_buckets={"weights": 5})
     writer.flush()
@@ -40,10 +40,10 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
     assert events.Tensors(tags[0])[0].tensor_proto.string_val == [b"batch: 8"]
     assert events.Histograms("weights")[0].histogram_value.num == 100
     assert list(tmp_path.iterdir()) != []
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # hparams make no second run
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # hparams add no second run
 
 
-def test_writers_opened_in_the_same_second_keep_each_others_events(tmp_path, monkeypatch):
+def test_writers_opened_in_the_same_second_write_separate_files(tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.0)
     for step in range(3):
         writer = writers.EventFileWriter(tmp_path)
@@ -57,7 +57,7 @@ def test_writers_opened_in_the_same_second_keep_each_others_events(tmp_path, mon
     assert sorted(kept) == [(0, 0.0), (1, 0.5), (2, 1.0)]
 
 
-def test_the_writer_counts_as_a_clu_metric_writer(tmp_path):
+def test_the_writer_is_a_clu_metric_writer(tmp_path):
     writers.install_summary_writer_bridge()
     from clu import metric_writers
 
@@ -65,7 +65,7 @@ def test_the_writer_counts_as_a_clu_metric_writer(tmp_path):
     assert isinstance(writers.make_writer(None, just_logging=True), metric_writers.MetricWriter)
 
 
-def test_just_logging_writes_no_event_file(tmp_path):
+def test_logging_alone_writes_no_event_file(tmp_path):
     writer = writers.make_writer(tmp_path, just_logging=True)
     writer.write_scalars(1, {"loss": 1.0})
     writer.close()
@@ -77,8 +77,8 @@ def test_an_image_of_a_wrong_shape_is_refused(tmp_path):
         writers.EventFileWriter(tmp_path).write_images(0, {"mask": np.zeros((4, 4, 2))})
 
 
-def test_with_tensorflow_installed_clu_keeps_its_own_writer(tmp_path):
-    """A stand-in `tensorflow` on the path: the bridge must not touch CLU then."""
+def test_clu_keeps_its_writer_if_tensorflow_is_installed(tmp_path):
+    """Check with a mock `tensorflow` on the path that the adapter does not change CLU."""
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text("")
     script = textwrap.dedent("""

@@ -1,4 +1,4 @@
-"""Checks of settings, their meanings, and what a resumed run may change."""
+"""Checks of settings, meanings of keys, and keys that a resumed run may change."""
 
 import dataclasses
 import typing
@@ -28,23 +28,23 @@ SECTIONS = [
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
 def test_every_key_has_a_meaning(section):
-    said = meanings(section)
-    kinds = typing.get_type_hints(section)
+    texts = meanings(section)
+    types = typing.get_type_hints(section)
     keys = [
-        f.name for f in dataclasses.fields(section) if not dataclasses.is_dataclass(kinds[f.name])
+        f.name for f in dataclasses.fields(section) if not dataclasses.is_dataclass(types[f.name])
     ]
-    assert [key for key in keys if len(said.get(key, "")) < 5] == []
+    assert [key for key in keys if len(texts.get(key, "")) < 5] == []
 
 
-def test_keys_in_a_row_share_the_comment_above_them_and_a_gap_ends_it():
-    said = meanings(PretrainObjective)
+def test_adjacent_keys_share_the_comment_above_them():
+    texts = meanings(PretrainObjective)
     assert (
-        said["distillation_weight"] == said["image_text_weight"] == "Weights of the three losses."
+        texts["distillation_weight"] == texts["image_text_weight"] == "Weights of the three losses."
     )
-    assert said["box_grid"].startswith("Corners of random boxes")
+    assert texts["box_grid"].startswith("Corners of random boxes")
 
 
-def test_what_may_change_on_resume_is_left_out_at_any_depth():
+def test_keys_that_may_change_on_resume_are_dropped_at_any_depth():
     @dataclasses.dataclass(frozen=True)
     class Inner:
         kept: int = 1
@@ -59,7 +59,7 @@ def test_what_may_change_on_resume_is_left_out_at_any_depth():
     assert fixed_on_resume(Outer()) == {"inner": {"kept": 1}, "parts": [{"kept": 2}]}
 
 
-def test_paths_cadence_and_memory_may_change_and_nothing_that_is_learned():
+def test_only_paths_intervals_and_memory_settings_may_change():
     fixed = fixed_on_resume(PretrainSettings())
     assert set(fixed["run"]) == {"batch_size", "seed"}
     assert set(fixed["concepts"]) == {"templates"}
@@ -101,7 +101,7 @@ def test_paths_cadence_and_memory_may_change_and_nothing_that_is_learned():
         ),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused_naming_their_keys(section, changes, message):
+def test_invalid_numbers_are_refused_with_their_keys(section, changes, message):
     with pytest.raises(ConfigError, match=message):
         section(**changes)
 

@@ -4,8 +4,8 @@ import numpy as np
 from regionclip_jax.sharding import barriers
 
 
-def test_of_several_processes_none_runs_a_program_before_all_have_compiled_it(monkeypatch):
-    """Once for each shape; a process that is alone does not wait."""
+def test_no_process_runs_a_program_before_all_processes_have_compiled_it(monkeypatch):
+    """The barrier is reached once for each shape; a single process has no barrier."""
     traced, waited = [], []
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""What processes of one run must agree on, and how they say that they do not."""
+"""Consistency check across processes: compared facts and error messages."""
 
 import pytest
 
@@ -23,8 +23,8 @@ NAMES = ("process 0 (a)", "process 1 (b)", "process 2 (c)")
 )
 def test_the_first_key_that_differs_is_named_with_both_values_and_processes(other, message):
     usual = {"run": {"seed": 0, "batch_size": 8}, "canvas": (64,)}
-    said = first_difference([flat(usual), flat(usual), flat(other)], NAMES)
-    assert said.startswith(message) and "process 0 (a)" in said and "process 2 (c)" in said
+    error = first_difference([flat(usual), flat(usual), flat(other)], NAMES)
+    assert error.startswith(message) and "process 0 (a)" in error and "process 2 (c)" in error
 
 
 def test_facts_are_compared_leaf_by_leaf_and_lists_equal_tuples():
@@ -33,13 +33,13 @@ def test_facts_are_compared_leaf_by_leaf_and_lists_equal_tuples():
 
 
 def test_the_processes_that_do_not_see_a_folder_are_named(tmp_path):
-    said = unshared(tmp_path, [True, False, False], NAMES)
-    assert f"--workdir {tmp_path}" in said and "process 1 (b), process 2 (c);" in said
+    error = unshared(tmp_path, [True, False, False], NAMES)
+    assert f"--workdir {tmp_path}" in error and "process 1 (b), process 2 (c);" in error
     many = unshared(tmp_path, [True] + [False] * 9, [f"process {n}" for n in range(10)])
     assert "process 1, process 2, process 3 and 6 more;" in many
 
 
-def test_one_process_agrees_with_itself_and_writes_nothing(tmp_path):
+def test_one_process_passes_the_consistency_check_without_files(tmp_path):
     require_consistent({"seed": 0})
     require_shared(tmp_path)
     assert not list(tmp_path.iterdir())

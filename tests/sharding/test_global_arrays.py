@@ -1,4 +1,4 @@
-"""Crossing between host and devices: eight devices here, and two processes of two devices each."""
+"""Transfer between host and devices, with eight devices and with two processes of two."""
 
 import json
 import os
@@ -44,33 +44,33 @@ def batch() -> ImageTextBatch:
     )
 
 
-def test_a_batch_is_split_by_rows_and_keeps_its_structure_and_types(mesh, batch):
-    placed = to_global_batch(batch, mesh)
-    assert isinstance(placed, ImageTextBatch)
-    for before, after in zip(jax.tree.leaves(batch), jax.tree.leaves(placed), strict=True):
+def test_a_batch_is_sharded_by_rows_with_its_structure_and_types(mesh, batch):
+    sharded = to_global_batch(batch, mesh)
+    assert isinstance(sharded, ImageTextBatch)
+    for before, after in zip(jax.tree.leaves(batch), jax.tree.leaves(sharded), strict=True):
         assert (after.shape, after.dtype) == (before.shape, before.dtype)
         for number, device in enumerate(mesh.devices.flat):
             (shard,) = [s for s in after.addressable_shards if s.device == device]
             np.testing.assert_array_equal(shard.data, before[2 * number : 2 * number + 2])
 
 
-def test_rows_come_back_in_their_order(mesh, batch):
+def test_local_rows_keep_the_order_of_the_batch(mesh, batch):
     back = local_rows(to_global_batch(batch, mesh))
     for before, after in zip(jax.tree.leaves(batch), jax.tree.leaves(back), strict=True):
         assert isinstance(after, np.ndarray)
         np.testing.assert_array_equal(before, after)
 
 
-def test_rows_that_are_split_in_another_order_than_the_devices_come_back_in_their_own():
+def test_local_rows_keep_their_order_if_the_devices_have_another():
     axis_types = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((4, 2), ("outer", "inner"), axis_types=axis_types)
     spec = jax.sharding.PartitionSpec(("inner", "outer"))
     rows = np.arange(16.0).reshape(16, 1)
-    placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, spec))
-    np.testing.assert_array_equal(local_rows({"rows": placed})["rows"], rows)
+    sharded = jax.device_put(rows, jax.sharding.NamedSharding(mesh, spec))
+    np.testing.assert_array_equal(local_rows({"rows": sharded})["rows"], rows)
 
 
-def test_a_replicated_result_comes_back_once(mesh):
+def test_a_replicated_result_is_returned_once(mesh):
     value = replicate({"loss": np.float32(3), "rows": np.arange(8)}, mesh)
     back = local_rows(value)
     assert back["loss"].shape == () and back["loss"] == 3
@@ -87,27 +87,27 @@ def test_every_device_gets_a_copy_that_outlives_donation(mesh):
         np.testing.assert_array_equal(given, np.arange(6.0))
 
 
-def test_every_device_gets_its_share_alone_and_the_shares_make_the_whole():
+def test_every_device_gets_one_shard_and_gather_joins_the_shards():
     mesh = make_mesh(fsdp=4)
-    split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+    by_columns = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
     whole = {"w": np.arange(24.0, dtype=np.float32).reshape(3, 8), "step": np.int64(7)}
-    placed = shard(whole, {"w": split, "step": jax.NamedSharding(mesh, jax.P())})
-    assert {shard.data.shape for shard in placed["w"].addressable_shards} == {(3, 2)}
-    back = gather(placed)
+    sharded = shard(whole, {"w": by_columns, "step": jax.NamedSharding(mesh, jax.P())})
+    assert {shard.data.shape for shard in sharded["w"].addressable_shards} == {(3, 2)}
+    back = gather(sharded)
     np.testing.assert_array_equal(back["w"], whole["w"])
     assert isinstance(back["w"], np.ndarray) and back["step"] == 7
 
 
-def test_a_restore_target_has_the_state_s_shapes_types_and_shardings(mesh):
+def test_a_restore_target_has_the_shapes_types_and_shardings_of_the_state(mesh):
     state = {"w": jnp.zeros((8, 2), jnp.bfloat16), "step": jnp.int32(0)}
     shardings = {"w": batch_sharding(mesh), "step": jax.NamedSharding(mesh, jax.P())}
     target = abstract_arrays(jax.eval_shape(lambda: state), shardings)
-    placed = shard(state, shardings)
-    found = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
-    assert found == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), placed)
+    sharded = shard(state, shardings)
+    actual = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), target)
+    assert actual == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), sharded)
 
 
-def test_one_process_gathers_its_own_records():
+def test_one_process_gathers_its_records():
     records = [{"image_id": 1}, {"image_id": 2}]
     assert gather_json(records) == records
 
@@ -131,30 +131,30 @@ step = jax.jit(lambda tree: {"total": tree["x"].sum(), "double": 2 * tree["x"]})
 out = local_rows(step(rows))
 split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
 whole = gather(shard({"w": np.arange(8.0).reshape(2, 4)}, {"w": split}))
-# Of different lengths: the first process has nothing to say.
+# The lists have unequal lengths: that of the first process is empty.
 records = gather_json([{"id": me, "name": "\\u00e9"}] * (3 * me))
 
-def complaint(check, *arguments):
+def error_of(check, *arguments):
     try:
         check(*arguments)
     except InconsistentHosts as error:
         return str(error)
 
-shared, own = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[3]) / str(me)
-own.mkdir()
-said = [
-    complaint(require_consistent, {"run": {"seed": 0, "sizes": (1, 2)}}),
-    complaint(require_consistent, {"run": {"seed": me}}),
-    complaint(require_shared, shared),
-    complaint(require_shared, own),
+shared, private = pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[3]) / str(me)
+private.mkdir()
+errors = [
+    error_of(require_consistent, {"run": {"seed": 0, "sizes": (1, 2)}}),
+    error_of(require_consistent, {"run": {"seed": me}}),
+    error_of(require_shared, shared),
+    error_of(require_shared, private),
 ]
 print("RESULT", json.dumps([rows["x"].shape, float(out["total"]), out["double"].tolist(), records,
-                            whole["w"].tolist(), said]))
+                            whole["w"].tolist(), errors]))
 """
 
 
 @pytest.mark.command
-def test_two_processes_see_one_batch_keep_their_rows_and_say_where_they_disagree(tmp_path):
+def test_two_processes_share_one_batch_and_fail_the_consistency_check_if_they_differ(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -171,19 +171,19 @@ def test_two_processes_see_one_batch_keep_their_rows_and_say_where_they_disagree
         for number in range(2)
     ]
     try:
-        said = [process.communicate(timeout=120) for process in processes]
+        outputs = [process.communicate(timeout=120) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for number, (out, error) in enumerate(said):
+    for number, (out, error) in enumerate(outputs):
         assert processes[number].returncode == 0, error[-3000:]
         (line,) = [line for line in out.splitlines() if line.startswith("RESULT ")]
-        shape, total, double, records, whole, said = json.loads(line.removeprefix("RESULT "))
+        shape, total, double, records, whole, errors = json.loads(line.removeprefix("RESULT "))
         assert shape == [8] and total == 0 + 1 + 2 + 3 + 10 + 11 + 12 + 13
         assert double == [2 * (10 * number + row) for row in range(4)]
         assert records == [{"id": 1, "name": "é"}] * 3
         assert whole == [[0, 1, 2, 3], [4, 5, 6, 7]]
-        same, other_seed, shared, unshared = said
+        same, other_seed, shared, unshared = errors
         assert same is None and shared is None
         assert other_seed.startswith("run.seed: 0 in process 0") and "1 in process 1" in other_seed
         assert "not seen by process 1" in unshared and "all hosts share" in unshared

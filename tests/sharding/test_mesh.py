@@ -16,7 +16,7 @@ def test_all_devices_form_two_axes_in_their_order(fsdp, data):
 
 
 @pytest.mark.parametrize("fsdp", [3, 16])
-def test_a_mesh_that_the_devices_do_not_fill_is_refused_with_those_that_would_do(fsdp):
+def test_an_fsdp_size_that_does_not_divide_the_devices_is_refused_with_valid_sizes(fsdp):
     message = rf"{fsdp} does not divide the 8 devices \(cpu\).* one of \[1, 2, 4, 8\]"
     with pytest.raises(ValueError, match=message):
         make_mesh(fsdp=fsdp)
@@ -30,9 +30,7 @@ def test_processes_with_unequal_numbers_of_devices_are_refused():
 
 
 @pytest.mark.parametrize(("batch_size", "near"), [(4, "8"), (12, "8 or 16")])
-def test_a_batch_that_does_not_divide_among_the_devices_is_refused_with_the_remedy(
-    batch_size, near
-):
+def test_a_batch_size_that_the_devices_do_not_divide_is_refused_with_the_remedy(batch_size, near):
     message = (
         rf"batch size {batch_size} .* among 8 devices \(cpu\); .*multiple of 8, such as {near}$"
     )

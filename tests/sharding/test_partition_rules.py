@@ -1,4 +1,4 @@
-"""Every parameter of every architecture has a rule, and the rules split what is large."""
+"""Every parameter of every architecture has a rule, and the rules shard large parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -20,38 +20,38 @@ def mesh():
     return make_mesh(fsdp=2)
 
 
-def split_bytes(shapes, shardings):
-    """Bytes of a device's share over bytes of all."""
-    shares = [
+def sharded_fraction(shapes, shardings):
+    """Return the fraction of the parameters on one device."""
+    fractions = [
         np.prod(sharding.shard_shape(leaf.shape)) / np.prod(leaf.shape)
         for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
     ]
     sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)]
-    return np.dot(shares, sizes) / np.sum(sizes)
+    return np.dot(fractions, sizes) / np.sum(sizes)
 
 
 @pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/16", "ViT-L/14@336", "tiny", "scenes"])
-def test_half_of_nearly_all_numbers_lies_on_each_of_two_devices(mesh, name):
+def test_two_devices_have_about_half_of_the_parameters_each(mesh, name):
     shapes = abstract_variables(PRESETS[name])
     shardings = parameter_shardings(shapes, mesh)
-    assert split_bytes(shapes, shardings) < 0.51
-    found = {path: s.spec for path, s in flatten(shardings).items()}
-    assert found["params/text/token_embedding"] == PartitionSpec("fsdp", None)
-    assert found["params/logit_scale"] == PartitionSpec()
+    assert sharded_fraction(shapes, shardings) < 0.51
+    specs = {path: s.spec for path, s in flatten(shardings).items()}
+    assert specs["params/text/token_embedding"] == PartitionSpec("fsdp", None)
+    assert specs["params/logit_scale"] == PartitionSpec()
 
 
 def test_localizers_heads_and_optimizer_states_are_covered(mesh):
     import optax
 
     shapes = abstract_localizer(LocalizerConfig(blocks=(3, 4, 6, 3), pyramid_channels=256))
-    assert split_bytes(shapes, parameter_shardings(shapes, mesh)) < 0.51
+    assert sharded_fraction(shapes, parameter_shardings(shapes, mesh)) < 0.51
     heads = jax.eval_shape(lambda: init_heads(HeadsConfig(1024, 2048), jax.random.key(0)))
-    assert split_bytes(heads, parameter_shardings(heads, mesh)) < 0.51
+    assert sharded_fraction(heads, parameter_shardings(heads, mesh)) < 0.51
     state = jax.eval_shape(optax.adamw(1e-3).init, abstract_variables(PRESETS["scenes"])["params"])
-    assert split_bytes(state, parameter_shardings(state, mesh)) < 0.52
+    assert sharded_fraction(state, parameter_shardings(state, mesh)) < 0.52
 
 
-def test_on_an_fsdp_axis_of_one_and_where_it_does_not_divide_tensors_stay_whole(mesh):
+def test_tensors_are_replicated_if_the_fsdp_axis_is_one_or_does_not_divide_them(mesh):
     shapes = abstract_variables(PRESETS["scenes"])
     for sharding in jax.tree.leaves(parameter_shardings(shapes, make_mesh())):
         assert sharding.is_fully_replicated

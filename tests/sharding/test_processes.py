@@ -3,7 +3,7 @@ import pytest
 from regionclip_jax.sharding.processes import distributed_arguments
 
 NO_FLAGS = {"coordinator": None, "num_processes": None, "process_id": None}
-# As srun gives them to the second of two tasks.
+# Environment variables of the second of two tasks of srun.
 SLURM = {
     "SLURM_JOB_ID": "7",
     "SLURM_NTASKS": "2",
@@ -20,35 +20,35 @@ def arguments(environment: dict, **flags) -> dict | None:
     return distributed_arguments(environment, **(NO_FLAGS | flags))
 
 
-def test_a_process_in_a_plain_shell_is_alone():
+def test_a_process_in_a_plain_shell_is_a_single_process():
     assert arguments({"LANG": "C"}) is None
 
 
-def test_a_task_that_has_its_node_for_itself_gets_all_gpus_of_the_node():
+def test_the_only_task_of_a_node_gets_all_its_gpus():
     assert arguments(SLURM) == {"local_device_ids": [0, 1, 2, 3]}
 
 
-def test_a_task_that_shares_its_node_or_has_no_gpu_is_left_to_jax():
+def test_jax_selects_the_devices_of_tasks_that_share_a_node_or_have_no_gpu():
     assert arguments(SLURM | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8"}) == {}
     without = {name: value for name, value in SLURM.items() if name != "SLURM_GPUS_ON_NODE"}
     assert arguments(without) == {}
 
 
-def test_a_batch_script_or_an_allocation_without_srun_waits_for_nobody():
+def test_a_batch_script_or_an_allocation_without_srun_is_a_single_process():
     batch = {name: value for name, value in SLURM.items() if "_STEP_" not in name}
     assert arguments(batch) is None
-    # An interactive step, and srun --ntasks=1 in a larger allocation.
+    # An interactive step and srun --ntasks=1 in a larger allocation have one task.
     assert arguments(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}) is None
 
 
-def test_a_tpu_slice_is_several_processes_only_with_several_hosts():
+def test_a_tpu_slice_has_several_processes_only_on_several_hosts():
     assert arguments({"TPU_WORKER_HOSTNAMES": "10.0.0.2,10.0.0.3"}) == {}
     assert arguments({"TPU_WORKER_HOSTNAMES": "localhost"}) is None
 
 
-def test_flags_say_it_anywhere_and_leave_all_devices_to_the_process():
-    found = arguments(SLURM, coordinator="10.0.0.2:1234", num_processes=3, process_id=0)
-    assert found == {
+def test_flags_replace_the_environment_and_give_the_process_all_devices():
+    given = arguments(SLURM, coordinator="10.0.0.2:1234", num_processes=3, process_id=0)
+    assert given == {
         "coordinator_address": "10.0.0.2:1234",
         "num_processes": 3,
         "process_id": 0,
@@ -69,6 +69,6 @@ def test_flags_say_it_anywhere_and_leave_all_devices_to_the_process():
         ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "expected host:port or auto"),
     ],
 )
-def test_flags_that_do_not_fit_together_are_refused(flags, message):
+def test_contradictory_flags_are_refused(flags, message):
     with pytest.raises(ValueError, match=message):
         arguments({}, **flags)

@@ -41,7 +41,7 @@ def open_run(directory, card=CARD, max_to_keep=2):
     return checkpointing.TrainingCheckpoints(directory, max_to_keep=max_to_keep, card=card)
 
 
-def test_a_fact_that_an_older_run_did_not_store_is_what_it_is_taken_to_have_had(tmp_path):
+def test_a_fact_missing_in_an_older_checkpoint_has_its_default(tmp_path):
     old = {"regions": {"weight": 1.0}, "sizes": [[8, 8]]}
     with contextlib.closing(open_run(tmp_path, old)) as run:
         run.save(1, fresh(1.0), records=8)
@@ -53,7 +53,7 @@ def test_a_fact_that_an_older_run_did_not_store_is_what_it_is_taken_to_have_had(
     resume({"regions": {"weight": 1.0, "margin": 0.5}, "sizes": [[8, 8]]}).close()
     with pytest.raises(CheckpointMismatch, match=r"regions\.margin: there 0\.5, here 0\.7"):
         resume({"regions": {"weight": 1.0, "margin": 0.7}, "sizes": [[8, 8]]})
-    # A list is one fact: the second size is new.
+    # A list is one fact, so the default does not add its second size.
     with pytest.raises(CheckpointMismatch, match=r"sizes\.1\.0: there 'absent', here 9"):
         resume({"regions": {"weight": 1.0, "margin": 0.5}, "sizes": [[8, 8], [9, 9]]})
 
@@ -74,11 +74,11 @@ def test_a_new_directory_has_nothing_to_resume(tmp_path):
     run.close()
 
 
-def test_the_newest_state_comes_back_bit_for_bit_with_its_position(tmp_path):
+def test_the_newest_state_is_restored_bit_for_bit_with_its_position(tmp_path):
     run = open_run(tmp_path)
     for step in (1, 2, 3):
         run.save(step, fresh(step), records=8 * step)
-    run.save(3, fresh(9), records=24)  # already saved: left alone
+    run.save(3, fresh(9), records=24)  # already saved, so not overwritten
     run.close()
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"2", "3"}
 
@@ -90,7 +90,7 @@ def test_the_newest_state_comes_back_bit_for_bit_with_its_position(tmp_path):
     run.close()
 
 
-def test_restored_arrays_have_the_shardings_asked_for(tmp_path):
+def test_restored_arrays_have_the_requested_shardings(tmp_path):
     run = open_run(tmp_path)
     run.save(1, fresh(1), records=8)
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -104,18 +104,18 @@ def test_restored_arrays_have_the_shardings_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["ocdbt.process_0", "d"])
-def test_a_checkpoint_that_lacks_a_share_is_refused_with_the_remedy(tmp_path, lost):
-    """As when each host wrote to a disk of its own."""
+def test_a_checkpoint_without_the_files_of_one_host_is_refused_with_the_remedy(tmp_path, lost):
+    """Remove files of a checkpoint, as if each host had written to a separate disk."""
     mesh = make_mesh(fsdp=4)
-    split = jax.NamedSharding(mesh, jax.P("fsdp"))
+    sharding = jax.NamedSharding(mesh, jax.P("fsdp"))
     values = np.random.default_rng(0).random(4096, np.float32)
-    state = shard({"w": values}, {"w": split})
+    state = shard({"w": values}, {"w": sharding})
     run = open_run(tmp_path)
     run.save(1, state, records=8)
     run.wait()
     shutil.rmtree(tmp_path / "1" / "state" / lost)
     with pytest.raises(checkpointing.CheckpointMismatch) as caught:
-        run.restore_latest(abstract_arrays(state, {"w": split}))
+        run.restore_latest(abstract_arrays(state, {"w": sharding}))
     message = str(caught.value)
     assert f"{tmp_path / '1'}: cannot be read" in message and "bring all of them" in message
     run.close()
@@ -128,9 +128,9 @@ def test_a_save_is_a_copy_that_survives_the_donation_of_its_buffers(tmp_path):
     expected = {}
     state = {"w": jnp.arange(size, dtype=jnp.float32)}
     for step in (1, 2, 3):
-        expected[step] = np.array(state["w"])  # a real copy
+        expected[step] = np.array(state["w"])  # a copy, as the buffer is donated below
         run.save(step, state, records=step)
-        state = jax.block_until_ready(overwrite(state))  # at once, while the writing goes on
+        state = jax.block_until_ready(overwrite(state))  # during the write of the checkpoint
         state = jax.tree.map(lambda x, step=step: x + step, state)
     run.close()
     with ocp.StandardCheckpointer() as reader:
@@ -155,7 +155,7 @@ def test_the_directory_of_another_run_is_refused_with_both_values(tmp_path):
     assert being_written.exists(), "a refused run tidied another's directory"
 
 
-def test_a_checkpoint_whose_position_is_cut_off_is_refused_by_name(tmp_path):
+def test_a_checkpoint_with_a_truncated_position_is_refused_by_name(tmp_path):
     run = open_run(tmp_path)
     run.save(1, fresh(), records=8)
     run.close()
@@ -193,7 +193,7 @@ def test_an_unfinished_directory_is_ignored_and_removed(tmp_path):
     assert not debris.exists()
 
 
-def test_kill_dash_nine_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path):
+def test_sigkill_during_a_save_keeps_the_previous_checkpoint(tmp_path):
     script = textwrap.dedent("""
         import os, signal, sys
         import jax.numpy as jnp

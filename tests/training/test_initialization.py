@@ -12,7 +12,7 @@ def abstract(**shapes):
     }
 
 
-def test_every_tensor_gets_its_place_and_the_target_dtype():
+def test_tensors_are_merged_by_path_and_cast_to_the_target_dtype():
     source = {"visual": {"b": np.ones((3,), np.float16), "a": np.zeros((2, 2), np.float32)}}
     merged = merge_parameters(abstract(a=(2, 2), b=(3,)), source, "teacher/")
     assert list(merged["visual"]) == ["a", "b"]
@@ -34,28 +34,28 @@ def test_missing_unused_and_misshapen_tensors_are_all_listed():
     assert "visual/c (expected float32[2], found int64[2])" in message
 
 
-def test_a_long_list_is_cut_with_the_number_of_the_rest():
+def test_a_long_list_is_shortened_with_the_number_of_the_rest():
     with pytest.raises(ValueError, match=r"25 missing there: visual/a00, .*visual/a09 and 15 more"):
         merge_parameters(abstract(**{f"a{i:02}": (1,) for i in range(25)}), {}, "x")
 
 
 def initialize(num_features, key):
-    """As initializers are: normal numbers, brought to a scale."""
+    """Draw scaled normal values, as the initialisers of the modules do."""
     kernel_key, stem_key = jax.random.split(key)
     kernel = jax.random.truncated_normal(kernel_key, -2.0, 2.0, (3, num_features)) / 3**0.5
     return {"kernel": kernel, "stem": jax.random.normal(stem_key, (num_features,))}
 
 
-def test_drawn_parameters_are_those_of_the_function_itself():
+def test_drawn_parameters_equal_those_of_the_function():
     key = jax.random.key(3)
-    drawn, expected = draw_parameters(initialize, 5, key), initialize(5, key)
+    parameters, expected = draw_parameters(initialize, 5, key), initialize(5, key)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), drawn, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), parameters, expected
     )
     again = draw_parameters(initialize, 5, key)
-    jax.tree.map(np.testing.assert_array_equal, again, drawn)
+    jax.tree.map(np.testing.assert_array_equal, again, parameters)
 
 
-def test_shapes_of_drawn_parameters_are_had_without_drawing():
+def test_drawn_parameters_have_abstract_values():
     shapes = jax.eval_shape(lambda: draw_parameters(initialize, 5, jax.random.key(3)))
     assert {name: x.shape for name, x in shapes.items()} == {"kernel": (3, 5), "stem": (5,)}

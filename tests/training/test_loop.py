@@ -17,8 +17,8 @@ def step_fn(state, batch):
 
 
 @pytest.fixture(autouse=True)
-def usual_ctrl_c():
-    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+def default_ctrl_c():
+    """Restore Ctrl-C, which tests in the background of a shell would ignore."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
@@ -28,7 +28,7 @@ def ones():
     return itertools.repeat(np.float32(1))
 
 
-def test_hooks_run_on_their_steps_and_after_the_last_one_in_order():
+def test_hooks_run_in_order_at_their_period_and_after_the_last_step():
     calls = []
     state = loop.run(
         step_fn,
@@ -45,7 +45,7 @@ def test_hooks_run_on_their_steps_and_after_the_last_one_in_order():
     assert calls == [("a", 3, 3.0), ("a", 6, 6.0), ("b", 6, 12.0), ("a", 7, 7.0), ("b", 7, 14.0)]
 
 
-def test_a_resumed_run_counts_on_from_its_start():
+def test_a_resumed_run_counts_from_its_start_step():
     steps = []
     loop.run(
         step_fn,
@@ -63,7 +63,7 @@ def test_a_finished_run_takes_no_batch():
     assert state == 6
 
 
-def test_data_that_end_early_are_an_error_with_the_remedy():
+def test_data_that_end_early_are_refused_with_the_remedy():
     with pytest.raises(ValueError, match="ended after 2 of 5 steps; repeat"):
         loop.run(step_fn, jnp.float32(0), [1.0, 1.0], start_step=0, num_steps=5, hooks=[])
 
@@ -91,7 +91,7 @@ def test_sigterm_finishes_the_step_saves_once_and_stops():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_sigterm_in_the_last_step_saves_it_and_lets_nothing_follow():
+def test_sigterm_in_the_last_step_saves_it_and_stops_the_run():
     saved = []
     with pytest.raises(loop.Preempted, match="stopped by SIGTERM after step 1") as stop:
         loop.run(
@@ -106,7 +106,7 @@ def test_sigterm_in_the_last_step_saves_it_and_lets_nothing_follow():
     assert saved == [1] and stop.value.number == signal.SIGTERM
 
 
-def test_a_second_sigterm_does_not_disturb_the_saving_but_a_second_ctrl_c_ends_it():
+def test_a_second_sigterm_does_not_interrupt_the_save_but_a_second_ctrl_c_does():
     def run(number, again):
         saved = []
 
@@ -134,7 +134,7 @@ def test_a_second_sigterm_does_not_disturb_the_saving_but_a_second_ctrl_c_ends_i
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_until_the_first_step_is_done_a_signal_has_its_usual_effect():
+def test_a_signal_before_the_end_of_the_first_step_has_its_default_effect():
     def slow_to_compile(state, batch):
         os.kill(os.getpid(), signal.SIGINT)
         return step_fn(state, batch)

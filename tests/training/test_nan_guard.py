@@ -24,7 +24,7 @@ def guarded(saved):
     return nan_guard.only_if_finite(lambda step, *_: saved.append(step), lambda: GOOD)
 
 
-def test_a_sound_state_is_saved():
+def test_a_finite_state_is_saved():
     saved = []
     metrics = {"loss": jnp.float32(1), "top1": (jnp.float32(0), jnp.float32(0))}
     guarded(saved)(3, {"w": jnp.ones(2), "step": jnp.int32(3)}, metrics)
@@ -32,14 +32,14 @@ def test_a_sound_state_is_saved():
 
 
 @pytest.mark.parametrize("bad", [jnp.float32(jnp.nan), (jnp.float32(jnp.inf), jnp.float32(2))])
-def test_nothing_is_saved_after_a_bad_metric(bad):
+def test_no_state_is_saved_after_a_metric_that_is_not_finite(bad):
     saved = []
     with pytest.raises(nan_guard.NonFiniteMetric, match="metric 'loss'"):
         guarded(saved)(3, {"w": jnp.ones(2)}, {"loss": bad})
     assert saved == []
 
 
-def test_nothing_is_saved_when_only_the_update_broke_a_tensor():
+def test_no_state_is_saved_if_only_a_tensor_is_not_finite():
     saved = []
     state = {"params": {"conv": {"kernel": jnp.array([1.0, jnp.nan])}}, "step": jnp.int32(1)}
     with pytest.raises(nan_guard.NonFiniteMetric, match="tensor 'params/conv/kernel'"):
@@ -47,6 +47,6 @@ def test_nothing_is_saved_when_only_the_update_broke_a_tensor():
     assert saved == []
 
 
-def test_the_message_says_so_when_there_is_no_checkpoint_yet():
+def test_the_message_reports_a_missing_checkpoint():
     with pytest.raises(nan_guard.NonFiniteMetric, match="no checkpoint was saved yet"):
         nan_guard.require_finite(1, {"loss": float("inf")}, last_good=None)

@@ -19,7 +19,7 @@ def tree(seed, scale=1.0):
 
 
 def reference_sgd(params, gradients, rates, momentum, decay, clip):
-    """docs/reference/pretraining.md#solver as a plain loop over tensors (lists of flat leaves)."""
+    """Apply docs/reference/pretraining.md#solver in a loop over tensors (lists of flat leaves)."""
     buffers = [None] * len(params)
     for step, gradient in enumerate(gradients):
         for i, g in enumerate(gradient):
@@ -72,7 +72,7 @@ def test_three_sgd_steps_equal_the_formula_of_the_reference():
         np.testing.assert_allclose(ours_leaf, expected_leaf, rtol=2e-6, atol=2e-6)
 
 
-def test_clipping_is_per_tensor_and_leaves_small_tensors_alone():
+def test_clipping_is_per_tensor_and_does_not_change_small_tensors():
     gradients = {"large": jnp.full((100,), 10.0), "small": jnp.array([3.0, 4.0])}
     clipped, _ = optimizer.clip_by_tensor_norm(5.0).update(gradients, optax.EmptyState())
     np.testing.assert_allclose(jnp.linalg.norm(clipped["large"]), 5.0, rtol=1e-6)

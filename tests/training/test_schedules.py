@@ -21,7 +21,7 @@ PAPER = dict(boundaries=(300_000, 525_000), gamma=0.1, warmup_steps=1000, warmup
         (599_999, 0.01),
     ],
 )
-def test_multistep_rate_is_the_reference_rate(step, multiplier):
+def test_the_multistep_rate_equals_the_reference_rate(step, multiplier):
     schedule = schedules.warmup_multistep(0.002, **PAPER)
     np.testing.assert_allclose(schedule(step), 0.002 * multiplier, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(schedule)(step), 0.002 * multiplier, rtol=1e-6)

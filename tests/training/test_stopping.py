@@ -1,4 +1,4 @@
-"""Ending at once, in processes of their own."""
+"""Immediate end of a process at a signal, tested in child processes."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# One instruction of the main thread that takes minutes, as compiling a large program does.
+# One instruction of the main thread takes minutes, like compiling a large program.
 LONG_INSTRUCTION = """
 import hashlib
 from regionclip_jax.training import stopping
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     child.join()
 """
 
-# A process of two, its steps free of any program: only when they stop is of interest.
+# One of two processes. Its steps run no program, as the test checks only the last step.
 ONE_OF_TWO = """
 import itertools, sys, time
 from regionclip_jax.training import loop, stopping
@@ -53,35 +53,35 @@ except stopping.Preempted as error:
 
 
 def stopped_by(number: signal.Signals, code: str) -> tuple[int, str, str]:
-    """Exit status, the line before the signal, what was said after it."""
+    """Return the exit status, the line before the signal and the stderr after it."""
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         line = process.stdout.readline()
         process.send_signal(number)
-        # The child holds the pipe as well: this ends only when both have.
+        # The child has the pipe open too, so this waits for the end of both processes.
         return process.wait(timeout=60), line.strip(), process.communicate(timeout=60)[1]
     finally:
         process.kill()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_process_in_the_middle_of_one_long_instruction(number, status):
-    found, _, said = stopped_by(number, LONG_INSTRUCTION)
-    assert found == status
-    assert said == (
+def test_a_signal_ends_a_process_during_a_long_instruction(number, status):
+    actual, _, error = stopped_by(number, LONG_INSTRUCTION)
+    assert actual == status
+    assert error == (
         f"regionclip_jax: stopped by {number.name} outside of training steps; start the same "
         "command again to continue\n"
     )
 
 
 def test_the_children_of_a_process_end_with_it():
-    status, _, said = stopped_by(signal.SIGTERM, WITH_CHILD)
-    assert status == 0 and "stopped by SIGTERM" in said
+    status, _, error = stopped_by(signal.SIGTERM, WITH_CHILD)
+    assert status == 0 and "stopped by SIGTERM" in error
 
 
-def test_processes_stop_after_the_same_step_wherever_the_signal_arrived():
+def test_all_processes_stop_after_the_same_step():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -98,9 +98,9 @@ def test_processes_stop_after_the_same_step_wherever_the_signal_arrived():
     try:
         assert [process.stdout.readline() for process in processes] == ["started\n"] * 2
         processes[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert said[0] == said[1] and said[0].startswith("stopped by SIGTERM after step ")
+    assert outputs[0] == outputs[1] and outputs[0].startswith("stopped by SIGTERM after step ")
     assert [process.returncode for process in processes] == [75, 75]

@@ -26,21 +26,21 @@ def check(canvas_sizes, together=2, *, limits=(800, 1333), process_count=1, grou
     )
 
 
-def test_the_smallest_canvas_that_holds_the_image_is_chosen():
+def test_the_smallest_canvas_that_fits_the_image_is_used():
     assert smallest_canvas(SIZES, 700, 1300) == (800, 1344)
     assert smallest_canvas(SIZES, 801, 600) == (1344, 800)
     assert smallest_canvas(SIZES, 801, 801) == (1344, 1344)
     assert smallest_canvas(SIZES, 1345, 10) is None
 
 
-def test_canvases_that_hold_all_the_limits_allow_are_accepted():
+def test_canvases_for_all_sizes_within_the_limits_are_accepted():
     check(SIZES)
     check(SIZES[:2], together=1)
     check(SIZES[2:], process_count=4)
     check(((64, 64),), limits=(None, None))
 
 
-def test_upright_and_lying_images_in_one_batch_need_a_canvas_for_both():
+def test_portrait_and_landscape_images_in_one_batch_need_a_canvas_for_both():
     with pytest.raises(ValueError, match="1333 x 1333"):
         check(SIZES[:2])
 
@@ -60,23 +60,23 @@ def buckets(sizes, canvas_sizes=SIZES, short_sides=(800,), method="bicubic_trunc
     return Buckets(np.array(sizes), canvas_sizes, short_sides, 1333, method)
 
 
-def test_buckets_know_the_canvas_of_each_image_and_the_share_of_padding():
-    found = buckets([(480, 640), (640, 480), (600, 600), (480, 640)])
-    assert found.canvas_sizes == ((1344, 800), (1344, 1344), (800, 1344))
-    assert [found.canvas(i) for i in range(4)] == [SIZES[i] for i in (0, 1, 0, 0)]
+def test_buckets_have_the_canvas_of_each_image_and_the_fraction_of_padding():
+    assigned = buckets([(480, 640), (640, 480), (600, 600), (480, 640)])
+    assert assigned.canvas_sizes == ((1344, 800), (1344, 1344), (800, 1344))
+    assert [assigned.canvas(i) for i in range(4)] == [SIZES[i] for i in (0, 1, 0, 0)]
     # At short side 800 the images are 800 x 1066, 1066 x 800, 800 x 800, 800 x 1066.
-    assert found.padding_share == pytest.approx(1 - (3 * 1066 + 800) / (4 * 1344))
-    assert str(found) == (
+    assert assigned.padding_share == pytest.approx(1 - (3 * 1066 + 800) / (4 * 1344))
+    assert str(assigned) == (
         "1 on 1344 x 800, 0 on 1344 x 1344, 3 on 800 x 1344; 25.6% of the pixels are padding"
     )
 
 
-def test_images_of_several_canvases_share_the_smallest_that_holds_all():
+def test_images_of_several_buckets_share_the_smallest_canvas_for_all():
     sizes = ((800, 1088), *SIZES)
-    found = buckets([(480, 640), (480, 800), (640, 480)], sizes)
-    near, far, upright = found.numbers
-    assert found.shared([near]) == (800, 1088) and found.shared([near, far]) == (800, 1344)
-    assert found.shared([near, upright]) == found.shared(range(4)) == (1344, 1344)
+    assigned = buckets([(480, 640), (480, 800), (640, 480)], sizes)
+    near, far, upright = assigned.numbers
+    assert assigned.shared([near]) == (800, 1088) and assigned.shared([near, far]) == (800, 1344)
+    assert assigned.shared([near, upright]) == assigned.shared(range(4)) == (1344, 1344)
     assert buckets([(480, 640)], SIZES[:2]).shared([0, 1]) is None
 
 
@@ -86,20 +86,22 @@ def test_images_of_several_canvases_share_the_smallest_that_holds_all():
     st.lists(st.integers(300, 800), min_size=1, max_size=3),
     st.sampled_from(["bicubic_truncate", "bilinear_round"]),
 )
-def test_a_bucket_holds_its_image_at_every_short_side(shapes, short_sides, method):
-    found = buckets(shapes, ((800, 1088), (1088, 800), *SIZES), short_sides, method)
+def test_the_canvas_of_a_bucket_fits_its_image_at_every_short_side(shapes, short_sides, method):
+    assigned = buckets(shapes, ((800, 1088), (1088, 800), *SIZES), short_sides, method)
     for index, shape in enumerate(shapes):
         sizes = [resized_size(*shape, short, 1333, method) for short in short_sides]
-        assert (np.max(sizes, 0) <= found.canvas(index)).all()
-    assert 0 <= found.padding_share < 1
+        assert (np.max(sizes, 0) <= assigned.canvas(index)).all()
+    assert 0 <= assigned.padding_share < 1
 
 
-def test_images_that_keep_their_size_get_buckets_by_it():
-    found = Buckets(np.array([(30, 50), (50, 30), (90, 9)]), ((32, 64), (64, 64)), None, None, "")
-    # The last one fits none: its record is skipped when it is loaded.
-    assert [found.canvas(i) for i in range(3)] == [(32, 64), (64, 64), (64, 64)]
+def test_images_without_resizing_get_buckets_by_their_size():
+    assigned = Buckets(
+        np.array([(30, 50), (50, 30), (90, 9)]), ((32, 64), (64, 64)), None, None, ""
+    )
+    # The last image fits no canvas, so the loader skips its record.
+    assert [assigned.canvas(i) for i in range(3)] == [(32, 64), (64, 64), (64, 64)]
     with pytest.raises(RecordError, match=r"S, record k: 90 x 9 .*\(\(64, 64\),\)"):
-        require_canvas((found.canvas(2),), 90, 9, "S", "k")
+        require_canvas((assigned.canvas(2),), 90, 9, "S", "k")
 
 
 @pytest.mark.parametrize("sizes", [(), ((0, 5),)])

@@ -9,7 +9,7 @@ def draws(record, count=200):
     return {choose_caption(record, np.random.default_rng(i), source="S") for i in range(count)}
 
 
-def test_every_caption_is_drawn_and_blank_ones_never():
+def test_every_caption_is_drawn_except_blank_ones():
     assert draws(ImageTextRecord("k", b"", ("a", " \n", "b", ""))) == {"a", "b"}
 
 
@@ -25,7 +25,7 @@ def test_tags_are_shuffled_into_prompts_beside_the_captions():
     assert any("red dog" in text for text in texts) and any("dog red" in text for text in texts)
 
 
-def test_of_a_caption_without_end_the_beginning_is_taken():
+def test_a_long_caption_is_truncated():
     (text,) = draws(ImageTextRecord("k", b"", ("word " * 20_000,)), count=1)
     assert text.startswith("word word") and len(text) == 10_000
 
@@ -47,5 +47,5 @@ def test_a_record_without_words_is_a_record_error(captions):
         ("an upright piano", False),
     ],
 )
-def test_captions_that_tell_left_from_right_are_known(caption, expected):
+def test_captions_with_left_or_right_are_detected(caption, expected):
     assert mentions_direction(caption) == expected

@@ -31,12 +31,12 @@ def test_images_of_every_mode_become_rgb(mode):
     assert (pixels == 255).all()
 
 
-def test_sixteen_bit_gray_keeps_its_shades():
+def test_sixteen_bit_gray_is_scaled_to_eight_bits():
     values = np.array([[0, 0x0100, 0x8000, 0xFFFF]], np.uint16)
     assert decode(encoded(Image.fromarray(values)))[0, :, 1].tolist() == [0, 1, 128, 255]
 
 
-def test_orientation_is_applied_only_when_asked():
+def test_orientation_is_applied_only_on_request():
     image = Image.new("RGB", (5, 3))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -46,7 +46,7 @@ def test_orientation_is_applied_only_when_asked():
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_a_truncated_image_is_a_record_error_naming_source_and_key(file_format):
+def test_a_truncated_image_is_a_record_error_with_source_and_key(file_format):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     data = encoded(Image.fromarray(pixels), file_format)
     with pytest.raises(RecordError, match="S, record K: .* cannot decode"):
@@ -54,18 +54,18 @@ def test_a_truncated_image_is_a_record_error_naming_source_and_key(file_format):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\xff\xd8\xff\xe0"])
-def test_bytes_that_are_no_image_are_a_record_error(data):
+def test_bytes_without_an_image_are_a_record_error(data):
     with pytest.raises(RecordError, match=f"{len(data)} bytes"):
         decode(data)
 
 
-def test_sixteen_bits_of_other_formats_keep_their_shades_too():
+def test_sixteen_bits_of_other_formats_are_scaled_to_eight_bits():
     # Pillow reads a PGM of 16 bits as 32-bit numbers.
     pgm = b"P5 4 1 65535\n" + np.array([0, 0x0100, 0x8000, 0xFFFF], ">u2").tobytes()
     assert decode(pgm)[0, :, 1].tolist() == [0, 1, 128, 255]
 
 
-def test_of_an_animation_the_first_image_is_taken():
+def test_the_first_image_of_an_animation_is_used():
     first, second = Image.new("RGB", (5, 3), (255, 0, 0)), Image.new("RGB", (5, 3), (0, 0, 255))
     for file_format in ("GIF", "WEBP", "PNG"):
         options = {"lossless": True} if file_format == "WEBP" else {}
@@ -79,13 +79,13 @@ def test_a_cmyk_jpeg_becomes_rgb():
     assert red > 200 and green < 60 and blue < 60
 
 
-def test_an_image_of_one_pixel_is_an_image():
+def test_an_image_of_one_pixel_is_decoded():
     assert decode(encoded(Image.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[9, 8, 7]]]
 
 
 @pytest.mark.parametrize("side", [int(MOST_PIXELS**0.5) + 1, 20_000])
-def test_an_image_that_claims_too_many_pixels_is_a_record_error_before_any_is_made(side):
-    # A PNG whose header alone says so.
+def test_a_header_with_too_many_pixels_is_a_record_error_before_decoding(side):
+    # A PNG with a header for this size and no pixels.
     small = bytearray(encoded(Image.new("L", (1, 1))))
     small[16:24] = side.to_bytes(4, "big") * 2
     small[29:33] = zlib.crc32(small[12:29]).to_bytes(4, "big")
@@ -110,10 +110,10 @@ def test_the_size_is_read_from_the_header_of_a_file_or_of_bytes(tmp_path):
     changes=st.dictionaries(st.integers(0, 400), st.integers(0, 255), max_size=8),
     length=st.integers(0, 500),
 )
-def test_any_damage_to_an_image_is_pixels_or_a_record_error(file_format, changes, length):
+def test_a_damaged_image_gives_pixels_or_a_record_error(file_format, changes, length):
     data = bytearray(encoded(Image.linear_gradient("L").resize((9, 7)), file_format))
-    for place, value in changes.items():
-        data[place % len(data)] = value
+    for offset, value in changes.items():
+        data[offset % len(data)] = value
     try:
         pixels = decode(bytes(data[: max(length, 1)]))
     except RecordError:
@@ -121,6 +121,6 @@ def test_any_damage_to_an_image_is_pixels_or_a_record_error(file_format, changes
     assert pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
 
 
-def test_a_record_error_survives_the_way_out_of_a_worker():
+def test_a_record_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(RecordError("S", "K", "is broken")))
     assert str(error) == "S, record K: is broken" and error.key == "K"

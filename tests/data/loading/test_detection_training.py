@@ -1,4 +1,4 @@
-"""Training samples of detectors: boxes of the trained classes, which follow their pixels."""
+"""Training samples of detectors: boxes of the trained classes at the positions of their pixels."""
 
 import io
 import itertools
@@ -34,7 +34,7 @@ IMAGES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Every object is a rectangle of its own gray; its segmentation is the rectangle."""
+    """COCO folder where each object is a gray rectangle and its segmentation is the rectangle."""
     root = tmp_path_factory.mktemp("coco")
     (root / "train").mkdir()
     (root / "annotations").mkdir()
@@ -72,14 +72,14 @@ def training_set(folder, names=("sheep", "cat"), **options):
     return TrainingSet(source, names, max_boxes=3)
 
 
-def test_boxes_of_the_classes_keep_their_order_and_the_others_are_counted(folder):
-    found = training_set(folder)
-    assert found.category_names == ("sheep", "cat") and len(found) == 3
-    assert [found[i].image_id for i in range(3)] == [1, 2, 5]
-    assert [found[i].classes.tolist() for i in range(3)] == [[1], [0], [1, 0]]
-    assert [found.classes_of(i).tolist() for i in range(3)] == [[1], [0], [1, 0]]
-    assert found.sizes().tolist() == [[40, 60], [60, 40], [40, 60]]
-    assert found.report == {
+def test_boxes_of_the_classes_keep_their_order_and_other_boxes_are_counted(folder):
+    data = training_set(folder)
+    assert data.category_names == ("sheep", "cat") and len(data) == 3
+    assert [data[i].image_id for i in range(3)] == [1, 2, 5]
+    assert [data[i].classes.tolist() for i in range(3)] == [[1], [0], [1, 0]]
+    assert [data.classes_of(i).tolist() for i in range(3)] == [[1], [0], [1, 0]]
+    assert data.sizes().tolist() == [[40, 60], [60, 40], [40, 60]]
+    assert data.report == {
         "images": 3,
         "boxes": 4,
         "crowd boxes skipped": 1,
@@ -88,10 +88,10 @@ def test_boxes_of_the_classes_keep_their_order_and_the_others_are_counted(folder
     }
 
 
-def test_a_users_own_file_of_annotations_needs_no_layout(folder, tmp_path):
-    own = tmp_path / "mine.json"
-    own.write_bytes((folder / "annotations" / "instances_train.json").read_bytes())
-    source = CocoInstancesSource(folder / "train", "", annotations=own)
+def test_an_annotation_file_of_the_user_needs_no_folder_layout(folder, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_bytes((folder / "annotations" / "instances_train.json").read_bytes())
+    source = CocoInstancesSource(folder / "train", "", annotations=file)
     assert source.category_names == ("dog", "cat", "sheep") and len(source) == 5
 
 
@@ -141,13 +141,13 @@ def stream(folder, *, start_record=0, process=(0, 1), batch_size=2, grouped=Fals
 
 
 def pixels_of(image, level):
-    """Bounds of the pixels that are nearer to a gray level than to black."""
+    """Return the bounds of the pixels that are nearer to a gray level than to black."""
     near = np.abs(image[..., 0].astype(int) - level) < 0.5 * level
     rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
-def test_boxes_follow_their_pixels_through_sizes_and_mirrors(folder):
+def test_boxes_are_resized_and_flipped_with_their_pixels(folder):
     widths = set()
     for batch, texts in itertools.islice(stream(folder), 12):
         assert not texts and batch.mask.all()
@@ -155,10 +155,10 @@ def test_boxes_follow_their_pixels_through_sizes_and_mirrors(folder):
             height, width = batch.sizes[row]
             widths.add(int(width))
             image = batch.images[row, :height, :width]
-            for box, kind in zip(batch.boxes[row], batch.classes[row], strict=True):
+            for box, label in zip(batch.boxes[row], batch.classes[row], strict=True):
                 if (box == 0).all() or (image[..., 0] > 0).sum() == 0:
                     continue
-                level = {0: 180, 1: 130}[int(kind)]
+                level = {0: 180, 1: 130}[int(label)]
                 if batch.box_mask[row].sum() == 1 and batch.image_ids[row] == 2:
                     np.testing.assert_allclose(box, pixels_of(image, level), atol=1.5)
     assert len(widths) > 3
@@ -167,23 +167,23 @@ def test_boxes_follow_their_pixels_through_sizes_and_mirrors(folder):
 def test_a_resumed_stream_equals_an_uninterrupted_one(folder):
     whole = list(itertools.islice(stream(folder), 6))
     rest = list(itertools.islice(stream(folder, start_record=6), 3))
-    for (expected, _), (found, _) in zip(whole[3:], rest, strict=True):
+    for (expected, _), (actual, _) in zip(whole[3:], rest, strict=True):
         for name in ("images", "boxes", "classes", "image_ids"):
-            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+            np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize(
     "options", [{"canvas_sizes": ((96, 96),)}, {"grouped": True}], ids=["one canvas", "grouped"]
 )
-def test_two_processes_have_the_halves_of_each_batch(folder, options):
+def test_two_processes_load_the_halves_of_each_batch(folder, options):
     options = options | {"batch_size": 4}
     whole = list(itertools.islice(stream(folder, **options), 6))
     for index in range(2):
         halves = itertools.islice(stream(folder, process=(index, 2), **options), 6)
-        for (expected, _), (found, _) in zip(whole, halves, strict=True):
-            own = slice(2 * index, 2 * index + 2)
-            np.testing.assert_array_equal(found.images, expected.images[own])
-            np.testing.assert_array_equal(found.boxes, expected.boxes[own])
+        for (expected, _), (actual, _) in zip(whole, halves, strict=True):
+            half = slice(2 * index, 2 * index + 2)
+            np.testing.assert_array_equal(actual.images, expected.images[half])
+            np.testing.assert_array_equal(actual.boxes, expected.boxes[half])
 
 
 def test_grouped_batches_have_the_canvas_of_the_largest_short_side(folder):
@@ -197,7 +197,7 @@ def test_grouped_batches_have_the_canvas_of_the_largest_short_side(folder):
     assert len({tuple(size) for batch in batches for size in batch.sizes.tolist()}) > 3
 
 
-def test_jitter_cuts_images_to_the_canvas_and_boxes_with_them(folder):
+def test_jitter_crops_images_and_boxes_to_the_canvas(folder):
     record = training_set(folder, mask_size=8)[1]
     original = decode_image(record.image, source="test", key=record.key)
     augmentation = DetectionAugmentation(
@@ -214,7 +214,7 @@ def test_jitter_cuts_images_to_the_canvas_and_boxes_with_them(folder):
             empty += 1
             continue
         np.testing.assert_allclose(example.boxes[0], pixels_of(example.image, 180), atol=2.5)
-        # A rectangle stays one, however it is cut.
+        # A cropped rectangle still fills its box.
         assert example.masks.all()
     assert empty < 20 and larger > 5
 
@@ -246,7 +246,7 @@ def test_batches_hold_masks_of_objects_on_request(folder):
     np.testing.assert_array_equal(batch.object_masks.all((2, 3)), batch.box_mask)
 
 
-def test_a_mask_is_the_part_of_the_box_that_the_polygons_cover():
+def test_a_mask_is_the_part_of_the_box_covered_by_polygons():
     triangle = [[0.0, 0.0, 16.0, 0.0, 0.0, 16.0]]
     raster = rasterize(triangle, np.array([0, 0, 16, 16], np.float32), 16)
     y, x = np.mgrid[:16, :16] + 0.5
@@ -257,7 +257,7 @@ def test_a_mask_is_the_part_of_the_box_that_the_polygons_cover():
 
 
 @pytest.mark.parametrize("segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]]])
-def test_an_object_without_polygons_skips_its_record(folder, segmentation):
+def test_the_record_of_an_object_without_polygons_is_skipped(folder, segmentation):
     source = CocoInstancesSource(folder, "train", mask_size=4)
     source._images[0].boxes.outlines[0] = segmentation
     with pytest.raises(RecordError, match=r"1\.png: object 0: expected a segmentation of poly"):

@@ -1,4 +1,4 @@
-"""Letterboxing for the public API: few canvases, and batches of few shapes."""
+"""Letterboxing for the public API, with few canvases and few batch shapes."""
 
 import numpy as np
 import pytest
@@ -24,10 +24,10 @@ def test_every_image_within_the_limits_fits_a_canvas(height, width, limits):
     assert batch.images.sum() == 9 * 3 * size[0] * size[1]
 
 
-def test_boxes_follow_their_image_and_their_rows_come_in_few_numbers():
+def test_boxes_are_scaled_with_their_image_and_padded_to_few_row_counts():
     letterbox = Letterbox(64, 107, "bilinear_round")
     boxes = np.tile(np.array([[1, 2, 3, 4]], np.float32), (26, 1))
-    examples = [letterbox.load(np.zeros((32, 40), np.uint8), own) for own in (boxes, boxes[:2])]
+    examples = [letterbox.load(np.zeros((32, 40), np.uint8), rows) for rows in (boxes, boxes[:2])]
     batch = letterbox.batch(examples, size=3)
     assert batch.boxes.shape == (3, 50, 4) and batch.box_mask.sum(1).tolist() == [26, 2, 0]
     assert batch.boxes[1, 0].tolist() == [2, 4, 6, 8]
@@ -44,6 +44,6 @@ def test_boxes_follow_their_image_and_their_rows_come_in_few_numbers():
         ([[0, 0, np.nan, 1]], "row 0"),
     ],
 )
-def test_boxes_that_are_none_are_refused(boxes, message):
+def test_invalid_boxes_are_refused(boxes, message):
     with pytest.raises(ValueError, match=message):
         check_boxes(boxes)

@@ -11,13 +11,13 @@ from regionclip_jax.data.loading.pipeline import image_text_batches
 from regionclip_jax.data.sources.records import ImageTextRecord
 from regionclip_jax.settings import CaptionDataSettings
 
-# Grain shuffles sets of a few records hundreds of times slower than large ones.
+# Grain shuffles sets of a few records hundreds of times slower than large sets.
 LENGTHS = (130, 50, 110)
 WEIGHTS = (3, 1, 2.5)
 
 
 class Numbers:
-    """Records that say which source they are of, and which number."""
+    """Source whose keys are its name and the number of the record."""
 
     def __init__(self, name, length, image=b""):
         self.name, self.length, self.image = name, length, image
@@ -38,13 +38,13 @@ def mixture(lengths=LENGTHS, weights=WEIGHTS, image=b""):
 
 
 def samples(mixed, positions, seed=0):
-    """(source, number) at each position."""
+    """Return (source, number) at each position."""
     order = mixed.order(seed)
     keys = [mixed[order[position]].key for position in positions]
     return [(key[0], int(key[1:])) for key in keys]
 
 
-def test_a_mixture_has_all_records_one_source_after_the_other():
+def test_a_mixture_indexes_the_records_of_its_sources_in_sequence():
     mixed = mixture((2, 1, 3))
     assert [mixed[i].key for i in range(len(mixed))] == ["a0", "a1", "b0", "c0", "c1", "c2"]
     assert repr(mixed) == "Mixture([Numbers('a'), Numbers('b'), Numbers('c')], [3.0, 1.0, 2.5])"
@@ -54,21 +54,21 @@ def test_a_mixture_has_all_records_one_source_after_the_other():
 
 @pytest.mark.property
 @given(
-    # With what is left of 100, so that no window is longer.
+    # The weights add up to 100, so that a window has at most 100 samples.
     st.lists(st.integers(1, 19), max_size=5).map(lambda few: [*few, 100 - sum(few)]),
     st.integers(0, 10**9),
     st.integers(0, 2**32 - 1),
 )
-def test_any_window_holds_every_source_in_its_share(weights, first, seed):
+def test_any_window_has_the_exact_proportions_of_all_sources(weights, first, seed):
     mixed = mixture([500] * len(weights), weights)
     window = sum(mixed.shares)
     order = mixed.order(seed)
     sources = [order[first + i] // 500 for i in range(window)]
-    found = np.bincount(sources, minlength=len(weights)).tolist()
-    assert found == list(mixed.shares)
+    counts = np.bincount(sources, minlength=len(weights)).tolist()
+    assert counts == list(mixed.shares)
     wanted = np.array(weights) / sum(weights) * window
-    assert np.abs(found - wanted).max() < 1
-    # And nearly so in what has been seen at any time.
+    assert np.abs(counts - wanted).max() < 1
+    # Every prefix of the window is close to the proportions too.
     seen = np.cumsum(np.eye(len(weights))[[order[i] // 500 for i in range(window)]], axis=0)
     spread = np.arange(1, window + 1)[:, None] * np.array(weights) / sum(weights)
     assert np.abs(seen - spread).max() <= 0.5 + len(weights) / 2
@@ -84,14 +84,14 @@ def test_shares_are_within_one_of_ten_thousand_of_the_weights(weights):
     assert np.abs(shares / shares.sum() - wanted).max() < 1 / 10_000
 
 
-def test_every_short_stretch_is_near_the_shares():
+def test_every_short_range_is_close_to_the_proportions():
     mixed = mixture((500, 500), (3, 1))
     assert mixed.shares == (3, 1)
     names = "".join(name for name, _ in samples(mixed, range(40)))
     assert {names[i : i + 4].count("b") for i in range(37)} == {1}
 
 
-def test_each_source_has_epochs_of_its_own():
+def test_each_source_has_separate_epochs():
     by_source = {name: [] for name in "abc"}
     for name, number in samples(mixture(), range(1000)):
         by_source[name].append(number)
@@ -102,7 +102,7 @@ def test_each_source_has_epochs_of_its_own():
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs) > 2
 
 
-def test_sources_of_one_length_are_not_shuffled_alike():
+def test_sources_of_equal_length_are_shuffled_differently():
     seen = {name: [] for name in "ab"}
     for name, number in samples(mixture((90, 90), (1, 1)), range(4 * 180)):
         seen[name].append(number)
@@ -122,7 +122,7 @@ def test_sources_of_one_length_are_not_shuffled_alike():
         ((2, 2), (1, 1e-6), "at least 1 / 10000"),
     ],
 )
-def test_mixtures_that_cannot_be_are_refused(lengths, weights, message):
+def test_invalid_mixtures_are_refused(lengths, weights, message):
     with pytest.raises(ValueError, match=message):
         mixture(lengths, weights)
 
@@ -148,7 +148,7 @@ def assert_same(first, second):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
-def test_a_resumed_stream_is_the_one_that_was_never_stopped(encode_image):
+def test_a_resumed_stream_equals_an_uninterrupted_one(encode_image):
     image = encode_image(0)
     whole = stream(image, 12)
     for start in (4, 20, 44):
@@ -156,10 +156,10 @@ def test_a_resumed_stream_is_the_one_that_was_never_stopped(encode_image):
         assert_same(resumed, whole[start // 4 :])
 
 
-def test_processes_together_see_what_one_process_sees(encode_image):
+def test_several_processes_load_the_batches_of_one_process(encode_image):
     image = encode_image(0)
     parts = [stream(image, 6, process_index=i, process_count=2) for i in range(2)]
-    for batch, *shares in zip(stream(image, 6), *parts, strict=True):
+    for batch, *parts_of_batch in zip(stream(image, 6), *parts, strict=True):
         for name in ("images", "sizes", "tokens", "mask"):
-            joined = np.concatenate([getattr(share, name) for share in shares])
+            joined = np.concatenate([getattr(part, name) for part in parts_of_batch])
             np.testing.assert_array_equal(getattr(batch, name), joined)

@@ -1,4 +1,4 @@
-"""Sampling order: every record as often as requested, batches of one bucket, nothing to save."""
+"""Sampling order: requested repeats, batches of one bucket, and no state."""
 
 import collections
 import concurrent.futures
@@ -38,7 +38,7 @@ def test_an_epoch_samples_every_record_once_and_the_next_in_another_order(
 @given(
     st.integers(1, 60), st.integers(0, 1000), st.integers(1, 8), st.integers(1, 4), st.booleans()
 )
-def test_batches_hold_one_bucket_but_for_the_rest_of_an_epoch(
+def test_batches_have_one_bucket_except_the_remainder_of_an_epoch(
     num_records, seed, batch_size, num_buckets, repeated
 ):
     """Every epoch has at most one mixed batch for each pair of neighbouring buckets."""
@@ -52,17 +52,17 @@ def test_batches_hold_one_bucket_but_for_the_rest_of_an_epoch(
     mixed_in_epoch = collections.Counter()
     for number in range(5 * num_records // batch_size):
         first, last = number * batch_size, (number + 1) * batch_size - 1
-        found = buckets[samples(order, first, batch_size)]
+        in_batch = buckets[samples(order, first, batch_size)]
         epochs = {selection._epoch_at(position)[0] for position in (first, last)}
         if len(epochs) == 2:
-            # A batch of two epochs is of the most common bucket, if that fills it.
-            assert len(set(found)) == 1 or not enough
+            # A batch across two epochs takes the largest bucket if it has enough records.
+            assert len(set(in_batch)) == 1 or not enough
         else:
-            mixed_in_epoch[epochs.pop()] += len(set(found)) > 1
+            mixed_in_epoch[epochs.pop()] += len(set(in_batch)) > 1
     assert max(mixed_in_epoch.values(), default=0) < num_buckets
 
 
-def test_the_rest_of_an_epoch_is_put_together_by_like_shapes():
+def test_the_remainder_of_an_epoch_is_batched_by_similar_shapes():
     """8 landscape, 33 square and 8 portrait images in batches of six: buckets 0, 1 and 2."""
     buckets = np.repeat([0, 1, 2], [8, 33, 8])
     order = epoch_order(49, seed=3, batch_size=6, buckets=buckets)
@@ -71,8 +71,8 @@ def test_the_rest_of_an_epoch_is_put_together_by_like_shapes():
         return frozenset(buckets[samples(order, 6 * number, 6)].tolist())
 
     counts = collections.Counter(buckets_of_batch(n) for n in range(8))
-    # 32 square ones fill five batches, two are left; the other two buckets leave two each; one
-    # square image begins the batch that the next epoch completes.
+    # 32 square images fill five batches and leave two. The other two buckets leave two each. One
+    # square image starts the batch that the next epoch completes.
     assert counts == {
         frozenset({0}): 1,
         frozenset({1}): 5,
@@ -82,16 +82,16 @@ def test_the_rest_of_an_epoch_is_put_together_by_like_shapes():
     assert buckets_of_batch(8) == {1}
 
 
-def test_fractions_are_rounded_anew_in_every_epoch():
+def test_fractional_repeats_are_rounded_randomly_in_every_epoch():
     repeats = np.array([1.0, 2.5, 1.25])
     order = epoch_order(3, seed=0, batch_size=1, repeats=repeats)
     counts = collections.Counter(samples(order, 0, 4750))
-    # A thousand epochs of 4.75 samples on average.
+    # These are a thousand epochs with 4.75 samples on average.
     for index, repeat in enumerate(repeats):
         assert counts[index] == pytest.approx(1000 * repeat, rel=0.05)
 
 
-def test_a_position_says_the_same_whenever_and_wherever_it_is_asked():
+def test_the_sample_at_a_position_depends_on_nothing_else():
     def make():
         return epoch_order(
             7, seed=5, batch_size=2, repeats=np.linspace(1, 2, 7), buckets=np.arange(7) // 3
@@ -102,7 +102,7 @@ def test_a_position_says_the_same_whenever_and_wherever_it_is_asked():
     assert samples(pickle.loads(pickle.dumps(make())), 0, 60) == expected
 
 
-def test_threads_that_share_an_order_see_what_one_alone_sees():
+def test_threads_that_share_an_order_get_the_samples_of_one_thread():
     def make():
         return epoch_order(
             40, seed=5, batch_size=4, repeats=np.linspace(1, 2, 40), buckets=np.arange(40) % 3
@@ -116,8 +116,8 @@ def test_threads_that_share_an_order_see_what_one_alone_sees():
 def test_repeat_factors_follow_the_rarest_class_of_an_image():
     """docs/reference/training_detectors.md#sampler: class 0 in 4 images, 1 in two, 2 in one."""
     images = [np.array(classes) for classes in ([0, 0], [0, 1], [0, 1, 2], [0])]
-    found = repeat_factors(images, num_classes=4, threshold=0.75)
-    np.testing.assert_allclose(found, [1, (0.75 / 0.5) ** 0.5, (0.75 / 0.25) ** 0.5, 1])
+    factors = repeat_factors(images, num_classes=4, threshold=0.75)
+    np.testing.assert_allclose(factors, [1, (0.75 / 0.5) ** 0.5, (0.75 / 0.25) ** 0.5, 1])
 
 
 def test_an_empty_set_is_refused():

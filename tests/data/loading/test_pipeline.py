@@ -74,7 +74,7 @@ def assert_same(first, second):
 
 
 def rows(batches):
-    """The image and tokens of every row, in order."""
+    """Return the image and tokens of every row, in order."""
     return [
         (batch.images[i].tobytes(), batch.tokens[i].tobytes())
         for batch, _ in batches
@@ -82,7 +82,7 @@ def rows(batches):
     ]
 
 
-def test_every_record_comes_once_in_an_epoch_and_epochs_differ(source, records):
+def test_every_record_is_sampled_once_in_an_epoch_and_epochs_differ(source, records):
     batches = take(11, stream(source, flip_probability=0.0))
     images = [image for image, _ in rows(batches)]
     epochs = [images[i : i + NUM_RECORDS] for i in range(0, 44, NUM_RECORDS)]
@@ -91,7 +91,7 @@ def test_every_record_comes_once_in_an_epoch_and_epochs_differ(source, records):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_a_record_gets_new_captions_and_mirrors_at_later_samples(source):
+def test_later_samples_of_a_record_have_other_captions_and_flips(source):
     samples = rows(take(40, stream(ListSource(source.records[:1]))))
     assert len({image for image, _ in samples}) == 2 and len({text for _, text in samples}) == 2
 
@@ -101,7 +101,7 @@ def test_the_number_of_threads_changes_nothing(source, changes):
     assert_same(take(6, stream(source)), take(6, stream(source, **changes)))
 
 
-def test_another_seed_is_another_stream(source):
+def test_another_seed_gives_another_stream(source):
     assert rows(take(2, stream(source))) != rows(take(2, stream(source, seed=8)))
 
 
@@ -117,9 +117,9 @@ def test_processes_share_each_global_batch_in_order(source):
         take(5, stream(source, canvas_sizes=((16, 16),), process_index=i, process_count=2))
         for i in range(2)
     ]
-    for (batch, _), *shares in zip(whole, *parts, strict=True):
+    for (batch, _), *parts_of_batch in zip(whole, *parts, strict=True):
         for name in ("images", "sizes", "tokens", "mask"):
-            joined = np.concatenate([getattr(share, name) for share, _ in shares])
+            joined = np.concatenate([getattr(part, name) for part, _ in parts_of_batch])
             np.testing.assert_array_equal(getattr(batch, name), joined)
 
 
@@ -133,7 +133,7 @@ def test_worker_processes_change_nothing(records, tmp_path):
     batches.close()
 
 
-def test_a_broken_record_is_a_masked_row_with_its_text_beside_the_batch(encode_image):
+def test_a_skipped_record_is_a_masked_row_with_an_error_text(encode_image):
     broken = [
         ImageTextRecord("fine", encode_image(0), ("a dog",)),
         ImageTextRecord("cut", encode_image(1, file_format="JPEG")[:-200], ("a dog",)),
@@ -148,13 +148,13 @@ def test_a_broken_record_is_a_masked_row_with_its_text_beside_the_batch(encode_i
     assert sorted(keys) == ["cut", "huge", "mute"]
 
 
-def test_a_batch_of_skipped_records_alone_has_its_shape(encode_image):
+def test_a_batch_of_only_skipped_records_has_the_full_shape(encode_image):
     broken = ListSource([ImageTextRecord("k", b"", ("a",))])
     ((batch, texts),) = take(1, stream(broken))
     assert batch.images.shape == (4, 16, 16, 3) and not batch.mask.any() and len(texts) == 4
 
 
-def test_the_smallest_canvas_that_holds_the_batch_is_used(encode_image):
+def test_the_smallest_canvas_that_fits_the_batch_is_used(encode_image):
     mixed = [ImageTextRecord("k", encode_image(0, 12, side), ("a",)) for side in (9, 9, 9, 20)]
     ((batch, _),) = take(1, stream(ListSource(mixed)))
     assert batch.images.shape == (4, 32, 32, 3)
@@ -164,7 +164,7 @@ def test_the_smallest_canvas_that_holds_the_batch_is_used(encode_image):
         assert not image[height:].any() and not image[:, width:].any()
 
 
-def test_images_that_fit_only_alone_are_an_error_that_names_the_canvas(encode_image):
+def test_images_without_a_common_canvas_are_refused_with_the_required_size(encode_image):
     sides = ((30, 10), (10, 30))
     mixed = [ImageTextRecord("k", encode_image(0, *size), ("a",)) for size in sides]
     batches = stream(ListSource(mixed), batch_size=2, canvas_sizes=((32, 12), (12, 32)))
@@ -172,8 +172,8 @@ def test_images_that_fit_only_alone_are_an_error_that_names_the_canvas(encode_im
         next(batches)
 
 
-def upright_and_lying(encode_image, count=21):
-    """A source of two shapes, and the buckets of its images."""
+def portrait_and_landscape(encode_image, count=21):
+    """Return a source with images of two shapes, and the buckets of its images."""
     shapes = [(12, 16) if i % 3 else (16, 12) for i in range(count)]
     records = [
         ImageTextRecord(f"k{i}", encode_image(i, *shape), (f"number {i}",))
@@ -183,12 +183,12 @@ def upright_and_lying(encode_image, count=21):
     return ListSource(records), {"buckets": buckets, "canvas_sizes": buckets.canvas_sizes}
 
 
-def test_grouped_batches_have_one_canvas_each_and_every_record_once_an_epoch(encode_image):
-    source, grouped = upright_and_lying(encode_image)
+def test_grouped_batches_have_one_canvas_and_sample_every_record_once_an_epoch(encode_image):
+    source, grouped = portrait_and_landscape(encode_image)
     batches = take(21, stream(source, flip_probability=0.0, **grouped))
     shapes = [batch.images.shape[1:3] for batch, _ in batches]
     assert {(12, 16), (16, 12)} < set(shapes)
-    # Four epochs, each with one batch of what is left of both shapes.
+    # Each of the four epochs has one batch with the remaining images of both shapes.
     assert shapes.count((16, 16)) == 4
     assert all(batch.mask.all() and not texts for batch, texts in batches)
     texts = [text for _, text in rows(batches)]
@@ -197,32 +197,32 @@ def test_grouped_batches_have_one_canvas_each_and_every_record_once_an_epoch(enc
 
 @pytest.mark.parametrize("start", [4, 24, 40])
 def test_a_resumed_grouped_stream_equals_an_uninterrupted_one(encode_image, start):
-    source, grouped = upright_and_lying(encode_image)
+    source, grouped = portrait_and_landscape(encode_image)
     expected = take(start // 4 + 3, stream(source, **grouped))[start // 4 :]
     assert_same(take(3, stream(source, start_record=start, **grouped)), expected)
 
 
-def test_processes_choose_the_same_canvas_for_each_grouped_batch(encode_image):
-    source, grouped = upright_and_lying(encode_image)
+def test_processes_use_the_same_canvas_for_each_grouped_batch(encode_image):
+    source, grouped = portrait_and_landscape(encode_image)
     whole = take(12, stream(source, **grouped))
     parts = [
         take(12, stream(source, process_index=i, process_count=4, **grouped)) for i in range(4)
     ]
-    for (batch, _), *shares in zip(whole, *parts, strict=True):
+    for (batch, _), *parts_of_batch in zip(whole, *parts, strict=True):
         for name in ("images", "sizes", "tokens", "mask"):
-            joined = np.concatenate([getattr(share, name) for share, _ in shares])
+            joined = np.concatenate([getattr(part, name) for part, _ in parts_of_batch])
             np.testing.assert_array_equal(getattr(batch, name), joined)
 
 
-def test_an_image_of_another_size_than_its_bucket_is_a_masked_row_with_its_text(encode_image):
-    source, grouped = upright_and_lying(encode_image)
+def test_an_image_that_does_not_fit_its_bucket_is_a_masked_row_with_an_error_text(encode_image):
+    source, grouped = portrait_and_landscape(encode_image)
     source.records[1] = ImageTextRecord("liar", encode_image(1, 16, 16), ("a",))
     texts = [text for _, some in take(21, stream(source, **grouped)) for text in some]
     assert 0 < len(texts) <= 4 and all("record liar: 16 x 16" in text for text in texts)
 
 
-def test_buckets_without_a_canvas_for_the_rest_is_refused(encode_image):
-    source, _ = upright_and_lying(encode_image)
+def test_buckets_without_a_canvas_for_the_remainder_are_refused(encode_image):
+    source, _ = portrait_and_landscape(encode_image)
     sizes = ((12, 16), (16, 12))
     buckets = Buckets(np.array([(12, 16), (16, 12)] * 12)[:21], sizes, None, None, "")
     with pytest.raises(ValueError, match="an epoch's rest may have to"):
@@ -230,7 +230,7 @@ def test_buckets_without_a_canvas_for_the_rest_is_refused(encode_image):
 
 
 def test_a_mixture_takes_no_buckets(encode_image):
-    source, grouped = upright_and_lying(encode_image)
+    source, grouped = portrait_and_landscape(encode_image)
     with pytest.raises(ValueError, match="it takes no buckets"):
         stream(Mixture([source], [1]), **grouped)
 
@@ -238,12 +238,12 @@ def test_a_mixture_takes_no_buckets(encode_image):
 def test_one_of_the_short_sides_is_drawn_at_each_sample(source):
     options = {"short_sides": (12, 18, 24), "max_long_side": 32, "canvas_sizes": ((32, 32),)}
     batches = take(10, stream(source, **options))
-    found = {tuple(size) for batch, _ in batches for size in batch.sizes.tolist()}
-    assert found == {(12, 16), (18, 24), (24, 32)}
+    sizes = {tuple(size) for batch, _ in batches for size in batch.sizes.tolist()}
+    assert sizes == {(12, 16), (18, 24), (24, 32)}
     assert_same(take(2, stream(source, start_record=8, **options)), batches[2:4])
 
 
-def test_images_whose_caption_says_left_or_right_stay_as_they_are_if_asked(encode_image):
+def test_images_with_left_or_right_in_the_caption_are_not_flipped_on_request(encode_image):
     texts = ("a cat left of a dog", "a cat beside a dog")
     source = ListSource([ImageTextRecord("k", encode_image(0), texts)])
     options = {"flip_probability": 1.0, "batch_size": 1}
@@ -280,7 +280,7 @@ def test_images_are_resized_to_the_limits(source):
         ({"source": ListSource([])}, "has no records"),
     ],
 )
-def test_impossible_settings_are_refused_before_the_first_record(source, changes, message):
+def test_invalid_settings_are_refused_before_the_first_record(source, changes, message):
     with pytest.raises(ValueError, match=message):
         stream(changes.pop("source", source), **changes)
 
@@ -306,7 +306,7 @@ def detection_stream(source, **changes):
     return list(detection_batches(source, settings, Shard(settings.batch_size, *shard)))
 
 
-def test_a_pass_holds_every_record_once_and_pads_its_last_batch(encode_image):
+def test_an_evaluation_pass_has_every_record_once_and_pads_its_last_batch(encode_image):
     source = ListSource([detection_record(i, encode_image(i)) for i in range(6)])
     first, last = (batch for batch, _ in detection_stream(source))
     assert first.image_ids.tolist() == [100, 101, 102, 103]
@@ -325,7 +325,7 @@ def test_all_processes_yield_the_same_number_of_batches(encode_image, num_record
     assert sum(ids, []) == [100 + i for i in range(num_records)]
 
 
-def test_boxes_follow_the_image_and_crowds_are_skipped(encode_image):
+def test_boxes_are_scaled_with_the_image_and_crowds_are_skipped(encode_image):
     source = ListSource([detection_record(0, encode_image(0), num_boxes=3, crowd=[1])])
     ((batch, texts),) = detection_stream(source, batch_size=1)
     assert not texts and batch.sizes.tolist() == [[24, 32]] and batch.scales.tolist() == [[2, 2]]
@@ -334,7 +334,7 @@ def test_boxes_follow_the_image_and_crowds_are_skipped(encode_image):
     assert batch.box_mask[0].tolist() == [True, True, False]
 
 
-def test_scales_lead_back_to_original_pixels_when_rounding_differs_by_axis(encode_image):
+def test_scales_map_to_original_pixels_if_the_rounding_differs_by_axis(encode_image):
     source = ListSource([detection_record(0, encode_image(0, 13, 17))])
     ((batch, _),) = detection_stream(source, batch_size=1)
     np.testing.assert_allclose(batch.sizes[0] / batch.scales[0], [13, 17], rtol=1e-6)
@@ -343,14 +343,14 @@ def test_scales_lead_back_to_original_pixels_when_rounding_differs_by_axis(encod
     np.testing.assert_allclose(batch.boxes[0, 0], expected, rtol=1e-6)
 
 
-def test_a_broken_image_in_a_pass_is_a_masked_row_with_its_text(encode_image):
+def test_a_corrupt_image_in_an_evaluation_pass_is_a_masked_row_with_an_error_text(encode_image):
     source = ListSource([detection_record(0, encode_image(0)), detection_record(1, b"nothing")])
     ((batch, texts),) = detection_stream(source, batch_size=2)
     assert batch.mask.tolist() == [True, False]
     assert len(texts) == 1 and "record d1" in texts[0]
 
 
-def test_more_boxes_than_rows_are_an_error_that_names_the_image_and_the_remedy(encode_image):
+def test_more_boxes_than_rows_are_refused_with_the_image_and_the_remedy(encode_image):
     source = ListSource([detection_record(0, encode_image(0), num_boxes=5)])
     with pytest.raises(ValueError, match="d0 has 5 boxes.*set max_boxes to at least 5"):
         detection_stream(source)

@@ -22,7 +22,7 @@ sides = st.integers(1, 4000)
         ((1000, 3000), "bilinear_round", (444, 1333)),
         ((3000, 1000), "bicubic_truncate", (1333, 444)),
         ((720, 1280), "bilinear_round", (750, 1333)),
-        # The early return of the reference's pretraining rule looks at the short side only.
+        # The early return of the reference's pretraining rule depends on the short side only.
         ((800, 2000), "bicubic_uncapped", (800, 2000)),
         ((800, 2000), "bicubic_truncate", (533, 1333)),
         ((800, 1200), "bicubic_truncate", (800, 1200)),
@@ -37,7 +37,7 @@ def test_sizes_follow_the_rules_of_the_specification(size, method, expected):
 
 @pytest.mark.property
 @given(sides, sides, st.sampled_from(["bicubic_truncate", "bilinear_round"]))
-def test_a_turned_image_gets_the_turned_size_within_the_limits(height, width, method):
+def test_a_transposed_image_gets_the_transposed_size_within_the_limits(height, width, method):
     size = resized_size(height, width, 800, 1333, method)
     assert resized_size(width, height, 800, 1333, method) == size[::-1]
     assert 1 <= min(size) <= 800 and max(size) <= 1333
@@ -49,7 +49,7 @@ def test_an_unknown_method_is_refused_with_the_choices():
         resized_size(3, 4, 800, 1333, "nearest")
 
 
-def test_resizing_keeps_a_plain_image_plain_and_the_axes_apart():
+def test_resizing_keeps_a_constant_image_constant_and_the_axes_separate():
     image = np.zeros((20, 30, 3), np.uint8)
     image[:, :15] = (200, 100, 50)
     for method in ("bicubic_truncate", "bilinear_round"):
@@ -58,7 +58,7 @@ def test_resizing_keeps_a_plain_image_plain_and_the_axes_apart():
         assert (small[:, :6] == (200, 100, 50)).all() and not small[:, 9:].any()
 
 
-def test_an_image_of_the_right_size_is_returned_as_it_is():
+def test_an_image_of_the_target_size_is_returned_unchanged():
     image = np.zeros((20, 30, 3), np.uint8)
     assert resize_short_side(image, 20, 40, "bicubic_truncate") is image
 

@@ -28,7 +28,7 @@ def write(path, text: str):
         ),
     ],
 )
-def test_every_kind_of_file_gives_its_captions(tmp_path, name, text):
+def test_captions_are_read_from_every_file_format(tmp_path, name, text):
     captions = read_captions(write(tmp_path / name, text))
     assert [caption.strip() for caption in captions] == CATS
 

@@ -29,7 +29,7 @@ from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 ROOT = Path(__file__).parents[3]
 NUM_RECORDS = 11
 
-# A program of its own, to be killed: at one record its source waits while a file exists.
+# The tests kill this program. At one record its source waits while a file exists.
 PROGRAM = """
 import os, pathlib, sys, time
 from regionclip_jax.data.sources.skipped import SkipCounter
@@ -53,7 +53,7 @@ if __name__ == "__main__":
 
 
 def write_pairs(folder, encoded, captions=None) -> Path:
-    """A pair of TSV files; returns the one with the images."""
+    """Write a pair of TSV files and return the path of the images."""
     folder.mkdir(exist_ok=True)
     captions = captions or [f"number {i}" for i in range(len(encoded))]
     images = [f"k{i}\t{base64.b64encode(data).decode()}\n" for i, data in enumerate(encoded)]
@@ -91,7 +91,7 @@ def records_of(source):
     return [source[i] for i in range(len(source))]
 
 
-def test_prepared_records_are_those_of_the_source_in_order(tmp_path, pairs):
+def test_prepared_records_equal_those_of_the_source_in_order(tmp_path, pairs):
     source, counts = TsvPairsSource(pairs), []
     manifest = run(
         source, tmp_path / "set", num_workers=2, report=lambda *numbers: counts.append(numbers)
@@ -107,7 +107,7 @@ def test_prepared_records_are_those_of_the_source_in_order(tmp_path, pairs):
     assert find_damage(tmp_path / "set", 2) == []
 
 
-def test_sizes_are_those_of_the_images_as_decoded(tmp_path, pairs):
+def test_sizes_equal_those_of_the_decoded_images(tmp_path, pairs):
     run(TsvPairsSource(pairs), tmp_path / "set", limit=5)
     prepared = ArrayRecordSource(tmp_path / "set")
     sizes = prepared.sizes()
@@ -141,7 +141,7 @@ def program(tmp_path):
 
 
 @pytest.mark.command
-def test_a_killed_run_goes_on_without_losing_or_repeating_a_record(tmp_path, pairs, program):
+def test_a_killed_run_resumes_without_missing_or_duplicate_records(tmp_path, pairs, program):
     waiting = pairs.with_name("wait")
     waiting.touch()
     process = start(program, pairs, tmp_path / "set")
@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_record(tmp_path, pai
 
 
 @pytest.mark.command
-def test_a_worker_that_is_killed_ends_the_run_with_the_remedy(tmp_path, pairs, program):
+def test_a_killed_worker_stops_the_run_with_the_remedy(tmp_path, pairs, program):
     pairs.with_name("die").touch()
     process = start(program, pairs, tmp_path / "set")
     _, errors = process.communicate(timeout=120)
@@ -210,7 +210,7 @@ def test_skipped_records_are_named_and_counted_by_reason(tmp_path, encoded):
     assert (counter.num_records, counter.num_skipped) == (NUM_RECORDS, 4)
 
 
-def test_too_many_skipped_records_leave_nothing_that_looks_complete(tmp_path, encoded):
+def test_too_many_skipped_records_leave_an_incomplete_directory(tmp_path, encoded):
     path = write_pairs(tmp_path / "pairs", [*encoded[:4], *[b"broken"] * 6, *encoded[:4]])
     with pytest.raises(TooManySkipped, match="4 of 8 .*limit of 10.00%"):
         run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.1, 2))
@@ -222,21 +222,21 @@ def test_too_many_skipped_records_leave_nothing_that_looks_complete(tmp_path, en
     assert manifest["count"] == 8 and (raised.num_records, raised.num_skipped) == (14, 6)
 
 
-def test_a_shard_without_records_is_no_file(tmp_path, encoded):
+def test_a_shard_without_records_is_not_written(tmp_path, encoded):
     path = write_pairs(tmp_path / "pairs", [*encoded[:2], b"", b"", *encoded[2:4]])
     manifest = run(TsvPairsSource(path), tmp_path / "set", shard_size=2)
     assert [shard["name"][:11] for shard in manifest["shards"]] == ["shard-00000", "shard-00002"]
     assert len(ArrayRecordSource(tmp_path / "set")) == 4
 
 
-def test_a_source_without_usable_records_is_an_error_with_the_reason(tmp_path):
+def test_a_source_of_only_skipped_records_is_refused_with_the_reason(tmp_path):
     path = write_pairs(tmp_path / "pairs", [b"", b""])
     with pytest.raises(ValueError, match="none of the 2 records .* record k0: 0 bytes"):
         run(TsvPairsSource(path), tmp_path / "set")
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
-def test_a_complete_directory_is_kept_and_another_is_not_written_over(tmp_path, pairs):
+def test_a_complete_directory_is_kept_and_another_is_not_overwritten(tmp_path, pairs):
     source = TsvPairsSource(pairs)
     first = run(source, tmp_path / "set", limit=2)
     assert run(source, tmp_path / "set", limit=2) == first
@@ -252,7 +252,7 @@ def test_a_complete_directory_is_kept_and_another_is_not_written_over(tmp_path, 
         run(source, tmp_path / "none", shard_size=0)
 
 
-def test_damage_is_found_and_named(tmp_path, pairs):
+def test_damaged_files_are_detected_and_named(tmp_path, pairs):
     manifest = run(TsvPairsSource(pairs), tmp_path / "set")
     names = [shard["name"] for shard in manifest["shards"]]
     shard = tmp_path / "set" / names[1]
@@ -280,7 +280,7 @@ def prepared(record, **changes):
     return decode_record(outcome.data), outcome.size
 
 
-def test_a_larger_image_is_stored_smaller_with_its_boxes_and_a_smaller_one_as_it_is():
+def test_only_larger_images_are_resized_with_their_boxes():
     box = np.array([[10, 20, 40, 60]], np.float32)
     record = DetectionRecord(
         "k", jpeg(80, 120), box, np.zeros(1, np.int32), np.zeros(1, bool), 1, ("a cat",)
@@ -296,7 +296,7 @@ def test_a_larger_image_is_stored_smaller_with_its_boxes_and_a_smaller_one_as_it
         np.testing.assert_array_equal(same.boxes, box)
 
 
-def test_an_image_is_measured_as_stored_without_its_exif_turn():
+def test_the_size_of_an_image_ignores_its_exif_orientation():
     turned = Image.Exif()
     turned[0x0112] = 6
     record = ImageTextRecord("k", jpeg(20, 30, exif=turned), ("a cat",))
@@ -314,12 +314,12 @@ def test_without_the_check_only_headers_are_read():
     assert prepare_record([headless], 0, short_side=None, check=False).reason == "broken picture"
 
 
-def test_tags_stand_for_a_caption():
+def test_tags_replace_a_missing_caption():
     tagged = ImageTextRecord("k", jpeg(30, 40), (), ("cat", "sofa"))
     assert prepared(tagged)[0] == tagged
 
 
-def test_reading_is_measured_on_what_can_be_read(tmp_path, pairs, encoded):
+def test_the_read_speed_is_measured_on_readable_records(tmp_path, pairs, encoded):
     speed = measure_reading(TsvPairsSource(pairs), tmp_path, 6)
     assert min(speed.source, speed.array_record, speed.decoding) > 0
     sums = {sum(map(len, chosen)) / 6 for chosen in itertools.combinations(encoded, 6)}

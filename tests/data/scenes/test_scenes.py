@@ -1,4 +1,4 @@
-"""The drawn world: what may be learned from it depends on these properties, not on its numbers."""
+"""Synthetic scenes: the properties of images, boxes and captions that training depends on."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ IMAGES = SceneImages(
     clutter=3,
 )
 
-worlds = st.builds(
+scene_settings = st.builds(
     SceneImages,
     stream=st.integers(0, 5),
     seed=st.integers(0, 2**31),
@@ -57,9 +57,9 @@ worlds = st.builds(
 indices = st.integers(0, 10**6)
 
 
-def layout_of(world: SceneImages, rng: np.random.Generator) -> Layout:
+def layout_of(scenes: SceneImages, rng: np.random.Generator) -> Layout:
     return draw_layout(
-        rng, world.side, world.num_objects, world.sizes, world.overlap, world.typicality
+        rng, scenes.side, scenes.num_objects, scenes.sizes, scenes.overlap, scenes.typicality
     )
 
 
@@ -68,7 +68,7 @@ def shape_at(shape: str, centre, size: float) -> SceneObject:
 
 
 def shared_area(a: SceneObject, b: SceneObject) -> float:
-    """Return the intersection of the objects' squares over the smaller one."""
+    """Return the intersection of two objects' squares divided by the smaller square."""
     sides = [
         min(p + a.size / 2, q + b.size / 2) - max(p - a.size / 2, q - b.size / 2)
         for p, q in zip(a.centre, b.centre, strict=True)
@@ -82,15 +82,15 @@ def same_record(a, b) -> bool:
 
 
 @pytest.mark.property
-@given(worlds, indices, st.booleans())
-def test_an_image_is_a_function_of_its_world_and_number(world, index, with_boxes):
-    first = draw_record(world, index, with_boxes)
+@given(scene_settings, indices, st.booleans())
+def test_an_image_is_a_function_of_its_settings_and_index(scenes, index, with_boxes):
+    first = draw_record(scenes, index, with_boxes)
     np.random.default_rng(0).random(7)
-    assert same_record(first, draw_record(dataclasses.replace(world), index, with_boxes))
+    assert same_record(first, draw_record(dataclasses.replace(scenes), index, with_boxes))
 
 
 @pytest.mark.parametrize("change", ["seed", "stream", "index"])
-def test_another_seed_stream_or_number_is_another_image(change):
+def test_another_seed_stream_or_index_gives_another_image(change):
     index = 5 + (change == "index")
     step = {change: getattr(IMAGES, change) + 1} if change != "index" else {}
     other = draw_record(dataclasses.replace(IMAGES, **step), index, True)
@@ -98,10 +98,10 @@ def test_another_seed_stream_or_number_is_another_image(change):
 
 
 @pytest.mark.property
-@given(worlds, indices)
-def test_boxes_change_neither_the_image_nor_its_caption(world, index):
-    with_boxes = draw_record(world, index, True)
-    without = draw_record(world, index, False)
+@given(scene_settings, indices)
+def test_boxes_change_neither_the_image_nor_its_caption(scenes, index):
+    with_boxes = draw_record(scenes, index, True)
+    without = draw_record(scenes, index, False)
     assert isinstance(with_boxes, DetectionRecord) and isinstance(without, ImageTextRecord)
     assert (without.key, without.image, without.captions) == (
         with_boxes.key,
@@ -111,73 +111,73 @@ def test_boxes_change_neither_the_image_nor_its_caption(world, index):
 
 
 @pytest.mark.property
-@given(worlds, indices)
-def test_boxes_lie_inside_a_square_image_and_have_an_area(world, index):
-    record = draw_record(world, index, True)
+@given(scene_settings, indices)
+def test_boxes_lie_inside_a_square_image_and_have_an_area(scenes, index):
+    record = draw_record(scenes, index, True)
     image = Image.open(io.BytesIO(record.image))
-    assert (image.format, image.mode, image.size) == ("BMP", "RGB", (world.side,) * 2)
+    assert (image.format, image.mode, image.size) == ("BMP", "RGB", (scenes.side,) * 2)
     assert record.image_id == index + 1 and not record.crowd.any()
-    assert len(record.boxes) == len(record.classes) <= world.num_objects[1]
-    assert record.boxes.min(initial=0) >= 0 and record.boxes.max(initial=0) <= world.side
+    assert len(record.boxes) == len(record.classes) <= scenes.num_objects[1]
+    assert record.boxes.min(initial=0) >= 0 and record.boxes.max(initial=0) <= scenes.side
     assert (record.boxes[:, 2:] - record.boxes[:, :2]).min(initial=1) > 0
     assert set(record.classes.tolist()) <= set(range(len(SHAPES)))
 
 
 @pytest.mark.property
-@given(worlds, indices)
-def test_the_caption_names_exactly_the_things_that_have_boxes(world, index):
-    record = draw_record(world, index, True)
+@given(scene_settings, indices)
+def test_the_caption_names_exactly_the_objects_with_boxes(scenes, index):
+    record = draw_record(scenes, index, True)
     (caption,) = record.captions
     words = re.findall(r"[a-z]+", caption)
     named = sorted(word for word in words if word in SHAPES)
     assert named == sorted(SHAPES[k] for k in record.classes), caption
-    # Nothing is named that is not in the world.
+    # Captions use only words of the vocabulary.
     known = {*SHAPES, *COLOURS, *TEXTURES, *BACKGROUNDS}
     known |= set("a an and in the on photo of picture with there is nothing".split())
     assert set(words) <= known, caption
 
 
 @pytest.mark.property
-@given(worlds, indices)
-def test_things_share_no_more_than_the_overlap_and_keep_to_the_ranges(world, index):
-    layout = layout_of(world, np.random.default_rng(index))
+@given(scene_settings, indices)
+def test_objects_are_within_the_limits_of_overlap_size_and_number(scenes, index):
+    layout = layout_of(scenes, np.random.default_rng(index))
     objects = layout.objects
-    assert 1 <= len(objects) <= world.num_objects[1] and layout.background in BACKGROUNDS
+    assert 1 <= len(objects) <= scenes.num_objects[1] and layout.background in BACKGROUNDS
     for number, one in enumerate(objects):
-        assert world.sizes[0] <= one.size / world.side * (1 + 1e-9)
-        assert one.size / world.side <= world.sizes[1] * (1 + 1e-9)
+        assert scenes.sizes[0] <= one.size / scenes.side * (1 + 1e-9)
+        assert one.size / scenes.side <= scenes.sizes[1] * (1 + 1e-9)
         assert one.colour != one.second_colour
         for other in objects[:number]:
-            assert shared_area(one, other) <= world.overlap + 1e-9
+            assert shared_area(one, other) <= scenes.overlap + 1e-9
 
 
-def test_typical_looks_are_as_frequent_as_asked_for():
+def test_typical_looks_have_the_requested_frequency():
     rng = np.random.default_rng(0)
     for typicality in (0.0, 0.5, 1.0):
-        world = dataclasses.replace(IMAGES, typicality=typicality)
-        objects = [t for _ in range(150) for t in layout_of(world, rng).objects]
-        share = np.mean([t.colour == TYPICAL_LOOKS[t.shape][0] for t in objects])
-        # The rest is drawn from all colours, the typical one included.
-        assert share == pytest.approx(typicality + (1 - typicality) / len(COLOURS), abs=0.08)
-        share = np.mean([t.texture == TYPICAL_LOOKS[t.shape][1] for t in objects])
-        assert share == pytest.approx(typicality + (1 - typicality) / len(TEXTURES), abs=0.08)
+        scenes = dataclasses.replace(IMAGES, typicality=typicality)
+        objects = [t for _ in range(150) for t in layout_of(scenes, rng).objects]
+        fraction = np.mean([t.colour == TYPICAL_LOOKS[t.shape][0] for t in objects])
+        # The other objects take any colour, so some of them look typical too.
+        assert fraction == pytest.approx(typicality + (1 - typicality) / len(COLOURS), abs=0.08)
+        fraction = np.mean([t.texture == TYPICAL_LOOKS[t.shape][1] for t in objects])
+        assert fraction == pytest.approx(typicality + (1 - typicality) / len(TEXTURES), abs=0.08)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_box_is_tight_on_the_pixels_of_its_object(shape):
+def test_a_box_is_tight_around_the_pixels_of_its_object(shape):
     side, rng = 80, np.random.default_rng(0)
     alone = Layout("fog", (shape_at(shape, (36.0, 41.0), 48.0),))
     pixels, boxes, visible = render(alone, side, 0, rng)
     assert pixels.shape == (side, side, 3) and visible.tolist() == [True]
-    # On fog, the red of the object is far from every pixel around it.
+    # On fog, the red of the object differs strongly from all pixels around it.
     red = pixels[..., 0].astype(int) - pixels[..., 1] > 50
     ys, xs = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
     painted = np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1])
-    # A pixel: the image is averaged down from one twice as large, so an edge may be half one.
+    # The image is averaged from one of twice the size, so an edge may be off by one pixel.
     assert np.abs(boxes[0] - painted).max() <= 1, (boxes[0], painted)
 
 
-def test_the_box_of_a_covered_object_holds_only_what_is_seen_of_it():
+def test_the_box_of_a_covered_object_contains_only_its_visible_part():
     below, above = (
         shape_at("square", (30.0, 40.0), 40.0),
         shape_at("square", (50.0, 40.0), 40.0),
@@ -202,18 +202,18 @@ def test_an_object_that_is_mostly_covered_has_no_box_and_no_name():
     assert all("square" in caption and "star" not in caption for caption in captions)
 
 
-def test_what_is_seen_decides_at_the_stated_share():
-    # The lower square keeps a strip of the share `seen`; both are axis-parallel.
+def test_an_object_is_visible_above_the_minimum_visible_fraction():
+    # A strip of the lower square stays visible; `fraction` is its part of the square.
     side, size = 200, 80.0
-    for seen in (MIN_VISIBLE - 0.08, MIN_VISIBLE + 0.08):
+    for fraction in (MIN_VISIBLE - 0.08, MIN_VISIBLE + 0.08):
         width = 0.85 * size
         below = shape_at("square", (100.0, 100.0), size)
-        above = shape_at("square", (100.0 + seen * width, 100.0), size)
+        above = shape_at("square", (100.0 + fraction * width, 100.0), size)
         _, _, visible = render(Layout("fog", (below, above)), side, 0, np.random.default_rng(0))
-        assert visible.tolist() == [seen > MIN_VISIBLE, True]
+        assert visible.tolist() == [fraction > MIN_VISIBLE, True]
 
 
-def test_an_object_at_the_edge_is_cut_off_with_its_box():
+def test_an_object_at_the_edge_is_clipped_with_its_box():
     layout = Layout("fog", (shape_at("circle", (3.0, 40.0), 40.0),))
     _, boxes, _ = render(layout, 80, 0, np.random.default_rng(0))
     assert boxes[0, 0] == 0 and 20 < boxes[0, 2] < 24
@@ -225,16 +225,16 @@ def test_an_empty_image_is_described_by_its_background():
         assert describe(Layout(background, ()), np.zeros(0, bool), rng).endswith(background)
 
 
-def test_novel_and_base_names_are_disjoint_and_all_of_them_are_drawn_and_concepts():
+def test_novel_and_base_names_are_disjoint_and_all_are_outlines_and_concepts():
     assert NOVEL_SHAPES and BASE_SHAPES and not NOVEL_SHAPES.keys() & BASE_SHAPES.keys()
     assert set(SHAPES) == NOVEL_SHAPES.keys() | BASE_SHAPES.keys() == OUTLINES.keys()
     assert len(set(CONCEPTS)) == len(CONCEPTS) and set(CONCEPTS) == {*SHAPES, *BACKGROUNDS}
     for colour, texture in TYPICAL_LOOKS.values():
         assert colour in COLOURS and texture in TEXTURES
-    # Looks alone do not tell a novel category from all base ones.
-    for kind in (0, 1):
-        assert {looks[kind] for looks in NOVEL_SHAPES.values()} <= {
-            looks[kind] for looks in BASE_SHAPES.values()
+    # Every colour and texture of a novel category is that of a base category too.
+    for part in (0, 1):
+        assert {looks[part] for looks in NOVEL_SHAPES.values()} <= {
+            looks[part] for looks in BASE_SHAPES.values()
         }
 
 
@@ -264,7 +264,7 @@ def no_drawing(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("an image was drawn")
 
-    # The images themselves are drawn in other processes.
+    # Other processes draw the images.
     monkeypatch.setattr(dataset.concurrent.futures, "ProcessPoolExecutor", refuse)
 
 
@@ -273,13 +273,13 @@ def checksums(directory) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_data_set_holds_its_parts_in_order(written):
+def test_a_data_set_has_its_parts_in_order(written):
     source = ArrayRecordSource(written)
     assert source.kind == "image_text" and len(source) == 8
     expected = [draw_record(p, i, False) for p, count in PARTS.values() for i in range(count)]
     assert [source[i] for i in range(len(source))] == expected
     description = json.loads(json.dumps(source.description))
-    # The keys of directories that earlier versions wrote.
+    # Earlier versions wrote directories with these keys.
     assert list(description["parts"]["near"]) == [
         "stream", "seed", "side", "num_things", "sizes", "overlap", "typicality", "clutter", "count"
     ]  # fmt: skip
@@ -291,8 +291,8 @@ def test_a_complete_data_set_is_kept(written, no_drawing):
     assert checksums(written) == before
 
 
-def test_a_set_whose_drawing_was_cut_short_is_drawn_anew(written, tmp_path):
-    # A killed process leaves a hidden folder beside, never the directory itself.
+def test_an_interrupted_data_set_is_drawn_again(written, tmp_path):
+    # A killed process leaves a hidden folder and never the directory.
     debris = tmp_path / ".set.partial-x"
     shutil.copytree(written, debris)
     (debris / "manifest.json").unlink()
@@ -312,7 +312,7 @@ def test_a_set_whose_drawing_was_cut_short_is_drawn_anew(written, tmp_path):
     ],
     ids=["count", "seed", "boxes"],
 )
-def test_a_data_set_of_another_world_is_refused_and_kept(written, no_drawing, other):
+def test_a_data_set_of_other_scenes_is_refused_and_kept(written, no_drawing, other):
     before = checksums(written)
     with pytest.raises(FileExistsError, match=r"holds another data set \(differing in .*delete it"):
         write_scenes(written, **other)

@@ -13,7 +13,7 @@ def text_records(count):
     return [ImageTextRecord(f"k{i}", bytes([i]), (f"caption {i}",)) for i in range(count)]
 
 
-def test_what_was_written_is_read_over_several_shards(tmp_path):
+def test_written_records_are_read_from_several_shards(tmp_path):
     records = text_records(7)
     manifest = write_array_record(iter(records), tmp_path / "deep" / "set", 3, {"seed": 1})
     assert [shard["count"] for shard in manifest["shards"]] == [3, 3, 1]
@@ -22,7 +22,7 @@ def test_what_was_written_is_read_over_several_shards(tmp_path):
     assert source.kind == "image_text" and source.description == {"seed": 1}
 
 
-def test_detection_records_bring_their_category_names(tmp_path):
+def test_detection_records_are_read_with_their_category_names(tmp_path):
     box = np.array([[1, 2, 3, 4]], np.float32)
     record = DetectionRecord("k", b"x", box, np.array([1], np.int32), np.array([True]), 5)
     write_array_record([record], tmp_path / "set", 3, {"category_names": ["cat", "dog"]})
@@ -32,7 +32,7 @@ def test_detection_records_bring_their_category_names(tmp_path):
     assert source[0].crowd[0] and source[0].image_id == 5
 
 
-def test_a_source_survives_pickling_and_has_a_stable_repr(tmp_path):
+def test_a_source_can_be_pickled_and_has_a_stable_repr(tmp_path):
     write_array_record(text_records(4), tmp_path / "set", 2, {})
     source = ArrayRecordSource(tmp_path / "set")
     _ = source[3]
@@ -41,20 +41,20 @@ def test_a_source_survives_pickling_and_has_a_stable_repr(tmp_path):
     assert repr(copy) == repr(source) == f"ArrayRecordSource({str(tmp_path / 'set')!r})"
 
 
-def test_a_complete_directory_with_the_same_description_is_kept_unread(tmp_path):
+def test_a_complete_directory_with_the_same_description_is_kept(tmp_path):
     first = write_array_record(text_records(4), tmp_path / "set", 2, {"seed": 1})
     untouched = iter(text_records(9))
     assert write_array_record(untouched, tmp_path / "set", 2, {"seed": 1}) == first
     assert next(untouched).key == "k0"
 
 
-def test_a_directory_with_another_description_is_refused_naming_the_difference(tmp_path):
+def test_a_directory_with_another_description_is_refused_with_the_difference(tmp_path):
     write_array_record(text_records(4), tmp_path / "set", 2, {"seed": 1, "count": 4})
     with pytest.raises(FileExistsError, match="differing in seed"):
         write_array_record(text_records(4), tmp_path / "set", 2, {"seed": 2, "count": 4})
 
 
-def test_a_directory_that_is_no_data_set_is_not_written_into(tmp_path):
+def test_a_directory_without_a_data_set_is_not_overwritten(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="no complete data set"):
@@ -62,7 +62,7 @@ def test_a_directory_that_is_no_data_set_is_not_written_into(tmp_path):
     assert (tmp_path / "set" / "thesis.txt").read_text() == "years of work"
 
 
-def test_an_interrupted_write_leaves_nothing_behind(tmp_path):
+def test_an_interrupted_write_leaves_no_files(tmp_path):
     def broken():
         yield from text_records(3)
         raise KeyboardInterrupt
@@ -72,7 +72,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_records_two_kinds_and_empty_shards_are_refused(tmp_path):
+def test_no_records_two_record_types_and_empty_shards_are_refused(tmp_path):
     empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
     mixed = [*text_records(1), DetectionRecord("d", b"", *empty, 1)]
     with pytest.raises(ValueError, match="no records"):
@@ -84,7 +84,7 @@ def test_no_records_two_kinds_and_empty_shards_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_is_named_when_the_source_is_made(tmp_path):
+def test_missing_files_are_named_when_the_source_is_opened(tmp_path):
     with pytest.raises(FileNotFoundError, match="set does not exist"):
         ArrayRecordSource(tmp_path / "set")
     (tmp_path / "set").mkdir()
@@ -97,7 +97,7 @@ def test_what_is_missing_is_named_when_the_source_is_made(tmp_path):
         ArrayRecordSource(tmp_path / "set")
 
 
-def test_a_manifest_that_disagrees_with_its_shards_is_refused(tmp_path):
+def test_a_manifest_that_contradicts_its_shards_is_refused(tmp_path):
     manifest = write_array_record(text_records(4), tmp_path / "set", 2, {})
     path = tmp_path / "set" / "manifest.json"
     path.write_text(json.dumps(manifest | {"count": 5}))
@@ -109,7 +109,7 @@ def test_a_manifest_that_disagrees_with_its_shards_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no shard"])
-def test_a_shard_that_was_cut_is_named_with_the_remedy(tmp_path, damage):
+def test_a_truncated_shard_is_named_with_the_remedy(tmp_path, damage):
     write_array_record(text_records(4), tmp_path / "set", 2, {})
     shard = tmp_path / "set" / "shard-00001.arrayrecord"
     shard.write_bytes(damage(shard.read_bytes()))
@@ -117,7 +117,7 @@ def test_a_shard_that_was_cut_is_named_with_the_remedy(tmp_path, damage):
         ArrayRecordSource(tmp_path / "set")
 
 
-def test_a_record_whose_bytes_changed_is_one_fault_and_the_others_are_read(tmp_path):
+def test_a_corrupt_record_is_a_record_error_and_the_others_are_read(tmp_path):
     records = [ImageTextRecord(f"k{i}", bytes(5000), (f"caption {i}",)) for i in range(4)]
     write_array_record(records, tmp_path / "set", 4, {})
     shard = tmp_path / "set" / "shard-00000.arrayrecord"

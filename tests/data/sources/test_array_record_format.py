@@ -11,7 +11,7 @@ words = st.lists(st.text(max_size=8), max_size=3).map(tuple)
 
 @pytest.mark.property
 @given(st.text(max_size=8), st.binary(max_size=20), words, words)
-def test_an_image_text_record_survives_encoding(key, image, captions, tags):
+def test_a_decoded_image_text_record_equals_the_original(key, image, captions, tags):
     record = ImageTextRecord(key, image, captions, tags)
     assert decode_record(encode_record(record)) == record
 
@@ -30,7 +30,7 @@ def test_an_image_text_record_survives_encoding(key, image, captions, tags):
     st.binary(max_size=9),
     words,
 )
-def test_a_detection_record_survives_encoding(rows, image_id, image, captions):
+def test_a_decoded_detection_record_equals_the_original(rows, image_id, image, captions):
     record = DetectionRecord(
         "k",
         image,
@@ -42,13 +42,13 @@ def test_a_detection_record_survives_encoding(rows, image_id, image, captions):
     )
     back = decode_record(encode_record(record))
     for name in ("boxes", "classes", "crowd"):
-        expected, found = getattr(record, name), getattr(back, name)
-        np.testing.assert_array_equal(found, expected)
-        assert found.dtype == expected.dtype
+        expected, actual = getattr(record, name), getattr(back, name)
+        np.testing.assert_array_equal(actual, expected)
+        assert actual.dtype == expected.dtype
     assert (back.key, back.image, back.image_id, back.captions) == ("k", image, image_id, captions)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xff\x00\x00{", b"\x02\x00\x00\x00{}rest"])
-def test_bytes_that_are_no_record_raise_a_value_error(data):
+def test_bytes_without_a_record_raise_a_value_error(data):
     with pytest.raises(ValueError, match="no encoded record"):
         decode_record(data)

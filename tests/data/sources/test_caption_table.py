@@ -45,13 +45,13 @@ def contents(source):
         ),
     ],
 )
-def test_columns_are_found_by_name_or_by_the_files_that_are_there(folder, name, text):
+def test_columns_are_identified_by_name_or_by_existing_files(folder, name, text):
     source = CaptionTableSource(table(folder, text, name))
     assert contents(source) == {"a.jpg": ("one",), "images/c.jpg": ('two, "three"',)}
     assert source[1].image == b"images/c.jpg" and source.sizes() is None
 
 
-def test_rows_of_one_image_are_one_record_and_a_caption_may_have_lines(folder):
+def test_rows_of_one_image_are_one_record_and_captions_may_have_several_lines(folder):
     text = 'file,text\nb.jpg,one\na.jpg,"two\nlines"\nb.jpg,three\n'
     source = CaptionTableSource(table(folder, text))
     assert contents(source) == {"b.jpg": ("one", "three"), "a.jpg": ("two\nlines",)}
@@ -61,7 +61,7 @@ def test_rows_of_one_image_are_one_record_and_a_caption_may_have_lines(folder):
 
 
 @pytest.mark.parametrize(
-    ("row", "kind"),
+    ("row", "reason"),
     [
         (b"a.jpg", "without_file_or_caption 1 (3"),
         (b"a.jpg,  ", "with_an_empty_file_or_caption 1 (3"),
@@ -74,11 +74,11 @@ def test_rows_of_one_image_are_one_record_and_a_caption_may_have_lines(folder):
         (b'a.jpg,"' + b"x" * 200_000 + b'"', "without_file_or_caption 1 (3"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_counted_and_loses_no_other(folder, row, kind):
+def test_a_skipped_row_is_counted_and_all_others_are_read(folder, row, reason):
     text = b"image,caption\na.jpg,one\n" + row + b'\nb.jpg,"two"\nimages/c.jpg,three\n'
     with pytest.raises(ValueError, match="1 of 4 rows cannot be used") as caught:
         CaptionTableSource(table(folder, text))
-    assert kind.replace("_", " ") in str(caught.value)
+    assert reason.replace("_", " ") in str(caught.value)
     source = CaptionTableSource(table(folder, text), max_skipped_fraction=0.25)
     expected = {"a.jpg": ("one",), "b.jpg": ("two",), "images/c.jpg": ("three",)}
     assert contents(source) == expected
@@ -88,7 +88,7 @@ def test_a_row_that_cannot_be_used_is_counted_and_loses_no_other(folder, row, ki
     "line", ['{"image": "a.jpg"}', '{"image": "a.jpg", "caption": null}', "[1]", "{", '"a"',
              '{"image": "a.jpg", "caption": "\\ud83d"}', '{"image": 7, "caption": "a"}', "[" * 9999]
 )  # fmt: skip
-def test_a_json_line_that_cannot_be_used_is_counted(folder, line):
+def test_a_skipped_json_line_is_counted(folder, line):
     good = '{"image": "a.jpg", "caption": "one"}\n'
     path = table(folder, good + line + "\n", "t.jsonl")
     with pytest.raises(ValueError, match="1 of 2 rows"):
@@ -96,7 +96,7 @@ def test_a_json_line_that_cannot_be_used_is_counted(folder, line):
     assert contents(CaptionTableSource(path, max_skipped_fraction=0.5)) == {"a.jpg": ("one",)}
 
 
-def test_a_caption_of_a_hundred_kilobytes_and_one_with_a_nul_stay_as_they_are(folder):
+def test_captions_of_a_hundred_kilobytes_or_with_a_nul_are_not_changed(folder):
     long = "word " * 20_000
     source = CaptionTableSource(table(folder, f"image,caption\na.jpg,{long}\nb.jpg,x\0y\n"))
     assert contents(source) == {"a.jpg": (long.strip(),), "b.jpg": ("x\0y",)}
@@ -113,9 +113,7 @@ def test_a_caption_of_a_hundred_kilobytes_and_one_with_a_nul_stay_as_they_are(fo
         ("t.txt", "a.jpg,one", r"ends in \.csv, \.tsv or \.jsonl, found '\.txt'"),
     ],
 )
-def test_a_table_whose_columns_cannot_be_told_is_refused_with_those_it_has(
-    folder, name, text, message
-):
+def test_a_table_with_unknown_columns_is_refused_with_its_columns(folder, name, text, message):
     with pytest.raises(ValueError, match=message):
         CaptionTableSource(table(folder, text, name))
     with pytest.raises(FileNotFoundError, match="expected a table"):
@@ -128,7 +126,7 @@ def test_a_table_whose_columns_cannot_be_told_is_refused_with_those_it_has(
     name=st.sampled_from(["t.csv", "t.tsv", "t.jsonl"]),
     junk=st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=4),
 )
-def test_any_rows_between_good_ones_lose_none_of_them(name, junk):
+def test_valid_rows_between_any_other_rows_are_read(name, junk):
     separator = b"\t" if name.endswith("tsv") else b","
     rows = [separator.join([f"{i}.jpg".encode(), f"caption {i}".encode()]) for i in range(3)]
     if name.endswith("jsonl"):
@@ -141,6 +139,6 @@ def test_any_rows_between_good_ones_lose_none_of_them(name, junk):
             (Path(folder) / f"{i}.jpg").write_bytes(b"image")
         path = Path(folder) / name
         path.write_bytes(b"\n".join(lines))
-        found = contents(CaptionTableSource(path, max_skipped_fraction=1.0))
+        captions = contents(CaptionTableSource(path, max_skipped_fraction=1.0))
     for i in range(3):
-        assert f"caption {i}" in found[f"{i}.jpg"]
+        assert f"caption {i}" in captions[f"{i}.jpg"]

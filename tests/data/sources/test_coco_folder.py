@@ -49,24 +49,24 @@ def box(image_id, category_id, bbox, **more):
     return {"id": 1, "image_id": image_id, "category_id": category_id, "bbox": bbox, **more}
 
 
-def write(root, kind, annotations, **more):
+def write(root, prefix, annotations, **more):
     content = {"images": IMAGES, "annotations": annotations, **more}
-    (root / "annotations" / f"{kind}_val.json").write_text(json.dumps(content))
+    (root / "annotations" / f"{prefix}_val.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
-    ("kind", "make", "heights"),
+    ("prefix", "make", "heights"),
     [("captions", CocoCaptionsSource, [2, 9]), ("instances", CocoInstancesSource, [2, 5, 9])],
 )
-def test_sizes_are_known_without_pictures_in_the_order_of_the_records(root, kind, make, heights):
-    path = root / "annotations" / f"{kind}_val.json"
+def test_sizes_come_from_the_file_in_the_order_of_the_records(root, prefix, make, heights):
+    path = root / "annotations" / f"{prefix}_val.json"
     content = json.loads(path.read_text())
     content["images"] = [image | {"height": image["id"]} for image in IMAGES]
     path.write_text(json.dumps(content))
     assert make(root, "val").sizes().tolist() == [[height, 16] for height in heights]
 
 
-def test_captions_come_with_their_picture_in_ascending_image_id(root, encode_image):
+def test_captions_are_read_with_their_image_in_ascending_image_id(root, encode_image):
     source = CocoCaptionsSource(root, "val")
     assert [(source[i].key, source[i].captions) for i in range(len(source))] == [
         ("two.png", ("c",)),
@@ -76,7 +76,7 @@ def test_captions_come_with_their_picture_in_ascending_image_id(root, encode_ima
     assert source.report["images_without_caption"] == 1
 
 
-def test_classes_are_contiguous_in_ascending_category_id(root):
+def test_classes_are_numbered_in_ascending_category_id(root):
     source = CocoInstancesSource(root, "val")
     assert source.category_names == ("car", "toothbrush") and source.category_ids == (3, 90)
     assert [source[i].image_id for i in range(len(source))] == [2, 5, 9]
@@ -90,7 +90,7 @@ def test_boxes_become_corners_are_clipped_and_crowds_are_flagged(root):
     assert record.crowd.tolist() == [False, False, True]
 
 
-def test_empty_boxes_are_dropped_and_counted_and_the_picture_stays(root):
+def test_empty_boxes_are_dropped_and_counted_and_the_image_is_kept(root):
     source = CocoInstancesSource(root, "val")
     assert source[0].boxes.shape == (0, 4) and source[0].classes.shape == (0,)
     assert source.report == {
@@ -104,7 +104,7 @@ def test_empty_boxes_are_dropped_and_counted_and_the_picture_stays(root):
 
 
 @pytest.mark.parametrize("make", [CocoCaptionsSource, CocoInstancesSource])
-def test_missing_pictures_are_refused_or_counted_up_to_the_limit(root, make):
+def test_missing_images_are_refused_or_counted_up_to_the_limit(root, make):
     (root / "val" / "nine.png").unlink()
     with pytest.raises(ValueError, match=r"_val\.json: 1 of 3 images .*0\.00%.* 1 \(nine\.png\)"):
         make(root, "val")
@@ -116,7 +116,7 @@ def test_missing_pictures_are_refused_or_counted_up_to_the_limit(root, make):
     assert "nine.png" not in [source[i].key for i in range(len(source))]
 
 
-def test_a_file_without_a_single_picture_of_the_folder_is_the_wrong_one_whatever_the_limit(root):
+def test_an_annotation_file_without_an_image_of_the_folder_is_always_refused(root):
     for name in ("two.png", "five.png", "nine.png"):
         (root / "val" / name).unlink()
     with pytest.raises(ValueError, match=r"3 of 3 images .* missing 3 \(five\.png, nine"):
@@ -124,7 +124,7 @@ def test_a_file_without_a_single_picture_of_the_folder_is_the_wrong_one_whatever
 
 
 @pytest.mark.parametrize(
-    ("entry", "kind"),
+    ("entry", "reason"),
     [
         (box(77, 3, [1, 2, 3, 4]), "of_an_unknown_image"),
         (box([9], 3, [1, 2, 3, 4]), "of_an_unknown_image"),
@@ -140,14 +140,14 @@ def test_a_file_without_a_single_picture_of_the_folder_is_the_wrong_one_whatever
         ("not an annotation", "without_usable_box"),
     ],
 )
-def test_unusable_annotations_are_refused_or_counted_and_the_others_stay(root, entry, kind):
+def test_skipped_annotations_are_refused_or_counted_and_the_others_kept(root, entry, reason):
     good = [box(9, 90, [1, 2, 3, 4]), box(2, 3, [1, 2, 3, 4])]
     categories = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}]
     write(root, "instances", [good[0], entry, good[1]], categories=categories)
     with pytest.raises(ValueError, match="1 of 3 annotations cannot be used"):
         CocoInstancesSource(root, "val")
     source = CocoInstancesSource(root, "val", max_skipped_fraction=0.4)
-    assert source.report[f"annotations_{kind}"] == 1 and source.report["boxes"] == 2
+    assert source.report[f"annotations_{reason}"] == 1 and source.report["boxes"] == 2
     assert [len(source[i].boxes) for i in range(3)] == [1, 0, 1]
     write(root, "instances", [entry], categories=categories)
     with pytest.raises(ValueError, match="1 of 1 annotations .* repair it"):
@@ -167,7 +167,7 @@ def test_unusable_annotations_are_refused_or_counted_and_the_others_stay(root, e
         {"id": 4, "file_name": "no/such/folder.png", "height": 12, "width": 16},
     ],
 )
-def test_unusable_images_are_counted_and_an_id_keeps_its_first_picture(root, entry):
+def test_skipped_images_are_counted_and_an_id_keeps_its_first_image(root, entry):
     content = json.loads((root / "annotations" / "instances_val.json").read_text())
     content["images"].append(entry)
     content["annotations"] = content["annotations"][:3]
@@ -178,7 +178,7 @@ def test_unusable_images_are_counted_and_an_id_keeps_its_first_picture(root, ent
     assert [source[i].key for i in range(3)] == ["two.png", "five.png", "nine.png"]
 
 
-def test_pictures_may_lie_in_folders_of_their_own(root):
+def test_images_may_be_in_subfolders(root):
     (root / "val" / "part").mkdir()
     (root / "val" / "two.png").rename(root / "val" / "part" / "two.png")
     images = [{**IMAGES[1], "file_name": "part/two.png"}]
@@ -188,7 +188,7 @@ def test_pictures_may_lie_in_folders_of_their_own(root):
 
 
 @pytest.mark.parametrize("text", [None, 7, ["a"], "", "  \n"])
-def test_captions_that_are_no_text_or_blank_are_counted(root, text):
+def test_captions_without_text_are_counted(root, text):
     write(root, "captions", [caption(9, "a"), caption(9, text), caption(2, "c")])
     with pytest.raises(ValueError, match="1 of 3 captions"):
         CocoCaptionsSource(root, "val")
@@ -197,12 +197,12 @@ def test_captions_that_are_no_text_or_blank_are_counted(root, text):
 
 
 @pytest.mark.parametrize("make", [CocoCaptionsSource, CocoInstancesSource])
-def test_sizes_are_known_without_opening_a_picture(root, make):
+def test_sizes_are_known_without_opening_an_image(root, make):
     source = make(root, "val")
     np.testing.assert_array_equal(source.sizes(), [[12, 16]] * len(source))
 
 
-def test_sizes_of_captioned_pictures_are_unknown_where_the_file_lacks_them(root):
+def test_sizes_of_captioned_images_are_unknown_if_missing_in_the_file(root):
     images = [{"id": 2, "file_name": "two.png"}]
     content = {"images": images, "annotations": [caption(2, "c")]}
     (root / "annotations" / "captions_val.json").write_text(json.dumps(content))
@@ -229,7 +229,7 @@ def test_a_captions_file_without_captions_is_refused(root):
         CocoCaptionsSource(root, "val")
 
 
-def test_broken_annotation_files_are_refused(root):
+def test_invalid_annotation_files_are_refused(root):
     for categories, message in [
         (None, "no categories"),
         ([], "no categories"),
@@ -253,7 +253,7 @@ def test_broken_annotation_files_are_refused(root):
             CocoInstancesSource(root, "val")
 
 
-def test_a_picture_that_vanishes_later_is_a_record_error(root):
+def test_an_image_deleted_after_opening_is_a_record_error(root):
     source = CocoCaptionsSource(root, "val")
     (root / "val" / "two.png").unlink()
     with pytest.raises(RecordError, match=r"CocoCaptionsSource.*two\.png: cannot be read"):
@@ -261,7 +261,7 @@ def test_a_picture_that_vanishes_later_is_a_record_error(root):
 
 
 @pytest.mark.parametrize("make", [CocoCaptionsSource, CocoInstancesSource])
-def test_a_source_survives_pickling_with_the_same_repr(root, make):
+def test_a_pickled_source_has_the_same_repr_and_records(root, make):
     source = make(root, "val")
     copy = pickle.loads(pickle.dumps(source))
     assert repr(copy) == repr(source) and copy[0].image == source[0].image
@@ -285,16 +285,16 @@ ENTRIES = ANYTHING | st.fixed_dictionaries(
 
 @pytest.mark.property
 @given(st.lists(ENTRIES, max_size=4))
-def test_any_annotations_become_boxes_in_their_pictures_or_are_counted(entries):
+def test_any_annotations_become_boxes_in_their_images_or_are_counted(entries):
     good = box(5, 3, [1, 2, 3, 4])
     file = as_annotation_file("a file", {"images": [], "annotations": [*entries, good]})
-    found, counts, skipped = read_boxes(file, (3, 90), {2: (12, 16), 5: (12, 16)})
-    number = sum(len(some.boxes) for some in found.values())
+    boxes, counts, skipped = read_boxes(file, (3, 90), {2: (12, 16), 5: (12, 16)})
+    number = sum(len(of_image.boxes) for of_image in boxes.values())
     dropped = counts["boxes_dropped_empty"] + skipped.report.total()
     assert number + dropped == len(entries) + 1
-    assert found[5].boxes[-1].tolist() == [1, 2, 4, 6]
-    for some in found.values():
-        x1, y1, x2, y2 = some.boxes.T
+    assert boxes[5].boxes[-1].tolist() == [1, 2, 4, 6]
+    for of_image in boxes.values():
+        x1, y1, x2, y2 = of_image.boxes.T
         assert (0 <= x1).all() and (x1 < x2).all() and (x2 <= 16).all()
         assert (0 <= y1).all() and (y1 < y2).all() and (y2 <= 12).all()
-        assert set(some.classes.tolist()) <= {0, 1}
+        assert set(of_image.classes.tolist()) <= {0, 1}

@@ -23,18 +23,18 @@ def content():
 
 @pytest.fixture
 def write(tmp_path):
-    def write(content, pictures=("train2017/b.jpg", "val2017/a.jpg")):
+    def write(content, images=("train2017/b.jpg", "val2017/a.jpg")):
         for name in ("annotations", "train2017", "val2017"):
             (tmp_path / name).mkdir(exist_ok=True)
-        for picture in pictures:
-            (tmp_path / picture).write_bytes(picture.encode())
+        for image in images:
+            (tmp_path / image).write_bytes(image.encode())
         (tmp_path / "annotations" / "lvis_v1_val.json").write_text(json.dumps(content))
         return tmp_path
 
     return write
 
 
-def test_pictures_lie_where_their_url_says_and_come_in_order_of_their_ids(write, content):
+def test_images_are_read_from_the_path_of_their_url_in_order_of_their_ids(write, content):
     source = LvisInstancesSource(write(content), "val")
     assert source.category_names == ("dog", "cat") and source.category_ids == (2, 7)
     first, second = source[0], source[1]
@@ -46,8 +46,8 @@ def test_pictures_lie_where_their_url_says_and_come_in_order_of_their_ids(write,
     np.testing.assert_array_equal(source.sizes(), [[10, 20], [10, 20]])
 
 
-def test_a_coco_file_a_missing_picture_or_file_are_refused(write, content):
-    root = write(content, pictures=("val2017/a.jpg",))
+def test_a_coco_file_a_missing_image_and_a_missing_file_are_refused(write, content):
+    root = write(content, images=("val2017/a.jpg",))
     with pytest.raises(ValueError, match=r"1 of 2 images .* missing 1 \(train2017/b\.jpg\)"):
         LvisInstancesSource(root, "val")
     source = LvisInstancesSource(root, "val", max_skipped_fraction=0.5)
@@ -60,7 +60,7 @@ def test_a_coco_file_a_missing_picture_or_file_are_refused(write, content):
         LvisInstancesSource(write(content), "val")
 
 
-def test_frequencies_come_by_class_and_an_unknown_one_is_refused(write, content):
+def test_frequencies_are_in_the_order_of_classes_and_unknown_ones_are_refused(write, content):
     assert LvisInstancesSource(write(content), "val").frequencies == ()
     for category, letter in zip(content["categories"], "rf", strict=True):
         category["frequency"] = letter

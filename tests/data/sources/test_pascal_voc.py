@@ -31,7 +31,7 @@ def annotate(root, name, content, head=""):
     path.write_text(f"{head}<annotation>{content}</annotation>")
 
 
-def test_boxes_count_pixels_from_one_and_include_the_last(root):
+def test_pixel_indices_of_boxes_start_at_one_and_include_the_last(root):
     source = PascalVocSource(root, "val")
     assert [source[i].key for i in range(3)] == ["two.jpg", "one.jpg", "three.png"]
     assert source.category_names == ("cat", "dog") and source.category_ids == (1, 2)
@@ -53,7 +53,7 @@ def test_boxes_count_pixels_from_one_and_include_the_last(root):
         ("\0", ""),
     ],
 )
-def test_a_file_that_is_no_plain_xml_is_counted(root, content, head):
+def test_a_file_without_plain_xml_is_counted(root, content, head):
     annotate(root, "two", content, head)
     with pytest.raises(ValueError, match=r"1 of 3 images .* usable annotation 1 \(two\)"):
         PascalVocSource(root, "val")
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_plain_xml_is_counted(root, content, head):
         "<object><name>dog</name></object>",
     ],
 )
-def test_an_object_that_cannot_be_used_is_counted(root, content):
+def test_a_skipped_object_is_counted(root, content):
     annotate(root, "two", content)
     with pytest.raises(ValueError, match=r"1 of 3 objects .* usable box 1 \(two: 0\)"):
         PascalVocSource(root, "val")
@@ -78,7 +78,7 @@ def test_an_object_that_cannot_be_used_is_counted(root, content):
     assert source.report["boxes"] == 2 and len(source) == 3
 
 
-def test_what_is_missing_is_named(root):
+def test_missing_files_are_named(root):
     with pytest.raises(FileNotFoundError, match=r"train\.txt does not exist"):
         PascalVocSource(root, "train")
     (root / "JPEGImages" / "one.jpg").write_bytes(b"")

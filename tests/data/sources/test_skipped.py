@@ -10,7 +10,7 @@ def test_few_skipped_records_are_counted_and_tolerated():
     assert (counter.num_records, counter.num_skipped) == (200, 10)
 
 
-def test_too_many_skipped_records_stop_the_run_with_count_limit_and_the_last_texts():
+def test_too_many_skipped_records_stop_the_run_with_count_limit_and_last_texts():
     counter = SkipCounter(max_fraction=0.1, minimum=1)
     counter.add(20, ["first", "second"])
     with pytest.raises(
@@ -42,6 +42,6 @@ def test_only_the_first_texts_are_logged(caplog):
     assert "not logged" in caplog.text
 
 
-def test_a_limit_that_is_no_fraction_is_refused():
+def test_a_limit_outside_of_zero_to_one_is_refused():
     with pytest.raises(ValueError, match="max_skipped_fraction"):
         SkipCounter(max_fraction=5.0, minimum=1)

@@ -22,13 +22,13 @@ def image(number) -> bytes:
 
 @pytest.fixture(scope="module")
 def prepare(tmp_path_factory):
-    """``prepare(features, examples)``: the folder of a data set that TFDS wrote."""
+    """``prepare(features, examples)``: the folder of a data set written by TFDS."""
     import tensorflow_datasets as tfds
 
     def make(features: dict, examples: list[dict]):
         class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             VERSION = tfds.core.Version("1.0.0")
-            # Where a builder's list of downloads would lie; TFDS does not find it of a test file.
+            # TFDS looks for a list of downloads here and finds no path for a test file.
             code_path = None
 
             def _info(self):
@@ -74,7 +74,7 @@ def coco_like(prepare, features):
     import tensorflow_datasets as tfds
 
     box = tfds.features.BBox(ymin=0.1, xmin=0.25, ymax=0.5, xmax=1.0)
-    objects = [{"bbox": box, "label": kind, "is_crowd": kind == "cat"} for kind in ("dog", "cat")]
+    objects = [{"bbox": box, "label": name, "is_crowd": name == "cat"} for name in ("dog", "cat")]
     return prepare(
         features,
         [
@@ -94,18 +94,18 @@ def by_key(source):
     return {source[i].key: source[i] for i in range(len(source))}
 
 
-def test_captions_come_with_the_encoded_image(coco_like):
+def test_captions_are_read_with_the_encoded_image(coco_like):
     source = TfdsCaptionsSource(coco_like, "train")
-    found = by_key(source)
-    assert set(found) == {f"{i}.png" for i in range(4)}
-    assert found["1.png"].image == image(1) and found["1.png"].captions == ("é 1", "again")
+    records = by_key(source)
+    assert set(records) == {f"{i}.png" for i in range(4)}
+    assert records["1.png"].image == image(1) and records["1.png"].captions == ("é 1", "again")
     copy = pickle.loads(pickle.dumps(source))
     assert repr(copy) == repr(source) and copy[3] == source[3]
     assert len(TfdsCaptionsSource(coco_like, "train[:50%]")) == 2
     assert "tensorflow" not in sys.modules
 
 
-def test_boxes_are_shares_of_the_image_that_become_pixels(coco_like):
+def test_relative_boxes_are_converted_to_pixels(coco_like):
     source = TfdsBoxesSource(coco_like, "train")
     assert source.category_names == ("cat", "dog") and source.category_ids == (1, 2)
     index = [i for i in range(4) if i != broken(source)]
@@ -132,7 +132,7 @@ def broken(source) -> int:
     raise AssertionError("no record is broken")
 
 
-def test_an_image_that_cannot_be_read_is_skipped_when_it_is_sampled(coco_like):
+def test_the_record_of_a_corrupt_image_is_skipped_when_sampled(coco_like):
     training_set = TrainingSet(TfdsBoxesSource(coco_like, "train"), ("dog",), max_boxes=2)
     assert training_set.report["images that cannot be read"] == 1 and len(training_set) == 4
     skipped = 0
@@ -144,7 +144,7 @@ def test_an_image_that_cannot_be_read_is_skipped_when_it_is_sampled(coco_like):
     assert skipped == 1
 
 
-def test_captions_may_be_one_text(prepare, features):
+def test_the_captions_feature_may_be_one_text(prepare, features):
     import tensorflow_datasets as tfds
 
     path = prepare(
@@ -157,7 +157,9 @@ def test_captions_may_be_one_text(prepare, features):
         TfdsBoxesSource(path, "train")
 
 
-def test_what_does_not_fit_is_refused_with_what_is_there(prepare, features, coco_like, tmp_path):
+def test_other_data_sets_are_refused_with_their_splits_and_features(
+    prepare, features, coco_like, tmp_path
+):
     with pytest.raises(FileNotFoundError, match=r"such as \['tiny/1\.0\.0'\] in it"):
         TfdsCaptionsSource(coco_like.parents[1], "train")
     with pytest.raises(FileNotFoundError, match=r"such as coco/2017/1\.1\.0"):

@@ -30,7 +30,7 @@ def write_pair(folder, number, count, names=("images", "text"), lineidx=False):
 
 @pytest.mark.parametrize("lineidx", [False, True])
 @pytest.mark.parametrize("names", [("images", "text"), ("my_image", "my_text"), ("img", "caption")])
-def test_pairs_of_a_folder_are_read_in_the_order_of_their_names(tmp_path, names, lineidx):
+def test_pairs_of_a_folder_are_read_in_order_of_their_names(tmp_path, names, lineidx):
     write_pair(tmp_path, 2, 3, names, lineidx)
     write_pair(tmp_path, 1, 2, names, lineidx)
     source = TsvPairsSource(tmp_path)
@@ -42,7 +42,7 @@ def test_pairs_of_a_folder_are_read_in_the_order_of_their_names(tmp_path, names,
         _ = source[5]
 
 
-def test_one_file_is_enough_and_the_source_survives_pickling(tmp_path):
+def test_one_file_is_enough_and_the_source_can_be_pickled(tmp_path):
     write_pair(tmp_path, 1, 2)
     write_pair(tmp_path, 2, 2)
     source = TsvPairsSource(tmp_path / "images2.tsv")
@@ -76,11 +76,11 @@ def test_a_list_of_rows_selects_them_in_ascending_order(tmp_path):
         ("", (("",), ())),
     ],
 )
-def test_a_text_column_means_what_its_author_meant(field, expected):
+def test_a_text_column_is_read_in_every_known_format(field, expected):
     assert decode_text(field) == expected
 
 
-def test_keys_that_differ_and_rows_that_are_broken_are_record_errors(tmp_path):
+def test_different_keys_and_invalid_rows_are_record_errors(tmp_path):
     write(tmp_path / "images.tsv", [("a", "AAAA"), ("b", "AAAA"), ("c", "A")])
     write(tmp_path / "text.tsv", [("a", "x"), ("other", "x"), ("c", "x")])
     source = TsvPairsSource(tmp_path)
@@ -100,7 +100,7 @@ def test_keys_that_differ_and_rows_that_are_broken_are_record_errors(tmp_path):
         _ = source[1]
 
 
-def test_files_that_do_not_pair_are_refused_by_name(tmp_path):
+def test_files_without_a_pair_are_refused_by_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image file"):
         TsvPairsSource(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
@@ -129,7 +129,7 @@ def test_offsets_that_do_not_fit_their_file_are_refused(tmp_path, offsets):
     | st.dictionaries(st.sampled_from(["captions", "tags", "x"]), inner, max_size=3),
     max_leaves=8,
 ).map(json.dumps))  # fmt: skip
-def test_any_text_column_is_captions_and_tags_of_text(field):
+def test_any_text_column_gives_captions_and_tags_of_text(field):
     captions, tags = decode_text(field)
     assert len(captions) <= 5 and all(isinstance(text, str) for text in (*captions, *tags))
 
@@ -141,7 +141,7 @@ def test_any_text_column_is_captions_and_tags_of_text(field):
     in_images=st.booleans(),
     row=st.integers(0, 3),
 )
-def test_a_broken_row_loses_no_other(junk, in_images, row):
+def test_an_invalid_row_does_not_affect_other_rows(junk, in_images, row):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_pair(folder, 1, 4)

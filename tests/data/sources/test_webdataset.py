@@ -31,7 +31,7 @@ def records(source):
     return [source[i] for i in range(len(source))]
 
 
-def test_samples_come_in_the_order_of_their_shards(tmp_path):
+def test_samples_are_in_the_order_of_their_shards(tmp_path):
     write(tmp_path / "00001.tar", [*sample("b1", "PNG"), *sample("b2", "webp")])
     write(tmp_path / "00000.tar", [*sample("a1"), ("a1.npy", b"other"), *sample("a2", "jpeg")])
     (tmp_path / "00000.parquet").write_bytes(b"")
@@ -44,7 +44,7 @@ def test_samples_come_in_the_order_of_their_shards(tmp_path):
     assert [r.key for r in records(WebDatasetSource(tmp_path / "00001.tar"))] == ["b1", "b2"]
 
 
-def test_a_caption_stands_in_the_text_or_else_in_the_json(tmp_path):
+def test_a_caption_is_read_from_the_text_or_else_from_the_json(tmp_path):
     both = [*sample("a"), ("a.json", b'{"caption": "other"}')]
     alone = [("b.jpg", b"image b"), ("b.json", json.dumps({"caption": "ü b"}).encode())]
     write(tmp_path / "0.tar", [*both, *alone])
@@ -54,7 +54,7 @@ def test_a_caption_stands_in_the_text_or_else_in_the_json(tmp_path):
 @pytest.mark.parametrize(
     "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 )
-def test_members_are_those_that_the_standard_library_finds(tmp_path, tar_format):
+def test_members_equal_those_of_the_standard_library(tmp_path, tar_format):
     folder = "folder" * 12
     files = [(f"{folder}/{'n' * 60}{i}.jpg", bytes(i * 300)) for i in range(5)]
     files += [("é.txt", b"x"), ("plain", b"")]
@@ -66,7 +66,7 @@ def test_members_are_those_that_the_standard_library_finds(tmp_path, tar_format)
     assert [tuple(member) for member in members] == expected and problem is None
 
 
-def test_threads_and_copies_read_the_same(tmp_path):
+def test_threads_and_copies_read_the_same_records(tmp_path):
     for shard in range(3):
         write(tmp_path / f"{shard}.tar", [f for i in range(20) for f in sample(f"{shard}-{i}")])
     source = WebDatasetSource(tmp_path)
@@ -76,22 +76,22 @@ def test_threads_and_copies_read_the_same(tmp_path):
         assert list(pool.map(copy.__getitem__, range(60))) == records(source)
 
 
-def test_a_shard_that_is_cut_keeps_what_is_whole_and_is_named(tmp_path):
+def test_a_truncated_shard_is_named_and_its_complete_samples_are_read(tmp_path):
     write(tmp_path / "0.tar", sample("a"))
     write(tmp_path / "1.tar", [*sample("b"), *sample("c")])
     data = (tmp_path / "1.tar").read_bytes()
-    # Within c's text, behind its image.
+    # The cut is in the text of c, after its image.
     (tmp_path / "1.tar").write_bytes(data[: 7 * 512 + 3])
     with pytest.raises(ValueError, match=r"1 of 2 shards are cut .*1\.tar ends at byte 3587"):
         WebDatasetSource(tmp_path, max_skipped_fraction=0.4)
     source = WebDatasetSource(tmp_path, max_skipped_fraction=0.5)
     assert [r.key for r in records(source)] == ["a", "b"]
     assert source.report["shards_cut_short"] == 1 and "1.tar" in source.named["shards_cut_short"][0]
-    # The image whose text is behind the cut.
+    # The text of image c is after the cut.
     assert source.report["samples_without_caption"] == 1
 
 
-def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path):
+def test_incomplete_samples_and_duplicate_files_are_counted(tmp_path):
     lone = [("x.jpg", b"image"), ("y.txt", b"text")]
     double = [("a.jpg", b"another"), ("b.png", b"another")]
     good = [file for key in "abcdef" for file in sample(key)]
@@ -116,7 +116,7 @@ def test_samples_that_lack_a_part_and_files_that_come_twice_are_counted(tmp_path
         ("a.json", b'{"caption": 7}', "found 7"),
     ],
 )
-def test_a_caption_that_cannot_be_read_is_a_record_error(tmp_path, name, content, message):
+def test_an_unreadable_caption_is_a_record_error(tmp_path, name, content, message):
     write(tmp_path / "0.tar", [("a.jpg", b"image"), (name, content), *sample("b")])
     source = WebDatasetSource(tmp_path)
     with pytest.raises(RecordError, match=rf"record 0\.tar: a: .*{message}"):
@@ -124,7 +124,7 @@ def test_a_caption_that_cannot_be_read_is_a_record_error(tmp_path, name, content
     assert source[1].captions == ("é b",)
 
 
-def test_a_shard_that_shrinks_or_vanishes_later_is_a_record_error(tmp_path):
+def test_a_shard_truncated_or_deleted_after_opening_is_a_record_error(tmp_path):
     write(tmp_path / "0.tar", sample("a"))
     source = WebDatasetSource(tmp_path)
     (tmp_path / "0.tar").write_bytes(b"short")
@@ -144,30 +144,30 @@ def test_a_folder_without_shards_is_refused(tmp_path):
 @pytest.mark.property
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_damage_anywhere_in_a_shard_loses_no_sample_before_it(data):
+def test_samples_before_the_damage_of_a_shard_are_read(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "0.tar"
         write(path, [file for key in "abcd" for file in sample(key)], tarfile.PAX_FORMAT)
         good = bytearray(path.read_bytes())
         before = [WebDatasetSource(path)[i] for i in range(4)]
-        places = st.integers(0, 16 * 512 - 1)
-        changes = data.draw(st.dictionaries(places, st.integers(0, 255), min_size=1, max_size=6))
-        for place, value in changes.items():
-            good[place] = value
+        offsets = st.integers(0, 16 * 512 - 1)
+        changes = data.draw(st.dictionaries(offsets, st.integers(0, 255), min_size=1, max_size=6))
+        for offset, value in changes.items():
+            good[offset] = value
         path.write_bytes(good[: data.draw(st.integers(min(changes) + 1, len(good)))])
         try:
             source = WebDatasetSource(path, max_skipped_fraction=1.0)
         except ValueError:
-            # No sample is whole, so none came before the damage.
+            # No sample is complete, so the damage is in the first one.
             assert min(changes) < 4 * 512
             return
-        found = {}
+        read = {}
         for index in range(len(source)):
             try:
                 record = source[index]
             except RecordError:
                 continue
-            found[record.key] = record
-        # Four blocks a sample: two headers, an image, a text.
+            read[record.key] = record
+        # A sample has four blocks: two headers, an image and a text.
         for record in before[: min(changes) // (4 * 512)]:
-            assert found[record.key] == record
+            assert read[record.key] == record

@@ -23,7 +23,7 @@ def label(root, name, text):
     (root / "labels" / "val" / f"{name}.txt").write_text(text)
 
 
-def test_boxes_are_shares_of_the_image_around_their_middle(root):
+def test_relative_centre_boxes_are_converted_to_pixels(root):
     source = YoloLabelsSource(root, "val")
     assert source.category_names == ("dog", "cat") and source.category_ids == (1, 2)
     assert source[0].boxes.tolist() == [[4, 3, 12, 9], [0, 0, 4, 12]]
@@ -40,7 +40,7 @@ def test_boxes_are_shares_of_the_image_around_their_middle(root):
 @pytest.mark.parametrize("line", ["2 0.5 0.5 0.1 0.1", "0.5 0.5 0.5 0.1 0.1", "-1 0.5 0.5 0.1 0.1",
                                   "dog 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0 nan 0.5 0.1 0.1", "0",
                                   "0 0.5 0.5 -0.1 0.1", "0 8 6 4 2", "0 1 2 3 4 5 6"])  # fmt: skip
-def test_a_line_that_cannot_be_used_is_counted(root, line):
+def test_a_skipped_line_is_counted(root, line):
     label(root, "b", line)
     with pytest.raises(ValueError, match=r"1 of 5 lines .* malformed 1 \(b\.txt 1: "):
         YoloLabelsSource(root, "val")
@@ -61,13 +61,13 @@ def test_names_may_be_a_list_or_a_file_of_lines(root):
 @pytest.mark.parametrize(
     "text", ["names: {1: dog, 2: cat}", "names: [a, a]", "names: 7", "[]", "names: [", "names: []"]
 )
-def test_names_that_are_not_one_a_class_are_refused(root, text):
+def test_names_that_do_not_match_the_classes_are_refused(root, text):
     (root / "data.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"data\.yaml"):
         YoloLabelsSource(root, "val")
 
 
-def test_what_is_missing_or_broken_is_named(root):
+def test_missing_or_invalid_files_are_named(root):
     with pytest.raises(FileNotFoundError, match=r"images/train does not exist"):
         YoloLabelsSource(root, "train")
     (root / "images" / "val" / "b.png").write_bytes(b"")

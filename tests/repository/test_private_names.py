@@ -1,4 +1,4 @@
-"""Private names of other libraries: the package uses one, and this file says when it goes."""
+"""Private names of other libraries: the package uses only one, with tests of its need."""
 
 import ast
 import io
@@ -13,12 +13,12 @@ import regionclip_jax
 from regionclip_jax.conversion.torch_pickle import RestrictedUnpickler
 
 PACKAGE = Path(regionclip_jax.__file__).parent
-# File -> private names. The C unpickler allocates any size that a damaged file names.
+# Private names by file. The C unpickler would allocate any size given in a damaged file.
 ALLOWED = {"conversion/torch_pickle.py": {"pickle._Unpickler"}}
 
 
 def private_names(tree: ast.AST) -> set[str]:
-    """Imported names, and attributes of imported modules, with a part that begins with "_"."""
+    """Return imported names and attributes of modules with a part that begins with "_"."""
     names, modules = set(), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -49,16 +49,16 @@ def private_names(tree: ast.AST) -> set[str]:
 
 
 def test_no_other_private_name_is_used():
-    found = {
+    names = {
         path.relative_to(PACKAGE).as_posix(): names - {"os._exit"}
         for path in PACKAGE.rglob("*.py")
         if (names := private_names(ast.parse(path.read_text()))) - {"os._exit"}
     }
-    assert found == ALLOWED
+    assert names == ALLOWED
 
 
-def test_this_python_has_the_unpickler_that_restricts_torch_files():
-    """If a Python renames it, write a reader over ``pickletools.genops``."""
+def test_this_python_has_the_pure_python_unpickler():
+    """Check that the class exists; otherwise write a reader with ``pickletools.genops``."""
     assert issubclass(RestrictedUnpickler, pickle._Unpickler)
     assert pickle._Unpickler is not pickle.Unpickler, "the C implementation took its place"
     assert pickle._Unpickler.__module__ == "pickle" and pickle._Unpickler.dispatch
@@ -66,8 +66,8 @@ def test_this_python_has_the_unpickler_that_restricts_torch_files():
 
 @pytest.mark.parametrize("program", [b"B" + b"\xff" * 4, b"\x8e" + (1 << 40).to_bytes(8, "little"),
                                      b"Nr\xff\xff\xff\xff0"])  # fmt: skip
-def test_sizes_that_a_pickle_names_are_not_allocated(tmp_path, program):
-    """Four gigabytes of bytes, a terabyte, and an entry of the memo at four billion."""
+def test_sizes_given_in_a_pickle_are_not_allocated(tmp_path, program):
+    """Load pickles that state 4 GB of bytes, a terabyte, and a memo index of four billion."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unpickler = RestrictedUnpickler(tmp_path, io.BytesIO(b"\x80\x04" + program), encoding="utf-8")
     with pytest.raises((pickle.UnpicklingError, EOFError)):

@@ -1,4 +1,4 @@
-"""Counts that keep the package small: files of a key, parameters, definitions without a caller."""
+"""Limits on files of a key, on parameters and on definitions without a caller."""
 
 import ast
 import collections
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# Called by other libraries, or by users.
+# Other libraries or users call these names.
 CALLED_FROM_OUTSIDE = {
     "persistent_load",  # pickle
     "write_audios", "write_histograms", "write_hparams", "write_summaries", "write_videos",  # CLU
@@ -15,7 +15,7 @@ CALLED_FROM_OUTSIDE = {
 }  # fmt: skip
 
 
-def test_every_settings_key_is_spelled_in_few_files_and_no_function_has_many_parameters():
+def test_settings_keys_are_in_few_files_and_functions_have_few_parameters():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "count_key_files.py"], capture_output=True, text=True
     )
@@ -23,7 +23,7 @@ def test_every_settings_key_is_spelled_in_few_files_and_no_function_has_many_par
     assert "longest parameter list" in done.stdout and "lines in" in done.stdout
 
 
-def test_every_definition_is_used_outside_of_tests():
+def test_every_definition_is_used_outside_tests():
     used = collections.Counter()
     defined = {}
     folders = ("regionclip_jax", "scripts", "configs")

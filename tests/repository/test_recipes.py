@@ -1,4 +1,4 @@
-"""The recipes that are shipped, all their keys, and the commands of the documents."""
+"""Recipes of the repository, all their keys, and the commands of the documents."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ def recipe(stem: str, variant: str):
 
 
 def training_recipes(stem: str, variant: str):
-    """The training settings in a recipe: itself, or those within it."""
+    """Return the training settings of a recipe, or of the jobs of an experiment."""
     settings = recipe(stem, variant)
     if isinstance(settings, TrainingSettings):
         return [settings]
@@ -42,40 +42,40 @@ def training_recipes(stem: str, variant: str):
 
 
 def localizer_of(settings) -> str | None:
-    """The one that a detector's recipe means."""
+    """Return the name of the localizer preset for a training recipe, or None."""
     if not isinstance(settings, TrainDetectorSettings):
         return None
     return "rn50_c4" if settings.detector.proposals.pre_nms_topk == 6000 else "rn50_fpn"
 
 
-def test_every_config_file_offers_its_default_recipe():
+def test_every_config_file_has_a_default_recipe():
     for module in RECIPES.values():
         assert module["get_config"]().job in JOBS
 
 
 @pytest.mark.parametrize("stem", list(RECIPES))
-def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(stem):
+def test_an_unknown_variant_is_refused_with_the_known_variants(stem):
     with pytest.raises(ValueError, match="'nope' is none of"):
         RECIPES[stem]["get_config"]("nope")
 
 
-def keys_of(section: type, where: str = "") -> Iterator[tuple[str, typing.Any]]:
-    """Every key of settings with its type."""
-    for name, kind in typing.get_type_hints(section).items():
-        if dataclasses.is_dataclass(kind):
-            yield from keys_of(kind, f"{where}{name}.")
+def keys_of(section: type, prefix: str = "") -> Iterator[tuple[str, typing.Any]]:
+    """Yield every key of settings with its type."""
+    for name, annotation in typing.get_type_hints(section).items():
+        if dataclasses.is_dataclass(annotation):
+            yield from keys_of(annotation, f"{prefix}{name}.")
         else:
-            yield f"{where}{name}", kind
+            yield f"{prefix}{name}", annotation
 
 
-def other_texts(kind, value) -> list[tuple[str, typing.Any]]:
-    """Texts of the command line and the values they mean, unlike ``value`` where there is one."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        (kind,) = (a for a in typing.get_args(kind) if a is not type(None))
-        return [("None", None), *other_texts(kind, value)]
-    origin = typing.get_origin(kind)
+def other_texts(annotation, value) -> list[tuple[str, typing.Any]]:
+    """Return texts of the command line with their values, different from ``value`` if possible."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not type(None))
+        return [("None", None), *other_texts(annotation, value)]
+    origin = typing.get_origin(annotation)
     if origin is typing.Literal:
-        return [(choice, choice) for choice in typing.get_args(kind)]
+        return [(choice, choice) for choice in typing.get_args(annotation)]
     if origin is dict:
         return []
     if origin is tuple:
@@ -87,7 +87,7 @@ def other_texts(kind, value) -> list[tuple[str, typing.Any]]:
         Count: [("7", 7)],
         float: [("0.25", 0.25), ("1", 1.0)],
     }
-    return samples[kind]
+    return samples[annotation]
 
 
 def attribute(settings, key: str):
@@ -98,28 +98,28 @@ def attribute(settings, key: str):
 
 @pytest.mark.parametrize(("stem", "variant"), VARIANTS)
 def test_every_key_of_every_recipe_can_be_set_on_the_command_line(stem, variant):
-    """None included; cross-checks are those of whole settings and are left out here."""
+    """Assign every key, also None, without the checks across keys."""
     config = RECIPES[stem]["get_config"](variant)
     section = JOBS[config.job].settings
     usual, tried = recipes.resolve(section, config), 0
-    for key, kind in keys_of(section):
-        for text, value in other_texts(kind, attribute(usual, key)):
+    for key, annotation in keys_of(section):
+        for text, value in other_texts(annotation, attribute(usual, key)):
             changed = config.copy_and_resolve_references()
             recipes.assign(section, changed, key, text)
-            found = attribute(changed, key)
-            assert found == value and type(found) in (type(value), int), (key, text)
+            assigned = attribute(changed, key)
+            assert assigned == value and type(assigned) in (type(value), int), (key, text)
             tried += 1
     assert tried > 60
 
 
 @pytest.mark.parametrize(("stem", "variant"), VARIANTS)
-def test_a_recipe_that_sets_its_own_values_again_is_the_same(stem, variant):
+def test_a_recipe_is_unchanged_if_all_its_values_are_assigned_again(stem, variant):
     config = RECIPES[stem]["get_config"](variant)
     section = JOBS[config.job].settings
     usual = recipes.resolve(section, config)
-    for key, kind in keys_of(section):
+    for key, annotation in keys_of(section):
         value = attribute(usual, key)
-        if typing.get_origin(kind) is not dict:
+        if typing.get_origin(annotation) is not dict:
             recipes.assign(section, config, key, value if isinstance(value, str) else repr(value))
     assert recipes.resolve(section, config) == usual
 
@@ -135,7 +135,7 @@ def test_a_description_has_every_key_with_its_value_and_meaning():
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Commands of a document's bash blocks that read a recipe."""
+    """Yield the commands in bash blocks of a document that read a recipe."""
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -147,7 +147,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_every_command_of_the_documents_reads_a_recipe_that_resolves(path, monkeypatch):
+def test_the_recipe_of_every_command_in_the_documents_resolves(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(path.read_text()):
         _, assignments = recipes.split_assignments(words)
@@ -156,8 +156,8 @@ def test_every_command_of_the_documents_reads_a_recipe_that_resolves(path, monke
 
 
 def test_the_documents_have_commands():
-    found = [words for path in DOCUMENTS for words in commands(path.read_text())]
-    assert len(found) > 10
+    in_documents = [words for path in DOCUMENTS for words in commands(path.read_text())]
+    assert len(in_documents) > 10
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_documents_have_commands():
 def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, variant):
     mesh = make_mesh(devices=jax.devices()[:1])
     for settings in training_recipes(stem, variant):
-        # Nothing is allocated: RN50x4 with 96 canvases would not fit here.
+        # Abstract values, as RN50x4 with 96 canvases exceeds the memory of a small machine.
         training = JOBS[settings.job].build(settings, Assumed(localizer_of(settings)))
         state = training.abstract_state()
         after, metrics = jax.eval_shape(
@@ -182,7 +182,7 @@ def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, varian
 @pytest.mark.parametrize("preset", ["RN50", "RN50x4"])
 @pytest.mark.parametrize("variant", ["coco_gt", "coco_rpn", "lvis_rpn", "lvis_gt_crops"])
 def test_evaluations_trace_at_their_real_sizes(variant, preset):
-    """The published models with the reference's localizer."""
+    """Trace the evaluation of published models with the localizer of the reference."""
     evaluation = recipe("evaluate", variant).evaluation
     localizer = "rn50_fpn" if evaluation.regions == "localizer" else None
     num_classes = 1203 if evaluation.class_split == "lvis" else 65
@@ -190,7 +190,7 @@ def test_evaluations_trace_at_their_real_sizes(variant, preset):
         evaluation, preset, "float32", localizer=localizer, num_classes=num_classes
     )
     size = evaluation.batch_size
-    found = jax.eval_shape(step, variables, batch)
-    assert found.detections.boxes.shape == (size, evaluation.detection.max_detections, 4)
+    predictions = jax.eval_shape(step, variables, batch)
+    assert predictions.detections.boxes.shape == (size, evaluation.detection.max_detections, 4)
     regions = evaluation.proposals.num_proposals if localizer else evaluation.max_boxes
-    assert found.regions.boxes.shape == (size, regions, 4)
+    assert predictions.regions.boxes.shape == (size, regions, 4)

@@ -1,4 +1,4 @@
-"""Links between files of the repository lead to a file and a heading that exist."""
+"""Links between files of the repository have an existing file and heading as target."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = re.compile(r"docs/reference/[\w./-]*")
-# [text](target) and [text](target "title"); also the target of an image, and [label]: target.
+# Matches [text](target) and [text](target "title"), also of images, and [label]: target.
 INLINE_LINK = re.compile(r"\]\(\s*<?([^()\s<>]+)>?(?:\s+[\"'][^)]*[\"'])?\s*\)")
 LINK_DEFINITION = re.compile(r"^\s{0,3}\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:|//", re.IGNORECASE)
@@ -17,7 +17,7 @@ FENCE = re.compile(r"^\s*(```|~~~)")
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """Return the tracked and the new files that match, sorted."""
+    """Return the tracked and the new files that match the patterns, sorted."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     if done.returncode:
@@ -27,7 +27,7 @@ def tracked(*patterns: str) -> list[Path]:
 
 
 def without_code_blocks(text: str) -> str:
-    """Blank the lines of fenced code blocks; line numbers stay."""
+    """Blank the lines of fenced code blocks and keep the line numbers."""
     lines, inside = [], False
     for line in text.splitlines():
         fence = FENCE.match(line) is not None
@@ -39,22 +39,22 @@ def without_code_blocks(text: str) -> str:
 @functools.cache
 def anchors(path: Path) -> frozenset[str]:
     """Return the anchors that GitHub gives to the headings of a Markdown file."""
-    found, seen = set(), {}
+    result, seen = set(), {}
     for line in without_code_blocks(path.read_text()).splitlines():
         heading = re.match(r"#{1,6}\s+(.*?)\s*#*$", line)
         if heading is None:
             continue
-        # A link in a heading counts by its text; code marks and emphasis are punctuation.
+        # GitHub takes the text of a link and drops the punctuation of code and emphasis.
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1])
         slug = re.sub(r"[^\w\- ]", "", text.lower().replace("*", "")).replace(" ", "-")
         number = seen.get(slug, 0)
         seen[slug] = number + 1
-        found.add(f"{slug}-{number}" if number else slug)
-    return frozenset(found)
+        result.add(f"{slug}-{number}" if number else slug)
+    return frozenset(result)
 
 
-def fault(path: Path, anchor: str) -> str | None:
-    """Say what a link's target lacks, or return None."""
+def link_problem(path: Path, anchor: str) -> str | None:
+    """Return the problem of a link target, or None."""
     if not path.exists():
         return "no such file"
     if anchor and (path.suffix != ".md" or anchor not in anchors(path)):
@@ -62,44 +62,44 @@ def fault(path: Path, anchor: str) -> str | None:
     return None
 
 
-def faults_of_markdown(path: Path) -> list[str]:
+def problems_of_markdown(path: Path) -> list[str]:
     text = re.sub(r"`[^`\n]*`", "", without_code_blocks(path.read_text()))
-    faults = []
+    problems = []
     for target in INLINE_LINK.findall(text) + LINK_DEFINITION.findall(text):
         if SCHEME.match(target):
             continue
         name, _, anchor = target.partition("#")
-        problem = fault((path.parent / name).resolve() if name else path, anchor)
+        problem = link_problem((path.parent / name).resolve() if name else path, anchor)
         if problem:
-            faults.append(f"{path.relative_to(ROOT)}: {target}: {problem}")
-    return faults
+            problems.append(f"{path.relative_to(ROOT)}: {target}: {problem}")
+    return problems
 
 
-def faults_of_python(path: Path) -> list[str]:
-    faults = []
+def problems_of_python(path: Path) -> list[str]:
+    problems = []
     for pointer in re.findall(REFERENCE.pattern + r"(?:#[\w-]*)?", path.read_text()):
         name, mark, anchor = pointer.rstrip(".").partition("#")
-        problem = fault(ROOT / name, anchor)
+        problem = link_problem(ROOT / name, anchor)
         if mark and not anchor:
             problem = "no anchor after #"
         if problem:
-            faults.append(f"{path.relative_to(ROOT)}: {pointer}: {problem}")
-    return faults
+            problems.append(f"{path.relative_to(ROOT)}: {pointer}: {problem}")
+    return problems
 
 
-def test_links_of_markdown_files_lead_somewhere():
+def test_links_of_markdown_files_have_a_target():
     files = tracked("*.md")
     assert ROOT / "README.md" in files
-    assert [found for path in files for found in faults_of_markdown(path)] == []
+    assert [problem for path in files for problem in problems_of_markdown(path)] == []
 
 
-def test_pointers_to_the_reference_lead_to_a_heading():
-    # This file names no heading: its examples are made up.
+def test_references_in_code_have_a_heading_as_target():
+    # This file has only invented references.
     files = [path for path in tracked("*.py", "*.sh") if path != Path(__file__).resolve()]
-    assert [found for path in files for found in faults_of_python(path)] == []
+    assert [problem for path in files for problem in problems_of_python(path)] == []
 
 
-def test_broken_links_are_found(tmp_path, monkeypatch):
+def test_broken_links_are_detected(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     folder = tmp_path / "docs" / "reference"
     folder.mkdir(parents=True)
@@ -109,7 +109,7 @@ def test_broken_links_are_found(tmp_path, monkeypatch):
         "[a](#twice-1) [b](#twice-2) [c](page.md#soft-nms-a_b-x) [d](lost.md) `[e](lost.md)`\n"
         "[f](https://example.org/#x) [g](#no-heading)\n"
     )
-    assert [found.split(": ", 1)[1] for found in faults_of_markdown(page)] == [
+    assert [problem.split(": ", 1)[1] for problem in problems_of_markdown(page)] == [
         "#twice-2: no heading #twice-2",
         "lost.md: no such file",
         "#no-heading: no heading #no-heading",
@@ -119,7 +119,7 @@ def test_broken_links_are_found(tmp_path, monkeypatch):
         "# docs/reference/page.md#twice. docs/reference/page.md#thrice, docs/reference/lost.md#a\n"
         "# docs/reference, docs/reference/page.md# and docs/reference/page.md.\n"
     )
-    assert [found.split(": ", 1)[1] for found in faults_of_python(code)] == [
+    assert [problem.split(": ", 1)[1] for problem in problems_of_python(code)] == [
         "docs/reference/page.md#thrice: no heading #thrice",
         "docs/reference/lost.md#a: no such file",
         "docs/reference/page.md#: no anchor after #",

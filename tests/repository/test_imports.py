@@ -1,9 +1,9 @@
-"""The wall between host and device, as a bare accelerator machine meets it."""
+"""The device-side packages import no library of the host side."""
 
 import subprocess
 import sys
 
-# What the host side needs and such a machine may lack.
+# An accelerator machine without the host side may lack these libraries.
 HOST_LIBRARIES = (
     "absl clu faster_coco_eval grain orbax PIL pycocotools ml_collections tensorflow "
     "tensorflow_datasets torch tensorboardX ftfy tokenizers"
@@ -13,7 +13,7 @@ DEVICE_SIDE = """
 import importlib, importlib.abc, pkgutil, sys
 import flax.linen, flax.struct, flax.traverse_util, jax, jaxtyping, numpy, optax
 blocked = set(sys.argv[1].split())
-# flax has imported some of these for itself (absl): what asks from here on is regionclip_jax.
+# flax imports some of these (absl). Later imports of them come from regionclip_jax.
 for name in [name for name in sys.modules if name.partition(".")[0] in blocked]:
     del sys.modules[name]
 class Refuse(importlib.abc.MetaPathFinder):
@@ -22,8 +22,8 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"the device side imported {name}", name=name)
 sys.meta_path.insert(0, Refuse())
 import regionclip_jax.structures
-for room in ("ops", "models", "losses", "steps"):
-    package = importlib.import_module(f"regionclip_jax.{room}")
+for folder in ("ops", "models", "losses", "steps"):
+    package = importlib.import_module(f"regionclip_jax.{folder}")
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
         print(module.name)
@@ -38,12 +38,12 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_device_side_imports_without_any_library_of_the_host():
+def test_the_device_side_is_imported_without_host_libraries():
     modules = run(DEVICE_SIDE, HOST_LIBRARIES).split()
     assert {"regionclip_jax.ops.roi_align", "regionclip_jax.steps.pretrain_step"} <= set(modules)
 
 
-def test_importing_the_package_alone_imports_nothing_heavy():
+def test_importing_only_the_package_imports_no_large_library():
     code = "import sys, regionclip_jax; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = set(run(code).split())
     assert not loaded & {"jax", "flax", "numpy", *HOST_LIBRARIES.split()}

@@ -1,4 +1,4 @@
-"""What a user gets from a package index: the wheel, unpacked beside nothing of the repository."""
+"""The wheel of a package index, unpacked without the repository."""
 
 import email
 import re
@@ -13,8 +13,8 @@ import pytest
 pytestmark = pytest.mark.command
 
 ROOT = Path(__file__).parents[2]
-# What the build reads. A copy, because a build writes beside its sources and believes what it finds
-# there from an earlier one.
+# Files that the build reads. The tests copy them, because a build writes into the source folder
+# and reuses files of earlier builds.
 SOURCES = (
     "regionclip_jax", "configs", "setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE",
     "third_party",
@@ -32,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
             shutil.copytree(source, target, ignore=skip)
         else:
             shutil.copy(source, target)
-    # Without isolation nothing is downloaded; without its cache nothing is taken from before.
+    # No isolation avoids downloads, and no cache avoids earlier builds.
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     build += ["--no-index", "--no-cache-dir", "--wheel-dir", folder / "dist", folder / "source"]
     done = subprocess.run(build, capture_output=True, text=True, timeout=300)
@@ -51,7 +51,7 @@ def unpacked(wheel, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(unpacked, tmp_path_factory):
-    """Runs code that finds the package in the unpacked wheel only, in an empty folder."""
+    """Run code in an empty folder that imports the package from the unpacked wheel."""
 
     def python(code: str) -> str:
         start = f"import sys; sys.path.insert(0, {str(unpacked)!r})\n"
@@ -68,7 +68,7 @@ def run(unpacked, tmp_path_factory):
     return python
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
+def test_the_wheel_contains_exactly_the_files_of_the_package(wheel):
     package = ROOT / "regionclip_jax"
     files = {
         path.relative_to(ROOT).as_posix()
@@ -76,20 +76,20 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
         if path.is_file() and "__pycache__" not in path.parts
     }
     files |= {f"regionclip_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
-    rooms = {file.split("/")[1] for file in files if file.count("/") > 1}
-    assert {"ops", "models", "jobs", "data", "text"} <= rooms
+    folders = {file.split("/")[1] for file in files if file.count("/") > 1}
+    assert {"ops", "models", "jobs", "data", "text"} <= folders
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == files
 
 
-def test_every_folder_of_the_package_is_a_room_with_a_docstring():
+def test_every_folder_of_the_package_has_a_docstring():
     for folder in (ROOT / "regionclip_jax").rglob("*"):
         if folder.is_dir() and folder.name != "__pycache__":
             assert (folder / "__init__.py").read_text().startswith('"""'), folder
 
 
-def test_the_wheel_carries_its_licence_its_notice_and_what_it_needs(unpacked):
+def test_the_wheel_has_its_licence_notice_and_requirements(unpacked):
     (info,) = unpacked.glob("*.dist-info")
     metadata = email.message_from_string((info / "METADATA").read_text())
     assert metadata["Name"] == "regionclip_jax" and metadata["Requires-Python"] == ">=3.11"
@@ -112,17 +112,17 @@ print(regionclip_jax.__file__)
 tokenize = tokenizer_named("clip")
 print(*tokenize(["a photo of a cat"], 77)[0, :8].tolist(), len(prompts_for("cat", TEMPLATES)))
 """
-    place, answer = run(code).splitlines()
-    assert "unpacked" in place
-    # CLIP's published ids of these words.
-    assert answer == "49406 320 1125 539 320 2368 49407 0 81"
+    path, ids = run(code).splitlines()
+    assert "unpacked" in path
+    # These ids are those of the published CLIP tokenizer.
+    assert ids == "49406 320 1125 539 320 2368 49407 0 81"
 
 
-def test_the_device_side_pulls_in_no_framework_of_the_host(run):
+def test_the_device_side_imports_no_framework_of_the_host(run):
     code = """
 import importlib, pkgutil
-for room in ("ops", "models", "losses", "steps"):
-    package = importlib.import_module(f"regionclip_jax.{room}")
+for folder in ("ops", "models", "losses", "steps"):
+    package = importlib.import_module(f"regionclip_jax.{folder}")
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
 print("regionclip_jax.steps.pretrain_step" in sys.modules)
@@ -149,14 +149,14 @@ except recipes.ConfigError as error:
     assert "'configs/pretain.py' cannot be read" in error and "configs/pretrain.py" in error
 
 
-def test_the_command_answers_from_the_wheel(run):
+def test_the_command_runs_from_the_wheel(run):
     code = """
 import runpy
 sys.argv = ["regionclip_jax.main", "--helpfull"]
 try:
     runpy.run_module("regionclip_jax.main", run_name="__main__")
-except SystemExit as leaving:
-    print("left with", leaving.code)
+except SystemExit as error:
+    print("exit status", error.code)
 """
-    said = run(code)
-    assert "--workdir" in said and "left with 1" in said
+    output = run(code)
+    assert "--workdir" in output and "exit status 1" in output
