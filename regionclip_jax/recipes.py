@@ -32,6 +32,9 @@ _FLAG = "--config."
 
 # Last parts of the keys of earlier versions -> current keys.
 _RENAMED = {
+    "model.kept_activations": "model.remat",
+    "student.kept_activations": "student.remat",
+    "localizer.kept_activations": "localizer.remat",
     "regions.num_proposals": "regions.proposals.num_proposals",
     "regions.pre_nms_topk": "regions.proposals.pre_nms_topk",
     "regions.proposal_nms_threshold": "regions.proposals.nms_threshold",

@@ -77,6 +77,9 @@ def test_all_renamed_keys_lead_to_keys_that_exist():
         "regions": PretrainSettings,
         "evaluation": EvaluateSettings,
         "detector": TrainDetectorSettings,
+        "model": TrainDetectorSettings,
+        "student": PretrainSettings,
+        "localizer": TrainLocalizerSettings,
     }
     for old, new in recipes._RENAMED.items():
         section = roots[new.partition(".")[0]]
@@ -98,8 +101,8 @@ def test_a_key_that_a_section_has_lost_is_not_sent_to_another():
 
 def test_a_teacher_keeps_nothing_so_it_is_not_asked_what():
     config = defaults(PretrainSettings)
-    config.teacher.kept_activations = "all"
-    with pytest.raises(ConfigError, match=r"config\.teacher\.kept_activations: no such key"):
+    config.teacher.remat = "all"
+    with pytest.raises(ConfigError, match=r"config\.teacher\.remat: no such key"):
         resolve(PretrainSettings, config)
 
 

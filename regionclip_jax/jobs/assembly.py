@@ -127,7 +127,7 @@ def build_model(settings: TrainedModelSettings, *, frozen_norm: bool) -> CLIP:
         architecture(settings),
         frozen_norm,
         compute_dtype(settings.dtype),
-        settings.kept_activations,
+        settings.remat,
     )
 
 

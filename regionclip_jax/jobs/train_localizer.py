@@ -61,7 +61,7 @@ def build(settings: TrainLocalizerSettings, assumed: Assumed | None = None) -> T
         architecture,
         assembly.compute_dtype(trained.dtype),
         trained.norm == "frozen",
-        trained.kept_activations,
+        trained.remat,
     )
     optimizer = assembly.build_optimizer(settings.optimizer, settings.run.num_steps)
 

@@ -76,14 +76,12 @@ def test_only_errors_of_values_become_mistakes_in_the_recipe():
 
 
 def test_a_model_is_built_with_the_recipe_s_type_and_norm(model_section):
-    section = dataclasses.replace(
-        model_section("nano_resnet"), dtype="bfloat16", kept_activations="products"
-    )
+    section = dataclasses.replace(model_section("nano_resnet"), dtype="bfloat16", remat="products")
     model = assembly.build_model(section, frozen_norm=False)
     assert model.config.embed_dim == 20 and model.dtype == jnp.bfloat16 and not model.frozen_norm
-    assert model.kept_activations == "products"
+    assert model.remat == "products"
     teacher = assembly.build_teacher(section)
-    assert teacher == dataclasses.replace(model, frozen_norm=True, kept_activations="all")
+    assert teacher == dataclasses.replace(model, frozen_norm=True, remat="all")
 
 
 def test_a_fresh_model_is_drawn_from_the_seed(model_section, monkeypatch):
