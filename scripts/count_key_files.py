@@ -35,7 +35,7 @@ EXCEPTIONS = {
     ),
     "arguments of ops and models, which take numbers, and of the benchmarks that call them": (
         12,
-        "kept_activations mask_size num_regions pre_nms_topk regions_per_chunk roi_align_impl",
+        "remat mask_size num_regions pre_nms_topk regions_per_chunk roi_align_impl",
     ),
     "read by every stage of loading, and by the shapes of compiled programs": (
         14,

@@ -48,7 +48,7 @@ class AverageTower(nn.Module):
     embed_dim: int
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
-    kept_activations: str = "all"
+    remat: str = "all"
 
     def setup(self):
         init = nn.initializers.normal(1.0)

@@ -80,6 +80,9 @@ def test_all_renamed_keys_lead_to_keys_that_exist():
         "evaluation": EvaluateSettings,
         "detector": TrainDetectorSettings,
         "scenes": ScenesExperimentSettings,
+        "model": TrainDetectorSettings,
+        "student": PretrainSettings,
+        "localizer": TrainLocalizerSettings,
     }
     for old, new in recipes._RENAMED.items():
         section = roots[new.partition(".")[0]]
@@ -101,8 +104,8 @@ def test_a_removed_key_is_not_renamed_to_a_key_of_another_section():
 
 def test_a_teacher_has_no_remat_policy():
     config = defaults(PretrainSettings)
-    config.teacher.kept_activations = "all"
-    with pytest.raises(ConfigError, match=r"config\.teacher\.kept_activations: no such key"):
+    config.teacher.remat = "all"
+    with pytest.raises(ConfigError, match=r"config\.teacher\.remat: no such key"):
         resolve(PretrainSettings, config)
 
 

@@ -84,7 +84,7 @@ def build_model(settings: TrainedModelSettings, *, frozen_norm: bool) -> CLIP:
         clip_config(settings),
         frozen_norm,
         compute_dtype(settings.dtype),
-        settings.kept_activations,
+        settings.remat,
     )
 
 

@@ -38,7 +38,7 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
     seconds: dict[str, float] = {}
     data = workdir / "data"
     timed(seconds, "drawing", lambda: draw(settings.scenes, data, settings.num_labelled))
-    clip_config = with_data(with_seed(settings.train_clip, settings.seed), data / "whole_pictures")
+    clip_config = with_data(with_seed(settings.train_clip, settings.seed), data / "whole_images")
     teacher = timed(seconds, "teacher", lambda: train_clip.run(clip_config, workdir / "teacher"))
 
     held_out = {"path": str(data / "held_out")}

@@ -33,7 +33,7 @@ def run(settings: ScenesExperimentSettings, workdir: Path) -> dict:
     timed(seconds, "drawing", lambda: draw(settings.scenes, workdir / "data"))
 
     train_clip_config = with_seed(settings.train_clip, settings.seed)
-    train_clip_config = with_data(train_clip_config, workdir / "data" / "whole_pictures")
+    train_clip_config = with_data(train_clip_config, workdir / "data" / "whole_images")
     teacher = timed(
         seconds, "teacher", lambda: train_clip.run(train_clip_config, workdir / "teacher")
     )
@@ -102,7 +102,7 @@ def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
     far = images(_FAR, scenes.scene_objects, scenes.scene_sizes)
     held_out = dataclasses.replace(far, stream=_HELD_OUT)
     write_scenes(
-        directory / "whole_pictures",
+        directory / "whole_images",
         {"closeups": (near, scenes.num_closeups), "scenes": (far, scenes.num_scenes)},
         with_boxes=False,
     )

@@ -65,7 +65,7 @@ def build(settings: TrainLocalizerSettings, assumed: Assumed | None = None) -> T
         architecture,
         compute_dtype(trained.dtype),
         trained.norm == "frozen",
-        trained.kept_activations,
+        trained.remat,
     )
     optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from regionclip_jax.models.rematerialization import KeptActivations
+from regionclip_jax.models.rematerialization import RematPolicy
 from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, kind_of
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.chunks import map_chunks
@@ -28,13 +28,13 @@ class CLIP(nn.Module):
     """The two towers, the logit scale and, if the config has one, the logit bias.
 
     ``frozen_norm=False`` gives the ResNet live batch norm (to train from scratch).
-    ``kept_activations`` affects only the memory and time of gradients.
+    ``remat`` affects only the memory and time of gradients.
     """
 
     config: CLIPConfig
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     def setup(self):
         c = self.config
@@ -45,10 +45,10 @@ class CLIP(nn.Module):
             c.embed_dim,
             self.frozen_norm,
             self.dtype,
-            self.kept_activations,
+            self.remat,
         )
         text = TEXT_TOWERS[kind_of(c.text, TEXT_TOWERS)].module
-        self.text = text(c.text, c.embed_dim, self.dtype, self.kept_activations)
+        self.text = text(c.text, c.embed_dim, self.dtype, self.remat)
         constant = nn.initializers.constant
         self.logit_scale = self.param("logit_scale", constant(np.log(1 / 0.07)), ())
         if c.logit_bias:
@@ -203,7 +203,7 @@ def _apply_to_boxes(
 ) -> Float[Array, "B R *out"]:
     if regions_per_chunk is not None and regions_per_chunk < boxes.shape[1]:
         # Chunks are rematerialised already; with their blocks too there would be a third pass.
-        model = model.clone(kept_activations="all")
+        model = model.clone(remat="all")
 
     map_, extents = map_for_many(features.map, features.cells, roi_align_impl)
 

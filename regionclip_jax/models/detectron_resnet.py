@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from regionclip_jax.models.convolution import Cells, Conv, after_stride, zero_outside
 from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
-from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.models.rematerialization import RematPolicy, with_remat
 from regionclip_jax.ops.convolution import relu
 
 
@@ -70,13 +70,13 @@ class Stage(nn.Module):
     stride: int
     frozen_norm: bool
     dtype: jnp.dtype
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W channels"], cells: Cells = None
     ) -> Float[Array, "B h w features"]:
-        block = keeping(Bottleneck, self.kept_activations)
+        block = with_remat(Bottleneck, self.remat)
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
             x = block(
@@ -103,13 +103,13 @@ class DetectronResNet(nn.Module):
     features: int
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     @nn.compact
     def __call__(
         self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
     ) -> list[Float[Array, "B _ _ _"]]:
-        stem = keeping(Stem, self.kept_activations)
+        stem = with_remat(Stem, self.remat)
         x = stem(self.stem_width, self.frozen_norm, self.dtype, name="stem")(
             pixels.astype(self.dtype), sizes
         )
@@ -123,7 +123,7 @@ class DetectronResNet(nn.Module):
                 stride,
                 self.frozen_norm,
                 self.dtype,
-                self.kept_activations,
+                self.remat,
                 name=f"res{index + 2}",
             )(x, cells)
             cells = after_stride(cells) if stride == 2 else cells

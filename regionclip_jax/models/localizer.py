@@ -21,7 +21,7 @@ from regionclip_jax.models import modified_resnet
 from regionclip_jax.models.convolution import Cells, Conv, after_pool
 from regionclip_jax.models.detectron_resnet import DetectronResNet
 from regionclip_jax.models.fpn import FPN
-from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.models.rematerialization import RematPolicy, with_remat
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
 from regionclip_jax.ops.convolution import relu
 from regionclip_jax.ops.normalization import (
@@ -104,13 +104,13 @@ class ClipTrunk(nn.Module):
     width: int
     frozen_norm: bool
     dtype: jnp.dtype
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     @nn.compact
     def __call__(
         self, pixels: Float[Array, "B H W 3"], sizes: Cells = None
     ) -> list[Float[Array, "B _ _ _"]]:
-        stem = keeping(modified_resnet.Stem, self.kept_activations)
+        stem = with_remat(modified_resnet.Stem, self.remat)
         x = stem(self.width, self.frozen_norm, self.dtype, name="stem")(
             pixels.astype(self.dtype), sizes
         )
@@ -123,7 +123,7 @@ class ClipTrunk(nn.Module):
                 stride,
                 self.frozen_norm,
                 self.dtype,
-                self.kept_activations,
+                self.remat,
                 name=f"layer{index + 1}",
             )(x, cells)
             cells = after_pool(cells) if stride == 2 else cells
@@ -161,21 +161,19 @@ class RPNHead(nn.Module):
 class Localizer(nn.Module):
     """Region proposal network: objectness logits and box deltas of every anchor of every level.
 
-    ``frozen_norm=False`` gives live batch norms, to train from scratch. ``kept_activations``
+    ``frozen_norm=False`` gives live batch norms, to train from scratch. ``remat``
     applies to the trunk.
     """
 
     config: LocalizerConfig
     dtype: jnp.dtype = jnp.float32
     frozen_norm: bool = True
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     def setup(self):
         c = self.config
         if c.trunk == "clip":
-            self.trunk = ClipTrunk(
-                c.blocks, c.stem_width, self.frozen_norm, self.dtype, self.kept_activations
-            )
+            self.trunk = ClipTrunk(c.blocks, c.stem_width, self.frozen_norm, self.dtype, self.remat)
         else:
             self.trunk = DetectronResNet(
                 c.blocks,
@@ -184,7 +182,7 @@ class Localizer(nn.Module):
                 c.features,
                 self.frozen_norm,
                 self.dtype,
-                self.kept_activations,
+                self.remat,
             )
         if c.pyramid_channels is not None:
             self.pyramid = FPN(c.pyramid_channels, c.pyramid_norm, self.frozen_norm, self.dtype)

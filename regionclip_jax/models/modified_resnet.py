@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from regionclip_jax.models.attention_pool import AttentionPool
 from regionclip_jax.models.convolution import Cells, Conv, after_pool, after_stride
 from regionclip_jax.models.frozen_batch_norm import BatchNorm, convolve_and_normalize
-from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.models.rematerialization import RematPolicy, with_remat
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.blocks import average_of_blocks
 from regionclip_jax.ops.convolution import average_pool_2x2, relu
@@ -128,13 +128,13 @@ class Stage(nn.Module):
     stride: int
     frozen_norm: bool
     dtype: jnp.dtype
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "N H W channels"], cells: Cells = None
     ) -> Float[Array, "N h w out"]:
-        block = keeping(Bottleneck, self.kept_activations)
+        block = with_remat(Bottleneck, self.remat)
         for index in range(self.num_blocks):
             stride = self.stride if index == 0 else 1
             x = block(self.planes, stride, self.frozen_norm, self.dtype, name=f"block{index}")(
@@ -157,11 +157,11 @@ class ModifiedResNet(nn.Module):
     embed_dim: int
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     def setup(self):
         c = self.config
-        stem = keeping(Stem, self.kept_activations)
+        stem = with_remat(Stem, self.remat)
         self.stem = stem(c.width, self.frozen_norm, self.dtype)
         stages = [
             Stage(
@@ -170,7 +170,7 @@ class ModifiedResNet(nn.Module):
                 1 if index == 0 else 2,
                 self.frozen_norm,
                 self.dtype,
-                self.kept_activations,
+                self.remat,
             )
             for index in range(4)
         ]

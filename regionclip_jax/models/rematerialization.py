@@ -9,7 +9,7 @@ from typing import TypeVar
 import flax.linen as nn
 import jax
 
-from regionclip_jax.settings import KeptActivations
+from regionclip_jax.settings import RematPolicy
 
 # The ``checkpoint_name`` of convolution outputs: custom gradients hide them from JAX's policies.
 PRODUCT = "product"
@@ -17,19 +17,21 @@ PRODUCT = "product"
 Block = TypeVar("Block", bound=type[nn.Module])
 
 
-def keeping(block: Block, kept: KeptActivations, methods: tuple[str, ...] = ("__call__",)) -> Block:
-    """Return a module's class with the remat policy ``kept`` on its ``methods``.
+def with_remat(
+    block: Block, policy: RematPolicy, methods: tuple[str, ...] = ("__call__",)
+) -> Block:
+    """Return a module's class with a remat policy on its ``methods``.
 
     Args:
-        kept: "all": all values that the block's gradient needs. "products": the block's input and
+        policy: "all": all values that the block's gradient needs. "products": the block's input and
             the outputs of its convolutions and dense layers; norms, activations, pools and
             attention are recomputed. "block_inputs": the block's input alone; the block is
             recomputed.
     """
-    if kept == "all":
+    if policy == "all":
         return block
     policies = {"products": _is_product, "block_inputs": None}
-    return nn.remat(block, policy=policies[kept], methods=list(methods))
+    return nn.remat(block, policy=policies[policy], methods=list(methods))
 
 
 def _is_product(primitive, *shapes, **parameters) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from regionclip_jax.models.rematerialization import KeptActivations
+from regionclip_jax.models.rematerialization import RematPolicy
 from regionclip_jax.models.transformer_blocks import Activation, BlockStack, layer_norm
 
 
@@ -41,7 +41,7 @@ class TextTransformer(nn.Module):
     config: TextConfig
     embed_dim: int
     dtype: jnp.dtype = jnp.float32
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     def setup(self):
         c, normal = self.config, nn.initializers.normal
@@ -49,7 +49,7 @@ class TextTransformer(nn.Module):
         self.positional_embedding = self.param(
             "positional_embedding", normal(0.01), (c.context_length, c.width)
         )
-        self.blocks = BlockStack(c, self.dtype, self.kept_activations)
+        self.blocks = BlockStack(c, self.dtype, self.remat)
         self.ln_final = layer_norm(c.eps, self.dtype)
         self.projection = self.param("projection", normal(c.width**-0.5), (c.width, self.embed_dim))
 

@@ -2,7 +2,7 @@
 
 A family is a frozen dataclass of sizes and the flax module built from it, both in one file. The
 module of an image tower takes ``(config, resolution, embed_dim, frozen_norm, dtype,
-kept_activations)``, that of a text tower ``(config, embed_dim, dtype, kept_activations)`` and maps
+remat)``, that of a text tower ``(config, embed_dim, dtype, remat)`` and maps
 token ids to embeddings. None of them normalises its embeddings.
 """
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from regionclip_jax.models.rematerialization import KeptActivations, keeping
+from regionclip_jax.models.rematerialization import RematPolicy, with_remat
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.chunks import map_chunks
 
@@ -168,10 +168,10 @@ class BlockStack(nn.Module):
 
     sizes: BlockSizes
     dtype: jnp.dtype
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     def setup(self):
-        block = keeping(Block, self.kept_activations, ("__call__", "values_only"))
+        block = with_remat(Block, self.remat, ("__call__", "values_only"))
         self.block = [
             block(self.sizes, self.dtype, name=f"block{index}")
             for index in range(self.sizes.layers)

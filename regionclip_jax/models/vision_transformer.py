@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from regionclip_jax.models.rematerialization import KeptActivations
+from regionclip_jax.models.rematerialization import RematPolicy
 from regionclip_jax.models.transformer_blocks import Activation, BlockStack, layer_norm
 from regionclip_jax.ops.normalization import real_pixels
 from regionclip_jax.structures import ImageFeatures
@@ -66,7 +66,7 @@ class VisionTransformer(nn.Module):
     embed_dim: int
     frozen_norm: bool = True
     dtype: jnp.dtype = jnp.float32
-    kept_activations: KeptActivations = "all"
+    remat: RematPolicy = "all"
 
     @property
     def grid_size(self) -> int:
@@ -89,7 +89,7 @@ class VisionTransformer(nn.Module):
             "positional_embedding", init, (self.grid_size**2 + 1, c.width)
         )
         self.ln_pre = layer_norm(c.eps, self.dtype)
-        self.blocks = BlockStack(c, self.dtype, self.kept_activations)
+        self.blocks = BlockStack(c, self.dtype, self.remat)
         self.ln_post = layer_norm(c.eps, self.dtype)
         self.projection = self.param("projection", init, (c.width, self.embed_dim))
 

@@ -45,9 +45,9 @@ from regionclip_jax.settings.jobs import (
 )
 from regionclip_jax.settings.models import (
     Dtype,
-    KeptActivations,
     LocalizerModelSettings,
     ModelSettings,
+    RematPolicy,
     TrainedModelSettings,
 )
 from regionclip_jax.settings.regions import (
@@ -76,7 +76,7 @@ __all__ = [
     "EvaluatedImages",
     "EvaluationSettings",
     "JobSettings",
-    "KeptActivations",
+    "RematPolicy",
     "LoadingSettings",
     "LocalizerModelSettings",
     "LocalizerObjective",

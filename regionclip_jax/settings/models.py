@@ -6,7 +6,7 @@ from typing import Literal
 from regionclip_jax.settings.fields import Section, may_change
 
 Dtype = Literal["auto", "bfloat16", "float32"]
-KeptActivations = Literal["all", "products", "block_inputs"]
+RematPolicy = Literal["all", "products", "block_inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainedModelSettings(ModelSettings):
     # Remat policy of the trained blocks of both towers: store "all" activations; the outputs of
     # convolutions and dense layers ("products"); or only the inputs of blocks ("block_inputs"), at
     # the cost of one more forward pass. Changes memory and time: docs/large_batches.md.
-    kept_activations: KeptActivations = may_change("all")
+    remat: RematPolicy = may_change("all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,4 +51,4 @@ class LocalizerModelSettings(Section):
     # As in the settings of a model.
     dtype: Dtype = "auto"
     # Remat policy of the trunk, as in the settings of a trained model.
-    kept_activations: KeptActivations = may_change("all")
+    remat: RematPolicy = may_change("all")

@@ -79,14 +79,12 @@ def test_only_value_errors_become_config_errors():
 
 
 def test_a_model_has_the_dtype_norm_and_remat_policy_of_the_recipe(model_section):
-    section = dataclasses.replace(
-        model_section("nano_resnet"), dtype="bfloat16", kept_activations="products"
-    )
+    section = dataclasses.replace(model_section("nano_resnet"), dtype="bfloat16", remat="products")
     model = build_model(section, frozen_norm=False)
     assert model.config.embed_dim == 20 and model.dtype == jnp.bfloat16 and not model.frozen_norm
-    assert model.kept_activations == "products"
+    assert model.remat == "products"
     teacher = build_teacher(section)
-    assert teacher == dataclasses.replace(model, frozen_norm=True, kept_activations="all")
+    assert teacher == dataclasses.replace(model, frozen_norm=True, remat="all")
 
 
 def test_a_fresh_model_is_drawn_from_the_seed(model_section, monkeypatch):

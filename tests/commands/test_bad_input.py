@@ -86,9 +86,9 @@ def test_a_truncated_record_shard_is_named(run_main, error_message, pretrain_rec
 
 def test_synthetic_scenes_of_another_recipe_are_not_overwritten(run_main, error_message, tmp_path):
     few = [f"--config.scenes.num_{part}=2" for part in ("closeups", "scenes", "test")]
-    (tmp_path / "data" / "whole_pictures").mkdir(parents=True)
+    (tmp_path / "data" / "whole_images").mkdir(parents=True)
     message = error_message(run_main("configs/pretrain.py", tmp_path, *few))
-    assert "whole_pictures" in message and "delete it or choose another path" in message
+    assert "whole_images" in message and "delete it or choose another path" in message
 
 
 def test_a_workdir_with_an_address_is_refused(run_main, error_message):

@@ -99,7 +99,7 @@ def test_novel_boxes_and_held_out_scenes_are_only_evaluated(mocked_jobs, config,
     metrics, calls = mocked_jobs(config, tmp_path)
     sets = {(call[0], call[1].data.path) for call in calls if call[0][:5] in ("train", "pretr")}
     assert sets == {
-        ("train_clip", str(tmp_path / "data" / "whole_pictures")),
+        ("train_clip", str(tmp_path / "data" / "whole_images")),
         ("pretrain", str(tmp_path / "data" / "scenes")),
         ("train_localizer", str(tmp_path / "data" / "labelled")),
         ("train_detector", str(tmp_path / "data" / "labelled")),

@@ -63,13 +63,13 @@ def config(data, evaluation, optimizer, regions, run_section, model_section):
 def scene_sets(tmp_path_factory):
     directory = tmp_path_factory.mktemp("scenes") / "data"
     scenes_experiment.draw(SCENES, directory)
-    names = ("whole_pictures", "scenes", "held_out")
+    names = ("whole_images", "scenes", "held_out")
     sources = {name: ArrayRecordSource(directory / name) for name in names}
     return {name: [source[i] for i in range(len(source))] for name, source in sources.items()}
 
 
 def test_the_training_sets_have_images_and_captions_but_no_boxes(scene_sets):
-    for name, count in (("whole_pictures", 5 + 7), ("scenes", 7)):
+    for name, count in (("whole_images", 5 + 7), ("scenes", 7)):
         records = scene_sets[name]
         assert len(records) == count
         assert {type(record) for record in records} == {ImageTextRecord}
@@ -84,9 +84,9 @@ def test_only_the_held_out_set_has_boxes_and_shares_no_image_with_training(scene
     assert len(held_out) == 3 and {type(record) for record in held_out} == {DetectionRecord}
     assert sum(len(record.boxes) for record in held_out) >= 3
     assert len(image_hashes("held_out")) == 3
-    assert not image_hashes("held_out") & (image_hashes("whole_pictures") | image_hashes("scenes"))
+    assert not image_hashes("held_out") & (image_hashes("whole_images") | image_hashes("scenes"))
     # RegionCLIP trains on the scenes of its teacher, without the close-ups.
-    assert image_hashes("scenes") < image_hashes("whole_pictures")
+    assert image_hashes("scenes") < image_hashes("whole_images")
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_the_student_starts_from_the_teacher_and_boxes_are_only_evaluated(
     assert [call[0] for call in calls] == ["train_clip", "pretrain", "evaluate", "evaluate"]
     (_, first, first_workdir), (_, second, second_workdir, concepts) = calls[:2]
     data = tmp_path / "data"
-    assert first.data.path == str(data / "whole_pictures") and first.model.init_from == ""
+    assert first.data.path == str(data / "whole_images") and first.model.init_from == ""
     teacher = first_workdir / "model"
     assert second.data.path == str(data / "scenes")
     assert second.student.init_from == second.teacher.init_from == str(teacher)
@@ -177,5 +177,5 @@ def test_other_scenes_in_the_same_directory_are_refused_before_training(
     mocked_jobs, config, changed
 ):
     mocked_jobs(config)
-    with pytest.raises(FileExistsError, match="whole_pictures holds another data set"):
+    with pytest.raises(FileExistsError, match="whole_images holds another data set"):
         mocked_jobs(changed(config, {"scenes.typicality": 0.1}))

@@ -76,7 +76,7 @@ def test_a_resnet_gives_the_same_numbers_whatever_it_keeps(nano_configs, nano_va
 
     config = nano_configs["resnet"]
     expected = value_and_gradient(loss, variables, CLIP(config))
-    model = CLIP(config, kept_activations="block_inputs")
+    model = CLIP(config, remat="block_inputs")
     assert_same(value_and_gradient(loss, variables, model), expected)
 
 
@@ -95,7 +95,7 @@ def test_transformers_give_the_same_numbers_whatever_they_keep(
 
     expected = value_and_gradient(loss, variables, CLIP(nano_configs["vit"]))
     for kept in LESS:
-        model = CLIP(nano_configs["vit"], kept_activations=kept)
+        model = CLIP(nano_configs["vit"], remat=kept)
         assert_same(value_and_gradient(loss, variables, model), expected)
 
 
@@ -118,14 +118,14 @@ def test_a_localizer_gives_the_same_numbers_whatever_it_keeps(trunk, kept):
         return sum(jnp.square(x).mean() for x in jax.tree.leaves(outputs)), updated
 
     expected = value_and_gradient(loss, variables, Localizer(config, frozen_norm=False))
-    localizer = Localizer(config, frozen_norm=False, kept_activations=kept)
+    localizer = Localizer(config, frozen_norm=False, remat=kept)
     assert_same(value_and_gradient(loss, variables, localizer), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_parameters_keep_their_names(nano_configs, pixels, tokens, name):
     def shapes(kept):
-        model = CLIP(nano_configs[name], kept_activations=kept)
+        model = CLIP(nano_configs[name], remat=kept)
         return flatten(jax.eval_shape(lambda: model.init(jax.random.key(0), pixels, tokens)))
 
     assert shapes("all") == shapes("block_inputs") == shapes("products")
@@ -157,7 +157,7 @@ def test_only_what_is_trained_is_made_again(nano_configs, tokens, pixels):
     text_and_norms = ("norm", "^text/", "^logit_scale")
 
     def pieces(kept, *patterns):
-        model = CLIP(config, kept_activations=kept)
+        model = CLIP(config, remat=kept)
         trained, frozen = split_parameters(variables["params"], (*text_and_norms, *patterns))
 
         def loss(params, frozen, batch_stats):
@@ -179,7 +179,7 @@ def test_blocks_of_texts_are_made_again_where_they_are_trained(nano_configs, tok
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, layers=3))
     variables = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     for kept, count in (("all", 0), ("products", 3), ("block_inputs", 3)):
-        model = CLIP(config, kept_activations=kept)
+        model = CLIP(config, remat=kept)
         encode = functools.partial(model.apply, tokens=tokens, method=model.encode_text)
         assert made_again(jax.grad(lambda v, f=encode: f(v).sum()), variables) == count
 

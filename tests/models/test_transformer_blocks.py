@@ -75,10 +75,8 @@ def test_chunks_go_with_blocks_that_keep_less(attention, kept, relative_error):
     _, _, x = attention
     mask = jnp.asarray(MASKS["of each picture"])
 
-    def losses_of(kept_activations):
-        blocks = BlockStack(
-            ViTConfig(1, layers=2, width=16, heads=2), jnp.float32, kept_activations
-        )
+    def losses_of(remat):
+        blocks = BlockStack(ViTConfig(1, layers=2, width=16, heads=2), jnp.float32, remat)
         variables = jax.jit(lambda: blocks.init(jax.random.key(1), x))()
         return jax.jit(losses(blocks, mask))(variables, x)
 
