@@ -174,11 +174,11 @@ def evaluate_model(
     saw = detector.saw
     if details["num_images"] < details["num_annotated"]:
         saw["images"] = (
-            f"{details['num_images']} of {details['num_annotated']}, the others cannot be used: "
+            f"{details['num_images']} of {details['num_annotated']}, the others were skipped: "
             + (
-                "AP counts what they show as missed, all other numbers leave them out"
+                "AP counts their objects as missed, all other numbers exclude them"
                 if getattr(source, "annotation_file", None)
-                else "all numbers leave them out"
+                else "all numbers exclude them"
             )
         )
         logging.warning("%s: images: %s", directory, saw["images"])

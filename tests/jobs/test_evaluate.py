@@ -308,7 +308,7 @@ def test_skipped_images_are_reported_with_the_metrics_that_count_them(
     assert score(section).metrics["AP50_all"] == pytest.approx(100 * 51 / 101)
     evaluate.run(dataclasses.replace(config, evaluation=section), tmp_path / "lenient")
     saw = read_results(tmp_path / "lenient" / "results.json")["details"]["saw"]["student"]
-    assert saw["images"].startswith("1 of 2, the others cannot be used: AP counts what they show")
+    assert saw["images"].startswith("1 of 2, the others were skipped: AP counts their objects")
     assert "images: 1 of 2" in capsys.readouterr().out
 
 
