@@ -179,7 +179,7 @@ def test_given_boxes_are_named_and_stay_where_they_are(detector, model, picture)
     pair = detector.detect([picture, picture], NAMES, boxes=[BOXES, BOXES[:1]])
     assert len(pair[1]) == len(NAMES)
     assert len(detector.detect(picture, NAMES, boxes=np.zeros((0, 4)))) == 0
-    with pytest.raises(ValueError, match="1 arrays, expected one for each of 2 pictures"):
+    with pytest.raises(ValueError, match="1 arrays, expected one for each of 2 images"):
         detector.detect([picture, picture], NAMES, boxes=[BOXES])
 
 
