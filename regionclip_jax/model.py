@@ -184,8 +184,8 @@ class RegionCLIP:
         """
         boxes = check_boxes(boxes)
         batch = self._letterbox.batch([self._letterbox.load(image, boxes)])
-        found = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
-        return np.asarray(found[0, : len(boxes)], np.float32)
+        embeddings = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
+        return np.asarray(embeddings[0, : len(boxes)], np.float32)
 
     def classify(
         self, embeddings: Float[np.ndarray, "R D"], vocabulary: AnyVocabulary = None
@@ -216,15 +216,15 @@ class RegionCLIP:
         proposals = self._proposals(num_proposals, nms_threshold)
         settings = DetectionSettings(objectness="none", max_detections=1)
         no_classes = np.zeros((1, self.config.embed_dim), np.float32)
-        found = []
+        proposed = []
         # Only the regions of the prediction are requested, so XLA computes nothing else.
         for example, regions, row in self._run(
             images, None, settings, proposals, no_classes, "regions"
         ):
             real = regions.mask[row]
             boxes = host_scale_boxes(regions.boxes[row][real], 1 / example.scale)
-            found.append(Proposed(boxes, regions.scores[row][real]))
-        return found if many else found[0]
+            proposed.append(Proposed(boxes, regions.scores[row][real]))
+        return proposed if many else proposed[0]
 
     def detect(
         self,
@@ -282,22 +282,22 @@ class RegionCLIP:
         if boxes is None:
             proposals = self._proposals(num_proposals, proposal_nms_threshold)
         else:
-            given = [check_boxes(own) for own in (boxes if many else [boxes])]
+            given = [check_boxes(some) for some in (boxes if many else [boxes])]
             if len(given) != len(images):
                 raise ValueError(
                     f"boxes: {len(given)} arrays, expected one for each of {len(images)} images"
                 )
-        found = []
+        detected = []
         for _, detections, row in self._run(
             images, given, settings, proposals, classes.embeddings, "detections"
         ):
             real = detections.mask[row]
             indices = detections.classes[row][real]
             names = tuple(classes.names[k] for k in indices)
-            found.append(
+            detected.append(
                 Detected(detections.boxes[row][real], detections.scores[row][real], indices, names)
             )
-        return found if many else found[0]
+        return detected if many else detected[0]
 
     def _proposals(self, num_proposals: int, nms_threshold: float) -> ProposalSettings:
         strides = self._require_localizer().config.strides

@@ -47,8 +47,8 @@ def classification_loss(
     """
     logits = logits.astype(jnp.float32)
     background = logits.shape[-1] - 1
-    own = jnp.take_along_axis(logits, classes[..., None], -1)[..., 0]
-    entropy = jax.nn.logsumexp(logits, axis=-1) - own
+    matched = jnp.take_along_axis(logits, classes[..., None], -1)[..., 0]
+    entropy = jax.nn.logsumexp(logits, axis=-1) - matched
     weights = jnp.where(classes == background, background_weight, 1.0) * mask
     if focal_gamma is None:
         total = weights.sum()

@@ -241,13 +241,13 @@ def real_anchors(
     config: LocalizerConfig, sizes: Int[Array, "B 2"], height: int, width: int
 ) -> list[Bool[Array, "B _"]]:
     """Return True for the anchors of the image's own cells, False for those of the padding."""
-    found = []
+    levels = []
     for cells, stride, anchor_sizes in zip(
         config.level_cells(sizes), config.strides, config.anchor_sizes, strict=True
     ):
         real = real_pixels(cells, -(-height // stride), -(-width // stride))
-        found.append(real.reshape(len(sizes), -1).repeat(len(_cell(anchor_sizes)), axis=1))
-    return found
+        levels.append(real.reshape(len(sizes), -1).repeat(len(_cell(anchor_sizes)), axis=1))
+    return levels
 
 
 def _cell(sizes: tuple[int, ...]) -> Float[np.ndarray, "A 4"]:

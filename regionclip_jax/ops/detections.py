@@ -107,8 +107,8 @@ def select_detections(
     if boxes.shape[1] == 0:
         return _only(Detections(jnp.zeros((*real.shape, 4)), best, classes, real), real)
     if reported_scores is not None:
-        own = jnp.take_along_axis(reported_scores, regions[..., None], axis=1)
-        best = jnp.take_along_axis(own, classes[..., None], axis=2)[..., 0]
+        of_regions = jnp.take_along_axis(reported_scores, regions[..., None], axis=1)
+        best = jnp.take_along_axis(of_regions, classes[..., None], axis=2)[..., 0]
     boxes = jnp.take_along_axis(boxes, regions[..., None], axis=1)
     return _only(Detections(boxes, best, classes, real), real)
 

@@ -32,8 +32,8 @@ def mask_targets(
         begin = boxes[:, axis, None]
         side = jnp.maximum(boxes[:, axis + 2, None] - begin, 1e-6)
         # In cells of the raster.
-        place = (low + middles * (high - low) - begin) / side * num_cells - 0.5
-        return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(num_cells)), 0.0)
+        position = (low + middles * (high - low) - begin) / side * num_cells - 0.5
+        return jnp.maximum(1 - jnp.abs(position[..., None] - jnp.arange(num_cells)), 0.0)
 
     values = jnp.einsum(
         "nyp,npq,nxq->nyx", weights(1), object_masks.astype(jnp.float32), weights(0)

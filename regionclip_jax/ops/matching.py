@@ -87,11 +87,11 @@ def sample_examples(
 
     positives, num_positives = draw(mask & (labels == POSITIVE), most)
     negatives, num_negatives = draw(mask & (labels == NEGATIVE), min(num_samples, labels.shape[0]))
-    place = jnp.arange(num_samples)
-    is_positive = place < num_positives
-    is_real = place < num_positives + num_negatives
+    rank = jnp.arange(num_samples)
+    is_positive = rank < num_positives
+    is_real = rank < num_positives + num_negatives
     from_positives = jnp.pad(positives, (0, num_samples - len(positives)))
-    behind = jnp.clip(place - num_positives, 0, len(negatives) - 1)
+    behind = jnp.clip(rank - num_positives, 0, len(negatives) - 1)
     rows = jnp.where(is_positive, from_positives, negatives[behind])
     return jnp.where(is_real, rows, 0), is_positive, is_real
 

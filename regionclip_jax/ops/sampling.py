@@ -82,8 +82,8 @@ def grid_boxes(sizes: Int[Array, "B 2"], sides: tuple[float, ...]) -> Float[Arra
         steps = math.ceil((1 - side) / (side / 3)) + 1
         y, x = np.meshgrid(*[np.linspace(0, 1 - side, steps)] * 2, indexing="ij")
         shares.append(np.stack([x, y, x + side, y + side], -1).reshape(-1, 4))
-    picture = jnp.tile(sizes[:, None, ::-1].astype(jnp.float32), 2)
-    return jnp.asarray(np.concatenate(shares), jnp.float32) * picture
+    image_sides = jnp.tile(sizes[:, None, ::-1].astype(jnp.float32), 2)
+    return jnp.asarray(np.concatenate(shares), jnp.float32) * image_sides
 
 
 def box_mask(sizes: Int[Array, "B 2"], num_boxes: int) -> Bool[Array, "B R"]:

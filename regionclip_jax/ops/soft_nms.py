@@ -67,8 +67,8 @@ def soft_nms_per_class(
 
     def take_best(state, _):
         scores, best_scores, best_boxes = state
-        place = jnp.where(best_scores == best_scores.max(), best_boxes, num_boxes)
-        best_class = place.argmin()
+        first_best = jnp.where(best_scores == best_scores.max(), best_boxes, num_boxes)
+        best_class = first_best.argmin()
         best = best_boxes[best_class]
         lowered = scores[best_class] * factor(boxes, boxes[best])
         lowered = _without(best, lowered, nms.prune)

@@ -46,12 +46,12 @@ class FrozenDetectorParts:
 
 @flax.struct.dataclass
 class Samples:
-    """Regions of a step, positives first. ``things`` are rows of the batch's ground truth."""
+    """Regions of a step, positives first. ``matched`` are rows of the batch's ground truth."""
 
     boxes: Float[Array, "B S 4"]
     classes: Int[Array, "B S"]
     target_boxes: Float[Array, "B S 4"]
-    things: Int[Array, "B S"]
+    matched: Int[Array, "B S"]
     is_positive: Bool[Array, "B S"]
     mask: Bool[Array, "B S"]
 
@@ -83,9 +83,9 @@ def label_and_sample(
             num_samples=settings.samples_per_image,
             positive_fraction=settings.positive_fraction,
         )
-        things = matched[rows]
-        own = jnp.where(is_positive, classes[things], num_classes)
-        return Samples(boxes[rows], own, targets[things], things, is_positive, real)
+        matched = matched[rows]
+        labels = jnp.where(is_positive, classes[matched], num_classes)
+        return Samples(boxes[rows], labels, targets[matched], matched, is_positive, real)
 
     keys = jax.random.split(key, len(boxes))
     samples = jax.vmap(one)(keys, boxes, exists, batch.boxes, batch.box_mask, batch.classes)
@@ -196,9 +196,10 @@ def _mask_loss(variables, maps, batch, samples) -> Float[Array, ""]:
     logits = MaskHead(dtype=maps.dtype).apply(
         {"params": variables["params"][MASK_HEAD]}, maps.reshape(-1, *maps.shape[2:])
     )
-    own = jax.vmap(lambda masks, things: masks[things])(batch.object_masks, samples.things[:, :cut])
+    select = jax.vmap(lambda masks, rows: masks[rows])
+    matched = select(batch.object_masks, samples.matched[:, :cut])
     targets = mask_targets(
-        own.reshape(-1, *own.shape[2:]),
+        matched.reshape(-1, *matched.shape[2:]),
         samples.target_boxes[:, :cut].reshape(-1, 4),
         samples.boxes[:, :cut].reshape(-1, 4),
         logits.shape[-1],

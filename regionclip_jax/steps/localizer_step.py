@@ -57,8 +57,8 @@ def label_anchors(
     keys = jax.random.split(key, len(batch.boxes))
     # Padding rows of the batch contribute no samples.
     exists = exists & batch.mask[:, None]
-    found = jax.lax.map(one, (keys, exists, batch.boxes, batch.box_mask))
-    return jax.lax.stop_gradient(found)
+    labelled = jax.lax.map(one, (keys, exists, batch.boxes, batch.box_mask))
+    return jax.lax.stop_gradient(labelled)
 
 
 def make_localizer_step(

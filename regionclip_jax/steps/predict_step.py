@@ -146,12 +146,12 @@ def predict_regions(
         max_detections=settings.max_detections,
         reported_scores=probabilities if settings.report_probabilities else None,
     )
-    found = to_original_pixels(detections, sizes, scales)
+    predictions = to_original_pixels(detections, sizes, scales)
     if variables.mask_head is not None:
         masks = _draw_masks(model, settings, variables, images, sizes, detections.boxes)
-        found = found.replace(object_masks=masks)
+        predictions = predictions.replace(object_masks=masks)
     return Prediction(
-        detections=found,
+        detections=predictions,
         regions=regions,
         most_probable_class=probabilities.argmax(-1),
     )

@@ -82,7 +82,7 @@ def stored_samples(arrays: Arrays, variant: str) -> Samples:
         boxes=both("sampled_boxes"),
         classes=classes,
         target_boxes=both("sampled_gt_boxes"),
-        things=jnp.zeros(classes.shape, jnp.int32),
+        matched=jnp.zeros(classes.shape, jnp.int32),
         is_positive=classes < NUM_CLASSES,
         mask=jnp.ones(classes.shape, bool),
     )
