@@ -1,4 +1,4 @@
-"""Self-check: a model repeats its stored results on synthetic images, or the doctor reports it."""
+"""Self-check: a model repeats its stored results on a synthetic image, or the doctor fails."""
 
 import json
 import runpy
