@@ -29,7 +29,7 @@ class Preprocessing:
 
     # Side of the square image of the positional embedding, in pixels.
     resolution: int
-    # Of RGB values from 0 to 1.
+    # Mean and standard deviation of RGB values from 0 to 1.
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     # Resize method (``data.transforms.resized_size``) where no recipe names one.

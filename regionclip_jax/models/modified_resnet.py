@@ -33,7 +33,7 @@ class ResNetConfig:
     layers: tuple[int, int, int, int]
     # Channels after the stem.
     width: int
-    # Of the attention pool.
+    # Heads of the attention pool.
     heads: int
 
     # Canvas pixels per cell of res4, the map that regions are cropped from.

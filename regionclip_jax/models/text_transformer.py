@@ -22,7 +22,7 @@ class TextConfig:
     heads: int
     layers: int
     activation: Activation = "quick_gelu"
-    # Of the layer norms.
+    # Epsilon of the layer norms.
     eps: float = 1e-5
     # Name in ``text.tokenizer``.
     tokenizer: str = "clip"

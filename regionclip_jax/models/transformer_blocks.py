@@ -42,11 +42,11 @@ class BlockSizes(Protocol):
     """Sizes of a stack of blocks, which the configs of transformers hold."""
 
     layers: int
-    # Of the residual stream.
+    # Width of the residual stream.
     width: int
     heads: int
     activation: Activation
-    # Of the layer norms.
+    # Epsilon of the layer norms.
     eps: float
 
 

@@ -33,11 +33,11 @@ class ViTConfig:
     # Side of a patch in pixels.
     patch_size: int
     layers: int
-    # Of the residual stream.
+    # Width of the residual stream.
     width: int
     heads: int
     activation: Activation = "quick_gelu"
-    # Of the layer norms.
+    # Epsilon of the layer norms.
     eps: float = 1e-5
 
     crop_channels: ClassVar[None] = None

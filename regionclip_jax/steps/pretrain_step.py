@@ -165,7 +165,7 @@ def embed_with_student(
 ) -> StudentEmbeddings:
     """Return the student's embeddings of the regions, the whole images, and the captions.
 
-    Of whole canvases with ``padding="reference"``.
+    With ``padding="reference"`` a whole image is its canvas.
     """
     pixels = normalize_images(batch.images, batch.sizes, student.config.preprocessing)
     visible = visible_sizes(batch.sizes, settings)
