@@ -67,7 +67,7 @@ def test_random_boxes_reach_every_position_of_the_grid():
 
 @pytest.mark.property
 @given(seed=seeds, sides=st.lists(st.floats(0.05, 1), min_size=2, max_size=2).map(sorted))
-def test_random_boxes_have_sides_within_the_limits_at_any_position(seed, sides):
+def test_boxes_of_chosen_sides_keep_to_them_wherever_they_lie(seed, sides):
     sizes, grid = jnp.array([[160, 80], [40, 240]]), 8
     boxes = np.asarray(random_boxes(jax.random.key(seed), sizes, 300, grid, tuple(sides)))
     cells = np.asarray(sizes)[:, None, ::-1] // grid
@@ -75,7 +75,7 @@ def test_random_boxes_have_sides_within_the_limits_at_any_position(seed, sides):
     assert (low >= 0).all() and (high <= cells).all() and (low % 1 == 0).all()
     shortest, longest = (np.maximum(np.round(np.float32(side) * cells), 1) for side in sides)
     assert (high - low >= shortest).all() and (high - low <= longest).all()
-    # All lengths occur, as do the positions at both ends.
+    # All lengths occur, and the places at both ends.
     assert ((high - low).min(1) == shortest[:, 0]).all()
     assert ((high - low).max(1) == longest[:, 0]).all()
     assert (low.min(1) == 0).all() and (high.max(1) == cells[:, 0]).all()
