@@ -10,14 +10,14 @@ from regionclip_jax.structures import Preprocessing
 
 
 @pytest.mark.parametrize("name", ["RN50x4", "ViT-B/32"])
-def test_a_card_survives_json(name):
+def test_a_card_is_unchanged_by_json(name):
     card = ModelCard(PRESETS[name], {"file": "a.pt", "sha256": "00"})
     content = json.loads(card.to_json())
     assert content["preset"] == name and content["format"] == 2
     assert ModelCard.from_json(card.to_json()) == card
 
 
-def test_a_model_of_no_preset_says_so():
+def test_the_card_of_a_model_without_a_preset_names_none():
     config = dataclasses.replace(PRESETS["RN50"], embed_dim=7)
     card = ModelCard(config, {"run": "mine"})
     assert card.preset is None
@@ -52,7 +52,7 @@ def test_a_card_with_another_choice_names_the_known_ones(part, field, value):
         ModelCard.from_json(json.dumps(content))
 
 
-def test_a_card_without_the_fields_that_have_defaults_is_of_openais_numbers():
+def test_missing_fields_of_a_card_have_the_values_of_openai():
     content = json.loads(ModelCard(PRESETS["ViT-B/32"], {}).to_json())
     architecture = content["architecture"]
     del architecture["logit_bias"], architecture["image"]["eps"], architecture["text"]["tokenizer"]
@@ -60,7 +60,7 @@ def test_a_card_without_the_fields_that_have_defaults_is_of_openais_numbers():
     assert ModelCard.from_json(json.dumps(content)).architecture == PRESETS["ViT-B/32"]
 
 
-def test_every_number_of_an_architecture_survives_json():
+def test_every_number_of_an_architecture_is_unchanged_by_json():
     preset = PRESETS["ViT-B/32"]
     config = dataclasses.replace(
         preset,
@@ -97,15 +97,15 @@ def test_a_card_of_format_1_has_the_same_architecture(name):
         ModelCard.from_json(json.dumps(content))
 
 
-def test_a_field_that_is_younger_than_a_card_has_its_default():
+def test_a_field_newer_than_the_card_has_its_default():
     @dataclasses.dataclass(frozen=True)
     class Grown:
         width: int
         activation: str = "quick_gelu"
 
     card = {"format": 1, "architecture": {"width": 3}, "source": {"run": "old"}}
-    found, source, _ = part_from_card(json.dumps(card), "model.json", Grown)
-    assert found == Grown(3, "quick_gelu") and source == {"run": "old"}
+    part, source, _ = part_from_card(json.dumps(card), "model.json", Grown)
+    assert part == Grown(3, "quick_gelu") and source == {"run": "old"}
     card["architecture"] = {"activation": "gelu"}
     with pytest.raises(
         CheckpointMismatch, match=r"fields \['width'\] and perhaps \['activation'\]"

@@ -35,7 +35,7 @@ def random_variables(config: CLIPConfig) -> dict:
 
 
 @pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
-def test_a_model_survives_saving_bit_for_bit(tmp_path, config):
+def test_a_saved_model_is_loaded_bit_for_bit(tmp_path, config):
     variables, card = random_variables(config), ModelCard(config, {"run": "test"})
     save_model(tmp_path / "model", jax.tree.map(jnp.asarray, variables), card)
     loaded, loaded_card = load_model(tmp_path / "model")
@@ -53,7 +53,7 @@ def test_half_precision_is_stored_as_fp32(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, jax.tree.map(np.float32, variables))
 
 
-def test_saving_replaces_the_model_and_keeps_its_neighbours(tmp_path):
+def test_saving_replaces_the_model_and_keeps_other_files(tmp_path):
     save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
     (tmp_path / "vocabulary.npz").write_bytes(b"kept")
     save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {}))
@@ -61,7 +61,7 @@ def test_saving_replaces_the_model_and_keeps_its_neighbours(tmp_path):
     assert (tmp_path / "vocabulary.npz").read_bytes() == b"kept"
 
 
-def test_a_write_cut_short_is_not_mistaken_for_a_model(tmp_path, monkeypatch):
+def test_an_interrupted_write_is_not_loaded_as_a_model(tmp_path, monkeypatch):
     save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
 
     def killed(*_):
@@ -82,7 +82,7 @@ def test_a_card_without_arrays_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty", "other"])
-def test_a_directory_that_is_no_model_is_refused_with_a_remedy(tmp_path, make):
+def test_a_directory_without_a_model_is_refused_with_a_remedy(tmp_path, make):
     directory = tmp_path / "model"
     if make != "nothing":
         directory.mkdir()
@@ -92,7 +92,7 @@ def test_a_directory_that_is_no_model_is_refused_with_a_remedy(tmp_path, make):
         load_model(directory)
 
 
-def test_arrays_that_are_not_those_of_the_card_are_named(tmp_path):
+def test_arrays_that_do_not_match_the_card_are_named(tmp_path):
     variables = random_variables(RESNET)
     variables["params"]["text"]["projection"] = np.zeros((3, 8), np.float32)
     del variables["batch_stats"]["visual"]["stem"]["norm1"]["mean"]

@@ -1,4 +1,4 @@
-"""Model directories of earlier versions stay readable: one of every card format."""
+"""Model directories of earlier versions are readable, one for each card format."""
 
 import tarfile
 from pathlib import Path
@@ -19,7 +19,7 @@ from regionclip_jax.structures import Preprocessing
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-# No number is a default, so that each is read from the card.
+# The numbers differ from the defaults, so that the test fails if one is not read from the card.
 FORMAT_2 = CLIPConfig(
     image=ViTConfig(patch_size=8, layers=1, width=8, heads=2, activation="gelu", eps=1e-6),
     text=TextConfig(
@@ -40,7 +40,7 @@ def unpack(name: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory) -> Path:
-    """Written at f2fd52e: ``pico_clip.pth`` converted, a localizer and a box head beside it."""
+    """Directory written at f2fd52e: converted ``pico_clip.pth``, a localizer and a box head."""
     return unpack("model_format_1", tmp_path_factory.mktemp("format_1"))
 
 
@@ -49,14 +49,14 @@ def test_a_model_of_format_1_loads_bit_for_bit(directory, tmp_path):
     assert card.version == "0.1.0" and card.source["file"] == "pico_clip.pth"
     convert_checkpoint(GOLDEN / "pico_clip.pth", tmp_path)
     expected = flatten(load_model(tmp_path)[0])
-    found = flatten(variables)
-    assert found.keys() == expected.keys()
-    for path in found:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+    loaded = flatten(variables)
+    assert loaded.keys() == expected.keys()
+    for path in loaded:
+        np.testing.assert_array_equal(loaded[path], expected[path], err_msg=path)
 
 
-def test_a_model_of_format_1_keeps_the_text_tower_that_old_vocabularies_name(directory):
-    """The hash was printed by ``text_tower_hash`` of f2fd52e."""
+def test_a_model_of_format_1_keeps_the_text_tower_hash_of_old_vocabularies(directory):
+    """Compare with the result of ``text_tower_hash`` at f2fd52e."""
     variables, card = load_model(directory)
     encoder = describe_encoder(card.architecture, variables["params"])
     assert encoder["parameters_sha256"] == (
@@ -70,8 +70,8 @@ def test_a_model_of_format_2_loads_bit_for_bit_with_its_vocabulary(tmp_path):
     assert card.architecture == FORMAT_2 and card.source == {"run": "train_clip"}
     rng = np.random.default_rng(0)
     for path, leaf in sorted(flatten(variables).items()):
-        drawn = rng.standard_normal(leaf.shape).astype(np.float32)
-        np.testing.assert_array_equal(leaf, drawn, err_msg=path)
+        expected_leaf = rng.standard_normal(leaf.shape).astype(np.float32)
+        np.testing.assert_array_equal(leaf, expected_leaf, err_msg=path)
     vocabulary = Vocabulary.load(directory / "vocabulary.npz")
     require_matching(vocabulary, describe_encoder(card.architecture, variables["params"]))
 

@@ -22,7 +22,7 @@ def make_vocabulary(encoder=None, dim=64) -> Vocabulary:
     return Vocabulary(("cat", "Hörnchen"), embeddings, ("a photo of a {}.",), encoder)
 
 
-def test_a_vocabulary_survives_saving(tmp_path):
+def test_a_saved_vocabulary_is_loaded_unchanged(tmp_path):
     vocabulary = make_vocabulary()
     vocabulary.save(tmp_path / "new" / "vocabulary.npz")
     loaded = Vocabulary.load(tmp_path / "new" / "vocabulary.npz")
@@ -33,7 +33,7 @@ def test_a_vocabulary_survives_saving(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["vocabulary.npz"]
 
 
-def test_no_templates_are_possible(tmp_path):
+def test_a_vocabulary_may_have_no_templates(tmp_path):
     dataclasses.replace(make_vocabulary(), templates=()).save(tmp_path / "a.npz")
     assert Vocabulary.load(tmp_path / "a.npz").templates == ()
 
@@ -52,7 +52,7 @@ def test_inconsistent_vocabularies_are_refused(names, embeddings, message):
         Vocabulary(names, embeddings, (), {})
 
 
-def test_files_that_are_no_vocabulary_are_refused(tmp_path):
+def test_files_without_a_vocabulary_are_refused(tmp_path):
     path = tmp_path / "vocabulary.npz"
     with pytest.raises(CheckpointMismatch, match="found no file"):
         Vocabulary.load(path)
@@ -67,7 +67,7 @@ def test_files_that_are_no_vocabulary_are_refused(tmp_path):
         Vocabulary.load(path)
 
 
-def test_objects_in_a_file_are_refused_not_unpickled(tmp_path):
+def test_objects_in_a_file_are_refused_and_not_unpickled(tmp_path):
     path = tmp_path / "vocabulary.npz"
     arrays = {"embeddings": np.ones((1, 2)), "templates": np.array([]), "encoder": np.array("{}")}
     np.savez(path, names=np.array([{"a": 1}], dtype=object), **arrays)
@@ -75,7 +75,7 @@ def test_objects_in_a_file_are_refused_not_unpickled(tmp_path):
         Vocabulary.load(path)
 
 
-def test_the_hash_of_a_text_tower_depends_on_its_numbers_and_names_alone():
+def test_the_hash_of_a_text_tower_depends_only_on_its_values_and_names():
     reference = text_tower_hash(TEXT)
     reordered = {"text": dict(reversed(TEXT["text"].items())), "visual": {"other": np.ones(3)}}
     assert text_tower_hash(reordered) == reference
@@ -85,7 +85,7 @@ def test_the_hash_of_a_text_tower_depends_on_its_numbers_and_names_alone():
     assert text_tower_hash(reshaped) != reference
 
 
-def test_a_vocabulary_of_another_text_tower_is_refused_naming_both():
+def test_a_vocabulary_of_another_text_tower_is_refused_with_both_hashes():
     other = {"text": {**TEXT["text"], "projection": np.zeros((2, 3), np.float32)}}
     encoder = describe_encoder(PRESETS["RN50x4"], other)
     with pytest.raises(CheckpointMismatch) as error:
@@ -95,8 +95,8 @@ def test_a_vocabulary_of_another_text_tower_is_refused_naming_both():
     assert encoder["parameters_sha256"][:12] in message
 
 
-def test_a_vocabulary_of_the_flat_architecture_matches_its_model_and_is_described():
-    """Files made before model cards had format 2; the hash is that of the same text tower."""
+def test_a_vocabulary_of_the_flat_architecture_matches_its_model_and_is_printed():
+    """Files older than card format 2 have another architecture but the same text tower hash."""
     flat = {
         "image_resolution": 224, "vision_layers": [1, 1, 1, 1], "vision_width": 16,
         "vision_patch_size": None, "vision_heads": 8, "embed_dim": 64, "vocab_size": 49408,
@@ -109,7 +109,7 @@ def test_a_vocabulary_of_the_flat_architecture_matches_its_model_and_is_describe
         require_matching(old, describe_encoder(PRESETS["tiny"], other))
 
 
-def test_of_an_imported_vocabulary_only_the_width_can_be_compared():
+def test_only_the_width_of_an_imported_vocabulary_is_compared():
     imported = {"architecture": None, "parameters_sha256": None}
     encoder = describe_encoder(PRESETS["tiny"], TEXT)
     require_matching(make_vocabulary(imported), encoder)

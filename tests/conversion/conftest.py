@@ -1,9 +1,10 @@
-"""Golden weights and the small writers that the conversion tests share.
+"""Golden weights and writers of small files for the conversion tests.
 
-``pico_clip*``, ``*layouts*``, ``small_legacy.pth`` and ``embeddings.pth`` were written by torch
-2.13 and safetensors 0.8. pico is a ResNet CLIP of width 2 in the names of ``shapes_pico_clip.json``
-with the weights of ``make_weights.py``, saved with torch.save (zip; legacy, in a wrapper and with
-``module.``) and, partly in fp16 with OpenAI's three scalars, with torch.jit.trace(...).save.
+torch 2.13 and safetensors 0.8 wrote ``pico_clip*``, ``*layouts*``, ``small_legacy.pth`` and
+``embeddings.pth``. pico is a ResNet CLIP of width 2 with the names of ``shapes_pico_clip.json`` and
+the weights of ``make_weights.py``. It was saved with torch.save as zip and in the legacy format,
+the latter in a wrapper and with ``module.``. torch.jit.trace(...).save wrote it partly in float16
+with OpenAI's three scalars.
 """
 
 import json
@@ -25,7 +26,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def make_state_dict():
-    """The reference's random weights by OpenAI's names: nano_clip, pico_clip, vit_tiny."""
+    """``make_state_dict(arch)``: random weights by OpenAI's names (nano_clip, pico_clip, ...)."""
     from parity.golden import make_state_dict
 
     return make_state_dict
@@ -33,7 +34,7 @@ def make_state_dict():
 
 @pytest.fixture
 def write_safetensors(tmp_path):
-    """Writes named arrays as safetensors and gives the path."""
+    """``write_safetensors(tensors, name)``: the path of a file with these arrays."""
 
     def write(tensors: dict[str, np.ndarray], name: str = "model.safetensors") -> Path:
         header, start = {}, 0

@@ -32,7 +32,7 @@ def tensor_pickle(
     shape: tuple = (2, 2),
     strides: tuple = (2, 1),
 ) -> bytes:
-    """Opcodes that rebuild one tensor of storage '0', as torch writes them."""
+    """Return torch's opcodes that rebuild one tensor of storage '0'."""
 
     def numbers(values):
         return b"(" + b"".join(f"I{value}\n".encode() for value in values) + b"t"
@@ -58,7 +58,7 @@ def write_zip(path, program: bytes, *, torchscript=False, byteorder="little", da
 
 
 class Command:
-    """Pickles to a program that runs a command."""
+    """Object with a pickle that runs a command."""
 
     def __init__(self, command):
         self.command = command
@@ -71,58 +71,58 @@ class Command:
 @pytest.mark.parametrize("name", ["pico_clip.pth", "pico_clip_legacy.pth"])
 def test_torch_files_are_read_bit_for_bit(golden, make_state_dict, name):
     expected = make_state_dict("pico_clip")
-    found = read_tensors(golden / name)
-    found = {key.removeprefix("module."): value for key, value in found.items()}
-    assert found.keys() == expected.keys()
+    tensors = read_tensors(golden / name)
+    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    assert tensors.keys() == expected.keys()
     for key, value in expected.items():
-        assert found[key].dtype == value.dtype
-        np.testing.assert_array_equal(found[key], value)
+        assert tensors[key].dtype == value.dtype
+        np.testing.assert_array_equal(tensors[key], value)
 
 
 @pytest.mark.parity
-def test_torchscript_names_are_the_paths_of_its_attributes(golden, make_state_dict):
+def test_torchscript_tensors_are_named_by_attribute_path(golden, make_state_dict):
     expected = make_state_dict("pico_clip")
-    found = read_tensors(golden / "pico_clip_torchscript_fp16.pt")
+    tensors = read_tensors(golden / "pico_clip_torchscript_fp16.pt")
     extra = {"input_resolution": 64, "context_length": 77, "vocab_size": 64}
-    assert found.keys() == expected.keys() | extra.keys()
-    assert all(int(found[name]) == value for name, value in extra.items())
-    half = [key for key, value in found.items() if value.dtype == np.float16]
+    assert tensors.keys() == expected.keys() | extra.keys()
+    assert all(int(tensors[name]) == value for name, value in extra.items())
+    half = [key for key, value in tensors.items() if value.dtype == np.float16]
     assert "visual.conv1.weight" in half and "visual.bn1.weight" not in half
     for key, value in expected.items():
-        np.testing.assert_array_equal(found[key], value.astype(found[key].dtype))
+        np.testing.assert_array_equal(tensors[key], value.astype(tensors[key].dtype))
 
 
-def test_strides_offsets_shared_storages_and_dtypes_are_honoured(golden):
-    found = read_tensors(golden / "torch_layouts.pth")
-    np.testing.assert_array_equal(found["transposed"], BASE.transpose(2, 1, 0))
-    np.testing.assert_array_equal(found["slice"], BASE[1:, ::2, 1:4])
-    np.testing.assert_array_equal(found["shared"], BASE)
-    np.testing.assert_array_equal(found["expanded"], np.ones(3))
-    np.testing.assert_array_equal(found["parameter"], BASE[0])
-    assert found["empty"].shape == (0, 4) and found["scalar"] == 2.5
+def test_strides_offsets_shared_storages_and_dtypes_are_read(golden):
+    tensors = read_tensors(golden / "torch_layouts.pth")
+    np.testing.assert_array_equal(tensors["transposed"], BASE.transpose(2, 1, 0))
+    np.testing.assert_array_equal(tensors["slice"], BASE[1:, ::2, 1:4])
+    np.testing.assert_array_equal(tensors["shared"], BASE)
+    np.testing.assert_array_equal(tensors["expanded"], np.ones(3))
+    np.testing.assert_array_equal(tensors["parameter"], BASE[0])
+    assert tensors["empty"].shape == (0, 4) and tensors["scalar"] == 2.5
     dtypes = {"half": np.float16, "double": np.float64, "bfloat16": ml_dtypes.bfloat16}
     for name, dtype in dtypes.items():
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name].astype(np.float32), BASE[0])
-    assert found["int64"].dtype == np.int64 and found["int8"].dtype == np.int8
-    assert found["bool"].tolist() == [True, False]
+        assert tensors[name].dtype == dtype
+        np.testing.assert_array_equal(tensors[name].astype(np.float32), BASE[0])
+    assert tensors["int64"].dtype == np.int64 and tensors["int8"].dtype == np.int8
+    assert tensors["bool"].tolist() == [True, False]
 
 
 def test_safetensors_is_read_with_every_dtype(golden):
-    found = read_tensors(golden / "layouts.safetensors")
-    np.testing.assert_array_equal(found["float32"], BASE)
+    tensors = read_tensors(golden / "layouts.safetensors")
+    np.testing.assert_array_equal(tensors["float32"], BASE)
     for name, dtype in {"half": np.float16, "bfloat16": ml_dtypes.bfloat16}.items():
-        assert found[name].dtype == dtype
-        np.testing.assert_array_equal(found[name].astype(np.float32), BASE[0])
-    assert found["int64"].tolist() == [0, 1, 2, 3, 4] and found["scalar"].shape == ()
-    assert found["empty"].shape == (0, 4) and found["bool"].dtype == np.bool_
+        assert tensors[name].dtype == dtype
+        np.testing.assert_array_equal(tensors[name].astype(np.float32), BASE[0])
+    assert tensors["int64"].tolist() == [0, 1, 2, 3, 4] and tensors["scalar"].shape == ()
+    assert tensors["empty"].shape == (0, 4) and tensors["bool"].dtype == np.bool_
 
 
 def test_a_bare_tensor_has_the_empty_name(tmp_path):
     data = np.arange(4, dtype=np.float32)
     path = write_zip(tmp_path / "a.pth", tensor_pickle() + b".", data=data.tobytes())
-    found = read_tensors(path)
-    np.testing.assert_array_equal(found[BARE_TENSOR], data.reshape(2, 2))
+    tensors = read_tensors(path)
+    np.testing.assert_array_equal(tensors[BARE_TENSOR], data.reshape(2, 2))
 
 
 @pytest.mark.parametrize("container", ["zip", "torchscript", "legacy"])
@@ -151,7 +151,7 @@ def test_a_pickle_that_runs_a_command_is_refused_and_does_not_run(tmp_path, cont
         ("argparse", "Namespace"),
     ],
 )
-def test_whatever_is_not_a_tensor_is_refused_by_name(tmp_path, module, name):
+def test_objects_other_than_tensors_are_refused_by_name(tmp_path, module, name):
     program = b"\x80\x04" + pickle.dumps(module, 4)[2:-1] + pickle.dumps(name, 4)[2:-1] + b"\x93."
     with pytest.raises(CheckpointMismatch, match=f"{module}.{name}"):
         read_tensors(write_zip(tmp_path / "a.pth", program))
@@ -167,7 +167,7 @@ def test_whatever_is_not_a_tensor_is_refused_by_name(tmp_path, module, name):
         tensor_pickle(strides=(1,)),
         tensor_pickle(numel=400),
         tensor_pickle(storage=global_("torch", "_utils")),
-        # A tensor whose checked fields the pickle overwrites afterwards.
+        # The pickle overwrites the checked fields of this tensor afterwards.
         tensor_pickle() + b"}X\x06\x00\x00\x00offsetI-9\nsb",
         tensor_pickle() + b"N}X\x06\x00\x00\x00offsetI-9\ns\x86b",
     ],
@@ -180,13 +180,13 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path, program):
 @pytest.mark.parametrize(
     "program",
     [
-        # A memo of four billion entries, and a byte array of as many bytes as 64 bits count.
+        # The first two state a memo of four billion entries and an array of 2**63 - 1 bytes.
         b"Nr\xff\xff\xff\xff.",
         b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",
         b"}" * 3 + b"X\x01\x00\x00\x00as" * 2 + b".",
     ],
 )
-def test_sizes_that_a_pickle_claims_are_not_allocated(tmp_path, program):
+def test_sizes_given_in_a_pickle_are_not_allocated(tmp_path, program):
     with pytest.raises(CheckpointMismatch, match=r"a\.pth"):
         read_tensors(write_zip(tmp_path / "a.pth", program))
 
@@ -209,7 +209,7 @@ def test_big_endian_files_are_refused(tmp_path):
 )  # fmt: skip
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(kept=st.floats(0, 1, exclude_max=True))
-def test_a_file_cut_anywhere_is_refused_by_name(tmp_path_factory, golden, name, kept):
+def test_a_truncated_file_is_refused_by_name(tmp_path_factory, golden, name, kept):
     content = (golden / name).read_bytes()
     path = tmp_path_factory.mktemp("cut") / name
     path.write_bytes(content[: int(kept * len(content))])
@@ -221,11 +221,11 @@ def test_a_file_cut_anywhere_is_refused_by_name(tmp_path_factory, golden, name, 
 @pytest.mark.parametrize("name", ["torch_layouts.pth", "layouts.safetensors", "small_legacy.pth"])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_a_damaged_file_is_refused_or_read_but_never_crashes(tmp_path_factory, golden, name, data):
+def test_a_damaged_file_is_refused_or_read_without_a_crash(tmp_path_factory, golden, name, data):
     content = bytearray((golden / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(content) - 1))
-        content[place] = data.draw(st.integers(0, 255))
+        position = data.draw(st.integers(0, len(content) - 1))
+        content[position] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("damaged") / name
     path.write_bytes(content)
     try:
@@ -263,7 +263,7 @@ def test_a_zip_without_a_pickle_is_refused(tmp_path):
         7,
     ],
 )
-def test_a_safetensors_header_that_lies_is_refused(tmp_path, entry):
+def test_an_inconsistent_safetensors_header_is_refused(tmp_path, entry):
     text = json.dumps({"weight": entry}).encode()
     path = tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 16)

@@ -10,17 +10,17 @@ from regionclip_jax.conversion.clip_keys import origin
 from regionclip_jax.conversion.layouts import Layout, Origin, source_shape, to_parameter
 from regionclip_jax.models.presets import PRESETS
 
-# Tensors of the image tower: docs/reference/checkpoints.md#rn50-inventory for RN50; the others from
-# their depths.
+# Numbers of tensors of the image tower: docs/reference/checkpoints.md#rn50-inventory for RN50; the
+# others follow from their depths.
 NUM_VISUAL = {"RN50": 284, "RN101": 284 + 17 * 15, "ViT-B/32": 8 + 12 * 12, "ViT-L/14": 8 + 24 * 12}
 NUM_TEXT = 149
 
-# Both have more text heads than a state dict can say: width / 64, like OpenAI's.
+# A state dict has no number of heads. These two have more text heads than OpenAI's width / 64.
 OURS_ALONE = {"scenes", "small"}
 
 
 def source_shapes(config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of OpenAI's state dict, from our tree."""
+    """Return names and shapes of OpenAI's state dict, computed from this package's tree."""
     shapes = {}
     for path, leaf in flatten(abstract_variables(config)).items():
         where = origin(path.partition("/")[2], len(leaf.shape))
@@ -41,14 +41,14 @@ def test_every_preset_maps_to_openai_names_and_back(name):
         assert num_visual == NUM_VISUAL[name]
     if config.text.layers == 12:
         assert len(shapes) - num_visual == NUM_TEXT + 1
-    # Nothing is used twice and nothing is lost: the numbers of both sides agree.
+    # Both sides have the same number of values, so none is lost or used twice.
     ours = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_variables(config)))
     assert ours == sum(math.prod(shape) for shape in shapes.values())
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", ["nano_clip", "vit_tiny"])
-def test_names_and_shapes_are_those_of_the_reference(make_state_dict, name):
+def test_names_and_shapes_equal_those_of_the_reference(make_state_dict, name):
     reference = make_state_dict(name)
     reference = {k: v.shape for k, v in reference.items() if "num_batches_tracked" not in k}
     tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in reference.items()}
@@ -60,7 +60,7 @@ def test_a_path_without_a_rule_is_named():
         origin("visual/new_module/kernel", 2)
 
 
-def test_a_convolution_becomes_height_width_in_out():
+def test_a_convolution_kernel_is_converted_to_height_width_in_out():
     tensor = np.arange(2 * 3 * 5 * 7, dtype=np.float16).reshape(2, 3, 5, 7)
     kernel = to_parameter(tensor, Origin("conv", Layout.CONVOLUTION))
     assert kernel.shape == (5, 7, 3, 2) and kernel.dtype == np.float32

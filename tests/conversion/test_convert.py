@@ -15,7 +15,7 @@ from regionclip_jax.structures import Preprocessing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
-# Of the largest magnitude; fp32 on a CPU, other summation orders than torch's.
+# Relative to the largest magnitude, for float32 on a CPU with other summation orders than torch.
 TOLERANCE = 1e-4
 
 
@@ -26,12 +26,12 @@ def encode(directory, pixels, tokens):
         return encode_both(variables, pixels.transpose(0, 2, 3, 1), tokens)
 
 
-def assert_close(found, expected):
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+def assert_close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
 def as_regionclip(tensors, tower="backbone", text="lang_encoder."):
-    """A CLIP by RegionCLIP's names: no batch counters, no logit scale."""
+    """Return a CLIP model by RegionCLIP's names, without batch counters and logit scale."""
     result = {}
     for key, value in tensors.items():
         if key.startswith("visual.") and "num_batches_tracked" not in key:
@@ -43,7 +43,7 @@ def as_regionclip(tensors, tower="backbone", text="lang_encoder."):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("arch", ["nano_clip", "vit_tiny"])
-def test_converted_towers_compute_what_the_reference_computes(
+def test_converted_towers_give_the_results_of_the_reference(
     tmp_path, golden, make_state_dict, write_safetensors, arch
 ):
     expected = np.load(golden / ("nano_clip_io.npz" if arch == "nano_clip" else "vit_tiny.npz"))
@@ -62,7 +62,7 @@ def test_converted_towers_compute_what_the_reference_computes(
 
 
 @pytest.mark.parity
-def test_weights_arrive_bit_for_bit_in_our_layout(tmp_path, golden, make_state_dict):
+def test_weights_are_converted_bit_for_bit(tmp_path, golden, make_state_dict):
     source = make_state_dict("pico_clip")
     convert_checkpoint(golden / "pico_clip.pth", tmp_path)
     variables, card = load_model(tmp_path)
@@ -96,7 +96,7 @@ def test_torchscript_in_half_precision_is_cast_up_exactly(tmp_path, golden, make
     assert conversion.unused == ()
 
 
-def test_the_container_does_not_matter(tmp_path, golden):
+def test_the_result_does_not_depend_on_the_container(tmp_path, golden):
     for name in ("pico_clip.pth", "pico_clip_legacy.pth"):
         convert_checkpoint(golden / name, tmp_path / name)
     one, _ = load_model(tmp_path / "pico_clip.pth")
@@ -145,7 +145,7 @@ def test_a_regionclip_detector_takes_its_text_tower_from_another_file(
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_tower_that_is_not_there_is_refused(tmp_path, make_state_dict, write_safetensors):
+def test_a_missing_tower_is_refused(tmp_path, make_state_dict, write_safetensors):
     tensors = make_state_dict("pico_clip")
     plain = write_safetensors(tensors, "plain.safetensors")
     with pytest.raises(CheckpointMismatch, match="leave out --tower teacher"):
@@ -186,13 +186,13 @@ def test_unknown_tensors_are_listed(tmp_path, make_state_dict, write_safetensors
     assert "unused: visual.extra.weight" in conversion.summary()
 
 
-def test_a_file_that_is_no_clip_is_refused(tmp_path, write_safetensors):
+def test_a_file_without_a_clip_model_is_refused(tmp_path, write_safetensors):
     source = write_safetensors({"fc.weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(CheckpointMismatch, match=r"model\.safetensors.*image tower.*fc\.weight"):
         convert_checkpoint(source, tmp_path / "model")
 
 
-def test_a_localizer_is_not_taken_for_a_student(tmp_path, write_safetensors):
+def test_a_localizer_is_not_converted_as_a_student(tmp_path, write_safetensors):
     names = ["backbone.stem.conv1.weight", "proposal_generator.rpn_head.conv.weight"]
     source = write_safetensors({name: np.zeros((1, 3, 7, 7), np.float32) for name in names})
     with pytest.raises(CheckpointMismatch, match="found a localizer"):
@@ -222,10 +222,10 @@ _OPEN_CLIP = {
 
 
 @pytest.mark.parametrize("kind", ["huggingface", "open_clip"])
-def test_numbers_that_tensors_do_not_say_come_from_the_files_beside_them(
+def test_numbers_missing_in_tensors_are_read_from_the_configuration_file(
     tmp_path, make_state_dict, write_safetensors, kind
 ):
-    """A vit_tiny of random weights; the model then computes with these numbers."""
+    """Convert a vit_tiny of random weights and compute with these numbers."""
     source = write_safetensors(make_state_dict("vit_tiny"))
     plain = convert_checkpoint(source, tmp_path / "plain").card.architecture
     assert plain.image.activation == plain.text.activation == "quick_gelu"
@@ -247,14 +247,14 @@ def test_numbers_that_tensors_do_not_say_come_from_the_files_beside_them(
     arrays = np.load(GOLDEN / "vit_tiny.npz")
     images, texts = encode(tmp_path / "model", arrays["input"], arrays["tokens"])
     others = encode(tmp_path / "plain", arrays["input"], arrays["tokens"])
-    for found, other in zip((images, texts), others, strict=True):
-        assert np.isfinite(found).all() and np.abs(found - other).max() > 1e-3
+    for actual, other in zip((images, texts), others, strict=True):
+        assert np.isfinite(actual).all() and np.abs(actual - other).max() > 1e-3
 
 
-def test_each_kind_of_names_has_its_own_configuration_file(
+def test_each_naming_scheme_has_a_separate_configuration_file(
     tmp_path, make_state_dict, write_safetensors
 ):
-    """Repositories with both files exist; these tensors have open_clip's names."""
+    """Convert tensors with open_clip names beside both files, as in some repositories."""
     source = write_safetensors(make_state_dict("vit_tiny"))
     (tmp_path / "config.json").write_text(json.dumps(_HUGGINGFACE))
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
@@ -276,7 +276,7 @@ def test_an_assumed_activation_is_noted(tmp_path, make_state_dict, write_safeten
         ([], "config.json: expected a JSON object, found list"),
     ],
 )
-def test_numbers_that_no_tower_has_are_refused(
+def test_invalid_numbers_of_a_tower_are_refused(
     tmp_path, make_state_dict, write_safetensors, config, message
 ):
     source = write_safetensors(make_state_dict("vit_tiny"))
@@ -285,7 +285,9 @@ def test_numbers_that_no_tower_has_are_refused(
         convert_checkpoint(source, tmp_path / "model")
 
 
-def test_bare_embeddings_become_the_vocabulary_of_a_model(tmp_path, golden, write_safetensors):
+def test_bare_embeddings_are_converted_to_the_vocabulary_of_a_model(
+    tmp_path, golden, write_safetensors
+):
     convert_checkpoint(golden / "pico_clip.pth", tmp_path / "model")
     embeddings = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
     source = write_safetensors({"": embeddings}, "emb.safetensors")

@@ -1,4 +1,4 @@
-"""Localizers of detectron2's checkpoints: every variant's names, bit for bit, or refused."""
+"""Localizers of detectron2 checkpoints: every variant is converted bit for bit or refused."""
 
 import pickle
 import re
@@ -25,7 +25,7 @@ def bare(tensors):
 
 @pytest.fixture(scope="session")
 def localizer_tensors(make_state_dict):
-    """``localizer_tensors(variant)``: random weights by the names that a detector's file has."""
+    """``localizer_tensors(variant)``: random weights by the names in a detector file."""
 
     def tensors(variant: str) -> dict[str, np.ndarray]:
         if variant in ("c4", "fpn"):
@@ -33,32 +33,32 @@ def localizer_tensors(make_state_dict):
         plain = bare(make_state_dict("tiny_rpn_fpn"))
         if variant == "clip":
             return as_clip_trunk(plain)
-        found = {}
+        result = {}
         for name, value in plain.items():
             if match := re.fullmatch(r"(backbone\.fpn_.*)\.(weight|bias)", name):
                 if match[2] == "weight":
-                    found[name] = value
+                    result[name] = value
                     norm = {f"{match[1]}.norm.{leaf}": np.full(16, 1.5, "f4") for leaf in NORM}
-                    found |= norm | {f"{match[1]}.norm.num_batches_tracked": np.zeros((), "i8")}
+                    result |= norm | {f"{match[1]}.norm.num_batches_tracked": np.zeros((), "i8")}
             elif ".rpn_head.conv." in name:
                 for number in "01":
-                    found[name.replace("conv.", f"conv.conv{number}.")] = value
+                    result[name.replace("conv.", f"conv.conv{number}.")] = value
             else:
-                found[name] = value
-        return found
+                result[name] = value
+        return result
 
     return tensors
 
 
 def as_clip_trunk(plain):
-    """The names and shapes of CLIP's ResNet, width 8, in place of detectron2's."""
+    """Return the tensors with the names and shapes of CLIP's ResNet of width 8."""
     rng = np.random.default_rng(0)
-    found = {n: v for n, v in plain.items() if "bottom_up" not in n}
+    result = {n: v for n, v in plain.items() if "bottom_up" not in n}
 
     def layer(conv, norm, *shape):
-        found[f"backbone.bottom_up.{conv}.weight"] = rng.standard_normal(shape).astype("f4")
+        result[f"backbone.bottom_up.{conv}.weight"] = rng.standard_normal(shape).astype("f4")
         for leaf in NORM:
-            found[f"backbone.bottom_up.{norm}.{leaf}"] = rng.random(shape[0]).astype("f4")
+            result[f"backbone.bottom_up.{norm}.{leaf}"] = rng.random(shape[0]).astype("f4")
 
     layer("conv1", "bn1", 4, 3, 3, 3)
     layer("conv2", "bn2", 4, 4, 3, 3)
@@ -71,7 +71,7 @@ def as_clip_trunk(plain):
         layer(at + "conv3", at + "bn3", 4 * planes, planes, 1, 1)
         layer(at + "downsample.0", at + "downsample.1", 4 * planes, channels, 1, 1)
         channels = 4 * planes
-    return found
+    return result
 
 
 @pytest.mark.parametrize("variant", ["c4", "fpn", "jitter", "clip"])
@@ -89,9 +89,9 @@ def test_every_tensor_of_every_variant_is_used_bit_for_bit(
     variables, card = load_localizer(tmp_path / "model")
     assert card == conversion.card and card.source["file"] == file.name
     leaves = flatten(variables)
-    # Every tensor, and no number but theirs: conversions only reorder.
-    found = sorted(np.sort(x.ravel()).tobytes() for x in leaves.values())
-    assert found == sorted(np.sort(tensors[name].ravel()).tobytes() for name in counted)
+    # The conversion only reorders values, so sorted values are equal.
+    result = sorted(np.sort(x.ravel()).tobytes() for x in leaves.values())
+    assert result == sorted(np.sort(tensors[name].ravel()).tobytes() for name in counted)
     deltas = tensors["proposal_generator.rpn_head.anchor_deltas.weight"]
     np.testing.assert_array_equal(leaves["params/head/deltas/kernel"], deltas.transpose(2, 3, 1, 0))
     if variant == "clip":
@@ -104,13 +104,13 @@ def test_every_tensor_of_every_variant_is_used_bit_for_bit(
 
 
 def test_the_variant_follows_from_names(tmp_path, localizer_tensors, write_safetensors):
-    found = {}
+    result = {}
     for variant in ("c4", "fpn", "jitter", "clip"):
         file = write_safetensors(localizer_tensors(variant), f"{variant}.safetensors")
         config = convert_localizer(file, tmp_path / variant).card.architecture
-        found[variant] = (config.trunk, config.blocks, config.pyramid_norm, config.head_convs)
+        result[variant] = (config.trunk, config.blocks, config.pyramid_norm, config.head_convs)
         assert (config.pyramid_channels is None) == (variant == "c4")
-    assert found == {
+    assert result == {
         "c4": ("detectron", (3, 4, 6), False, 1),
         "fpn": ("detectron", (3, 4, 6, 3), False, 1),
         "jitter": ("detectron", (3, 4, 6, 3), True, 2),
@@ -121,10 +121,10 @@ def test_the_variant_follows_from_names(tmp_path, localizer_tensors, write_safet
 def test_a_fine_tuned_regionclip_gives_its_offline_localizer(
     tmp_path, localizer_tensors, make_state_dict, write_safetensors
 ):
-    """Its ``backbone.`` is the recognition tower, and is listed as unused."""
-    own = {f"offline_{name}": value for name, value in localizer_tensors("fpn").items()}
+    """Its ``backbone.`` is the recognition tower and is listed as unused."""
+    offline = {f"offline_{name}": value for name, value in localizer_tensors("fpn").items()}
     tower = {"backbone.conv1.weight": np.ones((4, 3, 3, 3), "f4"), "pixel_mean": np.ones(3, "f4")}
-    file = write_safetensors(own | tower | {"roi_heads.box.weight": np.ones(2, "f4")})
+    file = write_safetensors(offline | tower | {"roi_heads.box.weight": np.ones(2, "f4")})
     conversion = convert_localizer(file, tmp_path)
     assert conversion.num_used == 287
     assert set(conversion.unused) == {"backbone.conv1.weight", "roi_heads.box.weight"}
@@ -149,7 +149,7 @@ def test_a_fine_tuned_regionclip_gives_its_offline_localizer(
         ("backbone.bottom_up.stem.conv1.weight", np.ravel, "expected 4 dimensions"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_key_and_shapes(
+def test_tensors_that_do_not_fit_are_refused_with_key_and_shapes(
     tmp_path, localizer_tensors, write_safetensors, name, change, message
 ):
     tensors = localizer_tensors("fpn")
@@ -193,8 +193,8 @@ def test_an_unfinished_localizer_is_refused_with_the_remedy(
 
 
 def as_caffe2(tensors):
-    """The trunk of a pyramid by the names of MSRA's R-50.pkl, whose norms are folded."""
-    found = {"fc1000_w": np.zeros((10, 4), "f4"), "conv1_b": np.zeros(4, "f4")}
+    """Return the trunk of a pyramid with the names and folded norms of MSRA's R-50.pkl."""
+    result = {"fc1000_w": np.zeros((10, 4), "f4"), "conv1_b": np.zeros(4, "f4")}
     for name, value in tensors.items():
         if "bottom_up." not in name or name.endswith(("running_mean", "running_var")):
             continue
@@ -207,11 +207,11 @@ def as_caffe2(tensors):
         is_norm = "norm" in name or "_bn." in name
         name = name.replace(".norm", "_bn")
         leaf = {"weight": "s" if is_norm else "w", "bias": "b"}[name.rpartition(".")[2]]
-        found[f"{name.rpartition('.')[0]}_{leaf}"] = value
-    return found
+        result[f"{name.rpartition('.')[0]}_{leaf}"] = value
+    return result
 
 
-def test_an_imagenet_trunk_by_caffe2s_names(tmp_path, localizer_tensors):
+def test_an_imagenet_trunk_with_caffe2_names_is_converted(tmp_path, localizer_tensors):
     tensors = localizer_tensors("fpn")
     file = tmp_path / "R-50.pkl"
     file.write_bytes(pickle.dumps({"blobs": as_caffe2(tensors)}, protocol=2))
@@ -219,28 +219,28 @@ def test_an_imagenet_trunk_by_caffe2s_names(tmp_path, localizer_tensors):
     assert done.unused == ("fc1000_w", "conv1_b")
     variables, card = load_trunk(tmp_path / "out")
     assert card.source["file"] == "R-50.pkl" and card.architecture.pyramid_channels is None
-    found = flatten(variables)
-    for path, value in found.items():
+    result = flatten(variables)
+    for path, value in result.items():
         if path.endswith("/mean"):
             assert not value.any()
         if path.endswith("/var"):
-            # With the norm's eps: what was folded stays as it is.
+            # The epsilon of the norm is included, so that the folded norm is exact.
             np.testing.assert_array_equal(value + np.float32(1e-5), 1)
-    kernel = found["params/res3/block0/conv2/kernel"].transpose(3, 2, 0, 1)
+    kernel = result["params/res3/block0/conv2/kernel"].transpose(3, 2, 0, 1)
     np.testing.assert_array_equal(kernel, tensors["backbone.bottom_up.res3.0.conv2.weight"])
-    scale = found["params/stem/norm1/scale"]
+    scale = result["params/stem/norm1/scale"]
     np.testing.assert_array_equal(scale, tensors["backbone.bottom_up.stem.conv1.norm.weight"])
     stored = sum("bottom_up" in name and "running" not in name for name in tensors)
-    assert done.num_used == stored == sum("params" in path for path in found)
+    assert done.num_used == stored == sum("params" in path for path in result)
 
 
-def test_torchvisions_resnet_is_refused_as_a_trunk(tmp_path, write_safetensors):
+def test_the_resnet_of_torchvision_is_refused_as_a_trunk(tmp_path, write_safetensors):
     file = write_safetensors({"layer1.0.conv1.weight": np.zeros((4, 4, 1, 1), "f4")})
     with pytest.raises(CheckpointMismatch, match="R-50.pkl .torchvision's ResNet strides"):
         convert_trunk(file, tmp_path / "out")
 
 
-def test_half_an_imagenet_trunk_is_refused(tmp_path, localizer_tensors):
+def test_an_incomplete_imagenet_trunk_is_refused(tmp_path, localizer_tensors):
     half = as_caffe2(localizer_tensors("fpn"))
     del half["res3_0_branch2b_bn_s"]
     (tmp_path / "half.pkl").write_bytes(pickle.dumps(half, protocol=2))

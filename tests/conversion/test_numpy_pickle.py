@@ -1,4 +1,4 @@
-"""Pickles of NumPy arrays, detectron2's ``.pkl``: read exactly, and never run."""
+"""Pickles of NumPy arrays (detectron2's ``.pkl``) are read exactly and never executed."""
 
 import collections
 import os
@@ -27,15 +27,15 @@ def test_arrays_are_read_bit_for_bit(tmp_path, protocol):
         "matching_heuristics": True,
     }  # fmt: skip
     path.write_bytes(pickle.dumps(content, protocol=protocol))
-    found = read_tensors(path)
-    assert list(found) == list(ARRAYS)
+    tensors = read_tensors(path)
+    assert list(tensors) == list(ARRAYS)
     for name, expected in ARRAYS.items():
-        assert found[name].dtype == expected.dtype
-        np.testing.assert_array_equal(found[name], expected)
+        assert tensors[name].dtype == expected.dtype
+        np.testing.assert_array_equal(tensors[name], expected)
 
 
-def test_python_2s_pickles_are_read(tmp_path):
-    """Their strings are bytes: here those of a float32 array, as Python 2 wrote them."""
+def test_pickles_of_python_2_are_read(tmp_path):
+    """Read a float32 array of Python 2, whose strings are bytes."""
     data = np.array([1.5, -3.25], np.float32).tobytes()
     program = (
         b"\x80\x02}U\x04bluecnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -65,7 +65,7 @@ class Command:
     ],
     ids=["command", "objects", "complex", "big-endian", "records", "masked", "words", "empty"],
 )
-def test_whatever_is_no_array_of_numbers_is_refused(tmp_path, monkeypatch, content):
+def test_objects_other_than_numeric_arrays_are_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(CheckpointMismatch, match="bad.pkl"):
@@ -74,7 +74,7 @@ def test_whatever_is_no_array_of_numbers_is_refused(tmp_path, monkeypatch, conte
 
 
 @pytest.mark.parametrize("kept", [0.2, 0.6, 0.95])
-def test_a_file_cut_short_is_refused(tmp_path, kept):
+def test_a_truncated_file_is_refused(tmp_path, kept):
     whole = pickle.dumps({"model": ARRAYS})
     (tmp_path / "cut.pkl").write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(CheckpointMismatch, match="cut.pkl.*damaged or cut short"):

@@ -7,7 +7,7 @@ ONE = np.ones(1, np.float32)
 
 
 def to_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """OpenAI's ViT tensors by Hugging Face's names, written independently of the reader's table."""
+    """Return OpenAI's ViT tensors by Hugging Face names, without the table of the reader."""
     renames = [
         ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
         ("transformer.resblocks.", "text_model.encoder.layers."),
@@ -45,19 +45,19 @@ def to_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parity
-def test_hugging_face_names_become_openai_names(make_state_dict):
+def test_hugging_face_names_are_converted_to_openai_names(make_state_dict):
     expected = make_state_dict("vit_tiny")
     given = to_huggingface(expected)
     assert huggingface_keys.is_huggingface(given)
-    found, names = huggingface_keys.to_openai(given)
-    assert found.keys() == expected.keys()
+    renamed, names = huggingface_keys.to_openai(given)
+    assert renamed.keys() == expected.keys()
     for key in expected:
-        np.testing.assert_array_equal(found[key], expected[key])
-    used = {name for own in names.values() for name in own}
+        np.testing.assert_array_equal(renamed[key], expected[key])
+    used = {name for sources in names.values() for name in sources}
     assert given.keys() - used == {"text_model.embeddings.position_ids"}
 
 
-def test_a_block_without_its_values_lacks_the_packed_tensor():
+def test_a_block_without_value_weights_has_no_packed_tensor():
     block = "text_model.encoder.layers.0.self_attn"
     given = {f"{block}.{letter}_proj.bias": ONE for letter in "qk"}
     assert huggingface_keys.to_openai(given) == ({}, {})
@@ -70,7 +70,7 @@ def test_prefixes_of_distributed_wrappers_are_dropped_only_when_common():
 
 
 @pytest.mark.parametrize(("tower", "value"), [("student", 1), ("teacher", 2)])
-def test_student_and_teacher_are_told_apart(tower, value):
+def test_student_and_teacher_are_distinguished(tower, value):
     given = {
         "backbone.conv1.weight": ONE,
         "teacher_backbone.conv1.weight": ONE * 2,
@@ -79,8 +79,8 @@ def test_student_and_teacher_are_told_apart(tower, value):
         "lang_encoder.transformer.resblocks.0.ln_1.bias": ONE * 5,
         "roi_heads.box_predictor.cls_score.weight": ONE,
     }
-    found, names = regionclip_keys.to_openai(given, tower)
-    assert {key: int(array[0]) for key, array in found.items()} == {
+    renamed, names = regionclip_keys.to_openai(given, tower)
+    assert {key: int(array[0]) for key, array in renamed.items()} == {
         "visual.conv1.weight": value,
         "token_embedding.weight": 4,
         "transformer.resblocks.0.ln_1.bias": 5,
@@ -88,15 +88,15 @@ def test_student_and_teacher_are_told_apart(tower, value):
     assert names["token_embedding.weight"] == ("lang_encoder.token_embedding.weight",)
 
 
-def test_a_second_text_tower_is_not_mixed_in():
+def test_a_second_text_tower_is_not_read():
     given = {
         "lang_encoder.token_embedding.weight": ONE,
         "token_embedding.weight": ONE,
         "transformer.resblocks.0.ln_1.bias": ONE,
         "visual.conv1.weight": ONE,
     }
-    found, _ = regionclip_keys.to_openai(given, "student")
-    assert set(found) == {"token_embedding.weight", "visual.conv1.weight"}
+    renamed, _ = regionclip_keys.to_openai(given, "student")
+    assert set(renamed) == {"token_embedding.weight", "visual.conv1.weight"}
 
 
 def test_open_clip_names_with_a_text_prefix_are_read():
@@ -107,8 +107,8 @@ def test_open_clip_names_with_a_text_prefix_are_read():
         "logit_scale": ONE,
         "visual.transformer.resblocks.0.ln_1.bias": ONE,
     }
-    found, _ = regionclip_keys.to_openai(given, "student")
-    assert set(found) == {
+    renamed, _ = regionclip_keys.to_openai(given, "student")
+    assert set(renamed) == {
         "token_embedding.weight",
         "text_projection",
         "logit_scale",

@@ -11,7 +11,7 @@ value_and_grad = jax.jit(jax.value_and_grad(image_text_loss, (0, 1)))
 
 
 def plain_loss(images, texts, temperature):
-    """Cross-entropies of rows and of columns against the diagonal, halved."""
+    """Return the mean of the cross-entropies of rows and of columns against the diagonal."""
     images = images / np.linalg.norm(images, axis=1, keepdims=True)
     texts = texts / np.linalg.norm(texts, axis=1, keepdims=True)
     logits = images @ texts.T / temperature
@@ -31,7 +31,7 @@ def draw(seed, num=6, width=8):
 
 @pytest.mark.property
 @given(seed=st.integers(0, 2**32 - 1), num_real=st.integers(1, 6))
-def test_it_is_the_loss_of_the_real_rows_whatever_the_masked_rows_hold(seed, num_real):
+def test_the_loss_does_not_depend_on_masked_rows(seed, num_real):
     images, texts, noise, order = draw(seed)
     mask = order < num_real
     expected = plain_loss(images[mask], texts[mask], 0.1)
@@ -58,7 +58,7 @@ def test_lengths_of_embeddings_do_not_matter(seed):
 
 
 def test_without_a_real_row_the_loss_and_its_gradient_are_zero():
-    """Skipped records are zeros, whose length would divide by zero."""
+    """Skipped records are zeros, so their normalisation would divide by zero."""
     zeros = np.zeros((4, 8), np.float32)
     loss, gradients = value_and_grad(zeros, zeros, np.zeros(4, bool), 0.01)
     assert loss == 0

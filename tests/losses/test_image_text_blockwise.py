@@ -1,4 +1,4 @@
-"""Blocks and ring against the plain loss: the same numbers, in memory that grows otherwise."""
+"""The blockwise and the ring loss against the plain loss: values, gradients and memory."""
 
 import functools
 
@@ -35,9 +35,9 @@ def chunked(chunk: int):
     return functools.partial(chunked_image_text_loss, chunk=chunk)
 
 
-# Made when a test needs them: collecting the tests must not need eight devices.
+# The tests call these functions, as the collection of tests must not need eight devices.
 MAKE_FORM = {
-    # A chunk that does not divide the rows, and one that holds them all.
+    # One chunk does not divide the rows, and one has all rows.
     **{f"chunk {n}": functools.partial(chunked, n) for n in (5, 99)},
     **{f"ring of {n}": functools.partial(ring, n, chunk=3) for n in (1, 2, 4, 8)},
     "ring over two axes": over_two_axes,
@@ -51,7 +51,7 @@ def form_of(name: str):
 
 @functools.cache
 def value_and_gradients(form=image_text_loss):
-    """Of images, texts and the learned logit scale, as ``train_clip`` holds it."""
+    """Return a function to the loss and the gradients of images, texts and the logit scale."""
 
     def loss(images, texts, log_scale, mask):
         return form(images, texts, mask, jnp.exp(-log_scale))
@@ -69,15 +69,15 @@ def draw(seed: int, num_real: int):
 @pytest.mark.property
 @pytest.mark.parametrize("name", MAKE_FORM)
 @given(seed=st.integers(0, 2**32 - 1), num_real=st.integers(1, NUM_ROWS))
-def test_every_form_is_the_plain_loss_with_its_gradients(name, seed, num_real):
-    """Rows that are masked, a temperature from 1 to CLIP's 0.01, and its gradient."""
+def test_every_form_equals_the_plain_loss_and_its_gradients(name, seed, num_real):
+    """Test masked rows and temperatures from 1 to CLIP's 0.01, with the gradient of the scale."""
     arguments = draw(seed, num_real)
     expected, expected_gradients = value_and_gradients()(*arguments)
     loss, gradients = value_and_gradients(form_of(name))(*arguments)
-    # Differences of logits of up to 100: their rounding.
+    # The tolerance is the rounding of differences of logits of up to 100.
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=2e-5)
-    for found, plain in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=2e-5)
+    for actual, plain in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(actual, plain, rtol=1e-4, atol=2e-5)
     for gradient in gradients[:2]:
         np.testing.assert_array_equal(gradient[~arguments[3]], 0)
 
@@ -94,7 +94,7 @@ def test_without_a_real_row_the_loss_and_its_gradients_are_zero(name):
 
 
 def temporary_bytes(form, num_rows: int, sharding=None) -> int:
-    """What the compiled loss with its gradients holds beside arguments and results; a device's."""
+    """Return the temporary memory per device of the compiled loss with its gradients."""
     rows = jax.ShapeDtypeStruct((num_rows, WIDTH), jnp.float32, sharding=sharding)
     mask = jax.ShapeDtypeStruct((num_rows,), jnp.bool_, sharding=sharding)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
@@ -102,17 +102,17 @@ def temporary_bytes(form, num_rows: int, sharding=None) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def test_memory_in_blocks_grows_with_the_batch_and_the_plain_one_with_its_square():
+def test_memory_is_linear_in_the_batch_with_blocks_and_quadratic_without():
     """Measured: 269 MB plain and 1.7 MB in blocks of 32."""
     form = chunked(32)
     plain, blocks = (temporary_bytes(f, 4096) for f in (image_text_loss, form))
     assert plain > 4 * 4096**2
-    # Some blocks of logits, and copies of the embeddings.
+    # The memory has some blocks of logits and copies of the embeddings.
     assert blocks < 4 * 4096 * (4 * 32 + 8 * WIDTH)
     assert blocks < 6.5 * temporary_bytes(form, 1024)
 
 
-def test_memory_of_a_device_in_the_ring_does_not_depend_on_their_number():
+def test_the_memory_per_device_of_the_ring_does_not_depend_on_the_number_of_devices():
     def of(num_devices):
         form = ring(num_devices, chunk=32)
         sharding = NamedSharding(form.keywords["mesh"], PartitionSpec("data"))

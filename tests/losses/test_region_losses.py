@@ -24,7 +24,7 @@ from regionclip_jax.losses.distillation import distillation_losses
 
 
 class Labels(NamedTuple):
-    """What the teacher's logits say of regions in groups."""
+    """Labels of grouped regions from the logits of the teacher."""
 
     logits: jax.Array
     targets: jax.Array
@@ -61,7 +61,7 @@ def softmax(x):
 
 
 def plain_contrastive(logits, labels):
-    """The K x K matrix of kept regions against the concepts they were labelled with."""
+    """Return the loss of the K x K matrix of kept regions against the concepts of their labels."""
     keep, targets = np.asarray(labels.keep), np.asarray(labels.targets)
     targets = targets[keep]
     matrix = logits[keep][:, targets]
@@ -80,7 +80,7 @@ PLAIN = {"contrastive": plain_contrastive, "distillation": plain_distillation}
 
 
 def draw(seed, groups=1, scale=3.0):
-    """Teacher logits, student logits and a mask of real regions (never none in a group)."""
+    """Return teacher logits, student logits and a mask with a real region in each group."""
     rng = np.random.default_rng(seed)
     shape = (groups, NUM_REGIONS, NUM_CONCEPTS)
     teacher, student = scale * rng.standard_normal((2, *shape)).astype(np.float32)
@@ -95,7 +95,7 @@ def draw(seed, groups=1, scale=3.0):
 def test_each_loss_equals_the_formula_of_the_spec(name, seed):
     teacher, student, mask = draw(seed)
     labels = label(teacher, mask, 0.5)
-    # Any set of kept regions, not only those that a threshold gives.
+    # The kept regions are a random set, which need not come from a threshold.
     keep = mask & (np.random.default_rng(seed + 1).random(mask.shape) < 0.6)
     keep[:, 0] = True
     for kept in (np.asarray(labels.keep), keep):
@@ -122,8 +122,8 @@ def test_masked_regions_change_neither_loss_nor_gradient(name, seed):
 @pytest.mark.property
 @pytest.mark.parametrize("name", LOSSES)
 @given(seed=seeds)
-def test_the_loss_of_groups_is_the_mean_of_their_losses(name, seed):
-    """As the reference's mean over GPUs of losses that each normalise by their own regions."""
+def test_the_loss_of_several_groups_is_the_mean_of_their_losses(name, seed):
+    """The reference averages over GPUs, and each normalises its loss by its regions."""
     rng = np.random.default_rng(seed)
     teacher, student = 3 * rng.standard_normal((2, 4, 6, NUM_CONCEPTS)).astype(np.float32)
     mask = rng.random((4, 6)) < 0.7
@@ -165,12 +165,12 @@ def test_bf16_logits_and_saturated_ones_stay_finite_and_close(name):
     )
     assert half.dtype == jnp.float32
     assert half == pytest.approx(float(full), rel=3e-2)
-    # Cosines of opposite sign over a temperature of 0.01: probabilities underflow.
+    # At temperature 0.01, cosines of opposite sign give probabilities that underflow.
     saturated, gradient = evaluate[name](100 * np.sign(student), label(-100 * student, mask, 0.5))
     assert np.isfinite(saturated) and np.isfinite(np.asarray(gradient)).all()
 
 
-def test_contrast_is_zero_when_all_regions_are_labelled_alike():
+def test_the_contrastive_loss_is_zero_if_all_regions_have_one_label():
     _, student, mask = draw(3)
     teacher = np.zeros_like(student)
     teacher[..., 4] = 9
@@ -178,14 +178,14 @@ def test_contrast_is_zero_when_all_regions_are_labelled_alike():
     assert loss == pytest.approx(0, abs=1e-6)
 
 
-def test_distillation_is_zero_when_the_student_agrees_with_the_teacher():
+def test_the_distillation_loss_is_zero_if_student_and_teacher_are_equal():
     teacher, _, mask = draw(4)
     loss, gradient = evaluate["distillation"](teacher + 5, label(teacher, mask, 0.5))
     assert loss == pytest.approx(0, abs=1e-6)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
-def test_the_threshold_is_strict_and_when_nothing_passes_all_real_regions_are_kept():
+def test_the_threshold_is_strict_and_all_real_regions_are_kept_if_none_passes():
     # Both concepts of the first region have probability 0.5 exactly; the second region is surer.
     logits = np.array([[[1, 1], [3, 0], [0, 9], [2, 2]]], np.float32)
     mask = np.array([[True, True, False, True]])
@@ -194,20 +194,20 @@ def test_the_threshold_is_strict_and_when_nothing_passes_all_real_regions_are_ke
     np.testing.assert_array_equal(labels.keep, [[False, True, False, False]])
     np.testing.assert_array_equal(labels.targets[0, 1:3], [0, 1])
     np.testing.assert_array_equal(label(logits, mask, 0.99).keep, mask)
-    # The rule holds in each group alone.
+    # The rule applies to each group separately.
     two = label(np.concatenate([logits, 0 * logits]), np.concatenate([mask, mask]), 0.5)
     np.testing.assert_array_equal(two.keep, [[False, True, False, False], mask[0]])
 
 
 @pytest.mark.property
 @given(seed=seeds)
-def test_counts_are_how_often_kept_regions_name_each_concept(seed):
+def test_counts_are_the_numbers_of_kept_regions_with_each_concept(seed):
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, NUM_CONCEPTS, (3, NUM_REGIONS))
     keep = rng.random(targets.shape) < 0.5
     counts = count_targets(jnp.asarray(targets), jnp.asarray(keep), NUM_CONCEPTS)
-    for found, named, kept in zip(counts, targets, keep, strict=True):
-        np.testing.assert_array_equal(found, np.bincount(named[kept], minlength=NUM_CONCEPTS))
+    for actual, named, kept in zip(counts, targets, keep, strict=True):
+        np.testing.assert_array_equal(actual, np.bincount(named[kept], minlength=NUM_CONCEPTS))
 
 
 def test_regions_are_grouped_image_by_image():
@@ -216,12 +216,12 @@ def test_regions_are_grouped_image_by_image():
     assert group_regions(x, None).shape == (1, 12, 2)
 
 
-def test_a_batch_that_does_not_divide_into_groups_is_refused():
+def test_a_batch_size_that_the_group_size_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="images_per_group 3 does not divide the batch of 4"):
         group_regions(jnp.zeros((4, 2)), 3)
 
 
-def test_the_mean_over_groups_weighs_groups_alike():
+def test_all_groups_have_equal_weight_in_the_mean():
     values = jnp.array([[1.0, 3.0, 100.0], [5.0, 100.0, 100.0], [100.0, 100.0, 100.0]])
     keep = jnp.array([[True, True, False], [True, False, False], [False, False, False]])
     assert mean_over_groups(values, keep) == (2 + 5) / 2

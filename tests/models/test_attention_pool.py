@@ -13,7 +13,7 @@ apply = jax.jit(POOL.apply)
 
 
 def plain_attention_pool(params, x, num_heads):
-    """Multi-head attention of all tokens over all tokens; the first token's output."""
+    """Return the output of the first token in multi-head attention of all tokens."""
     num, height, width, channels = x.shape
     tokens = x.reshape(num, height * width, channels)
     tokens = np.concatenate([tokens.mean(1, keepdims=True), tokens], 1)
@@ -35,7 +35,7 @@ def plain_attention_pool(params, x, num_heads):
 
 @pytest.mark.property
 @given(seed=st.integers(0, 2**32 - 1))
-def test_it_equals_plain_multi_head_attention_over_all_tokens(relative_error, seed):
+def test_the_attention_pool_equals_plain_multi_head_attention(relative_error, seed):
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda s: rng.standard_normal(s.shape), SHAPES["params"])
     x = rng.standard_normal((2, 3, 3, 16))
@@ -54,6 +54,6 @@ def test_the_bias_of_the_keys_has_no_effect():
     assert np.abs(gradient["q_proj"]["bias"]).max() > 0
 
 
-def test_another_grid_is_refused_with_the_crop_size_it_needs():
+def test_another_grid_is_refused_with_the_required_crop_size():
     with pytest.raises(ValueError, match="expected 3x3 features, found 9x9; .* size to 6"):
         POOL.init(jax.random.key(0), jnp.zeros((1, 9, 9, 16)))

@@ -1,4 +1,4 @@
-"""Regions and whole pictures by one path."""
+"""Embeddings of regions and of whole images."""
 
 import functools
 
@@ -32,7 +32,7 @@ def embed(model, variables, pixels, boxes):
 
 @pytest.mark.property
 def test_chunks_change_neither_embeddings_nor_gradients(resnet, relative_error):
-    """Five regions in chunks of two: the last chunk is padded."""
+    """Embed five regions in chunks of two, so that the last chunk is padded."""
     model, variables = resnet
     feature_map = jax.random.normal(jax.random.key(1), (2, 6, 8, 128))
     boxes = random_boxes(5, 96, 128)
@@ -52,12 +52,14 @@ def test_chunks_change_neither_embeddings_nor_gradients(resnet, relative_error):
     assert relative_error(feature_gradient, whole_map) < 1e-5
     layer4 = whole_params["visual"]["layer4"]["block0"]["conv2"]["kernel"]
     assert relative_error(params["visual"]["layer4"]["block0"]["conv2"]["kernel"], layer4) < 1e-5
-    for found, expected in zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    for actual, expected in zip(
+        jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.property
-def test_a_picture_of_the_training_size_is_the_region_that_covers_it(resnet, relative_error):
+def test_an_image_of_the_training_size_equals_the_region_that_covers_it(resnet, relative_error):
     model, variables = resnet
     x = jax.random.normal(jax.random.key(3), (2, 64, 64, 3))
     encode = jax.jit(lambda x: model.apply(variables, x, method=model.encode_image))
@@ -69,28 +71,30 @@ def test_a_picture_of_the_training_size_is_the_region_that_covers_it(resnet, rel
 
 
 @pytest.mark.property
-def test_padding_reaches_regions_only_near_the_pictures_edge(resnet, relative_error):
-    """What holds of a picture on a larger canvas. Padded cells are zero at the input but not after
-    the first norm, while a picture without padding ends in the convolutions' own zeros. A cell of
-    ``res4`` sees 28 pixels beyond itself and RoIAlign one more cell, so regions that end 44 pixels
-    before the picture's edge are equal, others are close; and the picture's own box does not know
-    how large the padding beyond those 44 pixels is."""
+def test_padding_changes_only_regions_near_the_image_edge(resnet, relative_error):
+    """Compare regions of an image on larger canvases with those without padding.
+
+    Padded cells are zero at the input but not after the first norm. Without padding, convolutions
+    add zeros. A cell of ``res4`` depends on 28 pixels beyond it and RoIAlign on one more cell, so
+    regions that end 44 pixels before the edge are equal. The box of the whole image does not depend
+    on the size of the padding.
+    """
     model, variables = resnet
 
-    picture = jax.random.normal(jax.random.key(4), (1, 128, 128, 3))
+    image = jax.random.normal(jax.random.key(4), (1, 128, 128, 3))
     boxes = jnp.array([[0.0, 0, 80, 80], [20, 10, 75, 83], [0, 0, 128, 128]])[None]
-    alone = embed(model, variables, picture, boxes)[0]
+    alone = embed(model, variables, image, boxes)[0]
     padded = {}
     for side in (64, 128):
-        canvas = jnp.pad(picture, ((0, 0), (0, side), (0, side), (0, 0)))
+        canvas = jnp.pad(image, ((0, 0), (0, side), (0, side), (0, 0)))
         padded[side] = embed(model, variables, canvas, boxes)[0]
     assert relative_error(padded[64][:2], alone[:2]) < 1e-5
     assert relative_error(padded[64], padded[128]) < 1e-5
     assert relative_error(padded[64][2], alone[2]) > 1e-3
 
 
-def test_presets_are_found_by_their_sizes_and_published_ones_have_heads_of_64_channels():
-    # By name: tests of the jobs put small presets of their own into the table.
+def test_presets_are_identified_by_sizes_and_published_ones_have_heads_of_64_channels():
+    # The presets are listed by name, as tests of the jobs add small presets to the table.
     vit = ["ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336"]
     for name in ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", *vit, "tiny", "scenes"]:
         preset = PRESETS[name]
@@ -98,7 +102,7 @@ def test_presets_are_found_by_their_sizes_and_published_ones_have_heads_of_64_ch
         image, text = preset.image, preset.text
         channels = image.width * (32 if isinstance(image, ResNetConfig) else 1)
         assert channels // image.heads == 64, name
-        # One head of 64 channels over so narrow a tower learns on some seeds only.
+        # A narrow tower with one head of 64 channels learns only with some seeds.
         text_channels = 16 if name == "scenes" else 64
         assert text.width // text.heads == text_channels, name
     some = [PRESETS[name] for name in ("RN50", "RN50x4", "ViT-B/16")]
@@ -116,7 +120,7 @@ def test_bf16_embeddings_are_close_to_fp32(
     x = jax.random.normal(jax.random.key(5), (2, 64, 64, 3))
     tokens = jnp.array([[598, 4, 5, 599], [598, 9, 599, 0]])
     expected = jax.jit(CLIP(config).apply)(variables, x, tokens)
-    found = jax.jit(CLIP(config, dtype=jnp.bfloat16).apply)(variables, x, tokens)
-    for half, full in zip(found, expected, strict=True):
+    actual = jax.jit(CLIP(config, dtype=jnp.bfloat16).apply)(variables, x, tokens)
+    for half, full in zip(actual, expected, strict=True):
         assert half.dtype == jnp.bfloat16
         assert relative_error(np.asarray(half, np.float32), full) < 5e-2

@@ -22,20 +22,20 @@ def draw(seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_concept_logits_are_cosines_over_the_temperature(seed):
     regions, concepts = draw(seed)
-    found = concept_logits(*(jnp.asarray(x, jnp.float32) for x in (regions, concepts)), 0.05)
-    np.testing.assert_allclose(found, cosines_over(regions, concepts, 0.05), atol=2e-5)
+    actual = concept_logits(*(jnp.asarray(x, jnp.float32) for x in (regions, concepts)), 0.05)
+    np.testing.assert_allclose(actual, cosines_over(regions, concepts, 0.05), atol=2e-5)
 
 
 @pytest.mark.property
 @given(seed=st.integers(0, 2**32 - 1))
-def test_the_background_takes_its_share_with_a_logit_of_zero(seed):
+def test_the_background_has_a_logit_of_zero(seed):
     regions, concepts = draw(seed)
     powers = np.exp(cosines_over(regions, concepts, 0.1))
     expected = powers / (1 + powers.sum(-1, keepdims=True))
-    found = class_probabilities(*(jnp.asarray(x, jnp.float32) for x in (regions, concepts)), 0.1)
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    actual = class_probabilities(*(jnp.asarray(x, jnp.float32) for x in (regions, concepts)), 0.1)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5)
 
 
-def test_a_region_without_direction_is_shared_out_evenly():
-    found = class_probabilities(jnp.zeros((1, 5)), jnp.ones((3, 5)), 0.01)
-    np.testing.assert_allclose(found, [[0.25, 0.25, 0.25]])
+def test_a_zero_region_has_equal_probabilities():
+    actual = class_probabilities(jnp.zeros((1, 5)), jnp.ones((3, 5)), 0.01)
+    np.testing.assert_allclose(actual, [[0.25, 0.25, 0.25]])

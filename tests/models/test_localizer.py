@@ -1,4 +1,4 @@
-"""The localizer: against the reference where it ran, against plain NumPy where it did not."""
+"""The localizer against golden arrays of the reference, and other variants against NumPy."""
 
 import dataclasses
 
@@ -27,11 +27,11 @@ VARIANTS = {
 @on_accelerators
 @pytest.mark.parity
 @pytest.mark.parametrize("margin", localizers.MARGINS, ids=["fits", "larger"])
-@pytest.mark.parametrize("kind", localizers.STEPS)
-def test_head_outputs_equal_the_references_whatever_the_canvas(kind, margin):
+@pytest.mark.parametrize("variant", localizers.STEPS)
+def test_head_outputs_equal_the_references_on_any_canvas(variant, margin):
     """Measured: 1.4e-6 (C4), 2.5e-6 (pyramid, 5.1e-6 as quick tests are compiled); fp32 sums in
     another order explain it."""
-    assert_equal_to_reference(localizers.compare_head_outputs(kind, margin))
+    assert_equal_to_reference(localizers.compare_head_outputs(variant, margin))
 
 
 @on_accelerators
@@ -42,15 +42,17 @@ def test_res4_equals_the_references():
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", localizers.STEPS)
-def test_proposals_of_a_full_resnet50_equal_the_references(large_golden_folder, kind):
-    """From pixels, so near-ties of logits change places (12 of 1,000 rows of the pyramid did): 99%
-    of the boxes have to be there."""
-    assert_equal_to_reference(localizers.compare_proposals_of_resnet50(kind, large_golden_folder))
+@pytest.mark.parametrize("variant", localizers.STEPS)
+def test_proposals_of_a_full_resnet50_equal_the_references(large_golden_folder, variant):
+    """From pixels, nearly equal logits may swap their order (12 of 1,000 rows of the pyramid), so
+    the test requires 99% of the boxes."""
+    assert_equal_to_reference(
+        localizers.compare_proposals_of_resnet50(variant, large_golden_folder)
+    )
 
 
 def random_variables(config: LocalizerConfig, seed: int = 0) -> dict:
-    """Statistics and scales unlike one another, so that a mistaken norm shows."""
+    """Return random variables with different statistics and scales, which reveal a wrong norm."""
     rng = np.random.default_rng(seed)
 
     def value(path, shape):
@@ -65,7 +67,7 @@ def random_variables(config: LocalizerConfig, seed: int = 0) -> dict:
 
 
 class Plain:
-    """The formula in float64 loops over kernel positions, sharing nothing with the package."""
+    """Localizer in float64 loops over kernel positions, without code of the package."""
 
     def __init__(self, variables):
         self.leaves = {p: np.asarray(x, np.float64) for p, x in flatten(variables).items()}
@@ -96,7 +98,7 @@ class Plain:
         x = pixels[..., ::-1] - np.array([103.53, 116.28, 123.675])
         x = np.pad(self.layer(x, "trunk/stem", 1, 2), ((1, 1), (1, 1), (0, 0)))
         side = x.shape[0] // 2 - 1
-        # Padding with zeros is padding with -inf here: nothing after a ReLU is below 0.
+        # Padding with zeros equals padding with -inf here, as outputs of a ReLU are not negative.
         shifted = [x[i : i + 2 * side, j : j + 2 * side] for i in range(3) for j in range(3)]
         x, outputs = np.max([y[::2, ::2] for y in shifted], 0), []
         for stage, number in enumerate(blocks, start=2):
@@ -154,7 +156,7 @@ def halve(x):
 @pytest.mark.property
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variants_without_golden_arrays_equal_the_formula(name, relative_error):
-    """Large-scale jitter (norms in the pyramid, two convolutions in the head) and CLIP's trunk."""
+    """Test large-scale jitter (pyramid norms, two head convolutions) and the trunk of CLIP."""
     config = VARIANTS[name]
     variables = random_variables(config)
     image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
@@ -172,28 +174,28 @@ def test_variants_without_golden_arrays_equal_the_formula(name, relative_error):
 
 @pytest.mark.property
 @pytest.mark.parametrize("pyramid", [None, 5])
-def test_proposals_of_a_picture_do_not_come_from_the_canvas_around_it(pyramid):
-    """With a trunk that sees nothing every anchor is as good: all that is left are the cells."""
+def test_no_proposal_comes_from_the_padding_of_an_image(pyramid):
+    """A constant trunk gives all anchors equal logits, so proposals depend only on the cells."""
     blocks = (1, 1, 1) if pyramid is None else (1, 1, 1, 1)
     config = dataclasses.replace(NANO, blocks=blocks, pyramid_channels=pyramid)
     localizer = Localizer(config)
     blind = jax.tree.map(lambda x: jnp.zeros(x.shape), abstract_localizer(config))
-    found = {}
+    proposals = {}
     for canvas in ((64, 96), (128, 160)):
-        found[canvas] = propose(
+        proposals[canvas] = propose(
             localizer,
             blind,
             jnp.zeros((1, *canvas, 3), jnp.uint8),
             jnp.array([[50, 70]], jnp.int32),
             ProposalSettings(num_proposals=300, pre_nms_topk=500),
         )
-    small, large = found.values()
+    small, large = proposals.values()
     assert 10 < small.mask.sum() == large.mask.sum()
     np.testing.assert_array_equal(small.boxes, large.boxes)
     assert (small.boxes[0, :, 2] <= 70).all() and (small.boxes[0, :, 3] <= 50).all()
 
 
-def test_a_canvas_that_a_pyramid_cannot_halve_is_refused():
+def test_a_canvas_that_is_no_multiple_of_the_pyramid_stride_is_refused():
     localizer = Localizer(NANO)
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape), abstract_localizer(NANO))
     with pytest.raises(ValueError, match="multiples of 32"):

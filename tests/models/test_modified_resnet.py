@@ -17,11 +17,11 @@ def test_frozen_norm_is_an_affine_map_of_the_stored_statistics():
         "batch_stats": {"mean": jnp.array([1.0, 0.0]), "var": jnp.array([4.0, 0.0])},
     }
     x = jnp.array([[3.0, 1.0]])
-    # A variance of 0 leaves epsilon alone: 1 / sqrt(1e-5).
+    # With a variance of 0 the scale is 1 / sqrt(1e-5).
     np.testing.assert_allclose(BatchNorm(2).apply(variables, x), [[2.5, 316.2278]], rtol=1e-5)
 
 
-def test_live_norm_uses_the_batch_and_moves_the_statistics_a_tenth():
+def test_live_norm_uses_the_batch_and_updates_the_statistics_by_a_tenth():
     x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (64, 4, 4, 5))
     norm = BatchNorm(5, frozen=False)
     variables = {
@@ -34,7 +34,7 @@ def test_live_norm_uses_the_batch_and_moves_the_statistics_a_tenth():
     stats = updated["batch_stats"]
     np.testing.assert_allclose(stats["mean"], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-4)
-    # Frozen again, the same variables are a fixed map.
+    # With frozen norms, the same variables are a fixed map.
     frozen = BatchNorm(5).apply({**variables, **updated}, x[:1])
     np.testing.assert_allclose(frozen[0], BatchNorm(5).apply({**variables, **updated}, x)[0])
 
@@ -53,7 +53,7 @@ class ConvolutionAndNorm(nn.Module):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_norm_folded_into_its_kernel_gives_what_it_gives_after_it(frozen):
+def test_a_norm_folded_into_its_kernel_gives_the_result_of_a_separate_norm(frozen):
     keys = iter(jax.random.split(jax.random.key(0), 8))
     x = jax.random.normal(next(keys), (2, 9, 8, 4))
     cells = jnp.array([[9, 5], [6, 8]])
@@ -76,8 +76,8 @@ def test_a_norm_folded_into_its_kernel_gives_what_it_gives_after_it(frozen):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
-def test_in_half_precision_a_folded_norm_is_the_closer_one():
-    """The multiplier meets the kernel in fp32; after the convolution both would be rounded."""
+def test_in_half_precision_a_folded_norm_is_closer_to_float32():
+    """The folded multiplier is applied in float32; after the convolution it would be rounded."""
     x = jax.random.normal(jax.random.key(0), (2, 9, 8, 64))
     exact = ConvolutionAndNorm(True, True)
     variables = exact.init(jax.random.key(1), x, None)
@@ -95,7 +95,7 @@ def test_in_half_precision_a_folded_norm_is_the_closer_one():
 
 @pytest.mark.parametrize("sizes", [None, [[36, 25], [11, 48]]])
 def test_a_stem_for_tpus_gives_the_same_features(sizes):
-    """Cells of its narrow maps lie in channels there."""
+    """The TPU stem moves cells of its narrow maps into channels."""
     x = jax.random.normal(jax.random.key(0), (2, 36, 48, 3))
     sizes = None if sizes is None else jnp.array(sizes)
     stem = Stem(8, True, jnp.float32)
@@ -108,16 +108,16 @@ def test_a_stem_for_tpus_gives_the_same_features(sizes):
 
     expected = value_and_gradient(variables["params"])
     with tracing_for("tpu"):
-        found = value_and_gradient(variables["params"])
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        actual = value_and_gradient(variables["params"])
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    # Sides that no block divides are taken as they are.
+    # Sides that the block size does not divide are not rearranged.
     with tracing_for("tpu"):
         assert stem.apply(variables, x[:, :34], None).shape == (2, 8, 12, 8)
 
 
-def test_an_odd_canvas_rounds_down_at_every_pool_as_the_reference_does(nano_configs):
+def test_every_pool_rounds_an_odd_canvas_down_as_in_the_reference(nano_configs):
     """100 x 150: stem 25 x 37 (150 -> 75 -> 37), layer2 12 x 18, layer3 6 x 9.
 
     Source: docs/reference/towers.md#bottleneck.

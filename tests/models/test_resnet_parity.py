@@ -1,4 +1,4 @@
-"""CLIP's ResNet tower against the reference, stage by stage."""
+"""The ResNet tower of CLIP against the reference, stage by stage."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_every_stage_on_a_small_canvas_equals_the_references():
 
 
 @on_accelerators
-def test_embeddings_of_the_picture_and_of_regions_equal_the_references():
+def test_embeddings_of_the_image_and_of_regions_equal_the_references():
     """Measured: 8.8e-7, crops 4.9e-7, regions 1.0e-6."""
     assert_equal_to_reference(towers.compare_embeddings())
 

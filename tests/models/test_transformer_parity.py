@@ -1,4 +1,4 @@
-"""The text tower and the ViT tower against RegionCLIP's and OpenAI's."""
+"""The text tower and the ViT tower against those of RegionCLIP and OpenAI."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The dense form of the ViT, which the reference does not have."""
+"""Dense features of the ViT, which are not in the reference."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ ACTIVATIONS = {
 
 
 def plain_dense_map(params, x, config):
-    """The dense tokens by the definition: ordinary blocks, then values only in the last one."""
+    """Return dense tokens by definition: ordinary blocks, with only values in the last block."""
     patch, num_heads = config.patch_size, config.heads
 
     def layer_norm(x, params):
@@ -85,7 +85,7 @@ def test_the_dense_map_equals_a_plain_formula(vit, relative_error, activation, e
     model, variables = vit
     image = dataclasses.replace(model.config.image, activation=activation, eps=eps, heads=heads)
     model = CLIP(dataclasses.replace(model.config, image=image))
-    # Biases start at zero, where a lost one would not show.
+    # Biases are changed from zero, so that a missing one is detected.
     noise = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: x + 0.1 * noise.standard_normal(x.shape), variables)
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
@@ -96,9 +96,9 @@ def test_the_dense_map_equals_a_plain_formula(vit, relative_error, activation, e
 
 
 @pytest.mark.property
-def test_positions_are_untouched_at_the_training_grid_and_smooth_elsewhere(vit):
+def test_positions_are_unchanged_at_the_training_grid_and_interpolated_elsewhere(vit):
     model, variables = vit
-    # A constant and two ramps over the grid: resizing keeps the one and stretches the others.
+    # The positions are a constant and two ramps, as resizing keeps a constant and stretches ramps.
     rows, columns = jnp.meshgrid(jnp.arange(4.0), jnp.arange(4.0), indexing="ij")
     grid = jnp.stack([jnp.full((4, 4), 5.0), rows, columns] + [rows * 0] * 61, -1)
     table = jnp.concatenate([jnp.full((1, 64), -3.0), grid.reshape(16, 64)])
@@ -134,7 +134,7 @@ def test_the_region_of_the_whole_canvas_is_the_mean_of_the_dense_tokens_projecte
     assert relative_error(regions[:, 0], expected) < 1e-5
 
 
-def test_the_whole_picture_is_the_class_token_of_the_ordinary_tower(vit):
+def test_the_embedding_of_the_image_is_the_class_token_of_the_ordinary_tower(vit):
     model, variables = vit
     x = pixels(64, 96)
     features = image_features(model, variables, x)
@@ -145,11 +145,11 @@ def test_the_whole_picture_is_the_class_token_of_the_ordinary_tower(vit):
 
 @pytest.mark.property
 @pytest.mark.parametrize("size", [(64, 64), (50, 70), (16, 90)], ids=str)
-def test_a_picture_on_a_larger_canvas_is_what_it_is_by_itself(vit, relative_error, size):
-    """Its patches are those with any pixel of it; 4 x 4 is the grid of the positions."""
+def test_an_image_on_a_larger_canvas_has_the_same_features(vit, relative_error, size):
+    """Its patches are those with at least one pixel of the image; the position grid is 4 x 4."""
     model, variables = vit
     rows, columns = (-(-side // 16) for side in size)
-    picture = pixels(*size)
+    image = pixels(*size)
 
     @jax.jit
     def features(x, sizes):
@@ -157,14 +157,14 @@ def test_a_picture_on_a_larger_canvas_is_what_it_is_by_itself(vit, relative_erro
 
     def on_canvas(height, width):
         more = ((0, 0), (0, height - size[0]), (0, width - size[1]), (0, 0))
-        return jnp.pad(picture, more)
+        return jnp.pad(image, more)
 
-    # By itself: the canvas ends with its last patch and counts as all picture.
+    # Without padding, the canvas ends at the last patch and all of it is image.
     alone = image_features(model, variables, on_canvas(16 * rows, 16 * columns))
-    found = features(on_canvas(96, 112), jnp.tile(jnp.array([size]), (2, 1)))
-    assert found.cells.tolist() == [[rows, columns]] * 2
-    assert relative_error(found.whole, alone.whole) < 1e-5
-    assert relative_error(found.map[:, :rows, :columns], alone.map) < 1e-5
+    features_on_canvas = features(on_canvas(96, 112), jnp.tile(jnp.array([size]), (2, 1)))
+    assert features_on_canvas.cells.tolist() == [[rows, columns]] * 2
+    assert relative_error(features_on_canvas.whole, alone.whole) < 1e-5
+    assert relative_error(features_on_canvas.map[:, :rows, :columns], alone.map) < 1e-5
     without = image_features(model, variables, on_canvas(96, 112))
     assert relative_error(without.whole, alone.whole) > 1e-2
 

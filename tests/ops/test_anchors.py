@@ -1,4 +1,4 @@
-"""Anchors against the reference's, and against their definition."""
+"""Anchors against those of the reference and against their definition."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
 
 RATIOS = (0.5, 1.0, 2.0)
-# Anchors of (stride, sizes) on maps of (height, width), per level.
+# (stride, sizes) of the anchors and (height, width) of the map, for each level.
 PYRAMIDS = {
     "c4": [(16, (32, 64, 128, 256, 512))],
     "fpn": [(4 * 2**level, (32 * 2**level,)) for level in range(5)],
@@ -27,7 +27,7 @@ def test_first_and_last_anchors_of_each_level_equal_the_references(golden, name)
         np.testing.assert_array_equal(anchors[-30:], arrays[f"anchors_l{level}_last30"])
 
 
-def test_anchors_of_a_cell_are_centred_and_have_the_areas_and_ratios_asked_for():
+def test_anchors_of_a_cell_are_centred_with_the_requested_areas_and_ratios():
     cells = cell_anchors((32, 64), RATIOS)
     np.testing.assert_array_equal(cells[:, :2], -cells[:, 2:])
     sides = cells[:, 2:] - cells[:, :2]
@@ -35,7 +35,7 @@ def test_anchors_of_a_cell_are_centred_and_have_the_areas_and_ratios_asked_for()
     np.testing.assert_allclose(sides[:, 1] / sides[:, 0], RATIOS * 2, rtol=1e-6)
 
 
-def test_anchors_run_over_rows_then_columns_then_the_anchors_of_a_cell():
+def test_anchors_are_ordered_by_row_column_and_anchor_of_a_cell():
     cells = np.array([[-1, -2, 1, 2], [-3, -1, 3, 1]], np.float32)
     anchors = grid_anchors(2, 3, 8, cells).reshape(2, 3, 2, 4)
     for row in range(2):

@@ -1,4 +1,4 @@
-"""Box deltas against the reference's, and against themselves."""
+"""Box deltas against those of the reference, and decoding against encoding."""
 
 import math
 
@@ -38,11 +38,11 @@ def test_decoding_undoes_encoding(seed, name):
     corners = rng.uniform(-50, 600, (2, 64, 2))
     sides = 2 ** rng.uniform(2, 8, (2, 64, 2))
     boxes, targets = jnp.asarray(np.concatenate([corners, corners + sides], -1), jnp.float32)
-    # 16 px to 1,000 px is as much as a delta can say.
+    # The largest delta is that from 16 px to 1,000 px.
     deltas = encode_deltas(boxes, targets, BOX_CODER_WEIGHTS[name])
-    found = decode_deltas(deltas, boxes, BOX_CODER_WEIGHTS[name])
+    actual = decode_deltas(deltas, boxes, BOX_CODER_WEIGHTS[name])
     few = np.asarray(targets[:, 2:] - targets[:, :2]) / np.asarray(boxes[:, 2:] - boxes[:, :2]) < 62
-    close = np.isclose(found, targets, rtol=1e-4, atol=1e-2)
+    close = np.isclose(actual, targets, rtol=1e-4, atol=1e-2)
     assert close[few.all(-1)].all() and few.all(-1).sum() > 40
 
 
@@ -54,12 +54,12 @@ def test_deltas_of_a_known_pair_have_the_known_values():
     np.testing.assert_allclose(weighted, expected * [10, 10, 5, 5], atol=1e-5)
 
 
-def test_no_deltas_leave_a_box_where_it_is():
+def test_zero_deltas_do_not_change_a_box():
     boxes = jnp.array([[3.0, 5, 20, 9], [-4, -4, 0, 0]])
     np.testing.assert_array_equal(decode_deltas(jnp.zeros((2, 4)), boxes), boxes)
 
 
-def test_sides_grow_at_most_sixteen_to_a_thousand_and_shrink_without_bound():
+def test_growth_of_sides_is_limited_to_16_to_1000_and_shrinking_is_not():
     boxes = jnp.array([[0.0, 0, 16, 16]])
     x1, y1, x2, y2 = decode_deltas(jnp.array([[0.0, 0, 50, -50]]), boxes)[0]
     np.testing.assert_allclose(x2 - x1, 1000, rtol=1e-5)

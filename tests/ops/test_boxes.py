@@ -1,4 +1,4 @@
-"""Boxes against the reference's IoU and against plain NumPy, to the last bit where it matters."""
+"""Box operations against the IoU of the reference and against plain NumPy."""
 
 import functools
 
@@ -31,7 +31,7 @@ def overlaps_more(boxes, others, threshold):
 
 
 def plain_areas(boxes, others):
-    """Intersections and unions of all pairs, rounded to float32 after every operation."""
+    """Return intersections and unions of all pairs, rounded to float32 after every operation."""
 
     def area(x):
         return (x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1])
@@ -50,7 +50,7 @@ def test_iou_equals_the_references():
     assert_equal_to_reference(compare_iou())
 
 
-def test_boxes_that_touch_or_are_empty_or_inverted_have_no_iou_with_any():
+def test_touching_empty_and_inverted_boxes_have_zero_iou():
     boxes = jnp.array(
         [[0, 0, 4, 4], [4, 0, 8, 4], [1, 1, 1, 3], [1, 1, 1, 1], [3, 3, 1, 1], [3, 1, 1, 3]],
         jnp.float32,
@@ -68,7 +68,7 @@ def test_iou_of_known_boxes_has_the_known_value():
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_an_iou_near_the_threshold_is_compared_as_a_correctly_rounded_quotient(threshold):
+def test_an_iou_near_the_threshold_is_compared_like_a_correctly_rounded_quotient(threshold):
     """Unions of all sizes; intersections are the nearest floats to threshold x union, and up to two
     further away."""
     rng = np.random.default_rng(0)
@@ -78,13 +78,13 @@ def test_an_iou_near_the_threshold_is_compared_as_a_correctly_rounded_quotient(t
     intersection = (intersection.view(np.int32) + steps).view(np.float32)
     expected = (intersection / union).astype(np.float64) > threshold
     assert 0.3 < expected.mean() < 0.7
-    found = jax.jit(lambda i, u: iou_exceeds(i, u, threshold))(intersection, union)
-    np.testing.assert_array_equal(found, expected)
+    actual = jax.jit(lambda i, u: iou_exceeds(i, u, threshold))(intersection, union)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.property
 @given(seed=st.integers(0, 10**6), threshold=st.sampled_from(THRESHOLDS[:7]))
-def test_boxes_on_a_grid_overlap_more_than_a_threshold_just_where_numpy_says_so(seed, threshold):
+def test_overlaps_above_a_threshold_equal_those_of_numpy_on_a_grid(seed, threshold):
     """On a grid of sevenths IoUs fall on the thresholds, and areas do not fit in float32: a product
     fused with a sum changes some of these decisions."""
     rng = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def test_boxes_on_a_grid_overlap_more_than_a_threshold_just_where_numpy_says_so(
     np.testing.assert_array_equal(overlaps_more(boxes, others, threshold), expected)
 
 
-def test_thresholds_are_real_numbers_and_are_compared_strictly():
+def test_thresholds_are_compared_strictly_as_real_numbers():
     def exceeds(intersection, union, threshold):
         return bool(iou_exceeds(jnp.float32(intersection), jnp.float32(union), threshold))
 
@@ -110,17 +110,17 @@ def test_thresholds_are_real_numbers_and_are_compared_strictly():
 
 def test_nan_overlaps_nothing():
     boxes = jnp.array([[0, 0, 4, 4], [0, jnp.nan, 4, 4], [-jnp.inf, 0, jnp.inf, 4]], jnp.float32)
-    found = overlaps_more(boxes, boxes, 0.1)
-    assert found[0, 0] and found.sum() == 1
+    actual = overlaps_more(boxes, boxes, 0.1)
+    assert actual[0, 0] and actual.sum() == 1
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
-def test_a_threshold_that_no_iou_can_have_is_refused(threshold):
+def test_a_threshold_outside_of_zero_to_one_is_refused(threshold):
     with pytest.raises(ValueError, match=r"IoU threshold .*expected a number from 0 to 1"):
         iou_exceeds(jnp.ones(1), jnp.ones(1), threshold)
 
 
-def test_boxes_are_clipped_to_the_real_pixels_of_their_own_picture():
+def test_boxes_are_clipped_to_the_size_of_their_image():
     boxes = jnp.array([[[-5, -5, 50, 50], [3, 4, 5, 6]]] * 2, jnp.float32)
     clipped = clip_boxes(boxes, jnp.array([[10, 20], [30, 4]]))
     expected = [[[0, 0, 20, 10], [3, 4, 5, 6]], [[0, 0, 4, 30], [3, 4, 4, 6]]]
@@ -132,7 +132,7 @@ def test_scales_are_given_as_y_and_x():
     np.testing.assert_array_equal(scale_boxes(boxes, jnp.array([[10.0, 2.0]])), [[[2, 20, 6, 40]]])
 
 
-def test_a_valid_box_is_finite_and_longer_than_the_least_side_both_ways():
+def test_a_valid_box_is_finite_with_both_sides_above_the_minimum():
     boxes = [[0, 0, 2, 2], [0, 0, 1, 2], [0, 0, 2, 1], [2, 2, 0, 0], [0, 0, np.inf, 2]]
     boxes = jnp.array([*boxes, [0, 0, np.nan, 2], [0, 0, 0, 0]], jnp.float32)
     assert valid_boxes(boxes).tolist() == [True, True, True, False, False, False, False]

@@ -9,8 +9,8 @@ from regionclip_jax.ops.chunks import map_chunks
 @pytest.mark.property
 @pytest.mark.parametrize("regions_per_chunk", [1, 2, 3, 7, 50])
 @pytest.mark.parametrize("unroll", [False, True])
-def test_chunks_give_what_all_regions_at_once_give(regions_per_chunk, unroll):
-    """Also of trees, and with gradients of what the function reads beside its regions."""
+def test_chunks_give_the_result_of_all_regions_at_once(regions_per_chunk, unroll):
+    """Compare trees of outputs and the gradients of other arguments too."""
     rng = np.random.default_rng(0)
     regions = {"x": rng.standard_normal((2, 7, 3)), "n": rng.integers(0, 5, (2, 7))}
     regions = jax.tree.map(jnp.asarray, regions)
@@ -27,6 +27,6 @@ def test_chunks_give_what_all_regions_at_once_give(regions_per_chunk, unroll):
         return (y**2).sum() + (z**3).sum()
 
     both = jax.value_and_grad(total, (0, 1))
-    expected, found = (both(weights, regions["x"], n) for n in (None, regions_per_chunk))
+    expected, actual = (both(weights, regions["x"], n) for n in (None, regions_per_chunk))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-                 found, expected)  # fmt: skip
+                 actual, expected)  # fmt: skip

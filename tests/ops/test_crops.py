@@ -1,4 +1,4 @@
-"""Crops against Pillow's: the same pixels, cut out and resized on the host."""
+"""Crops against those of Pillow, cropped and resized on the host."""
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ crop = jax.jit(crop_and_resize, static_argnames="output_size")
 
 
 def pillow_crops(image, boxes, size, output_size):
-    """Boxes clipped to the picture and widened to whole pixels, by Pillow's bicubic filter."""
-    picture = Image.fromarray(image[: size[0], : size[1]])
+    """Return bicubic crops of Pillow, with boxes clipped to the image and rounded to pixels."""
+    visible = Image.fromarray(image[: size[0], : size[1]])
     limit = np.array([size[1], size[0], size[1], size[0]])
     crops = []
     for x1, y1, x2, y2 in np.clip(boxes, 0, limit):
         box = (int(np.floor(x1)), int(np.floor(y1)), int(np.ceil(x2)), int(np.ceil(y2)))
-        piece = picture.crop(box).resize((output_size, output_size), Image.Resampling.BICUBIC)
+        piece = visible.crop(box).resize((output_size, output_size), Image.Resampling.BICUBIC)
         crops.append(np.asarray(piece, np.float32))
     return np.stack(crops)
 
@@ -28,9 +28,12 @@ def pillow_crops(image, boxes, size, output_size):
 @pytest.mark.property
 @given(seed=st.integers(0, 10**6), smooth=st.booleans())
 def test_crops_equal_pillows_to_the_rounding_of_bytes(seed, smooth):
-    """Pillow rounds to bytes after each axis: half a value, 1.3 times at most through the second
-    filter, and another half. Noise is faint, so that no filter leaves the bytes in between. Boxes
-    shrink and grow, and some hang over the border of the picture."""
+    """Compare within the rounding of Pillow to bytes after each axis.
+
+    The first rounding error of 0.5 grows by at most 1.3 in the second filter, which adds 0.5. The
+    noise is faint, so no filter exceeds the range of bytes. Boxes shrink and grow, and some cross
+    the border of the image.
+    """
     rng = np.random.default_rng(seed)
     size = (61, 83)
     if smooth:
@@ -42,28 +45,28 @@ def test_crops_equal_pillows_to_the_rounding_of_bytes(seed, smooth):
     boxes = np.concatenate([corners, corners + rng.uniform(12, 60, (6, 2))], 1).astype(np.float32)
     boxes[0] = [0, 0, 83, 61]
     expected = pillow_crops(image, boxes, size, 32)
-    found = crop(
+    actual = crop(
         jnp.asarray(image)[None], jnp.asarray(boxes)[None], jnp.array([size]), output_size=32
     )
-    difference = np.abs(np.asarray(found[0]) - expected)
+    difference = np.abs(np.asarray(actual[0]) - expected)
     assert difference.max() < 1.15 and difference.mean() < 0.4
 
 
-def test_a_box_of_the_output_s_size_is_cut_out_as_it_is():
+def test_a_box_of_the_output_size_is_cropped_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
     boxes = jnp.array([[[3.0, 5.0, 19.0, 21.0]], [[34.0, 24.0, 50.0, 40.0]]])
-    found = crop(jnp.asarray(image), boxes, jnp.array([[40, 50], [40, 50]]), output_size=16)
-    np.testing.assert_allclose(found[0, 0], image[0, 5:21, 3:19], atol=1e-4)
-    np.testing.assert_allclose(found[1, 0], image[1, 24:40, 34:50], atol=1e-4)
+    actual = crop(jnp.asarray(image), boxes, jnp.array([[40, 50], [40, 50]]), output_size=16)
+    np.testing.assert_allclose(actual[0, 0], image[0, 5:21, 3:19], atol=1e-4)
+    np.testing.assert_allclose(actual[1, 0], image[1, 24:40, 34:50], atol=1e-4)
 
 
-def test_nothing_outside_of_a_box_or_of_the_picture_takes_part():
+def test_pixels_outside_the_box_or_the_image_have_no_effect():
     image = np.full((1, 40, 50, 3), 255, np.uint8)
     image[0, 4:12, 6:30] = 9
     image[0, :, 30:] = 77  # padding of the canvas
     boxes = jnp.array([[[6.4, 4.2, 29.9, 11.5], [6.0, 4.0, 90.0, 12.0]]])
-    found = crop(jnp.asarray(image), boxes, jnp.array([[40, 30]]), output_size=24)
-    np.testing.assert_allclose(found, 9, atol=1e-3)
+    actual = crop(jnp.asarray(image), boxes, jnp.array([[40, 30]]), output_size=24)
+    np.testing.assert_allclose(actual, 9, atol=1e-3)
 
 
 def test_boxes_without_pixels_give_zeros():

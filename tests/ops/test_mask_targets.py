@@ -1,4 +1,4 @@
-"""Mask targets against a plain loop (there are no golden arrays)."""
+"""Mask targets against a plain loop, as there are no golden arrays."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from regionclip_jax.ops.mask_targets import mask_targets
 
 
 def by_loops(mask, box, region, size):
-    cells, found = len(mask), np.zeros((size, size), np.float32)
+    cells, actual = len(mask), np.zeros((size, size), np.float32)
     for row in range(size):
         for column in range(size):
             x = region[0] + (column + 0.5) / size * (region[2] - region[0])
@@ -19,23 +19,23 @@ def by_loops(mask, box, region, size):
                 for j in (int(np.floor(u)), int(np.floor(u)) + 1):
                     if 0 <= i < cells and 0 <= j < cells:
                         value += mask[i, j] * (1 - abs(v - i)) * (1 - abs(u - j))
-            found[row, column] = value >= 0.5
-    return found
+            actual[row, column] = value >= 0.5
+    return actual
 
 
-def test_targets_are_those_of_a_loop_over_cells():
+def test_targets_equal_those_of_a_loop_over_cells():
     rng = np.random.default_rng(0)
     masks = (rng.random((4, 9, 9)) < 0.6).astype(np.uint8)
     low = rng.uniform(0, 20, (2, 4, 2))
     boxes, regions = np.concatenate([low, low + rng.uniform(8, 30, low.shape)], -1).astype("f4")
-    found = mask_targets(jnp.asarray(masks), jnp.asarray(boxes), jnp.asarray(regions), 6)
+    actual = mask_targets(jnp.asarray(masks), jnp.asarray(boxes), jnp.asarray(regions), 6)
     for row in range(4):
         expected = by_loops(masks[row], boxes[row], regions[row], 6)
-        # A value within rounding of one half may fall on either side.
-        assert (np.asarray(found[row]) != expected).sum() <= 1
+        # A value near one half may be rounded to either side.
+        assert (np.asarray(actual[row]) != expected).sum() <= 1
 
 
-def test_a_region_that_is_the_objects_box_keeps_the_raster():
+def test_a_region_equal_to_the_object_box_keeps_the_raster():
     mask = np.zeros((1, 8, 8), np.uint8)
     mask[0, 2:6, 1:4] = 1
     box = jnp.array([[10.0, 20.0, 42.0, 36.0]])

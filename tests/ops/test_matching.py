@@ -16,7 +16,7 @@ from regionclip_jax.ops.matching import (
     sampled_labels,
 )
 
-# Of a coarse grid, so that equal overlaps and exact thresholds are common.
+# The grid is coarse, so that equal overlaps and exact thresholds are common.
 boxes_of = st.lists(
     st.tuples(*[st.integers(0, 5)] * 2, *[st.integers(1, 5)] * 2), min_size=1, max_size=7
 )
@@ -54,7 +54,7 @@ def by_loops(boxes, targets, low, high, allow_low_quality):
 
 @pytest.mark.property
 @given(boxes_of, boxes_of, st.sampled_from([(0.5, 0.5), (0.3, 0.7), (0.25, 0.5)]), st.booleans())
-def test_matching_is_that_of_plain_loops(boxes, targets, thresholds, allow_low_quality):
+def test_matching_equals_plain_loops(boxes, targets, thresholds, allow_low_quality):
     low, high = (np.float32(value) for value in thresholds)
     boxes, targets = as_boxes(boxes), as_boxes(targets)
     padded = np.concatenate([targets, boxes])[:7]
@@ -84,7 +84,7 @@ def test_without_ground_truth_every_box_is_a_negative(allow_low_quality):
     assert (labels == NEGATIVE).all()
 
 
-def test_a_target_that_no_box_touches_makes_nothing_positive():
+def test_a_target_without_overlapping_boxes_gives_no_positive():
     boxes = jnp.array([[0.0, 0, 4, 4], [2, 2, 3, 9]])
     far = jnp.array([[90.0, 90, 99, 99]])
     _, labels = match_boxes(
@@ -100,7 +100,7 @@ def test_a_target_that_no_box_touches_makes_nothing_positive():
     st.integers(0, 2**31 - 1),
     st.integers(1, 12),
 )
-def test_as_many_are_sampled_as_there_are_and_are_allowed(labels, seed, num_samples):
+def test_the_number_of_samples_is_limited_by_candidates_and_settings(labels, seed, num_samples):
     row_labels = np.array(labels + [NEGATIVE] * 3)
     mask = np.arange(len(row_labels)) < len(labels)
     rows, is_positive, real = sample_examples(
@@ -116,8 +116,10 @@ def test_as_many_are_sampled_as_there_are_and_are_allowed(labels, seed, num_samp
     assert is_positive[:num_positives].all() and real[: num_positives + num_negatives].all()
     chosen = np.asarray(rows)[np.asarray(real)]
     assert len(set(chosen.tolist())) == len(chosen) and (chosen < len(labels)).all()
-    kinds = row_labels[chosen]
-    assert (kinds[:num_positives] == POSITIVE).all() and (kinds[num_positives:] == NEGATIVE).all()
+    chosen_labels = row_labels[chosen]
+    assert (chosen_labels[:num_positives] == POSITIVE).all() and (
+        chosen_labels[num_positives:] == NEGATIVE
+    ).all()
 
 
 def test_every_positive_is_drawn_equally_often():
@@ -127,11 +129,11 @@ def test_every_positive_is_drawn_equally_often():
         kept = sampled_labels(key, labels, num_samples=4, positive_fraction=0.5)
         return kept != IGNORED
 
-    drawn = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000)).mean(0)
-    np.testing.assert_allclose(drawn, 0.4, atol=0.04)
+    frequencies = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000)).mean(0)
+    np.testing.assert_allclose(frequencies, 0.4, atol=0.04)
 
 
-def test_sampled_labels_keep_the_labels_of_the_sample_and_nothing_else():
+def test_sampled_labels_keep_only_the_labels_of_the_sample():
     labels = jnp.array([POSITIVE, NEGATIVE, IGNORED, NEGATIVE, POSITIVE, NEGATIVE])
     kept = sampled_labels(jax.random.key(1), labels, num_samples=4, positive_fraction=0.5)
     assert ((kept == labels) | (kept == IGNORED)).all()

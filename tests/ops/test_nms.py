@@ -1,4 +1,4 @@
-"""Greedy NMS against the reference's kept boxes, and against a plain loop."""
+"""Greedy NMS against the kept boxes of the reference and against a plain loop."""
 
 import functools
 
@@ -23,7 +23,7 @@ from regionclip_jax.ops.nms import nms, nms_by_group, nms_per_class
 
 
 def overlaps_more(boxes, box, threshold):
-    """Which boxes' IoU with ``box``, computed in float32, exceeds a real number."""
+    """Return the mask of boxes with a float32 IoU with ``box`` above a real number."""
     low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
     intersection = np.maximum(high - low, np.float32(0)).prod(-1)
     areas, area = (boxes[:, 2:] - boxes[:, :2]).prod(-1), (box[2:] - box[:2]).prod()
@@ -41,8 +41,10 @@ def plain_nms(boxes, scores, groups, mask, threshold):
 
 
 def draw(seed, num_boxes):
-    """Boxes, scores, groups and mask. Boxes lie on a coarse grid, some are empty or inverted, and
-    scores are few, so that both IoUs and scores have ties."""
+    """Return boxes, scores, groups and mask with ties of IoUs and scores.
+
+    Boxes are on a coarse grid, some of them empty or inverted, and scores have few values.
+    """
     rng = np.random.default_rng(seed)
     corners, sides = rng.integers(0, 24, (num_boxes, 2)), rng.integers(-1, 12, (num_boxes, 2))
     boxes = (np.concatenate([corners, corners + sides], -1) / rng.choice([1, 3, 7])).astype("f4")
@@ -51,7 +53,7 @@ def draw(seed, num_boxes):
 
 
 def real_rows(indices, real):
-    """Indices of the real rows, after checking that these come first and the others are 0."""
+    """Return the indices of the real rows, after checks of their order and of the padding."""
     indices, real = np.asarray(indices), np.asarray(real)
     assert not indices[~real].any() and real.tolist() == sorted(real, reverse=True)
     return indices[real].tolist()
@@ -61,7 +63,7 @@ def real_rows(indices, real):
 @pytest.mark.parity
 @pytest.mark.parametrize("name,threshold", NMS_CASES)
 def test_kept_boxes_and_their_order_equal_the_references(name, threshold):
-    """600 random boxes; 400 on a grid, with ties of scores and IoUs equal to the threshold."""
+    """Compare 600 random boxes, and 400 on a grid with ties and IoUs equal to the threshold."""
     assert_equal_to_reference(compare_kept_boxes(name, threshold))
 
 
@@ -69,7 +71,7 @@ def test_kept_boxes_and_their_order_equal_the_references(name, threshold):
 @pytest.mark.parity
 @pytest.mark.parametrize("threshold", EDGE_THRESHOLDS)
 def test_an_iou_equal_to_the_threshold_is_kept_as_by_the_reference(threshold):
-    """Boxes that are halves and doubles of one another, with ties of scores."""
+    """Compare boxes with areas in ratios of two and with ties of scores."""
     assert_equal_to_reference(compare_edge_cases(threshold))
 
 
@@ -88,30 +90,30 @@ def test_45000_boxes_are_kept_as_by_the_reference(large_golden):
 )
 def test_kept_boxes_equal_those_of_a_plain_loop(seed, num_boxes, threshold, max_outputs):
     boxes, scores, groups, mask = draw(seed, num_boxes)
-    found = nms_by_group(
+    kept_rows = nms_by_group(
         *(jnp.asarray(x) for x in (boxes, scores, groups, mask)),
         iou_threshold=threshold,
         max_outputs=max_outputs,
     )
-    assert found[0].shape == (max_outputs,)
+    assert kept_rows[0].shape == (max_outputs,)
     expected = plain_nms(boxes, scores, groups, mask, threshold)
-    assert real_rows(*found) == expected[:max_outputs]
+    assert real_rows(*kept_rows) == expected[:max_outputs]
 
 
 @on_accelerators
-def test_the_tiles_of_the_backend_at_hand_keep_the_boxes_of_a_plain_loop():
-    """More boxes than two tiles of any backend."""
+def test_the_tiles_of_this_backend_keep_the_boxes_of_a_plain_loop():
+    """Compare more boxes than two tiles of any backend."""
     boxes, scores, groups, mask = draw(7, 2500)
-    # Enough groups that more boxes are kept than a tile holds.
+    # With this number of groups, more boxes are kept than fit into a tile.
     groups = groups + np.arange(2500, dtype=np.int32) % 40
-    found = nms_by_group(
+    kept_rows = nms_by_group(
         *(jnp.asarray(x) for x in (boxes, scores, groups, mask)),
         iou_threshold=0.3,
         max_outputs=2500,
     )
     expected = plain_nms(boxes, scores, groups, mask, 0.3)
     assert len(expected) > 1024
-    assert real_rows(*found) == expected
+    assert real_rows(*kept_rows) == expected
 
 
 @functools.partial(jax.jit, static_argnames=("iou_threshold", "max_outputs"))
@@ -128,23 +130,23 @@ def for_gpus(*arrays, iou_threshold, max_outputs):
     num_boxes=st.sampled_from([0, 2500]),
     max_outputs=st.sampled_from([30, 1500]),
 )
-def test_what_gpus_are_given_keeps_the_same_boxes(seed, num_boxes, max_outputs):
-    """Several tiles of both kinds, and chains longer than the rounds between two questions."""
+def test_the_algorithm_for_gpus_keeps_the_same_boxes(seed, num_boxes, max_outputs):
+    """Compare several tiles of both sizes, and chains longer than the rounds between two checks."""
     arrays = [jnp.asarray(x) for x in draw(seed, num_boxes)]
     arrays[2] = arrays[2] + jnp.arange(num_boxes) % 40
     how = dict(iou_threshold=0.3, max_outputs=max_outputs)
-    found, expected = for_gpus(*arrays, **how), nms_by_group(*arrays, **how)
-    assert real_rows(*found) == real_rows(*expected)
+    kept_rows, expected = for_gpus(*arrays, **how), nms_by_group(*arrays, **how)
+    assert real_rows(*kept_rows) == real_rows(*expected)
 
 
-def test_a_long_chain_of_suppressions_settles():
-    """Each of 400 boxes overlaps its neighbours alone: every second one is kept, one at a time."""
+def test_a_long_chain_of_suppressions_converges():
+    """Each of 400 boxes overlaps only its neighbours, so every second box is kept in sequence."""
     left = jnp.arange(400.0)
     boxes = jnp.stack([left, jnp.zeros(400), left + 1.9, jnp.ones(400)], -1)
     arrays = boxes, -left, jnp.zeros(400, jnp.int32), jnp.ones(400, bool)
     for find in (nms_by_group, for_gpus):
-        found = find(*arrays, iou_threshold=0.3, max_outputs=400)
-        assert real_rows(*found) == list(range(0, 400, 2))
+        kept_rows = find(*arrays, iou_threshold=0.3, max_outputs=400)
+        assert real_rows(*kept_rows) == list(range(0, 400, 2))
 
 
 @pytest.mark.property
@@ -168,8 +170,8 @@ def test_nms_per_class_equals_a_plain_loop_over_boxes_and_classes(seed, num_boxe
     assert real_rows(best_scores, real) == [scores.flat[i] for i in kept]
 
 
-def test_nms_per_class_goes_on_until_enough_are_kept_or_nothing_is_left():
-    """90 copies of one box for each of 80 classes: the best 4,500 candidates are of 50 classes."""
+def test_nms_per_class_continues_until_enough_boxes_are_kept_or_none_is_left():
+    """Test 90 copies of a box for each of 80 classes; the best 4,500 candidates have 50 classes."""
     boxes = jnp.tile(jnp.array([[2.0, 2, 9, 8]]), (90, 1))
     scores = 1 - jnp.arange(80.0) / 100 - jnp.arange(90.0)[:, None] / 10_000
     how = dict(score_threshold=0.0, iou_threshold=0.5)
@@ -181,30 +183,30 @@ def test_nms_per_class_goes_on_until_enough_are_kept_or_nothing_is_left():
 
 
 @pytest.mark.property
-def test_a_batch_gives_what_its_images_give_one_by_one():
-    """Images that end after different numbers of rounds, one of them empty."""
+def test_a_batch_gives_the_results_of_its_images():
+    """Test images with different numbers of rounds, one of them empty."""
     images = [draw(seed, 600) for seed in range(4)]
     batch = [jnp.stack([jnp.asarray(image[i]) for image in images]) for i in range(4)]
     batch[3] = batch[3].at[1].set(False)
     groups = functools.partial(nms_by_group, iou_threshold=0.3, max_outputs=70)
-    found = jax.jit(jax.vmap(groups))(*batch)
-    assert found[1].any(1).tolist() == [True, False, True, True]
+    kept_rows = jax.jit(jax.vmap(groups))(*batch)
+    assert kept_rows[1].any(1).tolist() == [True, False, True, True]
     for image in range(4):
         alone = groups(*(x[image] for x in batch))
-        assert real_rows(*alone) == real_rows(*(x[image] for x in found))
+        assert real_rows(*alone) == real_rows(*(x[image] for x in kept_rows))
 
     def per_class(boxes, scores, groups, mask):
         scores = jnp.stack([scores, -scores, groups * 0.5], 1)
         how = dict(score_threshold=0.2, iou_threshold=0.3, max_outputs=70)
         return nms_per_class(boxes, scores, mask, **how)
 
-    found = jax.jit(jax.vmap(per_class))(*batch)
+    kept_rows = jax.jit(jax.vmap(per_class))(*batch)
     for image in range(4):
-        for one, many in zip(per_class(*(x[image] for x in batch)), found, strict=True):
+        for one, many in zip(per_class(*(x[image] for x in batch)), kept_rows, strict=True):
             np.testing.assert_array_equal(one, many[image])
 
 
-def test_rows_that_do_not_exist_neither_suppress_nor_come_out_whatever_they_hold():
+def test_masked_rows_of_any_value_neither_suppress_nor_are_kept():
     boxes = jnp.array([[jnp.nan] * 4, [0, 0, 4, 4], [0, 0, 4, 5], [0, 0, 4, 4]])
     scores = jnp.array([jnp.nan, jnp.inf, 1.0, -jnp.inf])
     mask = jnp.array([False, False, True, True])
@@ -212,6 +214,6 @@ def test_rows_that_do_not_exist_neither_suppress_nor_come_out_whatever_they_hold
     assert real_rows(*nms(boxes, scores, mask, iou_threshold=0.5, max_outputs=4)) == [2]
 
 
-def test_a_threshold_that_no_iou_can_have_is_refused():
+def test_a_threshold_outside_of_zero_to_one_is_refused():
     with pytest.raises(ValueError, match="IoU threshold 50.0: expected a number from 0 to 1"):
         nms(jnp.zeros((3, 4)), jnp.ones(3), jnp.ones(3, bool), iou_threshold=50.0, max_outputs=3)

@@ -1,4 +1,4 @@
-"""Proposals against the reference's, from the same logits and deltas, and rule by rule."""
+"""Proposals against those of the reference for the same logits and deltas, and each rule."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ ANCHORS = np.array([[0, 0, 8, 8], [0, 0, 8, 9], [20, 20, 30, 30], [4, 0, 12, 8]]
 
 @on_accelerators
 @pytest.mark.parity
-@pytest.mark.parametrize("kind,threshold", PROPOSAL_CASES)
-def test_proposals_and_their_order_equal_the_references(kind, threshold):
+@pytest.mark.parametrize("variant,threshold", PROPOSAL_CASES)
+def test_proposals_and_their_order_equal_the_references(variant, threshold):
     """Measured: within 6.1e-5 px."""
-    assert_equal_to_reference(compare_proposals_of(kind, threshold))
+    assert_equal_to_reference(compare_proposals_of(variant, threshold))
 
 
 @pytest.mark.parity
@@ -38,14 +38,14 @@ def test_all_proposals_of_the_full_arrays_equal_the_references(large_golden, nam
 
 
 def select(logits, anchors=ANCHORS, deltas=None, size=(32, 32), **changes):
-    """Proposals of one picture with one level: boxes, scores and mask."""
+    """Return boxes, scores and mask of the proposals of one image with one level."""
     logits = jnp.asarray(logits, jnp.float32)
     deltas = jnp.zeros((len(logits), 4)) if deltas is None else jnp.asarray(deltas, jnp.float32)
     limits = dict(pre_nms_topk=50, num_proposals=4, nms_threshold=0.7) | changes
-    found = select_proposals(
+    proposals = select_proposals(
         [logits[None]], [deltas[None]], [anchors], jnp.array([size], jnp.int32), **limits
     )
-    return np.asarray(found.boxes[0]), found.scores[0].tolist(), found.mask[0].tolist()
+    return np.asarray(proposals.boxes[0]), proposals.scores[0].tolist(), proposals.mask[0].tolist()
 
 
 def test_suppressed_boxes_leave_rows_of_zeros_at_the_end():
@@ -54,30 +54,30 @@ def test_suppressed_boxes_leave_rows_of_zeros_at_the_end():
     np.testing.assert_array_equal(boxes, ANCHORS[[1, 3, 2, 0]] * [[1], [1], [1], [0]])
 
 
-def test_the_best_are_chosen_before_suppression_and_again_after_it():
-    """The anchor of logit 1 is suppressed."""
+def test_the_best_boxes_are_selected_before_and_after_suppression():
+    """Suppress the anchor of logit 1."""
     assert select([1.0, 2, -3, 0], pre_nms_topk=3)[1] == [2, 0, 0, 0]
     assert select([1.0, 2, -3, 0], num_proposals=2)[1] == [2, 0]
 
 
 def test_boxes_are_clipped_before_they_are_compared():
-    """The first two anchors differ below the fifth row only."""
+    """The first two anchors differ only below the fifth row."""
     boxes, scores, _ = select([1.0, 2, -3, 0], size=(5, 32), nms_threshold=0.99)
     assert scores == [2, 0, 0, 0]
     np.testing.assert_array_equal(boxes[:2], [[0, 0, 8, 5], [4, 0, 12, 5]])
 
 
 def test_boxes_without_area_are_dropped():
-    # Outside the picture a box has no sides after clipping.
+    # A box outside the image has no area after clipping.
     assert select([1.0, 2, 3, 0], size=(20, 20), nms_threshold=1.0)[1] == [2, 1, 0, 0]
 
 
-def test_a_picture_without_pixels_has_no_proposals():
+def test_an_image_without_pixels_has_no_proposals():
     assert not any(select([1.0, 2, -3, 0], size=(0, 0))[2])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_boxes_and_logits_that_are_not_finite_are_dropped_though_clipping_would_mend_some(bad):
+def test_boxes_and_logits_that_are_not_finite_are_dropped_before_clipping(bad):
     _, scores, mask = select([bad, 2, 1, 0])
     assert scores == [2, 1, 0, 0] and mask == [True, True, True, False]
     deltas = np.zeros((4, 4))
@@ -90,24 +90,26 @@ def test_boxes_do_not_suppress_those_of_other_levels():
     logits = [jnp.array([[1.0, 0.5]]), jnp.array([[2.0, 1.5, -1]])]
     deltas = [jnp.zeros((1, 2, 4)), jnp.zeros((1, 3, 4))]
     boxes = np.array([[0, 0, 8, 8]] * 3, np.float32)
-    found = select_proposals(
+    proposals = select_proposals(
         logits, deltas, [boxes[:2], boxes], jnp.array([[32, 32]]),
         pre_nms_topk=2, num_proposals=3, nms_threshold=0.5,
     )  # fmt: skip
-    assert found.scores.tolist() == [[2, 1, 0]] and found.mask.tolist() == [[True, True, False]]
+    assert proposals.scores.tolist() == [[2, 1, 0]] and proposals.mask.tolist() == [
+        [True, True, False]
+    ]
 
 
 def random_outputs(seed, batch):
     rng = np.random.default_rng(seed)
     anchors = [grid_anchors(8, 8, 8, cell_anchors((16,), RATIOS)), cell_anchors((32, 64), RATIOS)]
-    # Few different logits: ties are frequent.
+    # The logits have few values, so that ties are frequent.
     logits = [jnp.asarray(rng.integers(-9, 9, (batch, len(a))), jnp.float32) for a in anchors]
     deltas = [jnp.asarray(rng.normal(0, 0.3, (batch, len(a), 4)), jnp.float32) for a in anchors]
     return logits, deltas, anchors
 
 
 @pytest.mark.property
-def test_a_batch_gives_what_its_pictures_give_one_by_one():
+def test_a_batch_gives_the_results_of_its_images():
     logits, deltas, anchors = random_outputs(0, 3)
     sizes = jnp.array([[64, 60], [0, 0], [30, 64]])
     how = dict(pre_nms_topk=100, num_proposals=60, nms_threshold=0.5)
@@ -121,29 +123,29 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one():
             np.testing.assert_allclose(x[rows], y, rtol=0, atol=1e-5)
 
 
-def test_of_equal_logits_the_lower_level_and_the_lower_anchor_come_first():
-    """Nothing is suppressed at a threshold of 1."""
+def test_equal_logits_are_ordered_by_level_and_then_by_anchor():
+    """A threshold of 1 suppresses no box."""
     logits, deltas, anchors = random_outputs(1, 1)
-    found = select_proposals(
+    proposals = select_proposals(
         logits, [0 * x for x in deltas], [a + 100 for a in anchors], jnp.array([[300, 300]]),
         pre_nms_topk=1000, num_proposals=150, nms_threshold=1.0,
     )  # fmt: skip
     all_logits = np.concatenate(logits, 1)[0]
     order = np.argsort(-all_logits, kind="stable")[:150]
-    np.testing.assert_array_equal(found.scores[0], all_logits[order])
+    np.testing.assert_array_equal(proposals.scores[0], all_logits[order])
     expected = np.concatenate(anchors)[order] + 100
-    np.testing.assert_allclose(found.boxes[0], expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(proposals.boxes[0], expected, rtol=0, atol=1e-4)
 
 
-def test_no_gradient_flows_back():
+def test_proposals_have_no_gradient():
     logits, deltas, anchors = random_outputs(2, 1)
 
     def total(logits, deltas):
-        found = select_proposals(
+        proposals = select_proposals(
             logits, deltas, anchors, jnp.array([[64, 64]]),
             pre_nms_topk=100, num_proposals=20, nms_threshold=0.5,
         )  # fmt: skip
-        return found.boxes.sum() + found.scores.sum()
+        return proposals.boxes.sum() + proposals.scores.sum()
 
     gradients = jax.jit(jax.grad(total, (0, 1)))(logits, deltas)
     assert not any(x.any() for x in jax.tree.leaves(gradients))
@@ -151,11 +153,11 @@ def test_no_gradient_flows_back():
 
 def test_bfloat16_outputs_are_decoded_in_float32():
     logits, deltas, anchors = random_outputs(3, 1)
-    found = select_proposals(
+    proposals = select_proposals(
         *jax.tree.map(lambda x: x.astype(jnp.bfloat16), (logits, deltas)), anchors,
         jnp.array([[64, 64]]), pre_nms_topk=100, num_proposals=20, nms_threshold=0.5,
     )  # fmt: skip
-    assert found.boxes.dtype == found.scores.dtype == jnp.float32
+    assert proposals.boxes.dtype == proposals.scores.dtype == jnp.float32
 
 
 def test_lists_of_different_lengths_are_refused():

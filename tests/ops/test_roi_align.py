@@ -1,4 +1,4 @@
-"""RoIAlign against the reference's kernel, against a plain loop, and against itself."""
+"""RoIAlign against the kernel of the reference, a plain loop and its other implementations."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from regionclip_jax.ops.roi_align import roi_align
 
 
 def axis_weights(low, high, num_bins, extent, scale, ratio, aligned):
-    """[num_bins, extent] by the definition: a loop over bins and samples, bilinear weights."""
+    """Return weights [num_bins, extent] by a loop over bins and samples with bilinear weights."""
     low, high, scale = np.float32(low), np.float32(high), np.float32(scale)
     offset = np.float32(0.5 if aligned else 0.0)
     start = low * scale - offset
@@ -45,7 +45,7 @@ def axis_weights(low, high, num_bins, extent, scale, ratio, aligned):
 
 
 def plain_roi_align(features, boxes, size, scale, ratio=0, aligned=True):
-    """Output [B, R, P, Q, C] and the function from its cotangent to that of the features."""
+    """Return the output [B, R, P, Q, C] and its vector-Jacobian product for the features."""
     height, width = features.shape[1:3]
     rows = [
         [axis_weights(y1, y2, size[0], height, scale, ratio, aligned) for _, y1, _, y2 in image]
@@ -80,8 +80,8 @@ def test_gradients_equal_the_references(implementation, stride, ratio):
 
 @on_accelerators
 @pytest.mark.parametrize("height", [9, 40], ids=["small_map", "large_map"])
-def test_what_auto_chooses_for_the_backend_at_hand_equals_a_plain_loop(relative_error, height):
-    """Crops and gradient, on both sides of the size from which a CPU gathers."""
+def test_the_implementation_of_auto_on_this_backend_equals_a_plain_loop(relative_error, height):
+    """Compare crops and gradient on both sides of the size at which a CPU uses gathers."""
     rng = np.random.default_rng(4)
     features = rng.standard_normal((2, height, 30, 3)).astype(np.float32)
     boxes = rng.uniform(-40, 300, (2, 9, 4)).astype(np.float32)
@@ -148,7 +148,7 @@ def test_a_sample_on_the_edge_of_the_map_is_kept(
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_boxes_far_beyond_the_map_get_all_their_samples(relative_error, implementation):
+def test_boxes_far_outside_the_map_have_all_their_samples(relative_error, implementation):
     """More samples a bin than the map has cells.
 
     Source: docs/reference/roi_align.md#trap-3-static-bound.
@@ -196,10 +196,12 @@ SPECIAL_BOXES = np.array(
 @pytest.mark.property
 @pytest.mark.parametrize("aligned,ratio", ALIGNERS)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_matrices_gathers_and_a_plain_loop_agree_on_any_boxes(relative_error, aligned, ratio, seed):
+def test_matrices_and_gathers_equal_a_plain_loop_for_any_boxes(
+    relative_error, aligned, ratio, seed
+):
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((2, 9, 11, 3)).astype(np.float32)
-    # Any order of the corners, inside and outside of the 88 x 72 pixels.
+    # The corners are in any order, inside and outside the 88 x 72 pixels.
     random_boxes = rng.uniform(-30, 120, (2, 5, 4)).astype(np.float32)
     special = np.broadcast_to(SPECIAL_BOXES, (2, *SPECIAL_BOXES.shape))
     boxes = np.concatenate([random_boxes, special], 1)
@@ -239,8 +241,8 @@ def test_bf16_features_give_bf16_crops_close_to_fp32(relative_error, implementat
 
 @pytest.mark.parametrize("implementation", ["matmul", "matmul_rows"])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_no_loop_of_the_matrices_depends_on_the_boxes(implementation, ratio):
-    """After each round of one, a GPU's host would wait to hear whether there is another."""
+def test_no_loop_of_the_matrix_implementations_depends_on_the_boxes(implementation, ratio):
+    """A GPU's host would wait after each iteration of such a loop."""
 
     def align(features, boxes):
         return roi_align(
@@ -258,8 +260,8 @@ def test_an_unknown_implementation_is_refused():
 
 @pytest.mark.property
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_samples_end_with_each_pictures_own_part_of_the_map(implementation, relative_error):
-    """As if the map were cut there: forward, and the gradient of the cells that are left."""
+def test_samples_are_limited_to_the_extent_of_each_image(implementation, relative_error):
+    """Compare the crops and the gradient with those of a cropped map."""
     rng = np.random.default_rng(3)
     features = jnp.asarray(rng.standard_normal((2, 9, 11, 3)), jnp.float32)
     low = rng.uniform(-20, 150, (2, 12, 2))
@@ -280,7 +282,7 @@ def test_samples_end_with_each_pictures_own_part_of_the_map(implementation, rela
         cut = features[one, :height, :width]
         expected = crop(cut, boxes[one], None)
         assert relative_error(crop(features, boxes, extents)[one], expected) < 1e-6
-        found = gradient(features[one], boxes[one], extents[one])
+        actual = gradient(features[one], boxes[one], extents[one])
         expected = gradient(cut, boxes[one], None)
-        assert relative_error(found[:, :height, :width], expected) < 1e-6
-        assert not found[:, height:].any() and not found[:, :, width:].any()
+        assert relative_error(actual[:, :height, :width], expected) < 1e-6
+        assert not actual[:, height:].any() and not actual[:, :, width:].any()

@@ -13,9 +13,9 @@ seeds = st.integers(0, 2**31 - 1)
 
 @pytest.mark.property
 @given(seed=seeds, num_real=st.integers(0, 9))
-def test_a_sample_of_regions_is_a_subset_without_repetition_real_ones_first(seed, num_real):
+def test_a_sample_of_regions_is_a_subset_without_repetition_and_real_rows_first(seed, num_real):
     numbers = jnp.arange(2 * 9, dtype=jnp.float32).reshape(2, 9)
-    # The second picture has all nine; which rows are real is not a matter of their order.
+    # The second image has nine real rows, and the real rows are in any order.
     shuffled = np.random.default_rng(seed).permutation(9) < num_real
     mask = jnp.asarray(np.stack([shuffled, np.ones(9, bool)]))
     regions = Regions(boxes=numbers[..., None] + jnp.zeros(4), scores=numbers, mask=mask)
@@ -46,7 +46,7 @@ def test_every_region_is_equally_likely_to_be_sampled():
     seed=seeds,
     sizes=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=4, max_size=4),
 )
-def test_random_boxes_lie_on_the_grid_inside_each_picture_and_are_not_empty(seed, sizes):
+def test_random_boxes_are_on_the_grid_inside_each_image_and_not_empty(seed, sizes):
     grid = 8
     boxes = np.asarray(random_boxes(jax.random.key(seed), jnp.asarray(sizes), 50, grid))
     height, width = np.asarray(sizes).T[..., None]
@@ -55,12 +55,12 @@ def test_random_boxes_lie_on_the_grid_inside_each_picture_and_are_not_empty(seed
     assert (x2 > x1).all() and (y2 > y1).all()
     for low, high, side in ((x1, x2, width), (y1, y2, height)):
         assert (low % grid == 0).all()
-        # A picture smaller than a cell ends before the grid's first line.
+        # An image smaller than a cell ends before the first grid line.
         assert np.where(side < grid, high == side, high % grid == 0).all()
 
 
 @pytest.mark.property
-def test_random_boxes_reach_every_place_of_the_grid():
+def test_random_boxes_reach_every_position_of_the_grid():
     boxes = np.asarray(random_boxes(jax.random.key(0), jnp.array([[24, 32]]), 2000, 8))[0]
     assert len({tuple(box) for box in boxes}) == (4 * 5 // 2) * (3 * 4 // 2)
 
@@ -81,7 +81,7 @@ def test_boxes_of_chosen_sides_keep_to_them_wherever_they_lie(seed, sides):
     assert (low.min(1) == 0).all() and (high.max(1) == cells[:, 0]).all()
 
 
-def test_pictures_without_pixels_have_no_boxes():
+def test_images_without_pixels_have_no_boxes():
     mask = box_mask(jnp.array([[10, 20], [0, 0]]), 3)
     np.testing.assert_array_equal(mask, [[True] * 3, [False] * 3])
     boxes = random_boxes(jax.random.key(0), jnp.array([[0, 0]]), 3, 8)

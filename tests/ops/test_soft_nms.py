@@ -1,4 +1,4 @@
-"""Soft NMS against the reference's picks and scores, and against a plain loop."""
+"""Soft NMS against the selected boxes and scores of the reference and against a plain loop."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ GAUSSIAN = NmsSettings("gaussian")
 
 
 def plain_soft_nms(boxes, scores, groups, nms):
-    """Indices and lowered scores, all in float32."""
+    """Return indices and lowered scores, computed in float32."""
     rows, scores = np.arange(len(boxes)), scores.copy()
     indices, taken = [], []
     while rows.size:
@@ -40,8 +40,11 @@ def plain_soft_nms(boxes, scores, groups, nms):
 
 
 def draw(seed, num_boxes, grid):
-    """Boxes, scores and groups; on a grid with ties of IoUs and scores, empty and inverted boxes.
-    Otherwise without ties, since these depend on how exp is rounded."""
+    """Return boxes, scores and groups.
+
+    On a grid there are ties of IoUs and scores, and empty and inverted boxes. Otherwise there are
+    no ties, as they depend on the rounding of exp.
+    """
     rng = np.random.default_rng(seed)
     if grid:
         corners, sides = rng.integers(0, 24, (num_boxes, 2)), rng.integers(-1, 12, (num_boxes, 2))
@@ -54,7 +57,7 @@ def draw(seed, num_boxes, grid):
 
 
 def real_rows(indices, scores, real):
-    """Indices and scores of real rows, after checking that these come first, the others are 0."""
+    """Return indices and scores of real rows, after checks of their order and of the padding."""
     indices, scores, real = np.asarray(indices), np.asarray(scores), np.asarray(real)
     assert not indices[~real].any() and not scores[~real].any()
     assert real.tolist() == sorted(real, reverse=True)
@@ -78,7 +81,7 @@ def test_picks_and_scores_equal_the_references(name, method, prune_threshold):
     prune_threshold=st.sampled_from([0.0, 0.001, 0.3]),
 )
 def test_picks_and_scores_equal_those_of_a_plain_loop(seed, method, num_boxes, prune_threshold):
-    """One class, and boxes of which each is a candidate of one of three."""
+    """Compare one class, and three classes with each box a candidate of one class."""
     boxes, scores, groups = draw(seed, num_boxes, grid=method != "gaussian")
     nms = NmsSettings(method, 0.3, 0.4, prune_threshold)
     for classes in (np.zeros_like(groups), groups):
@@ -102,10 +105,10 @@ def test_picks_and_scores_equal_those_of_a_plain_loop(seed, method, num_boxes, p
     method=st.sampled_from(SOFT_METHODS),
     prune_threshold=st.sampled_from([0.001, 0.6, 2.0]),
 )
-def test_classes_that_share_boxes_equal_a_plain_loop_over_all_pairs_of_box_and_class(
+def test_classes_with_shared_boxes_equal_a_plain_loop_over_pairs_of_box_and_class(
     seed, method, prune_threshold
 ):
-    """A threshold of 2 leaves only the very best, which always comes out."""
+    """A threshold of 2 keeps only the best pair, which is always selected."""
     grid = method != "gaussian"
     boxes, _, _ = draw(seed, 40, grid)
     rng = np.random.default_rng(seed)
@@ -113,14 +116,14 @@ def test_classes_that_share_boxes_equal_a_plain_loop_over_all_pairs_of_box_and_c
     scores = (scores / 30).astype(np.float32)
     mask = rng.random(40) < 0.8
     nms = NmsSettings(method, prune=prune_threshold)
-    *found, real = soft_nms_per_class(
+    *kept_rows, real = soft_nms_per_class(
         jnp.asarray(boxes), jnp.asarray(scores), jnp.asarray(mask), score_threshold=0.2,
         nms=nms, max_outputs=150,
     )  # fmt: skip
     rows, classes = np.nonzero(mask[:, None] & (scores > 0.2))
     expected, lowered = plain_soft_nms(boxes[rows], scores[rows, classes], classes, nms)
-    assert np.asarray(real).tolist() == [place < len(expected) for place in range(150)]
-    indices, found_classes, found_scores = (np.asarray(x)[np.asarray(real)] for x in found)
+    assert np.asarray(real).tolist() == [row < len(expected) for row in range(150)]
+    indices, found_classes, found_scores = (np.asarray(x)[np.asarray(real)] for x in kept_rows)
     expected = expected[:150]
     np.testing.assert_array_equal(indices, rows[expected])
     np.testing.assert_array_equal(found_classes, classes[expected])
@@ -129,15 +132,15 @@ def test_classes_that_share_boxes_equal_a_plain_loop_over_all_pairs_of_box_and_c
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
-def test_without_boxes_or_classes_nothing_comes_out(shape):
+def test_no_boxes_or_no_classes_give_no_detections(shape):
     boxes, mask = jnp.zeros((shape[0], 4)), jnp.ones(shape[0], bool)
-    found = soft_nms_per_class(
+    kept_rows = soft_nms_per_class(
         boxes, jnp.ones(shape), mask, score_threshold=0.0, nms=GAUSSIAN, max_outputs=7
     )
-    assert all(x.shape == (7,) and not x.any() for x in found)
+    assert all(x.shape == (7,) and not x.any() for x in kept_rows)
 
 
-def test_the_first_outputs_do_not_depend_on_how_many_are_wanted():
+def test_the_first_outputs_do_not_depend_on_the_number_of_outputs():
     arguments = _three_classes(3, 80)
     few = soft_nms_per_class(*arguments, score_threshold=0.1, nms=GAUSSIAN, max_outputs=10)
     many = soft_nms_per_class(*arguments, score_threshold=0.1, nms=GAUSSIAN, max_outputs=70)
@@ -145,7 +148,7 @@ def test_the_first_outputs_do_not_depend_on_how_many_are_wanted():
         np.testing.assert_array_equal(x, y[:10])
 
 
-def test_rows_that_do_not_exist_neither_lower_scores_nor_come_out():
+def test_masked_rows_neither_lower_scores_nor_are_selected():
     boxes = jnp.array([[0, 0, 4, 4], [0, 0, 4, 4], [jnp.nan] * 4, [9, 9, 10, 10]])
     scores = jnp.array([[1.0], [0.5], [jnp.nan], [0.25]])
     mask = jnp.array([False, True, False, True])
@@ -162,8 +165,8 @@ def _three_classes(seed, num_real):
     return jnp.asarray(boxes), jnp.asarray(table), jnp.arange(80) < num_real
 
 
-def test_a_batch_gives_what_its_images_give_one_by_one():
-    """Images that run out of boxes after different numbers of rounds, one of them empty."""
+def test_a_batch_gives_the_results_of_its_images():
+    """Test images with different numbers of rounds, one of them empty."""
     images = [_three_classes(seed, num_real) for seed, num_real in enumerate((80, 0, 20))]
 
     def select(boxes, scores, mask):
@@ -171,8 +174,10 @@ def test_a_batch_gives_what_its_images_give_one_by_one():
             boxes, scores, mask, score_threshold=0.1, nms=GAUSSIAN, max_outputs=50
         )
 
-    found = jax.jit(jax.vmap(select))(*(jnp.stack(arrays) for arrays in zip(*images, strict=True)))
-    assert found[-1].any(1).tolist() == [True, False, True]
+    kept_rows = jax.jit(jax.vmap(select))(
+        *(jnp.stack(arrays) for arrays in zip(*images, strict=True))
+    )
+    assert kept_rows[-1].any(1).tolist() == [True, False, True]
     for image, arguments in enumerate(images):
-        for x, y in zip(found, select(*arguments), strict=True):
+        for x, y in zip(kept_rows, select(*arguments), strict=True):
             np.testing.assert_allclose(x[image], y, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""A fixed batch of drawn pictures, and two updates on any mesh of the eight devices."""
+"""A fixed batch of random images, and two updates on any mesh of the eight devices."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from regionclip_jax.structures import ImageTextBatch
 
 @pytest.fixture(scope="session")
 def pair_batch() -> ImageTextBatch:
-    """Eight pictures of one colour each on 64 x 64 canvases, two of them smaller; a word each."""
+    """Eight images of one colour each with one word each; two images are below 64 x 64 pixels."""
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (8, 1, 1, 3))
     images = np.clip(colours + rng.normal(0, 20, (8, 64, 64, 3)), 0, 255).astype(np.uint8)
@@ -34,8 +34,8 @@ def pair_batch() -> ImageTextBatch:
 def two_updates():
     """``two_updates(step, state, frozen, batch, mesh)``: state, and metrics of both updates.
 
-    On a mesh of so many (devices, fsdp), everything split by the rules and the state donated as in
-    a job; on one device, by the jitted step as it is, without one.
+    With a mesh of (devices, fsdp), arrays are sharded by the rules and the state is donated as in a
+    job. Without a mesh, the jitted step runs unchanged on one device.
     """
 
     def run(step, state, frozen, batch, mesh: tuple[int, int] | None = None):
@@ -60,9 +60,9 @@ def two_updates():
 
 @pytest.fixture(scope="session")
 def assert_same_update():
-    """Two states after the same step from ``before`` agree within ``tolerance`` of the update."""
+    """Check that two updates of ``before`` are equal within ``tolerance`` of the largest change."""
 
-    def check(before, found, expected, tolerance: float = 1e-3):
+    def check(before, actual, expected, tolerance: float = 1e-3):
         changes = [
             np.concatenate(
                 [
@@ -74,7 +74,7 @@ def assert_same_update():
                     )
                 ]
             )
-            for state in (found, expected)
+            for state in (actual, expected)
         ]
         difference = np.abs(changes[0] - changes[1]).max() / np.abs(changes[1]).max()
         assert 0 < np.abs(changes[1]).max() and difference < tolerance, difference

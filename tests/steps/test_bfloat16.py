@@ -22,7 +22,7 @@ from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
 from regionclip_jax.steps.train_state import create_train_state
 from regionclip_jax.structures import DetectionBatch
 
-# Its first update is the gradient itself, and it keeps a state.
+# The first update of this optimizer is the gradient, and it has a state.
 OPTIMIZER = optax.sgd(1.0, momentum=0.9)
 FROZEN = ("^text/", "^logit_scale$", "visual/stem/", "norm")
 
@@ -38,7 +38,7 @@ class Comparison(NamedTuple):
 
 
 def compare(make_step, state, frozen, batch) -> Comparison:
-    """Take one step in each type; whatever it keeps and reports must be float32."""
+    """Take one step in each dtype, and check that state and metrics are float32."""
     gradients, metrics = [], []
     for dtype in (jnp.float32, jnp.bfloat16):
         after, step_metrics = jax.jit(make_step(dtype))(state, frozen, batch)
@@ -66,7 +66,7 @@ def images():
 
 
 @pytest.mark.usefixtures("bfloat16_on_this_device")
-def test_a_pretraining_step_is_that_of_float32(nano_configs, nano_variables, pair_batch, images):
+def test_a_pretraining_step_is_close_to_float32(nano_configs, nano_variables, pair_batch, images):
     """Measured: cosine 0.9993; the loss differs by 0.25%, its parts by 0.11 to 0.34%."""
     settings = PretrainObjective(
         proposals=ProposalSettings(num_proposals=12, pre_nms_topk=40, nms_threshold=0.9),
@@ -83,20 +83,20 @@ def test_a_pretraining_step_is_that_of_float32(nano_configs, nano_variables, pai
         return make_pretrain_step(model, model, OPTIMIZER, settings, seed=1)
 
     concepts = jax.random.normal(jax.random.key(3), (2, 10, 32))
-    found = compare(
+    comparison = compare(
         make_step,
         create_train_state(nano_variables("resnet"), FROZEN, OPTIMIZER),
         Frozen(nano_variables("resnet", seed=1), concepts[0], concepts[1]),
         pair_batch.replace(images=images),
     )
-    assert found.cosine > 0.999 and found.difference("loss") < 0.005
+    assert comparison.cosine > 0.999 and comparison.difference("loss") < 0.005
     for name in ("loss_image_text", "loss_distillation", "loss_contrastive"):
-        assert found.difference(name) < 0.01, name
+        assert comparison.difference(name) < 0.01, name
 
 
 @pytest.fixture(scope="module")
 def batch(images) -> DetectionBatch:
-    """The images with three boxes each."""
+    """Batch of the images with three boxes each."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 30, (8, 3, 2))
     boxes = np.concatenate([low, low + rng.uniform(15, 30, low.shape)], -1).astype(np.float32)
@@ -112,8 +112,8 @@ def batch(images) -> DetectionBatch:
     )
 
 
-def test_a_detector_step_is_that_of_float32(nano_configs, nano_variables, nano_localizer, batch):
-    """The localizer is float32 in both, so that both sample the same boxes.
+def test_a_detector_step_is_close_to_float32(nano_configs, nano_variables, nano_localizer, batch):
+    """Both steps have a float32 localizer, so that they sample the same boxes.
 
     Measured: cosine 0.99995; the loss differs by 0.16%.
     """
@@ -130,7 +130,7 @@ def test_a_detector_step_is_that_of_float32(nano_configs, nano_variables, nano_l
     clip = nano_variables("resnet")
     params = clip["params"] | {"box_head": {"deltas": {"kernel": kernel, "bias": jnp.zeros(4)}}}
     state = create_train_state(clip | {"params": params}, FROZEN, OPTIMIZER)
-    found = compare(
+    comparison = compare(
         lambda dtype: make_detector_step(
             CLIP(nano_configs["resnet"], dtype=dtype),
             Localizer(card.architecture),
@@ -142,10 +142,10 @@ def test_a_detector_step_is_that_of_float32(nano_configs, nano_variables, nano_l
         FrozenDetectorParts(localizer, rng.normal(size=(5, 32)).astype(np.float32)),
         batch,
     )
-    assert found.cosine > 0.999 and found.difference("loss") < 0.005
+    assert comparison.cosine > 0.999 and comparison.difference("loss") < 0.005
 
 
-def test_a_localizer_step_is_that_of_float32(nano_localizer, batch):
+def test_a_localizer_step_is_close_to_float32(nano_localizer, batch):
     """Measured: cosine 0.9999; the loss differs by 0.03%.
 
     With live norms, whose gradients are differences too, these four channels measured 0.989.
@@ -159,5 +159,5 @@ def test_a_localizer_step_is_that_of_float32(nano_localizer, batch):
         return lambda state, frozen, batch: step(state, batch)
 
     state = create_train_state(variables, ("norm",), OPTIMIZER)
-    found = compare(make_step, state, {}, batch)
-    assert found.cosine > 0.999 and found.difference("loss") < 0.005
+    comparison = compare(make_step, state, {}, batch)
+    assert comparison.cosine > 0.999 and comparison.difference("loss") < 0.005

@@ -1,4 +1,4 @@
-"""The detect step on random models; tests/steps/test_detect_parity.py has the reference."""
+"""The detect step on random models; test_detect_parity.py compares with the reference."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ from regionclip_jax.steps.predict_step import (
 )
 from regionclip_jax.structures import DetectionBatch, Regions
 
-# No pair suppresses another, and every pair is above the threshold.
+# With these settings no pair suppresses another, and all pairs are above the threshold.
 ALL_PAIRS = DetectionSettings(
     temperature=0.1, score_threshold=0.0, nms=NmsSettings(threshold=1.0), max_detections=20
 )
@@ -37,7 +37,7 @@ PYRAMID = LocalizerConfig(
 
 
 def make_batch(num_images: int, num_boxes: int, seed: int = 0) -> DetectionBatch:
-    """Pictures on canvases of 70 x 100 with boxes inside them; scales are powers of two."""
+    """Return images on canvases of 70 x 100 with boxes inside; the scales are powers of two."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers([50, 60], [71, 101], (num_images, 2))
     corners = np.sort(rng.uniform(0, 1, (num_images, num_boxes, 2, 2)), axis=2)
@@ -79,16 +79,16 @@ def detect(resnet, class_embeddings):
     return call
 
 
-def test_the_best_pairs_by_the_root_of_probability_times_sigmoid_come_out(
+def test_detections_are_the_best_pairs_by_the_root_of_probability_times_sigmoid(
     resnet, class_embeddings, detect
 ):
-    """Against the formula in float64; no reference computes it."""
+    """Compare with the formula in float64, as the reference does not compute it."""
     model, clip = resnet
     batch = make_batch(2, 6)
     logits = jax.random.normal(jax.random.key(1), (2, 6)) * 3
     mask = batch.box_mask.at[1, 2].set(False)
     settings = dataclasses.replace(ALL_PAIRS, objectness="sigmoid")
-    found = detect(settings, batch, Regions(batch.boxes, logits, mask))
+    predictions = detect(settings, batch, Regions(batch.boxes, logits, mask))
 
     @jax.jit
     def embed(clip, batch):
@@ -105,30 +105,28 @@ def test_the_best_pairs_by_the_root_of_probability_times_sigmoid_come_out(
     scores = np.sqrt(scores / (1 + np.exp(-np.asarray(logits, np.float64)))[..., None])
     scores = np.where(np.asarray(mask)[..., None], scores, -1).reshape(2, -1)
     order = np.argsort(-scores)[:, :20]
-    np.testing.assert_allclose(found.scores, np.take_along_axis(scores, order, 1), rtol=1e-4)
-    np.testing.assert_array_equal(found.classes, order % 5)
+    np.testing.assert_allclose(predictions.scores, np.take_along_axis(scores, order, 1), rtol=1e-4)
+    np.testing.assert_array_equal(predictions.classes, order % 5)
     for image in range(2):
         boxes = np.asarray(batch.boxes[image])[order[image] // 5]
         expected = boxes / np.asarray(batch.scales[image])[[1, 0, 1, 0]]
-        np.testing.assert_allclose(found.boxes[image], expected, rtol=1e-5)
-    assert found.mask.all()
+        np.testing.assert_allclose(predictions.boxes[image], expected, rtol=1e-5)
+    assert predictions.mask.all()
 
 
-def test_given_boxes_are_detected_as_they_are_and_need_no_objectness(
-    resnet, class_embeddings, detect
-):
+def test_given_boxes_are_not_moved_and_need_no_objectness(resnet, class_embeddings, detect):
     model, clip = resnet
     batch = make_batch(2, 4)
     batch = batch.replace(box_mask=batch.box_mask.at[0, 1:].set(False))
     settings = dataclasses.replace(ALL_PAIRS, objectness="none")
-    found = jax.jit(make_predict_step(model, settings, given_boxes))(
+    predictions = jax.jit(make_predict_step(model, settings, given_boxes))(
         DetectorVariables(clip, class_embeddings), batch
     ).detections
     regions = Regions(batch.boxes, jnp.zeros((2, 4)), batch.box_mask)
     expected = detect(settings, batch, regions)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for x, y in zip(jax.tree.leaves(predictions), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5)
-    assert found.mask.sum(-1).tolist() == [5, 20]
+    assert predictions.mask.sum(-1).tolist() == [5, 20]
 
     head = {"params": {"deltas": {"kernel": jnp.zeros((32, 4)), "bias": jnp.ones(4)}}}
     moved = detect(settings, batch, regions, head)
@@ -136,17 +134,17 @@ def test_given_boxes_are_detected_as_they_are_and_need_no_objectness(
 
 
 @pytest.mark.parametrize("embed_from", ["features", "crops"])
-def test_no_regions_are_no_detections(detect, embed_from):
+def test_no_regions_give_no_detections(detect, embed_from):
     batch = make_batch(2, 0)
     settings = dataclasses.replace(ALL_PAIRS, embed_from=embed_from)
-    found = detect(settings, batch, Regions(batch.boxes, jnp.zeros((2, 0)), batch.box_mask))
-    assert found.boxes.shape == (2, 20, 4)
-    assert not any(np.asarray(x).any() for x in jax.tree.leaves(found))
+    predictions = detect(settings, batch, Regions(batch.boxes, jnp.zeros((2, 0)), batch.box_mask))
+    assert predictions.boxes.shape == (2, 20, 4)
+    assert not any(np.asarray(x).any() for x in jax.tree.leaves(predictions))
 
 
 @pytest.fixture(scope="module")
 def pyramid():
-    """A nano localizer. NumPy draws it: compiling the modules' initialisers takes longer."""
+    """Small localizer with weights from NumPy, as compiling the initialisers takes longer."""
     rng = np.random.default_rng(3)
 
     def draw(path, shape):
@@ -163,7 +161,7 @@ def pyramid():
 def test_detection_is_one_program_on_canvases_of_any_size(
     resnet, class_embeddings, detect, pyramid
 ):
-    """70 x 100 is no multiple of 32. A skipped record gives nothing."""
+    """Test a canvas of 70 x 100, which is no multiple of 32, and a skipped record."""
     model, clip = resnet
     localizer, localizer_variables = pyramid
     batch = make_batch(2, 1)
@@ -174,22 +172,22 @@ def test_detection_is_one_program_on_canvases_of_any_size(
     proposals = ProposalSettings(pre_nms_topk=50, num_proposals=30)
     step = make_predict_step(model, settings, proposals_of(localizer, proposals))
     variables = DetectorVariables(clip, class_embeddings, localizer_variables)
-    found = jax.jit(step)(variables, batch).detections
-    assert found.mask.sum(-1).tolist() == [20, 0]
+    predictions = jax.jit(step)(variables, batch).detections
+    assert predictions.mask.sum(-1).tolist() == [20, 0]
 
     regions = jax.jit(lambda v, i, s: propose(localizer, v, i, s, proposals))(
         localizer_variables, batch.images, batch.sizes
     )
     expected = detect(settings, batch, regions)
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for x, y in zip(jax.tree.leaves(predictions), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
     height, width = (batch.sizes[0] / batch.scales[0]).tolist()
-    boxes = np.asarray(found.boxes[0])
+    boxes = np.asarray(predictions.boxes[0])
     assert boxes.min() >= 0 and (boxes.max(0) <= [width, height] * 2).all()
 
 
 def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyramid):
-    """Four devices share a copy of CLIP and localizer."""
+    """Compare with parameters sharded over four devices."""
     model, clip = resnet
     localizer, localizer_variables = pyramid
     settings = dataclasses.replace(
@@ -202,39 +200,39 @@ def test_detections_are_the_same_on_eight_devices(resnet, class_embeddings, pyra
     expected = step(variables, batch).detections
     mesh = make_mesh(fsdp=4)
     split = shard(variables, parameter_shardings(variables, mesh))
-    found = step(split, to_global_batch(batch, mesh)).detections
+    predictions = step(split, to_global_batch(batch, mesh)).detections
     assert expected.mask.any(-1).all()
-    np.testing.assert_array_equal(found.classes, expected.classes)
-    np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.02)
-    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_array_equal(predictions.classes, expected.classes)
+    np.testing.assert_allclose(predictions.boxes, expected.boxes, atol=0.02)
+    np.testing.assert_allclose(predictions.scores, expected.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("tower", ["resnet", "vit"])
-def test_crops_are_embedded_as_pictures_cut_out_and_resized_by_pillow(
+def test_embeddings_of_crops_equal_those_of_images_cropped_by_pillow(
     nano_configs, nano_variables, tower
 ):
-    """Five boxes, embedded two at a time. Rounding of Pillow's bytes is all that differs; through
-    random towers it costs up to 4e-4 of the cosine."""
+    """Compare five boxes, embedded in chunks of two. Only the rounding of Pillow's bytes differs;
+    in random towers it changes the cosine by up to 4e-4."""
     model, variables = CLIP(nano_configs[tower]), nano_variables(tower)
     batch = make_batch(1, 5, seed=1)
-    # Faint noise: Pillow's bytes overflow nowhere between its two filters.
+    # The noise is faint, so that Pillow's bytes do not overflow between its two filters.
     images = jnp.asarray(np.asarray(batch.images) // 2 + 64)
-    found = jax.jit(
+    predictions = jax.jit(
         lambda v, *x: embed_boxes(
             model, v, *x, embed_from="crops", regions_per_chunk=2, roi_align_impl="auto"
         )
     )(variables, images, batch.sizes, batch.boxes)
     height, width = batch.sizes[0].tolist()
-    picture = Image.fromarray(np.asarray(images[0, :height, :width]))
+    image = Image.fromarray(np.asarray(images[0, :height, :width]))
     crops = []
     for x1, y1, x2, y2 in np.asarray(batch.boxes[0]):
         box = (int(x1), int(y1), int(np.ceil(x2)), int(np.ceil(y2)))
-        crops.append(picture.crop(box).resize((64, 64), Image.Resampling.BICUBIC))
+        crops.append(image.crop(box).resize((64, 64), Image.Resampling.BICUBIC))
     pixels = normalize_images(
         jnp.asarray(np.stack(crops)), jnp.full((5, 2), 64), model.config.preprocessing
     )
     expected = jax.jit(lambda v, x: model.apply(v, x, method=model.encode_image))(variables, pixels)
-    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (found[0], expected)]
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (predictions[0], expected)]
     assert ((unit[0] * unit[1]).sum(-1) > 0.999).all()
 
 

@@ -1,7 +1,7 @@
 """Detector training against the reference: matching, deltas, losses and gradients.
 
-The region proposal network's losses and the mask head have no golden arrays; they are compared with
-NumPy formulas in tests/losses.
+The losses of the region proposal network and the mask head have no golden arrays. tests/losses
+compares them with NumPy formulas.
 """
 
 import pytest
@@ -24,8 +24,8 @@ def test_matching_gives_every_sampled_box_the_references_class_and_target(varian
 
 
 @on_accelerators
-def test_as_many_of_each_kind_are_sampled_as_by_the_reference():
-    """The draws are other ones; the counts, the order and the matching must be the same."""
+def test_the_numbers_of_positives_and_background_equal_the_references():
+    """The random draws differ; counts, order and matching must be equal."""
     assert_equal_to_reference(finetuning.compare_sampling())
 
 
@@ -44,9 +44,9 @@ def test_a_tiny_step_equals_the_references():
 
 @pytest.mark.slow
 def test_a_step_of_rn50_equals_the_references(large_golden_folder):
-    """As above with RN50 and temperature 0.01.
+    """Compare the step of RN50 at temperature 0.01.
 
-    Deep gradients pass ReLUs whose inputs are zero within rounding, where two correct fp32 programs
-    disagree: test_float64.py tells whose rounding it is.
+    Deep gradients pass ReLUs with inputs near zero, where two correct float32 programs may differ.
+    test_float64.py compares both in float64.
     """
     assert_equal_to_reference(finetuning.compare_finetuning_of_rn50(large_golden_folder))

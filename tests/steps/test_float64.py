@@ -1,8 +1,8 @@
-"""Whose rounding is it? The steps' gradients in double precision against the reference's fp32.
+"""Gradients of the steps in float64 against the float32 gradients of the reference.
 
-Run as a script in a process of its own, because the whole package is put into double precision by
-giving ``jnp.float32`` another meaning before it is imported. RN50's gradients pass some twenty
-layers of ReLUs; where an input is zero within rounding, two correct fp32 programs disagree.
+The test runs this file as a script in a separate process, where ``jnp.float32`` is replaced before
+the import of the package. RN50's gradients pass some twenty layers of ReLUs. For an input near
+zero, two correct float32 programs may differ.
 """
 
 import json
@@ -51,7 +51,7 @@ def test_in_double_precision_rn50s_finetuning_equals_the_references(large_golden
 
 
 def in_double_precision(step: str, folder: Path) -> dict[str, float]:
-    """Relative errors by name."""
+    """Return relative errors by name."""
     environment = os.environ | {
         "JAX_ENABLE_X64": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),

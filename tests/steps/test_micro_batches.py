@@ -21,7 +21,7 @@ def embed(params, part):
 
 
 def loss(embeddings):
-    """Contrastive: every row is every other's negative, so parts alone have another loss."""
+    """Contrastive loss over all rows, which differs from the mean of the losses of parts."""
     logits = embeddings["image"] @ embeddings["text"].T
     value = (jax.nn.logsumexp(logits, 1) - jnp.diagonal(logits)).mean()
     return value, {"largest": logits.max()}
@@ -34,7 +34,7 @@ def batch_of(rng, size):
 @pytest.mark.property
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 99), size=st.integers(1, 4), count=st.integers(1, 4))
-def test_loss_and_gradient_are_those_of_the_whole_batch(seed, size, count):
+def test_loss_and_gradient_equal_those_of_the_whole_batch(seed, size, count):
     rng = np.random.default_rng(seed)
     batch = batch_of(rng, size * count)
     params = {
@@ -51,7 +51,7 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(seed, size, count):
         np.testing.assert_allclose(gradient[name], wanted[name], rtol=1e-4, atol=1e-5)
 
 
-def test_parts_are_every_so_manyth_row_and_join_to_the_batch():
+def test_parts_are_interleaved_rows_that_join_to_the_batch():
     batch = jnp.arange(12).reshape(6, 2)
     parts = split(batch, 3)
     assert parts[0, :, 0].tolist() == [0, 6] and parts[2, :, 0].tolist() == [4, 10]
@@ -64,8 +64,8 @@ def test_a_batch_that_does_not_divide_is_refused():
         split(jnp.zeros((6, 2)), 4)
 
 
-def test_nothing_of_a_whole_batch_but_embeddings_exists_at_once():
-    """Temporary memory as the compiler states it: half a megabyte of activations a row."""
+def test_only_the_embeddings_of_the_whole_batch_exist_at_once():
+    """Compare the temporary memory of the compiler; each row has 0.5 MB of activations."""
     size, count, width = 64, 16, 4096
     params = {"in": jnp.zeros((WIDTH, width)), "out": jnp.zeros((width, WIDTH))}
 

@@ -27,7 +27,7 @@ def test_losses_of_stored_embeddings_equal_the_references():
 
 @pytest.mark.slow
 def test_a_step_of_rn50_equals_the_references(large_golden_folder):
-    """As above with RN50, temperature 0.01, threshold 0.5 and 300 concepts.
+    """Compare a step of RN50 at temperature 0.01 with threshold 0.5 and 300 concepts.
 
     Measured: embeddings, labels, losses at most 2.0e-6; gradients of the attention pool 3.0e-6,
     of layer4 6e-5, of layer3 3e-4, of the first convolution of layer2 7e-3 (its norm 4e-4). The

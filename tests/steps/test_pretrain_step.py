@@ -46,7 +46,7 @@ FROZEN = {
 
 @pytest.fixture(scope="module")
 def start(nano_configs, nano_variables):
-    """``start(name)``: the jitted step, the state before it, and what it only reads.
+    """``start(name)``: the jitted step, the state before it, and its frozen argument.
 
     The teacher has other weights than the student.
     """
@@ -68,11 +68,11 @@ def start(nano_configs, nano_variables):
 
 @on_accelerators
 @pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_the_losses_fall_and_what_is_frozen_stays(start, pair_batch, name):
+def test_the_losses_fall_and_frozen_parameters_do_not_change(start, pair_batch, name):
     step, first, frozen = start(name)
     state, history = first, []
     for _ in range(15):
-        # The regions of step 0 again and again: the batch is fixed, whole.
+        # Every step has the regions of step 0, so that the batch is fixed.
         state, metrics = step(state.replace(step=first.step), frozen, pair_batch)
         history.append(jax.tree.map(float, metrics))
     begin, end = history[0], history[-1]
@@ -81,7 +81,7 @@ def test_the_losses_fall_and_what_is_frozen_stays(start, pair_batch, name):
         assert end[loss] < begin[loss], (loss, begin[loss], end[loss])
     assert begin["loss"] == pytest.approx(sum(begin[k] for k in begin if "loss_" in k), rel=1e-5)
     assert 0 < begin["labels_kept"] <= 1 and 0.1 < begin["labels_confidence"] <= 1
-    # The teacher never moves, so neither do its labels.
+    # The teacher does not change, so its labels do not either.
     assert end["labels_kept"] == begin["labels_kept"]
     for part in ("frozen_params", "batch_stats"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(first, part))
@@ -90,22 +90,22 @@ def test_the_losses_fall_and_what_is_frozen_stays(start, pair_batch, name):
 
 
 def test_devices_make_the_updates_of_one(start, pair_batch, two_updates, assert_same_update):
-    """Groups of four images span four devices, or two pairs of them that share the parameters.
+    """Groups of four images are on four devices, or on two pairs with sharded parameters.
     Measured of one update: 2.1e-5 of the largest change of a parameter."""
     step, state, frozen = start("resnet")
     expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
     for mesh in ((8, 1), (4, 2)):
-        found, metrics = two_updates(step, state, frozen, pair_batch, mesh)
+        actual, metrics = two_updates(step, state, frozen, pair_batch, mesh)
         for one, other in zip(expected_metrics, metrics, strict=True):
             for name, value in one.items():
                 assert other[name] == pytest.approx(float(value), rel=1e-4), name
-        assert_same_update(state, found, expected)
+        assert_same_update(state, actual, expected)
 
 
-def test_a_step_in_blocks_makes_the_updates_of_a_whole_one(
+def test_a_step_in_blocks_makes_the_updates_of_an_unblocked_one(
     start, nano_configs, pair_batch, two_updates, assert_same_update
 ):
-    """Two regions of a picture against the concepts at a time, pictures and texts in a ring."""
+    """Compare two regions of an image with concepts at a time, and images with texts in a ring."""
     step, state, frozen = start("vit")
     expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
     model = CLIP(nano_configs["vit"])
@@ -114,27 +114,25 @@ def test_a_step_in_blocks_makes_the_updates_of_a_whole_one(
         ring_image_text_loss, chunk=1, mesh=make_mesh(fsdp=2), axis=("data", "fsdp")
     )
     in_blocks = make_pretrain_step(model, model, OPTIMIZER, settings, seed=1, image_text=ring)
-    found, metrics = two_updates(in_blocks, state, frozen, pair_batch, (8, 2))
+    actual, metrics = two_updates(in_blocks, state, frozen, pair_batch, (8, 2))
     for one, other in zip(expected_metrics, metrics, strict=True):
         for name, value in one.items():
             assert other[name] == pytest.approx(float(value), rel=1e-4), name
-    assert_same_update(state, found, expected)
+    assert_same_update(state, actual, expected)
 
 
-def test_bytes_on_the_padding_change_nothing(start, pair_batch):
-    """Picture 2 ends at row 48, picture 5 at column 40."""
+def test_pixels_of_the_padding_have_no_effect(start, pair_batch):
+    """Change the padding of image 2 below row 48 and of image 5 beyond column 40."""
     step, state, frozen = start("resnet")
     images = pair_batch.images.at[2, 48:].set(200).at[5, :, 40:].set(77)
     expected, metrics = step(state, frozen, pair_batch)
-    found, other_metrics = step(state, frozen, pair_batch.replace(images=images))
+    actual, other_metrics = step(state, frozen, pair_batch.replace(images=images))
     assert metrics == other_metrics
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
 
 
-def test_batches_with_skipped_records_even_without_any_other_keep_the_step_finite(
-    start, pair_batch
-):
-    """The first four records are one group, which then has no region at all."""
+def test_batches_with_some_or_only_skipped_records_keep_the_step_finite(start, pair_batch):
+    """Skip the first four records, which are a group without any region then."""
     step, state, frozen = start("resnet")
     for real in (4, 0):
         mask = jnp.arange(8) >= 8 - real
@@ -147,7 +145,7 @@ def test_batches_with_skipped_records_even_without_any_other_keep_the_step_finit
         assert (metrics["loss"] == 0) == (real == 0)
 
 
-def test_regions_are_drawn_anew_in_every_step_inside_each_picture(pair_batch):
+def test_every_step_draws_new_regions_inside_each_image(pair_batch):
     sizes = pair_batch.sizes.at[7].set(0)
     keys = map(jax.random.key, range(2))
     draws = [find_regions(k, pair_batch.images, sizes, SETTINGS, None, None) for k in keys]
@@ -161,7 +159,7 @@ def test_regions_are_drawn_anew_in_every_step_inside_each_picture(pair_batch):
 
 @pytest.fixture(scope="module")
 def losses_and_gradients(start, nano_configs, pair_batch):
-    """``f(name, padding, larger)``: of the same pictures, perhaps on larger canvases."""
+    """``f(name, padding, larger)``: losses and gradients of the same images on either canvas."""
 
     @functools.cache
     def compute(name, padding, larger):
@@ -206,7 +204,9 @@ def test_losses_and_gradients_do_not_change_with_the_canvas(
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_the_references_losses_and_gradients_do(losses_and_gradients, relative_error, name):
+def test_losses_and_gradients_with_reference_padding_change_with_the_canvas(
+    losses_and_gradients, relative_error, name
+):
     losses, gradients = losses_and_gradients(name, "reference", False)
     on_larger, gradients_on_larger = losses_and_gradients(name, "reference", True)
     assert max(relative_error(on_larger[loss], losses[loss]) for loss in losses) > 1e-3
@@ -215,7 +215,7 @@ def test_the_references_losses_and_gradients_do(losses_and_gradients, relative_e
 
 @pytest.mark.property
 @pytest.mark.parametrize("name", BACKBONES)
-def test_without_padding_both_ways_are_the_same(
+def test_without_padding_both_padding_modes_are_equal(
     nano_configs, nano_variables, pair_batch, relative_error, name
 ):
     model, variables = CLIP(nano_configs[name]), nano_variables(name)
@@ -227,17 +227,16 @@ def test_without_padding_both_ways_are_the_same(
         settings = dataclasses.replace(SETTINGS, padding=padding)
         return embed_with_student(model, variables, batch, boxes, settings)
 
-    found, expected = (embed(batch, padding) for padding in ("invisible", "reference"))
-    assert relative_error(found.regions, expected.regions) < 1e-5
-    assert relative_error(found.images, expected.images) < 1e-5
+    actual, expected = (embed(batch, padding) for padding in ("invisible", "reference"))
+    assert relative_error(actual.regions, expected.regions) < 1e-5
+    assert relative_error(actual.images, expected.images) < 1e-5
 
 
-def test_a_batch_in_parts_makes_the_updates_of_a_whole_one(
+def test_micro_batches_make_the_updates_of_a_whole_batch(
     start, nano_configs, pair_batch, two_updates, assert_same_update
 ):
-    """Groups of four pictures straddle the four parts; one row is no picture. Measured: losses and
-    gradient norm of the first update within 2e-7, of the second, whose rounding the first one's
-    carries on, within 1e-4."""
+    """Groups of four images span the four parts, and one row is a skipped record. Measured: losses
+    and gradient norm within 2e-7 in the first update, and within 1e-4 in the second."""
     step, state, frozen = start("resnet")
     mask = jnp.arange(8) != 3
     batch = jax.tree.map(
@@ -249,11 +248,11 @@ def test_a_batch_in_parts_makes_the_updates_of_a_whole_one(
     in_parts = make_pretrain_step(model, model, OPTIMIZER, settings, seed=1)
     for mesh in (None, (2, 1)):
         how = in_parts if mesh else jax.jit(in_parts)
-        found, metrics = two_updates(how, state, frozen, batch, mesh)
+        actual, metrics = two_updates(how, state, frozen, batch, mesh)
         for one, other in zip(expected_metrics, metrics, strict=True):
             for name, value in one.items():
                 assert other[name] == pytest.approx(float(value), rel=1e-3), name
-        assert_same_update(state, found, expected)
+        assert_same_update(state, actual, expected)
 
 
 def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
@@ -266,13 +265,13 @@ def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
     key = jax.random.key(0)
     proposals = dataclasses.replace(SETTINGS.proposals, num_proposals=30)
     settings = dataclasses.replace(SETTINGS, proposals=proposals)
-    found = find_regions(key, images, sizes, settings, localizer, variables)
+    actual = find_regions(key, images, sizes, settings, localizer, variables)
     everything = propose(localizer, variables, images, sizes, proposals)
-    assert found.boxes.shape == (8, 5, 4) and found.mask[:7].all() and not found.mask[7].any()
+    assert actual.boxes.shape == (8, 5, 4) and actual.mask[:7].all() and not actual.mask[7].any()
     for image in range(7):
         known = {tuple(box) for box in np.asarray(everything.boxes[image])}
-        mine = {tuple(box) for box in np.asarray(found.boxes[image])}
-        assert len(mine) == 5 and mine <= known
+        sampled = {tuple(box) for box in np.asarray(actual.boxes[image])}
+        assert len(sampled) == 5 and sampled <= known
     model = CLIP(nano_configs["resnet"])
     proposing = jax.jit(
         make_pretrain_step(model, model, OPTIMIZER, settings, seed=1, localizer=localizer)
@@ -284,7 +283,7 @@ def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
 
 
 def objective(regions_per_softmax, images_per_group):
-    """Jitted labels, region losses, and gradients of the region embeddings and the pool."""
+    """Return a jitted function to labels, region losses and gradients of regions and concepts."""
     settings = dataclasses.replace(
         SETTINGS,
         regions_per_softmax=regions_per_softmax,
@@ -302,11 +301,11 @@ def objective(regions_per_softmax, images_per_group):
 
 
 def draw_embeddings(num_images=4, num_regions=7, num_concepts=40):
-    """Of student and teacher, of other widths; a mask; and their concepts."""
+    """Return embeddings of student and teacher in two widths, a mask, and their concepts."""
     rng = np.random.default_rng(0)
     shape = num_images, num_regions
     mask = rng.random(shape) < 0.8
-    # One picture without a region: where each picture is a group, one that is not counted.
+    # One image has no region. If each image is a group, this group is not counted.
     mask[2] = False
     arrays = (rng.standard_normal((*shape, 6)), rng.standard_normal((*shape, 5)))
     pools = (rng.standard_normal((num_concepts, 6)), rng.standard_normal((num_concepts, 5)))
@@ -318,36 +317,36 @@ def draw_embeddings(num_images=4, num_regions=7, num_concepts=40):
 def test_regions_compared_a_few_at_a_time_give_the_same_labels_losses_and_gradients(
     regions_per_softmax, images_per_group
 ):
-    """Chunks that divide the seven regions of a picture, and that do not."""
+    """Test chunks that divide the seven regions of an image, and chunks that do not."""
     arrays = draw_embeddings()
     (_, (*expected, labels)), expected_gradients = objective(None, images_per_group)(*arrays)
-    (_, (*found, found_labels)), gradients = objective(regions_per_softmax, images_per_group)(
+    (_, (*actual, actual_labels)), gradients = objective(regions_per_softmax, images_per_group)(
         *arrays
     )
     assert 0 < labels.keep.sum() < arrays[2].sum()
-    np.testing.assert_array_equal(found_labels.targets, labels.targets)
-    np.testing.assert_array_equal(found_labels.keep, labels.keep)
-    np.testing.assert_allclose(found_labels.confidence, labels.confidence, rtol=1e-5)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_array_equal(actual_labels.targets, labels.targets)
+    np.testing.assert_array_equal(actual_labels.keep, labels.keep)
+    np.testing.assert_allclose(actual_labels.confidence, labels.confidence, rtol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
     for gradient, plain in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, plain, rtol=1e-4, atol=1e-6)
 
 
-def test_concepts_split_over_devices_give_the_same_numbers_and_are_never_gathered():
-    """Two devices share the pictures, four the concepts; what is exchanged is numbers a region."""
+def test_sharded_concepts_give_the_same_results_and_are_never_gathered():
+    """Shard images over two devices and concepts over four, which exchange scalars per region."""
     arrays = draw_embeddings(num_concepts=64)
     (_, (*expected, labels)), (expected_gradient, _) = objective(None, 2)(*arrays)
     mesh = jax.make_mesh((2, 4), ("data", "concepts"), (jax.sharding.AxisType.Auto,) * 2)
     axes = ("data",) * 3 + ("concepts",) * 2
-    placed = [
+    sharded = [
         jax.device_put(x, jax.NamedSharding(mesh, jax.P(axis)))
         for x, axis in zip(arrays, axes, strict=True)
     ]
-    compiled = objective(3, 2).lower(*placed).compile()
-    (_, (*found, found_labels)), (gradient, _) = compiled(*placed)
-    np.testing.assert_array_equal(found_labels.targets, labels.targets)
-    np.testing.assert_array_equal(found_labels.keep, labels.keep)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    compiled = objective(3, 2).lower(*sharded).compile()
+    (_, (*actual, actual_labels)), (gradient, _) = compiled(*sharded)
+    np.testing.assert_array_equal(actual_labels.targets, labels.targets)
+    np.testing.assert_array_equal(actual_labels.keep, labels.keep)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
     gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", compiled.as_text())
     sizes = [np.prod([int(n) for n in shape.split(",")]) for line in gathered
@@ -355,7 +354,7 @@ def test_concepts_split_over_devices_give_the_same_numbers_and_are_never_gathere
     assert sizes and max(sizes) < 64 * 5, gathered
 
 
-def test_memory_of_the_concept_softmax_is_that_of_the_regions_compared_at_once():
+def test_memory_of_the_concept_softmax_depends_on_the_regions_compared_at_once():
     def temporary_bytes(regions_per_softmax):
         arrays = draw_embeddings(num_regions=32, num_concepts=5000)
         compiled = objective(regions_per_softmax, 2).lower(*arrays).compile()

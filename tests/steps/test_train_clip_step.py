@@ -28,7 +28,7 @@ def start(nano_configs, nano_variables):
 
 @on_accelerators
 @pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_the_loss_falls_and_what_is_frozen_stays(start, pair_batch, name):
+def test_the_loss_falls_and_frozen_parameters_do_not_change(start, pair_batch, name):
     step, first = start(name)
     state, losses = first, []
     for _ in range(15):
@@ -39,7 +39,7 @@ def test_the_loss_falls_and_what_is_frozen_stays(start, pair_batch, name):
     jax.tree.map(np.testing.assert_array_equal, state.frozen_params, first.frozen_params)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, first.params)
     flat = {jax.tree_util.keystr(path): m for path, m in jax.tree.leaves_with_path(moved)}
-    # The attention pool's key bias is without effect by design.
+    # The key bias of the attention pool has no effect by design.
     unmoved = {path for path, m in flat.items() if not m}
     assert all("k_proj" in path and "bias" in path for path in unmoved), unmoved
     if name == "resnet":
@@ -50,22 +50,22 @@ def test_the_loss_falls_and_what_is_frozen_stays(start, pair_batch, name):
 
 
 def test_eight_devices_make_the_updates_of_one(start, pair_batch, two_updates, assert_same_update):
-    """Live batch norm and the contrastive loss see the global batch, and four devices share a copy
-    of the parameters. Measured of one update: 5e-7 of the largest change of a parameter."""
+    """Live batch norm and the contrastive loss use the global batch, and four devices share the
+    parameters. Measured in one update: 5e-7 of the largest change of a parameter."""
     step, state = start("resnet")
 
     def with_frozen(state, frozen, batch):
         return step(state, batch)
 
     expected, losses = two_updates(with_frozen, state, (), pair_batch)
-    found, metrics = two_updates(with_frozen, state, (), pair_batch, mesh=(8, 4))
+    actual, metrics = two_updates(with_frozen, state, (), pair_batch, mesh=(8, 4))
     for one, other in zip(losses, metrics, strict=True):
         assert other["loss"] == pytest.approx(float(one["loss"]), rel=1e-5)
-    assert_same_update(state, found, expected, tolerance=1e-4)
+    assert_same_update(state, actual, expected, tolerance=1e-4)
 
 
-def test_a_skipped_record_is_counted_and_takes_no_part(start, pair_batch):
-    """In the loss; a ViT has no batch statistics through which it could."""
+def test_a_skipped_record_is_counted_and_has_no_effect(start, pair_batch):
+    """Check the loss of a ViT, as it has no batch statistics."""
     step, state = start("vit")
     mask = pair_batch.mask.at[3].set(False)
     batch = pair_batch.replace(mask=mask)
@@ -74,9 +74,9 @@ def test_a_skipped_record_is_counted_and_takes_no_part(start, pair_batch):
     other = batch.replace(
         images=batch.images.at[3].set(255), tokens=batch.tokens.at[3].set(batch.tokens[0])
     )
-    found, other_metrics = step(state, other)
+    actual, other_metrics = step(state, other)
     assert metrics["loss"] == other_metrics["loss"]
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, actual.params, expected.params)
 
 
 def test_the_logit_scale_is_capped(start, pair_batch):

@@ -17,7 +17,7 @@ PARAMS = {
 }
 
 
-def test_patterns_split_parameters_and_the_state_is_whole_again():
+def test_patterns_split_parameters_and_the_state_joins_them():
     trained, frozen = split_parameters(PARAMS, ["^logit_scale$", "stem"])
     assert trained == {"visual": {"layer1": PARAMS["visual"]["layer1"]}}
     assert frozen == {
@@ -34,7 +34,7 @@ def test_patterns_split_parameters_and_the_state_is_whole_again():
     assert new.frozen_params is state.frozen_params
 
 
-def test_frozen_parameters_take_no_memory_of_the_optimizer():
+def test_frozen_parameters_have_no_optimizer_state():
     optimizer = optax.sgd(0.5, momentum=0.9)
     state = create_train_state({"params": PARAMS, "batch_stats": {}}, ["layer1"], optimizer)
     shapes = {np.shape(leaf) for leaf in jax.tree.leaves(state.opt_state)}

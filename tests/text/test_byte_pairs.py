@@ -24,7 +24,7 @@ def test_symbols_and_merges_have_all_ids_below_the_start_token(encoder):
     assert vocabulary["!"] == 0 and vocabulary["!</w>"] == 256 and vocabulary["in"] == 512
 
 
-def test_every_byte_has_a_symbol_of_its_own_that_is_no_blank():
+def test_every_byte_has_a_unique_symbol_that_is_no_blank():
     symbols = byte_pairs._byte_symbols()
     assert len(set(symbols)) == 256
     assert not any(symbol.isspace() for symbol in symbols)
@@ -32,12 +32,12 @@ def test_every_byte_has_a_symbol_of_its_own_that_is_no_blank():
 
 @pytest.mark.property
 @given(st.text(max_size=60))
-def test_words_one_by_one_have_the_ids_of_the_whole_text(encoder, text):
+def test_separate_words_have_the_ids_of_the_whole_text(encoder, text):
     text = clean(text)
     assert encoder.encode(text) == encoder._encode(text)
 
 
-def test_a_fork_after_encoding_warns_of_nothing():
+def test_a_fork_after_encoding_gives_no_warning():
     code = """
 import os
 from regionclip_jax.text.tokenizer import tokenizer_named

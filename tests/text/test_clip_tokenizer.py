@@ -25,7 +25,7 @@ def test_ids_equal_those_of_openai_on_1426_texts():
     tokens = tokenize([case["text"] for case in cases], length)
     expected = [case["ids"] + [0] * (length - len(case["ids"])) for case in cases]
     rows = zip(cases, tokens.tolist(), expected, strict=True)
-    differing = [case["text"] for case, found, right in rows if found != right]
+    differing = [case["text"] for case, actual, expected in rows if actual != expected]
     assert not differing
 
 
@@ -45,17 +45,17 @@ def test_a_text_that_is_too_long_keeps_its_end_token():
     assert row[-1] == END_TOKEN and row.argmax() == 76 and row[-2] == 1929
 
 
-def test_one_string_is_refused_instead_of_being_read_letter_by_letter():
+def test_a_single_string_is_refused():
     with pytest.raises(TypeError, match="list"):
         tokenize("a cat", 77)
 
 
-def test_a_context_without_room_for_a_token_between_start_and_end_is_refused():
+def test_a_context_without_space_for_a_token_between_start_and_end_is_refused():
     with pytest.raises(ValueError, match="context_length"):
         tokenize(["a cat"], context_length=2)
 
 
-def test_cleaning_mends_entities_encodings_and_blanks():
+def test_cleaning_repairs_entities_encodings_and_blanks():
     assert clean("  A &amp;amp; B\n\tcafÃ©\u00a0x ") == "a & b café x"
 
 
@@ -67,7 +67,7 @@ def test_the_fast_path_of_cleaning_changes_nothing(text):
 
 
 def slowly(text: str, context_length: int) -> list[int]:
-    """One row by cleaning all of the text and encoding it whole."""
+    """Return one row of tokens by cleaning and encoding the whole text."""
     ids = [START_TOKEN]
     for piece in re.split(clip_tokenizer._SPECIAL.pattern, clean(text)):
         marks = re.findall(r"<\|(?:start|end)oftext\|>", piece)

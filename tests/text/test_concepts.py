@@ -30,18 +30,18 @@ def pool(captions, min_count=1, phrases="compounds", **lists) -> dict[str, int]:
     return dict(choose_concepts(count_concepts(captions, phrases=phrases), min_count, **lists))
 
 
-def test_nouns_and_compounds_are_counted_by_captions_with_plurals_made_singular():
-    found = pool(CAPTIONS)
+def test_nouns_and_compounds_are_counted_once_a_caption_in_the_singular():
+    result = pool(CAPTIONS)
     for name, count in {
         "woman": 2, "man": 2, "tennis racket": 2, "racket": 2, "tennis ball": 1, "dog": 1,
         "fire hydrant": 1, "hydrant": 1, "cup": 2, "coffee": 1, "table": 2, "hat": 1,
         "hill": 1, "zebra": 1, "banana": 1,
     }.items():  # fmt: skip
-        assert found[name] == count, name
-    assert not {"tennis", "women", "rackets", "two", "three", "her", "blue"} & found.keys()
+        assert result[name] == count, name
+    assert not {"tennis", "women", "rackets", "two", "three", "her", "blue"} & result.keys()
 
 
-def test_nouns_alone_or_adjectives_too_are_other_choices():
+def test_nouns_only_and_nouns_with_adjectives_are_other_choices():
     caption = ["a wooden spice rack"]
     assert pool(caption, phrases="nouns") == {"rack": 1}
     assert pool(caption) == {"rack": 1, "spice rack": 1}
@@ -50,24 +50,24 @@ def test_nouns_alone_or_adjectives_too_are_other_choices():
     }  # fmt: skip
 
 
-def test_quantities_places_and_the_picture_itself_are_no_things():
+def test_words_of_quantities_positions_and_images_are_no_concepts():
     assert not {"couple", "front", "photo", "top"} & pool(CAPTIONS).keys()
 
 
-def test_a_container_is_a_thing_as_long_as_it_also_stands_without_of():
+def test_a_container_is_a_concept_if_it_also_occurs_without_of():
     assert "cup" in pool(CAPTIONS)
     assert "cup" not in pool(["a cup of coffee", "a cup of tea", "a cup"])
 
 
-def test_what_captions_hardly_write_in_the_singular_keeps_its_plural():
+def test_a_word_that_is_rare_in_the_singular_keeps_its_plural():
     glasses = ["a woman wearing sunglasses"] * 20
     assert pool(glasses) == {"sunglasses": 20, "woman": 20}
     assert "sunglass" in pool([*glasses, "a sunglass and a sunglass"])
-    assert "sunglass" in pool(glasses[:19])  # too few to tell
+    assert "sunglass" in pool(glasses[:19])  # too few captions to decide
     assert "black pants" in pool(["black pants"], phrases="adjectives")
 
 
-def test_a_word_that_is_seldom_a_noun_is_the_taggers_mistake():
+def test_a_word_that_is_rarely_a_noun_is_dropped_as_a_tagger_error():
     counts = ConceptCounts(
         captions=collections.Counter({"sitting": 5, "orange": 20}),
         spellings=collections.Counter({("sitting", "sitting"): 5, ("orange", "orange"): 20}),
@@ -77,16 +77,16 @@ def test_a_word_that_is_seldom_a_noun_is_the_taggers_mistake():
     assert choose_concepts(counts, 1) == [("orange", 20)]
 
 
-def test_the_most_frequent_comes_first_and_equals_follow_the_alphabet():
+def test_concepts_are_sorted_by_count_and_then_by_name():
     chosen = choose_concepts(count_concepts(["a dog, a cat", "a dog and a bird"]), 1)
     assert chosen == [("dog", 2), ("bird", 1), ("cat", 1)]
     assert choose_concepts(count_concepts(["a dog, a cat", "a dog"]), 2) == [("dog", 2)]
 
 
-def test_a_user_leaves_names_out_and_takes_others_in_whatever_their_count():
-    found = pool(CAPTIONS, 2, stop=["man", "unknown"], additions=["couple", "hill", "unicorn"])
-    assert "man" not in found and "woman" in found
-    assert (found["couple"], found["hill"], found["unicorn"]) == (1, 1, 0)
+def test_a_user_can_exclude_and_add_names_of_any_count():
+    result = pool(CAPTIONS, 2, stop=["man", "unknown"], additions=["couple", "hill", "unicorn"])
+    assert "man" not in result and "woman" in result
+    assert (result["couple"], result["hill"], result["unicorn"]) == (1, 1, 0)
 
 
 @pytest.mark.property
@@ -102,7 +102,7 @@ def test_counts_add_up_and_the_order_of_captions_does_not_matter(draw: random.Ra
     assert not whole.nouns - whole.words and not whole.before_of - whole.alone
 
 
-def test_several_processes_count_what_one_does(monkeypatch):
+def test_several_processes_have_the_counts_of_one_process(monkeypatch):
     monkeypatch.setattr(concepts, "_CAPTIONS_PER_BATCH", 2)
     told = []
     several = count_concepts(iter(CAPTIONS * 3), processes=2, progress=told.append)
@@ -119,19 +119,19 @@ def test_any_text_is_counted(captions):
         assert name and "\t" not in name and 1 <= count <= len(captions)
 
 
-def test_real_life_does_not_stop_the_count():
-    found = pool(
+def test_unusual_captions_are_counted():
+    result = pool(
         [
             "", " \n", "🐶🐶🐶", "\x00\ud800", "x" * 100_000, "a dog's bowl isn't a cat’s",
             "IMG_2034.JPG", "a café table", "a man in a t-shirt at 5th ave",
             "the dog " * 500,
         ]
     )  # fmt: skip
-    assert {"dog", "bowl", "table", "man", "t-shirt"} <= found.keys()
-    assert not {"th ave", "img", "dog's"} & found.keys() and max(map(len, found)) < 50
+    assert {"dog", "bowl", "table", "man", "t-shirt"} <= result.keys()
+    assert not {"th ave", "img", "dog's"} & result.keys() and max(map(len, result)) < 50
 
 
-def test_the_file_has_a_name_and_a_count_a_line_and_is_written_whole(tmp_path):
+def test_the_file_has_a_name_and_a_count_per_line_and_is_never_partial(tmp_path):
     path = tmp_path / "new" / "concepts.txt"
     write_concepts(path, [("café table", 12), ("dog", 3)])
     assert path.read_bytes() == "café table\t12\ndog\t3\n".encode()
@@ -146,7 +146,7 @@ def test_the_file_has_a_name_and_a_count_a_line_and_is_written_whole(tmp_path):
 
 
 @pytest.mark.parametrize("package", ["HanTa.HanoverTagger", "simplemma"])
-def test_without_the_extra_it_is_named(monkeypatch, package):
+def test_a_missing_extra_is_named(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     concepts._tagger.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r'pip install -e "\.\[concepts\]"'):

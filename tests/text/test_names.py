@@ -91,7 +91,9 @@ _NAMES = st.lists(
 @pytest.mark.property
 @pytest.mark.parametrize("reader", READERS)
 @given(names=_NAMES, mark=st.booleans(), end=st.sampled_from(["\n", "\r\n"]), blank=st.booleans())
-def test_any_list_is_read_back_by_all_readers(tmp_path_factory, reader, names, mark, end, blank):
+def test_any_written_list_is_read_unchanged_by_all_readers(
+    tmp_path_factory, reader, names, mark, end, blank
+):
     path = tmp_path_factory.mktemp("names") / "names.txt"
     write_concepts(path, [(name, 100 + row) for row, name in enumerate(names)])
     text = path.read_text(encoding="utf-8").replace("\n", end + " " * blank + end * blank)
@@ -111,7 +113,7 @@ def test_any_list_is_read_back_by_all_readers(tmp_path_factory, reader, names, m
         ("cat\n".encode("utf-16"), r"names\.txt: expected UTF-8"),
     ],
 )
-def test_all_readers_refuse_with_file_and_line(tmp_path, reader, content, message):
+def test_all_readers_refuse_invalid_lists_with_file_and_line(tmp_path, reader, content, message):
     (tmp_path / "names.txt").write_bytes(content)
     if reader == "classes.txt":
         message = message.replace("names", "classes", 1)
@@ -129,7 +131,7 @@ def test_all_readers_refuse_with_file_and_line(tmp_path, reader, content, messag
         ("hot  dog, hot dog", "which are the same text to the tokenizer"),
     ],
 )
-def test_lists_without_sense_are_refused(given, message):
+def test_invalid_lists_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         resolve_names(given)
 
@@ -148,13 +150,13 @@ def test_a_path_is_never_a_class_name(tmp_path, monkeypatch):
     assert resolve_names("classes.csv") == resolve_names("list") == ("cat", "dog")
 
 
-def test_names_match_whatever_their_case_and_underscores():
+def test_names_match_in_any_case_and_with_underscores():
     known = ("Remote_Control", "fan_(machine)", "cat", "Cat")
-    found = match_names(("remote control", "fan machine", "Cat", "moon"), known)
-    assert found == ("Remote_Control", "fan_(machine)", "Cat", "moon")
+    result = match_names(("remote control", "fan machine", "Cat", "moon"), known)
+    assert result == ("Remote_Control", "fan_(machine)", "Cat", "moon")
 
 
-def test_a_string_is_no_list_of_names():
+def test_a_string_is_refused_as_a_list_of_names():
     with pytest.raises(ValueError, match="names: expected a list of names, found the string 'cat'"):
         check_names("cat", "names")
 

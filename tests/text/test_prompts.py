@@ -21,9 +21,9 @@ def test_tokens_of_prompts_equal_the_reference():
         np.testing.assert_array_equal(tokenizer_named("clip")(prompts_for(name), 77), tokens)
 
 
-def test_a_name_loses_its_commas_and_its_plus_becomes_a_blank():
+def test_commas_of_a_name_are_removed_and_a_plus_becomes_a_blank():
     assert fill_template("a photo of a {}.", "a,b+c") == "a photo of a ab c."
 
 
-def test_a_class_name_loses_underscores_and_brackets():
+def test_underscores_and_brackets_of_a_class_name_are_removed():
     assert prepare_class_name("bow_(weapon)") == "bow weapon"
