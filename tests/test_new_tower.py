@@ -1,4 +1,4 @@
-"""A tower family that only a test has: what CONTRIBUTING.md lists is all that it needs."""
+"""A tower family of this test alone needs only the entries that CONTRIBUTING.md lists."""
 
 import dataclasses
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What is kept for the backward pass changes memory and time, and no number."""
+"""A remat policy changes memory and time, and no number."""
 
 import dataclasses
 import functools
@@ -19,9 +19,8 @@ from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.steps.train_state import model_variables, split_parameters
 
 LESS = ("products", "block_inputs")
-# XLA's CPU compiler takes the barriers out that keep what is made again apart from what was made
-# first, merges both, and so keeps everything after all. Without that pass it does as GPUs and TPUs
-# are told to, and there is something to test. Level 0: compiles faster.
+# XLA's CPU compiler removes the barriers between recomputed and first values, merges both, and so
+# stores everything. Without that pass it compiles as for GPUs and TPUs. Level 0 compiles faster.
 AS_TOLD = {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_backend_optimization_level": 0}
 BOXES = jnp.array([[[4, 4, 40, 60], [0, 0, 64, 64], [20, 8, 50, 30]]] * 2, jnp.float32)
 SIZES = jnp.array([[64, 64], [48, 60]])
@@ -38,7 +37,7 @@ def tokens():
 
 
 def value_and_gradient(loss, variables, model):
-    """Of ``loss(variables, model) -> (value, auxiliary)``, with respect to the parameters."""
+    """Return the gradient of ``loss(variables, model) -> (value, auxiliary)``, by the parameters."""
 
     def of_params(params):
         return loss({**variables, "params": params}, model)
@@ -62,8 +61,8 @@ def assert_same(found, expected):
 
 
 @pytest.mark.property
-def test_a_resnet_gives_the_same_numbers_whatever_it_keeps(nano_configs, nano_variables, pixels):
-    """With frozen norms; the localizers below have live ones, and keep their products, too."""
+def test_a_resnet_gives_the_same_numbers_with_every_policy(nano_configs, nano_variables, pixels):
+    """Frozen norms; the localizers below have live ones and the policy of products."""
     variables = nano_variables("resnet")
 
     def loss(variables, model):
@@ -81,10 +80,10 @@ def test_a_resnet_gives_the_same_numbers_whatever_it_keeps(nano_configs, nano_va
 
 
 @pytest.mark.property
-def test_transformers_give_the_same_numbers_whatever_they_keep(
+def test_transformers_give_the_same_numbers_with_every_policy(
     nano_configs, nano_variables, pixels, tokens
 ):
-    """The ViT's whole pictures, its dense map, and texts."""
+    """Embeddings of whole images, the dense map of the ViT, and texts."""
     variables = nano_variables("vit")
 
     def loss(variables, model):
@@ -101,8 +100,8 @@ def test_transformers_give_the_same_numbers_whatever_they_keep(
 
 @pytest.mark.property
 @pytest.mark.parametrize(("trunk", "kept"), [("detectron", "products"), ("clip", "block_inputs")])
-def test_a_localizer_gives_the_same_numbers_whatever_it_keeps(trunk, kept):
-    """With live norms; their new statistics are compared as well."""
+def test_a_localizer_gives_the_same_numbers_with_every_policy(trunk, kept):
+    """Live norms; their new statistics are compared as well."""
     config = LocalizerConfig(
         trunk=trunk, blocks=(1, 1), stem_width=4, bottleneck_width=4, features=16
     )
@@ -132,7 +131,7 @@ def test_parameters_keep_their_names(nano_configs, pixels, tokens, name):
 
 
 def made_again(function, *arguments) -> int:
-    """How many pieces of the function are made again for its backward pass."""
+    """Return the number of parts of the function that its backward pass recomputes."""
 
     def count(jaxpr) -> int:
         return sum(
@@ -144,7 +143,7 @@ def made_again(function, *arguments) -> int:
     return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def test_only_what_is_trained_is_made_again(nano_configs, tokens, pixels):
+def test_only_trained_blocks_are_recomputed(nano_configs, tokens, pixels):
     """With stem and layer1 frozen, as in the paper, the blocks of layer2 and layer3 alone.
 
     Those of layer4 run in chunks, whose one loop is made again as a whole already.
@@ -174,7 +173,7 @@ def test_only_what_is_trained_is_made_again(nano_configs, tokens, pixels):
     assert pieces("block_inputs") == 1 + 3 + 3
 
 
-def test_blocks_of_texts_are_made_again_where_they_are_trained(nano_configs, tokens):
+def test_blocks_of_texts_are_recomputed_where_they_are_trained(nano_configs, tokens):
     config = nano_configs["vit"]
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, layers=3))
     variables = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
@@ -195,7 +194,7 @@ def test_blocks_of_texts_are_made_again_where_they_are_trained(nano_configs, tok
     ],
     ids=["transformer", "resnet"],
 )
-def test_less_is_kept_in_memory(make, shape):
+def test_a_policy_stores_less_in_memory(make, shape):
     """Temporary memory of four blocks' gradients, as the compiler plans it."""
 
     def temporary(kept):

@@ -20,7 +20,7 @@ def variables():
 
 
 @pytest.mark.property
-def test_what_stands_behind_the_end_token_never_matters(variables):
+def test_tokens_behind_the_end_token_have_no_effect(variables):
     texts = apply(variables, TOKENS)
     changed = apply(variables, TOKENS.at[0, 4:].set(7).at[1, 3:].set(11))
     np.testing.assert_array_equal(texts, changed)

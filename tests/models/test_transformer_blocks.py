@@ -1,4 +1,4 @@
-"""Attention: tokens a few at a time, as on accelerators, against all at once."""
+"""Attention in chunks of tokens, as on accelerators, equals attention of all tokens at once."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ TOKENS = 19
 
 MASKS = {
     "none": None,
-    # As of a ViT on a canvas.
+    # The mask of a ViT on a padded canvas.
     "of each picture": (np.arange(TOKENS) < np.array([[19], [6]]))[:, None],
     "causal": np.tril(np.ones((TOKENS, TOKENS), bool))[None],
 }
@@ -46,19 +46,19 @@ def test_chunks_of_tokens_change_neither_values_nor_gradients(attention, mask, r
     expected = jax.jit(losses(module, mask))(variables, x)
     with tracing_for("tpu"):
         found = jax.jit(losses(module, mask))(variables, x)
-    # Sums in another order; of all numbers at once, as the gradient of the keys' bias is zero.
+    # Sums in another order. The error is relative to all numbers: the gradient of the keys' bias is 0.
     assert relative_error(*(ravel_pytree(tree)[0] for tree in (found, expected))) < 1e-5
 
 
 @pytest.mark.parametrize("backend,whole", [("cpu", True), ("gpu", False), ("tpu", False)])
-def test_on_accelerators_nothing_holds_the_weights_of_all_tokens_for_one_another(
+def test_no_program_for_accelerators_stores_the_weights_of_all_pairs_of_tokens(
     attention, backend, whole
 ):
     module, variables, x = attention
     with tracing_for(backend):
         program = str(jax.make_jaxpr(losses(module, MASKS["of each picture"]))(variables, x))
     assert (f"f32[2,2,{TOKENS},{TOKENS}]" in program) == whole
-    # 19 are five chunks of 4 at most: their weights, of one chunk.
+    # 19 tokens are five chunks of at most 4; the weights are those of one chunk.
     assert (f"f32[2,2,4,{TOKENS}]" in program) != whole
 
 
@@ -71,7 +71,7 @@ def test_few_tokens_attend_at_once(attention):
 
 @pytest.mark.property
 @pytest.mark.parametrize("kept", ["products", "block_inputs"])
-def test_chunks_go_with_blocks_that_keep_less(attention, kept, relative_error):
+def test_chunks_work_with_every_remat_policy(attention, kept, relative_error):
     _, _, x = attention
     mask = jnp.asarray(MASKS["of each picture"])
 

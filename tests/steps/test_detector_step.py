@@ -1,4 +1,4 @@
-"""What a step of detector or localizer training does, and that devices do not change it."""
+"""Steps of detector and localizer training; the number of devices does not change them."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ FROZEN = ("visual/stem/", "norm", "^text/", "^logit_scale")
 
 @pytest.fixture(scope="module")
 def batch() -> DetectionBatch:
-    """Eight pictures of 64 pixels, of which the last is no picture and one has no box."""
+    """Batch of eight images of 64 pixels; the last row is padding, and one image has no box."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 30, (8, 3, 2))
     boxes = np.concatenate([low, low + rng.uniform(15, 30, low.shape)], -1).astype(np.float32)
@@ -87,15 +87,17 @@ def parts(nano_configs, nano_variables, nano_localizer):
 
 @pytest.mark.property
 @pytest.mark.parametrize("live_norm", [False, True])
-def test_devices_make_the_updates_of_one(parts, batch, two_updates, assert_same_update, live_norm):
-    """Also with the live norms of a tower from random weights, which see the global batch."""
+def test_several_devices_make_the_updates_of_one(
+    parts, batch, two_updates, assert_same_update, live_norm
+):
+    """Live norms of a tower from random weights use the global batch."""
     make, state, frozen = parts
     step = make(frozen_norm=False, mask_size=None, regions_per_chunk=None) if live_norm else make()
     (expected, losses), (found, metrics) = (
         two_updates(step, state, frozen, batch, mesh) for mesh in (None, (8, 4))
     )
     for one, several in zip(losses, metrics, strict=True):
-        # Of the second step a ReLU that rounding moved past zero changes gradients, and no loss.
+        # In the second step rounding may move a ReLU past zero, which changes gradients and no loss.
         norms = [float(step_metrics.pop("gradient_norm")) for step_metrics in (one, several)]
         np.testing.assert_allclose(*norms, rtol=1e-3)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
@@ -104,7 +106,7 @@ def test_devices_make_the_updates_of_one(parts, batch, two_updates, assert_same_
 
 
 @on_accelerators
-def test_losses_fall_and_nothing_frozen_moves(parts, batch):
+def test_losses_fall_and_frozen_parameters_stay(parts, batch):
     make, state, frozen = parts
     step, start = make(), state
     losses = []
@@ -122,8 +124,8 @@ def test_losses_fall_and_nothing_frozen_moves(parts, batch):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_row_that_is_no_picture_changes_no_loss(parts, batch):
-    """Nothing is sampled of it: the losses are those of the seven pictures."""
+def test_a_padding_row_changes_no_loss(parts, batch):
+    """The losses are those of the seven images."""
     make, state, frozen = parts
     seven = jax.tree.map(lambda x: x[:7], batch)
     step = make(regions_per_chunk=None)
@@ -153,10 +155,10 @@ def localizer_parts(nano_localizer):
 
 
 @pytest.mark.property
-def test_devices_make_the_updates_of_one_to_a_localizer(
+def test_several_devices_make_the_updates_of_one_to_a_localizer(
     localizer_parts, batch, two_updates, assert_same_update
 ):
-    """With live norms, which see the global batch."""
+    """Live norms use the global batch."""
     step, start = localizer_parts
     (expected, metrics), (found, on_mesh) = (
         two_updates(step, start, (), batch, mesh) for mesh in (None, (4, 4))
