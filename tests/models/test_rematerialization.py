@@ -37,7 +37,7 @@ def tokens():
 
 
 def value_and_gradient(loss, variables, model):
-    """Return the gradient of ``loss(variables, model) -> (value, auxiliary)``, by the parameters."""
+    """Return value and gradient of ``loss(variables, model) -> (value, auxiliary)``."""
 
     def of_params(params):
         return loss({**variables, "params": params}, model)

@@ -97,7 +97,7 @@ def test_several_devices_make_the_updates_of_one(
         two_updates(step, state, frozen, batch, mesh) for mesh in (None, (8, 4))
     )
     for one, several in zip(losses, metrics, strict=True):
-        # In the second step rounding may move a ReLU past zero, which changes gradients and no loss.
+        # In the second step rounding may move a ReLU past zero: gradients change, losses do not.
         norms = [float(step_metrics.pop("gradient_norm")) for step_metrics in (one, several)]
         np.testing.assert_allclose(*norms, rtol=1e-3)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
