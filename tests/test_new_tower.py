@@ -1,6 +1,7 @@
 """A tower family of this test alone needs only the entries that CONTRIBUTING.md lists."""
 
 import dataclasses
+import json
 from typing import ClassVar
 
 import flax.linen as nn
@@ -16,9 +17,10 @@ from regionclip_jax.conversion.layouts import Layout, Origin, source_shape
 from regionclip_jax.jobs import pretrain
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.text_transformer import TextConfig
-from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, Family
+from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, Family, ImageTower
 from regionclip_jax.settings import PretrainSettings
 from regionclip_jax.sharding.mesh import make_mesh
+from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.structures import ImageFeatures, Preprocessing
 
 
@@ -27,7 +29,6 @@ class AverageConfig:
     """Sizes of the tower below."""
 
     patch_size: int
-    width: int = 3
 
     crop_channels: ClassVar[None] = None
     has_batch_norms: ClassVar[bool] = False
@@ -52,14 +53,14 @@ class AverageTower(nn.Module):
 
     def setup(self):
         init = nn.initializers.normal(1.0)
-        self.projection = self.param("projection", init, (3, self.embed_dim))
+        self.embedding = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=init)
 
     def features(self, pixels, sizes):
         side = (self.config.patch_size,) * 2
         return ImageFeatures(nn.avg_pool(pixels.astype(self.dtype), side, side), None)
 
     def embed_crops(self, crops):
-        return crops.mean((1, 2)) @ self.projection
+        return self.embedding(crops.mean((1, 2)))
 
 
 CONFIG = CLIPConfig(
@@ -72,8 +73,11 @@ CONFIG = CLIPConfig(
 
 
 def origin(path: str, num_dims: int) -> Origin:
-    if path in ("visual/projection", "logit_bias"):
-        return Origin({"visual/projection": "visual.average"}.get(path, path), Layout.SAME)
+    names = {"visual/embedding/bias": "visual.average.bias", "logit_bias": "logit_bias"}
+    if path == "visual/embedding/kernel":
+        return Origin("visual.average.weight", Layout.LINEAR)
+    if path in names:
+        return Origin(names[path], Layout.SAME)
     return clip_keys.origin(path, num_dims)
 
 
@@ -82,7 +86,7 @@ def registered(monkeypatch):
     monkeypatch.setitem(IMAGE_TOWERS, "average", Family(AverageConfig, AverageTower))
     monkeypatch.setitem(PRESETS, "average", CONFIG)
     family = convert.CheckpointFamily(
-        lambda tensors: "visual.average" in tensors,
+        lambda tensors: "visual.average.weight" in tensors,
         lambda tensors, tower: (tensors, {name: (name,) for name in tensors}),
         lambda tensors, file_name: CONFIG,
         origin,
@@ -100,13 +104,19 @@ def test_its_pretraining_traces_with_the_preset():
     optimizer = dataclasses.replace(settings.optimizer, frozen_patterns=patterns)
     settings = dataclasses.replace(settings, optimizer=optimizer, **models)
     training = pretrain.build(settings, pretrain.Assumed(num_names=5))
+    initial = training.abstract_state()
+    # A run shards its state, so every parameter needs a rule.
+    sharded = parameter_shardings(initial, make_mesh(fsdp=2))
+    spec = sharded.params["visual"]["embedding"]["kernel"].spec
+    assert spec == jax.sharding.PartitionSpec(None, "fsdp")
     state, metrics = jax.eval_shape(
         training.make_step(make_mesh()),
-        training.abstract_state(),
+        initial,
         training.abstract_frozen(),
         training.abstract_batch(),
     )
-    assert state.params["visual"]["projection"].shape == (3, 6) and metrics["loss"].shape == ()
+    assert state.params["visual"]["embedding"]["kernel"].shape == (3, 6)
+    assert metrics["loss"].shape == () and isinstance(AverageTower(None, 32, 6), ImageTower)
 
 
 def test_a_converted_model_embeds_regions(tmp_path, monkeypatch):
@@ -120,6 +130,8 @@ def test_a_converted_model_embeds_regions(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "read_tensors", lambda path: tensors)
     file = tmp_path / "average.pth"
     file.write_bytes(b"weights")
+    stated = {"model_cfg": {}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(stated))
     convert.convert_checkpoint(file, tmp_path / "model")
     card = load_card(tmp_path / "model")
     assert card.architecture == CONFIG and card.preset == "average"
@@ -129,6 +141,7 @@ def test_a_converted_model_embeds_regions(tmp_path, monkeypatch):
     image[:, :32], image[:, 32:] = (255, 0, 51), (0, 204, 0)
     found = model.encode_regions(image, np.array([[8, 8, 24, 24], [40, 8, 56, 48]]))
     colours = np.array([[1, -1, -0.6], [-1, 0.6, -1]])
-    np.testing.assert_allclose(found, colours @ tensors["visual.average"], rtol=1e-4, atol=1e-5)
+    expected = colours @ tensors["visual.average.weight"].T + tensors["visual.average.bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     (probabilities,) = model.classify(found[:1], ["red", "green"])
     assert np.isfinite(probabilities).all()

@@ -15,17 +15,17 @@ from regionclip_jax.data.loading.pipeline import detection_training_batches
 from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.evaluation.datasets import LVIS_SPLIT, class_groups
+from regionclip_jax.evaluation.datasets import LVIS_SPLIT, SPLITS, class_groups
 from regionclip_jax.settings import BoxDataSettings, ConfigError, config_context
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.names import match_names, read_names
 
 _ALL, _WITH_BOXES = "all", "with_boxes"
 # Base classes by name: a split of ``evaluation.datasets`` and its groups.
-_BASE = {
+_BASE = {f"{name}_base": (name, ("base",)) for name, groups in SPLITS.items() if "base" in groups}
+_BASE |= {
     "coco_base": ("coco_48_17", ("base",)),
     "lvis_base": (LVIS_SPLIT, ("common", "frequent")),
-    "scenes_base": ("scenes", ("base",)),
 }
 
 

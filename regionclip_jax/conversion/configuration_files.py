@@ -106,7 +106,8 @@ def _read_open_clip(path: Path, config: CLIPConfig) -> StatedNumbers:
             activation = "gelu_tanh"
         eps = (stated.get("norm_kwargs") or {}).get("eps")
         towers[tower] = {"activation": activation, "eps": eps, "heads": stated.get("heads")}
-    if head_width := (model.get("vision_cfg") or {}).get("head_width"):
+    head_width = (model.get("vision_cfg") or {}).get("head_width")
+    if head_width and hasattr(config.image, "heads"):
         channels = config.image.crop_channels or config.image.width
         towers["vision_cfg"]["heads"] = channels // head_width
     preprocessing = content.get("preprocess_cfg") or {}
@@ -138,8 +139,11 @@ def _triple(values) -> tuple[float, ...] | None:
 
 
 def _require_heads(stated: dict[str, Any], tower, where: str) -> None:
-    heads, channels = stated.get("heads"), getattr(tower, "crop_channels", None) or tower.width
-    if heads is not None and (heads < 1 or channels % heads):
+    heads = stated.get("heads")
+    if heads is None or not hasattr(tower, "heads"):
+        return
+    channels = getattr(tower, "crop_channels", None) or tower.width
+    if heads < 1 or channels % heads:
         raise CheckpointMismatch(
             f"{where}: expected a number of heads that divides the {channels} channels of the "
             f"tensors, found {heads}; give the configuration file of this checkpoint"

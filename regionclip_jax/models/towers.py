@@ -27,7 +27,7 @@ class ImageTowerConfig(Protocol):
     @property
     def stride(self) -> int: ...
 
-    # Channels of ``ImageTower.crop_features``; None: a tower without maps for a mask head.
+    # Channels of the module's ``crop_features``; None: a tower without maps for a mask head.
     @property
     def crop_channels(self) -> int | None: ...
 
@@ -42,7 +42,11 @@ class ImageTowerConfig(Protocol):
 
 @runtime_checkable
 class ImageTower(Protocol):
-    """Methods of an image tower's module."""
+    """Methods of an image tower's module.
+
+    One with ``crop_channels`` also has the two halves of ``embed_crops``: ``crop_features`` and
+    ``pool_crops`` (``models.modified_resnet``).
+    """
 
     def features(
         self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None
@@ -53,11 +57,6 @@ class ImageTower(Protocol):
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         """Embed RoIAlign crops of the features' map."""
         ...
-
-    # Only with ``crop_channels``: the two halves of ``embed_crops``.
-    def crop_features(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N p p out"]: ...
-
-    def pool_crops(self, maps: Float[Array, "N p p out"]) -> Float[Array, "N D"]: ...
 
 
 @runtime_checkable

@@ -103,8 +103,8 @@ class BoxDataSettings(LoadingSettings):
     # own layout.
     annotations: str = may_change("")
     # Trained classes: "all"; the classes "with_boxes" in the file, so that a class without boxes is
-    # novel; the base classes "coco_base" (48), "lvis_base" (866) or "scenes_base" (12); or a text
-    # file with one name per line. Boxes of other classes are ignored.
+    # novel; the base classes "coco_base" (48), "lvis_base" (866), or "NAME_base" of a named split;
+    # or a text file with one name per line. Boxes of other classes are ignored.
     classes: str = "coco_base"
     # Short sides, of which one is drawn for each sample, and the largest long side, in pixels; None
     # keeps the sizes of images.
@@ -139,10 +139,10 @@ class EvaluatedImages(Section):
     # Annotation file in COCO's format at any path, for the images in `path`; "" for the source's
     # own layout.
     annotations: str = ""
-    # Groups of classes: "coco_48_17" and "scenes" (novel, base), "lvis" (rare, common, frequent),
-    # "trained" (base: classes the detector was trained on), a text file with the base classes, one
-    # per line (novel: all others of the data), or "none" for one group. The metric is that of the
-    # data: LVIS's for files in its format, else COCO's.
+    # Groups of classes: a named split of evaluation.datasets, such as "coco_48_17" (novel, base) or
+    # "none" for one group; "lvis" (rare, common, frequent); "trained" (base: classes the detector
+    # was trained on); or a text file with the base classes, one per line (novel: all others of the
+    # data). The metric is that of the data: LVIS's for files in its format, else COCO's.
     class_split: str = "coco_48_17"
     # Short side and largest long side, in pixels; None keeps the sizes of images.
     short_side: int | None = 800

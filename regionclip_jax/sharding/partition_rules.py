@@ -7,6 +7,7 @@ With an axis of one device all are replicated. The rules change numbers only by 
 """
 
 import re
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -14,10 +15,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from regionclip_jax.sharding.mesh import FSDP_AXIS
 
 _LAST = PartitionSpec(None, FSDP_AXIS)
-# (pattern found anywhere in a path, spec). A momentum has the path of its parameter at its end.
-RULES: tuple[tuple[str, PartitionSpec], ...] = (
+
+
+def _output_channels(rank: int) -> PartitionSpec:
+    """Shard the last of two dimensions or more."""
+    return PartitionSpec(*[None] * max(1, rank - 1), FSDP_AXIS)
+
+
+# (pattern found anywhere in a path, spec or function of the rank). A momentum has the path of its
+# parameter at its end.
+RULES: tuple[tuple[str, PartitionSpec | Callable[[int], PartitionSpec]], ...] = (
     # One vector or number per module: batch norm, layer norm, biases, the logit scale.
-    (r"(^|/)(scale|bias|mean|var|logit_scale|class_embedding)$", PartitionSpec()),
+    (r"(^|/)(scale|bias|mean|var|logit_scale|logit_bias|class_embedding)$", PartitionSpec()),
     (r"/token_embedding$", PartitionSpec(FSDP_AXIS, None)),
     # Embeddings of a concept pool or of classes: every region needs all of them.
     (r"_(concepts|embeddings)$", PartitionSpec()),
@@ -25,8 +34,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)(box_head/deltas|mask_head/predictor)/kernel$", PartitionSpec()),
     (r"/(positional_embedding|projection)$", _LAST),
     # Linear maps [in, out]; convolutions [k, k, in, out], patches among them.
-    (r"_proj/kernel$|/c_fc/kernel$", _LAST),
-    (r"/kernel$", PartitionSpec(None, None, None, FSDP_AXIS)),
+    (r"/kernel$", _output_channels),
     # Counters of optimizers.
     (r"(^|/)(count|step)$", PartitionSpec()),
 )
@@ -45,6 +53,8 @@ def parameter_shardings(tree, mesh: Mesh):
     for key_path, leaf in leaves:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
         spec = next((rule for pattern, rule in RULES if re.search(pattern, path)), None)
+        if callable(spec):
+            spec = spec(len(leaf.shape))
         if spec is None or len(spec) > len(leaf.shape):
             problems.append(f"{path} {leaf.shape}: " + ("no rule" if spec is None else str(spec)))
             continue
