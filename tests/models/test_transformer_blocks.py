@@ -16,7 +16,7 @@ TOKENS = 19
 MASKS = {
     "none": None,
     # The mask of a ViT on a padded canvas.
-    "of each picture": (np.arange(TOKENS) < np.array([[19], [6]]))[:, None],
+    "of each image": (np.arange(TOKENS) < np.array([[19], [6]]))[:, None],
     "causal": np.tril(np.ones((TOKENS, TOKENS), bool))[None],
 }
 
@@ -56,7 +56,7 @@ def test_no_program_for_accelerators_stores_the_weights_of_all_pairs_of_tokens(
 ):
     module, variables, x = attention
     with tracing_for(backend):
-        program = str(jax.make_jaxpr(losses(module, MASKS["of each picture"]))(variables, x))
+        program = str(jax.make_jaxpr(losses(module, MASKS["of each image"]))(variables, x))
     assert (f"f32[2,2,{TOKENS},{TOKENS}]" in program) == whole
     # 19 tokens are five chunks of at most 4; the weights are those of one chunk.
     assert (f"f32[2,2,4,{TOKENS}]" in program) != whole
@@ -73,7 +73,7 @@ def test_few_tokens_attend_at_once(attention):
 @pytest.mark.parametrize("kept", ["products", "block_inputs"])
 def test_chunks_work_with_every_remat_policy(attention, kept, relative_error):
     _, _, x = attention
-    mask = jnp.asarray(MASKS["of each picture"])
+    mask = jnp.asarray(MASKS["of each image"])
 
     def losses_of(remat):
         blocks = BlockStack(ViTConfig(1, layers=2, width=16, heads=2), jnp.float32, remat)
