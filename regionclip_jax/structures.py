@@ -59,7 +59,11 @@ class ImageTextBatch:
 
 @flax.struct.dataclass
 class DetectionBatch:
-    """Images with ground-truth boxes. ``scales`` are canvas pixels per original pixel (y, x)."""
+    """Images with ground-truth boxes. ``scales`` are canvas pixels per original pixel (y, x).
+
+    ``image_ids`` are those of the annotations, in 64 bits. Only the host reads them: a device holds
+    their low 32 bits.
+    """
 
     images: UInt8[AnyArray, "B H W 3"]
     sizes: Int[AnyArray, "B 2"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.sources.records import DetectionRecord, RecordError, Source
 from regionclip_jax.ops.host_boxes import host_pairwise_iou
 from regionclip_jax.reporting.drawing import Kind, Mark
@@ -56,7 +56,7 @@ def judge_examples(
             break
         try:
             record = source[index]
-            image = decode_image(record.image, source=repr(source), key=record.key)
+            image = decode_image_of(record, repr(source))
         except RecordError:
             # The evaluation has counted and logged this skipped record.
             continue

@@ -17,7 +17,9 @@ from regionclip_jax.data.sources.annotation_files import (
     FREQUENCIES,
     AnnotationFile,
     find_defect,
+    whole_number,
 )
+from regionclip_jax.data.sources.object_masks import read_runs
 
 
 class GroundTruth(NamedTuple):
@@ -35,8 +37,8 @@ def coco_ground_truth(file: AnnotationFile) -> GroundTruth:
     An annotation without ``area`` gets that of its box, one without ``iscrowd`` is no crowd.
 
     Raises:
-        ValueError: a missing key, an invalid box, an unknown image or category, a repeated id, or
-            an LVIS file.
+        ValueError: a missing key, an invalid value, an unknown image or category, a repeated id,
+            crowds alone, or an LVIS file.
     """
     _require_objects(file)
     marks = [("category", c, "frequency") for c in file.categories if "frequency" in c]
@@ -185,33 +187,65 @@ def _checked(file: AnnotationFile) -> GroundTruth:
             f"{file.where}: {names[double[0]]} categories have the name {double[0]!r}; give each "
             "its own"
         )
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in file.images}
     annotations = []
     for number, annotation in enumerate(file.annotations, start=1):
+        text = None
         if defect := find_defect(annotation, images, categories):
+            text = defect.text
+        elif isinstance(runs := annotation.get("segmentation"), Mapping):
+            text = _damage_of(runs, *sizes[annotation["image_id"]])
+        if text:
             raise ValueError(
-                f"{file.where}: annotation {annotation['id']}{defect.text}; remove the annotation, "
-                "or repair it"
+                f"{file.where}: annotation {annotation['id']}{text}; remove the annotation, or "
+                "repair it"
             )
-        box = annotation["bbox"]
+        box, area = annotation["bbox"], annotation.get("area")
         annotations.append(
             {
                 "id": number,  # not the file's: 0 would read as "no match"
                 "image_id": annotation["image_id"],
                 "category_id": annotation["category_id"],
                 "bbox": list(box),
-                "area": annotation.get("area", box[2] * box[3]),
-                "iscrowd": annotation.get("iscrowd", 0),
+                "area": box[2] * box[3] if area is None else area,
+                "iscrowd": int(annotation.get("iscrowd") or 0),
             }
         )
         if "segmentation" in annotation:
             annotations[-1]["segmentation"] = annotation["segmentation"]
+    if annotations and all(annotation["iscrowd"] for annotation in annotations):
+        raise ValueError(
+            f"{file.where}: all {len(annotations)} annotations have iscrowd = 1: groups, which do "
+            "not count as objects, so nothing is left to evaluate; set it to 0 for single objects"
+        )
     return GroundTruth(file.where, list(file.images), list(file.categories), annotations)
 
 
+def _damage_of(runs: Mapping, height: int | None, width: int | None) -> str | None:
+    """Return what is wrong with run lengths. (pycocotools does not check them, and may crash.)"""
+    try:
+        if height is None or width is None:
+            height, width = runs["size"]
+        read_runs(runs, height, width)
+    except (ValueError, TypeError, KeyError) as error:
+        return f": 'segmentation': {error}"
+    return None
+
+
 def _unique_ids(where: str, kind: str, entries: Sequence[Mapping]) -> set:
-    counts = Counter(entry.get("id") for entry in entries)
-    if None in counts:
-        raise ValueError(f"{where}: {counts[None]} of kind {kind} have no 'id'; number them")
+    ids = [entry.get("id") for entry in entries]
+    if None in ids:
+        raise ValueError(f"{where}: {ids.count(None)} of kind {kind} have no 'id'; number them")
+    for number, entry_id in enumerate(ids):
+        # Nothing refers to the id of an annotation, so it may be a text.
+        if whole_number(entry_id) is None and not (
+            kind == "annotation" and isinstance(entry_id, str)
+        ):
+            raise ValueError(
+                f"{where}: {kind} number {number}: 'id': expected an integer of 64 bits, found "
+                f"{str(entry_id)[:60]!r} ({type(entry_id).__name__}); number them anew"
+            )
+    counts = Counter(ids)
     if double := [entry_id for entry_id, count in counts.items() if count > 1]:
         raise ValueError(
             f"{where}: {kind} id {double[0]} occurs {counts[double[0]]} times ({len(double)} such "

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.sources.records import Source
 from regionclip_jax.reporting.drawing import Mark
 from regionclip_jax.reporting.galleries import Panel, draw_gallery
@@ -41,7 +41,7 @@ def judge_examples(
     examples = []
     for index in range(min(_EXAMPLES, len(source))):
         record = source[index]
-        image = decode_image(record.image, source=repr(source), key=record.key)
+        image = decode_image_of(record, repr(source))
         panels = []
         for predictions in results.values():
             mine = [result for result in predictions if result["image_id"] == record.image_id]

@@ -93,11 +93,44 @@ def test_duplicate_ids_are_refused_with_file_and_id(lvis, coco, tmp_path, read, 
         ("annotations", {"bbox": [0, 0, 1]}, r"annotation 4: 'bbox'"),
         ("annotations", {"bbox": [0, 0, 1, float("inf")]}, r"annotation 4: 'bbox'"),
         ("annotations", {"bbox": [0, 0, -1, 2]}, r"annotation 4: 'bbox'.*not negative"),
+        ("annotations", {"area": "twelve"}, r"annotation 4: 'area': .*found 'twelve'"),
+        ("annotations", {"area": float("nan")}, r"annotation 4: 'area': .*found nan"),
+        ("annotations", {"iscrowd": "no"}, r"annotation 4: 'iscrowd': .*found 'no'"),
+        ("annotations", {"id": [4]}, r"annotation number 0: 'id': .*list"),
+        ("images", {"id": "cat_1"}, r"image number 0: 'id': .*'cat_1' \(str\)"),
+        (
+            "annotations",
+            {"segmentation": {"size": [2, 2], "counts": "9"}},
+            "4: 'segmentation': run",
+        ),
+        ("annotations", {"segmentation": {"counts": [4]}}, "annotation 4: 'segmentation'"),
     ],
 )
 def test_an_invalid_entry_is_refused(coco, key, change, message):
     coco[key][0] |= change
     with pytest.raises(ValueError, match=message):
+        read_coco(coco)
+
+
+def test_numbers_written_as_text_are_the_same_ground_truth(coco):
+    expected = read_coco(coco)
+    for entry in coco["annotations"]:
+        entry |= {key: str(entry[key]) for key in entry if key not in ("bbox", "id")}
+        entry |= {"iscrowd": "0", "bbox": [str(value) for value in entry["bbox"]]}
+    coco["images"] = [{"id": str(image["id"])} for image in coco["images"]]
+    assert read_coco(coco) == expected
+
+
+@pytest.mark.parametrize("missing", [{"area": None}, {"iscrowd": None}, {"iscrowd": False}])
+def test_an_empty_value_is_a_missing_one(coco, missing):
+    expected = read_coco(coco)
+    coco["annotations"][0] |= missing
+    assert read_coco(coco) == expected
+
+
+def test_crowds_alone_are_refused(coco):
+    coco["annotations"] = [entry | {"iscrowd": 1} for entry in coco["annotations"]]
+    with pytest.raises(ValueError, match="all 2 annotations have iscrowd = 1: groups.*set it to 0"):
         read_coco(coco)
 
 

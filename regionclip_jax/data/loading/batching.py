@@ -37,11 +37,13 @@ def batch_detection(
     examples: Sequence[DetectionExample | Skipped | None],
     canvas_sizes: Sequence[Size],
     max_boxes: int,
+    mask_size: int | None = None,
 ) -> tuple[DetectionBatch, list[str]]:
     """Stack examples on the smallest common canvas; None is a row of padding.
 
     Args:
         max_boxes: G, number of box rows for each image.
+        mask_size: side P of the object masks; None: the examples have none.
 
     Returns:
         The batch (numpy) with a row for each example, and the texts of the skipped records. A
@@ -57,11 +59,8 @@ def batch_detection(
     classes = np.zeros((count, max_boxes), np.int32)
     box_mask = np.zeros((count, max_boxes), bool)
     object_masks = None
-    for row in np.flatnonzero(mask):
-        if examples[row].masks is not None:
-            shape = examples[row].masks.shape[1:]
-            object_masks = np.zeros((count, max_boxes, *shape), np.uint8)
-            break
+    if mask_size is not None:
+        object_masks = np.zeros((count, max_boxes, mask_size, mask_size), np.uint8)
     image_ids = np.zeros(count, np.int64)
     scales = np.ones((count, 2), np.float32)
     for row in np.flatnonzero(mask):
@@ -77,15 +76,13 @@ def batch_detection(
         if object_masks is not None:
             object_masks[row, :number] = example.masks
         image_ids[row], scales[row] = example.image_id, example.scale
-    if image_ids.size and image_ids.max() > np.iinfo(np.int32).max:
-        raise BatchError(f"image id {image_ids.max()} does not fit 32 bits: renumber the images")
     batch = DetectionBatch(
         images=images,
         sizes=sizes,
         boxes=boxes,
         classes=classes,
         box_mask=box_mask,
-        image_ids=image_ids.astype(np.int32),
+        image_ids=image_ids,
         scales=scales,
         mask=mask,
         object_masks=object_masks,

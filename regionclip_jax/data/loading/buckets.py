@@ -45,7 +45,7 @@ class Buckets:
             short side.
 
     Args:
-        sizes: (height, width) of the images as stored.
+        sizes: (height, width) of the images as decoded.
         canvas_sizes: available canvases.
         short_sides, max_long_side, resize_method: see ``transforms``; an image gets a canvas that
             holds it at each of the short sides. None keeps its size.

@@ -1,55 +1,152 @@
 """Decode images to RGB pixels."""
 
+import contextlib
 import io
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from regionclip_jax.data.sources.image_files import open_image
-from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.data.sources.image_files import (
+    Frame,
+    Size,
+    image_frame,
+    open_image,
+    size_mismatch,
+)
+from regionclip_jax.data.sources.records import (
+    DetectionRecord,
+    ImageTextRecord,
+    RecordError,
+    SizeMismatch,
+)
 
 AnyImage = np.ndarray | Image.Image | str | Path
+# 65535 is white in an image of 16 bits. Values below this are not of 16 bits: such a file holds the
+# unscaled 8 to 14 bits of a camera or scanner, and would become nearly black.
+_LEAST_WHITE = 2**14
 
 
-def decode_image(
-    data: bytes, *, source: str, key: str, apply_orientation: bool = False
+def decode_image_of(
+    record: ImageTextRecord | DetectionRecord, source: str
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode any format Pillow reads to RGB.
+    """Decode the image of a record, in the frame of its boxes.
+
+    Args:
+        source: ``repr`` of the source, for the error.
+
+    Raises:
+        SizeMismatch: the boxes were annotated at another size.
+        RecordError: as ``decode_image``.
+    """
+    with _opened(record.image, source, record.key) as image:
+        return _pixels(image, _frame_of(image, record, source))
+
+
+def measure_image_of(record: ImageTextRecord | DetectionRecord, source: str) -> Size:
+    """Return (height, width) of a record's image as decoded, from its header.
+
+    Raises:
+        SizeMismatch: as ``decode_image_of``.
+        RecordError: the header cannot be read.
+    """
+    with _opened(record.image, source, record.key) as image:
+        return _frame_of(image, record, source).size
+
+
+def _frame_of(image: Image.Image, record: ImageTextRecord | DetectionRecord, source: str) -> Frame:
+    frame = image_frame(image, record.size)
+    # Captions fit an image of any size.
+    if isinstance(record, DetectionRecord) and record.size is not None:
+        if text := size_mismatch(frame.size, record.size):
+            raise SizeMismatch(source, record.key, text)
+    return frame
+
+
+def decode_image(data: bytes, *, source: str, key: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode any format Pillow reads to RGB, turned by its EXIF orientation (``image_frame``).
 
     Grayscale, palette and CMYK become RGB, alpha is dropped, an animation gives its first frame.
 
     Args:
         data: the encoded file.
         source, key: name the record in the error.
-        apply_orientation: rotate the image by its EXIF orientation. The default keeps it as stored,
-            like the boxes of COCO and the reference's pretraining
-            (docs/reference/pretraining_data.md#images).
 
     Raises:
-        RecordError: no image, a truncated one, or one of more than ``MOST_PIXELS``. (The
-            reference fills the missing part of a truncated image with grey.)
+        RecordError: no image, a truncated one, one of more than ``MOST_PIXELS``, or values whose
+            white is unknown (``to_rgb``). (The reference fills the missing part of a truncated
+            image with grey.)
     """
+    with _opened(data, source, key) as image:
+        return _pixels(image, image_frame(image))
+
+
+def _pixels(image: Image.Image, frame: Frame) -> UInt8[np.ndarray, "H W 3"]:
+    pixels = to_rgb(image)
+    if frame.transposition is None:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).transpose(frame.transposition))
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, source: str, key: str) -> Iterator[Image.Image]:
+    """Open an encoded image; whatever fails in the context is a RecordError."""
     try:
         with open_image(io.BytesIO(data)) as image:
-            if apply_orientation:
-                image = ImageOps.exif_transpose(image)
-            return to_rgb(image)
+            yield image
+    except RecordError:
+        raise
     # Pillow's readers raise many exceptions for broken files: OSError, SyntaxError, struct.error,
     # IndexError, zlib.error. All of them concern the file only.
     except Exception as error:
-        what = f"{len(data)} bytes that Pillow cannot decode: {type(error).__name__}: {error}"
+        what = f"{len(data)} bytes that cannot be decoded: {type(error).__name__}: {error}"
         raise RecordError(source, key, what) from error
 
 
 def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the pixels of an opened image as stored: grayscale, palette and CMYK become RGB."""
+    """Return the pixels of an opened image as stored: grayscale, palette and CMYK become RGB.
+
+    White is 65535 in images of 16 and 32 bits, and 1.0 in images of floats.
+
+    Raises:
+        ValueError: the values have another white: 16 or 32 bits that use 14 bits or fewer or exceed
+            65535, floats outside 0 to 1.
+    """
+    if image.mode == "F":
+        values = np.asarray(image)
+        # Written so that NaN is refused.
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                f"floats from {values.min():g} to {values.max():g}, expected 0 to 1: convert the "
+                "image to 8 bits"
+            )
+        return _gray((values * 255).round())
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits to 8, which turns most of the image white.
-        gray = (np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=-1)
-    return np.asarray(image.convert("RGB"))
+        values = np.asarray(image)
+        _require_white(values.min(), values.max())
+        return _gray(values >> 8)
+    # Pillow drops the low bits of 16-bit colours as it decodes them.
+    cut = any(re.search(";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
+    pixels = np.asarray(image.convert("RGB"))
+    if cut:
+        _require_white(0, int(pixels.max()) << 8)
+    return pixels
+
+
+def _require_white(lowest: int, highest: int) -> None:
+    if lowest < 0 or not _LEAST_WHITE <= highest <= 0xFFFF:
+        raise ValueError(
+            f"values of more than 8 bits from {lowest} to {highest}, expected the range of 16 bits "
+            f"with a largest value from {_LEAST_WHITE} to 65535: convert the image to 8 bits"
+        )
+
+
+def _gray(values: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def read_any_image(image: AnyImage) -> np.ndarray:
@@ -57,13 +154,11 @@ def read_any_image(image: AnyImage) -> np.ndarray:
 
     Raises:
         RecordError: the file is not an image.
-        ValueError: the array is not an image.
+        ValueError: the array is not an image, or as ``to_rgb``.
     """
     if isinstance(image, str | Path):
         path = Path(image)
-        return decode_image(
-            path.read_bytes(), source=str(path.parent), key=path.name, apply_orientation=True
-        )
+        return decode_image(path.read_bytes(), source=str(path.parent), key=path.name)
     if isinstance(image, Image.Image):
         return to_rgb(image)
     pixels = np.asarray(image)

@@ -6,7 +6,7 @@ import grain
 import numpy as np
 
 from regionclip_jax.data.loading.buckets import Buckets, require_canvas
-from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.loading.examples import DetectionExample, ImageLoading, Shard, Skipped
 from regionclip_jax.data.loading.transforms import (
     crop_masks,
@@ -55,7 +55,7 @@ class LoadTrainingDetection:
         try:
             index = self.order[position]
             record = self.source[index]
-            original = decode_image(record.image, source=name, key=record.key)
+            original = decode_image_of(record, name)
             example = augment(record, original, self.augmentation, rng)
             if self.buckets is not None:
                 require_canvas(

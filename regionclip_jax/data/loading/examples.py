@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from regionclip_jax.data.loading.buckets import Buckets, Size, require_canvas
 from regionclip_jax.data.loading.captions import choose_caption, mentions_direction
-from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.loading.transforms import flip_image, resize_short_side
 from regionclip_jax.data.sources.records import (
     DetectionRecord,
@@ -102,9 +102,8 @@ class ImageLoading:
 
     def load(
         self,
-        data: bytes,
+        record: ImageTextRecord | DetectionRecord,
         source: str,
-        key: str,
         *,
         rng: np.random.Generator | None = None,
         canvas_sizes: tuple[Size, ...] | None = None,
@@ -112,15 +111,15 @@ class ImageLoading:
         """Return the resized image and its resize factors (y, x).
 
         Args:
-            source, key: name the record in errors.
+            source: ``repr`` of the source, for errors.
             rng: draws one of the short sides; None takes the first.
             canvas_sizes: canvases allowed for this image; None allows all.
 
         Raises:
-            RecordError: not decodable, or larger than every canvas.
+            RecordError: not decodable, of another size than annotated, or larger than every canvas.
         """
-        image, scale = self.resize(decode_image(data, source=source, key=key), rng)
-        require_canvas(canvas_sizes or self.canvas_sizes, *image.shape[:2], source, key)
+        image, scale = self.resize(decode_image_of(record, source), rng)
+        require_canvas(canvas_sizes or self.canvas_sizes, *image.shape[:2], source, record.key)
         return image, scale
 
     def resize(
@@ -170,9 +169,7 @@ class LoadImageText:
             index = self.order[position]
             record = self.source[index]
             canvases = None if self.buckets is None else (self.buckets.canvas(index),)
-            image, _ = self.images.load(
-                record.image, name, record.key, rng=rng, canvas_sizes=canvases
-            )
+            image, _ = self.images.load(record, name, rng=rng, canvas_sizes=canvases)
             mirrored = rng.random() < self.flip_probability
             caption = choose_caption(record, rng, source=name)
             if mirrored and (self.flip_directional_captions or not mentions_direction(caption)):
@@ -198,7 +195,7 @@ class LoadDetection:
         name = repr(self.source)
         try:
             record = self.source[position]
-            image, scale = self.images.load(record.image, name, record.key)
+            image, scale = self.images.load(record, name)
         except RecordError as error:
             return Skipped(str(error))
         kept = ~record.crowd

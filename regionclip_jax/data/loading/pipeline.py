@@ -160,7 +160,7 @@ def detection_training_batches(
     augmentation = DetectionAugmentation(images, jitter, settings.flip_probability)
     load = LoadTrainingDetection(source, order, buckets, shard, augmentation, seed)
     return (
-        batch_detection(group, canvases, settings.max_boxes)
+        batch_detection(group, canvases, settings.max_boxes, getattr(source, "mask_size", None))
         for group, canvases in _load_endlessly(load, settings, start_record)
     )
 

@@ -6,6 +6,7 @@ docs/reference/training_detectors.md#annotations, docs/reference/training_detect
 """
 
 import collections
+import dataclasses
 import difflib
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ class TrainingSet:
         category_names: ``class_names``.
         classes_without_box: classes without any example.
         report: counts of images, boxes and skipped entries.
+        mask_size: side of the records' object masks; None: they have none.
 
     Args:
         source: detection records.
@@ -35,6 +37,7 @@ class TrainingSet:
 
     def __init__(self, source, class_names: Sequence[str], *, max_boxes: int):
         self._source = source
+        self.mask_size: int | None = getattr(source, "mask_size", None)
         self.category_names = tuple(class_names)
         rows = {name: row for row, name in enumerate(source.category_names)}
         for name in self.category_names:
@@ -78,9 +81,16 @@ class TrainingSet:
             self._indices.append(index)
             self._classes.append(self._number_of[classes[kept]])
         if not counts["boxes"]:
+            found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+            remedy = ""
+            if counts["crowd boxes skipped"]:
+                remedy = (
+                    "; boxes with iscrowd = 1 are groups, which are not trained on: set it to 0 "
+                    "for single objects"
+                )
             raise ValueError(
                 f"{source!r} has no box of the {len(self.category_names)} classes to train, such "
-                f"as {self.category_names[:3]}"
+                f"as {self.category_names[:3]} ({found or 'no box at all'}){remedy}"
             )
         with_box = set(np.concatenate(self._classes).tolist())
         self.classes_without_box = tuple(
@@ -95,15 +105,12 @@ class TrainingSet:
         record = self._source[self._indices[index]]
         numbers = self._number_of[record.classes]
         kept = (numbers >= 0) & ~record.crowd
-        return DetectionRecord(
-            record.key,
-            record.image,
-            record.boxes[kept],
-            numbers[kept].astype(np.int32),
-            record.crowd[kept],
-            record.image_id,
-            record.captions,
-            None if record.masks is None else record.masks[kept],
+        return dataclasses.replace(
+            record,
+            boxes=record.boxes[kept],
+            classes=numbers[kept].astype(np.int32),
+            crowd=record.crowd[kept],
+            masks=None if record.masks is None else record.masks[kept],
         )
 
     def classes_of(self, index: int) -> Int[np.ndarray, " _"]:

@@ -104,7 +104,7 @@ def prepare(
 
     Returns:
         The manifest: that of ``write_array_record``, with ``bytes`` and ``sha256`` of each shard
-        and of ``sizes`` (int32 [N, 2], height and width as stored), and ``skipped``: reason ->
+        and of ``sizes`` (int32 [N, 2], height and width as decoded), and ``skipped``: reason ->
         ``count`` and the ``first`` few texts.
 
     Raises:

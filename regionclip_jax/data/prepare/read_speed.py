@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import RecordError, Source
@@ -46,9 +46,7 @@ def measure_reading(source: Source, folder: str | os.PathLike, num_records: int)
     sample = rng.permutation(len(source))[:num_records].tolist()
     records, reading = _timed(lambda index: source[index], sample)
     name = repr(source)
-    images, decoding = _timed(
-        lambda record: decode_image(record.image, source=name, key=record.key).shape, records
-    )
+    images, decoding = _timed(lambda record: decode_image_of(record, name).shape, records)
     if not images:
         raise ValueError(f"none of {len(sample)} records of {name} could be read and decoded")
     with tempfile.TemporaryDirectory(prefix=".read-speed-", dir=folder) as scratch:

@@ -4,30 +4,41 @@ A source reads its records from the file, and skips and counts unusable entries.
 its ground truth from the same content (``evaluation.ground_truth``), and refuses such entries. Both
 judge an annotation by ``find_defect``.
 
+Ids, sizes, areas, boxes and ``iscrowd`` that a tool wrote as text become numbers here, once.
+
 Skipped ``images``: entries without id, file name or size, repeated ids, and missing files. Skipped
-``annotations``: an unlisted image or category, or a box without four finite numbers or with a
-negative size. Boxes without area inside their image are dropped and counted, but not as skipped.
+``annotations``: an unlisted image or category, a box without four finite numbers, with a negative
+size or outside its image, an area that is no number, an ``iscrowd`` other than 0 and 1. Boxes
+without area are dropped and counted, but not as skipped.
 """
 
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
 from regionclip_jax.data.sources.boxed_images import (
     NO_BOXES,
+    BoxClipper,
     BoxedImage,
     BoxedImages,
     Boxes,
-    clip_box,
     stack_boxes,
 )
 from regionclip_jax.data.sources.image_files import present_files
 from regionclip_jax.data.sources.skipped import SkippedEntries
 
-# COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
-_ROUNDING = 0.02
+# Keys of numbers, by list.
+_NUMBERS = {
+    "images": ("id", "height", "width"),
+    "annotations": ("image_id", "category_id", "area", "iscrowd"),
+    "categories": ("id",),
+}
+_DECIMAL = re.compile(r"\s*[-+]?(\d+|\d+\.\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+# Ids stay on the host, as NumPy's 64-bit integers.
+_ID_LIMITS = -(2**63), 2**63 - 1
 # Keys of an LVIS image: LVIS labels each image with some of its categories only.
 FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
 # Frequency of an LVIS category: rare, common, frequent (in at most 10, at most 100, or more
@@ -87,7 +98,7 @@ def read_annotation_file(path: pathlib.Path) -> AnnotationFile:
 
 
 def as_annotation_file(where: str, content: object) -> AnnotationFile:
-    """Return the lists of an annotation file's content.
+    """Return the lists of an annotation file's content, with numbers instead of their texts.
 
     Raises:
         ValueError: no lists of images and annotations; the message names ``where``.
@@ -102,10 +113,32 @@ def as_annotation_file(where: str, content: object) -> AnnotationFile:
     categories = lists.get("categories")
     return AnnotationFile(
         where,
-        lists["images"],
-        lists["annotations"],
-        categories if isinstance(categories, list) else [],
+        [_with_numbers(entry, "images") for entry in lists["images"]],
+        [_with_numbers(entry, "annotations") for entry in lists["annotations"]],
+        [_with_numbers(entry, "categories") for entry in categories]
+        if isinstance(categories, list)
+        else [],
     )
+
+
+def _with_numbers(entry: object, kind: str) -> object:
+    """Return an entry with numbers where it has their texts; most entries stay as they are."""
+    if not isinstance(entry, dict):
+        return entry
+    changed: dict[str, object] = {
+        key: _number(entry[key]) for key in _NUMBERS[kind] if type(entry.get(key)) is str
+    }
+    box = entry.get("bbox")
+    if type(box) is list and str in map(type, box):
+        changed["bbox"] = [_number(value) if type(value) is str else value for value in box]
+    return {**entry, **changed} if changed else entry
+
+
+def _number(text: str) -> int | float | str:
+    """Return the number that a text holds; other texts stay as they are."""
+    if not (match := _DECIMAL.fullmatch(text)):
+        return text
+    return float(text) if match[2] or "." in match[1] else int(text)
 
 
 def read_categories(file: AnnotationFile) -> Categories:
@@ -123,7 +156,7 @@ def read_categories(file: AnnotationFile) -> Categories:
     names: set[str] = set()
     for category in file.categories:
         entry = category if isinstance(category, dict) else {}
-        number, name = _whole(entry.get("id")), entry.get("name")
+        number, name = whole_number(entry.get("id")), entry.get("name")
         if number is None or not isinstance(name, str) or not name.strip():
             raise ValueError(
                 f"{file.where}: expected categories with id and name, found {category!r}"
@@ -247,11 +280,18 @@ def _read_images(
     sizes: dict[int, tuple[int, int] | None] = {}
     for number, image in enumerate(file.images):
         entry = image if isinstance(image, dict) else {}
-        image_id, name = _whole(entry.get("id")), name_of(entry)
-        height, width = _whole(entry.get("height")) or 0, _whole(entry.get("width")) or 0
+        image_id, name = whole_number(entry.get("id")), name_of(entry)
+        height, width = (
+            whole_number(entry.get("height")) or 0,
+            whole_number(entry.get("width")) or 0,
+        )
         size = (height, width) if height > 0 and width > 0 else None
         if image_id is None or not isinstance(name, str) or (need_sizes and size is None):
-            skipped.add("without_id_name_or_size", name if isinstance(name, str) else f"#{number}")
+            shown = {key: entry.get(key) for key in ("id", "height", "width")}
+            skipped.add(
+                "without_id_name_or_size",
+                f"{name if isinstance(name, str) else f'#{number}'}: {shown}",
+            )
         elif image_id in names:
             skipped.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
         else:
@@ -267,12 +307,10 @@ def require_images(
     file: AnnotationFile, folder: pathlib.Path, skipped: SkippedEntries, limit: float
 ) -> None:
     """Raise ValueError if more than a share ``limit`` of the images is skipped."""
-    skipped.require_few(
-        file.where,
-        len(file.images),
-        limit,
-        f"download and unpack the images into {folder}, or correct the file",
-    )
+    remedy = f"download and unpack the images into {folder}, or correct the file"
+    if not skipped.report["images_missing"]:
+        remedy = "correct the file: each image needs its own integer id, a file name, and its size"
+    skipped.require_few(file.where, len(file.images), limit, remedy)
 
 
 def read_boxes(
@@ -287,28 +325,34 @@ def read_boxes(
 
     Returns:
         Boxes by image id; counts of clipped and dropped boxes; and the skipped annotations.
+
+    Raises:
+        ValueError: the boxes together have another format.
     """
     class_of = {category_id: i for i, category_id in enumerate(category_ids)}
-    counts = {"boxes_clipped": 0, "boxes_dropped_empty": 0}
     skipped = SkippedEntries("annotations")
+    clipper = BoxClipper(skipped)
     rows: dict[int, list] = {}
     for number, annotation in enumerate(file.annotations):
         entry = annotation if isinstance(annotation, dict) else {}
         if defect := find_defect(entry, sizes, class_of):
-            skipped.add(defect.kind, f"{entry.get('id', f'#{number}')}{defect.text}")
+            skipped.add(defect.kind, f"{_name(entry, number)}{defect.text}")
             continue
-        image_id, category_id = _whole(entry["image_id"]), _whole(entry["category_id"])
+        image_id, category_id = whole_number(entry["image_id"]), whole_number(entry["category_id"])
         corners = _corners(entry["bbox"])
         # ``find_defect`` has seen all three.
         assert image_id is not None and category_id is not None and corners is not None
-        if (box := clip_box(corners, *sizes[image_id])) is None:
-            counts["boxes_dropped_empty"] += 1
-        else:
-            moved = max(abs(float(new) - old) for new, old in zip(box, corners, strict=True))
-            counts["boxes_clipped"] += moved > _ROUNDING
+        box = clipper.clip(corners, *sizes[image_id], _name(entry, number))
+        if box is not None:
             crowd, outline = bool(entry.get("iscrowd")), entry.get("segmentation")
             rows.setdefault(image_id, []).append((box, class_of[category_id], crowd, outline))
-    return {image_id: stack_boxes(some) for image_id, some in rows.items()}, counts, skipped
+    clipper.require_pixels(f"{file.where}: 'bbox'")
+    boxes = {image_id: stack_boxes(some) for image_id, some in rows.items()}
+    return boxes, clipper.counts, skipped
+
+
+def _name(annotation: Mapping, number: int) -> object:
+    return annotation.get("id", f"#{number}")
 
 
 def find_defect(
@@ -324,12 +368,18 @@ def find_defect(
     if _corners(box) is None:
         text = f": 'bbox': expected [x, y, width, height], finite and not negative, found {box!r}"
         return Defect("without_usable_box", text)
-    image_id, category_id = _whole(image), _whole(category)
+    image_id, category_id = whole_number(image), whole_number(category)
     if image_id is None or image_id not in images:
         return Defect("of_an_unknown_image", f": 'image_id': found {image!r}, which is not listed")
     if category_id is None or category_id not in categories:
         text = f": 'category_id': found {category!r}, which is not listed"
         return Defect("of_an_unknown_category", text)
+    crowd, area = annotation.get("iscrowd"), annotation.get("area")
+    if crowd is not None and crowd not in (0, 1):
+        return Defect("with_unusable_iscrowd", f": 'iscrowd': expected 0 or 1, found {crowd!r}")
+    if area is not None and not (type(area) in (int, float) and 0 <= area < math.inf):
+        text = f": 'area': expected a number of pixels, found {area!r}"
+        return Defect("with_unusable_area", text)
     return None
 
 
@@ -355,8 +405,8 @@ def _corners(bbox: object) -> tuple[float, float, float, float] | None:
     return x, y, x + width, y + height
 
 
-def _whole(value: object) -> int | None:
+def whole_number(value: object) -> int | None:
     """Return an id or size as an integer, also if a tool wrote it as 7.0; None for other values."""
-    if type(value) is int:
-        return value
-    return int(value) if type(value) is float and value.is_integer() else None
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and _ID_LIMITS[0] <= value <= _ID_LIMITS[1] else None

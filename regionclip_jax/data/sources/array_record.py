@@ -1,5 +1,6 @@
 """Source for directories of ArrayRecord shards that ``data.prepare`` wrote."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -54,9 +55,14 @@ class ArrayRecordSource:
 
     def __getitem__(self, index: int) -> ImageTextRecord | DetectionRecord:
         try:
-            return decode_record(self._encoded[index])
+            record = decode_record(self._encoded[index])
         except (ValueError, RuntimeError) as error:  # RuntimeError: a checksum of ArrayRecord's
             raise RecordError(repr(self), f"#{index}", str(error)) from error
+        if record.size is None and self._sizes is not None:
+            # Prepared before records had sizes: the file has those at which images were decoded.
+            height, width = self._sizes[index].tolist()
+            record = dataclasses.replace(record, size=(height, width))
+        return record
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes, classes and crowd flags of a detection record."""
@@ -66,7 +72,7 @@ class ArrayRecordSource:
         return record.boxes, record.classes, record.crowd
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
-        """Return (height, width) of every image as stored; None if the directory has no sizes."""
+        """Return (height, width) of every image as decoded; None if the directory has no sizes."""
         return self._sizes
 
     def __repr__(self) -> str:

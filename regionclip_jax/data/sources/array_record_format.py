@@ -33,6 +33,8 @@ def kind_of(record: ImageTextRecord | DetectionRecord) -> str:
 def encode_record(record: ImageTextRecord | DetectionRecord) -> bytes:
     """Return the bytes that :func:`decode_record` reads."""
     header: dict = {"kind": kind_of(record), "key": record.key, "captions": list(record.captions)}
+    if record.size is not None:
+        header["size"] = list(record.size)
     arrays = b""
     if isinstance(record, DetectionRecord):
         header |= {"boxes": len(record.boxes), "image_id": int(record.image_id)}
@@ -58,18 +60,20 @@ def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
         start = _LENGTH.size + length
         header = json.loads(data[_LENGTH.size : start].decode("utf-8", "surrogatepass"))
         captions = tuple(header["captions"])
+        height, width = header.get("size", (None, None))
+        size = None if height is None else (height, width)
         if header["kind"] == IMAGE_TEXT:
             tags = tuple(header.get("tags", ()))
-            return ImageTextRecord(header["key"], data[start:], captions, tags)
+            return ImageTextRecord(header["key"], data[start:], captions, tags, size)
         count = header["boxes"]
         boxes = np.frombuffer(data, "<f4", 4 * count, start).reshape(count, 4)
         classes = np.frombuffer(data, "<i4", count, start + 16 * count)
         crowd = np.frombuffer(data, "u1", count, start + 20 * count).astype(bool)
         image = data[start + 21 * count :]
         return DetectionRecord(
-            header["key"], image, boxes, classes, crowd, header["image_id"], captions
+            header["key"], image, boxes, classes, crowd, header["image_id"], captions, size=size
         )
-    except (struct.error, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (struct.error, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{len(data)} bytes that are no encoded record: {type(error).__name__}: {error}"
         ) from error

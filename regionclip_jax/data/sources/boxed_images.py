@@ -1,4 +1,4 @@
-"""Base class of sources with images in a folder and all boxes in memory; masks of their objects."""
+"""Base class of sources with images in a folder and all boxes in memory."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image, ImageDraw
 
 from regionclip_jax.data.sources.image_files import read_image
+from regionclip_jax.data.sources.object_masks import object_mask
 from regionclip_jax.data.sources.records import DetectionRecord, RecordError
+from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.ops.host_boxes import BoxFit
 
-# Oversampling of the polygons; a cell is set if at least half of it is covered.
-_FINER = 4
+# COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
+_ROUNDING = 0.02
 
 
 class Boxes(NamedTuple):
@@ -47,6 +49,7 @@ class BoxedImages:
         frequencies: by class, "r", "c" or "f" (rare, common, frequent) in LVIS, else empty.
         report: counts of images and boxes, and of clipped, dropped and skipped ones.
         named: report key -> first few names of its entries.
+        mask_size: side P of the object masks; None: records have none.
 
     Args:
         folder: folder of the images.
@@ -68,7 +71,7 @@ class BoxedImages:
         *,
         mask_size: int | None = None,
     ):
-        self._folder, self._images, self._mask_size = folder, list(images), mask_size
+        self._folder, self._images, self.mask_size = folder, list(images), mask_size
         self.report = {
             "images": len(self._images),
             "images_without_box": sum(not len(p.boxes.boxes) for p in self._images),
@@ -81,13 +84,20 @@ class BoxedImages:
         return len(self._images)
 
     def __getitem__(self, index: int) -> DetectionRecord:
-        image_id, name, _, _, boxes = self._images[index]
+        image_id, name, height, width, boxes = self._images[index]
         image = read_image(self._folder / name, repr(self), name)
         masks = None
-        if self._mask_size is not None:
-            masks = _rasterize_all(boxes, self._mask_size, repr(self), name)
+        if self.mask_size is not None:
+            masks = self._masks(self._images[index], self.mask_size)
         return DetectionRecord(
-            name, image, boxes.boxes, boxes.classes, boxes.crowd, image_id, masks=masks
+            name,
+            image,
+            boxes.boxes,
+            boxes.classes,
+            boxes.crowd,
+            image_id,
+            masks=masks,
+            size=(height, width),
         )
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,6 +108,18 @@ class BoxedImages:
         """Return (height, width) of every image without opening it."""
         return np.array([(p.height, p.width) for p in self._images], np.int32).reshape(-1, 2)
 
+    def _masks(self, image: BoxedImage, mask_size: int) -> UInt8[np.ndarray, "G P P"]:
+        """Return the masks of an image's objects; crowds have empty ones."""
+        boxes, crowd, outlines = image.boxes.boxes, image.boxes.crowd, image.boxes.outlines
+        masks = np.zeros((len(boxes), mask_size, mask_size), np.uint8)
+        for row in np.flatnonzero(~crowd):
+            try:
+                size = image.height, image.width
+                masks[row] = object_mask(outlines[row], boxes[row], size, mask_size)
+            except ValueError as error:
+                raise RecordError(repr(self), image.name, f"object {row}: {error}") from error
+        return masks
+
 
 def clip_box(
     corners: tuple[float, float, float, float], height: int, width: int
@@ -105,6 +127,49 @@ def clip_box(
     """Clip a finite box ``(x1, y1, x2, y2)`` to its image; return None if nothing is left."""
     box = np.array(corners, np.float64).clip(0, (width, height, width, height)).astype(np.float32)
     return box if box[2] > box[0] and box[3] > box[1] else None
+
+
+class BoxClipper:
+    """Clip the boxes of a data set to their images; count, name and judge them.
+
+    Attributes:
+        counts: numbers of clipped boxes and of dropped boxes without area.
+
+    Args:
+        skipped: gets the boxes that lie wholly outside their image.
+    """
+
+    def __init__(self, skipped: SkippedEntries):
+        self._skipped, self._fit = skipped, BoxFit()
+        self.counts = {"boxes_clipped": 0, "boxes_dropped_empty": 0}
+
+    def clip(
+        self, corners: tuple[float, float, float, float], height: int, width: int, name: object
+    ) -> Float[np.ndarray, " 4"] | None:
+        """Return the clipped box ``(x1, y1, x2, y2)``; None if it is dropped or skipped.
+
+        Args:
+            name: names the box in messages.
+        """
+        x1, y1, x2, y2 = corners
+        box = clip_box(corners, height, width)
+        if x2 - x1 <= _ROUNDING or y2 - y1 <= _ROUNDING:
+            self.counts["boxes_dropped_empty"] += box is None
+            return box
+        if not self._fit.add(corners, height, width) or box is None:
+            found = ", ".join(f"{value:.6g}" for value in corners)
+            self._skipped.add(
+                "outside_their_image", f"{name}: {found} in {height} x {width} (height x width)"
+            )
+            return None
+        moved = max(abs(float(new) - old) for new, old in zip(box, corners, strict=True))
+        self.counts["boxes_clipped"] += moved > _ROUNDING
+        return box
+
+    def require_pixels(self, where: object) -> None:
+        """Raise ValueError if all boxes together have another format; ``where`` names the file."""
+        if problem := self._fit.problem():
+            raise ValueError(f"{where}: {problem}")
 
 
 def stack_boxes(rows: Sequence[tuple[np.ndarray, int, bool, object]]) -> Boxes:
@@ -115,53 +180,3 @@ def stack_boxes(rows: Sequence[tuple[np.ndarray, int, bool, object]]) -> Boxes:
     return Boxes(
         np.stack(boxes), np.array(classes, np.int32), np.array(crowd, bool), list(outlines)
     )
-
-
-def _rasterize_all(
-    boxes: Boxes, mask_size: int, source: str, key: str
-) -> UInt8[np.ndarray, "G P P"]:
-    """Return the masks of an image's objects; crowds have empty ones.
-
-    Raises:
-        RecordError: an object other than a crowd has no polygons.
-    """
-    masks = np.zeros((len(boxes.boxes), mask_size, mask_size), np.uint8)
-    for row in np.flatnonzero(~boxes.crowd):
-        try:
-            masks[row] = rasterize(boxes.outlines[row], boxes.boxes[row], mask_size)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise RecordError(source, key, f"object {row}: {error}") from error
-    return masks
-
-
-def rasterize(
-    segmentation: object, box: Float[np.ndarray, " 4"], size: int
-) -> UInt8[np.ndarray, "P P"]:
-    """Return a mask of ``size`` x ``size`` cells over the box: 1 inside the object, else 0.
-
-    Args:
-        segmentation: COCO's list of polygons, ``[x1, y1, x2, y2, ...]`` in original pixels.
-        box: xyxy in the same frame.
-
-    Raises:
-        ValueError: not a list of polygons of at least three points.
-    """
-    if (
-        not isinstance(segmentation, list)
-        or not segmentation
-        or not all(isinstance(p, list) and len(p) >= 6 and not len(p) % 2 for p in segmentation)
-    ):
-        raise ValueError(
-            "expected a segmentation of polygons of at least three points, found "
-            f"{str(segmentation)[:60]!r}"
-        )
-    fine = size * _FINER
-    scale = fine / np.maximum(box[2:] - box[:2], 1e-6)
-    canvas = Image.new("L", (fine, fine))
-    draw = ImageDraw.Draw(canvas)
-    for polygon in segmentation:
-        # PIL's coordinates have their origin at the centre of the first pixel.
-        points = (np.array(polygon, np.float64).reshape(-1, 2) - box[:2]) * scale - 0.5
-        draw.polygon([tuple(point) for point in points], fill=1)
-    cells = np.asarray(canvas).reshape(size, _FINER, size, _FINER).sum((1, 3))
-    return (2 * cells >= _FINER**2).astype(np.uint8)

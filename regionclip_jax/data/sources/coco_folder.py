@@ -14,6 +14,7 @@ from regionclip_jax.data.sources.annotation_files import (
     read_annotation_file,
     read_images,
     require_images,
+    whole_number,
 )
 from regionclip_jax.data.sources.image_files import read_image
 from regionclip_jax.data.sources.records import ImageTextRecord
@@ -47,14 +48,14 @@ class CocoCaptionsSource:
         captions: dict[int, list[str]] = {}
         for number, entry in enumerate(file.annotations):
             entry = entry if isinstance(entry, dict) else {}
-            text, image_id = entry.get("caption"), entry.get("image_id")
+            text, image_id = entry.get("caption"), whole_number(entry.get("image_id"))
             name = entry.get("id", f"#{number}")
             if not isinstance(text, str):
                 unusable.add("that_are_no_text", f"{name}: {sorted(entry)}")
             elif not text.strip():
                 unusable.add("blank", name)
-            elif type(image_id) is not int or image_id not in sizes:
-                unusable.add("of_an_unknown_image", f"{name}: {image_id}")
+            elif image_id is None or image_id not in sizes:
+                unusable.add("of_an_unknown_image", f"{name}: {entry.get('image_id')!r}")
             else:
                 captions.setdefault(image_id, []).append(text)
         unusable.require_few(
@@ -67,12 +68,14 @@ class CocoCaptionsSource:
             raise ValueError(f"{path} has no captions: expected COCO's captions file of the split")
         require_images(file, folder, missing, max_skipped_fraction)
         ids = [image_id for image_id in names if image_id in captions]
-        self._records = [(names[image_id], tuple(captions[image_id])) for image_id in ids]
+        self._records = [
+            (names[image_id], tuple(captions[image_id]), sizes[image_id]) for image_id in ids
+        ]
         known = [sizes[image_id] for image_id in ids]
         self._sizes = None if None in known else np.array(known, np.int32).reshape(-1, 2)
         self.report = {
             "images": len(self._records),
-            "captions": sum(len(texts) for _, texts in self._records),
+            "captions": sum(len(texts) for _, texts, _ in self._records),
             "images_without_caption": len(names) - len(self._records),
             **missing.report,
             **unusable.report,
@@ -83,9 +86,9 @@ class CocoCaptionsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> ImageTextRecord:
-        name, captions = self._records[index]
+        name, captions, size = self._records[index]
         image = read_image(self._root / self._split / name, repr(self), name)
-        return ImageTextRecord(name, image, captions)
+        return ImageTextRecord(name, image, captions, size=size)
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
         """Return (height, width) of every image, or None if the file does not give all."""

@@ -1,4 +1,10 @@
-"""List, measure and read image files."""
+"""List, measure and read image files.
+
+``image_frame`` is the one rule of orientation. An image is turned by its EXIF orientation, as
+viewers and labelling tools show it, unless the annotations give the size of the stored pixels only.
+So the annotated size decides. Without one, or if both sizes are equal (a square image, or one that
+is turned by 180 degrees or mirrored), the image is turned.
+"""
 
 import collections
 import glob
@@ -8,14 +14,29 @@ import pathlib
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from regionclip_jax.data.sources.records import RecordError
 
 # More than nearly all cameras produce, and 400 MB of RGB in each decoding thread. A file of a few
 # kilobytes can claim any size.
 MOST_PIXELS = 2**27
+
+Size = tuple[int, int]  # height, width
+
+# EXIF orientation -> transposition of the stored pixels; those from 5 on exchange the sides.
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_FIRST_SIDEWAYS = 5
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -50,13 +71,69 @@ def read_image(path: pathlib.Path, source: str, key: str) -> bytes:
         raise RecordError(source, key, f"cannot be read: {error}") from error
 
 
-def image_size(file: bytes | pathlib.Path) -> tuple[int, int] | None:
-    """Return (height, width) from an image's header without decoding; None if unreadable."""
+class Frame(NamedTuple):
+    """Frame of an image: (height, width), and the transposition of its stored pixels, if any."""
+
+    size: Size
+    transposition: Image.Transpose | None
+
+
+def image_frame(image: Image.Image, annotated: Size | None = None) -> Frame:
+    """Decide whether an opened image is turned by its EXIF orientation, by the rule above.
+
+    Args:
+        annotated: (height, width) that the annotations give.
+    """
+    stored, orientation = (image.height, image.width), _orientation(image)
+    turned = (image.width, image.height) if orientation >= _FIRST_SIDEWAYS else stored
+    if annotated == stored != turned:
+        return Frame(stored, None)
+    return Frame(turned, _TRANSPOSITIONS.get(orientation))
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns it already
+        return 1
+    try:
+        # A PNG's own getexif would decode the image in search of late metadata.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        return found if found in _TRANSPOSITIONS else 1
+    except Exception:  # damaged metadata, which viewers ignore too
+        return 1
+
+
+def image_size(file: bytes | pathlib.Path, annotated: Size | None = None) -> Size | None:
+    """Return (height, width) of an image's frame from its header; None if unreadable.
+
+    Args:
+        annotated: as in ``image_frame``.
+    """
     try:
         with open_image(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return image.height, image.width
+            return image_frame(image, annotated).size
     except Exception:  # as in decode_image, which reports the reason later
         return None
+
+
+def size_mismatch(found: Size, annotated: Size) -> str | None:
+    """Return the reason why boxes of an annotated size do not fit an image; None if they do."""
+    if found == annotated:
+        return None
+    text = (
+        f"the image is {found[0]} x {found[1]} (height x width), its annotation says "
+        f"{annotated[0]} x {annotated[1]}: "
+    )
+    if abs(found[0] * annotated[1] - found[1] * annotated[0]) <= max(annotated):
+        return text + (
+            "it was resized without its annotations; give the original image, or multiply sizes, "
+            f"boxes and masks of the annotations by {found[0] / annotated[0]:.4g}"
+        )
+    if found == annotated[::-1]:
+        return text + (
+            "height and width are exchanged; correct them in the annotations, or give the image as "
+            "it was annotated"
+        )
+    return text + "one of them belongs to another image; give the image that was annotated"
 
 
 def open_image(file: io.BytesIO | pathlib.Path) -> Image.Image:

@@ -2,6 +2,9 @@
 
 Corners in the files count pixels from 1 and include the last one. As in the reference, 1 is
 subtracted from xmin and ymin. Objects marked ``difficult`` are counted and kept.
+
+The file's ``size`` decides on the orientation of an image (``image_files``). An image of another
+size is skipped. A file without a size, or with zeros, gets that of the image.
 """
 
 import math
@@ -11,19 +14,17 @@ import xml.etree.ElementTree as ElementTree
 from xml.parsers import expat
 
 from regionclip_jax.data.sources.boxed_images import (
+    BoxClipper,
     BoxedImage,
     BoxedImages,
-    clip_box,
     stack_boxes,
 )
-from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.image_files import Size, image_size, size_mismatch
 from regionclip_jax.data.sources.skipped import SkippedEntries
 
 
 class PascalVocSource(BoxedImages):
     """Images with boxes, in the order of the split's list; classes in alphabetic order.
-
-    Sizes come from the image headers, because annotation files often have wrong ones.
 
     Args:
         root: such as ``VOCdevkit/VOC2012``.
@@ -32,7 +33,8 @@ class PascalVocSource(BoxedImages):
 
     Raises:
         FileNotFoundError: no list of the split.
-        ValueError: too many entries are skipped, or no object has a name.
+        ValueError: too many entries are skipped, no object has a name, or the boxes together have
+            another format.
     """
 
     def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
@@ -47,7 +49,7 @@ class PascalVocSource(BoxedImages):
         # The list of a single class has a second column.
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
         images, objects = SkippedEntries("images"), SkippedEntries("objects")
-        counts = {"boxes_difficult": 0, "boxes_dropped_empty": 0}
+        clipper, difficult = BoxClipper(objects), 0
         records, total = [], 0
         for name in names:
             annotation = _parse(self._root / "Annotations" / f"{name}.xml")
@@ -57,9 +59,13 @@ class PascalVocSource(BoxedImages):
             file_name = f"{name}.jpg"
             if not (self._root / "JPEGImages" / file_name).is_file():
                 file_name = pathlib.PurePath(annotation.findtext("filename") or file_name).name
-            size = image_size(self._root / "JPEGImages" / file_name)
+            annotated = _size(annotation)
+            size = image_size(self._root / "JPEGImages" / file_name, annotated)
             if size is None:
                 images.add("missing_or_unreadable", file_name)
+                continue
+            if annotated is not None and (text := size_mismatch(size, annotated)):
+                images.add("of_another_size", f"{file_name}: {text}")
                 continue
             rows = []
             for number, entry in enumerate(annotation.iter("object")):
@@ -67,13 +73,12 @@ class PascalVocSource(BoxedImages):
                 corners, category = _corners(entry), (entry.findtext("name") or "").strip()
                 if corners is None or not category:
                     objects.add("without_name_or_usable_box", f"{name}: {number}")
-                elif (box := clip_box(corners, *size)) is None:
-                    counts["boxes_dropped_empty"] += 1
-                else:
-                    counts["boxes_difficult"] += (entry.findtext("difficult") or "").strip() == "1"
+                elif (box := clipper.clip(corners, *size, f"{name}: {number}")) is not None:
+                    difficult += (entry.findtext("difficult") or "").strip() == "1"
                     rows.append((box, category))
             records.append((file_name, size, rows))
         images.require_few(path, len(names), max_skipped_fraction, "complete the folder")
+        clipper.require_pixels(f"{self._root / 'Annotations'}: 'bndbox'")
         objects.require_few(path, total, max_skipped_fraction, "repair the files in Annotations")
         self.category_names = tuple(
             sorted({category for _, _, rows in records for _, category in rows})
@@ -95,7 +100,8 @@ class PascalVocSource(BoxedImages):
                 for number, (name, (height, width), rows) in enumerate(records, start=1)
             ],
         )
-        self.report |= counts | images.report | objects.report
+        self.report |= {"boxes_difficult": difficult, **clipper.counts}
+        self.report |= images.report | objects.report
         self.named = images.named | objects.named
 
     def __repr__(self) -> str:
@@ -118,6 +124,16 @@ def _parse(path: pathlib.Path) -> ElementTree.Element | None:
         return builder.close()
     except (OSError, ValueError, LookupError, expat.ExpatError):  # LookupError: unknown encoding
         return None
+
+
+def _size(annotation: ElementTree.Element) -> Size | None:
+    try:
+        height, width = (
+            int(annotation.findtext(f"size/{key}") or 0) for key in ("height", "width")
+        )
+    except ValueError:
+        return None
+    return (height, width) if height > 0 and width > 0 else None
 
 
 def _corners(entry: ElementTree.Element) -> tuple[float, float, float, float] | None:

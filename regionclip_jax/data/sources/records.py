@@ -26,6 +26,10 @@ class RecordError(Exception):
         return f"{self.source}, record {self.key}: {self.what}"
 
 
+class SizeMismatch(RecordError):
+    """The image of a record has another size than its boxes were annotated at."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageTextRecord:
     """Image with captions or tags.
@@ -37,12 +41,15 @@ class ImageTextRecord:
         tags: words about the image. If a record has both, a sample draws captions or tags with
             equal probability. A prompt template turns tags into a caption
             (docs/reference/pretraining_data.md#captions).
+        size: (height, width) of the image that the source gives, if any. It decides whether the
+            image is turned by its EXIF orientation (``image_files.image_frame``).
     """
 
     key: str
     image: bytes
     captions: tuple[str, ...]
     tags: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,12 +59,13 @@ class DetectionRecord:
     Attributes:
         key: names the record in messages.
         image: the encoded file.
-        boxes: ``(x1, y1, x2, y2)`` in pixels of the original image.
+        boxes: ``(x1, y1, x2, y2)`` in pixels of the original image, in the frame of ``size``.
         classes: index into the source's ``category_names``.
         crowd: True for a box around a group, which is neither a target nor an error.
         image_id: as in the annotation file, for the official metrics.
         captions: captions of the image, if the source has them.
         masks: mask of each object over its own box, if requested (``boxed_images.rasterize``).
+        size: as in ``ImageTextRecord``. An image of another size is skipped.
     """
 
     key: str
@@ -68,6 +76,7 @@ class DetectionRecord:
     image_id: int
     captions: tuple[str, ...] = ()
     masks: UInt8[np.ndarray, "G P P"] | None = None
+    size: tuple[int, int] | None = None
 
 
 RecordT = TypeVar("RecordT", ImageTextRecord, DetectionRecord, covariant=True)

@@ -12,13 +12,15 @@ from typing import Any, cast
 import numpy as np
 
 from regionclip_jax.data.sources.boxed_images import Boxes, clip_box, stack_boxes
-from regionclip_jax.data.sources.image_files import image_size
+from regionclip_jax.data.sources.image_files import Size, image_size
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 
 _CAPTIONS = ("caption", "captions", "text", "title")
 _OBJECTS = "objects"
 # TFDS's name of the box format: ymin, xmin, ymax, xmax as fractions of the image.
 _RELATIVE = "REL_YXYX"
+# Fractions are at most 1, apart from rounding; far larger values are in pixels.
+_LARGEST_SHARE = 1.5
 
 
 class TfdsCaptionsSource:
@@ -105,7 +107,7 @@ class TfdsBoxesSource:
 
     def __getitem__(self, index: int) -> DetectionRecord:
         example = _read(self, self._examples, index)
-        boxes = self._boxes(example, index)
+        boxes, size = self._boxes(example, index)
         image_id = example.get("image/id", index)
         return DetectionRecord(
             _key(example, index),
@@ -114,11 +116,13 @@ class TfdsBoxesSource:
             boxes.classes,
             boxes.crowd,
             int(image_id) if isinstance(image_id, int | np.integer) else index,
+            size=size,
         )
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes, classes and crowd flags of a record."""
-        return self._boxes(_read(self, self._examples, index), index)[:3]
+        boxes, _ = self._boxes(_read(self, self._examples, index), index)
+        return boxes[:3]
 
     def sizes(self) -> None:
         """Return None: the sizes are unknown without opening the images."""
@@ -127,7 +131,7 @@ class TfdsBoxesSource:
     def __repr__(self) -> str:
         return f"TfdsBoxesSource({str(self._path)!r}, {self._split!r})"
 
-    def _boxes(self, example: dict, index: int) -> Boxes:
+    def _boxes(self, example: dict, index: int) -> tuple[Boxes, Size]:
         objects, key = example[_OBJECTS], _key(example, index)
         size = image_size(example["image"])
         if size is None:
@@ -135,15 +139,23 @@ class TfdsBoxesSource:
         labels = np.array(objects["label"], np.int64)
         shares = np.array(objects["bbox"], np.float64).reshape(-1, 4)
         crowd = objects.get("is_crowd", [False] * len(labels))
-        if not np.isfinite(shares).all() or not (labels < len(self.category_names)).all():
-            raise RecordError(repr(self), key, f"broken boxes: {shares.tolist()}, {labels}")
+        if (
+            not (np.abs(shares) <= _LARGEST_SHARE).all()
+            or not (labels < len(self.category_names)).all()
+        ):
+            raise RecordError(
+                repr(self),
+                key,
+                "expected boxes in fractions of the image and known labels, found "
+                f"{shares.tolist()}, {labels}",
+            )
         rows = []
         for (y1, x1, y2, x2), label, is_crowd in zip(shares, labels, crowd, strict=True):
             corners = (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])
             # TFDS writes -1 for a class that was not labelled.
             if label >= 0 and (box := clip_box(corners, *size)) is not None:
                 rows.append((box, int(label), bool(is_crowd), None))
-        return stack_boxes(rows)
+        return stack_boxes(rows), size
 
 
 def _open(path: pathlib.Path, split: str):

@@ -1,27 +1,24 @@
 """Source for YOLO's layout: ``images/{split}/`` and ``labels/{split}/*.txt``.
 
-Class names are in ``data.yaml`` or ``classes.txt``. A line of a label file is ``class cx cy width
-height`` in fractions of the image, or ``class`` and a polygon, which gives a box. An image without
-a label file has no boxes.
+Class names are in ``data.yaml`` or ``classes.txt``. ``yolo_lines`` describes the lines of label
+files. An image without a label file has no boxes.
 """
 
-import math
 import os
 import pathlib
 
 from regionclip_jax.data.sources.boxed_images import (
+    BoxClipper,
     BoxedImage,
     BoxedImages,
-    clip_box,
     stack_boxes,
 )
 from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.yolo_lines import LabelLines, LineError, keypoint_columns
 from regionclip_jax.text.names import read_names
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-# Fractions are at most 1, apart from rounding; far larger values are in pixels.
-_LARGEST_SHARE = 1.5
 
 
 class YoloLabelsSource(BoxedImages):
@@ -34,7 +31,8 @@ class YoloLabelsSource(BoxedImages):
 
     Raises:
         FileNotFoundError: no such folders, no names, or no label file at all.
-        ValueError: not one distinct name for each class, or too many skipped entries.
+        ValueError: not one distinct name for each class, too many skipped entries, or polygons that
+            may be boxes.
     """
 
     def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
@@ -53,7 +51,9 @@ class YoloLabelsSource(BoxedImages):
         if not with_labels & {path.stem for path in files}:
             raise FileNotFoundError(f"{labels} has no NAME.txt for any image in {folder}")
         images, lines = SkippedEntries("images"), SkippedEntries("lines")
-        counts = {"images_without_label_file": 0, "boxes_dropped_empty": 0}
+        clipper = BoxClipper(lines)
+        label_lines = LabelLines(len(self.category_names), keypoint_columns(self._root))
+        counts = {"images_without_label_file": 0}
         records, total = [], 0
         for number, path in enumerate(files, start=1):
             size = image_size(path)
@@ -70,15 +70,14 @@ class YoloLabelsSource(BoxedImages):
                 if not line.strip():
                     continue
                 total += 1
-                found = _parse(line, len(self.category_names))
-                if found is None:
-                    lines.add("malformed", f"{path.stem}.txt {line_number}: {line.strip()[:40]!r}")
+                name = f"{path.stem}.txt {line_number}: {line.strip()[:40]!r}"
+                try:
+                    (x1, y1, x2, y2), category = label_lines.read(line, name)
+                except LineError as error:
+                    lines.add(error.kind, name)
                     continue
-                (x1, y1, x2, y2), category = found
                 corners = (x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0])
-                if (box := clip_box(corners, *size)) is None:
-                    counts["boxes_dropped_empty"] += 1
-                else:
+                if (box := clipper.clip(corners, *size, name)) is not None:
                     rows.append((box, category, False, None))
             records.append(BoxedImage(number, path.name, *size, stack_boxes(rows)))
         images.require_few(folder, len(files), max_skipped_fraction, "replace or remove them")
@@ -86,11 +85,13 @@ class YoloLabelsSource(BoxedImages):
             labels,
             total,
             max_skipped_fraction,
-            f"expected a class below {len(self.category_names)} and cx cy width height in shares "
-            "of the image",
+            f"expected a class below {len(self.category_names)} and cx cy width height, or a "
+            "polygon of at least three points, in fractions of the image; remove further columns",
         )
+        clipper.require_pixels(labels)
+        label_lines.require_polygons(labels)
         super().__init__(folder, records)
-        self.report |= counts | images.report | lines.report
+        self.report |= counts | clipper.counts | images.report | lines.report
         self.named = images.named | lines.named
 
     def __repr__(self) -> str:
@@ -123,22 +124,3 @@ def _read_names(root: pathlib.Path) -> tuple[str, ...]:
             f"{str(names)[:90]}"
         )
     return checked
-
-
-def _parse(line: str, num_classes: int) -> tuple[tuple[float, float, float, float], int] | None:
-    """Return the corners in fractions of the image, and the class."""
-    try:
-        number, *values = (float(word) for word in line.split())
-    except ValueError:
-        return None
-    if not all(map(math.isfinite, values)) or number not in range(num_classes):
-        return None
-    if len(values) == 4:
-        cx, cy, width, height = values
-        if width < 0 or height < 0 or max(map(abs, values)) > _LARGEST_SHARE:
-            return None
-        return (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), int(number)
-    if len(values) >= 6 and not len(values) % 2 and max(map(abs, values)) <= _LARGEST_SHARE:
-        x, y = values[::2], values[1::2]
-        return (min(x), min(y), max(x), max(y)), int(number)
-    return None

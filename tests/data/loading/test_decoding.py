@@ -1,16 +1,22 @@
 import io
 import pickle
+import struct
 import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
-from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.decoding import decode_image, decode_image_of, read_any_image
 from regionclip_jax.data.sources.image_files import MOST_PIXELS, image_size
-from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.data.sources.records import (
+    DetectionRecord,
+    ImageTextRecord,
+    RecordError,
+    SizeMismatch,
+)
 
 
 def encoded(image, file_format="PNG", **options):
@@ -36,20 +42,82 @@ def test_sixteen_bit_gray_is_scaled_to_eight_bits():
     assert decode(encoded(Image.fromarray(values)))[0, :, 1].tolist() == [0, 1, 128, 255]
 
 
-def test_orientation_is_applied_only_on_request():
-    image = Image.new("RGB", (5, 3))
+def oriented(orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(image, "JPEG", exif=exif)
-    assert decode(data).shape == (3, 5, 3)
-    assert decode(data, apply_orientation=True).shape == (5, 3, 3)
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_an_image_is_turned_as_viewers_show_it(orientation, file_format):
+    pixels = np.kron(np.array([[0, 80, 160], [240, 40, 120]], np.uint8), np.ones((8, 8), np.uint8))
+    options = {"exif": oriented(orientation)}
+    if file_format == "WEBP":
+        options["lossless"] = True
+    data = encoded(Image.fromarray(pixels).convert("RGB"), file_format, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(decode(data), expected)
+    assert image_size(data) == expected.shape[:2]
+
+
+def detection_record(data, size):
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    return DetectionRecord("K", data, *empty, 1, size=size)
+
+
+@pytest.mark.parametrize(
+    ("stored", "annotated", "decoded"),
+    [
+        ((30, 40), None, (40, 30)),
+        ((30, 40), (40, 30), (40, 30)),
+        ((30, 40), (30, 40), (30, 40)),
+        ((40, 40), (40, 40), (40, 40)),
+    ],
+)
+def test_the_annotated_size_decides_whether_an_image_is_turned(stored, annotated, decoded):
+    pixels = np.zeros((*stored, 3), np.uint8)
+    pixels[: stored[0] // 2] = 255
+    data = encoded(Image.fromarray(pixels), "JPEG", exif=oriented(6))
+    found = decode_image_of(detection_record(data, annotated), "S")
+    assert found.shape[:2] == decoded == image_size(data, annotated)
+    # A turn by 90 degrees makes the upper half the right one.
+    turned = annotated != stored or stored == stored[::-1]
+    assert found[3, -3].min() == 255 and found[-3, 3].max() == 0
+    assert found[3, 3].max() == (0 if turned else 255)
+
+
+@pytest.mark.parametrize(
+    ("annotated", "message"),
+    [
+        (
+            (60, 80),
+            r"S, record K: the image is 30 x 40 .* says 60 x 80: it was resized .* by 0\.5$",
+        ),
+        ((61, 81), "it was resized"),
+        ((40, 30), "height and width are exchanged"),
+        ((30, 50), "one of them belongs to another image"),
+    ],
+)
+def test_boxes_of_another_size_are_refused_and_captions_are_not(annotated, message):
+    data = encoded(Image.new("RGB", (40, 30)), "JPEG")
+    with pytest.raises(SizeMismatch, match=message):
+        decode_image_of(detection_record(data, annotated), "S")
+    captioned = ImageTextRecord("K", data, ("a",), size=annotated)
+    assert decode_image_of(captioned, "S").shape == (30, 40, 3)
+
+
+def test_damaged_metadata_does_not_refuse_an_image():
+    data = encoded(Image.new("RGB", (5, 3)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert decode(data).shape == (3, 5, 3) and image_size(data) == (3, 5)
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_a_truncated_image_is_a_record_error_with_source_and_key(file_format):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
     data = encoded(Image.fromarray(pixels), file_format)
-    with pytest.raises(RecordError, match="S, record K: .* cannot decode"):
+    with pytest.raises(RecordError, match="S, record K: .* cannot be decoded"):
         decode(data[: len(data) // 2])
 
 
@@ -63,6 +131,47 @@ def test_sixteen_bits_of_other_formats_are_scaled_to_eight_bits():
     # Pillow reads a PGM of 16 bits as 32-bit numbers.
     pgm = b"P5 4 1 65535\n" + np.array([0, 0x0100, 0x8000, 0xFFFF], ">u2").tobytes()
     assert decode(pgm)[0, :, 1].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0, 1000, 4095]], np.uint16), "from 0 to 4095, expected the range of 16 bits"),
+        (np.array([[0, 100, 255]], np.int32), "from 0 to 255"),
+        (np.array([[0, 70_000]], np.int32), "to 70000"),
+        (np.array([[-1, 40_000]], np.int32), "from -1 to"),
+        (np.array([[0, 0.5, 255]], np.float32), "floats from 0 to 255, expected 0 to 1"),
+        (np.array([[-0.1, 0.5]], np.float32), "floats from -0.1"),
+        (np.array([[np.nan, 0.5]], np.float32), "floats from nan"),
+    ],
+)
+def test_values_without_a_known_white_are_refused(values, message):
+    image = Image.fromarray(values)
+    with pytest.raises(RecordError, match=f"S, record K: .*{message}.*8 bits"):
+        decode(encoded(image, "TIFF"))
+    with pytest.raises(ValueError, match=message):
+        read_any_image(image)
+
+
+def test_floats_from_0_to_1_are_scaled_to_eight_bits():
+    values = np.array([[0, 0.25, 0.5, 1]], np.float32)
+    assert decode(encoded(Image.fromarray(values), "TIFF"))[0, :, 2].tolist() == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize(("white", "usable"), [(0xFFFF, True), (0x0FFF, False)])
+def test_colours_of_sixteen_bits_follow_the_same_rule(white, usable):
+    # Pillow reads such files but does not write them.
+    rows = b"".join(b"\0" + np.full((4, 3), white, ">u2").tobytes() for _ in range(3))
+    header = struct.pack(">IIBBBBB", 4, 3, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        data += struct.pack(">I", len(content)) + name + content
+        data += struct.pack(">I", zlib.crc32(name + content))
+    if usable:
+        assert (decode(data) == 255).all()
+    else:
+        with pytest.raises(RecordError, match="more than 8 bits"):
+            decode(data)
 
 
 def test_the_first_image_of_an_animation_is_used():

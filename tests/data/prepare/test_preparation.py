@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regionclip_jax.data.loading.decoding import decode_image
+from regionclip_jax.data.loading.decoding import decode_image, decode_image_of
 from regionclip_jax.data.prepare.preparation import prepare
 from regionclip_jax.data.prepare.prepared_record import prepare_record
 from regionclip_jax.data.prepare.read_speed import measure_reading
@@ -88,7 +88,8 @@ def run(source, directory, **changes):
 
 
 def records_of(source):
-    return [source[i] for i in range(len(source))]
+    """Return the records without the sizes of their images, which only prepared ones have."""
+    return [dataclasses.replace(source[i], size=None) for i in range(len(source))]
 
 
 def test_prepared_records_equal_those_of_the_source_in_order(tmp_path, pairs):
@@ -296,12 +297,37 @@ def test_only_larger_images_are_resized_with_their_boxes():
         np.testing.assert_array_equal(same.boxes, box)
 
 
-def test_the_size_of_an_image_ignores_its_exif_orientation():
+@pytest.mark.parametrize("short_side", [None, 10])
+@pytest.mark.parametrize("annotated", [None, (30, 20), (20, 30)])
+def test_a_prepared_record_keeps_the_orientation_that_the_annotated_size_decided(
+    annotated, short_side
+):
     turned = Image.Exif()
     turned[0x0112] = 6
-    record = ImageTextRecord("k", jpeg(20, 30, exif=turned), ("a cat",))
-    assert prepared(record)[1] == (20, 30)
-    assert prepared(record, short_side=10)[1] == (10, 15)
+    record = DetectionRecord(
+        "k",
+        jpeg(20, 30, exif=turned),
+        np.array([[2, 4, 8, 6]], np.float32),
+        np.zeros(1, np.int32),
+        np.zeros(1, bool),
+        1,
+        size=annotated,
+    )
+    height, width = annotated or (30, 20)
+    stored, size = prepared(record, short_side=short_side)
+    factor = 1 if short_side is None else 2
+    assert size == stored.size == (height // factor, width // factor)
+    assert decode_image_of(stored, "S").shape[:2] == size
+    np.testing.assert_array_equal(stored.boxes, record.boxes / factor)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_an_image_of_another_size_than_annotated_is_skipped_with_its_own_reason(check):
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool)
+    record = DetectionRecord("k", jpeg(20, 30), *empty, 1, size=(40, 60))
+    skipped = prepare_record([record], 0, short_side=None, check=check)
+    assert skipped.reason == "image of another size than annotated"
+    assert "it was resized without its annotations" in skipped.text
 
 
 def test_without_the_check_only_headers_are_read():
@@ -309,14 +335,14 @@ def test_without_the_check_only_headers_are_read():
     cut = dataclasses.replace(whole, image=whole.image[:-300])
     assert prepare_record([cut], 0, short_side=None, check=True).reason == "broken picture"
     stored, size = prepared(cut, check=False)
-    assert stored == cut and size == (30, 40)
+    assert stored == dataclasses.replace(cut, size=(30, 40)) and size == (30, 40)
     headless = dataclasses.replace(whole, image=whole.image[:10])
     assert prepare_record([headless], 0, short_side=None, check=False).reason == "broken picture"
 
 
 def test_tags_replace_a_missing_caption():
     tagged = ImageTextRecord("k", jpeg(30, 40), (), ("cat", "sofa"))
-    assert prepared(tagged)[0] == tagged
+    assert prepared(tagged)[0] == dataclasses.replace(tagged, size=(30, 40))
 
 
 def test_the_read_speed_is_measured_on_readable_records(tmp_path, pairs, encoded):

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.sources.annotation_files import as_annotation_file, read_boxes
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
-from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.data.sources.records import RecordError, SizeMismatch
 
+CARS = [{"id": 3, "name": "car"}]
 IMAGES = [
     {"id": 9, "file_name": "nine.png", "height": 12, "width": 16},
     {"id": 2, "file_name": "two.png", "height": 12, "width": 16},
@@ -33,8 +35,6 @@ def root(tmp_path, encode_image):
             box(9, 3, [10, 8, 20, 20]),
             box(9, 3, [0, 0, 16, 12], iscrowd=1),
             box(2, 3, [5, 5, 0, 4]),
-            box(2, 3, [20, 5, 4, 4]),
-            box(2, 3, [5, -9, 4, 4]),
         ],
         categories=[{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}],
     )
@@ -46,7 +46,7 @@ def caption(image_id, text):
 
 
 def box(image_id, category_id, bbox, **more):
-    return {"id": 1, "image_id": image_id, "category_id": category_id, "bbox": bbox, **more}
+    return {"id": 1, "image_id": image_id, "category_id": category_id, "bbox": bbox} | more
 
 
 def write(root, prefix, annotations, **more):
@@ -99,8 +99,87 @@ def test_empty_boxes_are_dropped_and_counted_and_the_image_is_kept(root):
         "boxes": 3,
         "crowd_boxes": 1,
         "boxes_clipped": 1,
-        "boxes_dropped_empty": 3,
+        "boxes_dropped_empty": 1,
     }
+
+
+@pytest.mark.parametrize("outside", [[20, 5, 4, 4], [5, -9, 4, 4], [16, 0, 1, 1]])
+def test_a_box_outside_its_image_is_skipped_with_its_numbers(root, outside):
+    write(root, "instances", [box(9, 3, [1, 2, 3, 4]), box(9, 3, outside, id=8)], categories=CARS)
+    corners = (*outside[:2], outside[0] + outside[2], outside[1] + outside[3])
+    numbers = ", ".join(map(str, corners))
+    message = rf"annotations outside their image 1 \(8: {numbers} in 12 x 16 \(height"
+    with pytest.raises(ValueError, match=message):
+        CocoInstancesSource(root, "val")
+    source = CocoInstancesSource(root, "val", max_skipped_fraction=0.5)
+    assert source.report["boxes"] == 1 and source.report["annotations_outside_their_image"] == 1
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (
+            [[0.1, 0.1, 0.5, 0.5], [0, 0, 1, 1]],
+            r"'bbox': all coordinates of the 2 boxes .* 0 and 1",
+        ),
+        ([[8, 6, 14, 10]] * 3 + [[1, 1, 9, 9]] * 2, r"3 of 5 boxes reach beyond .* x1, y1, x2, y2"),
+    ],
+)
+def test_boxes_in_another_format_are_refused_together(root, boxes, message):
+    write(root, "instances", [box(9, 3, one) for one in boxes], categories=CARS)
+    with pytest.raises(ValueError, match=rf"instances_val\.json: .*{message}"):
+        CocoInstancesSource(root, "val", max_skipped_fraction=0.9)
+
+
+def test_numbers_that_a_tool_wrote_as_text_are_read(root):
+    path = root / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    expected = CocoInstancesSource(root, "val")
+    for image in content["images"]:
+        image |= {key: str(image[key]) for key in ("id", "height", "width")}
+    for entry in content["annotations"]:
+        entry |= {key: str(entry[key]) for key in ("image_id", "category_id")}
+        entry["iscrowd"] = str(entry.get("iscrowd", 0))
+        entry["bbox"] = [f" {value}.0" for value in entry["bbox"]]
+    for category in content["categories"]:
+        category["id"] = str(category["id"])
+    path.write_text(json.dumps(content))
+    source = CocoInstancesSource(root, "val")
+    assert source.report == expected.report and source.category_ids == expected.category_ids
+    for index in range(len(expected)):
+        assert source[index].image_id == expected[index].image_id
+        for name in ("boxes", "classes", "crowd"):
+            np.testing.assert_array_equal(
+                getattr(source[index], name), getattr(expected[index], name)
+            )
+
+
+@pytest.mark.parametrize("image_id", ["car_9", "9a", "1_000", 2**63, 9.5, "nan"])
+def test_an_image_id_that_is_no_integer_is_shown(root, image_id):
+    path = root / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["images"].append({"id": image_id, "file_name": "a.png", "height": 12, "width": 16})
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a\.png: \{'id': .*integer id") as caught:
+        CocoInstancesSource(root, "val")
+    assert repr(image_id) in str(caught.value) and "download" not in str(caught.value)
+
+
+def test_image_ids_of_64_bits_are_kept(root):
+    path = root / "annotations" / "instances_val.json"
+    text = path.read_text().replace('"id": 5,', '"id": -7,')
+    path.write_text(text.replace('id": 9,', 'id": 20231115123456,'))
+    source = CocoInstancesSource(root, "val")
+    assert [source[i].image_id for i in range(3)] == [-7, 2, 20231115123456]
+    assert len(source[2].boxes) == 3
+
+
+def test_an_image_of_another_size_than_its_entry_is_a_record_error(root, encode_image):
+    (root / "val" / "two.png").write_bytes(encode_image(2, 6, 8))
+    source = CocoInstancesSource(root, "val")
+    with pytest.raises(SizeMismatch, match=r"two\.png: the image is 6 x 8 .*says 12 x 16"):
+        decode_image_of(source[0], repr(source))
+    assert decode_image_of(CocoCaptionsSource(root, "val")[0], "S").shape == (6, 8, 3)
 
 
 @pytest.mark.parametrize("make", [CocoCaptionsSource, CocoInstancesSource])
@@ -133,7 +212,11 @@ def test_an_annotation_file_without_an_image_of_the_folder_is_always_refused(roo
         ({"id": 1, "image_id": 9, "category_id": 3}, "without_usable_box"),
         (box(9, 3, None), "without_usable_box"),
         (box(9, 3, [1, 2, 3]), "without_usable_box"),
-        (box(9, 3, [1, 2, "3", 4]), "without_usable_box"),
+        (box(9, 3, [1, 2, "x", 4]), "without_usable_box"),
+        (box(9, 3, [1, 2, 3, 4], iscrowd="yes"), "with_unusable_iscrowd"),
+        (box(9, 3, [1, 2, 3, 4], iscrowd=2), "with_unusable_iscrowd"),
+        (box(9, 3, [1, 2, 3, 4], area="12 px"), "with_unusable_area"),
+        (box(9, 3, [1, 2, 3, 4], area=[12]), "with_unusable_area"),
         (box(9, 3, [1, 2, -3, 4]), "without_usable_box"),
         (box(9, 3, [float("nan"), 2, 3, 4]), "without_usable_box"),
         (box(9, 3, [1, 2, 10**400, 4]), "without_usable_box"),
@@ -278,7 +361,8 @@ ENTRIES = ANYTHING | st.fixed_dictionaries(
         "image_id": st.sampled_from([2, 5]) | ANYTHING,
         "category_id": st.sampled_from([3, 90]) | ANYTHING,
         "bbox": st.lists(st.integers(-3, 20) | st.floats() | ANYTHING, min_size=3, max_size=5),
-        "iscrowd": ANYTHING,
+        "iscrowd": st.sampled_from([0, 1]) | ANYTHING,
+        "area": ANYTHING,
     },
 )
 

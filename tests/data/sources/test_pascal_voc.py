@@ -2,7 +2,9 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.sources.pascal_voc import PascalVocSource
 
@@ -76,6 +78,35 @@ def test_a_skipped_object_is_counted(root, content):
         PascalVocSource(root, "val")
     source = PascalVocSource(root, "val", max_skipped_fraction=0.4)
     assert source.report["boxes"] == 2 and len(source) == 3
+
+
+def sized(height, width):
+    return f"<size><width>{width}</width><height>{height}</height></size>"
+
+
+def test_the_size_in_the_file_decides_on_the_orientation_and_must_fit(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 12)).save(root / "JPEGImages" / "one.jpg", exif=exif)
+    objects = annotated("dog", (1, 2, 11, 12))
+    for size in (None, (0, 0), (16, 12), (12, 16)):
+        expected = (12, 16) if size == (12, 16) else (16, 12)
+        annotate(root, "one", ("" if size is None else sized(*size)) + objects)
+        source = PascalVocSource(root, "val")
+        assert source[1].size == expected == tuple(source.sizes()[1])
+        assert decode_image_of(source[1], "S").shape[:2] == expected
+    annotate(root, "one", sized(24, 32) + objects)
+    with pytest.raises(ValueError, match=r"of another size 1 \(one\.jpg: the image is 16 x 12"):
+        PascalVocSource(root, "val")
+    source = PascalVocSource(root, "val", max_skipped_fraction=0.4)
+    assert len(source) == 2 and source.report["images_of_another_size"] == 1
+
+
+def test_boxes_in_fractions_are_refused(root):
+    for name in ("one", "two"):
+        annotate(root, name, annotated("dog", (0.2, 0.2, 0.9, 0.8)))
+    with pytest.raises(ValueError, match=r"Annotations: 'bndbox': all coordinates of the 2 boxes"):
+        PascalVocSource(root, "val", max_skipped_fraction=0.9)
 
 
 def test_missing_files_are_named(root):

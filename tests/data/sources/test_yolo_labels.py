@@ -2,7 +2,9 @@ import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource
 
@@ -39,12 +41,60 @@ def test_relative_centre_boxes_are_converted_to_pixels(root):
 
 @pytest.mark.parametrize("line", ["2 0.5 0.5 0.1 0.1", "0.5 0.5 0.5 0.1 0.1", "-1 0.5 0.5 0.1 0.1",
                                   "dog 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0 nan 0.5 0.1 0.1", "0",
-                                  "0 0.5 0.5 -0.1 0.1", "0 8 6 4 2", "0 1 2 3 4 5 6"])  # fmt: skip
+                                  "0 0.5 0.5 -0.1 0.1", "0 8 6 4 2", "0 1 2 3 4 5 6",
+                                  "0 0.5 0.5 0.2 0.2 0.9", "0 0.5 0.5 0.2 0.2 0.9 1",
+                                  "0 0.5 0.5 0.2 0.2 0 0.9", "0 0.5 0.5 0.2 0.2 0.9 17",
+                                  "0 0.1 0.1 0.9 0.1 0.9 1.2 0.1 0.9", "0 9 0.5 0.2 0.2",
+                                  "0 0.1 0.1 0.9 0.1 0.9 -0.2 0.1 0.9"])  # fmt: skip
 def test_a_skipped_line_is_counted(root, line):
     label(root, "b", line)
-    with pytest.raises(ValueError, match=r"1 of 5 lines .* malformed 1 \(b\.txt 1: "):
+    with pytest.raises(ValueError, match=r"1 of 5 lines .* 1 \(b\.txt 1: "):
         YoloLabelsSource(root, "val")
     assert YoloLabelsSource(root, "val", max_skipped_fraction=0.2).report["boxes"] == 3
+
+
+KEYPOINTS = "0 0.5 0.5 0.5 0.5 0.4 0.4 0.6 0.7\n1 0.3 0.4 0.5 0.5 0 0 0.2 0.6\n"
+
+
+def test_a_box_with_keypoints_is_read_with_kpt_shape_and_refused_without(root):
+    for name, text in (("a", KEYPOINTS), ("c", "0 0.5 0.5 0.1 0.1 0.5 0.5 0.5 0.5")):
+        label(root, name, text)
+    with pytest.raises(ValueError, match=r"labels/val: .* 8, .*a\.txt 1: .*kpt_shape: \[2, 2\]"):
+        YoloLabelsSource(root, "val")
+    names = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(names + "kpt_shape: [2, 2]\n")
+    source = YoloLabelsSource(root, "val")
+    np.testing.assert_allclose(source[0].boxes[0], [4, 3, 12, 9], rtol=1e-6)
+    assert source[0].classes.tolist() == [0, 1] and source.report["boxes"] == 3
+    (root / "data.yaml").write_text(names + "kpt_shape: [17, 3]\n")
+    with pytest.raises(ValueError, match=r"3 of 3 lines .*without the columns of kpt shape 3"):
+        YoloLabelsSource(root, "val")
+    (root / "data.yaml").write_text(names + "kpt_shape: 17\n")
+    with pytest.raises(ValueError, match=r"data\.yaml: kpt_shape: expected"):
+        YoloLabelsSource(root, "val")
+
+
+def test_polygons_of_one_length_are_told_from_keypoints_by_their_points(root):
+    # The first four numbers of the second one are no box in the image.
+    label(root, "c", KEYPOINTS.splitlines()[0] + "\n0 0.7 0.7 0.9 0.7 0.9 0.8 0.7 0.8")
+    source = YoloLabelsSource(root, "val")
+    np.testing.assert_allclose(source[2].boxes[1], [11.2, 8.4, 14.4, 9.6], rtol=1e-6)
+
+
+def test_a_box_outside_its_image_is_counted(root):
+    label(root, "b", "0 1.3 0.5 0.2 0.2")
+    with pytest.raises(ValueError, match=r"outside their image 1 \(b\.txt 1: .* in 12 x 16"):
+        YoloLabelsSource(root, "val")
+
+
+def test_an_image_is_read_as_viewers_show_it(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 12)).save(root / "images" / "val" / "a.png", exif=exif)
+    source = YoloLabelsSource(root, "val")
+    assert source.sizes()[0].tolist() == [16, 12] == list(source[0].size)
+    assert source[0].boxes[0].tolist() == [3, 4, 9, 12]
+    assert decode_image_of(source[0], "S").shape == (16, 12, 3)
 
 
 def test_names_may_be_a_list_or_a_file_of_lines(root):
