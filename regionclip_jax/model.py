@@ -34,7 +34,7 @@ from regionclip_jax.artifacts.vocabulary import (
 from regionclip_jax.assembly.concept_pool import embed_names
 from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.data.loading.decoding import AnyImage
-from regionclip_jax.data.loading.letterbox import Letterbox, check_boxes
+from regionclip_jax.data.loading.letterbox import Letterbox
 from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
@@ -180,12 +180,13 @@ class RegionCLIP:
             boxes: xyxy in pixels of the image.
 
         Raises:
-            ValueError: the boxes have another shape, or one is not finite or has no area.
+            ValueError: the boxes have another shape or format (fractions of the image, x, y,
+                width, height), or one is not finite, has no area or lies outside the image.
         """
-        boxes = check_boxes(boxes)
-        batch = self._letterbox.batch([self._letterbox.load(image, boxes)])
+        example = self._letterbox.load(image, boxes)
+        batch = self._letterbox.batch([example])
         embeddings = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
-        return np.asarray(embeddings[0, : len(boxes)], np.float32)
+        return np.asarray(embeddings[0, : len(example.boxes)], np.float32)
 
     def classify(
         self, embeddings: Float[np.ndarray, "R D"], vocabulary: AnyVocabulary = None
@@ -282,7 +283,7 @@ class RegionCLIP:
         if boxes is None:
             proposals = self._proposals(num_proposals, proposal_nms_threshold)
         else:
-            given = [check_boxes(some) for some in (boxes if many else [boxes])]
+            given = list(boxes) if many else [boxes]
             if len(given) != len(images):
                 raise ValueError(
                     f"boxes: {len(given)} arrays, expected one for each of {len(images)} images"
@@ -334,7 +335,11 @@ class RegionCLIP:
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
             own = np.zeros((0, 4), np.float32) if boxes is None else boxes[number]
-            example = self._letterbox.load(image, own)
+            try:
+                example = self._letterbox.load(image, own)
+            except ValueError as error:
+                where = f"image {number}: " if len(images) > 1 else ""
+                raise ValueError(f"{where}{error}") from error
             by_canvas[self._letterbox.canvas(example)].append((number, example))
         results = {}
         for members in by_canvas.values():

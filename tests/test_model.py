@@ -93,11 +93,17 @@ def test_an_image_of_any_aspect_ratio_fits_a_canvas(model, shape):
         ([1, 2, 3, 4], r"expected \[R, 4\]"),
         ([[0, 0, 5, 5], [8, 8, 5, 9]], "row 1 is .*x1 < x2"),
         ([[0, 0, np.nan, 5]], "row 0"),
+        ([[0.1, 0.1, 0.8, 0.9]], "within 0 and 1"),
+        ([[95, 5, 99, 9]], "row 0 is .* outside the image of 60 x 90"),
     ],
 )
 def test_invalid_boxes_are_refused(model, image, boxes, message):
     with pytest.raises(ValueError, match=message):
         model.encode_regions(image, boxes)
+    with pytest.raises(ValueError, match=message):
+        model.detect(image, ["cat"], boxes=boxes)
+    with pytest.raises(ValueError, match=f"image 1: .*{message}"):
+        model.detect([image, image], ["cat"], boxes=[BOXES, boxes])
 
 
 def test_invalid_images_are_refused(model, image, tmp_path):

@@ -21,7 +21,8 @@ import numpy as np
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.data.loading.decoding import read_any_image
-from regionclip_jax.data.sources.image_files import list_images
+from regionclip_jax.data.loading.letterbox import check_boxes
+from regionclip_jax.data.sources.image_files import image_size, list_images
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.files import replaced_file
 from regionclip_jax.model import RegionCLIP
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
                     f"{options.boxes}: no boxes for {len(missing)} images such as {missing[:3]}; "
                     "add them (an empty list for none), or leave the images out"
                 )
+            check_given(options.boxes, given, paths)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
             classes = resolve_names(classes)
@@ -66,6 +68,22 @@ def main(arguments: list[str] | None = None) -> int:
     except (CheckpointMismatch, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def check_given(file: str, given, paths: list[Path]) -> None:
+    """Compare all boxes with the headers of their images, before a model is loaded.
+
+    Raises:
+        ValueError: boxes that do not fit their image (``check_boxes``).
+    """
+    for path in paths:
+        size = image_size(path)
+        if size is None:  # an unreadable image is skipped when its turn comes
+            continue
+        try:
+            check_boxes(given[path.name], *size)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{file}: {path.name}: {error}") from error
 
 
 def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -> int:

@@ -66,8 +66,13 @@ def lvis_ap(
     detections = _best_of_each_image(as_detections(results, truth), max_detections)
     if compare == "segm":
         require_masks(truth, detections)
-    annotated, detected = _by_category(truth.annotations), _by_category(detections)
-    images = {image["id"]: image for image in truth.images}
+    # The library confuses ids of more than 32 bits, so images are numbered in the order of their ids.
+    numbers = {image_id: n for n, image_id in enumerate(sorted(i["id"] for i in truth.images))}
+    images = {numbers[image["id"]]: {**image, "id": numbers[image["id"]]} for image in truth.images}
+    annotated, detected = (
+        _by_category([{**entry, "image_id": numbers[entry["image_id"]]} for entry in entries])
+        for entries in (truth.annotations, detections)
+    )
     categories = sorted(truth.categories, key=lambda category: category["id"])
     # One category at a time, with the images that have entries of it: for all at once, the library
     # keeps a record of each of LVIS's 19,809 x 1,203 pairs of image and category.

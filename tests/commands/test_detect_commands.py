@@ -137,6 +137,11 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
         np.testing.assert_array_equal(arrays["boxes"], np.array(boxes).reshape(-1, 4))
         assert arrays["features"].shape == (len(boxes), 32)
 
+    wrong = {**given, "broken.jpg": [], "b.jpg": [[0.1, 0.1, 0.5, 0.5]]}
+    (tmp_path / "boxes.json").write_text(json.dumps(wrong))
+    assert extract(arguments) == 1
+    assert "boxes.json: b.jpg: boxes: all coordinates" in capsys.readouterr().err
+
     (tmp_path / "boxes.json").write_text(json.dumps(given))
     assert extract(arguments) == 1
     assert "no boxes for 1 images such as ['broken.jpg']" in capsys.readouterr().err

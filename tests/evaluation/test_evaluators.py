@@ -66,6 +66,25 @@ def test_correct_predictions_score_a_hundred_in_every_group():
     assert details["num_annotated"] == NUM_IMAGES
 
 
+def test_metrics_do_not_depend_on_the_image_ids():
+    def choose(batch):
+        return np.where(batch.boxes[..., 0] < 15, batch.classes, 0)
+
+    dataset = open_dataset(Scenes(), "scenes")
+    expected, _ = run(choose)
+    ids = np.array([20231115123456, 5, 5 - 2**32, 2**32 + 5, *range(-NUM_IMAGES, -4)], np.int64)
+
+    def renamed():
+        for batch in batches():
+            yield batch.replace(image_ids=ids[np.minimum(batch.image_ids, NUM_IMAGES - 1)])
+
+    detection = Detection(dataset, max_detections=100, given_boxes=True)
+    metrics, details = evaluate(answers(choose), dataset, renamed(), [detection])
+    assert metrics == {name: pytest.approx(expected[name]) for name in metrics}
+    assert {result["image_id"] for result in details["results"]} <= set(ids.tolist())
+    assert details["num_images"] == NUM_IMAGES and 0 < metrics["AP50_all"] < 100
+
+
 def test_a_group_counts_only_its_classes():
     real = [batch.classes[batch.mask][batch.box_mask[batch.mask]] for batch in batches()]
     classes = np.concatenate(real)

@@ -85,6 +85,20 @@ def test_a_false_box_is_ignored_if_the_category_was_not_verified():
     assert owl_ap(images, result(11, OWL, WRONG)) == pytest.approx(100.0)
 
 
+def test_image_ids_may_have_64_bits():
+    def score(ids):
+        images = [image(number, absent=[OWL]) for number in ids]
+        truth = lvis(images, [annotation(n, i, OWL, OWL_BOX) for n, i in enumerate(ids[:2], 1)])
+        results = [result(i, OWL, OWL_BOX, 0.5 + n / 10) for n, i in enumerate(ids)]
+        return lvis_ap(truth, results)["summary"]
+
+    # Two false boxes before two right ones.
+    expected = score([1, 2, 3, 4])
+    assert expected["AP"] == pytest.approx(50.0)
+    for ids in ([5 - 2**32, 5, 20231115123456, 2**62], [2, 2**62 + 1, 2**62 + 2, 2**62 + 3]):
+        assert score(ids) == pytest.approx(expected)
+
+
 def test_an_unmatched_box_is_ignored_if_the_annotation_is_not_exhaustive():
     images = [image(10, not_exhaustive=[OWL])]
     assert owl_ap(images, result(10, OWL, WRONG)) == pytest.approx(100.0)

@@ -9,7 +9,7 @@ from regionclip_jax.data.loading.batching import batch_detection
 from regionclip_jax.data.loading.buckets import Size, smallest_canvas
 from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.examples import DetectionExample, ImageLoading
-from regionclip_jax.ops.host_boxes import host_scale_boxes
+from regionclip_jax.ops.host_boxes import BoxFit, host_scale_boxes
 from regionclip_jax.structures import DetectionBatch
 
 _FEWEST_ROWS = 25
@@ -32,10 +32,12 @@ class Letterbox:
 
         Raises:
             RecordError: the file is not an image.
-            ValueError: the array is not an image.
+            ValueError: the array is not an image, or as ``check_boxes``.
             FileNotFoundError: no such file.
         """
-        resized, scale = self._images.resize(read_any_image(image))
+        pixels = read_any_image(image)
+        boxes = check_boxes(boxes, *pixels.shape[:2])
+        resized, scale = self._images.resize(pixels)
         classes = np.zeros(len(boxes), np.int32)
         return DetectionExample(resized, host_scale_boxes(boxes, scale), classes, 0, scale, "")
 
@@ -65,11 +67,12 @@ def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
     return tuple(sorted(lying | {(width, height) for height, width in lying}))
 
 
-def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
-    """Return boxes as float32 [R, 4].
+def check_boxes(boxes, height: int, width: int) -> Float[np.ndarray, "R 4"]:
+    """Return boxes of an image of ``height`` x ``width`` as float32 [R, 4].
 
     Raises:
-        ValueError: another shape, or a box that is not finite or has no area.
+        ValueError: another shape, a box that is not finite, has no area or lies outside the image,
+            or boxes that together have another format (``BoxFit``).
     """
     boxes = np.asarray(boxes, np.float32)
     if boxes.size == 0:
@@ -84,5 +87,18 @@ def check_boxes(boxes) -> Float[np.ndarray, "R 4"]:
         raise ValueError(
             f"boxes: row {row} is {boxes[row].tolist()}, expected finite x1 < x2 and y1 < y2 in "
             "pixels of the image (not x, y, width, height)"
+        )
+    fit = BoxFit()
+    inside = [fit.add(box, height, width) for box in boxes.tolist()]
+    if problem := fit.problem():
+        raise ValueError(
+            f"boxes: {problem}; the image is {height} x {width} (height x width), and boxes are "
+            "x1, y1, x2, y2"
+        )
+    if not all(inside):
+        row = inside.index(False)
+        raise ValueError(
+            f"boxes: row {row} is {boxes[row].tolist()}, outside the image of {height} x {width} "
+            "(height x width): expected x1, y1, x2, y2 in its pixels"
         )
     return boxes

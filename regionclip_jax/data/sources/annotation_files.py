@@ -377,7 +377,7 @@ def find_defect(
     crowd, area = annotation.get("iscrowd"), annotation.get("area")
     if crowd is not None and crowd not in (0, 1):
         return Defect("with_unusable_iscrowd", f": 'iscrowd': expected 0 or 1, found {crowd!r}")
-    if area is not None and not (type(area) in (int, float) and 0 <= area < math.inf):
+    if area is not None and not (isinstance(area, int | float) and 0 <= area < math.inf):
         text = f": 'area': expected a number of pixels, found {area!r}"
         return Defect("with_unusable_area", text)
     return None

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from regionclip_jax.data.loading.buckets import Buckets
 from regionclip_jax.data.loading.decoding import decode_image
@@ -17,7 +18,7 @@ from regionclip_jax.data.loading.pipeline import detection_training_batches
 from regionclip_jax.data.loading.training_set import TrainingSet
 from regionclip_jax.data.loading.transforms import crop_masks
 from regionclip_jax.data.sources.coco_folder import CocoInstancesSource
-from regionclip_jax.data.sources.object_masks import rasterize
+from regionclip_jax.data.sources.object_masks import decode_runs, object_mask, rasterize
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.settings import BoxDataSettings
 
@@ -256,12 +257,71 @@ def test_a_mask_is_the_part_of_the_box_covered_by_polygons():
     np.testing.assert_array_equal(left[0, :, ::2], raster[:, :8])
 
 
-@pytest.mark.parametrize("segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]]])
-def test_the_record_of_an_object_without_polygons_is_skipped(folder, segmentation):
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_run_lengths_give_the_mask_of_their_pixels(compressed, seed):
+    pixels = np.random.default_rng(seed).random((20, 30)) < 0.4
+    pixels[4:12, 6:22] = True
+    encoded = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
+    runs = {"size": [20, 30], "counts": encoded["counts"].decode()}
+    if not compressed:
+        columns = pixels.T.ravel()
+        ends = np.flatnonzero(np.diff(columns, prepend=columns[0], append=not columns[-1]))
+        lengths = np.diff(ends, prepend=0).tolist()
+        runs["counts"] = [0, *lengths] if columns[0] else lengths
+    np.testing.assert_array_equal(decode_runs(runs, 20, 30), pixels)
+    box = np.array([6, 4, 22, 12], np.float32)
+    assert object_mask(runs, box, (20, 30), 8).all()
+    whole = object_mask(runs, np.array([0, 0, 30, 20], np.float32), (20, 30), 10)
+    # Each cell has 3 x 2 pixels; those in the rectangle are set.
+    assert whole[2:6, 2:7].all() and whole.dtype == np.uint8
+
+
+@pytest.mark.parametrize("counts", ["", "6", "zzzz", "é", [3, -1, 598], [599], [600.0], 7, None])
+def test_damaged_run_lengths_are_refused(counts):
+    with pytest.raises(ValueError, match="run lengths .*: expected numbers with the sum 600"):
+        decode_runs({"size": [20, 30], "counts": counts}, 20, 30)
+
+
+@pytest.mark.parametrize(
+    "segmentation", [None, [], {"counts": [3], "size": [2, 2]}, [[1, 2, 3]], [["a"] * 6], {}]
+)
+def test_the_record_of_an_object_without_a_usable_outline_is_skipped(folder, segmentation):
     source = CocoInstancesSource(folder, "train", mask_size=4)
     source._images[0].boxes.outlines[0] = segmentation
-    with pytest.raises(RecordError, match=r"1\.png: object 0: (expected a seg|run lengths of)"):
+    with pytest.raises(RecordError, match=r"record 1\.png: object 0: "):
         source[0]
+
+
+def test_a_batch_without_a_readable_image_has_empty_masks_like_the_others(folder):
+    source = CocoInstancesSource(folder, "train", mask_size=6)
+    data = TrainingSet(source, ("sheep", "cat"), max_boxes=3)
+    source._images[0].boxes.outlines[0] = None
+    settings = BoxDataSettings(
+        short_sides=None, max_long_side=None, canvas_sizes=((64, 64),), max_boxes=3, num_threads=2
+    )
+    batches = detection_training_batches(
+        data,
+        settings,
+        Shard(1, 0, 1),
+        order=epoch_order(len(data), seed=0, batch_size=1),
+        seed=0,
+        start_record=0,
+    )
+    skipped = 0
+    for batch, texts in itertools.islice(batches, 3):
+        assert batch.object_masks.shape == (1, 3, 6, 6)
+        skipped += len(texts)
+        assert batch.mask.tolist() == [not texts] and batch.object_masks.any() != bool(texts)
+    assert skipped == 1
+
+
+def test_a_set_of_crowds_is_refused_with_the_reason(folder):
+    source = CocoInstancesSource(folder, "train")
+    for image in source._images:
+        image.boxes.crowd[:] = True
+    with pytest.raises(ValueError, match=r"6 crowd boxes skipped.*iscrowd = 1 are groups.*set it"):
+        TrainingSet(source, ("sheep", "cat"), max_boxes=3)
 
 
 def test_a_corrupt_image_is_a_masked_row_and_a_skipped_record(folder, tmp_path):

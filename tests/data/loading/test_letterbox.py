@@ -42,8 +42,26 @@ def test_boxes_are_scaled_with_their_image_and_padded_to_few_row_counts():
         ([1, 2, 3, 4], r"found the shape \[4\]"),
         ([[1, 2, 3, 4], [5, 5, 5, 9]], r"row 1 is \[5.0, 5.0, 5.0, 9.0\]"),
         ([[0, 0, np.nan, 1]], "row 0"),
+        ([[0.1, 0.2, 0.5, 0.9], [0, 0, 1, 1]], "all coordinates of the 2 boxes are within 0 and 1"),
+        ([[0, 0, 9, 9], [41, 3, 50, 9]], r"row 1 is .*, outside the image of 30 x 40"),
+        ([[5, 31, 9, 39]], "row 0 is .*, outside"),
+        ([[0, 0, 9, 9], *[[30, 20, 50, 40]] * 4], "4 of 5 boxes reach beyond their image .*x1, y1"),
     ],
 )
 def test_invalid_boxes_are_refused(boxes, message):
     with pytest.raises(ValueError, match=message):
-        check_boxes(boxes)
+        check_boxes(boxes, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "size"),
+    [
+        ([[-1, -1, 41, 31]], (30, 40)),
+        ([[30, 20, 50, 40]], (30, 40)),  # a single box at the edge
+        ([[0, 0, 1, 1]], (1, 1)),
+        ([[0, 0, 4000, 1]], (1, 4000)),
+        ([[0, 0, 1, 1], [3, 3, 4, 4]], (30, 40)),
+    ],
+)
+def test_boxes_in_pixels_are_kept_as_they_are(boxes, size):
+    np.testing.assert_array_equal(check_boxes(boxes, *size), boxes)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -348,6 +349,23 @@ def test_a_corrupt_image_in_an_evaluation_pass_is_a_masked_row_with_an_error_tex
     ((batch, texts),) = detection_stream(source, batch_size=2)
     assert batch.mask.tolist() == [True, False]
     assert len(texts) == 1 and "record d1" in texts[0]
+
+
+def test_image_ids_of_64_bits_reach_the_host(encode_image):
+    ids = [20231115123456, 5, 5 - 2**32, -1]
+    records = [
+        dataclasses.replace(detection_record(0, encode_image(0)), image_id=number) for number in ids
+    ]
+    ((batch, _),) = detection_stream(ListSource(records))
+    assert batch.image_ids.tolist() == ids
+
+
+def test_an_image_of_another_size_than_annotated_is_a_masked_row_with_its_reason(encode_image):
+    good = detection_record(0, encode_image(0))
+    records = [dataclasses.replace(good, size=size) for size in ((12, 16), (24, 32))]
+    ((batch, texts),) = detection_stream(ListSource(records), batch_size=2)
+    assert batch.mask.tolist() == [True, False]
+    assert len(texts) == 1 and "it was resized without its annotations" in texts[0]
 
 
 def test_more_boxes_than_rows_are_refused_with_the_image_and_the_remedy(encode_image):
