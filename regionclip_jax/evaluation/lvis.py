@@ -66,7 +66,7 @@ def lvis_ap(
     detections = _best_of_each_image(as_detections(results, truth), max_detections)
     if compare == "segm":
         require_masks(truth, detections)
-    # The library confuses ids of more than 32 bits, so images are numbered in the order of their ids.
+    # The library confuses ids of more than 32 bits; numbers keep the order of equal scores.
     numbers = {image_id: n for n, image_id in enumerate(sorted(i["id"] for i in truth.images))}
     images = {numbers[image["id"]]: {**image, "id": numbers[image["id"]]} for image in truth.images}
     annotated, detected = (

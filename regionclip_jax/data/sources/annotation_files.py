@@ -125,9 +125,10 @@ def _with_numbers(entry: object, kind: str) -> object:
     """Return an entry with numbers where it has their texts; most entries stay as they are."""
     if not isinstance(entry, dict):
         return entry
-    changed: dict[str, object] = {
-        key: _number(entry[key]) for key in _NUMBERS[kind] if type(entry.get(key)) is str
-    }
+    changed: dict[str, object] = {}
+    if str in map(type, entry.values()):  # rare in annotations, of which there may be millions
+        keys = (key for key in _NUMBERS[kind] if type(entry.get(key)) is str)
+        changed = {key: _number(entry[key]) for key in keys}
     box = entry.get("bbox")
     if type(box) is list and str in map(type, box):
         changed["bbox"] = [_number(value) if type(value) is str else value for value in box]

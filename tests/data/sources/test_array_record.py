@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 
@@ -30,6 +31,17 @@ def test_detection_records_are_read_with_their_category_names(tmp_path):
     assert source.kind == "detection" and source.category_names == ("cat", "dog")
     np.testing.assert_array_equal(source[0].boxes, box)
     assert source[0].crowd[0] and source[0].image_id == 5
+
+
+def test_a_record_without_a_size_has_that_of_its_directory(tmp_path):
+    # Directories were prepared like this before records had sizes.
+    records = [*text_records(1), dataclasses.replace(text_records(1)[0], size=(7, 8))]
+    write_array_record(records, tmp_path / "set", 3, {})
+    assert [ArrayRecordSource(tmp_path / "set")[i].size for i in range(2)] == [None, (7, 8)]
+    np.save(tmp_path / "set" / "sizes.npy", np.array([[5, 6], [7, 8]], np.int32))
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": {"name": "sizes.npy"}}))
+    assert [ArrayRecordSource(tmp_path / "set")[i].size for i in range(2)] == [(5, 6), (7, 8)]
 
 
 def test_a_source_can_be_pickled_and_has_a_stable_repr(tmp_path):

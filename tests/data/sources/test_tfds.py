@@ -112,6 +112,7 @@ def test_relative_boxes_are_converted_to_pixels(coco_like):
     records = {source[i].key: source[i] for i in index}
     assert records["0.png"].boxes.tolist() == [[5, 1, 20, 5]] and records["0.png"].image_id == 100
     assert records["1.png"].boxes.tolist() == [[7.5, 4, 30, 20]] * 2
+    assert records["1.png"].size == SIZES[1] and records["3.png"].size == SIZES[3]
     assert records["3.png"].classes.tolist() == [1, 0]
     assert records["3.png"].crowd.tolist() == [False, True]
     for i in index:
