@@ -125,7 +125,10 @@ def clip_box(
     corners: tuple[float, float, float, float], height: int, width: int
 ) -> Float[np.ndarray, " 4"] | None:
     """Clip a finite box ``(x1, y1, x2, y2)`` to its image; return None if nothing is left."""
-    box = np.array(corners, np.float64).clip(0, (width, height, width, height)).astype(np.float32)
+    # Faster than NumPy's clip, for the million boxes of a data set.
+    limits = (width, height, width, height)
+    clipped = [min(max(value, 0.0), limit) for value, limit in zip(corners, limits, strict=True)]
+    box = np.array(clipped, np.float32)
     return box if box[2] > box[0] and box[3] > box[1] else None
 
 
@@ -162,7 +165,7 @@ class BoxClipper:
                 "outside_their_image", f"{name}: {found} in {height} x {width} (height x width)"
             )
             return None
-        moved = max(abs(float(new) - old) for new, old in zip(box, corners, strict=True))
+        moved = max(abs(new - old) for new, old in zip(box.tolist(), corners, strict=True))
         self.counts["boxes_clipped"] += moved > _ROUNDING
         return box
 
