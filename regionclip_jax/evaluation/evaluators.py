@@ -230,6 +230,8 @@ class RegionRecognition(Evaluator):
 class ProposalRecall(Evaluator):
     """Recall of the prediction's regions at IoU 0.5, and average recall, for groups of classes.
 
+    Details: ``num_images`` (predicted).
+
     Args:
         groups: name -> classes; "all" has no suffix in the names of the metrics.
     """
@@ -258,4 +260,4 @@ class ProposalRecall(Evaluator):
             suffix = "" if group == "all" else f"_{group}"
             values = recall.summarize_recall(chosen)
             metrics |= {f"{name}{suffix}": value for name, value in values.items()}
-        return Summary(metrics, {})
+        return Summary(metrics, {"num_images": len(records)})

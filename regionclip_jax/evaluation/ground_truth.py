@@ -74,6 +74,13 @@ def lvis_ground_truth(file: AnnotationFile) -> GroundTruth:
                 f"{file.where}: image {image.get('id')}: no {missing[0]!r}, without which absence "
                 f"cannot be told from not having looked; {remedy}"
             )
+        for key in FEDERATED_KEYS:
+            # The evaluator would not know another type, and ignore the detections.
+            if not isinstance(image[key], list) or not all(type(c) is int for c in image[key]):
+                raise ValueError(
+                    f"{file.where}: image {image.get('id')}: {key!r}: expected a list of integers, "
+                    f"found {str(image[key])[:60]}; {remedy}"
+                )
     for annotation in file.annotations:
         if annotation.get("iscrowd") or annotation.get("ignore"):
             raise ValueError(

@@ -60,5 +60,8 @@ def measure(
         detection_pass(settings, source),
         [ProposalRecall(dataset.groups)],
     )
-    logging.info("%s: recall on the %d images of %r", directory, len(source), source)
+    num_images = summary.details["num_images"]
+    logging.info("%s: recall on %d of %d images of %r", directory, num_images, len(source), source)
+    if num_images < len(source):
+        logging.warning("%s: the other images were skipped: no number has their boxes", directory)
     return summary.metrics

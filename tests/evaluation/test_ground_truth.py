@@ -171,6 +171,14 @@ def test_an_lvis_image_without_its_category_lists_is_refused(lvis, key):
         read_lvis(lvis)
 
 
+@pytest.mark.parametrize("found", [["1"], [1.0], None, 1])
+@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
+def test_an_lvis_image_with_other_lists_than_of_integers_is_refused(lvis, key, found):
+    lvis["images"][1][key] = found
+    with pytest.raises(ValueError, match=f"image 11: '{key}': expected a list of integers"):
+        read_lvis(lvis)
+
+
 @pytest.mark.parametrize("mark", ["iscrowd", "ignore"])
 def test_lvis_has_no_crowd_regions(lvis, mark):
     lvis["annotations"][1][mark] = 0

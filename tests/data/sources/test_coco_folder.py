@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.sources.annotation_files import as_annotation_file, read_boxes
@@ -172,6 +173,24 @@ def test_image_ids_of_64_bits_are_kept(root):
     source = CocoInstancesSource(root, "val")
     assert [source[i].image_id for i in range(3)] == [-7, 2, 20231115123456]
     assert len(source[2].boxes) == 3
+
+
+@pytest.mark.parametrize("make", [CocoCaptionsSource, CocoInstancesSource])
+@pytest.mark.parametrize("size", [(16, 12), (12, 16)])
+def test_the_size_in_the_file_decides_on_the_orientation(root, make, size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (16, 12)).save(root / "val" / "two.png", exif=exif)
+    prefix = "captions" if make is CocoCaptionsSource else "instances"
+    path = root / "annotations" / f"{prefix}_val.json"
+    content = json.loads(path.read_text())
+    content["images"] = [
+        image | ({"height": size[0], "width": size[1]} if image["id"] == 2 else {})
+        for image in content["images"]
+    ]
+    path.write_text(json.dumps(content))
+    source = make(root, "val")
+    assert decode_image_of(source[0], "S").shape[:2] == size == tuple(source.sizes()[0])
 
 
 def test_an_image_of_another_size_than_its_entry_is_a_record_error(root, encode_image):
