@@ -64,8 +64,9 @@ def run(training: Training, workdir: Path) -> Path:
         workdir / "checkpoints",
         max_to_keep=run.checkpoints_to_keep,
         card=resume_card(settings, materials.contents),
-        # Runs of older versions have the default value of a new key.
-        added=resume_card(type(settings)(), {}),
+        # Runs of older versions have the default value of a new key, and recorded no fingerprint of
+        # their data.
+        added=resume_card(type(settings)(), {"data": materials.contents.get("data")}),
     )
     # Closing waits for a checkpoint that is being written, also after an error.
     with contextlib.closing(checkpoints):

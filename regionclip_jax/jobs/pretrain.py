@@ -36,6 +36,7 @@ from regionclip_jax.assembly.training import (
     array,
     localizer_architecture,
 )
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.settings import ModelSettings, PretrainSettings
@@ -152,7 +153,7 @@ def _open(
 
     return Materials(
         contents={
-            "records": len(source),
+            **content_facts(source),
             "concepts": names,
             "student_text_tower": text_tower,
             "teacher": variables_hash(teacher_variables),

@@ -23,6 +23,7 @@ from regionclip_jax.assembly import detection_data, training_run
 from regionclip_jax.assembly.models import compute_dtype, log_dtype, resolve_dtype
 from regionclip_jax.assembly.optimization import build_optimizer, build_state
 from regionclip_jax.assembly.training import Assumed, Materials, Training
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.jobs import proposal_recall
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS
@@ -88,7 +89,7 @@ def _open(settings: TrainLocalizerSettings, architecture: LocalizerConfig) -> Ma
     training_set = detection_data.build_training_set(settings.data, mask_size=None)
     names = list(training_set.category_names)
     return Materials(
-        contents={"records": len(training_set), "classes": training_set.category_names},
+        contents={**content_facts(training_set), "classes": training_set.category_names},
         variables=lambda: initial_localizer(settings.localizer, architecture, settings.run.seed),
         frozen=lambda workdir: {},
         batches=lambda start: detection_data.stream(

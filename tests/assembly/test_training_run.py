@@ -153,6 +153,17 @@ def test_other_contents_at_the_same_paths_are_refused_with_both_values(train, re
         train(recipe, teacher="def")
 
 
+def test_a_run_of_an_older_version_resumes_without_a_fingerprint_of_its_data(
+    train, recipe, changed, caplog
+):
+    train(changed(recipe, {"run.num_steps": 1}))
+    with caplog.at_level("INFO"):
+        train(changed(recipe, {"run.num_steps": 2}), data="abc")
+    assert "checkpoints/1: an older version wrote it without contents.data, taken" in caplog.text
+    with pytest.raises(CheckpointMismatch, match=r"contents\.data: there 'abc', here 'def'"):
+        train(recipe, data="def")
+
+
 def test_paths_and_intervals_may_change_at_resume(train, recipe, changed, tmp_path):
     train(changed(recipe, {"run.num_steps": 1}))
     moved = {

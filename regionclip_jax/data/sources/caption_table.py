@@ -94,6 +94,11 @@ class CaptionTableSource:
         image = read_image(self._path.parent / name, repr(self), name)
         return ImageTextRecord(name, image, tuple(json.loads(self._captions[index])))
 
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield names and captions; see ``fingerprint``."""
+        yield from self._names.index_parts()
+        yield from self._captions.index_parts()
+
     def sizes(self) -> None:
         """Return None: the sizes are unknown without opening the images."""
         return None

@@ -3,8 +3,10 @@
 Annotations are held in memory, images are read on access.
 """
 
+import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -86,6 +88,10 @@ class CocoCaptionsSource:
         name, captions = self._records[index]
         image = read_image(self._root / self._split / name, repr(self), name)
         return ImageTextRecord(name, image, captions)
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield names and captions; see ``fingerprint``."""
+        return (json.dumps(record).encode() for record in self._records)
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
         """Return (height, width) of every image, or None if the file does not give all."""

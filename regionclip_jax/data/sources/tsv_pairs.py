@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -71,6 +72,11 @@ class TsvPairsSource:
         except (binascii.Error, ValueError) as error:
             raise RecordError(repr(self), key, f"image is not base64: {error}") from error
         return ImageTextRecord(key, decoded, *decode_text(text))
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield the offsets of the rows; see ``fingerprint``."""
+        for pair in self._pairs:
+            yield from (rows.offsets() for rows in pair)
 
     def __repr__(self) -> str:
         return f"TsvPairsSource({str(self._path)!r})"
@@ -136,6 +142,9 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def offsets(self) -> bytes:
+        return self._starts.tobytes() + self._ends.tobytes()
 
     def read(self, row: int) -> bytes:
         with open(self.path, "rb") as file:
