@@ -83,7 +83,7 @@ class TsvPairsSource:
 
     def _split(self, rows: "_Rows", row: int) -> tuple[str, str]:
         try:
-            columns = rows.read(row).decode("utf-8").split("\t")
+            columns = rows.read(row).decode("utf-8-sig").split("\t")
         except UnicodeDecodeError as error:
             what = f"is not UTF-8: {error}"
             raise RecordError(repr(self), f"{rows.path.name} row {row}", what) from error
@@ -154,7 +154,7 @@ class _Rows:
 
 def _read_numbers(path: pathlib.Path) -> np.ndarray:
     try:
-        return np.array(path.read_text().split(), np.int64)
+        return np.array(path.read_text(encoding="utf-8-sig").split(), np.int64)
     except ValueError as error:
         raise ValueError(f"{path}: expected one whole number a line, {error}") from error
 

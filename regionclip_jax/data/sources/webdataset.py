@@ -108,7 +108,7 @@ class WebDatasetSource:
         if (len(image), len(text)) != (image_size, text_size):
             raise RecordError(repr(self), name, "the shard is shorter than at the start")
         try:
-            caption = text.decode("utf-8")
+            caption = text.decode("utf-8-sig")
             if is_json:
                 content = json.loads(caption)
                 caption = content.get("caption") if isinstance(content, dict) else None
