@@ -51,7 +51,8 @@ INPUTS = {
 }
 # What a reader brings, as the documents say.
 BROUGHT = [
-    "RN50.pt", "R-50.pkl", "photos/a.jpg", "boxes.json", "test.json", "pictures/a.jpg",
+    "RN50.pt", "rpn_lvis_866.pth", "R-50.pkl", "photos/a.jpg",
+    "boxes.json", "test.json", "pictures/a.jpg",
     "data/coco/annotations/captions_train2017.json",
     "data/coco/annotations/instances_train2017.json",
     "data/coco/annotations/instances_val2017.json",

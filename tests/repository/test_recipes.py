@@ -12,7 +12,7 @@ import pytest
 
 from regionclip_jax import recipes
 from regionclip_jax.assembly.prediction import abstract_prediction
-from regionclip_jax.assembly.training import Assumed
+from regionclip_jax.assembly.training import EXAMPLES, Assumed
 from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.settings import (
     Count,
@@ -145,6 +145,9 @@ def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, varian
         after, metrics = jax.eval_shape(
             training.make_step(mesh), state, training.abstract_frozen(), training.abstract_batch()
         )
+        # Examples have a row for each image.
+        rows = {x.shape[0] for x in jax.tree.leaves(metrics.pop(EXAMPLES, ()))}
+        assert rows <= {settings.run.batch_size}
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )
