@@ -220,7 +220,7 @@ def test_regions_can_be_proposed_without_names(detector, image):
 def test_without_a_localizer_boxes_are_needed(model, image):
     assert not model.has_localizer
     for ask in (lambda: model.detect(image, NAMES), lambda: model.propose(image)):
-        with pytest.raises(CheckpointMismatch, match="--localizer FILE, or give boxes"):
+        with pytest.raises(CheckpointMismatch, match="--localizer FILE_OR_DIR, or give boxes"):
             ask()
 
 
@@ -249,7 +249,7 @@ def test_a_vocabulary_comes_from_memory_a_file_or_the_model_directory(
 def test_few_programs_are_compiled(detector, image):
     detector.detect(image, NAMES)
     (step,) = [s for (settings, _, part), s in detector._steps.items()
-               if part == "detections" and settings.objectness == "reference"]  # fmt: skip
+               if part == "detections" and settings.objectness == "sigmoid"]  # fmt: skip
     before = step._cache_size()
     detector.detect([image[:, :80]] * 3, NAMES)
     assert step._cache_size() == before
