@@ -88,7 +88,7 @@ def examine(directory: Path, *, write: bool) -> None:
         print("  self-check: none was written; --write makes one")
         return
     result = self_check.compare(directory)
-    print(f"  self-check: cosines differ by {result.difference:.2g} at most")
+    print(f"  self-check: cosines and scores differ by {result.difference:.2g} at most")
     if not result.passed:
         raise CheckpointMismatch(
             f"{directory}: a drawn image has other scores than when the model was written "
