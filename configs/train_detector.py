@@ -110,7 +110,7 @@ def small() -> ml_collections.ConfigDict:
     )
     config.evaluation.proposals.num_proposals = 1000
     # Background has a low weight in training; objectness of a localizer that saw the images helps.
-    config.evaluation.detection.update(objectness="reference", regions_per_chunk=None)
+    config.evaluation.detection.update(objectness="sigmoid", regions_per_chunk=None)
     config.evaluation.detection.nms.method = "hard"
     return config
 
