@@ -124,7 +124,9 @@ class RegionCLIP:
             self._localizer_variables = jax.device_put(localizer)
         self.has_localizer = self._localizer is not None
         self.scores = complete_scores(self.card.scores, variables["params"], architecture)
-        self.temperature = self.scores.detection.temperature
+        temperature = self.scores.detection.temperature
+        assert temperature is not None
+        self.temperature = temperature
         self._box_head = None
         if has_heads(directory):
             heads, _ = load_heads(directory)

@@ -115,7 +115,7 @@ def compare(directory: str | Path) -> Comparison:
     if not path.is_file():
         raise CheckpointMismatch(
             f"{path}: expected the scores a model wrote down, found no file; "
-            "scripts/convert_checkpoint.py writes it, scripts/doctor.py --write makes it anew"
+            "conversion and training write it, scripts/doctor.py --write makes it anew"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
