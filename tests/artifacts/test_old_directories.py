@@ -49,7 +49,7 @@ def directory(tmp_path_factory) -> Path:
 def test_a_model_of_format_1_loads_bit_for_bit(directory, tmp_path):
     variables, card = load_model(directory)
     assert card.version == "0.1.0" and card.source["file"] == "pico_clip.pth"
-    # The card has neither a checksum nor settings of scores: docs/using_models.md names the defaults.
+    # Without a checksum and settings of scores; docs/using_models.md names the defaults.
     assert card.parameters_sha256 is None and card.scores == ScoreSettings()
     scores = complete_scores(card.scores, variables["params"], None)
     assert scores.detection.temperature == pytest.approx(
