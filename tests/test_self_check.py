@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from regionclip_jax import self_check
+from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
-from regionclip_jax.artifacts.model_checkpoint import load_model, save_model
+from regionclip_jax.artifacts.model_checkpoint import load_model, save_model, save_variables
 
 DOCTOR = Path(__file__).parents[1] / "scripts" / "doctor.py"
 
@@ -83,6 +84,24 @@ def test_changed_weights_fail_and_the_last_line_names_the_model(directory, docto
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"wrong: {directory}") and "convert or copy the model again" in last
     assert doctor(["--write", str(directory)]) == 0
+
+
+def test_a_tensor_that_is_not_finite_is_named_by_the_doctor(directory, doctor, capsys):
+    variables, _ = load_model(directory)
+    variables["params"]["logit_scale"] = np.full((), np.nan, np.float32)
+    save_variables(directory / "params", variables)
+    assert doctor([str(directory)]) == 1
+    wrong = capsys.readouterr().out.split("wrong: ")[1]
+    assert wrong.startswith(str(directory)) and "params/logit_scale" in wrong
+
+
+def test_the_doctor_examines_a_directory_with_a_localizer_alone(
+    nano_localizer, tmp_path, doctor, capsys
+):
+    card, variables = nano_localizer
+    save_localizer(tmp_path, variables, card)
+    assert doctor([str(tmp_path)]) == 0
+    assert "a localizer alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [None, "not json", "{}", '{"format": 2}'])
