@@ -28,6 +28,7 @@ from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import RegionCLIP, load
+from regionclip_jax.sharding.barriers import barrier
 
 FILE_NAME = "self_check.json"
 FORMAT = 1
@@ -91,10 +92,16 @@ def write(directory: str | Path) -> Path:
 
 def write_missing(workdir: Path) -> None:
     """Write the self-checks of the models that a run exported, where there is no current one."""
-    for card_path in sorted([*workdir.glob("model/card.json"), *workdir.glob("*/model/card.json")]):
-        directory = card_path.parent
-        if _checked_weights(directory / FILE_NAME) != load_card(directory).parameters_sha256:
-            write(directory)
+    cards = sorted([*workdir.glob("model/card.json"), *workdir.glob("*/model/card.json")])
+    missing = [
+        path.parent
+        for path in cards
+        if _checked_weights(path.with_name(FILE_NAME)) != load_card(path.parent).parameters_sha256
+    ]
+    # No process may write before all have looked.
+    barrier("looked for self-checks")
+    for directory in missing:
+        write(directory)
 
 
 def _checked_weights(path: Path) -> str | None:
