@@ -32,6 +32,7 @@ from regionclip_jax.artifacts.vocabulary import (
     require_matching,
 )
 from regionclip_jax.assembly.concept_pool import embed_names
+from regionclip_jax.assembly.devices import cache_programs, start_devices
 from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.data.loading.buckets import padded_count
 from regionclip_jax.data.loading.decoding import AnyImage
@@ -372,6 +373,7 @@ def load(
     short_side: int = 800,
     max_long_side: int = 1333,
     batch_size: int = 1,
+    require_platform: str | None = None,
 ) -> RegionCLIP:
     """Load a model directory (written by scripts/convert_checkpoint.py or a training job).
 
@@ -380,10 +382,16 @@ def load(
             float32 on CPUs.
         short_side, max_long_side: limits of the resize in pixels, as in the reference's detection.
         batch_size: number of images of a list that are processed at once if they share a canvas.
+        require_platform: "cpu", "gpu" or "tpu"; None computes on what JAX finds.
+
+    Compiled programs are kept on the disk (``assembly.devices.cache_programs``).
 
     Raises:
+        DeviceError: JAX's devices are of another platform, or do not start.
         CheckpointMismatch: there is no complete model, or its arrays do not match its card.
     """
+    start_devices(require_platform)
+    cache_programs()
     return RegionCLIP(
         directory,
         dtype=dtype,
