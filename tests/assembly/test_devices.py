@@ -1,6 +1,7 @@
 """Devices of a process: the first log line, a required platform, the cache of programs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,21 +15,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_devices_are_named_with_their_number():
-    assert (
-        devices.describe_devices() == f"{jax.default_backend()}, 8 x {jax.devices()[0].device_kind}"
-    )
+    kind = jax.devices()[0].device_kind
+    assert devices.describe_devices() == f"{jax.default_backend()}, {jax.device_count()} x {kind}"
 
 
 def test_the_required_platform_is_compared_with_the_devices():
     devices.start_devices(jax.default_backend())
     other = "tpu" if jax.default_backend() != "tpu" else "gpu"
-    with pytest.raises(devices.DeviceError, match=rf"expected {other}, found .*8 x"):
+    with pytest.raises(devices.DeviceError, match=rf"expected {other}, found .* x "):
         devices.start_devices(other)
     with pytest.raises(devices.DeviceError, match="'cuda' is none of"):
         devices.start_devices("cuda")
 
 
-GPU = "a NVIDIA GPU (/dev/nvidia0)"
+GPU = "an NVIDIA GPU (/dev/nvidia0)"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ GPU = "a NVIDIA GPU (/dev/nvidia0)"
 )
 def test_an_accelerator_that_is_not_used_is_named(plugins, visible, failure, said):
     found = devices.unused_accelerator(plugins, visible, failure)
-    assert found is None if said is None else __import__("re").search(said, found)
+    assert found is None if said is None else re.search(said, found)
 
 
 @pytest.mark.command
