@@ -17,6 +17,7 @@ from pathlib import Path
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.image_files import list_images
 from regionclip_jax.data.sources.records import RecordError
@@ -24,7 +25,7 @@ from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks, score_text
 from regionclip_jax.reporting.galleries import write_png
-from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
+from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.text.names import resolve_names
 
 
@@ -57,9 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
+    add_require_platform(parser)
     options = parser.parse_args(arguments)
-    log_own_progress()
     try:
+        start(options)
         paths = list_images(options.images)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):

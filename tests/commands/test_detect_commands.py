@@ -57,9 +57,13 @@ def test_a_folder_of_images_gives_json_and_annotated_images(checkpoint, photos, 
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "PYTHONPATH": str(ROOT),
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "devices: cpu, 1 x " in done.stderr.splitlines()[0]
     assert "skipped: " in done.stderr and "broken.jpg" in done.stderr
     assert "images/s" in done.stdout and "3 images" in done.stdout and "1 skipped" in done.stdout
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
