@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     from regionclip_jax.reporting.progress import log_own_progress
     from regionclip_jax.sharding.consistency import (
         InconsistentHosts,
+        locked_workdir,
         require_consistent,
         require_shared,
     )
@@ -84,11 +85,12 @@ def main(argv: list[str]) -> None:
             # several CPU processes only the first would find its programs, and Gloo has aborted
             # runs that mix loaded and compiled programs.
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-        if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
-            # A training job writes its settings after it has checked the run in the folder.
-            write_settings(workdir, as_plain(settings))
-        JOBS[settings.job].run(settings, workdir)
-        self_check.write_missing(workdir)
+        with locked_workdir(workdir):
+            if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
+                # A training job writes its settings after it has checked the run in the folder.
+                write_settings(workdir, as_plain(settings))
+            JOBS[settings.job].run(settings, workdir)
+            self_check.write_missing(workdir)
     except (
         ConfigError,
         CheckpointMismatch,

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         paths = list_images(options.images)
         given = None
         if options.boxes is not None:
-            given = json.loads(Path(options.boxes).read_text(encoding="utf-8"))
+            given = json.loads(Path(options.boxes).read_text(encoding="utf-8-sig"))
             if missing := [path.name for path in paths if path.name not in given]:
                 raise ValueError(
                     f"{options.boxes}: no boxes for {len(missing)} images such as {missing[:3]}; "

@@ -6,7 +6,6 @@ they have region top-1 on given boxes, or the recall of the proposals, which sep
 recognition from a bad localizer.
 """
 
-import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +44,7 @@ from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
-from regionclip_jax.reporting.writers import make_writer
+from regionclip_jax.reporting.writers import write_evaluation
 from regionclip_jax.settings import (
     ConfigError,
     EvaluateSettings,
@@ -82,6 +81,8 @@ class Evaluation(NamedTuple):
     scores: dict | None = None
     # Every object of a class has a box, as in COCO but not in LVIS.
     all_annotated: bool = True
+    # Updates of the training that wrote the model; 0 for a converted one.
+    step: int = 0
 
 
 def run(settings: EvaluateSettings, workdir: Path) -> dict:
@@ -120,23 +121,16 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             rate = evaluation.images_per_second
             print(f"{name}: {', '.join(f'{k}: {v}' for k, v in evaluation.saw.items())}"
                   + (f", {rate:.1f} images/s" if rate else ""))  # fmt: skip
-        report(workdir, metrics, step=0, image=image)
+        report(workdir, evaluations, image)
     return metrics
 
 
-def report(
-    workdir: Path,
-    metrics: Mapping[str, Mapping[str, float | None]],
-    step: int,
-    image: np.ndarray,
-) -> None:
+def report(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
     """Print the table, and write the metrics and the image to TensorBoard."""
+    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     print(comparison_table(metrics), flush=True)
-    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
-        for name, values in metrics.items():
-            known = {f"{name}/{k}": v for k, v in values.items() if v is not None}
-            writer.write_scalars(step, known)
-        writer.write_images(step, {"regions": image[None].astype(np.float32) / 255})
+    steps = {name: evaluation.step for name, evaluation in evaluations.items()}
+    write_evaluation(workdir, metrics, steps, {"regions": image[None].astype(np.float32) / 255})
 
 
 def evaluate_model(
@@ -219,6 +213,7 @@ def evaluate_model(
             "detection": as_plain(settings.detection),
         },
         all_annotated=dataset.metric != "lvis",
+        step=detector.step,
     )
 
 
@@ -234,6 +229,8 @@ class _Detector(NamedTuple):
     classes: list[str] | None
     # Boxes and weights of the evaluation, as texts.
     saw: dict[str, str]
+    # Updates of its training.
+    step: int
 
 
 def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detector:
@@ -261,6 +258,7 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
         scores=complete_scores(card.scores, variables["params"], architecture),
         classes=heads_card.source.get("classes") if heads_card else None,
         saw=saw,
+        step=card.source.get("step", 0),
     )
 
 

@@ -37,6 +37,7 @@ from regionclip_jax.assembly.optimization import (
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
 from regionclip_jax.assembly.training import (
+    EXAMPLES,
     Assumed,
     Materials,
     Training,
@@ -44,10 +45,12 @@ from regionclip_jax.assembly.training import (
     array,
     localizer_architecture,
 )
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.reporting.region_labels import draw_labelled_regions
 from regionclip_jax.settings import ModelSettings, PretrainSettings
-from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
+from regionclip_jax.steps.pretrain_step import Frozen, make_labelling_step
 
 
 def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ()) -> Path:
@@ -83,7 +86,7 @@ def build(
     localizer = Localizer(architecture, student.dtype) if architecture else None
 
     def make_step(mesh):
-        return make_pretrain_step(
+        labelling_step = make_labelling_step(
             student,
             teacher,
             optimizer,
@@ -92,6 +95,12 @@ def build(
             localizer=localizer,
             image_text=image_text_loss_on(mesh, settings.regions.image_text_chunk),
         )
+
+        def step(state, frozen, batch):
+            state, metrics, labelled = labelling_step(state, frozen, batch)
+            return state, metrics | {EXAMPLES: labelled}
+
+        return step
 
     def abstract_frozen() -> Frozen:
         num_names = (assumed or Assumed()).num_names
@@ -171,7 +180,7 @@ def _open(
 
     return Materials(
         contents={
-            "records": len(source),
+            **content_facts(source),
             "concepts": names,
             "student_text_tower": text_tower,
             "teacher": variables_hash(teacher_variables),
@@ -188,6 +197,7 @@ def _open(
             start_record=first,
         ),
         export=export,
+        draw=functools.partial(draw_labelled_regions, concepts=names),
     )
 
 

@@ -41,6 +41,7 @@ from regionclip_jax.assembly.training import (
     array,
     localizer_architecture,
 )
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
@@ -154,7 +155,7 @@ def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> M
 
     return Materials(
         contents={
-            "records": len(training_set),
+            **content_facts(training_set),
             "classes": names,
             "text_tower": text_tower_hash(start["params"]),
             "localizer": variables_hash(localizer),
