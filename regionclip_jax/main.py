@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     stopping.end_at_once(_PREEMPTED_STATUS.value)
     import jax
 
+    from regionclip_jax import self_check
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
     from regionclip_jax.data.sources.skipped import TooManySkipped
@@ -89,6 +90,7 @@ def main(argv: list[str]) -> None:
                 # A training job writes its settings after it has checked the run in the folder.
                 write_settings(workdir, as_plain(settings))
             JOBS[settings.job].run(settings, workdir)
+            self_check.write_missing(workdir)
     except (
         ConfigError,
         CheckpointMismatch,

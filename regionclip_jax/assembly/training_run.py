@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
+from regionclip_jax.artifacts.score_settings import default_scores
 from regionclip_jax.assembly.optimization import build_mesh, build_schedule
 from regionclip_jax.assembly.training import EXAMPLES, Materials, Training
 from regionclip_jax.models.towers import CLIPConfig
@@ -111,10 +112,13 @@ def run(training: Training, workdir: Path) -> Path:
 
 
 def as_clip(architecture: CLIPConfig) -> Callable[[Path, dict, dict], None]:
-    """Return the ``export`` of jobs that train only a CLIP."""
-    return lambda directory, variables, source: save_model(
-        directory, variables, ModelCard(architecture, source)
-    )
+    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one."""
+
+    def export(directory: Path, variables: dict, source: dict) -> None:
+        scores = default_scores(variables["params"], None)
+        save_model(directory, variables, ModelCard(architecture, source, scores=scores))
+
+    return export
 
 
 def resume_card(settings: TrainingSettings, contents: Mapping) -> dict:

@@ -62,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         model = load(
             options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
         )
+        if given is None:
+            model.require_localizer()
         return extract_all(model, paths, given, classes, options)
     except (CheckpointMismatch, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,9 +19,15 @@ from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
+from regionclip_jax.artifacts.score_settings import complete_scores
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.assembly import concept_pool
-from regionclip_jax.assembly.models import compute_dtype, log_dtype, resolve_dtype
+from regionclip_jax.assembly.models import (
+    compute_dtype,
+    log_dtype,
+    resolve_dtype,
+    with_own_scores,
+)
 from regionclip_jax.assembly.optimization import build_mesh
 from regionclip_jax.assembly.prediction import build_step
 from regionclip_jax.assembly.sources import build_boxes_source
@@ -39,7 +45,13 @@ from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import write_evaluation
-from regionclip_jax.settings import ConfigError, EvaluateSettings, EvaluationSettings, as_plain
+from regionclip_jax.settings import (
+    ConfigError,
+    EvaluateSettings,
+    EvaluationSettings,
+    ScoreSettings,
+    as_plain,
+)
 from regionclip_jax.sharding.barriers import compile_barrier
 from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
@@ -65,6 +77,8 @@ class Evaluation(NamedTuple):
     saw: dict[str, str]
     images_per_second: float | None
     class_names: dict[int, str]
+    # Settings of the scores: the recipe's and, where it states none, the model's own.
+    scores: dict | None = None
     # Every object of a class has a box, as in COCO but not in LVIS.
     all_annotated: bool = True
     # Updates of the training that wrote the model; 0 for a converted one.
@@ -89,6 +103,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             "models": settings.models,
             "dtype": resolve_dtype(settings.dtype),
             "evaluation": as_plain(settings.evaluation),
+            "scores": {n: e.scores for n, e in evaluations.items()},
             "per_category": {n: e.per_category for n, e in evaluations.items()},
         }
         write_results(workdir / "results.json", metrics, details=details)
@@ -125,7 +140,7 @@ def evaluate_model(
 
     Args:
         directory: model directory.
-        settings: regions, classes and images.
+        settings: regions, classes and images; scores that are None are the directory's own.
         dtype: type of the computation.
         vocabulary_path: cache of the embedded class names.
 
@@ -135,6 +150,7 @@ def evaluate_model(
         InconsistentHosts: processes of this run found different data.
     """
     detector = _load(directory, settings, dtype)
+    settings = with_own_scores(settings, detector.scores)
     source = build_boxes_source(settings, "evaluation", keep_file=True)
     dataset = open_dataset(source, settings.class_split, detector.classes)
     given_boxes = settings.regions == _GROUND_TRUTH
@@ -192,6 +208,10 @@ def evaluate_model(
         saw=saw,
         images_per_second=clock.rate,
         class_names=dict(zip(dataset.ids, dataset.names, strict=True)),
+        scores={
+            "proposals": as_plain(settings.proposals),
+            "detection": as_plain(settings.detection),
+        },
         all_annotated=dataset.metric != "lvis",
         step=detector.step,
     )
@@ -203,6 +223,8 @@ class _Detector(NamedTuple):
     model: CLIP
     localizer: Localizer | None
     variables: DetectorVariables
+    # The model's own.
+    scores: ScoreSettings
     # Training classes of the heads, if known.
     classes: list[str] | None
     # Boxes and weights of the evaluation, as texts.
@@ -217,11 +239,12 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
     parts: dict[str, Any] = {}
-    localizer = None
+    localizer, architecture = None, None
     if settings.regions == _LOCALIZER:
         where = settings.localizer or directory
         parts["localizer"], localizer_card = load_localizer(where)
-        localizer = Localizer(localizer_card.architecture, model.dtype)
+        architecture = localizer_card.architecture
+        localizer = Localizer(architecture, model.dtype)
         saw["boxes"] = f"proposals of {_origin(where, localizer_card)}"
     if heads is not None and settings.regions != _GROUND_TRUTH:
         parts["box_head"] = {"params": heads["box_head"]}
@@ -232,6 +255,7 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
         model=model,
         localizer=localizer,
         variables=DetectorVariables(variables, None, **parts),
+        scores=complete_scores(card.scores, variables["params"], architecture),
         classes=heads_card.source.get("classes") if heads_card else None,
         saw=saw,
         step=card.source.get("step", 0),

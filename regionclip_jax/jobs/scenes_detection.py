@@ -84,8 +84,14 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
         )
     models |= {f"{CLIP} {ZERO_SHOT}": teacher, f"{REGIONCLIP} {ZERO_SHOT}": student}
 
+    # All models, also the zero-shot ones, are scored by the detectors' settings.
+    scores = settings.train_detector.scores
     evaluation = dataclasses.replace(
-        settings.train_detector.evaluation, localizer=str(localizer), **held_out
+        settings.train_detector.evaluation,
+        localizer=str(localizer),
+        proposals=scores.proposals,
+        detection=scores.detection,
+        **held_out,
     )
 
     def evaluate_all():

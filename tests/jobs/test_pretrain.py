@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import regionclip_jax
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
@@ -73,6 +74,14 @@ def test_two_text_towers_have_two_pools_of_the_same_names(pretrained, nano_weigh
         assert pool.names == NAMES and pool.embeddings.shape == (4, PRESETS[preset].embed_dim)
         expected = text_tower_hash(nano_weights(preset, 0)["params"])
         assert pool.encoder["parameters_sha256"] == expected
+
+
+def test_a_student_is_a_complete_model_directory(pretrained):
+    workdir, model = pretrained
+    loaded = regionclip_jax.load(model)
+    assert loaded.vocabulary().names == NAMES
+    # The temperature of the training's regions, not the one that its weights learned before.
+    assert loaded.temperature == 0.1 and loaded.scores.detection.objectness == "sigmoid"
 
 
 def refused(error, config, workdir, names=NAMES) -> str:

@@ -42,6 +42,8 @@ def test_both_towers_and_the_temperature_are_trained(trained, nano_weights):
     for path in ("logit_scale", "text/projection", "visual/projection", "text/token_embedding"):
         assert f"params/{path}" in moved
     assert all(np.isfinite(leaf).all() for leaf in end.values())
+    learned = float(np.exp(-end["params/logit_scale"]))
+    assert card.scores.detection.temperature == pytest.approx(learned, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,13 @@ from regionclip_jax.assembly.training import EXAMPLES, Assumed
 from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.settings import (
     Count,
+    DetectionSettings,
+    NmsSettings,
+    ProposalSettings,
+    ScoreSettings,
     TrainDetectorSettings,
     TrainingSettings,
+    completed,
 )
 from regionclip_jax.sharding.mesh import make_mesh
 
@@ -120,6 +125,28 @@ def test_a_recipe_is_unchanged_if_all_its_values_are_assigned_again(stem, varian
         if typing.get_origin(annotation) is not dict:
             recipes.assign(section, config, key, value if isinstance(value, str) else repr(value))
     assert recipes.resolve(section, config) == usual
+
+
+TABLES = [name for name in RECIPES["evaluate"]["RECIPES"] if name.startswith(("coco_", "lvis_"))]
+
+
+@pytest.mark.parametrize("variant", TABLES)
+def test_the_recipes_of_the_papers_tables_leave_no_number_to_the_model(variant):
+    evaluation = recipe("evaluate", variant).evaluation
+    own = ScoreSettings(ProposalSettings(7, 7, 0.7), DetectionSettings(0.7, max_detections=7))
+    detection = evaluation.detection
+    assert completed(evaluation.proposals, own.proposals) == ProposalSettings(1000, 1000, 0.9)
+    assert completed(detection, own.detection) == detection
+    assert detection.temperature == 0.01 and detection.nms == NmsSettings()
+    assert detection.objectness == ("reference" if "_rpn" in variant else "none")
+
+
+def test_one_recipe_leaves_every_number_of_its_scores_to_the_model():
+    evaluation = recipe("evaluate", "detector").evaluation
+    own = ScoreSettings(ProposalSettings(7, 7, 0.7), DetectionSettings(0.7, "crops", "sigmoid"))
+    assert completed(evaluation.proposals, own.proposals) == own.proposals
+    detection = completed(evaluation.detection, own.detection)
+    assert dataclasses.replace(detection, regions_per_chunk=None) == own.detection
 
 
 def test_a_description_has_every_key_with_its_value_and_meaning():
