@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
     stopping.end_at_once(_PREEMPTED_STATUS.value)
     import jax
 
+    from regionclip_jax import self_check
     from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
     from regionclip_jax.assembly.devices import DeviceError, cache_programs, start_devices
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
     from regionclip_jax.reporting.progress import log_own_progress
     from regionclip_jax.sharding.consistency import (
         InconsistentHosts,
+        locked_workdir,
         require_consistent,
         require_shared,
     )
@@ -87,10 +89,12 @@ def main(argv: list[str]) -> None:
         require_shared(workdir)
         # A resumed run then neither compiles again nor autotunes to other GPU kernels.
         cache_programs(workdir / "compiled")
-        if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
-            # A training job writes its settings after it has checked the run in the folder.
-            write_settings(workdir, as_plain(settings))
-        JOBS[settings.job].run(settings, workdir)
+        with locked_workdir(workdir):
+            if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
+                # A training job writes its settings after it has checked the run in the folder.
+                write_settings(workdir, as_plain(settings))
+            JOBS[settings.job].run(settings, workdir)
+            self_check.write_missing(workdir)
     except (
         ConfigError,
         CheckpointMismatch,

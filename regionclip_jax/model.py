@@ -13,7 +13,6 @@ sizes, so that each function is compiled once for each size.
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
+from regionclip_jax.artifacts.score_settings import complete_scores
 from regionclip_jax.artifacts.vocabulary import (
     FILE_NAME,
     Vocabulary,
@@ -37,7 +37,7 @@ from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.data.loading.buckets import padded_count
 from regionclip_jax.data.loading.decoding import AnyImage
 from regionclip_jax.data.loading.letterbox import Letterbox, check_boxes
-from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
+from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.ops import arguments  # noqa: F401  (settings are arguments of jit)
@@ -49,6 +49,7 @@ from regionclip_jax.settings import (
     NmsSettings,
     Objectness,
     ProposalSettings,
+    completed,
 )
 from regionclip_jax.steps.embed_step import make_embed_regions_step
 from regionclip_jax.steps.predict_step import (
@@ -74,6 +75,7 @@ class Detected:
     """Detections of one image, best first."""
 
     boxes: Float[np.ndarray, "K 4"]  # xyxy, pixels of the given image
+    # Probabilities, 0 to 1; with objectness "reference" a product that may exceed 1.
     scores: Float[np.ndarray, " K"]
     classes: Int[np.ndarray, " K"]  # rows of the vocabulary
     names: tuple[str, ...]
@@ -99,7 +101,9 @@ class RegionCLIP:
     Attributes:
         card: architecture and origin of the weights.
         config: ``card.architecture``.
-        temperature: temperature of the softmax over classes, learned with the weights (CLIP: 0.01).
+        scores: settings of proposals and scores, as the directory states them; the arguments of
+            ``detect`` and ``propose`` that are None.
+        temperature: temperature of the softmax over classes (CLIP: 0.01), that of ``scores``.
         has_localizer: True if the model can propose regions.
     """
 
@@ -115,19 +119,22 @@ class RegionCLIP:
         self.directory = Path(directory)
         variables, self.card = load_model(directory)
         self.config = self.card.architecture
-        log_scale, _ = logit_scale_and_bias(variables["params"])
-        # A bias would cancel in the softmax over classes.
-        self.temperature = math.exp(-float(log_scale))
         self._model = CLIP(self.config, dtype=compute_dtype(dtype))
         self._variables = jax.device_put(variables)
         self._encoder = describe_encoder(self.config, variables["params"])
         self._localizer: Localizer | None = None
         self._localizer_variables = None
+        architecture = None
         if (self.directory / FOLDER_NAME).exists():
             localizer, card = load_localizer(directory)
-            self._localizer = Localizer(card.architecture, self._model.dtype)
+            architecture = card.architecture
+            self._localizer = Localizer(architecture, self._model.dtype)
             self._localizer_variables = jax.device_put(localizer)
         self.has_localizer = self._localizer is not None
+        self.scores = complete_scores(self.card.scores, variables["params"], architecture)
+        temperature = self.scores.detection.temperature
+        assert temperature is not None
+        self.temperature = temperature
         self._box_head = None
         if has_heads(directory):
             heads, _ = load_heads(directory)
@@ -210,15 +217,16 @@ class RegionCLIP:
         self,
         image: AnyImage | Sequence[AnyImage],
         *,
-        num_proposals: int = 1000,
-        nms_threshold: float = 0.9,
+        num_proposals: int | None = None,
+        nms_threshold: float | None = None,
     ) -> Proposed | list[Proposed]:
         """Return the localizer's class-agnostic proposals.
 
         Args:
             image: as in ``encode_regions``; a list returns a list.
-            num_proposals: largest number of proposals.
-            nms_threshold: IoU above which the lower-scored of two proposals is suppressed.
+            num_proposals: largest number of proposals. None: the directory's.
+            nms_threshold: IoU above which the lower-scored of two proposals is suppressed. None:
+                the directory's.
 
         Raises:
             CheckpointMismatch: the model has no localizer.
@@ -243,28 +251,27 @@ class RegionCLIP:
         vocabulary: AnyVocabulary = None,
         *,
         boxes: Float[np.ndarray, "R 4"] | Sequence[np.ndarray] | None = None,
-        objectness: Objectness = "reference",
-        score_threshold: float = 0.001,
-        nms: NmsMethod = "hard",
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
-        num_proposals: int = 1000,
-        proposal_nms_threshold: float = 0.9,
-        embed_from: EmbedFrom = "features",
-        report_probabilities: bool = False,
+        objectness: Objectness | None = None,
+        score_threshold: float | None = None,
+        nms: NmsMethod | None = None,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
+        num_proposals: int | None = None,
+        proposal_nms_threshold: float | None = None,
+        embed_from: EmbedFrom | None = None,
+        report_probabilities: bool | None = None,
     ) -> Detected | list[Detected]:
-        """Detect objects by name. The defaults are the reference's for zero-shot detection.
+        """Detect objects by name. A number that is None is the directory's (``self.scores``).
 
-        A trained detector (configs/train_detector.py) refines its localizer's boxes; the
-        reference's detector of COCO uses ``objectness="none"``.
+        A trained detector (configs/train_detector.py) refines its localizer's boxes.
 
         Args:
             image: as in ``encode_regions``; a list returns a list.
             vocabulary: class names, or another argument of ``self.vocabulary``.
             boxes: regions, xyxy in pixels of the image (a list of such arrays for a list of
                 images); None uses the localizer's proposals.
-            objectness: use of the localizer's objectness: "reference", "sigmoid" or "none" (see
-                ``ops.detections``). Given boxes have none.
+            objectness: use of the localizer's objectness: "sigmoid", "none", or "reference", whose
+                scores may exceed 1 (see ``ops.detections``). Given boxes have none.
             score_threshold: detections with a score up to this are dropped.
             nms, nms_threshold: "hard", or soft: "gaussian", "linear"; within a class.
             max_detections: largest number of detections of each image.
@@ -277,20 +284,27 @@ class RegionCLIP:
             CheckpointMismatch: no localizer and no boxes, or a vocabulary of another text tower.
             ValueError: invalid boxes, names or thresholds.
         """
-        if not score_threshold >= 0:  # Padding has the score 0.
-            raise ValueError(f"score_threshold: found {score_threshold}, expected 0 or more")
         images, many = _listed(image)
         classes = self.vocabulary(vocabulary)
-        settings = DetectionSettings(
-            temperature=self.temperature,
+        stated = DetectionSettings(
+            temperature=None,
             embed_from=embed_from,
             objectness=objectness if boxes is None else "none",
             score_threshold=score_threshold,
-            nms=NmsSettings(nms, nms_threshold),
-            max_detections=padded_count(max_detections, _FEWEST_DETECTIONS),
+            nms=NmsSettings(nms, nms_threshold, None, None),
+            max_detections=max_detections,
             report_probabilities=report_probabilities,
             regions_per_chunk=_REGIONS_PER_CHUNK,
         )
+        settings = completed(stated, self.scores.detection)
+        max_detections = settings.max_detections
+        assert max_detections is not None and settings.score_threshold is not None
+        if not settings.score_threshold >= 0:  # Padding has the score 0.
+            raise ValueError(
+                f"score_threshold: found {settings.score_threshold}, expected 0 or more"
+            )
+        num_places = padded_count(max_detections, _FEWEST_DETECTIONS)
+        settings = dataclasses.replace(settings, max_detections=num_places)
         given = proposals = None
         if boxes is None:
             proposals = self._proposals(num_proposals, proposal_nms_threshold)
@@ -313,17 +327,23 @@ class RegionCLIP:
             )
         return detected if many else detected[0]
 
-    def _proposals(self, num_proposals: int, nms_threshold: float) -> ProposalSettings:
-        strides = self._require_localizer().config.strides
-        # Like the reference: 6,000 candidates of a single level (C4), 1,000 of each pyramid level.
-        candidates = 6000 if len(strides) == 1 else 1000
-        return ProposalSettings(num_proposals, candidates, nms_threshold)
+    def _proposals(
+        self, num_proposals: int | None, nms_threshold: float | None
+    ) -> ProposalSettings:
+        self.require_localizer()
+        stated = ProposalSettings(num_proposals, None, nms_threshold)
+        return completed(stated, self.scores.proposals)
 
-    def _require_localizer(self) -> Localizer:
+    def require_localizer(self) -> Localizer:
+        """Return the localizer.
+
+        Raises:
+            CheckpointMismatch: the model has none.
+        """
         if self._localizer is None:
             raise CheckpointMismatch(
                 f"{self.directory}: has no localizer to find regions with; add one with "
-                "scripts/convert_checkpoint.py --localizer FILE, or give boxes"
+                "scripts/convert_checkpoint.py --localizer FILE_OR_DIR, or give boxes"
             )
         return self._localizer
 
@@ -360,7 +380,7 @@ class RegionCLIP:
         def step(settings, proposals, variables: DetectorVariables, batch: DetectionBatch):
             find = given_boxes
             if proposals is not None:
-                find = proposals_of(self._require_localizer(), proposals)
+                find = proposals_of(self.require_localizer(), proposals)
             return getattr(make_predict_step(self._model, settings, find)(variables, batch), part)
 
         return jax.jit(step)

@@ -14,6 +14,12 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.settings import (
+    DetectionSettings,
+    NmsSettings,
+    ProposalSettings,
+    ScoreSettings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +154,9 @@ NAMES = ["cat", "remote control", "dog"]
 
 
 def test_objects_are_detected_by_name_in_pixels_of_the_image(detector, image):
-    predictions = detector.detect(image, NAMES, objectness="sigmoid")
+    """The scores are probabilities; half of this localizer's logits are negative."""
+    assert (detector.propose(image).logits < 0).mean() > 0.2
+    predictions = detector.detect(image, NAMES)
     assert len(predictions) > 5 and predictions.boxes.shape == (len(predictions), 4)
     scores = predictions.scores
     assert (np.diff(scores) <= 0).all() and 0 < scores.min() <= scores.max() < 1
@@ -190,25 +198,35 @@ def test_given_boxes_are_named_and_not_moved(detector, model, image):
         detector.detect([image, image], NAMES, boxes=[BOXES])
 
 
-def test_a_trained_detector_moves_proposals_but_not_given_boxes(
+def test_a_trained_detector_moves_proposals_but_not_given_boxes_with_its_own_settings(
     tmp_path, nano_variables, nano_configs, nano_localizer, image
 ):
     """The box head of this test moves every box to the right by a tenth of its width."""
-    save_model(tmp_path, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {}))
+    scores = ScoreSettings(
+        ProposalSettings(20, None, 0.7),
+        DetectionSettings(
+            temperature=0.3, objectness="none", nms=NmsSettings(threshold=1.0), max_detections=60
+        ),
+    )
+    card = ModelCard(nano_configs["resnet"], {}, scores=scores)
+    save_model(tmp_path, nano_variables("resnet"), card)
     card, variables = nano_localizer
     save_localizer(tmp_path, variables, card)
     deltas = {"kernel": np.zeros((32, 4), np.float32), "bias": np.eye(4, dtype=np.float32)[0]}
     save_heads(tmp_path, {"box_head": {"deltas": deltas}}, HeadsCard(HeadsConfig(32, None), {}))
     detector = regionclip_jax.load(tmp_path, short_side=64, max_long_side=128)
-    predictions = detector.detect(
-        image, NAMES, objectness="none", nms_threshold=1.0, num_proposals=20, max_detections=60
-    )
-    proposals = detector.propose(image, num_proposals=20, nms_threshold=0.9).boxes
+    predictions = detector.detect(image, NAMES)
+    proposals = detector.propose(image).boxes
+    assert len(proposals) == 20
+    probabilities = detector.classify(detector.encode_regions(image, proposals), NAMES)
     width = proposals[:, 2] - proposals[:, 0]
     moved = proposals + 0.1 * width[:, None] * [1, 0, 1, 0]
     moved[:, [0, 2]] = np.minimum(moved[:, [0, 2]], image.shape[1])
     distance = np.abs(predictions.boxes[:, None] - moved).max(-1)
     assert len(predictions) > 20 and distance.min(1).max() < 0.01
+    # Without objectness a score is a probability at the directory's temperature.
+    expected = probabilities[distance.argmin(1), predictions.classes]
+    np.testing.assert_allclose(predictions.scores, expected, atol=1e-4)
     given = detector.detect(image, NAMES, boxes=BOXES, nms_threshold=1.0)
     assert np.abs(given.boxes[:, None] - BOXES).max(-1).min(1).max() < 1e-3
 
@@ -223,7 +241,7 @@ def test_regions_can_be_proposed_without_names(detector, image):
 def test_without_a_localizer_boxes_are_needed(model, image):
     assert not model.has_localizer
     for ask in (lambda: model.detect(image, NAMES), lambda: model.propose(image)):
-        with pytest.raises(CheckpointMismatch, match="--localizer FILE, or give boxes"):
+        with pytest.raises(CheckpointMismatch, match="--localizer FILE_OR_DIR, or give boxes"):
             ask()
 
 

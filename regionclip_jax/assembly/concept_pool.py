@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
+from regionclip_jax.artifacts.vocabulary import FILE_NAME, Vocabulary, describe_encoder
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.towers import TextTowerConfig
 from regionclip_jax.ops.backend import target_backend
@@ -145,3 +145,9 @@ def cached_vocabulary(
     if jax.process_index() == 0:
         vocabulary.save(path)
     return vocabulary
+
+
+def export(vocabulary: Vocabulary, directory: Path) -> None:
+    """Write the vocabulary of a model directory; every process may call it."""
+    if jax.process_index() == 0:
+        vocabulary.save(directory / FILE_NAME)

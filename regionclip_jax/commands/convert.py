@@ -2,11 +2,12 @@
 
     regionclip convert --source RN50.pt --output models/rn50
     regionclip convert --localizer rpn_coco_48.pth --output models/rn50
+    regionclip convert --localizer workdir/localizer/model --output workdir/scenes/model
     regionclip convert --trunk R-50.pkl --output models/rn50_imagenet
 
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
-also a .pkl of detectron2. No code from these files is run. Unused tensors are listed; mismatches
-are refused.
+also a .pkl of detectron2, or a model directory that a training wrote. No code from these files is
+run. Unused tensors are listed; mismatches are refused.
 """
 
 import argparse
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--localizer",
         metavar="FILE",
-        help="checkpoint with a proposal generator and its backbone, to store as DIR/localizer",
+        help="checkpoint with a proposal generator and its backbone, or a model directory with a "
+        "localizer, to store as DIR/localizer",
     )
     parser.add_argument(
         "--trunk",
