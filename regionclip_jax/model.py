@@ -13,7 +13,7 @@ sizes, so that each function is compiled once for each size.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import jax
@@ -371,7 +371,7 @@ class RegionCLIP:
                     results[number] = (example, answer, row)
         return [results[number] for number in range(len(images))]
 
-    def _build_program(self, structure: jax.tree_util.PyTreeDef, part: str) -> Callable:
+    def _build_program(self, structure: Hashable, part: str) -> Callable:
         """Build the program of one structure of settings: their counts and choices.
 
         Thresholds and the temperature are its arguments (``ops.arguments``).

@@ -133,8 +133,8 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
 class _Report:
     """The file detections.json, valid at any time, with the images done so far.
 
-    Writing takes longer with every image. So a write waits until 20 times the duration of the last
-    one has passed, which is at once for the first thousands of images.
+    Writing takes longer with every image. So a write waits until ten times the duration of the last
+    one has passed. A process that is killed loses the images of that time at most.
     """
 
     def __init__(self, path: Path, head: dict):
@@ -162,7 +162,7 @@ class _Report:
         }
         replace_text(self._path, json.dumps(content, indent=1) + "\n")
         ended = time.monotonic()
-        self._next_write, self._num_written = ended + 20 * (ended - began), num_known
+        self._next_write, self._num_written = ended + 10 * (ended - began), num_known
 
     def describe(self) -> str:
         total = sum(len(image["detections"]) for image in self._images)
