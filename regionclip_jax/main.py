@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from regionclip_jax import recipes
 from regionclip_jax.jobs.registry import JOBS
-from regionclip_jax.settings import ConfigError, TrainingSettings, as_plain
+from regionclip_jax.settings import ConfigError, TrainingSettings, UserError, as_plain
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -53,7 +53,6 @@ def main(argv: list[str]) -> None:
     stopping.end_at_once(_PREEMPTED_STATUS.value)
     import jax
 
-    from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
     from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.reporting.progress import log_own_progress
@@ -90,8 +89,7 @@ def main(argv: list[str]) -> None:
                 write_settings(workdir, as_plain(settings))
             JOBS[settings.job].run(settings, workdir)
     except (
-        ConfigError,
-        CheckpointMismatch,
+        UserError,
         InconsistentHosts,
         TooManySkipped,
         NonFiniteMetric,
