@@ -58,6 +58,16 @@ class ImageTextBatch:
 
 
 @flax.struct.dataclass
+class LabelledRegions:
+    """Regions of pretraining with the teacher's likeliest concept. ``keep``: the losses use it."""
+
+    boxes: Float[AnyArray, "B R 4"]
+    concepts: Int[AnyArray, "B R"]
+    confidence: Float[AnyArray, "B R"]
+    keep: Bool[AnyArray, "B R"]
+
+
+@flax.struct.dataclass
 class DetectionBatch:
     """Images with ground-truth boxes. ``scales`` are canvas pixels per original pixel (y, x)."""
 

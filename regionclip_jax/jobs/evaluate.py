@@ -6,7 +6,6 @@ they have region top-1 on given boxes, or the recall of the proposals, which sep
 recognition from a bad localizer.
 """
 
-import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +39,7 @@ from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
-from regionclip_jax.reporting.writers import make_writer
+from regionclip_jax.reporting.writers import write_evaluation
 from regionclip_jax.settings import ConfigError, EvaluateSettings, EvaluationSettings, as_plain
 from regionclip_jax.sharding.barriers import compile_barrier
 from regionclip_jax.sharding.consistency import require_consistent
@@ -70,6 +69,8 @@ class Evaluation(NamedTuple):
     class_names: dict[int, str]
     # Every object of a class has a box, as in COCO but not in LVIS.
     all_annotated: bool = True
+    # Updates of the training that wrote the model; 0 for a converted one.
+    step: int = 0
     coverage: Coverage = Coverage({}, {})
 
 
@@ -116,8 +117,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             rate = evaluation.images_per_second
             print(f"{name}: {', '.join(f'{k}: {v}' for k, v in evaluation.saw.items())}"
                   + (f", {rate:.1f} images/s" if rate else ""))  # fmt: skip
-        coverages = {name: evaluation.coverage for name, evaluation in evaluations.items()}
-        report(workdir, metrics, coverages, step=0, image=image)
+        report(workdir, evaluations, image)
     return metrics
 
 
@@ -125,9 +125,14 @@ def check(settings: EvaluationSettings) -> None:
     """Open the images and the metric of an evaluation, before the training that it follows.
 
     Raises:
+        CheckpointMismatch: the vocabulary or localizer that the settings name is missing.
         ConfigError: as ``evaluate_model``.
         MissingExtra: the metric needs a package that is not installed.
     """
+    if settings.vocabulary:
+        Vocabulary.load(settings.vocabulary)
+    if settings.regions == _LOCALIZER and settings.localizer:
+        load_localizer_card(settings.localizer)
     source = build_boxes_source(settings, "evaluation", keep_file=True)
     # The trained classes are not known yet.
     dataset = open_dataset(source, settings.class_split, source.category_names, settings.classes)
@@ -135,22 +140,13 @@ def check(settings: EvaluationSettings) -> None:
     DetectionPass(settings, source)
 
 
-def report(
-    workdir: Path,
-    metrics: Mapping[str, Mapping[str, float | None]],
-    coverages: Mapping[str, Coverage],
-    *,
-    step: int,
-    image: np.ndarray,
-) -> None:
+def report(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
     """Print the table and what it counts, and write metrics and image to TensorBoard."""
+    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     print(comparison_table(metrics))
-    print(coverage_text(coverages), flush=True)
-    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
-        for name, values in metrics.items():
-            known = {f"{name}/{k}": v for k, v in values.items() if v is not None}
-            writer.write_scalars(step, known)
-        writer.write_images(step, {"regions": image[None].astype(np.float32) / 255})
+    print(coverage_text({n: e.coverage for n, e in evaluations.items()}), flush=True)
+    steps = {name: evaluation.step for name, evaluation in evaluations.items()}
+    write_evaluation(workdir, metrics, steps, {"regions": image[None].astype(np.float32) / 255})
 
 
 def evaluate_model(
@@ -236,6 +232,7 @@ def evaluate_model(
         images_per_second=clock.rate,
         class_names=dict(zip(dataset.ids, dataset.names, strict=True)),
         all_annotated=dataset.metric != "lvis",
+        step=detector.step,
         coverage=Coverage(counts, batches.report()),
     )
 
@@ -255,6 +252,8 @@ class _Detector(NamedTuple):
     classes: list[str] | None
     # Boxes and weights of the evaluation, as texts.
     saw: dict[str, str]
+    # Updates of its training.
+    step: int
 
 
 def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detector:
@@ -280,6 +279,7 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
         variables=DetectorVariables(variables, None, **parts),
         classes=heads_card.source.get("classes") if heads_card else None,
         saw=saw,
+        step=card.source.get("step", 0),
     )
 
 

@@ -29,6 +29,7 @@ from regionclip_jax.assembly.optimization import (
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
 from regionclip_jax.assembly.training import (
+    EXAMPLES,
     Assumed,
     Materials,
     Training,
@@ -39,8 +40,9 @@ from regionclip_jax.assembly.training import (
 from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.reporting.region_labels import draw_labelled_regions
 from regionclip_jax.settings import ModelSettings, PretrainSettings
-from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
+from regionclip_jax.steps.pretrain_step import Frozen, make_labelling_step
 
 
 def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ()) -> Path:
@@ -76,7 +78,7 @@ def build(
     localizer = Localizer(architecture, student.dtype) if architecture else None
 
     def make_step(mesh):
-        return make_pretrain_step(
+        labelling_step = make_labelling_step(
             student,
             teacher,
             optimizer,
@@ -85,6 +87,12 @@ def build(
             localizer=localizer,
             image_text=image_text_loss_on(mesh, settings.regions.image_text_chunk),
         )
+
+        def step(state, frozen, batch):
+            state, metrics, labelled = labelling_step(state, frozen, batch)
+            return state, metrics | {EXAMPLES: labelled}
+
+        return step
 
     def abstract_frozen() -> Frozen:
         num_names = (assumed or Assumed()).num_names
@@ -170,6 +178,7 @@ def _open(
             start_record=first,
         ),
         export=training_run.as_clip(student.config),
+        draw=functools.partial(draw_labelled_regions, concepts=names),
     )
 
 

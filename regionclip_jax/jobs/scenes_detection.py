@@ -155,8 +155,7 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
     write_png(workdir / "detections.png", image)
     print(comparison_table({"localizer": found}))
     print(coverage_text({"localizer": coverage}))
-    step = settings.train_detector.run.num_steps
-    evaluate.report(workdir, metrics, coverages, step=step, image=image)
+    evaluate.report(workdir, evaluations, image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}")
     print(f"numbers: {workdir / 'results.json'}\nimage: {workdir / 'detections.png'}", flush=True)

@@ -135,8 +135,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         class_names=SHAPES,
     )
     write_png(workdir / "regions.png", image)
-    step = settings.pretrain.run.num_steps
-    evaluate.report(workdir, metrics, coverages, step=step, image=image)
+    evaluate.report(workdir, evaluations, image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
     print(f"image: {workdir / 'regions.png'}", flush=True)

@@ -29,6 +29,7 @@ from regionclip_jax.jobs import proposal_recall
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.reporting.tables import comparison_table
+from regionclip_jax.reporting.writers import write_evaluation
 from regionclip_jax.settings import (
     ConfigError,
     LocalizerModelSettings,
@@ -59,6 +60,7 @@ def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
             write_results(workdir / "results.json", {"localizer": found}, details=details)
             print(comparison_table({"localizer": found}))
             print(coverage_text({"localizer": coverage}), flush=True)
+            write_evaluation(workdir, {"localizer": found}, {"localizer": settings.run.num_steps})
     return model
 
 

@@ -59,6 +59,27 @@ class OptimizerSettings(Section):
     # Parameters whose path matches one of these regular expressions are not trained.
     frozen_patterns: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps: expected 0 or more, found {self.warmup_steps}")
+        if list(self.boundaries) != sorted(set(self.boundaries)):
+            raise ConfigError(
+                f"boundaries: expected steps that increase, found {self.boundaries}; sort them"
+            )
+
+    def require_shorter_warmup(self, num_steps: int) -> None:
+        """Refuse a cosine schedule whose warm-up is not shorter than the run.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self.schedule == "cosine" and self.warmup_steps >= num_steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps: {self.warmup_steps} steps of warm-up in a run of "
+                f"{num_steps}; lower it, or raise run.num_steps"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(Section):
@@ -198,6 +219,10 @@ class TrainClipSettings(JobSettings):
     )  # fmt: skip
     run: RunSettings = RunSettings(num_steps=50_000, batch_size=1024, checkpoint_every=1000)
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings(JobSettings):
@@ -218,6 +243,7 @@ class PretrainSettings(JobSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
         batch = self.run.batch_size
         if batch % (self.regions.images_per_group or batch):
             raise ConfigError(
@@ -249,6 +275,10 @@ class TrainLocalizerSettings(JobSettings):
     # Average recall at the end; evaluation.path "" skips it.
     evaluation: RecallSettings = may_change(RecallSettings())
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainDetectorSettings(JobSettings):
@@ -272,6 +302,10 @@ class TrainDetectorSettings(JobSettings):
             detection=DetectionSettings(objectness="none", regions_per_chunk=100),
         )
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
 
 
 TrainingSettings = (

@@ -91,7 +91,8 @@ def test_a_run_writes_checkpoints_events_and_a_trained_model(train, recipe, tmp_
     written = json.loads((tmp_path / "settings.json").read_text())
     assert written == json.loads(json.dumps(as_plain(recipe)))
     variables, card = load_model(model)
-    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "train_clip"}
+    assert card.architecture == PRESETS["nano_vit"]
+    assert card.source == {"run": "train_clip", "step": 4}
     start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
     assert start.keys() == end.keys()
     for path in start:

@@ -41,11 +41,26 @@ def pretrained(config, tmp_path_factory):
 def test_a_student_learns_from_a_teacher_of_another_architecture(pretrained, nano_weights):
     workdir, model = pretrained
     variables, card = load_model(model)
-    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "pretrain"}
+    assert card.architecture == PRESETS["nano_vit"]
+    assert card.source == {"run": "pretrain", "step": 2}
     start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
     for path in start:
         frozen = path.startswith("params/text/") or path == "params/logit_scale"
         assert np.array_equal(start[path], end[path]) == frozen, path
+
+
+def test_tensorboard_has_the_learning_rate_and_the_labelled_regions(pretrained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = pretrained[0].glob("events.*")
+    events = EventAccumulator(str(file), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    rates = [(event.step, event.value) for event in events.Scalars("learning_rate")]
+    assert rates == [(1, pytest.approx(0.05)), (2, pytest.approx(0.05))]
+    assert {"pseudo_labels/0", "pseudo_labels/3"} <= set(events.Tags()["images"])
+    # At every checkpoint, unless the images of the one before were not written yet.
+    assert events.Images("pseudo_labels/0")[0].step in (1, 2)
+    assert events.Images("pseudo_labels/0")[0].width == 480
 
 
 def test_two_text_towers_have_two_pools_of_the_same_names(pretrained, nano_weights):
@@ -173,7 +188,7 @@ def test_the_seed_of_the_run_determines_weights_regions_and_sampling_order(
 
     monkeypatch.setattr(pretrain, "initial_variables", weights)
     monkeypatch.setattr(pretrain, "stream_batches", stream)
-    monkeypatch.setattr(pretrain, "make_pretrain_step", steps)
+    monkeypatch.setattr(pretrain, "make_labelling_step", steps)
     training = pretrain.build(changed(config, {"run.seed": 41}), concepts=NAMES)
     training.make_step(make_mesh())
     training.open().batches(16)

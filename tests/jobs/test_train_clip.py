@@ -35,7 +35,8 @@ def test_both_towers_and_the_temperature_are_trained(trained, nano_weights):
     workdir, model = trained
     assert model == workdir / "model"
     variables, card = load_model(model)
-    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "train_clip"}
+    assert card.architecture == PRESETS["nano_vit"]
+    assert card.source == {"run": "train_clip", "step": 2}
     start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
     moved = {path for path in start if not np.array_equal(start[path], end[path])}
     for path in ("logit_scale", "text/projection", "visual/projection", "text/token_embedding"):

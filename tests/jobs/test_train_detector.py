@@ -339,6 +339,9 @@ def test_an_evaluation_that_cannot_run_is_refused_before_the_training(
     for job, config in ((train_detector, detector_config), (train_localizer, localizer_config)):
         with pytest.raises(ConfigError, match=message):
             job.run(changed(config, values), tmp_path)
+    for key in ("evaluation.localizer", "evaluation.vocabulary"):
+        with pytest.raises(CheckpointMismatch, match="nowhere"):
+            train_detector.run(changed(detector_config, {key: "nowhere"}), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,9 +1,7 @@
-"""Recipes of the repository, all their keys, and the commands of the documents."""
+"""Recipes of the repository and all their keys."""
 
 import dataclasses
-import re
 import runpy
-import shlex
 import types
 import typing
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import pytest
 
 from regionclip_jax import recipes
 from regionclip_jax.assembly.prediction import abstract_prediction
-from regionclip_jax.assembly.training import Assumed
+from regionclip_jax.assembly.training import EXAMPLES, Assumed
 from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.settings import (
     Count,
@@ -134,32 +132,6 @@ def test_a_description_has_every_key_with_its_value_and_meaning():
     assert "config.data.path = 'data/coco'  (default '')" in lines
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    """Yield the commands in bash blocks of a document that read a recipe."""
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if any(word.startswith("--config=configs/") for word in words):
-                yield words
-
-
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_the_recipe_of_every_command_in_the_documents_resolves(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for words in commands(path.read_text()):
-        _, assignments = recipes.split_assignments(words)
-        (file,) = (w.removeprefix("--config=") for w in words if w.startswith("--config="))
-        recipes.read(file, assignments)
-
-
-def test_the_documents_have_commands():
-    in_documents = [words for path in DOCUMENTS for words in commands(path.read_text())]
-    assert len(in_documents) > 10
-
-
 @pytest.mark.parametrize(
     ("stem", "variant"),
     [pair for pair in VARIANTS if pair[0] != "evaluate"],
@@ -173,6 +145,9 @@ def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, varian
         after, metrics = jax.eval_shape(
             training.make_step(mesh), state, training.abstract_frozen(), training.abstract_batch()
         )
+        # Examples have a row for each image.
+        rows = {x.shape[0] for x in jax.tree.leaves(metrics.pop(EXAMPLES, ()))}
+        assert rows <= {settings.run.batch_size}
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )

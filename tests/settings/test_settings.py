@@ -10,10 +10,12 @@ from regionclip_jax.settings import (
     ConfigError,
     DetectorObjective,
     LocalizerObjective,
+    OptimizerSettings,
     PretrainObjective,
     PretrainSettings,
     ProposalSettings,
     RunSettings,
+    TrainingSettings,
     fixed_on_resume,
     may_change,
     meanings,
@@ -99,6 +101,8 @@ def test_only_paths_intervals_and_memory_settings_may_change():
             {"image_tower": "random"},
             "regions_per_chunk: 64 with a random image tower",
         ),
+        (OptimizerSettings, {"warmup_steps": -1}, "warmup_steps: expected 0 or more, found -1"),
+        (OptimizerSettings, {"boundaries": (5, 3)}, r"boundaries: .* found \(5, 3\); sort them"),
     ],
 )
 def test_invalid_numbers_are_refused_with_their_keys(section, changes, message):
@@ -111,6 +115,16 @@ def test_parts_of_a_batch_divide_it(key):
     regions = PretrainObjective(**{"images_per_group": None, key: 3})
     with pytest.raises(ConfigError, match=rf"regions\.{key}: 3 .*run\.batch_size 8"):
         PretrainSettings(regions=regions, run=RunSettings(batch_size=8))
+
+
+@pytest.mark.parametrize("section", typing.get_args(TrainingSettings))
+def test_a_cosine_needs_a_run_longer_than_its_warm_up(section):
+    # Found when the settings are made: in the synthetic experiment a later training starts after
+    # minutes.
+    cosine = OptimizerSettings(schedule="cosine", warmup_steps=100)
+    with pytest.raises(ConfigError, match=r"optimizer\.warmup_steps: 100 .* run of 96"):
+        section(optimizer=cosine, run=RunSettings(num_steps=96))
+    assert section(optimizer=cosine, run=RunSettings(num_steps=192)).run.num_steps == 192
 
 
 def test_one_group_may_be_the_whole_batch():
