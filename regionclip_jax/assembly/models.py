@@ -1,6 +1,5 @@
 """Build models and their initial variables from settings; resolve the computation type."""
 
-import os
 from typing import TypeVar
 
 import jax
@@ -29,7 +28,6 @@ Tree = TypeVar("Tree")
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _AUTO = "auto"
-_CPU_FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def resolve_dtype(name: str) -> str:
@@ -48,24 +46,8 @@ def resolve_dtype(name: str) -> str:
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """Return the computation type of ``resolve_dtype``; warn where XLA gets it wrong."""
-    resolved = resolve_dtype(name)
-    if resolved == "bfloat16" and target_backend() == "cpu" and is_unsound_on_cpus():
-        logging.warning(
-            "bfloat16 on a CPU: XLA of jax %s returns NaN for the convolutions of CLIP's ResNets; "
-            "set dtype to float32, or the environment variable XLA_FLAGS to %s=",
-            jax.__version__,
-            _CPU_FUSIONS,
-        )
-    return _DTYPES[resolved]
-
-
-def is_unsound_on_cpus() -> bool:
-    """Return whether XLA of this JAX makes NaN of bfloat16 convolutions on CPUs.
-
-    Seen with jax 0.12.0, not with 0.10. An empty list of fusions in ``XLA_FLAGS`` avoids it.
-    """
-    return jax.__version_info__ >= (0, 12) and _CPU_FUSIONS not in os.environ.get("XLA_FLAGS", "")
+    """Return the computation type of ``resolve_dtype``."""
+    return _DTYPES[resolve_dtype(name)]
 
 
 def log_dtype(part: str, name: str) -> None:

@@ -46,26 +46,6 @@ def test_auto_is_bfloat16_if_programs_are_traced_for_accelerators(target, expect
     assert f"student: computing in {expected} (dtype=auto on {target})" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "version, flags, dtype, target, expected",
-    [
-        ((0, 12, 0), "", "bfloat16", "cpu", True),
-        ((0, 12, 0), "", "bfloat16", "gpu", False),
-        ((0, 12, 0), "", "float32", "cpu", False),
-        ((0, 12, 0), "--xla_cpu_experimental_ynn_fusion_type=", "bfloat16", "cpu", False),
-        ((0, 11, 2), "", "bfloat16", "cpu", False),
-    ],
-)
-def test_bfloat16_on_a_cpu_warns_if_xla_returns_nan(
-    version, flags, dtype, target, expected, monkeypatch, caplog
-):
-    monkeypatch.setattr(jax, "__version_info__", version)
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    with tracing_for(target), caplog.at_level("WARNING"):
-        compute_dtype(dtype)
-    assert ("set dtype to float32, or the environment variable" in caplog.text) == expected
-
-
 def test_only_value_errors_become_config_errors():
     with pytest.raises(ConfigError, match="optimizer: too steep") as caught:
         with config_context("optimizer"):
