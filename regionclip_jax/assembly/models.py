@@ -1,5 +1,6 @@
 """Build models and their initial variables from settings; resolve the computation type."""
 
+import dataclasses
 from typing import TypeVar
 
 import jax
@@ -12,6 +13,7 @@ from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
+from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     ConfigError,
@@ -85,13 +87,27 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
         logging.warning("%s: no init_from, starts from random weights", settings.preset)
         return draw_parameters(init_variables, config, jax.random.key(seed))
     variables, card = load_model(settings.init_from)
-    if card.architecture != config:
+    if _with_resizing_of(config, card.architecture) != config:
         raise CheckpointMismatch(
             f"{settings.init_from}: holds {card.label}, the recipe wants "
             f"preset {settings.preset!r}; choose the recipe of that architecture or another file"
         )
     shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     return merge_parameters(shapes, variables, settings.init_from)
+
+
+def _with_resizing_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:
+    """Return ``found`` with the rules of ``wanted`` for images and positions at other sizes.
+
+    The weights do not depend on these rules. A model that is trained here has those of its preset.
+    """
+    preprocessing = dataclasses.replace(found.preprocessing, resize=wanted.preprocessing.resize)
+    found = dataclasses.replace(found, preprocessing=preprocessing)
+    if isinstance(found.image, ViTConfig) and isinstance(wanted.image, ViTConfig):
+        rule = wanted.image.position_resize
+        image = dataclasses.replace(found.image, position_resize=rule)
+        found = dataclasses.replace(found, image=image)
+    return found
 
 
 def cast_matrices(variables: Tree, dtype: jnp.dtype) -> Tree:

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.artifacts.model_checkpoint import flatten
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_card
 from regionclip_jax.assembly import models
 from regionclip_jax.assembly.models import (
     build_model,
@@ -88,6 +89,20 @@ def test_a_model_starts_from_its_directory(model_section, model_directory, nano_
     assert variables.keys() == expected.keys()
     for path in expected:
         np.testing.assert_array_equal(variables[path], expected[path])
+
+
+def test_rules_for_other_sizes_are_those_of_the_preset(model_section, model_directory, tmp_path):
+    """A file of Hugging Face's has another rule for positions, but the same weights."""
+    directory = shutil.copytree(model_directory("nano_vit"), tmp_path / "model")
+    card = directory / "card.json"
+    text = card.read_text().replace("bicubic_antialiased", "bicubic")
+    card.write_text(text.replace("bilinear_round", "bicubic_truncate"))
+    found = load_card(directory).architecture
+    assert found != PRESETS["nano_vit"] and found.image.position_resize == "bicubic"
+    assert initial_variables(model_section("nano_vit", directory), seed=0)
+    card.write_text(text.replace("quick_gelu", "gelu"))
+    with pytest.raises(CheckpointMismatch, match="the recipe wants preset 'nano_vit'"):
+        initial_variables(model_section("nano_vit", directory), seed=0)
 
 
 def test_a_directory_of_another_architecture_is_refused_naming_both(model_section, model_directory):
