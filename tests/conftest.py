@@ -164,13 +164,3 @@ def nano_configs():
         name: CLIPConfig(image, text, Preprocessing(64), embed_dim=32)
         for name, image in images.items()
     }
-
-
-@pytest.fixture
-def bfloat16_on_this_device(request):
-    """Expect a test of bfloat16 convolutions to fail on CPUs where XLA returns NaN."""
-    from regionclip_jax.assembly.models import is_unsound_on_cpus
-
-    if jax.default_backend() == "cpu" and is_unsound_on_cpus():
-        reason = "XLA returns NaN: docs/running.md"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))

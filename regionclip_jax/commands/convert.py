@@ -7,7 +7,8 @@
 
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
 also a .pkl of detectron2, or a model directory that a training wrote. No code from these files is
-run. Unused tensors are listed; mismatches are refused.
+run. Unused tensors are listed; mismatches are refused. Heads, activation and preprocessing are read
+from config.json (Hugging Face) or open_clip_config.json beside the source.
 """
 
 import argparse
