@@ -10,6 +10,7 @@ command lines.
 from regionclip_jax.settings.data import (
     BoxDataSettings,
     CaptionDataSettings,
+    EvaluatedClasses,
     EvaluatedImages,
     LoadingSettings,
     MixturePart,
@@ -21,10 +22,12 @@ from regionclip_jax.settings.fields import (
     UserError,
     as_plain,
     choose,
+    completed,
     config_context,
     fixed_on_resume,
     may_change,
     meanings,
+    unstated,
 )
 from regionclip_jax.settings.jobs import (
     ConceptSettings,
@@ -60,6 +63,7 @@ from regionclip_jax.settings.regions import (
     Objectness,
     PretrainObjective,
     ProposalSettings,
+    ScoreSettings,
 )
 
 __all__ = [
@@ -73,6 +77,7 @@ __all__ = [
     "Dtype",
     "EmbedFrom",
     "EvaluateSettings",
+    "EvaluatedClasses",
     "EvaluatedImages",
     "EvaluationSettings",
     "JobSettings",
@@ -94,6 +99,7 @@ __all__ = [
     "ScenesDetectionSettings",
     "ScenesExperimentSettings",
     "ScenesSettings",
+    "ScoreSettings",
     "Section",
     "TrainClipSettings",
     "TrainDetectorSettings",
@@ -103,8 +109,10 @@ __all__ = [
     "UserError",
     "as_plain",
     "choose",
+    "completed",
     "config_context",
     "fixed_on_resume",
     "may_change",
     "meanings",
+    "unstated",
 ]

@@ -3,8 +3,21 @@
 import dataclasses
 from typing import Literal
 
-from regionclip_jax.settings.data import BoxDataSettings, CaptionDataSettings, EvaluatedImages
-from regionclip_jax.settings.fields import ConfigError, Count, Section, may_change
+from regionclip_jax.settings.data import (
+    BoxDataSettings,
+    CaptionDataSettings,
+    EvaluatedClasses,
+    EvaluatedImages,
+)
+from regionclip_jax.settings.fields import (
+    ConfigError,
+    Count,
+    Section,
+    completed,
+    may_change,
+    require_stated,
+    unstated,
+)
 from regionclip_jax.settings.models import (
     Dtype,
     LocalizerModelSettings,
@@ -17,6 +30,7 @@ from regionclip_jax.settings.regions import (
     LocalizerObjective,
     PretrainObjective,
     ProposalSettings,
+    ScoreSettings,
     Templates,
 )
 
@@ -113,11 +127,27 @@ class RecallSettings(EvaluatedImages):
     # Proposals of the localizer.
     proposals: ProposalSettings = ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7)
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_stated(self.proposals, "proposals")
+
+
+def _own_detection(regions_per_chunk: int) -> DetectionSettings:
+    return dataclasses.replace(unstated(DetectionSettings), regions_per_chunk=regions_per_chunk)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings(EvaluatedImages):
-    """Zero-shot recognition of given boxes, or detection, with the official metrics."""
+    """Zero-shot recognition of given boxes, or detection, with the official metrics.
 
+    In ``proposals`` and ``detection``, None is the number of the evaluated model's directory; any
+    other value replaces it.
+    """
+
+    # Classes of the data, or of its split, that compete for every region: "all", as in the
+    # reference, or those "with_boxes" in the evaluated images. A class without a box, such as a
+    # parent category that an export tool lists, can only take regions from the others.
+    classes: EvaluatedClasses = "all"
     # Class embeddings (.npz); "" embeds the data's class names with the model's text tower.
     vocabulary: str = ""
     # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
@@ -127,15 +157,15 @@ class EvaluationSettings(EvaluatedImages):
     # Model directory of the localizer; "" uses the evaluated model's.
     localizer: str = ""
     # Proposals of the localizer.
-    proposals: ProposalSettings = ProposalSettings()
+    proposals: ProposalSettings = unstated(ProposalSettings)
     # Sides of the windows as fractions of the image's.
     window_sides: tuple[float, ...] = ()
     # Scoring and suppression of the regions.
-    detection: DetectionSettings = DetectionSettings(objectness="none", regions_per_chunk=25)
+    detection: DetectionSettings = _own_detection(regions_per_chunk=25)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.detection.objectness != "none" and self.regions != "localizer":
+        if self.detection.objectness not in (None, "none") and self.regions != "localizer":
             raise ConfigError(
                 f"detection.objectness: {self.detection.objectness!r} with regions "
                 f"{self.regions!r}, which have no objectness; set it to 'none', or regions to "
@@ -285,18 +315,23 @@ class TrainDetectorSettings(JobSettings):
     )
     run: RunSettings = RunSettings(num_steps=90_000, batch_size=16)
     # Evaluation of the detector at the end, with the classes of the test; evaluation.path "" skips
-    # it.
+    # it. Proposals and temperature that are None are those of the training, objectness "none".
     evaluation: EvaluationSettings = may_change(
-        EvaluationSettings(
-            regions="localizer",
-            proposals=ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7),
-            detection=DetectionSettings(objectness="none", regions_per_chunk=100),
-        )
+        EvaluationSettings(regions="localizer", detection=_own_detection(regions_per_chunk=100))
     )
 
     def __post_init__(self):
         super().__post_init__()
         self.optimizer.require_shorter_warmup(self.run.num_steps)
+
+    @property
+    def scores(self) -> ScoreSettings:
+        """Settings of the detector's scores: those of its evaluation and, if None, its training."""
+        own = DetectionSettings(temperature=self.detector.temperature, objectness="none")
+        return completed(
+            ScoreSettings(self.evaluation.proposals, self.evaluation.detection),
+            ScoreSettings(self.detector.proposals, own),
+        )
 
 
 TrainingSettings = (

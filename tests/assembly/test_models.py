@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.artifacts.model_checkpoint import flatten
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_card
 from regionclip_jax.assembly import models
 from regionclip_jax.assembly.models import (
     build_model,
@@ -16,12 +17,22 @@ from regionclip_jax.assembly.models import (
     initial_variables,
     log_dtype,
     resolve_dtype,
+    with_own_scores,
     without_text_tower,
 )
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.backend import tracing_for
-from regionclip_jax.settings import ConfigError, ModelSettings, choose, config_context
+from regionclip_jax.settings import (
+    ConfigError,
+    DetectionSettings,
+    EvaluationSettings,
+    ModelSettings,
+    ProposalSettings,
+    ScoreSettings,
+    choose,
+    config_context,
+)
 
 
 def test_an_unknown_choice_is_refused_with_its_key_and_the_known_choices():
@@ -44,26 +55,6 @@ def test_auto_is_bfloat16_if_programs_are_traced_for_accelerators(target, expect
             assert resolve_dtype(stated) == stated
         log_dtype("student", "auto")
     assert f"student: computing in {expected} (dtype=auto on {target})" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "version, flags, dtype, target, expected",
-    [
-        ((0, 12, 0), "", "bfloat16", "cpu", True),
-        ((0, 12, 0), "", "bfloat16", "gpu", False),
-        ((0, 12, 0), "", "float32", "cpu", False),
-        ((0, 12, 0), "--xla_cpu_experimental_ynn_fusion_type=", "bfloat16", "cpu", False),
-        ((0, 11, 2), "", "bfloat16", "cpu", False),
-    ],
-)
-def test_bfloat16_on_a_cpu_warns_if_xla_returns_nan(
-    version, flags, dtype, target, expected, monkeypatch, caplog
-):
-    monkeypatch.setattr(jax, "__version_info__", version)
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    with tracing_for(target), caplog.at_level("WARNING"):
-        compute_dtype(dtype)
-    assert ("set dtype to float32, or the environment variable" in caplog.text) == expected
 
 
 def test_only_value_errors_become_config_errors():
@@ -110,6 +101,20 @@ def test_a_model_starts_from_its_directory(model_section, model_directory, nano_
         np.testing.assert_array_equal(variables[path], expected[path])
 
 
+def test_rules_for_other_sizes_are_those_of_the_preset(model_section, model_directory, tmp_path):
+    """A file of Hugging Face's has another rule for positions, but the same weights."""
+    directory = shutil.copytree(model_directory("nano_vit"), tmp_path / "model")
+    card = directory / "card.json"
+    text = card.read_text().replace("bicubic_antialiased", "bicubic")
+    card.write_text(text.replace("bilinear_round", "bicubic_truncate"))
+    found = load_card(directory).architecture
+    assert found != PRESETS["nano_vit"] and found.image.position_resize == "bicubic"
+    assert initial_variables(model_section("nano_vit", directory), seed=0)
+    card.write_text(text.replace("quick_gelu", "gelu"))
+    with pytest.raises(CheckpointMismatch, match="the recipe wants preset 'nano_vit'"):
+        initial_variables(model_section("nano_vit", directory), seed=0)
+
+
 def test_a_directory_of_another_architecture_is_refused_naming_both(model_section, model_directory):
     directory = model_directory("nano_resnet")
     with pytest.raises(CheckpointMismatch) as caught:
@@ -137,3 +142,18 @@ def test_frozen_models_stored_in_the_compute_dtype_give_the_same_result(nano_wei
         model.apply(some, pixels, method=model.encode_image) for some in (variables, stored)
     )
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_an_evaluation_uses_the_models_own_scores_where_it_states_none():
+    own = ScoreSettings(
+        ProposalSettings(20, 50, 0.7), DetectionSettings(0.07, objectness="sigmoid")
+    )
+    evaluation = EvaluationSettings(regions="localizer")
+    resolved = with_own_scores(evaluation, own)
+    assert resolved.proposals == own.proposals
+    assert resolved.detection == dataclasses.replace(own.detection, regions_per_chunk=25)
+    stated = dataclasses.replace(evaluation.detection, objectness="reference")
+    resolved = with_own_scores(dataclasses.replace(evaluation, detection=stated), own)
+    assert (resolved.detection.objectness, resolved.detection.temperature) == ("reference", 0.07)
+    # Given boxes have no objectness.
+    assert with_own_scores(EvaluationSettings(), own).detection.objectness == "none"

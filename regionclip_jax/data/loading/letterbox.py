@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from regionclip_jax.data.loading.batching import batch_detection
-from regionclip_jax.data.loading.buckets import Size, smallest_canvas
+from regionclip_jax.data.loading.buckets import Size, padded_count, smallest_canvas
 from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.examples import DetectionExample, ImageLoading
 from regionclip_jax.ops.host_boxes import BoxFit, host_scale_boxes
@@ -36,7 +36,7 @@ class Letterbox:
             FileNotFoundError: no such file.
         """
         pixels = read_any_image(image)
-        boxes = check_boxes(boxes, *pixels.shape[:2])
+        boxes = check_boxes(boxes, pixels.shape[:2])
         resized, scale = self._images.resize(pixels)
         classes = np.zeros(len(boxes), np.int32)
         return DetectionExample(resized, host_scale_boxes(boxes, scale), classes, 0, scale, "")
@@ -50,9 +50,7 @@ class Letterbox:
 
         Rows of boxes are padded to one of few numbers, so that few programs are compiled.
         """
-        rows = _FEWEST_ROWS
-        while rows < max(len(example.boxes) for example in examples):
-            rows *= 2
+        rows = padded_count(max(len(example.boxes) for example in examples), _FEWEST_ROWS)
         padding = [None] * (size - len(examples))
         return batch_detection([*examples, *padding], [self.canvas(examples[0])], rows)[0]
 
@@ -67,8 +65,12 @@ def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
     return tuple(sorted(lying | {(width, height) for height, width in lying}))
 
 
-def check_boxes(boxes, height: int, width: int) -> Float[np.ndarray, "R 4"]:
-    """Return boxes of an image of ``height`` x ``width`` as float32 [R, 4].
+def check_boxes(boxes, size: Size | None) -> Float[np.ndarray, "R 4"]:
+    """Return boxes as float32 [R, 4].
+
+    Args:
+        boxes: xyxy in pixels of the image.
+        size: (height, width) of the image; None, if it cannot be read, compares no box with it.
 
     Raises:
         ValueError: another shape, a box that is not finite, has no area or lies outside the image,
@@ -88,6 +90,9 @@ def check_boxes(boxes, height: int, width: int) -> Float[np.ndarray, "R 4"]:
             f"boxes: row {row} is {boxes[row].tolist()}, expected finite x1 < x2 and y1 < y2 in "
             "pixels of the image (not x, y, width, height)"
         )
+    if size is None:
+        return boxes
+    height, width = size
     fit = BoxFit()
     inside = [fit.add(box, height, width) for box in boxes.tolist()]
     if problem := fit.problem():

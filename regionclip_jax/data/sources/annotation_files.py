@@ -6,10 +6,11 @@ judge an annotation by ``find_defect``.
 
 Ids, sizes, areas, boxes and ``iscrowd`` that a tool wrote as text become numbers here, once.
 
-Skipped ``images``: entries without id, file name or size, repeated ids, and missing files. Skipped
-``annotations``: an unlisted image or category, a box without four finite numbers, with a negative
-size or outside its image, an area that is no number, an ``iscrowd`` other than 0 and 1. Boxes
-without area are dropped and counted, but not as skipped.
+Skipped ``images``: entries without id or file name, repeated ids, missing files, and files without
+a readable header if the entry has no size. Skipped ``annotations``: an unlisted image or category,
+a box without four finite numbers, with a negative size or outside its image, an area that is no
+number, an ``iscrowd`` other than 0 and 1. Boxes without area are dropped and counted, but not as
+skipped.
 """
 
 import json
@@ -27,8 +28,9 @@ from regionclip_jax.data.sources.boxed_images import (
     Boxes,
     stack_boxes,
 )
-from regionclip_jax.data.sources.image_files import present_files
+from regionclip_jax.data.sources.image_files import image_size, present_files
 from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.splits import find_files_elsewhere
 
 # Keys of numbers, by list.
 _NUMBERS = {
@@ -87,11 +89,10 @@ def read_annotation_file(path: pathlib.Path) -> AnnotationFile:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist: expected COCO's layout, ROOT/annotations/ beside ROOT/SPLIT/; "
-            "download the annotations or correct root and split"
+            f"{path} does not exist: expected an annotation file in COCO's format; correct its path"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
         raise ValueError(f"{path} is not JSON ({error}): download it again") from error
     return as_annotation_file(str(path), content)
@@ -243,7 +244,7 @@ def read_images(
         File names of the present images by ascending id; (height, width) of all listed images, or
         None; and the skipped images.
     """
-    return _read_images(file, folder, _file_name, need_sizes=False)
+    return _read_images(file, folder, _file_name)
 
 
 def read_sized_images(
@@ -251,18 +252,28 @@ def read_sized_images(
     folder: pathlib.Path,
     name_of: Callable[[dict], object] | None = None,
 ) -> tuple[dict[int, str], dict[int, tuple[int, int]], SkippedEntries]:
-    """Read the list of images, and skip images without a size.
+    """Read the list of images; sizes that the file lacks come from the headers of the images.
 
     Args:
         folder: folder of the relative file names.
         name_of: image -> name of its file (default: its ``file_name``).
 
     Returns:
-        File names of the present images by ascending id; (height, width) of all listed images; and
-        the skipped images.
+        File names of the present images by ascending id; (height, width) of all images that the
+        file lists with a size or that are present; and the skipped images.
     """
-    names, sizes, skipped = _read_images(file, folder, name_of or _file_name, need_sizes=True)
-    return names, {i: size for i, size in sizes.items() if size is not None}, skipped
+    names, listed, skipped = _read_images(file, folder, name_of or _file_name)
+    sizes = {i: size for i, size in listed.items() if size is not None}
+    for image_id, name in list(names.items()):
+        if image_id in sizes:
+            continue
+        # Some tools write no sizes.
+        if (size := image_size(folder / name)) is not None:
+            sizes[image_id] = size
+        else:
+            del names[image_id]
+            skipped.add("without_size_and_unreadable", name)
+    return names, sizes, skipped
 
 
 def _file_name(image: dict) -> object:
@@ -273,8 +284,6 @@ def _read_images(
     file: AnnotationFile,
     folder: pathlib.Path,
     name_of: Callable[[dict], object],
-    *,
-    need_sizes: bool,
 ) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], SkippedEntries]:
     skipped = SkippedEntries("images")
     names: dict[int, str] = {}
@@ -287,12 +296,9 @@ def _read_images(
             whole_number(entry.get("width")) or 0,
         )
         size = (height, width) if height > 0 and width > 0 else None
-        if image_id is None or not isinstance(name, str) or (need_sizes and size is None):
-            shown = {key: entry.get(key) for key in ("id", "height", "width")}
-            skipped.add(
-                "without_id_name_or_size",
-                f"{name if isinstance(name, str) else f'#{number}'}: {shown}",
-            )
+        if image_id is None or not isinstance(name, str):
+            shown = name if isinstance(name, str) else f"#{number}"
+            skipped.add("without_id_or_name", f"{shown}: id {entry.get('id')!r}")
         elif image_id in names:
             skipped.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
         else:
@@ -308,10 +314,20 @@ def require_images(
     file: AnnotationFile, folder: pathlib.Path, skipped: SkippedEntries, limit: float
 ) -> None:
     """Raise ValueError if more than a share ``limit`` of the images is skipped."""
-    remedy = f"download and unpack the images into {folder}, or correct the file"
-    if not skipped.report["images_missing"]:
-        remedy = "correct the file: each image needs its own integer id, a file name, and its size"
-    skipped.require_few(file.where, len(file.images), limit, remedy)
+    skipped.require_few(
+        file.where,
+        len(file.images),
+        limit,
+        f"{_find_images(skipped, folder)}, or correct the file",
+    )
+
+
+def _find_images(skipped: SkippedEntries, folder: pathlib.Path) -> str:
+    if missing := skipped.named.get("images_missing"):
+        return find_files_elsewhere(folder, missing[0])
+    if "images_without_id_or_name" in skipped.report:
+        return "give each image its own integer id and a file name"
+    return "repair the images"
 
 
 def read_boxes(

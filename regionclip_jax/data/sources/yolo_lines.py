@@ -3,7 +3,7 @@
 The numbers are one of:
 
 - ``cx cy width height``;
-- such a box with keypoints, if ``kpt_shape`` of ``data.yaml`` gives their number and columns;
+- such a box with keypoints, if ``kpt_shape`` of the YAML file gives their number and columns;
 - a polygon of at least three points, which gives a box.
 
 Numbers that may be a polygon or a box with further columns (confidence and track, keypoints) are
@@ -103,36 +103,27 @@ class LabelLines:
             f"{where}: each line of more than {_OF_BOX} numbers has {length}, and its first four "
             f"may be a box and the others further columns, as in {self._first}. Remove such "
             f"columns; for keypoints write kpt_shape: [{(length - _OF_BOX) // 2}, 2] into "
-            "data.yaml; for polygons repeat the first point of one of them at its end"
+            "the YAML file; for polygons repeat the first point of one of them at its end"
         )
 
 
-def keypoint_columns(root: pathlib.Path) -> int:
-    """Return the number of columns of keypoints after a box, from ``kpt_shape`` of ``data.yaml``.
+def keypoint_columns(shape: object, where: object) -> int:
+    """Return the number of columns of keypoints after a box, from ``kpt_shape`` of a YAML file.
 
-    Returns:
-        0 without such a file or key.
+    Args:
+        shape: value of the key; None without it.
+        where: names the file in the error.
 
     Raises:
-        ValueError: the key is not [number of keypoints, 2 or 3].
+        ValueError: the value is not [number of keypoints, 2 or 3].
     """
-    import yaml
-
-    path = root / "data.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return 0
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    shape = content.get("kpt_shape") if isinstance(content, dict) else None
-    if shape is None:
-        return 0
     match shape:
+        case None:
+            return 0
         case [int(number), 2 | 3 as columns] if number > 0:
             return number * columns
     raise ValueError(
-        f"{path}: kpt_shape: expected [number of keypoints, 2 or 3], found {str(shape)[:60]}"
+        f"{where}: kpt_shape: expected [number of keypoints, 2 or 3], found {str(shape)[:60]}"
     )
 
 

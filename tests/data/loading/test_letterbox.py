@@ -50,7 +50,7 @@ def test_boxes_are_scaled_with_their_image_and_padded_to_few_row_counts():
 )
 def test_invalid_boxes_are_refused(boxes, message):
     with pytest.raises(ValueError, match=message):
-        check_boxes(boxes, 30, 40)
+        check_boxes(boxes, (30, 40))
 
 
 @pytest.mark.parametrize(
@@ -64,4 +64,4 @@ def test_invalid_boxes_are_refused(boxes, message):
     ],
 )
 def test_boxes_in_pixels_are_kept_as_they_are(boxes, size):
-    np.testing.assert_array_equal(check_boxes(boxes, *size), boxes)
+    np.testing.assert_array_equal(check_boxes(boxes, size), boxes)

@@ -29,19 +29,21 @@ from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 ROOT = Path(__file__).parents[3]
 NUM_RECORDS = 11
 
-# The tests kill this program. At one record its source waits while a file exists.
+# The tests kill this program. At one record its source waits while a file exists. The first process
+# reads records for the fingerprint of the source, so only the workers wait.
 PROGRAM = """
-import os, pathlib, sys, time
+import multiprocessing, os, pathlib, sys, time
 from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.data.prepare.preparation import prepare
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 
 class Waiting(TsvPairsSource):
     def __getitem__(self, index):
-        while index == 7 and self._path.with_name("wait").exists():
-            time.sleep(0.01)
-        if index == 7 and self._path.with_name("die").exists():
-            os.kill(os.getpid(), 9)
+        if index == 7 and multiprocessing.parent_process() is not None:
+            while self._path.with_name("wait").exists():
+                time.sleep(0.01)
+            if self._path.with_name("die").exists():
+                os.kill(os.getpid(), 9)
         return super().__getitem__(index)
 
 if __name__ == "__main__":
@@ -249,6 +251,10 @@ def test_a_complete_directory_is_kept_and_another_is_not_overwritten(tmp_path, p
     (tmp_path / "begun" / "unfinished" / "plan.json").write_text("{}")
     with pytest.raises(FileExistsError, match="was begun with other arguments .*records"):
         run(source, tmp_path / "begun")
+    plan = tmp_path / "begun" / "unfinished" / "plan.json"
+    plan.write_text(json.dumps({**first["description"], "data": "of other images"}))
+    with pytest.raises(FileExistsError, match=r"was begun with other arguments .*in data\)"):
+        run(source, tmp_path / "begun", limit=2)
     with pytest.raises(ValueError, match="shard_size 0"):
         run(source, tmp_path / "none", shard_size=0)
 
