@@ -145,7 +145,7 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
     wrong = {**given, "broken.jpg": [], "b.jpg": [[0.1, 0.1, 0.5, 0.5]]}
     (tmp_path / "boxes.json").write_text(json.dumps(wrong))
     assert extract(arguments) == 1
-    assert "boxes.json: b.jpg: boxes: all coordinates" in capsys.readouterr().err
+    assert "the entry 'b.jpg': boxes: all coordinates" in capsys.readouterr().err
 
     (tmp_path / "boxes.json").write_text(json.dumps(given))
     assert extract(arguments) == 1
