@@ -5,20 +5,39 @@
 The variants are the paper's zero-shot tables (docs/reference/scripts.md#zero-shot-inference):
 coco_* on COCO's 48 base and 17 novel classes, lvis_* on LVIS's 1203. The baseline of each is the
 same command with a converted CLIP as the model; *_crops is CLIP on each region alone (paper
-figure 1). scenes detects in the synthetic scenes of configs/pretrain.py, with sliding windows. A
-recipe states what differs from the defaults of regionclip_jax/settings; --describe prints all keys
-with their meanings.
+figure 1). scenes detects in the synthetic scenes of configs/pretrain.py, with sliding windows.
+detector evaluates a model directory as regionclip detect uses it: its localizer, and the settings
+of its own scores. In all other recipes the numbers of scores are the recipe's. A recipe states what
+differs from the defaults of regionclip_jax/settings; --describe prints all keys with their
+meanings.
 """
 
 import ml_collections
 
 from regionclip_jax.recipes import defaults
-from regionclip_jax.settings import EvaluateSettings
+from regionclip_jax.settings import DetectionSettings, EvaluateSettings, ProposalSettings
+
+
+def detector() -> ml_collections.ConfigDict:
+    """Data in COCO's format; keys of proposals and scores are None: the directory's own."""
+    config = defaults(EvaluateSettings)
+    config.evaluation.update(
+        path="data/coco", split="val2017", class_split="none", regions="localizer"
+    )
+    config.evaluation.detection.regions_per_chunk = 100
+    return config
 
 
 def _recipe() -> ml_collections.ConfigDict:
     config = defaults(EvaluateSettings)
-    config.evaluation.update(path="data/coco", split="val2017")
+    config.evaluation.update(
+        path="data/coco",
+        split="val2017",
+        # The reference's numbers for every model.
+        proposals=defaults(ProposalSettings),
+        detection=defaults(DetectionSettings),
+    )
+    config.evaluation.detection.update(objectness="none", regions_per_chunk=25)
     return config
 
 
@@ -96,7 +115,7 @@ def scenes() -> ml_collections.ConfigDict:
 
 # The model cards state the architecture, so _rn50 and _rn50x4 are the same recipe.
 _TABLES = (coco_gt, coco_rpn, lvis_gt, lvis_rpn)
-RECIPES = {recipe.__name__: recipe for recipe in (scenes, coco80_gt, *_TABLES)}
+RECIPES = {recipe.__name__: recipe for recipe in (scenes, detector, coco80_gt, *_TABLES)}
 for _table in _TABLES:
     for _model in ("rn50", "rn50x4"):
         RECIPES[f"{_table.__name__}_{_model}"] = _table

@@ -220,8 +220,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
     detector.run.num_steps = 90
     _scenes_evaluation(detector.evaluation)
     detector.evaluation.templates = "plain"
-    detector.evaluation.proposals.update(num_proposals=50, pre_nms_topk=200)
-    detector.evaluation.detection.update(temperature=_SCENES_TEMPERATURE, regions_per_chunk=None)
+    detector.evaluation.detection.regions_per_chunk = None
     return config
 
 

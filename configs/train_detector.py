@@ -51,7 +51,6 @@ def lvis_ovd_rn50() -> ml_collections.ConfigDict:
     config.optimizer.boundaries = (120_000, 160_000)
     config.run.num_steps = 180_000
     config.evaluation.update(source="lvis_folder", split="val", class_split="lvis", max_boxes=512)
-    config.evaluation.proposals.pre_nms_topk = 1000
     config.evaluation.detection.update(
         objectness="reference", score_threshold=0.02, max_detections=300
     )
@@ -109,9 +108,9 @@ def small() -> ml_collections.ConfigDict:
         templates="plain",
         num_threads=2,
     )
-    config.evaluation.proposals.pre_nms_topk = 1000
+    config.evaluation.proposals.num_proposals = 1000
     # Background has a low weight in training; objectness of a localizer that saw the images helps.
-    config.evaluation.detection.update(objectness="reference", regions_per_chunk=None)
+    config.evaluation.detection.update(objectness="sigmoid", regions_per_chunk=None)
     config.evaluation.detection.nms.method = "hard"
     return config
 
@@ -158,8 +157,8 @@ def scenes() -> ml_collections.ConfigDict:
         batch_size=32,
         max_boxes=4,
     )
-    config.evaluation.proposals.update(num_proposals=50, pre_nms_topk=200)
-    config.evaluation.detection.update(temperature=0.07, objectness="none")
+    config.evaluation.proposals.num_proposals = None
+    config.evaluation.detection.objectness = "none"
     return config
 
 

@@ -1,7 +1,9 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and lock folders that one process alone may write."""
 
 import contextlib
+import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -34,3 +36,39 @@ def replace_text(path: str | os.PathLike, text: str) -> None:
     """Replace the content of a text file at once, in UTF-8 and with the line ends of ``text``."""
     with replaced_file(path) as file:
         file.write(text.encode())
+
+
+@contextlib.contextmanager
+def locked_folder(path: str | os.PathLike, lock_name: str = ".lock") -> Iterator[bool]:
+    """Hold the lock of a folder, so that no second process writes it.
+
+    The operating system releases the lock when the process ends, however it ends. Child processes
+    that are spawned do not inherit it.
+
+    Args:
+        path: an existing folder.
+        lock_name: name of the lock file in it, which stays there.
+
+    Yields:
+        False if the file system has no locks, and nothing is locked.
+
+    Raises:
+        FileExistsError: another process holds the lock.
+    """
+    with open(Path(path) / lock_name, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise FileExistsError(
+                f"{path} is being written by {holder}: wait for it, stop it, or choose another "
+                "folder"
+            ) from error
+        except OSError:  # a network file system without locks
+            locked = False
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield locked

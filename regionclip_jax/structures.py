@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # numpy on the host, jax on the device.
 AnyArray = Array | np.ndarray
+# A constant of a program, or an argument of it.
+Number = float | int | Float[AnyArray, ""] | np.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,16 @@ class ImageTextBatch:
     sizes: Int[AnyArray, "B 2"]
     tokens: Int[AnyArray, "B L"]
     mask: Bool[AnyArray, " B"]
+
+
+@flax.struct.dataclass
+class LabelledRegions:
+    """Regions of pretraining with the teacher's likeliest concept. ``keep``: the losses use it."""
+
+    boxes: Float[AnyArray, "B R 4"]
+    concepts: Int[AnyArray, "B R"]
+    confidence: Float[AnyArray, "B R"]
+    keep: Bool[AnyArray, "B R"]
 
 
 @flax.struct.dataclass

@@ -28,6 +28,8 @@ LARGE_GOLDEN = "REGIONCLIP_GOLDEN"
 # Parity is checked in float32, so accelerators may not round the inputs of matrix products.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+# ``load`` would keep programs in the folder of the person who runs the tests.
+jax.config.update("jax_enable_compilation_cache", False)
 
 settings.register_profile(
     "quick",

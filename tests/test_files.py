@@ -1,10 +1,13 @@
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from regionclip_jax import files
-from regionclip_jax.files import replace_text, replaced_file
+from regionclip_jax.files import locked_folder, replace_text, replaced_file
 
 
 def test_text_is_written_unchanged_and_folders_are_created(tmp_path):
@@ -46,3 +49,41 @@ def test_the_content_is_on_the_disk_before_the_name_changes(tmp_path, monkeypatc
         assert path.read_text() == "old"
     assert calls == [("synced", 8, "old"), ("replaced", "old")]
     assert path.read_text() == "new card"
+
+
+HOLD = """
+import sys, time
+from regionclip_jax.files import locked_folder
+with locked_folder(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_names_its_holder_and_ends_with_a_killed_process(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        message = rf"{tmp_path} is being written by process {holder.pid} on .*: wait for it"
+        with pytest.raises(FileExistsError, match=message), locked_folder(tmp_path):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    finally:
+        holder.kill()
+        holder.stdout.close()
+    with locked_folder(tmp_path) as locked:
+        assert locked
+    with locked_folder(tmp_path):  # also after a holder that ended by itself
+        pass
+
+
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
+    def refused(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", refused)
+    with locked_folder(tmp_path) as locked:
+        assert not locked

@@ -223,11 +223,11 @@ def test_a_recipe_file_of_the_user_is_read_and_its_errors_are_one_line(tmp_path)
         "from regionclip_jax.settings import TrainClipSettings\n\n"
         "def get_config(name='short'):\n"
         "    config = defaults(TrainClipSettings)\n"
-        "    config.run.num_steps = {'short': 5}[name]\n"
+        "    config.run.num_steps = {'short': 5000}[name]\n"
         "    return config\n"
     )
-    assert recipes.read(str(file)).run.num_steps == 5
-    assert recipes.read(f"{file}:short", ["--config.run.num_steps=7"]).run.num_steps == 7
+    assert recipes.read(str(file)).run.num_steps == 5000
+    assert recipes.read(f"{file}:short", ["--config.run.num_steps=7000"]).run.num_steps == 7000
     with pytest.raises(ConfigError, match=r"own\.py: 'long' .*line 6"):
         recipes.read(f"{file}:long")
     file.write_text("x = 1\n")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from regionclip_jax import self_check
+from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
-from regionclip_jax.artifacts.model_checkpoint import load_model, save_model
+from regionclip_jax.artifacts.model_checkpoint import load_model, save_model, save_variables
 
 DOCTOR = Path(__file__).parents[1] / "scripts" / "doctor.py"
 
@@ -43,6 +44,30 @@ def test_an_unchanged_model_passes_and_is_printed(directory, doctor, capsys):
     cosines = np.array(content["cosines"])
     assert cosines.shape == (len(content["boxes"]), 5) and len(cosines) == 3
     assert 0.01 < np.ptp(cosines) and np.abs(cosines).max() <= 1
+    # Class probabilities at the temperature of the directory, beside the background's logit 0.
+    temperature = float(np.exp(-variables["params"]["logit_scale"]))
+    powers = np.exp(cosines / temperature)
+    expected = powers / (1 + powers.sum(1, keepdims=True))
+    np.testing.assert_allclose(content["scores"], expected, atol=1e-4)
+
+
+def test_a_run_writes_the_self_checks_that_are_missing_or_of_other_weights(
+    written, tmp_path, monkeypatch
+):
+    """The models of the scenes lie one folder deeper than that of a single training."""
+    folders = ("model", "teacher/model", "student/model", "localizer/model", "too/deep/model")
+    models = {name: tmp_path / name for name in folders}
+    for name, folder in models.items():
+        folder.mkdir(parents=True)
+        for file in () if name == "localizer/model" else ("card.json", self_check.FILE_NAME):
+            shutil.copy(written / file, folder / file)
+    (models["teacher/model"] / self_check.FILE_NAME).unlink()
+    stale = models["student/model"] / self_check.FILE_NAME
+    stale.write_text(json.dumps(json.loads(stale.read_text()) | {"parameters_sha256": "0"}))
+    wrote = []
+    monkeypatch.setattr(self_check, "write", wrote.append)
+    self_check.write_missing(tmp_path)
+    assert wrote == [models["student/model"], models["teacher/model"]]
 
 
 def test_a_model_without_a_self_check_passes(directory, doctor, capsys):
@@ -55,11 +80,28 @@ def test_changed_weights_fail_and_the_last_line_names_the_model(directory, docto
     variables, card = load_model(directory)
     variables["params"]["visual"]["layer4"]["block0"]["conv2"]["kernel"] *= 1.5
     save_model(directory, variables, card)
-    assert not self_check.compare(directory).passed
     assert doctor([str(directory)]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"wrong: {directory}") and "convert or copy the model again" in last
     assert doctor(["--write", str(directory)]) == 0
+
+
+def test_a_tensor_that_is_not_finite_is_named_by_the_doctor(directory, doctor, capsys):
+    variables, _ = load_model(directory)
+    variables["params"]["logit_scale"] = np.full((), np.nan, np.float32)
+    save_variables(directory / "params", variables)
+    assert doctor([str(directory)]) == 1
+    wrong = capsys.readouterr().out.split("wrong: ")[1]
+    assert wrong.startswith(str(directory)) and "params/logit_scale" in wrong
+
+
+def test_the_doctor_examines_a_directory_with_a_localizer_alone(
+    nano_localizer, tmp_path, doctor, capsys
+):
+    card, variables = nano_localizer
+    save_localizer(tmp_path, variables, card)
+    assert doctor([str(tmp_path)]) == 0
+    assert "a localizer alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [None, "not json", "{}", '{"format": 2}'])

@@ -38,6 +38,7 @@ class HeadsCard:
     architecture: HeadsConfig
     source: dict
     version: str = regionclip_jax.__version__
+    parameters_sha256: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def label(self) -> str:
@@ -93,5 +94,5 @@ def load_heads(directory: str | Path) -> tuple[dict, HeadsCard]:
             f"{directory}: expected the heads of a detector in {FOLDER_NAME}/ with {FILE_NAME}; "
             "train one with configs/train_detector.py (a folder without a card was never finished)"
         )
-    card = HeadsCard(*part_from_card(path.read_text(encoding="utf-8"), path, HeadsConfig))
+    card = HeadsCard(**part_from_card(path.read_text(encoding="utf-8"), path, HeadsConfig))
     return load_sealed(folder, _abstract(card.architecture), card)["params"], card

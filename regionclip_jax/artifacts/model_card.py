@@ -2,9 +2,11 @@
 
 Format 2 of a model: {"format": 2, "architecture": {"image": {"kind": "resnet", fields of
 ResNetConfig}, "text": {"kind": "clip", fields of TextConfig}, "preprocessing": {fields of
-Preprocessing}, other fields of CLIPConfig}, "preset": "RN50" or null, "source": {"file": name,
-"sha256": hex} or {"run": name}, "version": package version}. The kinds are those of
-``models.towers``. A field that a card lacks has its default.
+Preprocessing}, other fields of CLIPConfig}, "preset": "RN50" or null, "scores": as in
+``score_settings``, "source": {"file": name, "sha256": hex} or {"run": name}, "version": package
+version, "parameters_sha256": hex}. The kinds are those of ``models.towers``. A field that a card
+lacks has its default. ``parameters_sha256`` is that of ``model_checkpoint.variables_hash``; cards
+of older versions have none.
 
 Format 1 of a model had flat fields, see ``_Format1``; it stays readable. The cards of localizers
 and heads have format 1, the fields of their config, and no preset.
@@ -19,18 +21,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import regionclip_jax
+from regionclip_jax.artifacts.score_settings import scores_from_json, scores_to_json
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.presets import preset_name
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, Family, kind_of
 from regionclip_jax.models.vision_transformer import ViTConfig
-from regionclip_jax.settings import UserError
+from regionclip_jax.settings import ScoreSettings, UserError
 from regionclip_jax.structures import Preprocessing
 
 FILE_NAME = "card.json"
 _MODEL_FORMAT = 2
 _PART_FORMAT = 1
+_AGAIN = "use the version of regionclip_jax that wrote it, or convert or export the model again"
 
 Config = TypeVar("Config")
 # (value of "architecture", its place for errors) -> config
@@ -47,11 +51,15 @@ class ModelCard:
 
     ``source`` is the origin of the weights: ``{"file": name, "sha256": hex}`` if converted,
     ``{"run": name}`` if trained. ``version`` is that of the package that wrote the directory.
+    ``scores`` are the settings of its proposals and scores; a key that is None is not stated.
+    Writing the directory sets ``parameters_sha256``.
     """
 
     architecture: CLIPConfig
     source: dict[str, str]
     version: str = regionclip_jax.__version__
+    scores: ScoreSettings = ScoreSettings()
+    parameters_sha256: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def preset(self) -> str | None:
@@ -65,16 +73,22 @@ class ModelCard:
 
     def to_json(self) -> str:
         architecture = architecture_to_json(self.architecture)
-        return _to_json(self, _MODEL_FORMAT, architecture, preset=self.preset)
+        scores = scores_to_json(self.scores)
+        return _to_json(self, _MODEL_FORMAT, architecture, preset=self.preset, scores=scores)
 
     @classmethod
     def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "ModelCard":
         """Parse a card; ``path`` is the file that errors name.
 
         Raises:
-            CheckpointMismatch: not JSON, another format number, or other architecture fields.
+            CheckpointMismatch: not JSON, another format number, or other fields.
         """
-        return cls(*from_card(text, path, {1: _from_format_1, 2: _from_format_2}))
+        fields, content = from_card(text, path, {1: _from_format_1, 2: _from_format_2})
+        try:
+            scores = scores_from_json(content.get("scores", {}), ScoreSettings, f"{path}: scores")
+        except ValueError as error:
+            raise CheckpointMismatch(f"{error}; {_AGAIN}") from error
+        return cls(**fields, scores=scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +99,7 @@ class LocalizerCard:
     # For a localizer trained here also the training classes.
     source: dict
     version: str = regionclip_jax.__version__
+    parameters_sha256: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def label(self) -> str:
@@ -101,7 +116,7 @@ class LocalizerCard:
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
         """
-        return cls(*part_from_card(text, path, LocalizerConfig))
+        return cls(**part_from_card(text, path, LocalizerConfig))
 
 
 def part_to_json(card) -> str:
@@ -109,9 +124,10 @@ def part_to_json(card) -> str:
     return _to_json(card, _PART_FORMAT, dataclasses.asdict(card.architecture))
 
 
-def part_from_card(text: str, path: str | Path, config_class: type) -> tuple:
-    """Parse the card of a localizer or of heads, as ``from_card``."""
-    return from_card(text, path, {_PART_FORMAT: functools.partial(_read_fields, config_class)})
+def part_from_card(text: str, path: str | Path, config_class: type) -> dict[str, Any]:
+    """Return the fields of the card of a localizer or of heads, as ``from_card``."""
+    readers = {_PART_FORMAT: functools.partial(_read_fields, config_class)}
+    return from_card(text, path, readers)[0]
 
 
 def architecture_to_json(config: CLIPConfig) -> dict:
@@ -135,8 +151,10 @@ def architecture_from_json(values: dict, where: str) -> CLIPConfig:
     return read(values, where)
 
 
-def from_card(text: str, path: str | Path, readers: Mapping[int, Reader]) -> tuple:
-    """Parse architecture, source and version from a card's JSON.
+def from_card(
+    text: str, path: str | Path, readers: Mapping[int, Reader]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields that all cards have, by name, and the whole content of the JSON.
 
     Args:
         readers: for each format number, the reader of the architecture.
@@ -157,13 +175,20 @@ def from_card(text: str, path: str | Path, readers: Mapping[int, Reader]) -> tup
             f"{path}: expected model card format {known}, found {found!r}; use the version of "
             "regionclip_jax that wrote it, or convert the model again with this one"
         )
-    architecture = readers[found](content.get("architecture"), f"{path}: architecture")
-    return architecture, content.get("source", {}), content.get("version", "unknown")
+    fields = {
+        "architecture": readers[found](content.get("architecture"), f"{path}: architecture"),
+        "source": content.get("source", {}),
+        "version": content.get("version", "unknown"),
+        "parameters_sha256": content.get("parameters_sha256"),
+    }
+    return fields, content
 
 
 def _to_json(card, number: int, architecture: dict, **more) -> str:
     content = {"format": number, "architecture": architecture, **more}
     content |= {"source": card.source, "version": card.version}
+    if card.parameters_sha256 is not None:
+        content["parameters_sha256"] = card.parameters_sha256
     return json.dumps(content, indent=2) + "\n"
 
 
@@ -185,8 +210,7 @@ def _read_tower(values: Any, where: str, table: dict[str, Family]):
     kind = values.get("kind") if isinstance(values, dict) else None
     if kind not in table:
         raise CheckpointMismatch(
-            f"{where}.kind: expected one of {sorted(table)}, found {kind!r}; use the version of "
-            "regionclip_jax that wrote it, or convert or export the model again"
+            f"{where}.kind: expected one of {sorted(table)}, found {kind!r}; {_AGAIN}"
         )
     fields = {name: value for name, value in values.items() if name != "kind"}
     return _read_fields(table[kind].config, fields, where)
@@ -234,19 +258,18 @@ def _read_fields(config_class: type[Config], values: Any, where: str) -> Config:
     known = {field.name for field in fields}
     # Older files lack the fields with a default.
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    again = "use the version of regionclip_jax that wrote it, or convert or export the model again"
     if not isinstance(values, dict) or not needed <= set(values) <= known:
         given = sorted(values) if isinstance(values, dict) else values
         raise CheckpointMismatch(
             f"{where}: expected the fields {sorted(needed)}"
             + (f" and perhaps {sorted(known - needed)}" if known > needed else "")
-            + f", found {given}; {again}"
+            + f", found {given}; {_AGAIN}"
         )
     hints = typing.get_type_hints(config_class)
     for name, value in values.items():
         choices = typing.get_args(hints[name])
         if typing.get_origin(hints[name]) is typing.Literal and value not in choices:
             raise CheckpointMismatch(
-                f"{where}.{name}: expected one of {list(choices)}, found {value!r}; {again}"
+                f"{where}.{name}: expected one of {list(choices)}, found {value!r}; {_AGAIN}"
             )
     return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -5,6 +5,7 @@ refused. Orbax renames ``params`` into place only when it is complete. Reading r
 files.
 """
 
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -109,17 +110,19 @@ def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
 def save_sealed(
     directory: Path, variables: dict, expected: dict, card: ModelCard | LocalizerCard
 ) -> None:
-    """Write ``params/`` and then the card of a model or of a part of one.
+    """Write ``params/`` and then the card of a model or of a part of one, with its checksum.
 
     Args:
         variables: ``{"params", "batch_stats"}``.
         expected: a tree of the required shapes.
 
     Raises:
-        CheckpointMismatch: the variables have other names or shapes.
+        CheckpointMismatch: as ``require_sound``; nothing is written.
     """
     leaves = flatten(variables)
-    _require_shapes(directory, leaves, expected, card)
+    # The checksum of the place that the numbers may come from does not count.
+    card = dataclasses.replace(card, parameters_sha256=None)
+    require_sound(directory, leaves, expected, card)
     directory.mkdir(parents=True, exist_ok=True)
     card_path = directory / FILE_NAME
     if jax.process_index() == 0:
@@ -130,6 +133,7 @@ def save_sealed(
     }
     save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
     if jax.process_index() == 0:
+        card = dataclasses.replace(card, parameters_sha256=variables_hash(as_fp32))
         replace_text(card_path, card.to_json())
     barrier(f"wrote {directory}")
 
@@ -168,11 +172,62 @@ def load_sealed(directory: Path, expected: dict, card: ModelCard | LocalizerCard
     """Read the numpy arrays that ``save_sealed`` wrote; ``card`` is the directory's card.
 
     Raises:
-        CheckpointMismatch: incomplete or damaged files, or other names or shapes than expected.
+        CheckpointMismatch: incomplete or damaged files, or as ``require_sound``.
     """
     leaves = flatten(load_variables(directory / PARAMS_NAME))
-    _require_shapes(directory, leaves, expected, card)
+    require_sound(directory, leaves, expected, card)
     return unflatten(leaves)
+
+
+def require_sound(
+    directory: Path, leaves: dict, expected: dict, card: ModelCard | LocalizerCard
+) -> None:
+    """Check weights before they are written, and whenever they are read.
+
+    Args:
+        directory: of the model or of a part of one, for errors.
+        leaves: arrays by path.
+        expected: a tree of the required shapes.
+        card: with the checksum of the arrays; cards of older versions have none.
+
+    Raises:
+        CheckpointMismatch: other names or shapes than expected, a number that is not finite, or
+            other numbers than those that were written. The message names tensors and parts.
+    """
+    _require_shapes(directory, leaves, expected, card)
+    problems = [
+        f"{path} ({_part(path, card)}): {count:,} of {leaf.size:,} numbers are not finite"
+        for path, leaf in leaves.items()
+        if (count := leaf.size - int(np.isfinite(np.asarray(leaf, np.float32)).sum()))
+    ]
+    if problems:
+        raise CheckpointMismatch(
+            f"{directory}: {len(problems)} tensors of {card.label} hold NaN or infinite "
+            "numbers:\n  " + "\n  ".join(summarise(problems)) + "\nconvert or download the file "
+            "again, or export the model from an earlier checkpoint of its run"
+        )
+    written = card.parameters_sha256
+    if written is not None and (found := variables_hash(leaves)) != written:
+        raise CheckpointMismatch(
+            f"{directory}: the numbers of {card.label} have the SHA-256 {found[:12]}, but "
+            f"{written[:12]} when they were written; copy the directory again, or convert or "
+            "export the model again"
+        )
+
+
+# Names for users of the first branches of parameters; a localizer's are all the localizer's.
+_PARTS = {
+    "visual": "image tower",
+    "text": "text tower",
+    "logit_scale": "temperature of the model",
+    "logit_bias": "temperature of the model",
+    "box_head": "box head",
+    "mask_head": "mask head",
+}
+
+
+def _part(path: str, card: ModelCard | LocalizerCard) -> str:
+    return _PARTS.get(path.split("/")[1], card.label)
 
 
 def _require_shapes(

@@ -11,9 +11,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder
+from regionclip_jax.artifacts.vocabulary import FILE_NAME, Vocabulary, describe_encoder
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.towers import TextTowerConfig
+from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.settings import ConceptSettings, ConfigError, choose, config_context
 from regionclip_jax.sharding.barriers import barrier
@@ -25,7 +26,8 @@ from regionclip_jax.text.tokenizer import tokenizer_named
 # The small CLIP of the synthetic experiment was not trained on prompts such as "itap of my ring".
 PLAIN_TEMPLATES = ("{}", "a {}", "a photo of a {}", "there is a {}", "a picture with a {}")
 _TEMPLATE_SETS = {"clip": TEMPLATES, "plain": PLAIN_TEMPLATES}
-_TOKENS_PER_CALL = 2**14
+# A CPU is as fast in small calls, which leave less padding where few names are given.
+_TOKENS_PER_CALL, _TOKENS_PER_CALL_ON_CPUS = 2**14, 2**11
 _WIDTH_STEP = 16
 
 
@@ -96,7 +98,9 @@ def _calls(
         return list(rows), tokens
 
     def names_per_call(width: int) -> int:
-        return max(1, _TOKENS_PER_CALL // (width * len(templates)))
+        on_cpu = target_backend() == "cpu"
+        num_tokens = _TOKENS_PER_CALL_ON_CPUS if on_cpu else _TOKENS_PER_CALL
+        return max(1, num_tokens // (width * len(templates)))
 
     for row, name in enumerate(names):
         tokens = tokenize(prompts_for(name, templates), text.context_length)
@@ -141,3 +145,9 @@ def cached_vocabulary(
     if jax.process_index() == 0:
         vocabulary.save(path)
     return vocabulary
+
+
+def export(vocabulary: Vocabulary, directory: Path) -> None:
+    """Write the vocabulary of a model directory; every process may call it."""
+    if jax.process_index() == 0:
+        vocabulary.save(directory / FILE_NAME)

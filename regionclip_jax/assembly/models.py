@@ -20,8 +20,10 @@ from regionclip_jax.settings import (
     DetectorObjective,
     EvaluationSettings,
     ModelSettings,
+    ScoreSettings,
     TrainedModelSettings,
     choose,
+    completed,
 )
 from regionclip_jax.steps.predict_step import FindRegions, given_boxes, proposals_of, windows
 from regionclip_jax.training.initialization import draw_parameters, merge_parameters
@@ -145,6 +147,18 @@ def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None
             "masks nor batch norms for a random image tower; choose a ResNet, or "
             "detector.mask_size None and image_tower 'pretrained'"
         )
+
+
+def with_own_scores(settings: EvaluationSettings, own: ScoreSettings) -> EvaluationSettings:
+    """Return an evaluation whose keys that are None have the model's own values.
+
+    Only a localizer's proposals have objectness.
+    """
+    detection = completed(settings.detection, own.detection)
+    if settings.regions != "localizer":
+        detection = dataclasses.replace(detection, objectness="none")
+    proposals = completed(settings.proposals, own.proposals)
+    return dataclasses.replace(settings, proposals=proposals, detection=detection)
 
 
 def build_find_regions(settings: EvaluationSettings, localizer: Localizer | None) -> FindRegions:

@@ -9,12 +9,18 @@ from typing import NamedTuple
 
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables
-from regionclip_jax.assembly.models import build_find_regions, compute_dtype
+from regionclip_jax.assembly.models import build_find_regions, compute_dtype, with_own_scores
 from regionclip_jax.assembly.training import abstract_boxes, array, largest_canvas
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
-from regionclip_jax.settings import EvaluationSettings, choose
+from regionclip_jax.settings import (
+    DetectionSettings,
+    EvaluationSettings,
+    ProposalSettings,
+    ScoreSettings,
+    choose,
+)
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction, make_predict_step
 from regionclip_jax.structures import DetectionBatch
 
@@ -52,7 +58,8 @@ def abstract_prediction(
     No file is read.
 
     Args:
-        settings: regions, classes and images.
+        settings: regions, classes and images; keys that are None have the defaults of the
+            settings, as there is no model directory.
         preset: preset of the CLIP.
         dtype: type of the computation.
         localizer: localizer preset, if ``settings.regions`` needs one.
@@ -61,6 +68,7 @@ def abstract_prediction(
     architecture = choose(PRESETS, preset, "preset")
     known = localizer and choose(LOCALIZER_PRESETS, localizer, "localizer")
     compute = compute_dtype(dtype)
+    settings = with_own_scores(settings, ScoreSettings(ProposalSettings(), DetectionSettings()))
     step = build_step(
         settings, CLIP(architecture, dtype=compute), Localizer(known, compute) if known else None
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, load_localizer_card
@@ -27,8 +28,10 @@ from regionclip_jax.settings import (
 from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 
-# (state, frozen, batch) -> (state, metrics)
+# (state, frozen, batch) -> (state, metrics). Metrics are scalars or pairs (sum, count). EXAMPLES
+# may hold a tree of arrays [B, ...] with a row for each image, which ``Materials.draw`` reads.
 Step = Callable[[TrainState, Any, Any], tuple[TrainState, dict]]
+EXAMPLES = "examples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Materials:
             with remaining steps, so a refused run changes nothing.
         batches: global record count -> this process's batches from there on.
         export: writes the model directory from the variables and the source for its card.
+        draw: the first rows of a batch, and of the step's examples or more of them, on the host ->
+            images by name, for TensorBoard. Called in a thread. None if the step has no examples.
     """
 
     contents: Mapping
@@ -60,6 +65,7 @@ class Materials:
     frozen: Callable[[Path], Any]
     batches: Callable[[int], Iterator]
     export: Callable[[Path, dict, dict], None]
+    draw: Callable[[Any, Any], Mapping[str, np.ndarray]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Run of every training job: resume, loop, metrics, guards, checkpoints, export."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -11,10 +11,12 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
-from regionclip_jax.assembly.optimization import build_mesh
-from regionclip_jax.assembly.training import Training
+from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.assembly.optimization import build_mesh, build_schedule
+from regionclip_jax.assembly.training import EXAMPLES, Materials, Training
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.reporting.progress import Progress
+from regionclip_jax.reporting.region_labels import BackgroundImages
 from regionclip_jax.reporting.tables import as_markdown, parameters_text, settings_text
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.settings import (
@@ -27,7 +29,9 @@ from regionclip_jax.sharding.barriers import compile_barrier
 from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
     abstract_arrays,
+    batch_sharding,
     gather,
+    local_rows,
     replicated_sharding,
     shard,
     to_global_batch,
@@ -40,6 +44,7 @@ from regionclip_jax.training.metrics import MetricAccumulator
 from regionclip_jax.training.nan_guard import only_if_finite, require_finite
 
 MODEL_FOLDER = "model"
+_NUM_DRAWN = 4  # images at every checkpoint
 
 
 def run(training: Training, workdir: Path) -> Path:
@@ -64,8 +69,9 @@ def run(training: Training, workdir: Path) -> Path:
         workdir / "checkpoints",
         max_to_keep=run.checkpoints_to_keep,
         card=resume_card(settings, materials.contents),
-        # Runs of older versions have the default value of a new key.
-        added=resume_card(type(settings)(), {}),
+        # Runs of older versions have the default value of a new key, and recorded no fingerprint of
+        # their data.
+        added=resume_card(type(settings)(), {"data": materials.contents.get("data")}),
     )
     # Closing waits for a checkpoint that is being written, also after an error.
     with contextlib.closing(checkpoints):
@@ -97,19 +103,22 @@ def run(training: Training, workdir: Path) -> Path:
                 start_step,
                 checkpoints,
                 _on_mesh(training.make_step(mesh), shardings, frozen, mesh),
-                materials.batches,
+                materials,
             )
     model = workdir / MODEL_FOLDER
-    materials.export(model, gather(state.variables), {"run": settings.job})
+    materials.export(model, gather(state.variables), {"run": settings.job, "step": run.num_steps})
     logging.info("%s: model written", model)
     return model
 
 
 def as_clip(architecture: CLIPConfig) -> Callable[[Path, dict, dict], None]:
-    """Return the ``export`` of jobs that train only a CLIP."""
-    return lambda directory, variables, source: save_model(
-        directory, variables, ModelCard(architecture, source)
-    )
+    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one."""
+
+    def export(directory: Path, variables: dict, source: dict) -> None:
+        scores = default_scores(variables["params"], None)
+        save_model(directory, variables, ModelCard(architecture, source, scores=scores))
+
+    return export
 
 
 def resume_card(settings: TrainingSettings, contents: Mapping) -> dict:
@@ -125,12 +134,21 @@ def resume_card(settings: TrainingSettings, contents: Mapping) -> dict:
 
 
 def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
-    """Return the jitted step over this process's numpy batches; the state keeps its sharding."""
+    """Return the jitted step over this process's numpy batches; the state keeps its sharding.
+
+    Metrics are replicated; examples stay on the devices of their images.
+    """
+
+    def separated(state, frozen, batch):
+        state, metrics = step(state, frozen, batch)
+        examples = {key: metrics.pop(key) for key in (EXAMPLES,) if key in metrics}
+        return state, metrics, examples
+
     jitted = compile_barrier(
         jax.jit(
-            step,
+            separated,
             in_shardings=(shardings, None, None),
-            out_shardings=(shardings, replicated_sharding(mesh)),
+            out_shardings=(shardings, replicated_sharding(mesh), batch_sharding(mesh)),
             donate_argnums=0,
         )
     )
@@ -139,7 +157,8 @@ def _on_mesh(step: Callable, shardings, frozen, mesh: Mesh) -> Callable:
         batch = to_global_batch(batch, mesh)
         # An implicit transfer from host to device in the step is a bug.
         with jax.transfer_guard("disallow"):
-            return jitted(state, frozen, batch)
+            state, metrics, examples = jitted(state, frozen, batch)
+        return state, metrics | examples
 
     return run_step
 
@@ -151,11 +170,15 @@ def _run_steps(
     start_step: int,
     checkpoints: TrainingCheckpoints,
     run_step: Callable,
-    batches_from: Callable[[int], Iterator],
+    materials: Materials,
 ) -> TrainState:
-    """Run the remaining steps, with metrics, guards and checkpoints."""
+    """Run the remaining steps, with metrics, images, guards and checkpoints."""
     run, is_first_process = settings.run, jax.process_index() == 0
-    with contextlib.closing(make_writer(workdir, just_logging=not is_first_process)) as writer:
+    schedule = build_schedule(settings.optimizer, run.num_steps)
+    with contextlib.ExitStack() as stack:
+        writer = make_writer(workdir, just_logging=not is_first_process)
+        stack.enter_context(contextlib.closing(writer))
+        images = stack.enter_context(contextlib.closing(BackgroundImages(writer.write_images)))
         if start_step == 0:
             writer.write_texts(
                 0,
@@ -165,12 +188,26 @@ def _run_steps(
                 },
             )
         metrics = MetricAccumulator()
-        last_step = start_step
+        last_step, last_batch, last_examples = start_step, None, None
 
         def fetch():
             values = metrics.compute()
             require_finite(last_step, values, last_good=checkpoints.latest())
-            return values
+            # Of the last update, which is the first with a rate of schedule(0).
+            return values | {"learning_rate": float(schedule(last_step - 1))}
+
+        def step_fn(state, batch):
+            nonlocal last_batch, last_examples
+            state, step_metrics = run_step(state, batch)
+            last_batch, last_examples = batch, step_metrics.pop(EXAMPLES, None)
+            return state, step_metrics
+
+        def draw(step_number, state, step_metrics):
+            if last_examples is not None and is_first_process:
+                # A copy, because a whole batch may be large.
+                first = jax.tree.map(lambda x: x[:_NUM_DRAWN].copy(), last_batch)
+                examples = last_examples
+                images.write(step_number, lambda: materials.draw(first, local_rows(examples)))
 
         progress = Progress(
             num_steps=run.num_steps,
@@ -194,9 +231,9 @@ def _run_steps(
             guarded_save(step_number, state, step_metrics)
             checkpoints.wait()
 
-        with contextlib.closing(batches_from(start_step * run.batch_size)) as batches:
+        with contextlib.closing(materials.batches(start_step * run.batch_size)) as batches:
             return loop.run(
-                run_step,
+                step_fn,
                 state,
                 progress.waiting(batches),
                 start_step=start_step,
@@ -205,6 +242,7 @@ def _run_steps(
                     (1, collect),
                     (1, progress.started),
                     (run.log_every, progress.report),
+                    (run.checkpoint_every, draw),
                     (run.checkpoint_every, guarded_save),
                 ],
                 on_preempt=save_to_disk,

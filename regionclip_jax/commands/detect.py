@@ -3,12 +3,13 @@
     regionclip detect --checkpoint checkpoints/clip_rn50 --images photos/ \\
         --classes "cat, remote control" --output found
 
-A score is the class's probability. The model directory needs a localizer
-(regionclip convert --localizer). OUTPUT gets detections.json and, for every image with
-a detection, NAME.png.
+Proposals and scores have the settings of the model directory. A score is a probability, unless
+--objectness is "reference". The model directory needs a localizer (regionclip convert --localizer
+FILE or DIR). OUTPUT gets detections.json and, for every image with a detection, NAME.png.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -16,14 +17,15 @@ from pathlib import Path
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.image_files import list_images
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
-from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks
+from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks, score_text
 from regionclip_jax.reporting.galleries import write_png
-from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
+from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.text.names import resolve_names
 
 
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         "categories), or a vocabulary .npz; default: the model directory's own vocabulary.npz",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
-    parser.add_argument("--score", type=float, default=0.5, help="keep probabilities above this")
+    parser.add_argument("--score", type=float, default=0.5, help="keep scores above this")
     parser.add_argument("--max_boxes", type=int, default=30, help="most boxes of an image")
     parser.add_argument(
         "--all_names",
@@ -50,14 +52,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="keep several names of one box (default: the best of each box)",
     )
     parser.add_argument(
-        "--objectness", choices=("reference", "sigmoid", "none"), default="reference",
-        help="use of the localizer's objectness in the order of detections",
+        "--objectness", choices=("reference", "sigmoid", "none"),
+        help="use of the localizer's objectness in the scores (default: the model directory's); "
+        "scores of the reference may exceed 1",
     )  # fmt: skip
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
+    add_require_platform(parser)
     options = parser.parse_args(arguments)
-    log_own_progress()
     try:
+        start(options)
         paths = list_images(options.images)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
@@ -66,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
         )
         model.vocabulary(classes)
+        model.require_localizer()
         return detect_all(model, paths, classes, options)
     except (CheckpointMismatch, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,6 +81,9 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     """Detect on every image; return the exit status: 1 if the only image cannot be read."""
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
+    settings = model.scores.detection
+    if options.objectness is not None:
+        settings = dataclasses.replace(settings, objectness=options.objectness)
     images, skipped, began = [], [], time.monotonic()
     for number, path in enumerate(paths, start=1):
         try:
@@ -84,14 +92,14 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
             skipped.append(str(error))
             print(f"skipped: {error}", file=sys.stderr)
             continue
-        found = model.detect(image, classes, objectness=options.objectness, max_detections=300)
+        found = model.detect(image, classes, objectness=options.objectness)
         kept = choose(found, options.score, options.max_boxes, options.all_names)
         name = f"{number:05d}_{path.stem}.png" if len(paths) > 1 else f"{path.stem}.png"
         if kept:
             marks = [
                 Mark(
                     found.boxes[k].tolist(),
-                    f"{found.names[k]} {found.scores[k]:.0%}",
+                    f"{found.names[k]} {score_text(found.scores[k], settings)}",
                     colour=CLASS_COLOURS[found.classes[k] % len(CLASS_COLOURS)],
                 )
                 for k in reversed(kept)
@@ -124,6 +132,7 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
         "classes": list(vocabulary.names),
         "boxes": "x1, y1, x2, y2 in pixels of the image, rotated as its EXIF data says",
         "score_above": options.score,
+        "objectness": settings.objectness,
         "images": images,
         "skipped": skipped,
     }

@@ -20,12 +20,13 @@ import numpy as np
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.image_files import list_images
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.files import replaced_file
 from regionclip_jax.model import RegionCLIP
-from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
+from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.text.names import resolve_names
 
 
@@ -44,13 +45,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_proposals", type=int, default=100)
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
+    add_require_platform(parser)
     options = parser.parse_args(arguments)
-    log_own_progress()
     try:
+        start(options)
         paths = list_images(options.images)
         given = None
         if options.boxes is not None:
-            given = json.loads(Path(options.boxes).read_text(encoding="utf-8"))
+            given = json.loads(Path(options.boxes).read_text(encoding="utf-8-sig"))
             if missing := [path.name for path in paths if path.name not in given]:
                 raise ValueError(
                     f"{options.boxes}: no boxes for {len(missing)} images such as {missing[:3]}; "
@@ -62,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         model = load(
             options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
         )
+        if given is None:
+            model.require_localizer()
         return extract_all(model, paths, given, classes, options)
     except (CheckpointMismatch, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -82,6 +82,11 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             names an object that is not a tensor; the message names the file and the remedy.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointMismatch(
+            f"{path}: expected a checkpoint file, found a directory; a model directory needs no "
+            "conversion, and only --localizer copies from one"
+        )
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_START))
         file.seek(0)

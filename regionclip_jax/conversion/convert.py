@@ -19,6 +19,7 @@ from regionclip_jax.artifacts.detector_heads import HeadsCard, remove_heads, sav
 from regionclip_jax.artifacts.localizer_checkpoint import (
     abstract_localizer,
     abstract_trunk,
+    load_localizer,
     save_localizer,
     save_trunk,
 )
@@ -28,6 +29,7 @@ from regionclip_jax.artifacts.model_card import (
     ModelCard,
     architecture_to_json,
 )
+from regionclip_jax.artifacts.score_settings import default_scores
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion import (
@@ -182,7 +184,12 @@ def convert_checkpoint(
     )
     taken = {own_name for name in used for own_name in names[name]}
     origin = {"file": source.name, "sha256": file_sha256(source)}
-    card = ModelCard(config, origin)
+    scores = default_scores(variables["params"], None)
+    # The localizer may be attached later, and its levels decide.
+    scores = dataclasses.replace(
+        scores, proposals=dataclasses.replace(scores.proposals, pre_nms_topk=None)
+    )
+    card = ModelCard(config, origin, scores=scores)
     heads = None
     if tower == "student" and detector_keys.has_box_head(tensors):
         heads, widths, used = detector_keys.take_heads(
@@ -206,7 +213,8 @@ def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
 
     Args:
         source: RegionCLIP's ``rpn_*.pth`` or another R-CNN of detectron2, with its backbone and
-            proposal generator; or a fine-tuned RegionCLIP, with its ``offline_`` ones.
+            proposal generator; or a fine-tuned RegionCLIP, with its ``offline_`` ones; or a model
+            directory with a localizer, which is copied.
         output: a model directory, whose localizer is replaced; or a new directory for it alone.
 
     Raises:
@@ -214,6 +222,11 @@ def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
             shapes.
     """
     source = Path(source)
+    if source.is_dir():
+        variables, card = load_localizer(source)
+        save_localizer(output, variables, card)
+        num_tensors = len(model_checkpoint.flatten(variables))
+        return Conversion(card, num_tensors, (), (), (f"copied from {source}",))
     tensors = regionclip_keys.strip_common_prefix(read_tensors(source))
     renamed, names = localizer_keys.to_bare_names(tensors, source.name)
     config = infer_localizer_config(renamed, source.name)

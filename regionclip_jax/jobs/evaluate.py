@@ -6,7 +6,6 @@ they have region top-1 on given boxes, or the recall of the proposals, which sep
 recognition from a bad localizer.
 """
 
-import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +19,15 @@ from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
+from regionclip_jax.artifacts.score_settings import complete_scores
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.assembly import concept_pool
-from regionclip_jax.assembly.models import compute_dtype, log_dtype, resolve_dtype
+from regionclip_jax.assembly.models import (
+    compute_dtype,
+    log_dtype,
+    resolve_dtype,
+    with_own_scores,
+)
 from regionclip_jax.assembly.optimization import build_mesh
 from regionclip_jax.assembly.prediction import build_step
 from regionclip_jax.assembly.sources import build_boxes_source
@@ -39,8 +44,14 @@ from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
-from regionclip_jax.reporting.writers import make_writer
-from regionclip_jax.settings import ConfigError, EvaluateSettings, EvaluationSettings, as_plain
+from regionclip_jax.reporting.writers import write_evaluation
+from regionclip_jax.settings import (
+    ConfigError,
+    EvaluateSettings,
+    EvaluationSettings,
+    ScoreSettings,
+    as_plain,
+)
 from regionclip_jax.sharding.barriers import compile_barrier
 from regionclip_jax.sharding.consistency import require_consistent
 from regionclip_jax.sharding.global_arrays import (
@@ -66,8 +77,12 @@ class Evaluation(NamedTuple):
     saw: dict[str, str]
     images_per_second: float | None
     class_names: dict[int, str]
+    # Settings of the scores: the recipe's and, where it states none, the model's own.
+    scores: dict | None = None
     # Every object of a class has a box, as in COCO but not in LVIS.
     all_annotated: bool = True
+    # Updates of the training that wrote the model; 0 for a converted one.
+    step: int = 0
 
 
 def run(settings: EvaluateSettings, workdir: Path) -> dict:
@@ -88,6 +103,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             "models": settings.models,
             "dtype": resolve_dtype(settings.dtype),
             "evaluation": as_plain(settings.evaluation),
+            "scores": {n: e.scores for n, e in evaluations.items()},
             "per_category": {n: e.per_category for n, e in evaluations.items()},
         }
         write_results(workdir / "results.json", metrics, details=details)
@@ -105,23 +121,16 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             rate = evaluation.images_per_second
             print(f"{name}: {', '.join(f'{k}: {v}' for k, v in evaluation.saw.items())}"
                   + (f", {rate:.1f} images/s" if rate else ""))  # fmt: skip
-        report(workdir, metrics, step=0, image=image)
+        report(workdir, evaluations, image)
     return metrics
 
 
-def report(
-    workdir: Path,
-    metrics: Mapping[str, Mapping[str, float | None]],
-    step: int,
-    image: np.ndarray,
-) -> None:
+def report(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
     """Print the table, and write the metrics and the image to TensorBoard."""
+    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     print(comparison_table(metrics), flush=True)
-    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
-        for name, values in metrics.items():
-            known = {f"{name}/{k}": v for k, v in values.items() if v is not None}
-            writer.write_scalars(step, known)
-        writer.write_images(step, {"regions": image[None].astype(np.float32) / 255})
+    steps = {name: evaluation.step for name, evaluation in evaluations.items()}
+    write_evaluation(workdir, metrics, steps, {"regions": image[None].astype(np.float32) / 255})
 
 
 def evaluate_model(
@@ -131,7 +140,7 @@ def evaluate_model(
 
     Args:
         directory: model directory.
-        settings: regions, classes and images.
+        settings: regions, classes and images; scores that are None are the directory's own.
         dtype: type of the computation.
         vocabulary_path: cache of the embedded class names.
 
@@ -141,6 +150,7 @@ def evaluate_model(
         InconsistentHosts: processes of this run found different data.
     """
     detector = _load(directory, settings, dtype)
+    settings = with_own_scores(settings, detector.scores)
     source = build_boxes_source(settings, "evaluation", keep_file=True)
     dataset = open_dataset(source, settings.class_split, detector.classes)
     given_boxes = settings.regions == _GROUND_TRUTH
@@ -198,7 +208,12 @@ def evaluate_model(
         saw=saw,
         images_per_second=clock.rate,
         class_names=dict(zip(dataset.ids, dataset.names, strict=True)),
+        scores={
+            "proposals": as_plain(settings.proposals),
+            "detection": as_plain(settings.detection),
+        },
         all_annotated=dataset.metric != "lvis",
+        step=detector.step,
     )
 
 
@@ -208,10 +223,14 @@ class _Detector(NamedTuple):
     model: CLIP
     localizer: Localizer | None
     variables: DetectorVariables
+    # The model's own.
+    scores: ScoreSettings
     # Training classes of the heads, if known.
     classes: list[str] | None
     # Boxes and weights of the evaluation, as texts.
     saw: dict[str, str]
+    # Updates of its training.
+    step: int
 
 
 def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detector:
@@ -220,11 +239,12 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
     parts: dict[str, Any] = {}
-    localizer = None
+    localizer, architecture = None, None
     if settings.regions == _LOCALIZER:
         where = settings.localizer or directory
         parts["localizer"], localizer_card = load_localizer(where)
-        localizer = Localizer(localizer_card.architecture, model.dtype)
+        architecture = localizer_card.architecture
+        localizer = Localizer(architecture, model.dtype)
         saw["boxes"] = f"proposals of {_origin(where, localizer_card)}"
     if heads is not None and settings.regions != _GROUND_TRUTH:
         parts["box_head"] = {"params": heads["box_head"]}
@@ -235,8 +255,10 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
         model=model,
         localizer=localizer,
         variables=DetectorVariables(variables, None, **parts),
+        scores=complete_scores(card.scores, variables["params"], architecture),
         classes=heads_card.source.get("classes") if heads_card else None,
         saw=saw,
+        step=card.source.get("step", 0),
     )
 
 

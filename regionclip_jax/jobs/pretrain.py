@@ -1,5 +1,6 @@
 """RegionCLIP pretraining: a teacher labels regions; a student learns from them and captions."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,16 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
-from regionclip_jax.artifacts.model_checkpoint import abstract_variables, variables_hash
-from regionclip_jax.artifacts.vocabulary import text_tower_hash
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_localizer
+from regionclip_jax.artifacts.model_card import ModelCard
+from regionclip_jax.artifacts.model_checkpoint import (
+    abstract_variables,
+    save_model,
+    variables_hash,
+)
+from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
+from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
 from regionclip_jax.assembly import concept_pool, training_run
 from regionclip_jax.assembly.models import (
     build_model,
@@ -29,6 +37,7 @@ from regionclip_jax.assembly.optimization import (
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
 from regionclip_jax.assembly.training import (
+    EXAMPLES,
     Assumed,
     Materials,
     Training,
@@ -36,14 +45,16 @@ from regionclip_jax.assembly.training import (
     array,
     localizer_architecture,
 )
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.reporting.region_labels import draw_labelled_regions
 from regionclip_jax.settings import ModelSettings, PretrainSettings
-from regionclip_jax.steps.pretrain_step import Frozen, make_pretrain_step
+from regionclip_jax.steps.pretrain_step import Frozen, make_labelling_step
 
 
 def run(settings: PretrainSettings, workdir: Path, concepts: Sequence[str] = ()) -> Path:
-    """Train and return the student's model directory.
+    """Train and return the student's model directory, with the concepts and the localizer.
 
     Args:
         concepts: names of the pool if the recipe names no file.
@@ -75,7 +86,7 @@ def build(
     localizer = Localizer(architecture, student.dtype) if architecture else None
 
     def make_step(mesh):
-        return make_pretrain_step(
+        labelling_step = make_labelling_step(
             student,
             teacher,
             optimizer,
@@ -84,6 +95,12 @@ def build(
             localizer=localizer,
             image_text=image_text_loss_on(mesh, settings.regions.image_text_chunk),
         )
+
+        def step(state, frozen, batch):
+            state, metrics, labelled = labelling_step(state, frozen, batch)
+            return state, metrics | {EXAMPLES: labelled}
+
+        return step
 
     def abstract_frozen() -> Frozen:
         num_names = (assumed or Assumed()).num_names
@@ -120,7 +137,7 @@ def _open(
         if _origin(settings.teacher) == _origin(settings.student)
         else initial_variables(settings.teacher, settings.run.seed)
     )
-    localizer = None
+    localizer = card = None
     if settings.regions.localizer:
         localizer, card = load_localizer(settings.regions.localizer)
         logging.info("regions: proposals of %s (%s)", settings.regions.localizer, card.label)
@@ -132,13 +149,14 @@ def _open(
     logging.info("concept pool: %d names, e.g. %s", len(names), ", ".join(names[:5]))
     text_tower = text_tower_hash(start["params"])
 
+    how = (names, settings.concepts.templates)
+
+    def pool_of_student(workdir: Path) -> Vocabulary:
+        return concept_pool.cached_vocabulary(workdir / VOCABULARY_NAME, student, start, *how)
+
     def frozen(workdir: Path) -> Frozen:
         """Return the frozen parts; the text towers are frozen, so both pools are constant."""
-        how = (names, settings.concepts.templates)
-        student_pool = concept_pool.cached_vocabulary(
-            workdir / "vocabulary.npz", student, start, *how
-        )
-        teacher_pool = student_pool
+        teacher_pool = student_pool = pool_of_student(workdir)
         if text_tower != text_tower_hash(teacher_variables["params"]):
             teacher_pool = concept_pool.cached_vocabulary(
                 workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how
@@ -150,9 +168,19 @@ def _open(
             localizer=cast_matrices(localizer, student.dtype),
         )
 
+    def export(directory: Path, variables: dict, source: dict) -> None:
+        if localizer is not None:
+            save_localizer(directory, localizer, card)
+        concept_pool.export(pool_of_student(directory.parent), directory)
+        own = default_scores(variables["params"], card and card.architecture)
+        # The regions of the training were classified at this temperature.
+        detection = dataclasses.replace(own.detection, temperature=settings.regions.temperature)
+        scores = dataclasses.replace(own, detection=detection)
+        save_model(directory, variables, ModelCard(student.config, source, scores=scores))
+
     return Materials(
         contents={
-            "records": len(source),
+            **content_facts(source),
             "concepts": names,
             "student_text_tower": text_tower,
             "teacher": variables_hash(teacher_variables),
@@ -168,7 +196,8 @@ def _open(
             seed=settings.run.seed,
             start_record=first,
         ),
-        export=training_run.as_clip(student.config),
+        export=export,
+        draw=functools.partial(draw_labelled_regions, concepts=names),
     )
 
 

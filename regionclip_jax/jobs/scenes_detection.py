@@ -84,8 +84,14 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
         )
     models |= {f"{CLIP} {ZERO_SHOT}": teacher, f"{REGIONCLIP} {ZERO_SHOT}": student}
 
+    # All models, also the zero-shot ones, are scored by the detectors' settings.
+    scores = settings.train_detector.scores
     evaluation = dataclasses.replace(
-        settings.train_detector.evaluation, localizer=str(localizer), **held_out
+        settings.train_detector.evaluation,
+        localizer=str(localizer),
+        proposals=scores.proposals,
+        detection=scores.detection,
+        **held_out,
     )
 
     def evaluate_all():
@@ -151,7 +157,7 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
     )
     write_png(workdir / "detections.png", image)
     print(comparison_table({"localizer": recall}))
-    evaluate.report(workdir, metrics, step=settings.train_detector.run.num_steps, image=image)
+    evaluate.report(workdir, evaluations, image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}")
     print(f"numbers: {workdir / 'results.json'}\nimage: {workdir / 'detections.png'}", flush=True)

@@ -134,7 +134,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         class_names=SHAPES,
     )
     write_png(workdir / "regions.png", image)
-    evaluate.report(workdir, metrics, step=settings.pretrain.run.num_steps, image=image)
+    evaluate.report(workdir, evaluations, image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
     print(f"image: {workdir / 'regions.png'}", flush=True)

@@ -12,6 +12,7 @@ from regionclip_jax.assembly.optimization import build_optimizer, build_state, i
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
 from regionclip_jax.assembly.training import Assumed, Materials, Training
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.settings import TrainClipSettings
 from regionclip_jax.steps.train_clip_step import make_train_clip_step
 
@@ -47,7 +48,7 @@ def _open(settings: TrainClipSettings) -> Materials:
     source = build_image_text_source(settings.data)
     architecture = clip_config(settings.model)
     return Materials(
-        contents={"records": len(source)},
+        contents=content_facts(source),
         variables=lambda: initial_variables(settings.model, settings.run.seed),
         frozen=lambda workdir: {},
         batches=lambda start: stream_batches(

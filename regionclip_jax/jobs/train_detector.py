@@ -1,5 +1,6 @@
 """Train an open-vocabulary detector on base classes, and test it also on novel ones."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from regionclip_jax.artifacts.model_checkpoint import (
     save_model,
     variables_hash,
 )
+from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import (
     Vocabulary,
     describe_encoder,
@@ -39,10 +41,16 @@ from regionclip_jax.assembly.training import (
     array,
     localizer_architecture,
 )
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.settings import ConfigError, EvaluateSettings, TrainDetectorSettings
+from regionclip_jax.settings import (
+    ConfigError,
+    EvaluateSettings,
+    ScoreSettings,
+    TrainDetectorSettings,
+)
 from regionclip_jax.steps.detector_step import (
     BOX_HEAD,
     MASK_HEAD,
@@ -57,7 +65,8 @@ from regionclip_jax.training.initialization import draw_parameters
 def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
     """Train, evaluate if the recipe has images for it, and return the detector's directory.
 
-    The directory is complete: CLIP with the trained image tower, the heads, and the localizer.
+    The directory is complete: CLIP with the trained image tower, the heads, the localizer, the
+    embeddings of the trained classes, and the settings of scores.
     """
     log_dtype("model and localizer", settings.model.dtype)
     directory = training_run.run(build(settings), workdir)
@@ -129,19 +138,24 @@ def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> M
     start = initial_variables(settings.model, settings.run.seed)
     names = tuple(prepare_class_name(name) for name in training_set.category_names)
 
+    def vocabulary(workdir: Path) -> Vocabulary:
+        return _class_embeddings(settings, names, model, start, workdir)
+
     def frozen(workdir: Path) -> FrozenDetectorParts:
-        vocabulary = _class_embeddings(settings, names, model, start, workdir)
-        return FrozenDetectorParts(cast_matrices(localizer, model.dtype), vocabulary.embeddings)
+        embeddings = vocabulary(workdir).embeddings
+        return FrozenDetectorParts(cast_matrices(localizer, model.dtype), embeddings)
 
     def export(directory: Path, variables: dict, source: dict) -> None:
-        save_model(directory, clip_part(variables), ModelCard(model.config, source))
         save_localizer(directory, localizer, localizer_card)
         parts = {k: v for k, v in variables["params"].items() if k in (BOX_HEAD, MASK_HEAD)}
         save_heads(directory, parts, HeadsCard(heads, {**source, "classes": list(names)}))
+        concept_pool.export(vocabulary(directory.parent), directory)
+        card = ModelCard(model.config, source, scores=_exported_scores(settings))
+        save_model(directory, clip_part(variables), card)
 
     return Materials(
         contents={
-            "records": len(training_set),
+            **content_facts(training_set),
             "classes": names,
             "text_tower": text_tower_hash(start["params"]),
             "localizer": variables_hash(localizer),
@@ -157,6 +171,15 @@ def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> M
         ),
         export=export,
     )
+
+
+def _exported_scores(settings: TrainDetectorSettings) -> ScoreSettings:
+    """Return the detector's settings; users see probabilities, not the reference's product."""
+    scores = settings.scores
+    if scores.detection.objectness != "reference":
+        return scores
+    detection = dataclasses.replace(scores.detection, objectness="sigmoid")
+    return dataclasses.replace(scores, detection=detection)
 
 
 def _start_variables(settings: TrainDetectorSettings, start: dict, heads: HeadsConfig) -> dict:
@@ -185,7 +208,7 @@ def _class_embeddings(
     detector = settings.detector
     if not detector.vocabulary:
         return concept_pool.cached_vocabulary(
-            workdir / "vocabulary.npz", model, start, names, detector.templates
+            workdir / VOCABULARY_NAME, model, start, names, detector.templates
         )
     given = Vocabulary.load(detector.vocabulary)
     require_matching(given, describe_encoder(model.config, start["params"]))

@@ -23,10 +23,12 @@ from regionclip_jax.assembly import detection_data, training_run
 from regionclip_jax.assembly.models import compute_dtype, log_dtype, resolve_dtype
 from regionclip_jax.assembly.optimization import build_optimizer, build_state
 from regionclip_jax.assembly.training import Assumed, Materials, Training
+from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.jobs import proposal_recall
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.reporting.tables import comparison_table
+from regionclip_jax.reporting.writers import write_evaluation
 from regionclip_jax.settings import (
     ConfigError,
     LocalizerModelSettings,
@@ -53,6 +55,7 @@ def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
             }
             write_results(workdir / "results.json", {"localizer": found}, details=details)
             print(comparison_table({"localizer": found}), flush=True)
+            write_evaluation(workdir, {"localizer": found}, {"localizer": settings.run.num_steps})
     return model
 
 
@@ -88,7 +91,7 @@ def _open(settings: TrainLocalizerSettings, architecture: LocalizerConfig) -> Ma
     training_set = detection_data.build_training_set(settings.data, mask_size=None)
     names = list(training_set.category_names)
     return Materials(
-        contents={"records": len(training_set), "classes": training_set.category_names},
+        contents={**content_facts(training_set), "classes": training_set.category_names},
         variables=lambda: initial_localizer(settings.localizer, architecture, settings.run.seed),
         frozen=lambda workdir: {},
         batches=lambda start: detection_data.stream(

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from regionclip_jax.settings import DetectionSettings
+
 Kind = Literal["right", "wrong", "unjudged"]
 COLOURS: dict[str, tuple[int, int, int]] = {
     "right": (0, 143, 104),
@@ -82,6 +84,11 @@ def draw_marks(
         if mark.text:
             placed.append(_draw_label(draw, mark, box, letters, line, canvas.size, placed))
     return np.asarray(canvas).copy()
+
+
+def score_text(score: float, settings: DetectionSettings) -> str:
+    """Return a score for a label: a percentage if it is a probability, else a plain number."""
+    return f"{score:.0%}" if settings.gives_probabilities else f"{score:.2f}"
 
 
 @functools.cache

@@ -5,6 +5,7 @@ TensorFlow is not installed, this module registers its own writer (over tensorbo
 name of the imported module. If TensorFlow is installed, CLU is not changed.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -33,6 +34,28 @@ def make_writer(workdir: str | Path | None, *, just_logging: bool):
 
     logdir = None if workdir is None else str(workdir)
     return metric_writers.create_default_writer(logdir, just_logging=just_logging)
+
+
+def write_evaluation(
+    workdir: str | Path,
+    metrics: Mapping[str, Mapping[str, float | None]],
+    steps: Mapping[str, int],
+    images: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write the metrics of models to TensorBoard, each at the step that its weights belong to.
+
+    Args:
+        workdir: directory of the event files.
+        metrics: model -> metric -> value; None is left out.
+        steps: updates of each model's training.
+        images: written at the last of the steps.
+    """
+    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
+        for name, values in metrics.items():
+            known = {f"{name}/{key}": value for key, value in values.items() if value is not None}
+            writer.write_scalars(steps[name], known)
+        if images:
+            writer.write_images(max(steps.values()), images)
 
 
 def install_summary_writer_bridge() -> None:

@@ -21,10 +21,12 @@ from regionclip_jax.settings.fields import (
     UserError,
     as_plain,
     choose,
+    completed,
     config_context,
     fixed_on_resume,
     may_change,
     meanings,
+    unstated,
 )
 from regionclip_jax.settings.jobs import (
     ConceptSettings,
@@ -60,6 +62,7 @@ from regionclip_jax.settings.regions import (
     Objectness,
     PretrainObjective,
     ProposalSettings,
+    ScoreSettings,
 )
 
 __all__ = [
@@ -94,6 +97,7 @@ __all__ = [
     "ScenesDetectionSettings",
     "ScenesExperimentSettings",
     "ScenesSettings",
+    "ScoreSettings",
     "Section",
     "TrainClipSettings",
     "TrainDetectorSettings",
@@ -103,8 +107,10 @@ __all__ = [
     "UserError",
     "as_plain",
     "choose",
+    "completed",
     "config_context",
     "fixed_on_resume",
     "may_change",
     "meanings",
+    "unstated",
 ]

@@ -70,17 +70,68 @@ class Section:
         for name, choices in _choices(type(self)).items():
             value = getattr(self, name)
             if value not in choices:
-                raise ConfigError(f"{name}: {value!r} is none of {sorted(choices)}")
+                known = sorted(choice for choice in choices if choice is not None)
+                raise ConfigError(f"{name}: {value!r} is none of {known}")
+
+
+AnySection = typing.TypeVar("AnySection", bound=Section)
 
 
 @functools.cache
 def _choices(section: type) -> dict[str, tuple]:
-    hints = typing.get_type_hints(section)
-    return {
-        name: typing.get_args(kind)
-        for name, kind in hints.items()
-        if typing.get_origin(kind) is typing.Literal
-    }
+    found = {}
+    for name, kind in typing.get_type_hints(section).items():
+        kinds = [k for k in typing.get_args(kind) if typing.get_origin(k) is typing.Literal]
+        if typing.get_origin(kind) is typing.Literal:
+            found[name] = typing.get_args(kind)
+        elif kinds:
+            found[name] = (*typing.get_args(kinds[0]), None)
+    return found
+
+
+def stated_names(section: type) -> list[str]:
+    """Return the fields that a model directory may state: those that change its results."""
+    return [f.name for f in dataclasses.fields(section) if _MAY_CHANGE not in f.metadata]
+
+
+def unstated(section: type[AnySection]) -> AnySection:
+    """Return a section whose keys are all left to the model: None, at any depth."""
+    usual = section()
+    return dataclasses.replace(
+        usual,
+        **{
+            name: unstated(type(value)) if isinstance(value, Section) else None
+            for name in stated_names(section)
+            for value in [getattr(usual, name)]
+        },
+    )
+
+
+def completed(stated: AnySection, own: AnySection) -> AnySection:
+    """Return ``stated`` with the values of ``own`` for keys that are None, at any depth.
+
+    Keys that do not change results, such as those of memory, stay as stated.
+    """
+    changes = {}
+    for name in stated_names(type(stated)):
+        value, usual = getattr(stated, name), getattr(own, name)
+        changes[name] = completed(value, usual) if isinstance(value, Section) else value
+        if value is None:
+            changes[name] = usual
+    return dataclasses.replace(stated, **changes)
+
+
+def require_stated(section: Section, key: str) -> None:
+    """Refuse None in a section of a training, which has no model's own values.
+
+    Raises:
+        ConfigError: the message names the key.
+    """
+    for name in stated_names(type(section)):
+        if getattr(section, name) is None:
+            raise ConfigError(
+                f"{key}.{name}: None, expected a number; only evaluations accept None"
+            )
 
 
 def as_plain(settings: Any) -> dict:

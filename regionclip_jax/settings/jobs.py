@@ -4,7 +4,15 @@ import dataclasses
 from typing import Literal
 
 from regionclip_jax.settings.data import BoxDataSettings, CaptionDataSettings, EvaluatedImages
-from regionclip_jax.settings.fields import ConfigError, Count, Section, may_change
+from regionclip_jax.settings.fields import (
+    ConfigError,
+    Count,
+    Section,
+    completed,
+    may_change,
+    require_stated,
+    unstated,
+)
 from regionclip_jax.settings.models import (
     Dtype,
     LocalizerModelSettings,
@@ -17,6 +25,7 @@ from regionclip_jax.settings.regions import (
     LocalizerObjective,
     PretrainObjective,
     ProposalSettings,
+    ScoreSettings,
     Templates,
 )
 
@@ -53,6 +62,27 @@ class OptimizerSettings(Section):
     no_decay_patterns: tuple[str, ...] = ()
     # Parameters whose path matches one of these regular expressions are not trained.
     frozen_patterns: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps: expected 0 or more, found {self.warmup_steps}")
+        if list(self.boundaries) != sorted(set(self.boundaries)):
+            raise ConfigError(
+                f"boundaries: expected steps that increase, found {self.boundaries}; sort them"
+            )
+
+    def require_shorter_warmup(self, num_steps: int) -> None:
+        """Refuse a cosine schedule whose warm-up is not shorter than the run.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if self.schedule == "cosine" and self.warmup_steps >= num_steps:
+            raise ConfigError(
+                f"optimizer.warmup_steps: {self.warmup_steps} steps of warm-up in a run of "
+                f"{num_steps}; lower it, or raise run.num_steps"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +122,22 @@ class RecallSettings(EvaluatedImages):
     # Proposals of the localizer.
     proposals: ProposalSettings = ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7)
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_stated(self.proposals, "proposals")
+
+
+def _own_detection(regions_per_chunk: int) -> DetectionSettings:
+    return dataclasses.replace(unstated(DetectionSettings), regions_per_chunk=regions_per_chunk)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings(EvaluatedImages):
-    """Zero-shot recognition of given boxes, or detection, with the official metrics."""
+    """Zero-shot recognition of given boxes, or detection, with the official metrics.
+
+    In ``proposals`` and ``detection``, None is the number of the evaluated model's directory; any
+    other value replaces it.
+    """
 
     # Class embeddings (.npz); "" embeds the data's class names with the model's text tower.
     vocabulary: str = ""
@@ -106,15 +148,15 @@ class EvaluationSettings(EvaluatedImages):
     # Model directory of the localizer; "" uses the evaluated model's.
     localizer: str = ""
     # Proposals of the localizer.
-    proposals: ProposalSettings = ProposalSettings()
+    proposals: ProposalSettings = unstated(ProposalSettings)
     # Sides of the windows as fractions of the image's.
     window_sides: tuple[float, ...] = ()
     # Scoring and suppression of the regions.
-    detection: DetectionSettings = DetectionSettings(objectness="none", regions_per_chunk=25)
+    detection: DetectionSettings = _own_detection(regions_per_chunk=25)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.detection.objectness != "none" and self.regions != "localizer":
+        if self.detection.objectness not in (None, "none") and self.regions != "localizer":
             raise ConfigError(
                 f"detection.objectness: {self.detection.objectness!r} with regions "
                 f"{self.regions!r}, which have no objectness; set it to 'none', or regions to "
@@ -189,6 +231,10 @@ class TrainClipSettings(JobSettings):
     )  # fmt: skip
     run: RunSettings = RunSettings(num_steps=50_000, batch_size=1024, checkpoint_every=1000)
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class PretrainSettings(JobSettings):
@@ -209,6 +255,7 @@ class PretrainSettings(JobSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
         batch = self.run.batch_size
         if batch % (self.regions.images_per_group or batch):
             raise ConfigError(
@@ -240,6 +287,10 @@ class TrainLocalizerSettings(JobSettings):
     # Average recall at the end; evaluation.path "" skips it.
     evaluation: RecallSettings = may_change(RecallSettings())
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainDetectorSettings(JobSettings):
@@ -255,14 +306,23 @@ class TrainDetectorSettings(JobSettings):
     )
     run: RunSettings = RunSettings(num_steps=90_000, batch_size=16)
     # Evaluation of the detector at the end, with the classes of the test; evaluation.path "" skips
-    # it.
+    # it. Proposals and temperature that are None are those of the training, objectness "none".
     evaluation: EvaluationSettings = may_change(
-        EvaluationSettings(
-            regions="localizer",
-            proposals=ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7),
-            detection=DetectionSettings(objectness="none", regions_per_chunk=100),
-        )
+        EvaluationSettings(regions="localizer", detection=_own_detection(regions_per_chunk=100))
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
+
+    @property
+    def scores(self) -> ScoreSettings:
+        """Settings of the detector's scores: those of its evaluation and, if None, its training."""
+        own = DetectionSettings(temperature=self.detector.temperature, objectness="none")
+        return completed(
+            ScoreSettings(self.evaluation.proposals, self.evaluation.detection),
+            ScoreSettings(self.detector.proposals, own),
+        )
 
 
 TrainingSettings = (

@@ -3,7 +3,14 @@
 import dataclasses
 from typing import Literal
 
-from regionclip_jax.settings.fields import ConfigError, Count, Section, may_change
+from regionclip_jax.settings.fields import (
+    ConfigError,
+    Count,
+    Section,
+    may_change,
+    require_stated,
+    unstated,
+)
 
 # Documented in ops.roi_align.
 RoiAlignImpl = Literal["auto", "matmul", "matmul_rows", "gather"]
@@ -15,28 +22,33 @@ Objectness = Literal["reference", "sigmoid", "none"]
 
 @dataclasses.dataclass(frozen=True)
 class ProposalSettings(Section):
-    """Proposals of a localizer. The defaults are the reference's for zero-shot detection."""
+    """Proposals of a localizer. The defaults are the reference's for zero-shot detection.
 
-    # Proposals of an image.
-    num_proposals: Count = 1000
+    None is the model's own number: it is accepted in an evaluation and in a model directory.
+    """
+
+    # Proposals of an image. None: the model's own.
+    num_proposals: Count | None = 1000
     # Candidates of each level before suppression: 1000 with a pyramid, 6000 with a single level.
-    pre_nms_topk: Count = 1000
-    # IoU above which the lower-scored of two proposals is suppressed.
-    nms_threshold: float = 0.9
+    # None: the model's own.
+    pre_nms_topk: Count | None = 1000
+    # IoU above which the lower-scored of two proposals is suppressed. None: the model's own.
+    nms_threshold: float | None = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class NmsSettings(Section):
-    """Suppression of detections within a class."""
+    """Suppression of detections within a class; None as in ``ProposalSettings``."""
 
-    # "hard", or soft: "gaussian", "linear".
-    method: NmsMethod = "hard"
-    # IoU above which a detection is suppressed, or its score lowered ("linear").
-    threshold: float = 0.5
-    # Width of the Gaussian that lowers scores.
-    sigma: float = 0.5
-    # Detections with a lowered score up to this are dropped.
-    prune: float = 0.001
+    # "hard", or soft: "gaussian", "linear". None: the model's own.
+    method: NmsMethod | None = "hard"
+    # IoU above which a detection is suppressed, or its score lowered ("linear"). None: the model's
+    # own.
+    threshold: float | None = 0.5
+    # Width of the Gaussian that lowers scores. None: the model's own.
+    sigma: float | None = 0.5
+    # Detections with a lowered score up to this are dropped. None: the model's own.
+    prune: float | None = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +99,8 @@ class PretrainObjective(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_regions > self.proposals.num_proposals:
+        require_stated(self.proposals, "proposals")
+        if self.num_regions > (self.proposals.num_proposals or 0):
             raise ConfigError(
                 f"num_regions: {self.num_regions} cannot be sampled from proposals.num_proposals "
                 f"{self.proposals.num_proposals}; lower the one or raise the other"
@@ -157,6 +170,7 @@ class DetectorObjective(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        require_stated(self.proposals, "proposals")
         if self.image_tower == "random" and self.regions_per_chunk is not None:
             raise ConfigError(
                 f"regions_per_chunk: {self.regions_per_chunk} with a random image tower, whose "
@@ -176,25 +190,48 @@ class DetectorObjective(Section):
 
 @dataclasses.dataclass(frozen=True)
 class DetectionSettings(Section):
-    """Scoring and suppression of regions. Defaults: the reference's for COCO with proposals."""
+    """Scoring and suppression of regions. Defaults: the reference's for COCO with proposals.
 
-    # Temperature of the softmax over classes.
-    temperature: float = 0.01
+    None as in ``ProposalSettings``.
+    """
+
+    # Temperature of the softmax over classes. None: the model's own.
+    temperature: float | None = 0.01
     # Embed regions from the "features" of the image (RegionCLIP) or from "crops" of its pixels
-    # (plain CLIP on each region, paper figure 1).
-    embed_from: EmbedFrom = "features"
+    # (plain CLIP on each region, paper figure 1). None: the model's own.
+    embed_from: EmbedFrom | None = "features"
     # Score from objectness and probability: "reference" (root of the product with the raw logit,
     # like the reference), "sigmoid" (with the logit's sigmoid, as probably intended), or "none".
-    objectness: Objectness = "reference"
-    # Detections with a score up to this are dropped.
-    score_threshold: float = 0.001
+    # None: the model's own.
+    objectness: Objectness | None = "reference"
+    # Detections with a score up to this are dropped. None: the model's own.
+    score_threshold: float | None = 0.001
     # Suppression within a class.
     nms: NmsSettings = NmsSettings()
-    # Largest number of detections of an image.
-    max_detections: Count = 100
+    # Largest number of detections of an image. None: the model's own.
+    max_detections: Count | None = 100
     # Report probabilities without objectness, which still ranks (the reference's VIS; hard NMS).
-    report_probabilities: bool = False
+    # None: the model's own.
+    report_probabilities: bool | None = False
     # Regions of each image that pass layer4 at once; None for all.
-    regions_per_chunk: int | None = None
+    regions_per_chunk: int | None = may_change(None)
     # Implementation of RoIAlign: ops.roi_align.
-    roi_align_impl: RoiAlignImpl = "auto"
+    roi_align_impl: RoiAlignImpl = may_change("auto")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature is not None and not self.temperature > 0:
+            raise ConfigError(f"temperature: {self.temperature}, expected a number above 0")
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """False for the reference's product with a raw logit, which may exceed 1."""
+        return self.objectness != "reference" or bool(self.report_probabilities)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSettings(Section):
+    """Settings that a model's scores depend on, as its directory states them."""
+
+    proposals: ProposalSettings = unstated(ProposalSettings)
+    detection: DetectionSettings = unstated(DetectionSettings)

@@ -6,15 +6,18 @@ something unintended. So facts that could differ between hosts are compared befo
 process the checks do nothing.
 """
 
+import contextlib
 import hashlib
 import json
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+from absl import logging
 
+from regionclip_jax.files import locked_folder
 from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.sharding.global_arrays import gather_json
 
@@ -88,6 +91,29 @@ def unshared(folder: Path, seen: Sequence[bool], names: Sequence[str]) -> str:
         f"--workdir {folder}: what {names[0]} writes there is not seen by {', '.join(blind[:3])}"
         f"{more}; give a folder of a file system that all hosts share"
     )
+
+
+@contextlib.contextmanager
+def locked_workdir(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder in the first process, so that two runs never mix their files.
+
+    Raises:
+        FileExistsError: in every process, if another run holds the lock.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = None
+        if jax.process_index() == 0:
+            try:
+                if not stack.enter_context(locked_folder(folder)):
+                    logging.warning(
+                        "--workdir %s: its file system has no locks; never start two runs there",
+                        folder,
+                    )
+            except FileExistsError as error:
+                problem = f"--workdir: {error}"
+        if problem := gather_json([problem])[0]:
+            raise FileExistsError(problem)
+        yield
 
 
 def _own_name() -> str:

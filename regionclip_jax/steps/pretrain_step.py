@@ -39,7 +39,7 @@ from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
 from regionclip_jax.settings import PretrainObjective
 from regionclip_jax.steps.micro_batches import map_parts, value_and_cached_gradient
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
-from regionclip_jax.structures import ImageTextBatch, Regions
+from regionclip_jax.structures import ImageTextBatch, LabelledRegions, Regions
 
 
 @flax.struct.dataclass
@@ -252,6 +252,29 @@ def make_pretrain_step(
     localizer: Localizer | None = None,
     image_text: ImageTextLoss = image_text_loss,
 ) -> Callable[[TrainState, Frozen, ImageTextBatch], tuple[TrainState, dict]]:
+    """Build the step without the labelled regions; see ``make_labelling_step``."""
+    step = make_labelling_step(
+        student,
+        teacher,
+        optimizer,
+        settings,
+        seed=seed,
+        localizer=localizer,
+        image_text=image_text,
+    )
+    return lambda state, frozen, batch: step(state, frozen, batch)[:2]
+
+
+def make_labelling_step(
+    student: CLIP,
+    teacher: CLIP,
+    optimizer: optax.GradientTransformation,
+    settings: PretrainObjective,
+    *,
+    seed: int,
+    localizer: Localizer | None = None,
+    image_text: ImageTextLoss = image_text_loss,
+) -> Callable[[TrainState, Frozen, ImageTextBatch], tuple[TrainState, dict, LabelledRegions]]:
     """Build the step; the caller applies ``jax.jit`` (state donated, frozen not).
 
     Args:
@@ -259,6 +282,10 @@ def make_pretrain_step(
         localizer: proposes regions, with ``frozen.localizer``; None draws random boxes.
         image_text: the form of the image-text loss: plain, or one of
             ``losses.image_text_blockwise``.
+
+    Returns:
+        A function of state, frozen inputs and batch that returns the new state, the metrics, and
+        the regions with their labels.
     """
     weights = {
         "image_text": settings.image_text_weight,
@@ -266,7 +293,9 @@ def make_pretrain_step(
         "contrastive": settings.contrastive_weight,
     }
 
-    def step(state: TrainState, frozen: Frozen, batch: ImageTextBatch) -> tuple[TrainState, dict]:
+    def step(
+        state: TrainState, frozen: Frozen, batch: ImageTextBatch
+    ) -> tuple[TrainState, dict, LabelledRegions]:
         sizes = jnp.where(batch.mask[:, None], batch.sizes, 0)
         key = step_key(seed, state.step)
         regions = find_regions(key, batch.images, sizes, settings, localizer, frozen.localizer)
@@ -298,6 +327,7 @@ def make_pretrain_step(
             "labels_confidence": jnp.where(regions.mask, labels.confidence, 0.0).sum() / real,
             "skipped_records": (~batch.mask).sum(),
         }
-        return apply_gradients(state, gradients, optimizer), metrics
+        labelled = LabelledRegions(regions.boxes, labels.targets, labels.confidence, labels.keep)
+        return apply_gradients(state, gradients, optimizer), metrics, labelled
 
     return step

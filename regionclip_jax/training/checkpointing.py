@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import orbax.checkpoint as ocp
+from absl import logging
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.sharding.consistency import flat
 
-_ASK = "continue it with its own settings, or start this run with another --workdir"
+_ASK = "continue it with its own settings and data, or start this run with another --workdir"
 
 
 class TrainingCheckpoints:
@@ -148,7 +149,12 @@ class TrainingCheckpoints:
                 f"{where}: its position cannot be read ({error}); delete this checkpoint to go on "
                 "from the one before it, or start this run with another --workdir"
             ) from error
+        recorded = flat(position["card"])
         stored = flat(_with_added(position["card"], self._added, self._card))
+        for key in sorted(stored.keys() - recorded.keys()):
+            logging.info(
+                "%s: an older version wrote it without %s, taken as %r", where, key, stored[key]
+            )
         ours = flat(self._card)
         differences = [
             f"{key}: there {stored.get(key, 'absent')!r}, here {ours.get(key, 'absent')!r}"

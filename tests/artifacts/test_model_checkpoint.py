@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save_heads
+from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model, save_model
 from regionclip_jax.models.modified_resnet import ResNetConfig
@@ -104,6 +107,60 @@ def test_arrays_that_do_not_match_the_card_are_named(tmp_path):
     assert "batch_stats/visual/stem/norm1/mean: missing, expected (1,)" in message
     assert "params/extra: not part of the model" in message
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "value"),
+    [
+        ("params/visual/attention_pool/c_proj/kernel", "image tower", np.nan),
+        ("batch_stats/visual/stem/norm1/var", "image tower", np.inf),
+        ("params/text/projection", "text tower", -np.inf),
+        ("params/logit_scale", "temperature of the model", np.nan),
+    ],
+)
+def test_a_number_that_is_not_finite_is_neither_written_nor_read(tmp_path, path, part, value):
+    save_model(tmp_path / "model", random_variables(RESNET), ModelCard(RESNET, {}))
+    variables = random_variables(RESNET)
+    leaves = model_checkpoint.flatten(variables)
+    leaves[path] = np.array(leaves[path])
+    leaves[path].flat[0] = value
+    variables = model_checkpoint.unflatten(leaves)
+    message = rf"{path} \({part}\): 1 of [\d,]+ numbers are not finite\n.*download the file again"
+    with pytest.raises(CheckpointMismatch, match=message):
+        save_model(tmp_path / "new", variables, ModelCard(RESNET, {}))
+    assert not (tmp_path / "new").exists()
+    model_checkpoint.save_variables(tmp_path / "model" / "params", variables)
+    with pytest.raises(CheckpointMismatch, match=message):
+        load_model(tmp_path / "model")
+
+
+def test_infinities_of_a_localizer_and_of_heads_name_their_part(tmp_path, nano_localizer):
+    card, variables = nano_localizer
+    variables = jax.tree.map(np.array, variables)
+    variables["params"]["head"]["objectness"]["kernel"].flat[0] = np.inf
+    with pytest.raises(CheckpointMismatch, match=r"objectness/kernel \(localizer, .*not finite"):
+        save_localizer(tmp_path, variables, card)
+    deltas = {"kernel": np.zeros((32, 4), np.float32), "bias": np.full(4, np.nan, np.float32)}
+    with pytest.raises(CheckpointMismatch, match=r"deltas/bias \(box head\): 4 of 4 numbers"):
+        heads = HeadsCard(HeadsConfig(32, None), {})
+        save_heads(tmp_path, {"box_head": {"deltas": deltas}}, heads)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_changed_since_they_were_written_are_refused(tmp_path):
+    save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {}))
+    variables, card = load_model(tmp_path)
+    assert card.parameters_sha256 == model_checkpoint.variables_hash(variables)
+    variables["params"]["logit_scale"] += 1e-3
+    model_checkpoint.save_variables(tmp_path / "params", variables)
+    with pytest.raises(CheckpointMismatch, match="have the SHA-256 .* when they were written"):
+        load_model(tmp_path)
+    # Cards of older versions have no checksum.
+    content = json.loads((tmp_path / "card.json").read_text())
+    del content["parameters_sha256"]
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    assert load_card(tmp_path).parameters_sha256 is None
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path)[0], variables)
 
 
 def test_a_card_of_another_architecture_is_refused_on_loading(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from regionclip_jax.artifacts.detector_heads import load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_model
+from regionclip_jax.artifacts.score_settings import complete_scores
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.conversion import clip_keys
 from regionclip_jax.conversion.archives import read_tensors
@@ -16,6 +17,7 @@ from regionclip_jax.conversion.layouts import build_variables
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.settings import ScoreSettings
 from regionclip_jax.structures import Preprocessing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,6 +51,13 @@ def directory(tmp_path_factory) -> Path:
 def test_a_model_of_format_1_loads_bit_for_bit(directory):
     variables, card = load_model(directory)
     assert card.version == "0.1.0" and card.source["file"] == "pico_clip.pth"
+    # Without a checksum and settings of scores; docs/using_models.md names the defaults.
+    assert card.parameters_sha256 is None and card.scores == ScoreSettings()
+    scores = complete_scores(card.scores, variables["params"], None)
+    assert scores.detection.temperature == pytest.approx(
+        np.exp(-variables["params"]["logit_scale"])
+    )
+    assert scores.detection.objectness == "sigmoid"
     shapes, tensors = abstract_variables(card.architecture), read_tensors(GOLDEN / "pico_clip.pth")
     expected = flatten(build_variables(shapes, clip_keys.origin, tensors, where="", remedy="")[0])
     loaded = flatten(variables)

@@ -17,12 +17,22 @@ from regionclip_jax.assembly.models import (
     initial_variables,
     log_dtype,
     resolve_dtype,
+    with_own_scores,
     without_text_tower,
 )
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.ops.backend import tracing_for
-from regionclip_jax.settings import ConfigError, ModelSettings, choose, config_context
+from regionclip_jax.settings import (
+    ConfigError,
+    DetectionSettings,
+    EvaluationSettings,
+    ModelSettings,
+    ProposalSettings,
+    ScoreSettings,
+    choose,
+    config_context,
+)
 
 
 def test_an_unknown_choice_is_refused_with_its_key_and_the_known_choices():
@@ -132,3 +142,18 @@ def test_frozen_models_stored_in_the_compute_dtype_give_the_same_result(nano_wei
         model.apply(some, pixels, method=model.encode_image) for some in (variables, stored)
     )
     np.testing.assert_array_equal(actual, expected)
+
+
+def test_an_evaluation_uses_the_models_own_scores_where_it_states_none():
+    own = ScoreSettings(
+        ProposalSettings(20, 50, 0.7), DetectionSettings(0.07, objectness="sigmoid")
+    )
+    evaluation = EvaluationSettings(regions="localizer")
+    resolved = with_own_scores(evaluation, own)
+    assert resolved.proposals == own.proposals
+    assert resolved.detection == dataclasses.replace(own.detection, regions_per_chunk=25)
+    stated = dataclasses.replace(evaluation.detection, objectness="reference")
+    resolved = with_own_scores(dataclasses.replace(evaluation, detection=stated), own)
+    assert (resolved.detection.objectness, resolved.detection.temperature) == ("reference", 0.07)
+    # Given boxes have no objectness.
+    assert with_own_scores(EvaluationSettings(), own).detection.objectness == "none"

@@ -37,12 +37,10 @@ def test_the_schedule_follows_the_recipe(optimizer):
     assert float(rate(2)) == pytest.approx(0.05) and float(rate(20)) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"boundaries": (8, 4)}, {"schedule": "cosine", "warmup_steps": 9}]
-)
-def test_contradictory_optimizer_settings_are_a_config_error(optimizer, changes):
+def test_contradictory_optimizer_settings_are_a_config_error(optimizer):
+    cosine = dataclasses.replace(optimizer, schedule="cosine", warmup_steps=9)
     with pytest.raises(ConfigError, match="optimizer: "):
-        build_optimizer(dataclasses.replace(optimizer, **changes), num_steps=5)
+        build_optimizer(cosine, num_steps=5)
 
 
 def test_patterns_select_frozen_parameters_and_an_unmatched_pattern_is_refused(

@@ -91,7 +91,8 @@ def test_a_run_writes_checkpoints_events_and_a_trained_model(train, recipe, tmp_
     written = json.loads((tmp_path / "settings.json").read_text())
     assert written == json.loads(json.dumps(as_plain(recipe)))
     variables, card = load_model(model)
-    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "train_clip"}
+    assert card.architecture == PRESETS["nano_vit"]
+    assert card.source == {"run": "train_clip", "step": 4}
     start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
     assert start.keys() == end.keys()
     for path in start:
@@ -151,6 +152,17 @@ def test_other_contents_at_the_same_paths_are_refused_with_both_values(train, re
     train(changed(recipe, {"run.num_steps": 1}), teacher="abc")
     with pytest.raises(CheckpointMismatch, match=r"contents\.teacher: there 'abc', here 'def'"):
         train(recipe, teacher="def")
+
+
+def test_a_run_of_an_older_version_resumes_without_a_fingerprint_of_its_data(
+    train, recipe, changed, caplog
+):
+    train(changed(recipe, {"run.num_steps": 1}))
+    with caplog.at_level("INFO"):
+        train(changed(recipe, {"run.num_steps": 2}), data="abc")
+    assert "checkpoints/1: an older version wrote it without contents.data, taken" in caplog.text
+    with pytest.raises(CheckpointMismatch, match=r"contents\.data: there 'abc', here 'def'"):
+        train(recipe, data="def")
 
 
 def test_paths_and_intervals_may_change_at_resume(train, recipe, changed, tmp_path):

@@ -1,11 +1,13 @@
 """Errors of users: one line with the key or file and the remedy, without a traceback."""
 
+import os
 import shutil
 
 import pytest
 
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.records import ImageTextRecord
+from regionclip_jax.files import locked_folder
 
 pytestmark = pytest.mark.command
 
@@ -103,3 +105,10 @@ def test_a_missing_cluster_and_incomplete_cluster_flags_are_refused(
     assert "--process_id without --coordinator, --num_processes" in message
     message = error_message(run_main("configs/pretrain.py", tmp_path, "--coordinator=auto"))
     assert "the processes of the run could not be joined" in message
+
+
+def test_a_workdir_of_another_run_is_refused_with_its_process(run_main, error_message, tmp_path):
+    with locked_folder(tmp_path):
+        message = error_message(run_main("configs/pretrain.py", tmp_path))
+    assert f"--workdir: {tmp_path} is being written by process {os.getpid()} on" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]

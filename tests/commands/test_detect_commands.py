@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,13 @@ def test_a_folder_of_images_gives_json_and_annotated_images(checkpoint, photos, 
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "PYTHONPATH": str(ROOT),
+        },
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "devices: cpu, 1 x " in done.stderr.splitlines()[0]
     assert "skipped: " in done.stderr and "broken.jpg" in done.stderr
     assert "images/s" in done.stdout and "3 images" in done.stdout and "1 skipped" in done.stdout
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -142,7 +147,10 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
     assert "no boxes for 1 images such as ['broken.jpg']" in capsys.readouterr().err
 
 
-def test_detection_takes_a_vocabulary_of_embedded_concepts(checkpoint, photos, tmp_path, capsys):
+def test_a_complete_directory_detects_its_own_classes_without_more_flags(
+    checkpoint, photos, tmp_path, capsys
+):
+    directory = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     (tmp_path / "concepts.txt").write_text("cat\nremote control\n")
     path = str(tmp_path / "concepts.npz")
     arguments = ["--checkpoint", checkpoint, "--concepts", str(tmp_path / "concepts.txt")]
@@ -150,7 +158,26 @@ def test_detection_takes_a_vocabulary_of_embedded_concepts(checkpoint, photos, t
     assert "2 names, D = 32" in capsys.readouterr().out
     vocabulary = Vocabulary.load(path)
     assert vocabulary.names == ("cat", "remote control") and len(vocabulary.templates) == 81
-    detect = ["--checkpoint", checkpoint, "--images", str(photos / "a.png"), *SIZES]
-    detect += ["--classes", path, "--output", str(tmp_path / "out"), "--score", "0"]
+    detect = ["--checkpoint", str(directory), "--images", str(photos / "a.png"), *SIZES]
+    vocabulary.save(directory / "vocabulary.npz")
+    detect += ["--output", str(tmp_path / "out"), "--score", "0"]
     assert command("detect")(detect) == 0
-    assert json.loads((tmp_path / "out" / "detections.json").read_text())["classes"][0] == "cat"
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert content["classes"] == ["cat", "remote control"] and content["objectness"] == "sigmoid"
+    # Every score is a probability, though this localizer's logits exceed 100.
+    scores = [d["score"] for image in content["images"] for d in image["detections"]]
+    assert len(scores) == 30 and all(0 < score < 1 for score in scores)
+
+
+def test_a_model_without_a_localizer_is_refused_before_the_first_image(
+    checkpoint, photos, tmp_path, capsys
+):
+    directory = tmp_path / "model"
+    shutil.copytree(checkpoint, directory, ignore=shutil.ignore_patterns("localizer"))
+    arguments = ["--checkpoint", str(directory), "--images", str(photos), *SIZES]
+    arguments += ["--output", str(tmp_path / "out")]
+    for name, more in (("detect", ["--classes", "cat"]), ("extract_region_features", [])):
+        assert command(name)([*arguments, *more]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and "--localizer FILE_OR_DIR" in error
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_card, load_model
 from regionclip_jax.artifacts.results import read_detections, read_results
 
 pytestmark = pytest.mark.command
@@ -69,6 +69,11 @@ def test_the_synthetic_experiment_writes_metrics_a_gallery_and_events(scenes_wor
         low, high = sorted((results[model]["AP50_novel"], results[model]["AP50_base"]))
         assert low <= results[model]["AP50_all"] <= high
         assert len(read_detections(scenes_workdir / f"detections_{model}.json")) > 100
+    for model in ("teacher", "student"):
+        directory = scenes_workdir / model / "model"
+        written = json.loads((directory / "self_check.json").read_text())["parameters_sha256"]
+        assert written == load_card(directory).parameters_sha256
+    assert (scenes_workdir / "student" / "model" / "vocabulary.npz").is_file()
     assert (scenes_workdir / "regions.png").read_bytes().startswith(b"\x89PNG")
 
     events = read_events(scenes_workdir)

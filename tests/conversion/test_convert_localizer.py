@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, load_trunk
+from regionclip_jax.artifacts.localizer_checkpoint import (
+    load_localizer,
+    load_trunk,
+    save_localizer,
+)
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.conversion.convert import convert_localizer, convert_trunk
@@ -247,3 +251,27 @@ def test_an_incomplete_imagenet_trunk_is_refused(tmp_path, localizer_tensors):
     with pytest.raises(CheckpointMismatch, match=r"backbone.res3.0.conv2.norm.weight: missing"):
         convert_trunk(tmp_path / "half.pkl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_localizer_is_copied_from_another_model_directory(tmp_path, nano_localizer, capsys):
+    card, variables = nano_localizer
+    save_localizer(tmp_path / "trained", variables, card)
+    main = runpy.run_path(str(SCRIPT))["main"]
+    arguments = ["--localizer", str(tmp_path / "trained"), "--output", str(tmp_path / "model")]
+    assert main(arguments) == 0
+    assert f"copied from {tmp_path / 'trained'}" in capsys.readouterr().out
+    copied, copied_card = load_localizer(tmp_path / "model")
+    assert copied_card == card
+    copied, variables = flatten(copied), flatten(variables)
+    for path in variables:
+        np.testing.assert_array_equal(copied[path], variables[path], err_msg=path)
+
+
+@pytest.mark.parametrize("flag", ["--source", "--trunk", "--localizer"])
+def test_a_directory_that_is_no_source_is_refused_in_one_line(tmp_path, capsys, flag):
+    (tmp_path / "folder").mkdir()
+    main = runpy.run_path(str(SCRIPT))["main"]
+    assert main([flag, str(tmp_path / "folder"), "--output", str(tmp_path / "model")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'folder'}: expected a ") and "found" in error
+    assert not (tmp_path / "model").exists()

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import regionclip_jax
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
@@ -41,11 +42,26 @@ def pretrained(config, tmp_path_factory):
 def test_a_student_learns_from_a_teacher_of_another_architecture(pretrained, nano_weights):
     workdir, model = pretrained
     variables, card = load_model(model)
-    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "pretrain"}
+    assert card.architecture == PRESETS["nano_vit"]
+    assert card.source == {"run": "pretrain", "step": 2}
     start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
     for path in start:
         frozen = path.startswith("params/text/") or path == "params/logit_scale"
         assert np.array_equal(start[path], end[path]) == frozen, path
+
+
+def test_tensorboard_has_the_learning_rate_and_the_labelled_regions(pretrained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = pretrained[0].glob("events.*")
+    events = EventAccumulator(str(file), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    rates = [(event.step, event.value) for event in events.Scalars("learning_rate")]
+    assert rates == [(1, pytest.approx(0.05)), (2, pytest.approx(0.05))]
+    assert {"pseudo_labels/0", "pseudo_labels/3"} <= set(events.Tags()["images"])
+    # At every checkpoint, unless the images of the one before were not written yet.
+    assert events.Images("pseudo_labels/0")[0].step in (1, 2)
+    assert events.Images("pseudo_labels/0")[0].width == 480
 
 
 def test_two_text_towers_have_two_pools_of_the_same_names(pretrained, nano_weights):
@@ -58,6 +74,14 @@ def test_two_text_towers_have_two_pools_of_the_same_names(pretrained, nano_weigh
         assert pool.names == NAMES and pool.embeddings.shape == (4, PRESETS[preset].embed_dim)
         expected = text_tower_hash(nano_weights(preset, 0)["params"])
         assert pool.encoder["parameters_sha256"] == expected
+
+
+def test_a_student_is_a_complete_model_directory(pretrained):
+    workdir, model = pretrained
+    loaded = regionclip_jax.load(model)
+    assert loaded.vocabulary().names == NAMES
+    # The temperature of the training's regions, not the one that its weights learned before.
+    assert loaded.temperature == 0.1 and loaded.scores.detection.objectness == "sigmoid"
 
 
 def refused(error, config, workdir, names=NAMES) -> str:
@@ -173,7 +197,7 @@ def test_the_seed_of_the_run_determines_weights_regions_and_sampling_order(
 
     monkeypatch.setattr(pretrain, "initial_variables", weights)
     monkeypatch.setattr(pretrain, "stream_batches", stream)
-    monkeypatch.setattr(pretrain, "make_pretrain_step", steps)
+    monkeypatch.setattr(pretrain, "make_labelling_step", steps)
     training = pretrain.build(changed(config, {"run.seed": 41}), concepts=NAMES)
     training.make_step(make_mesh())
     training.open().batches(16)

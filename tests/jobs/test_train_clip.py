@@ -35,12 +35,15 @@ def test_both_towers_and_the_temperature_are_trained(trained, nano_weights):
     workdir, model = trained
     assert model == workdir / "model"
     variables, card = load_model(model)
-    assert card.architecture == PRESETS["nano_vit"] and card.source == {"run": "train_clip"}
+    assert card.architecture == PRESETS["nano_vit"]
+    assert card.source == {"run": "train_clip", "step": 2}
     start, end = flatten(nano_weights("nano_vit", 0)), flatten(variables)
     moved = {path for path in start if not np.array_equal(start[path], end[path])}
     for path in ("logit_scale", "text/projection", "visual/projection", "text/token_embedding"):
         assert f"params/{path}" in moved
     assert all(np.isfinite(leaf).all() for leaf in end.values())
+    learned = float(np.exp(-end["params/logit_scale"]))
+    assert card.scores.detection.temperature == pytest.approx(learned, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -48,15 +51,17 @@ def test_both_towers_and_the_temperature_are_trained(trained, nano_weights):
     [
         ("run.seed", 4, "run.seed: there 0, here 4"),
         ("model.dtype", "bfloat16", "model.dtype: there 'float32', here 'bfloat16'"),
-        ("data.path", "more", "contents.records: there 24, here 16"),
+        ("data.path", 16, "contents.records: there 24, here 16"),
+        ("data.path", 24, "contents.data: there '"),
     ],
 )
 def test_a_run_with_other_settings_is_not_resumed(
     trained, config, changed, scene_record, tmp_path, key, value, message
 ):
-    if value == "more":
-        value = str(tmp_path / "more")
-        write_array_record((scene_record(i, False) for i in range(16)), value, 64, {})
+    if key == "data.path":
+        records = [scene_record(100 + i, False) for i in range(value)]
+        value = str(tmp_path / "other")
+        write_array_record(records, value, 64, {})
     with pytest.raises(CheckpointMismatch) as caught:
         train_clip.run(changed(config, {key: value, "run.num_steps": 3}), trained[0])
     assert message in str(caught.value)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import regionclip_jax
 from regionclip_jax import settings as sections
 from regionclip_jax.artifacts.detector_heads import load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_trunk
@@ -20,7 +21,7 @@ from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, SHAPES
 from regionclip_jax.jobs import train_detector, train_localizer
 from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS
-from regionclip_jax.settings import ConfigError
+from regionclip_jax.settings import ConfigError, as_plain
 
 NANO = {
     "nano_pyramid": LocalizerConfig(
@@ -220,7 +221,14 @@ def test_a_detector_is_a_complete_model_directory(detector, model_directory, loc
     copied, original = params_of(directory), params_of(localizer[0])
     assert all(np.array_equal(copied[path], original[path]) for path in original)
     # Novel classes are evaluated with embeddings that the training did not use.
+    trained = Vocabulary.load(directory / "vocabulary.npz")
+    assert trained.names == tuple(heads_card.source["classes"])
+    # Detection by the public API has the settings of the detector's own evaluation.
     metrics = read_results(workdir / "results.json")
+    model = regionclip_jax.load(directory)
+    assert model.vocabulary().names == trained.names
+    assert model.scores.proposals == sections.ProposalSettings(20, 100)
+    assert as_plain(model.scores) == metrics["details"]["scores"]["detector"]
     assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(metrics["detector"])
     assert "moved by the detector's box head" in metrics["details"]["saw"]["detector"]["boxes"]
     assert (workdir / "detections.png").is_file()

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from regionclip_jax.reporting import drawing, galleries
-from regionclip_jax.reporting.drawing import COLOURS, Mark
+from regionclip_jax.reporting.drawing import COLOURS, Mark, score_text
+from regionclip_jax.settings import DetectionSettings
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
 
@@ -114,3 +115,11 @@ def test_the_file_holds_the_page(tmp_path):
     galleries.write_png(tmp_path / "pictures" / "page.png", annotated)
     content = (tmp_path / "pictures" / "page.png").read_bytes()
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), annotated)
+
+
+def test_only_a_probability_is_shown_as_a_percentage():
+    assert score_text(0.394, DetectionSettings(objectness="sigmoid")) == "39%"
+    assert score_text(0.394, DetectionSettings(objectness="none")) == "39%"
+    assert score_text(3.94, DetectionSettings(objectness="reference")) == "3.94"
+    vis = DetectionSettings(objectness="reference", report_probabilities=True)
+    assert score_text(0.394, vis) == "39%"

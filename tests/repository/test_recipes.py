@@ -1,9 +1,7 @@
-"""Recipes of the repository, all their keys, and the commands of the documents."""
+"""Recipes of the repository and all their keys."""
 
 import dataclasses
-import re
 import runpy
-import shlex
 import types
 import typing
 from collections.abc import Iterator
@@ -14,12 +12,17 @@ import pytest
 
 from regionclip_jax import recipes
 from regionclip_jax.assembly.prediction import abstract_prediction
-from regionclip_jax.assembly.training import Assumed
+from regionclip_jax.assembly.training import EXAMPLES, Assumed
 from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.settings import (
     Count,
+    DetectionSettings,
+    NmsSettings,
+    ProposalSettings,
+    ScoreSettings,
     TrainDetectorSettings,
     TrainingSettings,
+    completed,
 )
 from regionclip_jax.sharding.mesh import make_mesh
 
@@ -124,6 +127,28 @@ def test_a_recipe_is_unchanged_if_all_its_values_are_assigned_again(stem, varian
     assert recipes.resolve(section, config) == usual
 
 
+TABLES = [name for name in RECIPES["evaluate"]["RECIPES"] if name.startswith(("coco_", "lvis_"))]
+
+
+@pytest.mark.parametrize("variant", TABLES)
+def test_the_recipes_of_the_papers_tables_leave_no_number_to_the_model(variant):
+    evaluation = recipe("evaluate", variant).evaluation
+    own = ScoreSettings(ProposalSettings(7, 7, 0.7), DetectionSettings(0.7, max_detections=7))
+    detection = evaluation.detection
+    assert completed(evaluation.proposals, own.proposals) == ProposalSettings(1000, 1000, 0.9)
+    assert completed(detection, own.detection) == detection
+    assert detection.temperature == 0.01 and detection.nms == NmsSettings()
+    assert detection.objectness == ("reference" if "_rpn" in variant else "none")
+
+
+def test_one_recipe_leaves_every_number_of_its_scores_to_the_model():
+    evaluation = recipe("evaluate", "detector").evaluation
+    own = ScoreSettings(ProposalSettings(7, 7, 0.7), DetectionSettings(0.7, "crops", "sigmoid"))
+    assert completed(evaluation.proposals, own.proposals) == own.proposals
+    detection = completed(evaluation.detection, own.detection)
+    assert dataclasses.replace(detection, regions_per_chunk=None) == own.detection
+
+
 def test_a_description_has_every_key_with_its_value_and_meaning():
     settings = recipe("pretrain", "rn50_coco")
     text = recipes.describe(settings)
@@ -132,32 +157,6 @@ def test_a_description_has_every_key_with_its_value_and_meaning():
         at = next(i for i, line in enumerate(lines) if line.startswith(f"config.{key} = "))
         assert lines[at + 1].startswith("    ") and len(lines[at + 1]) > 10, key
     assert "config.data.path = 'data/coco'  (default '')" in lines
-
-
-def commands(text: str) -> Iterator[list[str]]:
-    """Yield the commands in bash blocks of a document that read a recipe."""
-    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if any(word.startswith("--config=configs/") for word in words):
-                yield words
-
-
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
-def test_the_recipe_of_every_command_in_the_documents_resolves(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for words in commands(path.read_text()):
-        _, assignments = recipes.split_assignments(words)
-        (file,) = (w.removeprefix("--config=") for w in words if w.startswith("--config="))
-        recipes.read(file, assignments)
-
-
-def test_the_documents_have_commands():
-    in_documents = [words for path in DOCUMENTS for words in commands(path.read_text())]
-    assert len(in_documents) > 10
 
 
 @pytest.mark.parametrize(
@@ -173,6 +172,9 @@ def test_the_step_of_every_training_recipe_traces_at_its_real_sizes(stem, varian
         after, metrics = jax.eval_shape(
             training.make_step(mesh), state, training.abstract_frozen(), training.abstract_batch()
         )
+        # Examples have a row for each image.
+        rows = {x.shape[0] for x in jax.tree.leaves(metrics.pop(EXAMPLES, ()))}
+        assert rows <= {settings.run.batch_size}
         assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
             lambda x: (x.shape, x.dtype), state
         )

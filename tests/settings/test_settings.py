@@ -8,15 +8,23 @@ import pytest
 from regionclip_jax import settings
 from regionclip_jax.settings import (
     ConfigError,
+    DetectionSettings,
     DetectorObjective,
     LocalizerObjective,
+    NmsSettings,
+    OptimizerSettings,
     PretrainObjective,
     PretrainSettings,
     ProposalSettings,
+    RecallSettings,
     RunSettings,
+    TrainDetectorSettings,
+    TrainingSettings,
+    completed,
     fixed_on_resume,
     may_change,
     meanings,
+    unstated,
 )
 
 SECTIONS = [
@@ -93,12 +101,26 @@ def test_only_paths_intervals_and_memory_settings_may_change():
             r"padding: 'zero' is none of \['invisible', 'reference'\]",
         ),
         (PretrainObjective, {"roi_align_impl": "fast"}, r"roi_align_impl: 'fast' is none of"),
+        (
+            PretrainObjective,
+            {"proposals": ProposalSettings(None)},
+            r"proposals\.num_proposals: None, expected a number",
+        ),
+        (
+            DetectorObjective,
+            {"proposals": ProposalSettings(nms_threshold=None)},
+            r"proposals\.nms_threshold: None",
+        ),
+        (RecallSettings, {"proposals": ProposalSettings(pre_nms_topk=None)}, "pre_nms_topk: None"),
+        (DetectionSettings, {"temperature": 0.0}, r"temperature: 0\.0, expected a number above 0"),
         (LocalizerObjective, {"negative_below": 0.8}, "negative_below: 0.8 with positive_from 0.7"),
         (
             DetectorObjective,
             {"image_tower": "random"},
             "regions_per_chunk: 64 with a random image tower",
         ),
+        (OptimizerSettings, {"warmup_steps": -1}, "warmup_steps: expected 0 or more, found -1"),
+        (OptimizerSettings, {"boundaries": (5, 3)}, r"boundaries: .* found \(5, 3\); sort them"),
     ],
 )
 def test_invalid_numbers_are_refused_with_their_keys(section, changes, message):
@@ -113,6 +135,16 @@ def test_parts_of_a_batch_divide_it(key):
         PretrainSettings(regions=regions, run=RunSettings(batch_size=8))
 
 
+@pytest.mark.parametrize("section", typing.get_args(TrainingSettings))
+def test_a_cosine_needs_a_run_longer_than_its_warm_up(section):
+    # Found when the settings are made: in the synthetic experiment a later training starts after
+    # minutes.
+    cosine = OptimizerSettings(schedule="cosine", warmup_steps=100)
+    with pytest.raises(ConfigError, match=r"optimizer\.warmup_steps: 100 .* run of 96"):
+        section(optimizer=cosine, run=RunSettings(num_steps=96))
+    assert section(optimizer=cosine, run=RunSettings(num_steps=192)).run.num_steps == 192
+
+
 def test_one_group_may_be_the_whole_batch():
     regions = PretrainObjective(images_per_group=None)
     assert PretrainSettings(regions=regions, run=RunSettings(batch_size=7)).run.batch_size == 7
@@ -121,3 +153,40 @@ def test_one_group_may_be_the_whole_batch():
 def test_steps_take_settings_as_static_arguments():
     assert hash(PretrainObjective()) == hash(PretrainObjective())
     assert PretrainObjective() != PretrainObjective(proposals=ProposalSettings(num_proposals=400))
+
+
+def test_keys_that_are_left_open_have_the_models_own_values_at_any_depth():
+    own = DetectionSettings(0.07, "crops", "none", 0.02, NmsSettings("gaussian", 0.4), 300)
+    open_ = unstated(DetectionSettings)
+    assert completed(open_, own) == own
+    stated = dataclasses.replace(
+        open_, temperature=0.05, nms=NmsSettings(None, 0.6, None, None), regions_per_chunk=9
+    )
+    result = completed(stated, own)
+    assert (result.temperature, result.objectness, result.max_detections) == (0.05, "none", 300)
+    assert result.nms == NmsSettings("gaussian", 0.6)
+    # Keys of memory are not the model's.
+    assert result.regions_per_chunk == 9
+    assert completed(stated, dataclasses.replace(own, regions_per_chunk=3)).regions_per_chunk == 9
+
+
+def test_a_detector_states_the_scores_of_its_evaluation_and_else_of_its_training():
+    training = DetectorObjective(temperature=0.07, proposals=ProposalSettings(20, 50, 0.6))
+    scores = TrainDetectorSettings(detector=training).scores
+    assert scores.proposals == training.proposals
+    assert scores.detection.temperature == 0.07 and scores.detection.objectness == "none"
+    evaluation = TrainDetectorSettings().evaluation
+    evaluation = dataclasses.replace(
+        evaluation,
+        proposals=ProposalSettings(30, None, None),
+        detection=dataclasses.replace(evaluation.detection, temperature=0.02),
+    )
+    scores = TrainDetectorSettings(detector=training, evaluation=evaluation).scores
+    assert scores.proposals == ProposalSettings(30, 50, 0.6)
+    assert scores.detection.temperature == 0.02
+
+
+def test_an_open_key_may_be_another_choice_but_no_other_value():
+    assert DetectionSettings(objectness=None).objectness is None
+    with pytest.raises(ConfigError, match=r"objectness: 'root' is none of \['none', 'reference',"):
+        DetectionSettings(objectness="root")

@@ -1,5 +1,9 @@
+import gzip
+import hashlib
+import importlib.resources
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,6 +26,13 @@ def test_symbols_and_merges_have_all_ids_below_the_start_token(encoder):
     vocabulary = encoder._tokenizer.get_vocab()
     assert sorted(vocabulary.values()) == list(range(49_406))
     assert vocabulary["!"] == 0 and vocabulary["!</w>"] == 256 and vocabulary["in"] == 512
+
+
+def test_the_merges_are_those_of_the_notice():
+    file = importlib.resources.files("regionclip_jax.text") / "clip_merges.txt.gz"
+    digest = hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest()
+    notice = (Path(__file__).parents[2] / "third_party" / "NOTICE").read_text()
+    assert digest in notice and "Copyright (c) 2021 OpenAI" in notice
 
 
 def test_every_byte_has_a_unique_symbol_that_is_no_blank():

@@ -8,12 +8,13 @@ independent of the lengths of the others.
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 
 from regionclip_jax.data.loading.order import shuffled_order
+from regionclip_jax.data.sources.fingerprint import fingerprint
 from regionclip_jax.data.sources.records import ImageTextRecord, Source, locate
 
 # Shares are whole numbers of records in a window of this size, so they are exact in each window.
@@ -65,6 +66,10 @@ class Mixture:
             (own_seed,) = np.random.SeedSequence((seed, number)).generate_state(1)
             orders.append(shuffled_order(first, end, int(own_seed)))
         return grain.MapDataset.select_from_datasets(orders, _Windows(self.shares))
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield the fingerprint of every source; see ``fingerprint``."""
+        return (fingerprint(source).encode() for source in self._sources)
 
     def sizes(self) -> None:
         """Return None: batches of one canvas size would not keep the shares."""

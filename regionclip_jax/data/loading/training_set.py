@@ -7,11 +7,12 @@ docs/reference/training_detectors.md#annotations, docs/reference/training_detect
 
 import collections
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
+from regionclip_jax.data.sources.fingerprint import fingerprint
 from regionclip_jax.data.sources.records import DetectionRecord, RecordError, known_sizes
 
 
@@ -109,6 +110,10 @@ class TrainingSet:
     def classes_of(self, index: int) -> Int[np.ndarray, " _"]:
         """Return the class numbers of a record's boxes without opening its image."""
         return self._classes[index]
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield the fingerprint of the source; see ``fingerprint``."""
+        yield fingerprint(self._source).encode()
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
         """Return (height, width) of the images, or None if the source does not know them."""

@@ -15,7 +15,6 @@ is complete. Without one, a new call writes the shards that have no note.
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -38,9 +37,10 @@ from regionclip_jax.data.prepare.writers import (
     shard_name,
 )
 from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED
+from regionclip_jax.data.sources.fingerprint import fingerprint
 from regionclip_jax.data.sources.records import Source
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.files import replace_text
+from regionclip_jax.files import locked_folder, replace_text
 
 SIZES = "sizes.npy"
 
@@ -161,24 +161,20 @@ def _begun(plan: _Plan, description: dict) -> Iterator[None]:
         raise FileExistsError(
             f"{directory} exists but holds no prepared data: delete it or choose another path"
         )
+    # The data may have changed at the same path since the shards that are there were written.
+    plan_facts = {**description, "data": fingerprint(plan.source)}
     plan.unfinished.mkdir(parents=True, exist_ok=True)
-    with open(plan.unfinished / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FileExistsError(
-                f"{directory} is being written by another process: wait for it"
-            ) from error
+    with locked_folder(plan.unfinished, "lock"):
         if plan_path.exists():
             begun = json.loads(plan_path.read_text(encoding="utf-8"))
-            if begun != description:
-                keys = sorted(k for k in begun | description if begun.get(k) != description.get(k))
+            if begun != plan_facts:
+                keys = sorted(k for k in begun | plan_facts if begun.get(k) != plan_facts.get(k))
                 raise FileExistsError(
                     f"{directory} was begun with other arguments (differing in {', '.join(keys)}): "
                     "give those again, or delete it, or choose another path"
                 )
         else:
-            replace_text(plan_path, json.dumps(description, indent=1))
+            replace_text(plan_path, json.dumps(plan_facts, indent=1))
         for folder in (plan.unfinished, directory):
             for partial in folder.glob("*.partial-*"):
                 partial.unlink()

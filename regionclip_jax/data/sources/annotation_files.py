@@ -4,7 +4,8 @@ A source reads its records from the file, and skips and counts unusable entries.
 its ground truth from the same content (``evaluation.ground_truth``), and refuses such entries. Both
 judge an annotation by ``find_defect``.
 
-Skipped ``images``: entries without id, file name or size, repeated ids, and missing files. Skipped
+Skipped ``images``: entries without id or file name, repeated ids, missing files, and files without
+a readable header if the entry has no size. Skipped
 ``annotations``: an unlisted image or category, or a box without four finite numbers or with a
 negative size. Boxes without area inside their image are dropped and counted, but not as skipped.
 """
@@ -23,8 +24,9 @@ from regionclip_jax.data.sources.boxed_images import (
     clip_box,
     stack_boxes,
 )
-from regionclip_jax.data.sources.image_files import present_files
+from regionclip_jax.data.sources.image_files import image_size, present_files
 from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.splits import find_files_elsewhere
 
 # COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
 _ROUNDING = 0.02
@@ -76,11 +78,10 @@ def read_annotation_file(path: pathlib.Path) -> AnnotationFile:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist: expected COCO's layout, ROOT/annotations/ beside ROOT/SPLIT/; "
-            "download the annotations or correct root and split"
+            f"{path} does not exist: expected an annotation file in COCO's format; correct its path"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
         raise ValueError(f"{path} is not JSON ({error}): download it again") from error
     return as_annotation_file(str(path), content)
@@ -209,7 +210,7 @@ def read_images(
         File names of the present images by ascending id; (height, width) of all listed images, or
         None; and the skipped images.
     """
-    return _read_images(file, folder, _file_name, need_sizes=False)
+    return _read_images(file, folder, _file_name)
 
 
 def read_sized_images(
@@ -217,18 +218,28 @@ def read_sized_images(
     folder: pathlib.Path,
     name_of: Callable[[dict], object] | None = None,
 ) -> tuple[dict[int, str], dict[int, tuple[int, int]], SkippedEntries]:
-    """Read the list of images, and skip images without a size.
+    """Read the list of images; sizes that the file lacks come from the headers of the images.
 
     Args:
         folder: folder of the relative file names.
         name_of: image -> name of its file (default: its ``file_name``).
 
     Returns:
-        File names of the present images by ascending id; (height, width) of all listed images; and
-        the skipped images.
+        File names of the present images by ascending id; (height, width) of all images that the
+        file lists with a size or that are present; and the skipped images.
     """
-    names, sizes, skipped = _read_images(file, folder, name_of or _file_name, need_sizes=True)
-    return names, {i: size for i, size in sizes.items() if size is not None}, skipped
+    names, listed, skipped = _read_images(file, folder, name_of or _file_name)
+    sizes = {i: size for i, size in listed.items() if size is not None}
+    for image_id, name in list(names.items()):
+        if image_id in sizes:
+            continue
+        # Some tools write no sizes.
+        if (size := image_size(folder / name)) is not None:
+            sizes[image_id] = size
+        else:
+            del names[image_id]
+            skipped.add("without_size_and_unreadable", name)
+    return names, sizes, skipped
 
 
 def _file_name(image: dict) -> object:
@@ -239,8 +250,6 @@ def _read_images(
     file: AnnotationFile,
     folder: pathlib.Path,
     name_of: Callable[[dict], object],
-    *,
-    need_sizes: bool,
 ) -> tuple[dict[int, str], dict[int, tuple[int, int] | None], SkippedEntries]:
     skipped = SkippedEntries("images")
     names: dict[int, str] = {}
@@ -250,8 +259,8 @@ def _read_images(
         image_id, name = _whole(entry.get("id")), name_of(entry)
         height, width = _whole(entry.get("height")) or 0, _whole(entry.get("width")) or 0
         size = (height, width) if height > 0 and width > 0 else None
-        if image_id is None or not isinstance(name, str) or (need_sizes and size is None):
-            skipped.add("without_id_name_or_size", name if isinstance(name, str) else f"#{number}")
+        if image_id is None or not isinstance(name, str):
+            skipped.add("without_id_or_name", name if isinstance(name, str) else f"#{number}")
         elif image_id in names:
             skipped.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
         else:
@@ -271,8 +280,13 @@ def require_images(
         file.where,
         len(file.images),
         limit,
-        f"download and unpack the images into {folder}, or correct the file",
+        f"{_find_images(skipped, folder)}, or correct the file",
     )
+
+
+def _find_images(skipped: SkippedEntries, folder: pathlib.Path) -> str:
+    missing = skipped.named.get("images_missing")
+    return find_files_elsewhere(folder, missing[0]) if missing else "repair the images"
 
 
 def read_boxes(

@@ -1,8 +1,9 @@
 """Source for directories of ArrayRecord shards that ``data.prepare`` wrote."""
 
+import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import grain
@@ -39,6 +40,12 @@ class ArrayRecordSource:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
+        self._index = [
+            manifest["shards"],
+            [path.stat().st_size for path in paths],
+            # Without the path of the source that was prepared.
+            {key: value for key, value in self.description.items() if key != "source"},
+        ]
         self._encoded = _open(paths)
         if len(self._encoded) != manifest["count"]:
             raise ValueError(
@@ -64,6 +71,10 @@ class ArrayRecordSource:
         if not isinstance(record, DetectionRecord):
             raise RecordError(repr(self), f"#{index}", "has captions, expected boxes")
         return record.boxes, record.classes, record.crowd
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield sizes, and checksums if known, of the shards; see ``fingerprint``."""
+        yield json.dumps(self._index, sort_keys=True).encode()
 
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
         """Return (height, width) of every image as stored; None if the directory has no sizes."""

@@ -1,7 +1,8 @@
 """Base class of sources with images in a folder and all boxes in memory; masks of their objects."""
 
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,13 @@ class BoxedImages:
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes, classes and crowd flags of a record."""
         return self._images[index].boxes[:3]
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield names, sizes and boxes; see ``fingerprint``."""
+        yield json.dumps(self.category_names).encode()
+        for _, name, height, width, boxes in self._images:
+            yield json.dumps([name, height, width]).encode()
+            yield from (array.tobytes() for array in boxes[:3])
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
         """Return (height, width) of every image without opening it."""

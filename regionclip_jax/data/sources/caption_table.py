@@ -1,8 +1,10 @@
 """Source for a table of image files and captions: CSV, TSV or JSON lines, beside the images.
 
 The first row names the columns. Without known names, the table must have two columns in either
-order, one of them with names of existing files. File names are relative to the table. Rows of the
-same image are one record with several captions.
+order, one of them with names of existing files. File names are relative to the table, or to a
+folder ``images`` beside it. Rows of the same image are one record with several captions. A ``.txt``
+is a TSV if its first row has a tab, else a CSV (``captions.txt`` of Flickr8k). If the captions are
+the last column of a CSV, their commas need no quotation marks.
 """
 
 import collections
@@ -19,7 +21,9 @@ from regionclip_jax.data.sources.skipped import SkippedEntries
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 _CAPTION_COLUMNS = ("caption", "text", "title")
-_DELIMITED = (".csv", ".tsv")
+_DELIMITED = (".csv", ".tsv", ".txt")
+# Folders of the images beside the table; Flickr8k's is "Images".
+_FOLDERS = ("", "images", "Images")
 _JSON_LINES = (".jsonl", ".ndjson")
 # Rows used to find the column of files when the columns have no names.
 _NUM_PROBED = 100
@@ -37,7 +41,7 @@ class CaptionTableSource:
         named: report key -> first few names of its entries.
 
     Args:
-        path: path of the table: ``.csv``, ``.tsv`` or ``.jsonl``.
+        path: path of the table: ``.csv``, ``.tsv``, ``.txt`` or ``.jsonl``.
         max_skipped_fraction: share of the rows that may be skipped: a missing or empty column, or a
             missing file.
 
@@ -63,7 +67,8 @@ class CaptionTableSource:
                 skipped.add("that_are_not_utf8", number)
             else:
                 captions.setdefault(name.strip(), []).append((number, caption.strip()))
-        present = present_files(self._path.parent, captions)
+        self._folder = _folder_of_files(self._path, itertools.islice(captions, _NUM_PROBED))
+        present = present_files(self._folder, captions)
         for name, rows in captions.items():
             for number, _ in rows if name not in present else ():
                 skipped.add("whose_file_is_missing", f"{number}: {name}")
@@ -71,7 +76,8 @@ class CaptionTableSource:
             self._path,
             total,
             max_skipped_fraction,
-            "expected an image file, relative to the table, and its caption in every row",
+            "expected an image file, relative to the table or to a folder images/ beside it, and "
+            "its caption in every row",
         )
         names = [name for name in captions if name in present]
         self._names = PackedTexts(names)
@@ -91,8 +97,13 @@ class CaptionTableSource:
 
     def __getitem__(self, index: int) -> ImageTextRecord:
         name = self._names[index]
-        image = read_image(self._path.parent / name, repr(self), name)
+        image = read_image(self._folder / name, repr(self), name)
         return ImageTextRecord(name, image, tuple(json.loads(self._captions[index])))
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield names and captions; see ``fingerprint``."""
+        yield from self._names.index_parts()
+        yield from self._captions.index_parts()
 
     def sizes(self) -> None:
         """Return None: the sizes are unknown without opening the images."""
@@ -111,7 +122,7 @@ def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
     ending = path.suffix.lower()
     if ending not in _DELIMITED and ending not in _JSON_LINES:
         raise ValueError(
-            f"{path}: expected a table that ends in .csv, .tsv or .jsonl, found {ending!r}"
+            f"{path}: expected a table that ends in .csv, .tsv, .txt or .jsonl, found {ending!r}"
         )
     # A byte that is not UTF-8 invalidates its row, not the table.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -143,12 +154,17 @@ def _read_json_lines(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[
 def _read_delimited(
     path: pathlib.Path, file: Iterable[str], ending: str
 ) -> Iterator[tuple[int, Row]]:
-    numbered = _csv_rows(file) if ending == ".csv" else _tsv_rows(file)
+    lines = iter(file)
+    top = next(lines, "")
+    is_csv = ending == ".csv" or (ending == ".txt" and "\t" not in top)
+    lines = itertools.chain([top], lines)
+    numbered = _csv_rows(lines) if is_csv else _tsv_rows(lines)
     first = list(itertools.islice(numbered, _NUM_PROBED))
     if not first:
         raise ValueError(f"{path} is empty: expected rows of image file and caption")
     header = [cell.strip() for cell in first[0][1]]
     named = _named_columns(header)
+    num_columns = 2 if named is None else len(header)
     if named is not None:
         image, caption = header.index(named[0]), header.index(named[1])
         first = first[1:]
@@ -158,6 +174,10 @@ def _read_delimited(
             raise ValueError(_unknown_columns(path, header))
         caption = 1 - image
     for number, row in itertools.chain(first, numbered):
+        if is_csv and len(row) > num_columns:
+            # Commas without quotation marks are a caption's, if it is last; else nothing is known.
+            last = caption == num_columns - 1
+            row = [*row[:caption], ",".join(row[caption:])] if last else []
         cells = dict(enumerate(row))
         yield number, (cells.get(image), cells.get(caption))
 
@@ -213,13 +233,18 @@ def _named_columns(header: list[str]) -> tuple[str, str] | None:
 
 def _column_of_files(path: pathlib.Path, rows: list[list[str]]) -> int | None:
     """Return the only one of two columns that names existing files; None if not unique."""
-    counts = [
-        len(present_files(path.parent, {row[i].strip() for row in rows if len(row) == 2}))
-        for i in (0, 1)
-    ]
+    columns = [[row[i].strip() for row in rows if len(row) == 2] for i in (0, 1)]
+    counts = [len(present_files(_folder_of_files(path, names), set(names))) for names in columns]
     if (counts[0] > 0) == (counts[1] > 0):
         return None
     return 0 if counts[0] else 1
+
+
+def _folder_of_files(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+    """Return the first folder beside a table that has any of the files, or that of the table."""
+    names = set(names)
+    folders = [path.parent / folder for folder in _FOLDERS]
+    return next((folder for folder in folders if present_files(folder, names)), path.parent)
 
 
 def _is_unicode(text: str) -> bool:

@@ -3,8 +3,10 @@
 Annotations are held in memory, images are read on access.
 """
 
+import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -18,6 +20,7 @@ from regionclip_jax.data.sources.annotation_files import (
 from regionclip_jax.data.sources.image_files import read_image
 from regionclip_jax.data.sources.records import ImageTextRecord
 from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.splits import require_split
 
 
 class CocoCaptionsSource:
@@ -39,9 +42,9 @@ class CocoCaptionsSource:
 
     def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
-        path = self._root / "annotations" / f"captions_{split}.json"
+        path = _annotations_of(self._root, "captions", split)
         file = read_annotation_file(path)
-        folder = _require_folder(self._root / split)
+        folder = _folder_of_images(self._root, split)
         names, sizes, missing = read_images(file, folder)
         unusable = SkippedEntries("captions")
         captions: dict[int, list[str]] = {}
@@ -87,6 +90,10 @@ class CocoCaptionsSource:
         image = read_image(self._root / self._split / name, repr(self), name)
         return ImageTextRecord(name, image, captions)
 
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield names and captions; see ``fingerprint``."""
+        return (json.dumps(record).encode() for record in self._records)
+
     def sizes(self) -> Int[np.ndarray, "N 2"] | None:
         """Return (height, width) of every image, or None if the file does not give all."""
         return self._sizes
@@ -102,8 +109,8 @@ class CocoInstancesSource(AnnotatedImages):
         root: holds ``annotations/`` and the image folder.
         split: such as ``"train2017"``.
         max_skipped_fraction: share of the images, and of the annotations, that may be skipped.
-        annotations: a file in COCO's format at any path; its images are in ``root/split``, or in
-            ``root`` with an empty split.
+        annotations: a file in COCO's format at any path; its images are in ``root/split`` if there
+            is such a folder, else in ``root``.
         mask_size: side P of the object masks; None reads none.
         keep_file: keep the file's content as ``annotation_file``, for an evaluation.
 
@@ -123,12 +130,16 @@ class CocoInstancesSource(AnnotatedImages):
         keep_file: bool = False,
     ):
         self._root, self._split = pathlib.Path(root), split
-        path = self._root / "annotations" / f"instances_{split}.json"
-        if annotations is not None:
-            path = pathlib.Path(annotations)
+        if annotations is None:
+            path = _annotations_of(self._root, "instances", split)
+            folder = _folder_of_images(self._root, split)
+        else:
+            path, folder = pathlib.Path(annotations), self._root / split
+            if not folder.is_dir():
+                folder = self._root
         super().__init__(
             read_annotation_file(path),
-            _require_folder(self._root / split),
+            folder,
             max_skipped_fraction=max_skipped_fraction,
             mask_size=mask_size,
             keep_file=keep_file,
@@ -138,10 +149,30 @@ class CocoInstancesSource(AnnotatedImages):
         return f"CocoInstancesSource({str(self._root)!r}, {self._split!r})"
 
 
-def _require_folder(folder: pathlib.Path) -> pathlib.Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder} does not exist: expected the images of the split there; "
-            "download and unpack them, or correct root and split"
-        )
-    return folder
+def _annotations_of(root: pathlib.Path, kind: str, split: str) -> pathlib.Path:
+    """Return the annotation file of a split, ``kind`` "captions" or "instances"."""
+
+    def find_splits(root: pathlib.Path) -> list[str]:
+        files = sorted((root / "annotations").glob(f"{kind}_*.json"))
+        return [file.stem.removeprefix(f"{kind}_") for file in files]
+
+    hint = ""
+    found = [*root.glob("*.json"), *root.glob("*/*.json")]
+    if kind == "instances" and found:
+        # Such as the exports of Roboflow and CVAT.
+        file = min(found, key=lambda file: (split not in file.parent.name, file))
+        hint = f"to read {file}, set annotations to it, and path to the folder of its images"
+    layout = f"COCO's layout, annotations/{kind}_{split}.json beside the folder {split}/"
+    require_split(root, split, find_splits, layout, hint)
+    return root / "annotations" / f"{kind}_{split}.json"
+
+
+def _folder_of_images(root: pathlib.Path, split: str) -> pathlib.Path:
+    folder = root / split
+    if folder.is_dir():
+        return folder
+    inner = next((path for path in sorted(root.glob(f"*/{split}")) if path.is_dir()), None)
+    raise FileNotFoundError(
+        f"{folder} does not exist: expected the images of the split there; "
+        + (f"move {inner} there, or link it" if inner else "download and unpack them there")
+    )

@@ -8,6 +8,7 @@ import os
 import pathlib
 
 from regionclip_jax.data.sources.annotation_files import AnnotatedImages, read_annotation_file
+from regionclip_jax.data.sources.splits import require_split
 
 
 class LvisInstancesSource(AnnotatedImages):
@@ -39,6 +40,12 @@ class LvisInstancesSource(AnnotatedImages):
         keep_file: bool = False,
     ):
         self._root, self._split = pathlib.Path(root), split
+        require_split(
+            self._root,
+            split,
+            _find_splits,
+            f"LVIS's layout, annotations/lvis_v1_{split}.json beside COCO's folders of images",
+        )
         path = self._root / "annotations" / f"lvis_v1_{split}.json"
         file = read_annotation_file(path)
         for image in file.images:
@@ -58,6 +65,11 @@ class LvisInstancesSource(AnnotatedImages):
 
     def __repr__(self) -> str:
         return f"LvisInstancesSource({str(self._root)!r}, {self._split!r})"
+
+
+def _find_splits(root: pathlib.Path) -> list[str]:
+    files = sorted((root / "annotations").glob("lvis_v1_*.json"))
+    return [file.stem.removeprefix("lvis_v1_") for file in files]
 
 
 def _name_of(image: dict) -> str | None:

@@ -1,5 +1,8 @@
 """Source for Pascal VOC: ``ImageSets/Main/{split}.txt``, ``Annotations/*.xml``, ``JPEGImages/``.
 
+Two layouts of other tools are read too. Without ``ImageSets`` the empty split is all of
+``Annotations``. A folder ``{split}/`` may hold the annotations beside their images (Roboflow).
+
 Corners in the files count pixels from 1 and include the last one. As in the reference, 1 is
 subtracted from xmin and ymin. Objects marked ``difficult`` are counted and kept.
 """
@@ -8,6 +11,7 @@ import math
 import os
 import pathlib
 import xml.etree.ElementTree as ElementTree
+from typing import NamedTuple
 from xml.parsers import expat
 
 from regionclip_jax.data.sources.boxed_images import (
@@ -18,6 +22,7 @@ from regionclip_jax.data.sources.boxed_images import (
 )
 from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.splits import require_split
 
 
 class PascalVocSource(BoxedImages):
@@ -27,37 +32,36 @@ class PascalVocSource(BoxedImages):
 
     Args:
         root: such as ``VOCdevkit/VOC2012``.
-        split: such as ``"trainval"``.
+        split: such as ``"trainval"``; empty for a root without lists.
         max_skipped_fraction: share of the images, and of the objects, that may be skipped.
 
     Raises:
-        FileNotFoundError: no list of the split.
+        FileNotFoundError: no such split.
         ValueError: too many entries are skipped, or no object has a name.
     """
 
     def __init__(self, root: str | os.PathLike, split: str, *, max_skipped_fraction: float = 0.0):
         self._root, self._split = pathlib.Path(root), split
-        path = self._root / "ImageSets" / "Main" / f"{split}.txt"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: expected Pascal VOC's layout, ImageSets/Main/SPLIT.txt, "
-                "Annotations/ and JPEGImages/; correct root and split"
-            )
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        # The list of a single class has a second column.
-        names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+        require_split(
+            self._root,
+            split,
+            _find_splits,
+            "Pascal VOC's layout, ImageSets/Main/SPLIT.txt, Annotations/ and JPEGImages/, or "
+            "SPLIT/*.xml beside the images",
+        )
+        path, names, annotations, folder = _read_list(self._root, split)
         images, objects = SkippedEntries("images"), SkippedEntries("objects")
         counts = {"boxes_difficult": 0, "boxes_dropped_empty": 0}
         records, total = [], 0
         for name in names:
-            annotation = _parse(self._root / "Annotations" / f"{name}.xml")
+            annotation = _parse(annotations / f"{name}.xml")
             if annotation is None:
                 images.add("without_usable_annotation", name)
                 continue
             file_name = f"{name}.jpg"
-            if not (self._root / "JPEGImages" / file_name).is_file():
+            if not (folder / file_name).is_file():
                 file_name = pathlib.PurePath(annotation.findtext("filename") or file_name).name
-            size = image_size(self._root / "JPEGImages" / file_name)
+            size = image_size(folder / file_name)
             if size is None:
                 images.add("missing_or_unreadable", file_name)
                 continue
@@ -74,16 +78,16 @@ class PascalVocSource(BoxedImages):
                     rows.append((box, category))
             records.append((file_name, size, rows))
         images.require_few(path, len(names), max_skipped_fraction, "complete the folder")
-        objects.require_few(path, total, max_skipped_fraction, "repair the files in Annotations")
+        objects.require_few(path, total, max_skipped_fraction, f"repair the files in {annotations}")
         self.category_names = tuple(
             sorted({category for _, _, rows in records for _, category in rows})
         )
         if not self.category_names:
-            raise ValueError(f"{path}: no image of the list has an object in Annotations/")
+            raise ValueError(f"{path}: no image of the list has an object in {annotations}")
         self.category_ids = tuple(range(1, len(self.category_names) + 1))
         class_of = {name: i for i, name in enumerate(self.category_names)}
         super().__init__(
-            self._root / "JPEGImages",
+            folder,
             [
                 BoxedImage(
                     number,
@@ -100,6 +104,39 @@ class PascalVocSource(BoxedImages):
 
     def __repr__(self) -> str:
         return f"PascalVocSource({str(self._root)!r}, {self._split!r})"
+
+
+def _find_splits(root: pathlib.Path) -> list[str]:
+    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
+    found = [path.stem for path in lists]
+    if not found and (root / "Annotations").is_dir():
+        found = [""]
+    beside = {path.parent.name for path in root.glob("*/*.xml")} - {"Annotations"}
+    return [*found, *sorted(beside - set(found))]
+
+
+class _List(NamedTuple):
+    """Names of a split's images; ``path`` is their list, or the folder that is listed instead."""
+
+    path: pathlib.Path
+    names: list[str]
+    annotations: pathlib.Path
+    images: pathlib.Path
+
+
+def _read_list(root: pathlib.Path, split: str) -> _List:
+    path, annotations = root / "ImageSets" / "Main" / f"{split}.txt", root / "Annotations"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        # The list of a single class has a second column.
+        names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+        return _List(path, names, annotations, root / "JPEGImages")
+    path = root / split if split else annotations
+    names = sorted(file.stem for file in path.glob("*.xml"))
+    if split:
+        return _List(path, names, path, path)
+    others = root / "JPEGImages", root / "images"
+    return _List(path, names, path, next((path for path in others if path.is_dir()), others[0]))
 
 
 def _parse(path: pathlib.Path) -> ElementTree.Element | None:

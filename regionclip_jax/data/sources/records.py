@@ -120,6 +120,10 @@ class PackedTexts:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def index_parts(self) -> Iterable[bytes]:
+        """Yield the content of all texts; see ``fingerprint``."""
+        return self._ends.tobytes(), self._bytes
+
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
         return self._bytes[start : self._ends[index]].decode("utf-8", "surrogatepass")

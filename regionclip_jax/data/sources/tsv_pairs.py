@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -72,12 +73,17 @@ class TsvPairsSource:
             raise RecordError(repr(self), key, f"image is not base64: {error}") from error
         return ImageTextRecord(key, decoded, *decode_text(text))
 
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield the offsets of the rows; see ``fingerprint``."""
+        for pair in self._pairs:
+            yield from (rows.offsets() for rows in pair)
+
     def __repr__(self) -> str:
         return f"TsvPairsSource({str(self._path)!r})"
 
     def _split(self, rows: "_Rows", row: int) -> tuple[str, str]:
         try:
-            columns = rows.read(row).decode("utf-8").split("\t")
+            columns = rows.read(row).decode("utf-8-sig").split("\t")
         except UnicodeDecodeError as error:
             what = f"is not UTF-8: {error}"
             raise RecordError(repr(self), f"{rows.path.name} row {row}", what) from error
@@ -137,6 +143,9 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def offsets(self) -> bytes:
+        return self._starts.tobytes() + self._ends.tobytes()
+
     def read(self, row: int) -> bytes:
         with open(self.path, "rb") as file:
             file.seek(self._starts[row])
@@ -145,7 +154,7 @@ class _Rows:
 
 def _read_numbers(path: pathlib.Path) -> np.ndarray:
     try:
-        return np.array(path.read_text().split(), np.int64)
+        return np.array(path.read_text(encoding="utf-8-sig").split(), np.int64)
     except ValueError as error:
         raise ValueError(f"{path}: expected one whole number a line, {error}") from error
 

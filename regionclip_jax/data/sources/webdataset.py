@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -107,7 +108,7 @@ class WebDatasetSource:
         if (len(image), len(text)) != (image_size, text_size):
             raise RecordError(repr(self), name, "the shard is shorter than at the start")
         try:
-            caption = text.decode("utf-8")
+            caption = text.decode("utf-8-sig")
             if is_json:
                 content = json.loads(caption)
                 caption = content.get("caption") if isinstance(content, dict) else None
@@ -116,6 +117,12 @@ class WebDatasetSource:
         if not isinstance(caption, str):
             raise RecordError(repr(self), name, f"expected a text as caption, found {caption!r}")
         return ImageTextRecord(key, image, (caption,))
+
+    def index_parts(self) -> Iterator[bytes]:
+        """Yield keys, and offsets of images and captions; see ``fingerprint``."""
+        for keys, spans in zip(self._keys, self._spans, strict=True):
+            yield from keys.index_parts()
+            yield spans.tobytes()
 
     def sizes(self) -> None:
         """Return None: the sizes are unknown without opening the images."""

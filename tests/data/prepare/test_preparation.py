@@ -248,6 +248,10 @@ def test_a_complete_directory_is_kept_and_another_is_not_overwritten(tmp_path, p
     (tmp_path / "begun" / "unfinished" / "plan.json").write_text("{}")
     with pytest.raises(FileExistsError, match="was begun with other arguments .*records"):
         run(source, tmp_path / "begun")
+    plan = tmp_path / "begun" / "unfinished" / "plan.json"
+    plan.write_text(json.dumps({**first["description"], "data": "of other images"}))
+    with pytest.raises(FileExistsError, match=r"was begun with other arguments .*in data\)"):
+        run(source, tmp_path / "begun", limit=2)
     with pytest.raises(ValueError, match="shard_size 0"):
         run(source, tmp_path / "none", shard_size=0)
 

@@ -110,7 +110,7 @@ def test_captions_of_a_hundred_kilobytes_or_with_a_nul_are_not_changed(folder):
         ("t.tsv", "x\ty\n", "two columns without names"),
         ("t.csv", "a.jpg,b.jpg\n", "two columns without names"),
         ("t.jsonl", '{"url": 1}', r"found \['url'\]"),
-        ("t.txt", "a.jpg,one", r"ends in \.csv, \.tsv or \.jsonl, found '\.txt'"),
+        ("t.doc", "a.jpg,one", r"ends in \.csv, \.tsv, \.txt or \.jsonl, found '\.doc'"),
     ],
 )
 def test_a_table_with_unknown_columns_is_refused_with_its_columns(folder, name, text, message):

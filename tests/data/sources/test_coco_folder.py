@@ -211,7 +211,7 @@ def test_sizes_of_captioned_images_are_unknown_if_missing_in_the_file(root):
 
 @pytest.mark.parametrize("make", [CocoCaptionsSource, CocoInstancesSource])
 def test_a_missing_folder_or_annotation_file_is_named_with_the_remedy(root, make):
-    with pytest.raises(FileNotFoundError, match=r"_test\.json does not exist.*correct root"):
+    with pytest.raises(FileNotFoundError, match=r"no split 'test': .*_test\.json.* has \['val'\]"):
         make(root, "test")
     for name in ("two.png", "five.png", "nine.png"):
         (root / "val" / name).unlink()

@@ -79,7 +79,7 @@ def test_a_skipped_object_is_counted(root, content):
 
 
 def test_missing_files_are_named(root):
-    with pytest.raises(FileNotFoundError, match=r"train\.txt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no split 'train': .* has \['val'\]"):
         PascalVocSource(root, "train")
     (root / "JPEGImages" / "one.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"missing or unreadable 1 \(one\.jpg\)"):

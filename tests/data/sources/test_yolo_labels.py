@@ -68,7 +68,7 @@ def test_names_that_do_not_match_the_classes_are_refused(root, text):
 
 
 def test_missing_or_invalid_files_are_named(root):
-    with pytest.raises(FileNotFoundError, match=r"images/train does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no split 'train': .* has \['val'\]"):
         YoloLabelsSource(root, "train")
     (root / "images" / "val" / "b.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1 of 3 images .* unreadable 1 \(b\.png\)"):

@@ -1,0 +1,97 @@
+"""Score settings of a model directory: ``scores`` in its ``card.json``.
+
+    {"proposals": {"num_proposals": 20, ...}, "detection": {"temperature": 0.07, "nms": {...}, ...}}
+
+A key that a card lacks has the value of ``default_scores``, so cards of older versions, which have
+none, stay readable. Keys and meanings are those of ``settings.ScoreSettings``.
+"""
+
+import dataclasses
+import math
+import typing
+from typing import Any
+
+from regionclip_jax.models.clip import logit_scale_and_bias
+from regionclip_jax.models.localizer import LocalizerConfig
+from regionclip_jax.settings import (
+    Count,
+    DetectionSettings,
+    ProposalSettings,
+    ScoreSettings,
+    Section,
+    completed,
+    unstated,
+)
+from regionclip_jax.settings.fields import AnySection, stated_names
+
+
+def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
+    """Return the settings of a model that states none.
+
+    The numbers are the reference's for zero-shot detection with the learned temperature. The score
+    is the geometric mean of two probabilities: the reference's own product with the raw logit may
+    exceed 1 and loses regions with negative logits.
+
+    Args:
+        params: of the CLIP.
+        localizer: its pre-NMS candidates are 6,000 of a single level, else 1,000 of each level.
+    """
+    log_scale, _ = logit_scale_and_bias(params)
+    # A bias would cancel in the softmax over classes.
+    temperature = math.exp(-float(log_scale))
+    levels = len(localizer.strides) if localizer is not None else None
+    return ScoreSettings(
+        ProposalSettings(pre_nms_topk=6000 if levels == 1 else 1000),
+        DetectionSettings(temperature=temperature, objectness="sigmoid"),
+    )
+
+
+def complete_scores(
+    stated: ScoreSettings, params: dict, localizer: LocalizerConfig | None
+) -> ScoreSettings:
+    """Return the settings of a card, completed by ``default_scores``."""
+    return completed(stated, default_scores(params, localizer))
+
+
+def scores_to_json(section: Section) -> dict:
+    """Return the stated keys as JSON values."""
+    values = {}
+    for name in stated_names(type(section)):
+        value = getattr(section, name)
+        value = scores_to_json(value) if isinstance(value, Section) else value
+        if value not in (None, {}):
+            values[name] = value
+    return values
+
+
+def scores_from_json(values: Any, section: type[AnySection], where: str) -> AnySection:
+    """Read the stated keys; the others are None.
+
+    Raises:
+        ValueError: an unknown key, or a value of another type; the message begins with ``where``.
+    """
+    hints = typing.get_type_hints(section, include_extras=True)
+    known = stated_names(section)
+    if not isinstance(values, dict) or not values.keys() <= set(known):
+        found = sorted(values) if isinstance(values, dict) else values
+        raise ValueError(f"{where}: expected keys among {known}, found {found}")
+    changes = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if isinstance(kind, type) and issubclass(kind, Section):
+            changes[name] = scores_from_json(value, kind, f"{where}.{name}")
+            continue
+        if not _fits(typing.get_args(kind)[0], value):
+            raise ValueError(f"{where}.{name}: found {value!r}, which is none of its values")
+        changes[name] = value
+    return dataclasses.replace(unstated(section), **changes)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind == Count:
+        return isinstance(value, int) and value >= 1
+    return isinstance(value, int | float) and math.isfinite(value)
