@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from regionclip_jax import recipes
 from regionclip_jax.jobs.registry import JOBS
-from regionclip_jax.settings import ConfigError, TrainingSettings, as_plain
+from regionclip_jax.settings import ConfigError, TrainingSettings, UserError, as_plain
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -60,9 +60,8 @@ def main(argv: list[str]) -> None:
     import jax
 
     from regionclip_jax import self_check
-    from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
-    from regionclip_jax.assembly.devices import DeviceError, cache_programs, start_devices
+    from regionclip_jax.assembly.devices import cache_programs, start_devices
     from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.reporting.progress import log_own_progress
     from regionclip_jax.sharding.consistency import (
@@ -96,9 +95,7 @@ def main(argv: list[str]) -> None:
             JOBS[settings.job].run(settings, workdir)
             self_check.write_missing(workdir)
     except (
-        ConfigError,
-        CheckpointMismatch,
-        DeviceError,
+        UserError,
         InconsistentHosts,
         TooManySkipped,
         NonFiniteMetric,

@@ -15,17 +15,21 @@ from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSett
 
 
 def _number(value):
-    # Without this, 0 and 0.0 would need two programs.
+    # Without this, 0 and 0.0 would need two programs. None is not stated.
     return np.float32(value) if isinstance(value, float | int) else value
+
+
+def _threshold(value):
+    return None if value is None else exact_threshold(value)
 
 
 def _numbers(settings) -> dict:
     """Return the fields that are numbers or sections of them, as arrays in place of floats."""
     if isinstance(settings, ProposalSettings):
-        return {"nms_threshold": exact_threshold(settings.nms_threshold)}
+        return {"nms_threshold": _threshold(settings.nms_threshold)}
     if isinstance(settings, NmsSettings):
         # The reference rounds the threshold of soft suppression only (ops.soft_nms).
-        convert = exact_threshold if settings.method == "hard" else _number
+        convert = _threshold if settings.method == "hard" else _number
         return {
             "threshold": convert(settings.threshold),
             "sigma": _number(settings.sigma),

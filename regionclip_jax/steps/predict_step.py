@@ -28,7 +28,7 @@ from regionclip_jax.ops.detections import fuse_objectness, select_detections, to
 from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.sampling import box_mask, grid_boxes
 from regionclip_jax.settings import DetectionSettings, ProposalSettings
-from regionclip_jax.structures import DetectionBatch, Detections, Regions
+from regionclip_jax.structures import AnyArray, DetectionBatch, Detections, Regions
 
 
 @flax.struct.dataclass
@@ -36,14 +36,14 @@ class DetectorVariables:
     """Inputs of a detect step: CLIP's variables, raw class embeddings; the others may be None."""
 
     clip: Any
-    class_embeddings: Float[Array, "C D"]
+    class_embeddings: Float[AnyArray, "C D"]
     localizer: Any = None
     # Variables of ``BoxHead``; without one, detections keep the regions' boxes.
     box_head: Any = None
     # Variables of ``MaskHead``; without one, detections have no masks.
     mask_head: Any = None
     # Classes that exist; the others are never detected. None: all.
-    class_mask: Bool[Array, " C"] | None = None
+    class_mask: Bool[AnyArray, " C"] | None = None
 
 
 @flax.struct.dataclass
