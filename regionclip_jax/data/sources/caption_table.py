@@ -53,7 +53,10 @@ class CaptionTableSource:
     def __init__(self, path: str | os.PathLike, *, max_skipped_fraction: float = 0.0):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
-            raise FileNotFoundError(f"{self._path}: expected a table in CSV, TSV or JSON lines")
+            raise FileNotFoundError(
+                f"{self._path}: expected a table in CSV, TSV or JSON lines; "
+                f"{_tables_in(self._path)}"
+            )
         skipped = SkippedEntries("rows")
         captions: dict[str, list[tuple[int, str]]] = {}
         total = 0
@@ -111,6 +114,12 @@ class CaptionTableSource:
 
     def __repr__(self) -> str:
         return f"CaptionTableSource({str(self._path)!r})"
+
+
+def _tables_in(path: pathlib.Path) -> str:
+    endings = (*_DELIMITED, *_JSON_LINES)
+    found = sorted(file.name for file in path.glob("*") if file.suffix.lower() in endings)
+    return f"this folder has {found[:9]}: add one to path" if found else "correct path"
 
 
 def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
