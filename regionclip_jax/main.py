@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from regionclip_jax import recipes
 from regionclip_jax.jobs.registry import JOBS
-from regionclip_jax.settings import ConfigError, TrainingSettings, as_plain
+from regionclip_jax.settings import ConfigError, TrainingSettings, UserError, as_plain
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -31,6 +31,12 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this one is, from 0.")
+_REQUIRE_PLATFORM = flags.DEFINE_enum(
+    "require_platform",
+    None,
+    ["cpu", "gpu", "tpu"],
+    "Stop at once if JAX has other devices; default: compute on what JAX finds.",
+)
 _PREEMPTED_STATUS = flags.DEFINE_integer(
     "preempted_status",
     0,
@@ -54,8 +60,8 @@ def main(argv: list[str]) -> None:
     import jax
 
     from regionclip_jax import self_check
-    from regionclip_jax.artifacts.model_card import CheckpointMismatch
     from regionclip_jax.artifacts.results import write_settings
+    from regionclip_jax.assembly.devices import cache_programs, start_devices
     from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.reporting.progress import log_own_progress
     from regionclip_jax.sharding.consistency import (
@@ -74,17 +80,14 @@ def main(argv: list[str]) -> None:
                 "(gcsfuse, s3fs) and name a folder in it"
             )
         _join_processes()
+        start_devices(_REQUIRE_PLATFORM.value)
         jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
         require_consistent({"config": as_plain(settings)})
         workdir = Path(_WORKDIR.value).absolute()
         workdir.mkdir(parents=True, exist_ok=True)
         require_shared(workdir)
-        joined_cpus = jax.process_count() > 1 and jax.default_backend() == "cpu"
-        if jax.config.jax_compilation_cache_dir is None and not joined_cpus:
-            # A resumed run then neither compiles again nor autotunes to other GPU kernels. With
-            # several CPU processes only the first would find its programs, and Gloo has aborted
-            # runs that mix loaded and compiled programs.
-            jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        # A resumed run then neither compiles again nor autotunes to other GPU kernels.
+        cache_programs(workdir / "compiled")
         with locked_workdir(workdir):
             if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
                 # A training job writes its settings after it has checked the run in the folder.
@@ -92,8 +95,7 @@ def main(argv: list[str]) -> None:
             JOBS[settings.job].run(settings, workdir)
             self_check.write_missing(workdir)
     except (
-        ConfigError,
-        CheckpointMismatch,
+        UserError,
         InconsistentHosts,
         TooManySkipped,
         NonFiniteMetric,
@@ -124,13 +126,7 @@ def _join_processes() -> None:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the processes of the run could not be joined: {error}") from error
-    logging.info(
-        "process %d of %d, with %d of %d devices",
-        jax.process_index(),
-        jax.process_count(),
-        jax.local_device_count(),
-        jax.device_count(),
-    )
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -12,13 +12,14 @@ sizes, so that each function is compiled once for each size.
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
@@ -32,12 +33,15 @@ from regionclip_jax.artifacts.vocabulary import (
     require_matching,
 )
 from regionclip_jax.assembly.concept_pool import embed_names
+from regionclip_jax.assembly.devices import cache_programs, start_devices
 from regionclip_jax.assembly.models import compute_dtype
+from regionclip_jax.data.loading.buckets import padded_count
 from regionclip_jax.data.loading.decoding import AnyImage
 from regionclip_jax.data.loading.letterbox import Letterbox, check_boxes
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import class_probabilities
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.ops import arguments  # noqa: F401  (settings are arguments of jit)
 from regionclip_jax.ops.host_boxes import host_scale_boxes
 from regionclip_jax.settings import (
     DetectionSettings,
@@ -59,7 +63,13 @@ from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.names import check_names
 
 _REGIONS_PER_CHUNK = 25
+# Programs are compiled for these counts and their doubles. Padding is cut off the results.
+_FEWEST_CLASSES, _FEWEST_DETECTIONS, _FEWEST_REGIONS = 16, 100, 25
+# Least recently used programs and vocabularies beyond these numbers are dropped from memory.
+_MOST_PROGRAMS, _MOST_VOCABULARIES = 8, 32
 AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
+
+_classify = jax.jit(class_probabilities)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +147,10 @@ class RegionCLIP:
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
         )
-        self._steps, self._vocabularies = {}, {}
+        self._program = functools.lru_cache(_MOST_PROGRAMS)(self._build_program)
+        self._embed_names = functools.lru_cache(_MOST_VOCABULARIES)(
+            functools.partial(embed_names, self._model, self._variables)
+        )
 
     def encode_text(
         self, names: Sequence[str], *, templates: str = "clip"
@@ -171,10 +184,7 @@ class RegionCLIP:
         if isinstance(names, Vocabulary):
             require_matching(names, self._encoder)
             return names
-        key = (check_names(names, "names"), templates)
-        if key not in self._vocabularies:
-            self._vocabularies[key] = embed_names(self._model, self._variables, *key)
-        return self._vocabularies[key]
+        return self._embed_names(check_names(names, "names"), templates)
 
     def encode_regions(
         self, image: AnyImage, boxes: Float[np.ndarray, "R 4"]
@@ -192,15 +202,18 @@ class RegionCLIP:
         boxes = check_boxes(boxes)
         batch = self._letterbox.batch([self._letterbox.load(image, boxes)])
         embeddings = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
-        return np.asarray(embeddings[0, : len(boxes)], np.float32)
+        # Cut on the host: a device would compile a program for each number of boxes.
+        return np.asarray(embeddings, np.float32)[0, : len(boxes)]
 
     def classify(
         self, embeddings: Float[np.ndarray, "R D"], vocabulary: AnyVocabulary = None
     ) -> Float[np.ndarray, "R C"]:
         """Return class probabilities of region embeddings; the rest to 1 is background."""
-        classes = jnp.asarray(self.vocabulary(vocabulary).embeddings)
-        regions = jnp.asarray(embeddings)
-        return np.asarray(class_probabilities(regions, classes, self.temperature))
+        classes = self.vocabulary(vocabulary).embeddings
+        padded, mask = _padded(classes, _FEWEST_CLASSES)
+        regions, _ = _padded(np.asarray(embeddings, np.float32), _FEWEST_REGIONS)
+        probabilities = _classify(regions, padded, np.float32(self.temperature), mask)
+        return np.asarray(probabilities)[: len(embeddings), : len(classes)]
 
     def propose(
         self,
@@ -271,7 +284,7 @@ class RegionCLIP:
 
         Raises:
             CheckpointMismatch: no localizer and no boxes, or a vocabulary of another text tower.
-            ValueError: invalid boxes or names.
+            ValueError: invalid boxes, names or thresholds.
         """
         images, many = _listed(image)
         classes = self.vocabulary(vocabulary)
@@ -286,6 +299,13 @@ class RegionCLIP:
             regions_per_chunk=_REGIONS_PER_CHUNK,
         )
         settings = completed(stated, self.scores.detection)
+        threshold, most = settings.score_threshold, settings.max_detections
+        assert threshold is not None and most is not None
+        if not threshold >= 0:  # Padding has the score 0.
+            raise ValueError(f"score_threshold: found {threshold}, expected 0 or more")
+        settings = dataclasses.replace(
+            settings, max_detections=padded_count(most, _FEWEST_DETECTIONS)
+        )
         given = proposals = None
         if boxes is None:
             proposals = self._proposals(num_proposals, proposal_nms_threshold)
@@ -299,7 +319,8 @@ class RegionCLIP:
         for _, detections, row in self._run(
             images, given, settings, proposals, classes.embeddings, "detections"
         ):
-            real = detections.mask[row]
+            # The best detections are the same for any larger number of them.
+            real = detections.mask[row] & (np.arange(detections.mask.shape[1]) < most)
             indices = detections.classes[row][real]
             names = tuple(classes.names[k] for k in indices)
             detected.append(
@@ -329,21 +350,16 @@ class RegionCLIP:
 
     def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
         """Return (resized image, part of its batch's prediction, row) in the given order."""
-        key = (settings, proposals, part)
-        if key not in self._steps:
-            find = given_boxes
-            if proposals is not None:
-                find = proposals_of(self.require_localizer(), proposals)
-            predict = make_predict_step(self._model, settings, find)
-
-            def step(variables: DetectorVariables, batch: DetectionBatch):
-                return getattr(predict(variables, batch), part)
-
-            self._steps[key] = jax.jit(step)
+        program = self._program(jax.tree.structure((settings, proposals)), part)
         # A trained detector refines its localizer's boxes, but not given ones.
         box_head = None if proposals is None else self._box_head
+        classes, mask = _padded(embeddings, _FEWEST_CLASSES)
         variables = DetectorVariables(
-            self._variables, embeddings, self._localizer_variables, box_head
+            self._variables,
+            jnp.asarray(classes),
+            self._localizer_variables,
+            box_head,
+            class_mask=jnp.asarray(mask),
         )
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
@@ -355,10 +371,24 @@ class RegionCLIP:
             for start in range(0, len(members), self._batch_size):
                 some = members[start : start + self._batch_size]
                 batch = self._letterbox.batch([example for _, example in some], self._batch_size)
-                answer = jax.device_get(self._steps[key](variables, batch))
+                answer = jax.device_get(program(settings, proposals, variables, batch))
                 for row, (number, example) in enumerate(some):
                     results[number] = (example, answer, row)
         return [results[number] for number in range(len(images))]
+
+    def _build_program(self, structure: Hashable, part: str) -> Callable:
+        """Build the program of one structure of settings: their counts and choices.
+
+        Thresholds and the temperature are its arguments (``ops.arguments``).
+        """
+
+        def step(settings, proposals, variables: DetectorVariables, batch: DetectionBatch):
+            find = given_boxes
+            if proposals is not None:
+                find = proposals_of(self.require_localizer(), proposals)
+            return getattr(make_predict_step(self._model, settings, find)(variables, batch), part)
+
+        return jax.jit(step)
 
 
 def load(
@@ -368,6 +398,7 @@ def load(
     short_side: int = 800,
     max_long_side: int = 1333,
     batch_size: int = 1,
+    require_platform: str | None = None,
 ) -> RegionCLIP:
     """Load a model directory (written by scripts/convert_checkpoint.py or a training job).
 
@@ -376,10 +407,16 @@ def load(
             float32 on CPUs.
         short_side, max_long_side: limits of the resize in pixels, as in the reference's detection.
         batch_size: number of images of a list that are processed at once if they share a canvas.
+        require_platform: "cpu", "gpu" or "tpu"; None computes on what JAX finds.
+
+    Compiled programs are kept on the disk (``assembly.devices.cache_programs``).
 
     Raises:
+        DeviceError: JAX's devices are of another platform, or do not start.
         CheckpointMismatch: there is no complete model, or its arrays do not match its card.
     """
+    start_devices(require_platform)
+    cache_programs()
     return RegionCLIP(
         directory,
         dtype=dtype,
@@ -387,6 +424,14 @@ def load(
         max_long_side=max_long_side,
         batch_size=batch_size,
     )
+
+
+def _padded(
+    rows: Float[np.ndarray, "N D"], fewest: int
+) -> tuple[Float[np.ndarray, "P D"], Bool[np.ndarray, " P"]]:
+    """Return rows padded with zeros to a ``padded_count``, and the mask of the given ones."""
+    padding = padded_count(len(rows), fewest) - len(rows)
+    return np.pad(rows, ((0, padding), (0, 0))), np.arange(len(rows) + padding) < len(rows)
 
 
 def _listed(image) -> tuple[list, bool]:

@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 # numpy on the host, jax on the device.
 AnyArray = Array | np.ndarray
+# A constant of a program, or an argument of it.
+Number = float | int | Float[AnyArray, ""] | np.float32
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,8 @@ LARGE_GOLDEN = "REGIONCLIP_GOLDEN"
 # Parity is checked in float32, so accelerators may not round the inputs of matrix products.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+# ``load`` would keep programs in the folder of the person who runs the tests.
+jax.config.update("jax_enable_compilation_cache", False)
 
 settings.register_profile(
     "quick",
@@ -191,13 +193,3 @@ def read_events():
         return events
 
     return read
-
-
-@pytest.fixture
-def bfloat16_on_this_device(request):
-    """Expect a test of bfloat16 convolutions to fail on CPUs where XLA returns NaN."""
-    from regionclip_jax.assembly.models import is_unsound_on_cpus
-
-    if jax.default_backend() == "cpu" and is_unsound_on_cpus():
-        reason = "XLA returns NaN: docs/running.md"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))

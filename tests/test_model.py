@@ -1,5 +1,9 @@
 """Public Python interface: results and errors of ``regionclip_jax.load``."""
 
+import logging
+import re
+
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -139,10 +143,16 @@ def test_a_folder_without_a_model_is_refused_with_the_remedy(tmp_path):
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory, nano_variables, nano_configs, nano_localizer):
-    """Model with a localizer (the paper's word for a region proposal network)."""
+    """Model with a localizer (the paper's word for a region proposal network).
+
+    All its logits are negative, so the reference's objectness would leave no detection.
+    """
     directory = tmp_path_factory.mktemp("models") / "detector"
     save_model(directory, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {}))
     card, variables = nano_localizer
+    variables = jax.tree.map(np.array, variables)
+    variables["params"]["head"]["objectness"]["kernel"] *= 0.01
+    variables["params"]["head"]["objectness"]["bias"][:] = -3
     save_localizer(directory, variables, card)
     return regionclip_jax.load(directory, short_side=64, max_long_side=128, batch_size=2)
 
@@ -151,8 +161,7 @@ NAMES = ["cat", "remote control", "dog"]
 
 
 def test_objects_are_detected_by_name_in_pixels_of_the_image(detector, image):
-    """The scores are probabilities; half of this localizer's logits are negative."""
-    assert (detector.propose(image).logits < 0).mean() > 0.2
+    """The scores are probabilities, and regions with negative logits have some."""
     predictions = detector.detect(image, NAMES)
     assert len(predictions) > 5 and predictions.boxes.shape == (len(predictions), 4)
     scores = predictions.scores
@@ -196,7 +205,7 @@ def test_given_boxes_are_named_and_not_moved(detector, model, image):
 
 
 def test_a_trained_detector_moves_proposals_but_not_given_boxes_with_its_own_settings(
-    tmp_path, nano_variables, nano_configs, nano_localizer, image
+    tmp_path, nano_variables, nano_configs, nano_localizer, image, model
 ):
     """The box head of this test moves every box to the right by a tenth of its width."""
     scores = ScoreSettings(
@@ -215,7 +224,10 @@ def test_a_trained_detector_moves_proposals_but_not_given_boxes_with_its_own_set
     predictions = detector.detect(image, NAMES)
     proposals = detector.propose(image).boxes
     assert len(proposals) == 20
-    probabilities = detector.classify(detector.encode_regions(image, proposals), NAMES)
+    regions, classes = model.encode_regions(image, proposals), model.encode_text(NAMES)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (regions, classes)]
+    powers = np.exp(unit[0] @ unit[1].T / 0.3)
+    probabilities = powers / (1 + powers.sum(1, keepdims=True))
     width = proposals[:, 2] - proposals[:, 0]
     moved = proposals + 0.1 * width[:, None] * [1, 0, 1, 0]
     moved[:, [0, 2]] = np.minimum(moved[:, [0, 2]], image.shape[1])
@@ -231,7 +243,7 @@ def test_a_trained_detector_moves_proposals_but_not_given_boxes_with_its_own_set
 def test_regions_can_be_proposed_without_names(detector, image):
     proposals = detector.propose(image, num_proposals=40)
     assert proposals.boxes.shape == (len(proposals), 4) and 10 < len(proposals) <= 40
-    assert (np.diff(proposals.logits) <= 0).all()
+    assert (np.diff(proposals.logits) <= 0).all() and (proposals.logits < 0).all()
     assert detector.encode_regions(image, proposals.boxes).shape == (len(proposals), 32)
 
 
@@ -264,10 +276,70 @@ def test_a_vocabulary_comes_from_memory_a_file_or_the_model_directory(
         regionclip_jax.load(other).vocabulary()
 
 
-def test_few_programs_are_compiled(detector, image):
-    detector.detect(image, NAMES)
-    (step,) = [s for (settings, _, part), s in detector._steps.items()
-               if part == "detections" and settings.objectness == "sigmoid"]  # fmt: skip
-    before = step._cache_size()
-    detector.detect([image[:, :80]] * 3, NAMES)
-    assert step._cache_size() == before
+@pytest.fixture
+def compiled():
+    """Names of the programs that were compiled since the start of the test."""
+    names = []
+
+    class Names(logging.Handler):
+        def emit(self, record):
+            if found := re.match(r"Compiling (.*) with global shapes", record.getMessage()):
+                names.append(found[1])
+
+    handler, logger = Names(logging.DEBUG), logging.getLogger("jax._src.interpreters.pxla")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield names
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
+
+def test_other_thresholds_names_counts_and_images_need_no_other_program(detector, image, compiled):
+    def key(found):
+        return found.names, found.scores.tolist(), found.boxes.tolist()
+
+    every = detector.detect(image, NAMES, objectness="sigmoid")
+    # Embeddings of names are one program for prompts of like length; it is not the question here.
+    others = [
+        detector.vocabulary(names)
+        for names in (["dog"], ["cat", "remote control", "dog", "bus", "zebra"])
+    ]
+    regions = detector.encode_regions(image, BOXES)
+    detector.classify(regions, NAMES)
+    compiled.clear()
+    few = detector.detect(image, NAMES, objectness="sigmoid", max_detections=7)
+    assert key(few) == tuple(part[:7] for part in key(every))
+    middle = float(np.median(every.scores))
+    better = detector.detect(image, NAMES, objectness="sigmoid", score_threshold=middle)
+    assert key(better) == tuple(part[: int((every.scores > middle).sum())] for part in key(every))
+    fewer = detector.detect(image, NAMES, objectness="sigmoid", nms_threshold=0.1)
+    assert 0 < len(fewer) < len(every)
+    detector.detect(image, NAMES, objectness="sigmoid", proposal_nms_threshold=0.5)
+    detector.detect([image[:, :80]] * 3, NAMES, objectness="sigmoid")
+    assert len(detector.encode_regions(image, BOXES[:2])) == 2
+    for vocabulary in others:
+        found = detector.detect(image, vocabulary, objectness="sigmoid", score_threshold=0)
+        assert len(found) and set(found.names) <= set(vocabulary.names)
+        # Probabilities are those of the given names alone; padding has none.
+        unit_regions, unit_names = (
+            x / np.linalg.norm(x, axis=1, keepdims=True)
+            for x in (regions.astype(np.float64), vocabulary.embeddings)
+        )
+        powers = np.exp(unit_regions @ unit_names.T / detector.temperature)
+        expected = powers / (1 + powers.sum(1, keepdims=True))
+        np.testing.assert_allclose(detector.classify(regions, vocabulary), expected, rtol=1e-3)
+    assert compiled == []
+
+
+def test_programs_and_vocabularies_in_memory_are_bounded(detector):
+    for cached in (detector._program, detector._embed_names):
+        assert 0 < cached.cache_info().maxsize <= 32
+
+
+@pytest.mark.parametrize("threshold", [-0.5, float("nan")])
+def test_a_negative_score_threshold_is_refused(detector, image, threshold):
+    with pytest.raises(ValueError, match=r"score_threshold: found .*, expected 0 or more"):
+        detector.detect(image, NAMES, score_threshold=threshold)
+    with pytest.raises(ValueError, match=r"IoU threshold 50.0: expected"):
+        detector.detect(image, NAMES, nms_threshold=50.0)

@@ -1,7 +1,6 @@
 """A tower family of this test alone needs only the entries that CONTRIBUTING.md lists."""
 
 import dataclasses
-import json
 from typing import ClassVar
 
 import flax.linen as nn
@@ -130,8 +129,6 @@ def test_a_converted_model_embeds_regions(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "read_tensors", lambda path: tensors)
     file = tmp_path / "average.pth"
     file.write_bytes(b"weights")
-    stated = {"model_cfg": {}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(stated))
     convert.convert_checkpoint(file, tmp_path / "model")
     card = load_card(tmp_path / "model")
     assert card.architecture == CONFIG and card.preset == "average"

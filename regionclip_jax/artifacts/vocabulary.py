@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 
 from regionclip_jax.artifacts.model_card import (
@@ -80,6 +81,8 @@ class Vocabulary:
     def load(cls, path: str | Path) -> "Vocabulary":
         """Read and check a vocabulary; run no code from the file.
 
+        Warn of names with the same embedding, such as names that were cut to the same tokens.
+
         Raises:
             CheckpointMismatch: the file is missing, damaged, or lacks a field.
         """
@@ -106,12 +109,28 @@ class Vocabulary:
                 f"{path}: expected a vocabulary (.npz), found a file that does not open ({error}); "
                 "make it again"
             ) from error
-        return cls(
+        vocabulary = cls(
             tuple(fields["names"].tolist()),
             fields["embeddings"].astype(np.float32),
             tuple(fields["templates"].tolist()),
             encoder,
         )
+        vocabulary._warn_of_equal_rows(path)
+        return vocabulary
+
+    def _warn_of_equal_rows(self, path: Path) -> None:
+        first: dict[bytes, str] = {}
+        pairs = []
+        for name, row in zip(self.names, self.embeddings, strict=True):
+            before = first.setdefault(row.tobytes(), name)
+            if before != name:
+                pairs.append(f"{before[:60]!r} and {name[:60]!r}")
+        if pairs:
+            logging.warning(
+                "%s: %d names have the embedding of another name, and no image can tell them "
+                "apart: %s%s",
+                path, len(pairs), ", ".join(pairs[:5]), ", ..." if len(pairs) > 5 else "",
+            )  # fmt: skip
 
 
 def text_tower_hash(params: dict) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,15 @@ from jaxtyping import Int
 from regionclip_jax.artifacts.vocabulary import FILE_NAME, Vocabulary, describe_encoder
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.towers import TextTowerConfig
+from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.reporting.progress import readable_seconds
-from regionclip_jax.settings import ConceptSettings, ConfigError, choose, config_context
+from regionclip_jax.settings import (
+    ConceptSettings,
+    ConfigError,
+    UserError,
+    choose,
+    config_context,
+)
 from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.names import read_names
@@ -25,7 +33,8 @@ from regionclip_jax.text.tokenizer import tokenizer_named
 # The small CLIP of the synthetic experiment was not trained on prompts such as "itap of my ring".
 PLAIN_TEMPLATES = ("{}", "a {}", "a photo of a {}", "there is a {}", "a picture with a {}")
 _TEMPLATE_SETS = {"clip": TEMPLATES, "plain": PLAIN_TEMPLATES}
-_TOKENS_PER_CALL = 2**14
+# A CPU is as fast in small calls, which leave less padding where few names are given.
+_TOKENS_PER_CALL, _TOKENS_PER_CALL_ON_CPUS = 2**14, 2**11
 _WIDTH_STEP = 16
 
 
@@ -55,7 +64,11 @@ def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: s
     Source: docs/reference/text.md#concept-embeddings. An embedding does not depend on the other
     names, bit for bit, because the shape of its call depends only on its own longest prompt. Except
     for the embeddings, memory does not grow with the number of names.
+
+    Raises:
+        UserError: two names have the same tokens; see ``require_distinct``.
     """
+    require_distinct(names, templates, model.config.text)
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
     features = np.zeros((len(names), model.config.embed_dim), np.float32)
     began, done = time.monotonic(), 0
@@ -71,6 +84,47 @@ def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: s
         )  # fmt: skip
     encoder = describe_encoder(model.config, variables["params"])
     return Vocabulary(tuple(names), features, tuple(chosen), encoder)
+
+
+def require_distinct(names: Sequence[str], templates: str, text: TextTowerConfig) -> None:
+    """Refuse two names that the text tower cannot tell apart; warn of names that are cut.
+
+    Names are equal to the tower if all their prompts have the same tokens: "25" and "2 5", or names
+    that are longer than the context and differ only behind it.
+
+    Raises:
+        UserError: two names have the same tokens; the message has both.
+    """
+    chosen = choose(_TEMPLATE_SETS, templates, "templates")
+    tokenize, length = tokenizer_named(text.tokenizer), text.context_length
+    first: dict[bytes, str] = {}
+    cut: list[str] = []
+    for name in names:
+        prompts = prompts_for(name, chosen)
+        tokens = tokenize(prompts, length)
+        num_cut = 0
+        if text.num_read(tokens) == length:
+            # A prompt that fits has the same tokens in a longer context.
+            longer = tokenize(prompts, length + 1)[:, :length]
+            num_cut = int((longer != tokens).any(1).sum())
+            if num_cut:
+                cut.append(f"{_shortened(name)} in {num_cut} of {len(prompts)} prompts")
+        before = first.setdefault(hashlib.blake2b(tokens.tobytes(), digest_size=16).digest(), name)
+        if before != name:
+            why = f"are equal in their first {length} tokens" if num_cut else "have the same tokens"
+            raise UserError(
+                f"names {_shortened(before)} and {_shortened(name)} {why}, so they would share one "
+                "embedding; shorten or reword one, or remove it"
+            )
+    if cut:
+        logging.warning(
+            "%d of %d names are longer than the %d tokens of the text tower and are cut: %s%s",
+            len(cut), len(names), length, "; ".join(cut[:5]), "; ..." if len(cut) > 5 else "",
+        )  # fmt: skip
+
+
+def _shortened(name: str) -> str:
+    return repr(name if len(name) <= 80 else f"{name[:50]}...{name[-25:]}")
 
 
 @functools.cache
@@ -96,7 +150,9 @@ def _calls(
         return list(rows), tokens
 
     def names_per_call(width: int) -> int:
-        return max(1, _TOKENS_PER_CALL // (width * len(templates)))
+        on_cpu = target_backend() == "cpu"
+        num_tokens = _TOKENS_PER_CALL_ON_CPUS if on_cpu else _TOKENS_PER_CALL
+        return max(1, num_tokens // (width * len(templates)))
 
     for row, name in enumerate(names):
         tokens = tokenize(prompts_for(name, templates), text.context_length)
@@ -118,6 +174,9 @@ def cached_vocabulary(
     """Return the vocabulary of these names, cached at ``path``; embed and save missing ones.
 
     Embeddings of the file are used only if this text tower made them with these templates.
+
+    Raises:
+        UserError: two names have the same tokens, also if one of them is cached.
     """
     chosen = tuple(choose(_TEMPLATE_SETS, templates, "templates"))
     encoder = describe_encoder(model.config, variables["params"])
@@ -133,6 +192,8 @@ def cached_vocabulary(
                 return found
             known = dict(zip(found.names, found.embeddings, strict=True))
     if new := [name for name in names if name not in known]:
+        if known:
+            require_distinct(names, templates, model.config.text)
         logging.info("%s: embedding %d of %d names", path, len(new), len(names))
         embedded = embed_names(model, variables, new, templates)
         known.update(zip(embedded.names, embedded.embeddings, strict=True))

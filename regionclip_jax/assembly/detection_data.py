@@ -1,6 +1,5 @@
 """Build the training set of a detector or localizer from settings, and its stream of batches."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.order import epoch_order, repeat_factors
 from regionclip_jax.data.loading.pipeline import detection_training_batches
 from regionclip_jax.data.loading.training_set import TrainingSet
-from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.evaluation.datasets import LVIS_SPLIT, SPLITS, class_groups
+from regionclip_jax.evaluation.datasets import LVIS_SPLIT, SPLITS, class_groups, classes_with_boxes
 from regionclip_jax.settings import BoxDataSettings, ConfigError, config_context
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.names import match_names, read_names
@@ -54,12 +52,7 @@ def _class_names(settings: BoxDataSettings, source) -> tuple[str, ...]:
     if settings.classes == _ALL:
         return tuple(source.category_names)
     if settings.classes == _WITH_BOXES:
-        found = set()
-        for index in range(len(source)):
-            # An unreadable record is counted when it is sampled.
-            with contextlib.suppress(RecordError):
-                _, classes, crowd = source.annotations(index)
-                found.update(classes[~crowd].tolist())
+        found = classes_with_boxes(source)
         return tuple(name for i, name in enumerate(source.category_names) if i in found)
     if settings.classes in _BASE:
         split, groups = _BASE[settings.classes]

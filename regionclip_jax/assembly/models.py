@@ -1,7 +1,6 @@
 """Build models and their initial variables from settings; resolve the computation type."""
 
 import dataclasses
-import os
 from typing import TypeVar
 
 import jax
@@ -14,6 +13,7 @@ from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
+from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     ConfigError,
@@ -32,7 +32,6 @@ Tree = TypeVar("Tree")
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _AUTO = "auto"
-_CPU_FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def resolve_dtype(name: str) -> str:
@@ -51,24 +50,8 @@ def resolve_dtype(name: str) -> str:
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """Return the computation type of ``resolve_dtype``; warn where XLA gets it wrong."""
-    resolved = resolve_dtype(name)
-    if resolved == "bfloat16" and target_backend() == "cpu" and is_unsound_on_cpus():
-        logging.warning(
-            "bfloat16 on a CPU: XLA of jax %s returns NaN for the convolutions of CLIP's ResNets; "
-            "set dtype to float32, or the environment variable XLA_FLAGS to %s=",
-            jax.__version__,
-            _CPU_FUSIONS,
-        )
-    return _DTYPES[resolved]
-
-
-def is_unsound_on_cpus() -> bool:
-    """Return whether XLA of this JAX makes NaN of bfloat16 convolutions on CPUs.
-
-    Seen with jax 0.12.0, not with 0.10. An empty list of fusions in ``XLA_FLAGS`` avoids it.
-    """
-    return jax.__version_info__ >= (0, 12) and _CPU_FUSIONS not in os.environ.get("XLA_FLAGS", "")
+    """Return the computation type of ``resolve_dtype``."""
+    return _DTYPES[resolve_dtype(name)]
 
 
 def log_dtype(part: str, name: str) -> None:
@@ -106,13 +89,27 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
         logging.warning("%s: no init_from, starts from random weights", settings.preset)
         return draw_parameters(init_variables, config, jax.random.key(seed))
     variables, card = load_model(settings.init_from)
-    if card.architecture != config:
+    if _with_resizing_of(config, card.architecture) != config:
         raise CheckpointMismatch(
             f"{settings.init_from}: holds {card.label}, the recipe wants "
             f"preset {settings.preset!r}; choose the recipe of that architecture or another file"
         )
     shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     return merge_parameters(shapes, variables, settings.init_from)
+
+
+def _with_resizing_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:
+    """Return ``found`` with the rules of ``wanted`` for images and positions at other sizes.
+
+    The weights do not depend on these rules. A model that is trained here has those of its preset.
+    """
+    preprocessing = dataclasses.replace(found.preprocessing, resize=wanted.preprocessing.resize)
+    found = dataclasses.replace(found, preprocessing=preprocessing)
+    if isinstance(found.image, ViTConfig) and isinstance(wanted.image, ViTConfig):
+        rule = wanted.image.position_resize
+        image = dataclasses.replace(found.image, position_resize=rule)
+        found = dataclasses.replace(found, image=image)
+    return found
 
 
 def cast_matrices(variables: Tree, dtype: jnp.dtype) -> Tree:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import logging
@@ -10,6 +11,7 @@ from regionclip_jax.data.loading.batching import BatchError
 from regionclip_jax.data.loading.buckets import Buckets
 from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.pipeline import detection_batches, image_text_batches
+from regionclip_jax.data.sources.boxed_images import BoxedImages
 from regionclip_jax.data.sources.records import known_sizes
 from regionclip_jax.data.sources.skipped import SkipCounter
 from regionclip_jax.settings import (
@@ -19,7 +21,10 @@ from regionclip_jax.settings import (
     EvaluatedImages,
     config_context,
 )
+from regionclip_jax.sharding.global_arrays import gather_json
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+
+_NUM_REASONS = 20
 
 
 def stream_batches(
@@ -73,16 +78,52 @@ def assign_buckets(settings: CaptionDataSettings | BoxDataSettings, source) -> B
     return buckets
 
 
-def detection_pass(settings: EvaluatedImages, source) -> Iterator[DetectionBatch]:
-    """Yield this process's batches of one pass; count and limit skipped records."""
-    with config_context("evaluation"):
-        counter = SkipCounter(settings.max_skipped_fraction, minimum=1)
-        shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
-        stream = detection_batches(source, settings, shard)
-    # A row of padding is not a record.
-    return counted(
-        stream, counter, lambda batch, texts: int(batch.mask.sum()) + len(texts), "evaluation"
-    )
+class DetectionPass(Iterator[DetectionBatch]):
+    """This process's batches of one pass; counts and limits skipped records.
+
+    Args:
+        settings: images of the evaluation.
+        source: detection records.
+    """
+
+    def __init__(self, settings: EvaluatedImages, source):
+        self._source, self._texts = source, []
+        _require_rows(settings, source)
+        with config_context("evaluation"):
+            counter = SkipCounter(settings.max_skipped_fraction, minimum=1)
+            shard = Shard(settings.batch_size, jax.process_index(), jax.process_count())
+            stream = detection_batches(source, settings, shard)
+
+        def count(batch: DetectionBatch, texts: list[str]) -> int:
+            self._texts += texts
+            # A row of padding is not a record.
+            return int(batch.mask.sum()) + len(texts)
+
+        self._batches = counted(stream, counter, count, "evaluation")
+
+    def __next__(self) -> DetectionBatch:
+        return next(self._batches)
+
+    def report(self) -> dict[str, Any]:
+        """Return what the source and the pass skipped, of all processes; all must call it.
+
+        ``data`` has the source's own counts. ``skipped_records`` has the number of records that
+        could not be read, ``reasons`` the first few reasons.
+        """
+        texts = gather_json(self._texts)
+        data = dict(getattr(self._source, "report", {}))
+        return {"data": data, "skipped_records": len(texts), "reasons": texts[:_NUM_REASONS]}
+
+
+def _require_rows(settings: EvaluatedImages, source) -> None:
+    """Refuse an image with too many boxes at the start, if the boxes are in memory."""
+    for index in range(len(source)) if isinstance(source, BoxedImages) else ():
+        _, _, crowd = source.annotations(index)
+        if (number := int((~crowd).sum())) > settings.max_boxes:
+            raise ConfigError(
+                f"evaluation.max_boxes: {source!r}, image number {index} has {number} boxes, more "
+                f"than {settings.max_boxes}; set it to at least {number}"
+            )
 
 
 def counted(stream: Iterator, counter: SkipCounter, count: Callable, key: str) -> Iterator:

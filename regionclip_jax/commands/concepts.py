@@ -3,9 +3,10 @@
     regionclip concepts --captions data/coco/annotations/captions_train2017.json \\
         --min-count 100 --output concepts.txt
 
-Captions come from COCO's JSON, a table (.tsv, .csv) or a text file with one per line. The output
-has a line ``name TAB count`` for each concept. --config.concepts.names_file and
-`regionclip embed names` read it. Needs the extra: pip install -e ".[concepts]".
+Captions come from COCO's JSON, a table (.tsv, .csv, .jsonl, Flickr8k's captions.txt) or a text file
+with one per line. The output has a line ``name TAB count`` for each concept.
+--config.concepts.names_file and `regionclip embed names` read it. Needs the extra:
+pip install -e ".[concepts]".
 """
 
 import argparse
@@ -16,6 +17,8 @@ import time
 from absl import logging
 
 from regionclip_jax.data.prepare.caption_files import read_captions
+from regionclip_jax.data.sources.skipped import SkippedEntries, describe
+from regionclip_jax.extras import require_extra
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.text.concepts import choose_concepts, count_concepts, write_concepts
 from regionclip_jax.text.names import read_names
@@ -48,8 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     try:
+        require_extra("concepts", "finding nouns")
         stop, additions = (read_names(file) if file else () for file in (options.stop, options.add))
-        total = sum(1 for file in options.captions for _ in read_captions(file))
+        skipped = SkippedEntries("rows")
+        total = sum(1 for file in options.captions for _ in read_captions(file, skipped))
         began = time.monotonic()
 
         def progress(done: int) -> None:
@@ -72,8 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{total} captions; give a smaller --min-count"
             )
         write_concepts(options.output, pool)
-    except (ModuleNotFoundError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if skipped.report:
+        print(f"skipped: {describe(skipped.report, skipped.named)}")
     print(f"{len(pool)} concepts of {total} captions: {options.output}")
     return 0

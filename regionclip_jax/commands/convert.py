@@ -7,7 +7,8 @@
 
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
 also a .pkl of detectron2, or a model directory that a training wrote. No code from these files is
-run. Unused tensors are listed; mismatches are refused.
+run. Unused tensors are listed; mismatches are refused. Heads, activation and preprocessing are read
+from config.json (Hugging Face) or open_clip_config.json beside the source.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import sys
 
 from regionclip_jax import self_check
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.assembly.devices import DeviceError, start_devices
 from regionclip_jax.conversion.convert import (
     convert_checkpoint,
     convert_localizer,
     convert_trunk,
     convert_vocabulary,
 )
+from regionclip_jax.reporting.progress import log_own_progress
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.source is None and options.text_from is not None:
         parser.error("--text-from needs --source")
     try:
+        log_own_progress()
+        start_devices()  # the self-check needs them
         if options.source is not None:
             conversion = convert_checkpoint(
                 options.source, options.output, tower=options.tower, text_from=options.text_from
@@ -82,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"vocabulary: {len(vocabulary.names)} names, D = {vocabulary.embeddings.shape[1]}"
             )
-    except (CheckpointMismatch, OSError) as error:
+    except (CheckpointMismatch, DeviceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"written: {options.output}")

@@ -5,7 +5,8 @@
 
 Proposals and scores have the settings of the model directory. A score is a probability, unless
 --objectness is "reference". The model directory needs a localizer (regionclip convert --localizer
-FILE or DIR). OUTPUT gets detections.json and, for every image with a detection, NAME.png.
+FILE or DIR). OUTPUT gets detections.json, which always holds the images done so far, and NAME.png
+for every image NAME with a detection. The exit status is 1 if an image is missing.
 """
 
 import argparse
@@ -15,16 +16,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.data.loading.decoding import read_any_image
-from regionclip_jax.data.sources.image_files import list_images
-from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax.commands.options import add_require_platform, start
+from regionclip_jax.data.sources.image_files import list_images, relative_names
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks, score_text
 from regionclip_jax.reporting.galleries import write_png
-from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
 from regionclip_jax.text.names import resolve_names
 
 
@@ -57,9 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
+    add_require_platform(parser)
     options = parser.parse_args(arguments)
-    log_own_progress()
     try:
+        start(options)
         paths = list_images(options.images)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
@@ -76,71 +79,94 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
-    """Detect on every image; return the exit status: 1 if the only image cannot be read."""
+    """Detect on every image; return the exit status of ``ImageRun``."""
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
+    names = relative_names(paths)
     settings = model.scores.detection
     if options.objectness is not None:
         settings = dataclasses.replace(settings, objectness=options.objectness)
-    images, skipped, began = [], [], time.monotonic()
-    for number, path in enumerate(paths, start=1):
-        try:
-            image = read_any_image(path)
-        except (RecordError, OSError) as error:
-            skipped.append(str(error))
-            print(f"skipped: {error}", file=sys.stderr)
-            continue
+    report = _Report(
+        output / "detections.json",
+        {
+            "checkpoint": {"directory": str(model.directory), **model.card.source},
+            "classes": list(model.vocabulary(classes).names),
+            "boxes": "x1, y1, x2, y2 in pixels of the image, rotated as its EXIF data says",
+            "score_above": options.score,
+            "objectness": settings.objectness,
+            "num_images": len(paths),
+        },
+    )
+    run = ImageRun(paths, report.save)
+    report.skipped = run.skipped
+
+    def process(number: int, image: np.ndarray) -> str:
         found = model.detect(image, classes, objectness=options.objectness)
         kept = choose(found, options.score, options.max_boxes, options.all_names)
-        name = f"{number:05d}_{path.stem}.png" if len(paths) > 1 else f"{path.stem}.png"
-        if kept:
-            marks = [
-                Mark(
-                    found.boxes[k].tolist(),
-                    f"{found.names[k]} {score_text(found.scores[k], settings)}",
-                    colour=CLASS_COLOURS[found.classes[k] % len(CLASS_COLOURS)],
-                )
-                for k in reversed(kept)
+        # The name with its ending, so that a.jpg and a.png do not overwrite each other.
+        drawn = f"{names[number]}.png" if kept else None
+        with run.writing:
+            if drawn:
+                marks = [
+                    Mark(
+                        found.boxes[k].tolist(),
+                        f"{found.names[k]} {score_text(found.scores[k], settings)}",
+                        colour=CLASS_COLOURS[found.classes[k] % len(CLASS_COLOURS)],
+                    )
+                    for k in reversed(kept)
+                ]
+                write_png(output / drawn, draw_marks(image, marks))
+            detections = [
+                {
+                    "box": [round(v, 2) for v in found.boxes[k].tolist()],
+                    "score": round(float(found.scores[k]), 6),
+                    "class": found.names[k],
+                }
+                for k in kept
             ]
-            write_png(output / name, draw_marks(image, marks))
-        images.append(
-            {
-                "file": str(path),
-                "drawn": name if kept else None,
-                "detections": [
-                    {
-                        "box": [round(v, 2) for v in found.boxes[k].tolist()],
-                        "score": round(float(found.scores[k]), 6),
-                        "class": found.names[k],
-                    }
-                    for k in kept
-                ],
-            }
-        )
-        spent = time.monotonic() - began
-        left = spent / number * (len(paths) - number)
-        print(
-            f"{number}/{len(paths)} {path.name}: {len(kept)} detections | "
-            f"{number / spent:.2f} images/s | {readable_seconds(left)} left",
-            flush=True,
-        )
-    vocabulary = model.vocabulary(classes)
-    content = {
-        "checkpoint": {"directory": str(model.directory), **model.card.source},
-        "classes": list(vocabulary.names),
-        "boxes": "x1, y1, x2, y2 in pixels of the image, rotated as its EXIF data says",
-        "score_above": options.score,
-        "objectness": settings.objectness,
-        "images": images,
-        "skipped": skipped,
-    }
-    replace_text(output / "detections.json", json.dumps(content, indent=1) + "\n")
-    total = sum(len(image["detections"]) for image in images)
-    print(
-        f"{len(images)} images, {total} detections, {len(skipped)} skipped: "
-        f"{output / 'detections.json'}"
-    )
-    return 1 if len(paths) == 1 and skipped else 0
+            report.add({"file": str(paths[number]), "drawn": drawn, "detections": detections})
+        return f"{len(kept)} detections"
+
+    return run.run(process, report.describe)
+
+
+class _Report:
+    """The file detections.json, valid at any time, with the images done so far.
+
+    Writing takes longer with every image. So a write waits until ten times the duration of the last
+    one has passed. A process that is killed loses the images of that time at most.
+    """
+
+    def __init__(self, path: Path, head: dict):
+        self.skipped: list[str] = []
+        self._path, self._head = path, head
+        self._images: list[dict] = []
+        self._next_write, self._num_written = 0.0, -1
+
+    def add(self, image: dict) -> None:
+        self._images.append(image)
+        if time.monotonic() >= self._next_write:
+            self.save()
+
+    def save(self) -> None:
+        """Write the images that are not in the file."""
+        num_known = len(self._images) + len(self.skipped)
+        if num_known == self._num_written:
+            return
+        began = time.monotonic()
+        content = {
+            **self._head,
+            "complete": num_known == self._head["num_images"],
+            "images": self._images,
+            "skipped": self.skipped,
+        }
+        replace_text(self._path, json.dumps(content, indent=1) + "\n")
+        ended = time.monotonic()
+        self._next_write, self._num_written = ended + 10 * (ended - began), num_known
+
+    def describe(self) -> str:
+        total = sum(len(image["detections"]) for image in self._images)
+        return f"{total} detections: {self._path}"
 
 
 def choose(found: Detected, score: float, max_boxes: int, all_names: bool) -> list[int]:

@@ -10,8 +10,6 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-import jax
-
 import regionclip_jax
 from regionclip_jax import self_check
 from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
@@ -26,6 +24,8 @@ from regionclip_jax.artifacts.vocabulary import (
     describe_encoder,
     require_matching,
 )
+from regionclip_jax.assembly.devices import DeviceError, describe_devices
+from regionclip_jax.commands.options import add_require_platform, start
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
@@ -38,11 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--write", action="store_true", help="record the present scores as the expected ones"
     )
+    add_require_platform(parser)
     options = parser.parse_args(arguments)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
     print(f"python {platform.python_version()}, regionclip_jax {regionclip_jax.__version__}")
     print(", ".join(versions))
-    print("devices: " + ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()))
+    try:
+        start(options)
+    except DeviceError as error:
+        print(f"\nwrong: {error}")
+        return 1
+    print(f"devices: {describe_devices()}")
     wrong = []
     for directory in options.directory:
         print(f"\n{directory}")

@@ -11,7 +11,7 @@ import sys
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.reporting.progress import log_own_progress
+from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.text.names import resolve_names
 
 
@@ -30,11 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--templates", choices=("clip", "plain"), default="clip", help="81 prompts, or 5 short ones"
     )
+    add_require_platform(parser)
     options = parser.parse_args(arguments)
     if not options.output.endswith(".npz"):
         parser.error("--output must end in .npz")
-    log_own_progress()
     try:
+        start(options)
         names = resolve_names(options.concepts)
         vocabulary = load(options.checkpoint).vocabulary(names, templates=options.templates)
         vocabulary.save(options.output)

@@ -4,28 +4,28 @@
         --output features
 
 Regions are the localizer's proposals; with --classes the detections of these names; with --boxes
-the boxes of a JSON {file name: [[x1, y1, x2, y2], ...]}. Each file holds ``boxes`` [R, 4] in pixels
-of the image and ``features`` [R, D], not normalized. Proposals have ``logits`` [R] (objectness),
+the boxes of a JSON {path or name of the image: [[x1, y1, x2, y2], ...]}. Each file is named by the
+path of its image below the folder that holds all of them. It holds ``boxes`` [R, 4] in pixels of
+the image and ``features`` [R, D], not normalized. Proposals have ``logits`` [R] (objectness),
 detections ``classes`` [R], ``scores`` [R], ``probabilities`` [R, C] and ``names`` [C]. A row is the
-same region in all arrays of a file.
+same region in all arrays of a file. The exit status is 1 if an image is missing.
 """
 
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.data.loading.decoding import read_any_image
-from regionclip_jax.data.sources.image_files import list_images
-from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax.commands.options import add_require_platform, start
+from regionclip_jax.data.loading.letterbox import check_boxes
+from regionclip_jax.data.sources.image_files import list_images, relative_names
 from regionclip_jax.files import replaced_file
 from regionclip_jax.model import RegionCLIP
-from regionclip_jax.reporting.progress import log_own_progress, readable_seconds
 from regionclip_jax.text.names import resolve_names
 
 
@@ -39,23 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--boxes", metavar="JSON", help="given boxes by file name")
+    which.add_argument("--boxes", metavar="JSON", help="given boxes by path or name")
     which.add_argument("--classes", metavar="NAMES", help="detections of these names, as detect.py")
     parser.add_argument("--num_proposals", type=int, default=100)
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
+    add_require_platform(parser)
     options = parser.parse_args(arguments)
-    log_own_progress()
     try:
+        start(options)
         paths = list_images(options.images)
         given = None
         if options.boxes is not None:
-            given = json.loads(Path(options.boxes).read_text(encoding="utf-8-sig"))
-            if missing := [path.name for path in paths if path.name not in given]:
-                raise ValueError(
-                    f"{options.boxes}: no boxes for {len(missing)} images such as {missing[:3]}; "
-                    "add them (an empty list for none), or leave the images out"
-                )
+            given = read_boxes(options.boxes, paths)
         classes = options.classes
         if classes is not None and not classes.endswith(".npz"):
             classes = resolve_names(classes)
@@ -70,32 +66,71 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
+    """Return the boxes of every image from a JSON {image: [[x1, y1, x2, y2], ...]}.
+
+    An entry names an image by its path relative to the folder that holds all images, by its path as
+    given, or by its file name alone.
+
+    Raises:
+        ValueError: no JSON object, an image without an entry, an entry of several images, an entry
+            that occurs twice or is no list of boxes.
+    """
+
+    def unique(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the entry {twice!r} occurs more than once")
+        return entries
+
+    try:
+        entries = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        if not isinstance(entries, dict):
+            raise ValueError(f"expected an entry for each image, found {type(entries).__name__}")
+        boxes, used, missing = [], {}, []
+        for path, name in zip(paths, relative_names(paths), strict=True):
+            key = next((key for key in (name, str(path), path.name) if key in entries), None)
+            if key is None:
+                missing.append(name)
+                continue
+            if key in used:
+                raise ValueError(
+                    f"the entry {key!r} is the one of two images, {used[key]} and {name}; name the "
+                    "images in it by these paths"
+                )
+            used[key] = name
+            try:
+                boxes.append(check_boxes(entries[key]))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"the entry {key!r}: {error}") from error
+        if missing:
+            raise ValueError(
+                f"no boxes for {len(missing)} images such as {missing[:3]}; "
+                "add them (an empty list for none), or leave the images out"
+            )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return boxes
+
+
 def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -> int:
-    """Embed regions of every image; return the exit status: 1 if the only image is unreadable."""
+    """Embed regions of every image; return the exit status of ``ImageRun``."""
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    skipped, began = 0, time.monotonic()
-    for number, path in enumerate(paths, start=1):
-        try:
-            image = read_any_image(path)
-        except (RecordError, OSError) as error:
-            skipped += 1
-            print(f"skipped: {error}", file=sys.stderr)
-            continue
-        boxes = None if given is None else given[path.name]
+    names = relative_names(paths)
+    run = ImageRun(paths)
+
+    def process(number: int, image: np.ndarray) -> str:
+        boxes = None if given is None else given[number]
         arrays = features_of(model, image, boxes, classes, options.num_proposals)
-        # The name with its suffix, so that a.jpg and a.png do not overwrite each other.
-        with replaced_file(output / f"{path.name}.npz") as file:
+        # The name with its ending, so that a.jpg and a.png do not overwrite each other.
+        with run.writing, replaced_file(output / f"{names[number]}.npz") as file:
             np.savez(file, **arrays)
-        spent = time.monotonic() - began
-        left = spent / number * (len(paths) - number)
-        print(
-            f"{number}/{len(paths)} {path.name}: {len(arrays['boxes'])} regions | "
-            f"{number / spent:.2f} images/s | {readable_seconds(left)} left",
-            flush=True,
-        )
-    print(f"{len(paths) - skipped} images, {skipped} skipped: {output}")
-    return 1 if len(paths) == 1 and skipped else 0
+        return f"{len(arrays['boxes'])} regions"
+
+    return run.run(process, lambda: f"one .npz file each: {output}")
 
 
 def features_of(model: RegionCLIP, image, boxes, classes, num_proposals: int) -> dict:
@@ -113,7 +148,6 @@ def features_of(model: RegionCLIP, image, boxes, classes, num_proposals: int) ->
             "names": np.array(vocabulary.names),
         }
     if boxes is not None:
-        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         return {"boxes": boxes, "features": model.encode_regions(image, boxes)}
     proposed = model.propose(image, num_proposals=num_proposals)
     return {

@@ -1,11 +1,12 @@
-"""Infer an architecture from the shapes of tensors.
+"""Infer an architecture from the shapes of tensors, and refuse one without use here.
 
 Source: docs/reference/towers.md#variants, docs/reference/checkpoints.md#lsj-localizer. Names and
-shapes determine all but the number of attention heads, which are OpenAI's.
+shapes determine all but heads, activations, eps and preprocessing, which are OpenAI's here.
 """
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
 from regionclip_jax.models.presets import openai_heads
 from regionclip_jax.models.text_transformer import TextConfig
-from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.towers import CLIPConfig, TextTowerConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
+from regionclip_jax.text.clip_tokenizer import MIN_LENGTH
+from regionclip_jax.text.tokenizer import tokenizer_named
 
 
 def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
@@ -38,6 +41,8 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         width, _, _, patch = shape("visual.conv1.weight", 4)
         grid = _grid_side(shape("visual.positional_embedding", 2)[0], file_name)
         layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+        hidden = shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
+        _require_mlp(hidden, width, f"{file_name}: image tower")
         image = ViTConfig(patch, layers, width, openai_heads(width))
         resolution, embed_dim = grid * patch, shape("visual.proj", 2)[1]
     else:
@@ -54,6 +59,8 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
             "archive of the same model, whose text tower RegionCLIP keeps frozen"
         )
     vocab_size, text_width = shape("token_embedding.weight", 2)
+    hidden = shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
+    _require_mlp(hidden, text_width, f"{file_name}: text tower")
     text = TextConfig(
         vocab_size,
         context_length=shape("positional_embedding", 2)[0],
@@ -61,7 +68,48 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         heads=openai_heads(text_width),
         layers=count(r"transformer\.resblocks\.(\d+)\."),
     )
-    return CLIPConfig(image, text, Preprocessing(resolution), embed_dim)
+    logit_bias = "logit_bias" in tensors
+    return CLIPConfig(image, text, Preprocessing(resolution), embed_dim, logit_bias)
+
+
+def require_heads(config: CLIPConfig, path: Path) -> None:
+    """Refuse attention heads that do not divide the channels of a tower.
+
+    Raises:
+        CheckpointMismatch: see above.
+    """
+    image_width = config.image.crop_channels or getattr(config.image, "width", 0)
+    for part, width in (("image", image_width), ("text", config.text.width)):
+        heads = getattr(getattr(config, part), "heads", 1)
+        if heads < 1 or width % heads:
+            raise CheckpointMismatch(
+                f"{path}: {part} tower: expected a number of heads that divides its {width} "
+                f"channels, found {heads}; give the configuration file of this checkpoint"
+            )
+
+
+def require_tokenizer(text: TextTowerConfig, path: Path, name: str | None) -> None:
+    """Refuse a text tower whose token ids the package cannot make.
+
+    Args:
+        name: of the tower's tokenizer, if it is known.
+
+    Raises:
+        CheckpointMismatch: a vocabulary of another size than the tokenizer's, or too few positions.
+    """
+    num_ids = tokenizer_named(text.tokenizer).vocab_size
+    num_rows = getattr(text, "vocab_size", num_ids)
+    if num_rows != num_ids:
+        raise CheckpointMismatch(
+            f"{path}: expected an embedding of the {num_ids} token ids of CLIP's tokenizer, found "
+            f"one of {num_rows}, of {'another tokenizer' if name is None else repr(name)}; only "
+            "models with CLIP's tokenizer can be converted"
+        )
+    if text.context_length < MIN_LENGTH:
+        raise CheckpointMismatch(
+            f"{path}: expected at least {MIN_LENGTH} positions of the text tower, found "
+            f"{text.context_length}; give a whole CLIP"
+        )
 
 
 def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> LocalizerConfig:
@@ -113,6 +161,14 @@ def _count(tensors, pattern: str) -> int:
     """One more than the largest number that the pattern's group matches in a name."""
     matches = (re.match(pattern, name) for name in tensors)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
+
+
+def _require_mlp(hidden: int, width: int, where: str) -> None:
+    if hidden != 4 * width:
+        raise CheckpointMismatch(
+            f"{where}: expected an MLP of {4 * width} hidden channels, four times the width, found "
+            f"{hidden}; CLIPs with another ratio (ViT-g, ViT-bigG) are not supported"
+        )
 
 
 def _grid_side(rows: int, file_name: str) -> int:

@@ -39,6 +39,7 @@ _SINGLE = {
     "text/positional_embedding": "positional_embedding",
     "text/projection": "text_projection",
     "logit_scale": "logit_scale",
+    "logit_bias": "logit_bias",
 }
 _TOWER = {"visual/": "visual.", "text/": ""}
 

@@ -1,150 +1,95 @@
 """Numbers of a CLIP that its tensors do not determine, from the files beside a checkpoint.
 
-Hugging Face writes ``config.json`` and ``preprocessor_config.json``; open_clip writes
-``open_clip_config.json``. They state activations, eps of the layer norms, heads, mean and standard
-deviation. A number that they do not state is OpenAI's, as ``infer_config`` and the defaults of the
-configs have it.
+Hugging Face and open_clip state heads, activations, eps of the layer norms, mean, standard
+deviation and interpolation in JSON, and repeat the sizes of the tensors. A file that states other
+sizes belongs to another checkpoint and is refused. Without a file, OpenAI's numbers are assumed
+only where the checkpoint can be OpenAI's or RegionCLIP's.
 """
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion import (
+    huggingface_configuration,
+    huggingface_keys,
+    open_clip_configuration,
+    regionclip_keys,
+)
+from regionclip_jax.conversion.configuration import Configuration
+from regionclip_jax.conversion.json_object import JsonObject
+from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.towers import CLIPConfig
-from regionclip_jax.models.transformer_blocks import Activation
+from regionclip_jax.models.vision_transformer import ViTConfig
 
-_HUGGINGFACE, _PREPROCESSOR = "config.json", "preprocessor_config.json"
-_OPEN_CLIP = "open_clip_config.json"
-# Suffixes of the checkpoints that come with such files.
-CONFIGURED = (".safetensors", ".bin")
-# Names in ``hidden_act`` of Hugging Face.
-_ACTIVATIONS: dict[str, Activation] = {
-    "quick_gelu": "quick_gelu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
+# Endings of files that the libraries publish together with a configuration file.
+_PUBLISHED_WITH_ONE = (".safetensors", ".bin")
+_WIDEST_VIT = max(p.image.width for p in PRESETS.values() if isinstance(p.image, ViTConfig))
 
 
-@dataclasses.dataclass(frozen=True)
-class StatedNumbers:
-    """Numbers that replace those of a config's parts, by field."""
-
-    image: dict[str, Any]
-    text: dict[str, Any]
-    preprocessing: dict[str, Any]
-
-
-def read_stated_numbers(
-    path: Path, config: CLIPConfig, *, huggingface: bool
-) -> StatedNumbers | None:
-    """Read the configuration files beside a checkpoint; None if there are none.
+def complete_config(
+    config: CLIPConfig, path: Path, tensors: dict[str, np.ndarray], *, image: bool, text: bool
+) -> tuple[CLIPConfig, str | None, list[str]]:
+    """Complete a config with the numbers of the files beside a checkpoint.
 
     Args:
-        path: the checkpoint; others than ``CONFIGURED`` have no such files.
         config: architecture inferred from the tensors.
-        huggingface: the tensors have Hugging Face's names, so its file has precedence.
+        path: the checkpoint.
+        tensors: by the file's own names.
+        image, text: whether the tower is of this checkpoint.
+
+    Returns:
+        The config, the name of the tokenizer if it is stated, and notes for the report.
 
     Raises:
-        CheckpointMismatch: an activation that no tower has, or heads that do not divide the width.
+        CheckpointMismatch: the files are damaged, of another checkpoint, or of a model that no
+            tower here computes; or there are none, and the numbers need not be OpenAI's.
     """
-    if path.suffix not in CONFIGURED:
-        return None
-    readers = {_HUGGINGFACE: _read_huggingface, _OPEN_CLIP: _read_open_clip}
-    for name in sorted(readers, key=lambda name: (name == _HUGGINGFACE) != huggingface):
-        beside = path.parent / name
+    huggingface = huggingface_keys.is_huggingface(tensors)
+    found = _read_beside(path, huggingface)
+    if found is not None:
+        completed = found.completed(config, image=image, text=text)
+        note = f"{path.name}: heads, activation, eps and pixels are those of {found.path.name}"
+        notes = [note]
+        return completed, found.tokenizer, notes
+    if _is_openai_or_regionclip(tensors):
+        return config, None, []
+    _require_openai_like(path, config, image, huggingface)
+    note = (
+        f"{path.name}: no {open_clip_configuration.FILE_NAME} or "
+        f"{huggingface_configuration.FILE_NAME} beside it; assumed OpenAI's quick GELU, eps, heads "
+        "of 64 channels, mean and standard deviation"
+    )
+    return config, None, [note]
+
+
+def _read_beside(path: Path, huggingface: bool) -> Configuration | None:
+    ours, theirs = open_clip_configuration, huggingface_configuration
+    for library in (theirs, ours) if huggingface else (ours, theirs):
+        beside = path.with_name(library.FILE_NAME)
         if beside.is_file():
-            stated = readers[name](beside, config)
-            for part in ("image", "text"):
-                _require_heads(getattr(stated, part), getattr(config, part), f"{beside}: {part}")
-            return stated
+            content = JsonObject.read(beside)
+            if huggingface or library is ours or theirs.is_clip(content):
+                return library.read(content)
     return None
 
 
-def with_stated_numbers(part, numbers: dict[str, Any]):
-    """Return a part of a config with the stated numbers among its fields."""
-    fields = {field.name for field in dataclasses.fields(part)}
-    return dataclasses.replace(part, **{k: v for k, v in numbers.items() if k in fields})
+def _is_openai_or_regionclip(tensors: dict[str, np.ndarray]) -> bool:
+    """Return whether the names are those of OpenAI's archives or of RegionCLIP's files."""
+    prefixes = (*regionclip_keys.TOWERS.values(), "lang_encoder.")
+    return "input_resolution" in tensors or any(name.startswith(prefixes) for name in tensors)
 
 
-def _read_huggingface(path: Path, config: CLIPConfig) -> StatedNumbers:
-    content = _read_json(path)
-    towers = {}
-    for tower in ("vision_config", "text_config"):
-        stated = content.get(tower) or {}
-        # Hugging Face leaves out a value that equals its class's default.
-        activation = stated.get("hidden_act", "quick_gelu")
-        if activation not in _ACTIVATIONS:
-            raise CheckpointMismatch(
-                f"{path}: {tower}.hidden_act: expected one of {sorted(_ACTIVATIONS)}, found "
-                f"{activation!r}, which no tower of this package has; give a CLIP with one of them"
-            )
-        towers[tower] = {
-            "activation": _ACTIVATIONS[activation],
-            "eps": stated.get("layer_norm_eps"),
-            "heads": stated.get("num_attention_heads"),
-        }
-    preprocessor = path.with_name(_PREPROCESSOR)
-    preprocessing = _read_json(preprocessor) if preprocessor.is_file() else {}
-    return StatedNumbers(
-        _given(towers["vision_config"]),
-        _given(towers["text_config"]),
-        _given({name: _triple(preprocessing.get(f"image_{name}")) for name in ("mean", "std")}),
-    )
-
-
-def _read_open_clip(path: Path, config: CLIPConfig) -> StatedNumbers:
-    content = _read_json(path)
-    model = content.get("model_cfg") or {}
-    towers = {}
-    for tower in ("vision_cfg", "text_cfg"):
-        stated = model.get(tower) or {}
-        activation = "quick_gelu" if model.get("quick_gelu", False) else "gelu"
-        if (stated.get("act_kwargs") or {}).get("approximate") == "tanh":
-            activation = "gelu_tanh"
-        eps = (stated.get("norm_kwargs") or {}).get("eps")
-        towers[tower] = {"activation": activation, "eps": eps, "heads": stated.get("heads")}
-    head_width = (model.get("vision_cfg") or {}).get("head_width")
-    if head_width and hasattr(config.image, "heads"):
-        channels = config.image.crop_channels or config.image.width
-        towers["vision_cfg"]["heads"] = channels // head_width
-    preprocessing = content.get("preprocess_cfg") or {}
-    return StatedNumbers(
-        _given(towers["vision_cfg"]),
-        _given(towers["text_cfg"]),
-        _given({name: _triple(preprocessing.get(name)) for name in ("mean", "std")}),
-    )
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointMismatch(f"{path}: expected JSON ({error}); copy the file again") from error
-    if not isinstance(content, dict):
+def _require_openai_like(path: Path, config: CLIPConfig, image: bool, huggingface: bool) -> None:
+    name = (huggingface_configuration if huggingface else open_clip_configuration).FILE_NAME
+    reason = ""
+    if huggingface or path.suffix in _PUBLISHED_WITH_ONE:
+        reason = "heads, activation and eps are not in the tensors"
+    elif image and isinstance(config.image, ViTConfig) and config.image.width > _WIDEST_VIT:
+        reason = f"no ViT of OpenAI is {config.image.width} channels wide"
+    if reason:
         raise CheckpointMismatch(
-            f"{path}: expected a JSON object, found {type(content).__name__}; copy the file again"
-        )
-    return content
-
-
-def _given(numbers: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in numbers.items() if value is not None}
-
-
-def _triple(values) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
-
-
-def _require_heads(stated: dict[str, Any], tower, where: str) -> None:
-    heads = stated.get("heads")
-    if heads is None or not hasattr(tower, "heads"):
-        return
-    channels = getattr(tower, "crop_channels", None) or tower.width
-    if heads < 1 or channels % heads:
-        raise CheckpointMismatch(
-            f"{where}: expected a number of heads that divides the {channels} channels of the "
-            f"tensors, found {heads}; give the configuration file of this checkpoint"
+            f"{path}: expected {name} beside it ({reason}), found no such file; download it from "
+            "the model's page into this directory, or give OpenAI's own .pt file"
         )

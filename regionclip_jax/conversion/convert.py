@@ -39,14 +39,14 @@ from regionclip_jax.conversion import (
     localizer_keys,
     regionclip_keys,
 )
-from regionclip_jax.conversion.architecture import infer_config, infer_localizer_config
-from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
-from regionclip_jax.conversion.configuration_files import (
-    CONFIGURED,
-    StatedNumbers,
-    read_stated_numbers,
-    with_stated_numbers,
+from regionclip_jax.conversion.architecture import (
+    infer_config,
+    infer_localizer_config,
+    require_heads,
+    require_tokenizer,
 )
+from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
+from regionclip_jax.conversion.configuration_files import complete_config
 from regionclip_jax.conversion.layouts import Origin, build_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.text.names import read_names
@@ -69,12 +69,14 @@ class CheckpointFamily(NamedTuple):
             each the file's own names. Names of the image tower begin with ``visual.``.
         infer_config: (renamed tensors, file name) -> architecture.
         origin: (path of a parameter, number of dimensions) -> its source tensor.
+        configured: configuration files beside a checkpoint complete its config.
     """
 
     recognizes: Callable[[dict[str, np.ndarray]], bool]
     rename: Callable[[dict[str, np.ndarray], str], tuple[dict, dict]]
     infer_config: Callable[[dict[str, np.ndarray], str], CLIPConfig]
     origin: Callable[[str, int], Origin]
+    configured: bool = False
 
 
 def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
@@ -86,7 +88,7 @@ def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
 
 # The first family that recognizes a file converts it; CLIP's refuses with a message.
 FAMILIES: list[CheckpointFamily] = [
-    CheckpointFamily(lambda tensors: True, _to_openai, infer_config, clip_keys.origin),
+    CheckpointFamily(lambda tensors: True, _to_openai, infer_config, clip_keys.origin, True),
 ]
 
 
@@ -128,15 +130,15 @@ def convert_checkpoint(
     The box and mask heads of a fine-tuned RegionCLIP are converted with its student.
 
     Args:
-        source: OpenAI archive or state dict, RegionCLIP ``.pth``, or safetensors with open_clip's
-            or Hugging Face's names.
+        source: OpenAI archive or state dict, RegionCLIP ``.pth``, or a file with open_clip's or
+            Hugging Face's names and its configuration beside it (``configuration_files``).
         output: directory to write; an existing model is replaced.
         tower: ``"student"`` or ``"teacher"`` of a file with both.
         text_from: another checkpoint file (any of these kinds), the source of the text tower.
 
     Raises:
-        CheckpointMismatch: the file is not a checkpoint, lacks tensors, or has tensors of other
-            shapes.
+        CheckpointMismatch: the file is not a checkpoint, lacks tensors, has tensors of other
+            shapes or another tokenizer than CLIP's, or its configuration is missing or another's.
     """
     source = Path(source)
     tensors = _read_model(source)
@@ -157,8 +159,18 @@ def convert_checkpoint(
         names |= {name: () for name in text}
         notes += [f"the text tower is that of {text_from.name}"]
     config = family.infer_config(renamed, source.name)
-    config, assumptions = _add_stated_numbers(config, source, tensors, text_from, text_tensors)
-    notes += assumptions
+    tokenizer = None
+    if family.configured:
+        both = text_from is None
+        config, tokenizer, more = complete_config(config, source, tensors, image=True, text=both)
+        notes += more
+        if text_from is not None:
+            config, tokenizer, more = complete_config(
+                config, text_from, text_tensors, image=False, text=True
+            )
+            notes += more
+    require_heads(config, source)
+    require_tokenizer(config.text, text_from or source, tokenizer)
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
@@ -380,30 +392,3 @@ def _take_text_tower(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np
             f"tensors such as {list(renamed)[:3]}; give --text-from a CLIP with both towers"
         )
     return text
-
-
-def _add_stated_numbers(
-    config: CLIPConfig, source: Path, tensors: dict, text_from: Path | None, text_tensors: dict
-) -> tuple[CLIPConfig, list[str]]:
-    """Return the config with the numbers of the files beside the checkpoints, and notes."""
-    notes = []
-
-    def read(path: Path, tensors: dict) -> StatedNumbers:
-        huggingface = huggingface_keys.is_huggingface(tensors)
-        stated = read_stated_numbers(path, config, huggingface=huggingface)
-        if stated is None and path.suffix in CONFIGURED:
-            notes.append(
-                f"{path.name}: no config.json or open_clip_config.json beside it; assumed OpenAI's "
-                "quick GELU, eps, heads of 64 channels, mean and standard deviation"
-            )
-        return stated or StatedNumbers({}, {}, {})
-
-    image = read(source, tensors)
-    text = image if text_from is None else read(text_from, text_tensors)
-    config = dataclasses.replace(
-        config,
-        image=with_stated_numbers(config.image, image.image),
-        text=with_stated_numbers(config.text, text.text),
-        preprocessing=with_stated_numbers(config.preprocessing, image.preprocessing),
-    )
-    return config, notes

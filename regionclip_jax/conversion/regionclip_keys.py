@@ -51,8 +51,8 @@ def to_openai(
             new_name = "visual." + name.removeprefix(image_prefix)
         elif name.startswith(text_prefix) and _TEXT.match(text_name):
             new_name = text_name
-        elif name == "logit_scale":
-            # open_clip keeps it outside of either tower.
+        elif name in ("logit_scale", "logit_bias"):
+            # open_clip keeps them outside of either tower.
             new_name = name
         else:
             continue

@@ -4,6 +4,7 @@ Data in a known layout need no entry here: a source states its classes and its m
 of classes is one entry of ``SPLITS``.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Literal, Protocol
 import numpy as np
 
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES
-from regionclip_jax.data.sources.records import Source
+from regionclip_jax.data.sources.records import RecordError, Source
 from regionclip_jax.evaluation.ground_truth import (
     GroundTruth,
     coco_ground_truth,
+    keep_categories,
     lvis_ground_truth,
 )
-from regionclip_jax.settings import ConfigError
+from regionclip_jax.settings import ConfigError, EvaluatedClasses
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
 from regionclip_jax.text.names import read_names, tokenized_text
@@ -56,11 +58,9 @@ class Dataset:
     # Group -> classes; the last one is "all".
     groups: Mapping[str, frozenset[int]]
     metric: Metric
-
-    @property
-    def has_all_classes(self) -> bool:
-        """True if every class of the source is evaluated."""
-        return len(self.names) == len(self.source.category_names)
+    # The split names a part of the source's classes: images without their boxes do not count, as in
+    # the reference.
+    is_part: bool
 
     def ground_truth(self) -> GroundTruth | None:
         """Return the checked content of the annotation file; None if the source has no file.
@@ -79,6 +79,12 @@ class Dataset:
         except ValueError as error:
             raise ConfigError(f"evaluation.path: {error}") from error
 
+    def keep_ground_truth(self, truth: GroundTruth) -> GroundTruth:
+        """Return the ground truth of the evaluated classes and of the images that count."""
+        if len(self.names) == len(truth.categories) and not self.is_part:
+            return truth
+        return keep_categories(truth, self.source_names, keep_images=not self.is_part)
+
     def keep_classes(self, batch: DetectionBatch) -> DetectionBatch:
         """Return the batch without boxes of other classes; its classes index ``names``."""
         index = np.full(max(self.source_rows) + 2, -1)
@@ -88,7 +94,12 @@ class Dataset:
         return batch.replace(classes=np.where(keep, mapped, 0).astype(np.int32), box_mask=keep)
 
 
-def open_dataset(source: Source, split: str, trained: Sequence[str] | None = None) -> Dataset:
+def open_dataset(
+    source: Source,
+    split: str,
+    trained: Sequence[str] | None = None,
+    classes: EvaluatedClasses = "all",
+) -> Dataset:
     """Return the source as a data set, with the classes of the split or all classes.
 
     Args:
@@ -96,6 +107,8 @@ def open_dataset(source: Source, split: str, trained: Sequence[str] | None = Non
             ``annotation_file`` (``data.sources.boxed_images``).
         split: as ``class_groups``.
         trained: training classes of the detector or localizer, if known.
+        classes: "with_boxes" leaves out the classes without a box, which needs the annotations of
+            all records.
 
     Raises:
         ConfigError: the source names no categories, or the split does not fit it.
@@ -111,11 +124,22 @@ def open_dataset(source: Source, split: str, trained: Sequence[str] | None = Non
         raise ConfigError(f"evaluation.class_split: {error}") from error
     wanted = sorted({row for rows in groups.values() for row in rows})
     rows = tuple(wanted or range(len(source_names)))
-    if metric == "lvis" and len(rows) < len(source_names):
+    is_part = len(rows) < len(source_names)
+    if metric == "lvis" and (is_part or classes != "all"):
         raise ConfigError(
-            f"evaluation.class_split: {split!r} has {len(rows)} of the {len(source_names)} classes "
-            f"of {source!r}, but LVIS's metric needs all; choose 'lvis', or a file of base classes"
+            f"evaluation.class_split: {split!r} with evaluation.classes {classes!r} has "
+            f"{len(rows) if is_part else 'a part'} of the {len(source_names)} classes of "
+            f"{source!r}, but LVIS's metric needs all; choose class_split 'lvis', or a file of "
+            "base classes, and classes 'all'"
         )
+    if classes == "with_boxes":
+        with_boxes = classes_with_boxes(source)
+        rows = tuple(row for row in rows if row in with_boxes)
+        if not rows:
+            raise ConfigError(
+                f"evaluation.classes: no class of {source!r} and the split {split!r} has a box; "
+                "give annotated images, or set it to 'all'"
+            )
     names = tuple(prepare_class_name(source_names[row]) for row in rows)
     words = [tokenized_text(name) for name in names]
     if len(set(words)) < len(words):
@@ -125,7 +149,12 @@ def open_dataset(source: Source, split: str, trained: Sequence[str] | None = Non
             "words; give each its own name"
         )
     index = {row: i for i, row in enumerate(rows)}
-    by_index = {g: frozenset(index[row] for row in members) for g, members in groups.items()}
+    by_index = {
+        group: frozenset(index[row] for row in members if row in index)
+        for group, members in groups.items()
+    }
+    # A group without a class has no number.
+    by_index = {group: members for group, members in by_index.items() if members}
     return Dataset(
         source=source,
         names=names,
@@ -134,7 +163,19 @@ def open_dataset(source: Source, split: str, trained: Sequence[str] | None = Non
         source_rows=rows,
         groups=by_index | {"all": frozenset(range(len(rows)))},
         metric=metric,
+        is_part=is_part,
     )
+
+
+def classes_with_boxes(source) -> set[int]:
+    """Return the classes with a box that is no crowd, from the annotations of all records."""
+    found: set[int] = set()
+    for index in range(len(source)):
+        # An unreadable record is counted when it is sampled.
+        with contextlib.suppress(RecordError):
+            _, classes, crowd = source.annotations(index)
+            found.update(classes[~crowd].tolist())
+    return found
 
 
 def class_groups(

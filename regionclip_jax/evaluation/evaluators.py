@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
-from regionclip_jax.data.sources.annotation_files import as_annotation_file
+from regionclip_jax.data.sources.annotation_files import FREQUENCIES, as_annotation_file
 from regionclip_jax.evaluation import recall, recognition
 from regionclip_jax.evaluation.coco import coco_ap50
+from regionclip_jax.evaluation.counts import Counts, count
 from regionclip_jax.evaluation.datasets import Dataset
-from regionclip_jax.evaluation.ground_truth import (
-    GroundTruth,
-    coco_ground_truth,
-    keep_categories,
-)
+from regionclip_jax.evaluation.ground_truth import GroundTruth, coco_ground_truth, require_masks
 from regionclip_jax.evaluation.lvis import lvis_ap
 from regionclip_jax.evaluation.predictions import coco_results, to_original_xywh
+from regionclip_jax.extras import require_extra
 from regionclip_jax.sharding.global_arrays import gather_json
 from regionclip_jax.steps.predict_step import Prediction
 from regionclip_jax.structures import DetectionBatch
@@ -30,10 +29,14 @@ _LVIS_NUMBERS = ("AP", "APr", "APc", "APf", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Summary(NamedTuple):
-    """Metrics in percent (None: not defined for the data), and other results by name."""
+    """Metrics in percent (None: not defined for the data), and other results by name.
+
+    ``counts`` has what entered the metrics, by "AP", "top1" or "recall".
+    """
 
     metrics: dict[str, float | None]
     details: dict[str, Any]
+    counts: dict[str, Counts]
 
 
 class Evaluator(abc.ABC):
@@ -56,12 +59,17 @@ class Evaluator(abc.ABC):
     def summarize(self) -> Summary:
         """Return the metrics over all images of all processes; every process must call it.
 
-        An image that several processes have seen (uneven shards) counts once.
+        Of several images with one id, the first counts, and the others are among the exceptions.
         """
+        records = self._gather(self._records)
         unique: dict[int, Any] = {}
-        for image_id, record in self._gather(self._records):
+        for image_id, record in records:
             unique.setdefault(image_id, record)
-        return self._summarize({image_id: unique[image_id] for image_id in sorted(unique)})
+        summary = self._summarize({image_id: unique[image_id] for image_id in sorted(unique)})
+        if repeated := len(records) - len(unique):
+            for found in summary.counts.values():
+                found.exceptions["images_of_a_repeated_id_ignored"] = repeated
+        return summary
 
     @abc.abstractmethod
     def _record(self, batch: DetectionBatch, prediction: Prediction, row: int) -> Any:
@@ -89,11 +97,11 @@ def evaluate(
         prediction = predict(batch)
         for evaluator in evaluators:
             evaluator.add(batch, prediction)
-    summaries = [evaluator.summarize() for evaluator in evaluators]
-    return Summary(
-        {name: value for summary in summaries for name, value in summary.metrics.items()},
-        {name: value for summary in summaries for name, value in summary.details.items()},
-    )
+    joint = Summary({}, {}, {})
+    for evaluator in evaluators:
+        for whole, part in zip(joint, evaluator.summarize(), strict=True):
+            whole.update(part)
+    return joint
 
 
 class Detection(Evaluator):
@@ -108,10 +116,13 @@ class Detection(Evaluator):
         given_boxes: the regions are the ground-truth boxes. AP is then the same at every IoU
             threshold, so COCO's numbers are AP50 of the groups alone.
         with_masks: also compare masks, if the annotations have them.
+        save: called with ``results`` before they are scored, so that an error of the metric does
+            not lose them.
 
     Raises:
         ConfigError: the metric refuses the annotation file. This must not happen after the last
             image.
+        MissingExtra: the metric needs a package that is not installed.
     """
 
     def __init__(
@@ -121,13 +132,22 @@ class Detection(Evaluator):
         max_detections: int,
         given_boxes: bool,
         with_masks: bool = False,
+        save: Callable[[list[dict]], object] = lambda results: None,
         gather: Callable[[list], list] = gather_json,
     ):
         super().__init__(gather)
+        if dataset.metric == "lvis":
+            require_extra("lvis", "LVIS's metric")
         self._dataset, self._max_detections = dataset, max_detections
-        self._given_boxes = given_boxes
+        self._given_boxes, self._save = given_boxes, save
         self._truth = dataset.ground_truth()
-        self._compare = ("bbox", "segm") if with_masks and self._truth else ("bbox",)
+        self._compare = ("bbox",)
+        if with_masks and self._truth:
+            try:
+                require_masks(self._truth, ())
+                self._compare = ("bbox", "segm")
+            except ValueError as error:
+                logging.warning("boxes are compared, masks are not: %s", error)
 
     def _record(self, batch, prediction, row):
         record = {"results": coco_results(batch, prediction.detections, row, self._dataset.ids)}
@@ -141,24 +161,47 @@ class Detection(Evaluator):
         return record
 
     def _summarize(self, records):
-        results = [result for record in records.values() for result in record["results"]]
-        truth = self._truth or self._truth_of_batches(records)
-        details = {
-            "num_images": len(records),
-            "num_annotated": len(truth.images) if self._truth else len(self._dataset.source),
-        }
-        if self._dataset.metric == "coco" and self._truth and not self._dataset.has_all_classes:
-            # Only images with a box of the split's classes count, as in the reference.
-            truth = keep_categories(truth, self._dataset.source_names)
-            kept = {image["id"] for image in truth.images}
-            results = [result for result in results if result["image_id"] in kept]
+        truth = self._dataset.keep_ground_truth(self._truth or self._truth_of_batches(records))
+        counted = {image["id"] for image in truth.images}
+        results = [
+            result
+            for image_id, record in records.items()
+            if image_id in counted
+            for result in record["results"]
+        ]
+        self._save(results)
+        num_annotated = len(self._truth.images if self._truth else self._dataset.source)
+        details = {"results": results, "num_images": len(records), "num_annotated": num_annotated}
         metrics: dict[str, float | None] = {}
         for compare in self._compare:
             scores = self._scores(truth, results, compare)
             if compare == "bbox":
-                details |= {"results": results, "per_category": scores["per_category"]}
+                details["per_category"] = scores["per_category"]
             metrics |= self._select(scores["summary"], compare)
-        return Summary(metrics, details)
+        return Summary(metrics, details, {"AP": self._count(truth, records)})
+
+    def _count(self, truth: GroundTruth, records: Mapping[int, Any]) -> Counts:
+        dataset = self._dataset
+        index = {category: i for i, category in enumerate(dataset.ids)}
+        boxes = {image["id"]: [] for image in truth.images}
+        num_crowd = num_flat = 0
+        for annotation in truth.annotations:
+            if annotation["iscrowd"]:
+                num_crowd += 1
+                continue
+            boxes[annotation["image_id"]].append(index[annotation["category_id"]])
+            num_flat += min(annotation["bbox"][2:]) <= 0
+        counted = boxes.keys()
+        annotated = {image["id"] for image in self._truth.images} if self._truth else {*records}
+        exceptions = {
+            "crowd_boxes_ignored": num_crowd,
+            "boxes_without_area_missed": num_flat,
+            "images_without_prediction_missed": len(counted - records.keys()),
+            "images_of_other_classes_ignored": len(annotated - counted),
+        }
+        return count(
+            boxes.values(), dataset.groups, names=dataset.source_names, exceptions=exceptions
+        )
 
     def _scores(self, truth: GroundTruth, results: list[dict], compare) -> dict[str, dict]:
         limit = self._max_detections
@@ -172,7 +215,9 @@ class Detection(Evaluator):
 
     def _select(self, summary: Mapping, compare: str) -> dict[str, float | None]:
         if self._dataset.metric == "lvis":
-            chosen = {name: summary[name] for name in _LVIS_NUMBERS}
+            known = {f"AP{letter}" for letter in getattr(self._dataset.source, "frequencies", ())}
+            absent = {f"AP{letter}" for letter in FREQUENCIES} - known
+            chosen = {name: summary[name] for name in _LVIS_NUMBERS if name not in absent}
         elif compare == "segm":
             chosen = dict(summary)
         else:
@@ -224,11 +269,16 @@ class RegionRecognition(Evaluator):
         top1 = recognition.region_top1(predicted, actual, class_groups=groups)
         confused = recognition.most_confused(predicted, actual, names=self._dataset.names)
         metrics = {f"top1_{group}": top1[f"top1_{group}"] for group in groups}
-        return Summary(metrics, {"confused": confused})
+        counts = count(
+            (mine for _, mine in records.values()), groups, names=self._dataset.source_names
+        )
+        return Summary(metrics, {"confused": confused}, {"top1": counts})
 
 
 class ProposalRecall(Evaluator):
     """Recall of the prediction's regions at IoU 0.5, and average recall, for groups of classes.
+
+    Metrics are those of ``recall.limits_of`` the number of regions of an image.
 
     Args:
         groups: name -> classes; "all" has no suffix in the names of the metrics.
@@ -244,18 +294,21 @@ class ProposalRecall(Evaluator):
         boxes = batch.boxes[row][batch.box_mask[row]]
         regions = prediction.regions
         ranks = recall.found_at(boxes, regions.boxes[row][regions.mask[row]])
-        return [ranks.tolist(), batch.classes[row][batch.box_mask[row]].tolist()]
+        classes = batch.classes[row][batch.box_mask[row]]
+        return [ranks.tolist(), classes.tolist(), len(regions.boxes[row])]
 
     def _summarize(self, records):
+        limits = recall.limits_of(max((number for *_, number in records.values()), default=0))
         metrics: dict[str, float | None] = {}
         for group, members in self._groups.items():
             chosen = [
                 np.array(ranks, np.int32).reshape(len(recall.THRESHOLDS), -1)[
                     :, np.isin(classes, sorted(members))
                 ]
-                for ranks, classes in records.values()
+                for ranks, classes, _ in records.values()
             ]
             suffix = "" if group == "all" else f"_{group}"
-            values = recall.summarize_recall(chosen)
+            values = recall.summarize_recall(chosen, limits=limits)
             metrics |= {f"{name}{suffix}": value for name, value in values.items()}
-        return Summary(metrics, {})
+        counts = count((classes for _, classes, _ in records.values()), self._groups)
+        return Summary(metrics, {}, {"recall": counts})

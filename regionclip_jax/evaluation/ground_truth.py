@@ -81,13 +81,18 @@ def lvis_ground_truth(file: AnnotationFile) -> GroundTruth:
     return _checked(file)
 
 
-def keep_categories(truth: GroundTruth, names: Collection[str]) -> GroundTruth:
+def keep_categories(
+    truth: GroundTruth, names: Collection[str], *, keep_images: bool = False
+) -> GroundTruth:
     """Return the part of the ground truth with the given categories.
 
     Source: docs/reference/evaluation.md#annotation-files. This makes the ground truth of the 65, 48
     or 17 categories of the open-vocabulary split from a file of all 80. Ids stay, images without an
     annotation of these categories (crowd regions count) are dropped. Predictions are needed for the
     remaining images.
+
+    Args:
+        keep_images: keep also the images without an annotation.
 
     Raises:
         ValueError: the ground truth lacks one of the categories.
@@ -102,7 +107,7 @@ def keep_categories(truth: GroundTruth, names: Collection[str]) -> GroundTruth:
     kept = {category["id"] for category in categories}
     annotations = [a for a in truth.annotations if a["category_id"] in kept]
     occupied = {annotation["image_id"] for annotation in annotations}
-    images = [image for image in truth.images if image["id"] in occupied]
+    images = [image for image in truth.images if keep_images or image["id"] in occupied]
     return GroundTruth(truth.where, images, categories, annotations)
 
 
@@ -147,7 +152,13 @@ def as_detections(results: Sequence[Mapping], truth: GroundTruth) -> list[dict]:
 
 
 def require_masks(truth: GroundTruth, detections: Sequence[Mapping]) -> None:
-    """Raise ValueError for an annotation or result without a mask."""
+    """Raise ValueError for an annotation or result without a mask, or an image without a size."""
+    for image in truth.images:
+        if not {"height", "width"} <= image.keys():
+            raise ValueError(
+                f"{truth.where}: image {image['id']} has no 'height' and 'width', which mask AP "
+                "needs; evaluate boxes, or give all sizes"
+            )
     for kind, entries in (("annotation", truth.annotations), ("result", detections)):
         for entry in entries:
             if not entry.get("segmentation"):

@@ -31,6 +31,7 @@ from regionclip_jax.evaluation.ground_truth import (
     percent,
     require_masks,
 )
+from regionclip_jax.extras import require_extra
 
 # Axes of a precision array: area, threshold (0.5 to 0.95), recall (0 to 1), category.
 _AREAS = ("all", "small", "medium", "large")
@@ -60,7 +61,7 @@ def lvis_ap(
         excluded from every mean. Sizes are as in ``evaluation.coco``.
 
     Raises:
-        ModuleNotFoundError: faster-coco-eval is not installed.
+        MissingExtra: faster-coco-eval is not installed.
         ValueError: a result of an unknown image or category, or a box or score that is not finite.
     """
     detections = _best_of_each_image(as_detections(results, truth), max_detections)
@@ -121,15 +122,8 @@ def _evaluator(
 
     It gives the precision [area, threshold, recall].
     """
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ModuleNotFoundError as error:
-        if error.name != "faster_coco_eval":
-            raise
-        raise ModuleNotFoundError(
-            "evaluating LVIS needs faster-coco-eval: pip install 'regionclip_jax[lvis]'",
-            name=error.name,
-        ) from error
+    require_extra("lvis", "LVIS's metric")
+    from faster_coco_eval import COCO, COCOeval_faster
 
     def evaluate(category, images, annotations, detections):
         occupied = sorted({entry["image_id"] for entry in [*annotations, *detections]})

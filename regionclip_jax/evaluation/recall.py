@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from regionclip_jax.ops.host_boxes import host_pairwise_iou
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # IoU; the first gives recall, the mean gives AR
+LIMITS = (100, 300, 1000)  # numbers of best proposals that are counted
 NEVER = np.iinfo(np.int32).max  # rank of a box that no proposal finds
 
 
@@ -58,8 +59,19 @@ def found_at(
     return ranks
 
 
+def limits_of(num_proposals: int) -> tuple[int, ...]:
+    """Return the ``LIMITS`` that so many proposals of an image can reach, and their own number.
+
+    1000 give (100, 300, 1000), 200 give (100, 200), 50 give (50,).
+    """
+    if num_proposals > LIMITS[-1]:
+        return LIMITS
+    below = tuple(limit for limit in LIMITS if limit < num_proposals)
+    return below + ((num_proposals,) if num_proposals else ())
+
+
 def summarize_recall(
-    ranks: Sequence[Int[np.ndarray, "T _"]], *, limits: Sequence[int] = (100, 300, 1000)
+    ranks: Sequence[Int[np.ndarray, "T _"]], *, limits: Sequence[int] = LIMITS
 ) -> dict[str, float | None]:
     """Return the recall over all boxes of all images, in percent.
 
@@ -84,7 +96,7 @@ def proposal_recall(
     boxes: Sequence[Float[np.ndarray, "_ 4"]],
     proposals: Sequence[Float[np.ndarray, "_ 4"]],
     *,
-    limits: Sequence[int] = (100, 300, 1000),
+    limits: Sequence[int] = LIMITS,
 ) -> dict[str, float | None]:
     """Return ``summarize_recall`` of boxes and ranked proposals, one array for each image.
 

@@ -16,8 +16,8 @@ import numpy as np
 from absl import logging
 
 from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
-from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
-from regionclip_jax.artifacts.model_checkpoint import load_model
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, load_localizer_card
+from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.artifacts.score_settings import complete_scores
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
@@ -31,8 +31,9 @@ from regionclip_jax.assembly.models import (
 from regionclip_jax.assembly.optimization import build_mesh
 from regionclip_jax.assembly.prediction import build_step
 from regionclip_jax.assembly.sources import build_boxes_source
-from regionclip_jax.assembly.streams import detection_pass
+from regionclip_jax.assembly.streams import DetectionPass
 from regionclip_jax.evaluation import detection_gallery
+from regionclip_jax.evaluation.counts import Coverage, coverage_text
 from regionclip_jax.evaluation.datasets import open_dataset
 from regionclip_jax.evaluation.evaluators import (
     Detection,
@@ -62,6 +63,7 @@ from regionclip_jax.sharding.global_arrays import (
 )
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction
 from regionclip_jax.structures import DetectionBatch
+from regionclip_jax.text.names import tokenized_text
 
 _GROUND_TRUTH, _LOCALIZER = "ground_truth", "localizer"
 
@@ -83,14 +85,24 @@ class Evaluation(NamedTuple):
     all_annotated: bool = True
     # Updates of the training that wrote the model; 0 for a converted one.
     step: int = 0
+    coverage: Coverage = Coverage({}, {})
 
 
 def run(settings: EvaluateSettings, workdir: Path) -> dict:
     """Evaluate every model of the recipe on the same images, and write ``results.json``."""
     log_dtype("evaluation", settings.dtype)
+    for path in settings.models.values():
+        # All models, before the first is evaluated.
+        load_card(path)
+        if settings.evaluation.regions == _LOCALIZER:
+            load_localizer_card(settings.evaluation.localizer or path)
     evaluations = {
         name: evaluate_model(
-            Path(path), settings.evaluation, settings.dtype, workdir / f"vocabulary_{name}.npz"
+            Path(path),
+            settings.evaluation,
+            settings.dtype,
+            vocabulary_path=workdir / f"vocabulary_{name}.npz",
+            detections_path=workdir / f"detections_{name}.json",
         )
         # A recipe's dictionaries are sorted by name; the teacher comes first, as the baseline.
         for name, path in sorted(settings.models.items(), key=lambda item: item[0] != "teacher")
@@ -105,10 +117,9 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             "evaluation": as_plain(settings.evaluation),
             "scores": {n: e.scores for n, e in evaluations.items()},
             "per_category": {n: e.per_category for n, e in evaluations.items()},
+            "counts": {n: e.coverage.as_json() for n, e in evaluations.items()},
         }
         write_results(workdir / "results.json", metrics, details=details)
-        for name, evaluation in evaluations.items():
-            write_detections(workdir / f"detections_{name}.json", evaluation.results)
         image = detection_gallery.draw(
             build_boxes_source(settings.evaluation, "evaluation"),
             {name: evaluation.results for name, evaluation in evaluations.items()},
@@ -125,16 +136,41 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
     return metrics
 
 
+def check(settings: EvaluationSettings) -> None:
+    """Open the images and the metric of an evaluation, before the training that it follows.
+
+    Raises:
+        CheckpointMismatch: the vocabulary or localizer that the settings name is missing.
+        ConfigError: as ``evaluate_model``.
+        MissingExtra: the metric needs a package that is not installed.
+    """
+    if settings.vocabulary:
+        Vocabulary.load(settings.vocabulary)
+    if settings.regions == _LOCALIZER and settings.localizer:
+        load_localizer_card(settings.localizer)
+    source = build_boxes_source(settings, "evaluation", keep_file=True)
+    # The trained classes are not known yet.
+    dataset = open_dataset(source, settings.class_split, source.category_names, settings.classes)
+    Detection(dataset, max_detections=settings.detection.max_detections, given_boxes=False)
+    DetectionPass(settings, source)
+
+
 def report(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
-    """Print the table, and write the metrics and the image to TensorBoard."""
+    """Print the table and what it counts, and write metrics and image to TensorBoard."""
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-    print(comparison_table(metrics), flush=True)
+    print(comparison_table(metrics))
+    print(coverage_text({n: e.coverage for n, e in evaluations.items()}), flush=True)
     steps = {name: evaluation.step for name, evaluation in evaluations.items()}
     write_evaluation(workdir, metrics, steps, {"regions": image[None].astype(np.float32) / 255})
 
 
 def evaluate_model(
-    directory: Path, settings: EvaluationSettings, dtype: str, vocabulary_path: Path
+    directory: Path,
+    settings: EvaluationSettings,
+    dtype: str,
+    *,
+    vocabulary_path: Path,
+    detections_path: Path,
 ) -> Evaluation:
     """Evaluate one model directory on all images.
 
@@ -143,23 +179,27 @@ def evaluate_model(
         settings: regions, classes and images; scores that are None are the directory's own.
         dtype: type of the computation.
         vocabulary_path: cache of the embedded class names.
+        detections_path: file of the detections, which are written before they are scored.
 
     Raises:
         CheckpointMismatch: the model, its localizer or the vocabulary is missing or does not match.
         ConfigError: the settings contradict each other or the data.
         InconsistentHosts: processes of this run found different data.
+        MissingExtra: the metric needs a package that is not installed.
     """
     detector = _load(directory, settings, dtype)
     settings = with_own_scores(settings, detector.scores)
     source = build_boxes_source(settings, "evaluation", keep_file=True)
-    dataset = open_dataset(source, settings.class_split, detector.classes)
+    dataset = open_dataset(source, settings.class_split, detector.classes, settings.classes)
     given_boxes = settings.regions == _GROUND_TRUTH
     detection = Detection(
         dataset,
         max_detections=settings.detection.max_detections,
         given_boxes=given_boxes,
         with_masks=detector.variables.mask_head is not None,
+        save=lambda results: _save(detections_path, results),
     )
+    batches = DetectionPass(settings, source)
     regions = (
         RegionRecognition(dataset)
         if given_boxes
@@ -179,8 +219,7 @@ def evaluate_model(
         clock.count(int(batch.mask.sum()))
         return prediction
 
-    batches = detection_pass(settings, source)
-    metrics, details = evaluate(predict, dataset, batches, [detection, regions])
+    metrics, details, counts = evaluate(predict, dataset, batches, [detection, regions])
     saw = detector.saw
     if details["num_images"] < details["num_annotated"]:
         saw["images"] = (
@@ -214,7 +253,13 @@ def evaluate_model(
         },
         all_annotated=dataset.metric != "lvis",
         step=detector.step,
+        coverage=Coverage(counts, batches.report()),
     )
+
+
+def _save(path: Path, results: list[dict]) -> None:
+    if jax.process_index() == 0:
+        write_detections(path, results)
 
 
 class _Detector(NamedTuple):
@@ -293,12 +338,12 @@ def _vocabulary(
         return concept_pool.cached_vocabulary(path, model, variables, names, settings.templates)
     given = Vocabulary.load(settings.vocabulary)
     require_matching(given, describe_encoder(model.config, variables["params"]))
-    rows = {name: row for row, name in enumerate(given.names)}
-    if missing := [name for name in names if name not in rows]:
+    rows = {tokenized_text(name): row for row, name in enumerate(given.names)}
+    if missing := [name for name in names if tokenized_text(name) not in rows]:
         raise ConfigError(
             f"evaluation.vocabulary: {settings.vocabulary} lacks {len(missing)} of "
             f"{len(names)} classes: {missing[:5]}; give the embeddings of these classes, "
             "or leave it empty to embed their names"
         )
-    order = [rows[name] for name in names]
+    order = [rows[tokenized_text(name)] for name in names]
     return Vocabulary(names, given.embeddings[order], given.templates, given.encoder)

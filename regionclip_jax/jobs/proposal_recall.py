@@ -10,7 +10,8 @@ from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.assembly.optimization import build_mesh
 from regionclip_jax.assembly.sources import build_boxes_source
-from regionclip_jax.assembly.streams import detection_pass
+from regionclip_jax.assembly.streams import DetectionPass
+from regionclip_jax.evaluation.counts import Coverage
 from regionclip_jax.evaluation.datasets import open_dataset
 from regionclip_jax.evaluation.evaluators import ProposalRecall, evaluate
 from regionclip_jax.models.localizer import Localizer, propose
@@ -26,10 +27,24 @@ from regionclip_jax.sharding.global_arrays import (
 from regionclip_jax.steps.predict_step import Prediction
 
 
+def check(settings: RecallSettings) -> None:
+    """Open the images of an evaluation, before the training that it follows.
+
+    Raises:
+        ConfigError: as ``measure``.
+    """
+    source = build_boxes_source(settings, "evaluation")
+    # The trained classes are not known yet.
+    open_dataset(source, settings.class_split, source.category_names)
+    DetectionPass(settings, source)
+
+
 def measure(
     directory: Path, settings: RecallSettings | EvaluationSettings, dtype: str
-) -> dict[str, float | None]:
-    """Return ``{"AR@100": ..., "recall@100": ..., "AR@100_novel": ..., ...}`` in percent.
+) -> tuple[dict[str, float | None], Coverage]:
+    """Return the metrics, and what they count.
+
+    Metrics are ``{"AR@100": ..., "recall@100": ..., "AR@100_novel": ..., ...}`` in percent.
 
     Args:
         directory: holds the localizer.
@@ -50,6 +65,7 @@ def measure(
     def step(variables, batch):
         return propose(localizer, variables, batch.images, batch.sizes, settings.proposals)
 
+    batches = DetectionPass(settings, source)
     summary = evaluate(
         lambda batch: Prediction(
             detections=None,
@@ -57,8 +73,8 @@ def measure(
             most_probable_class=None,
         ),
         dataset,
-        detection_pass(settings, source),
+        batches,
         [ProposalRecall(dataset.groups)],
     )
     logging.info("%s: recall on the %d images of %r", directory, len(source), source)
-    return summary.metrics
+    return summary.metrics, Coverage(summary.counts, batches.report())

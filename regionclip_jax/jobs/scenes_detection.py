@@ -11,10 +11,11 @@ from pathlib import Path
 
 import jax
 
-from regionclip_jax.artifacts.results import write_detections, write_results
+from regionclip_jax.artifacts.results import write_results
 from regionclip_jax.assembly.sources import build_boxes_source
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES
 from regionclip_jax.evaluation import detection_gallery
+from regionclip_jax.evaluation.counts import coverage_text
 from regionclip_jax.jobs import (
     evaluate,
     pretrain,
@@ -100,16 +101,17 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
                 path,
                 evaluation,
                 settings.train_detector.model.dtype,
-                workdir / f"class_vocabulary_{name.replace(' ', '_')}.npz",
+                vocabulary_path=workdir / f"class_vocabulary_{name.replace(' ', '_')}.npz",
+                detections_path=workdir / f"detections_{name.replace(' ', '_')}.json",
             )
             for name, path in models.items()
         }
 
     evaluations = timed(seconds, "evaluation", evaluate_all)
-    found = proposal_recall.measure(localizer, evaluation, settings.train_detector.model.dtype)
+    recall = proposal_recall.measure(localizer, evaluation, settings.train_detector.model.dtype)
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     if jax.process_index() == 0:
-        _write(settings, workdir, evaluation, evaluations, metrics, found, seconds)
+        _write(settings, workdir, evaluation, evaluations, metrics, recall, seconds)
     return metrics
 
 
@@ -131,8 +133,8 @@ def _from(
 
 
 def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, seconds) -> None:
-    for name, found in evaluations.items():
-        write_detections(workdir / f"detections_{name.replace(' ', '_')}.json", found.results)
+    found, coverage = recall
+    coverages = {name: each.coverage for name, each in evaluations.items()}
     details = {
         "what": "detectors trained on base shapes from three starts, and detection without any "
         "such training, on held-out drawn scenes, in percent; weights trained here from random, so "
@@ -142,9 +144,10 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
         "novel_classes": list(NOVEL_SHAPES),
         "seed": settings.seed,
         "scenes_seed": settings.scenes.seed,
-        "localizer": recall,
+        "localizer": found,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "per_category": {n: e.per_category for n, e in evaluations.items()},
+        "counts": {n: c.as_json() for n, c in {**coverages, "localizer": coverage}.items()},
         "config": as_plain(settings),
     }
     write_results(workdir / "results.json", metrics, details=details)
@@ -156,7 +159,8 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
         subtitle="detectors trained on base shapes, from CLIP and from RegionCLIP",
     )
     write_png(workdir / "detections.png", image)
-    print(comparison_table({"localizer": recall}))
+    print(comparison_table({"localizer": found}))
+    print(coverage_text({"localizer": coverage}))
     evaluate.report(workdir, evaluations, image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}")

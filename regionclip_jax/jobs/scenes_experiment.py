@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from regionclip_jax.artifacts.results import write_detections, write_results
+from regionclip_jax.artifacts.results import write_results
 from regionclip_jax.data.scenes.dataset import SceneImages, write_scenes
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
@@ -62,7 +62,8 @@ def run(settings: ScenesExperimentSettings, workdir: Path) -> dict:
                 path,
                 evaluation,
                 pretrain_config.student.dtype,
-                workdir / name / "class_vocabulary.npz",
+                vocabulary_path=workdir / name / "class_vocabulary.npz",
+                detections_path=workdir / f"detections_{name}.json",
             )
             for name, path in models.items()
         },
@@ -114,8 +115,7 @@ def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
 
 
 def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
-    for name, evaluation in evaluations.items():
-        write_detections(workdir / f"detections_{name}.json", evaluation.results)
+    coverages = {name: evaluation.coverage for name, evaluation in evaluations.items()}
     details = {
         "what": "zero-shot recognition of ground-truth boxes on held-out drawn scenes, in percent; "
         "weights trained here from random, so the numbers say nothing about real images",
@@ -125,6 +125,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "per_category": {n: e.per_category for n, e in evaluations.items()},
         "most_confused": {n: e.confused for n, e in evaluations.items()},
+        "counts": {name: coverage.as_json() for name, coverage in coverages.items()},
         "config": as_plain(settings),
     }
     write_results(workdir / "results.json", metrics, details=details)

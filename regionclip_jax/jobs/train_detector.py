@@ -58,6 +58,7 @@ from regionclip_jax.steps.detector_step import (
     clip_part,
     make_detector_step,
 )
+from regionclip_jax.text.names import tokenized_text
 from regionclip_jax.text.prompts import prepare_class_name
 from regionclip_jax.training.initialization import draw_parameters
 
@@ -69,6 +70,8 @@ def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
     embeddings of the trained classes, and the settings of scores.
     """
     log_dtype("model and localizer", settings.model.dtype)
+    if settings.evaluation.path:
+        evaluate.check(settings.evaluation)
     directory = training_run.run(build(settings), workdir)
     if settings.evaluation.path:
         evaluate.run(
@@ -212,10 +215,11 @@ def _class_embeddings(
         )
     given = Vocabulary.load(detector.vocabulary)
     require_matching(given, describe_encoder(model.config, start["params"]))
-    if given.names != names:
+    there, here = ([tokenized_text(name) for name in some] for some in (given.names, names))
+    if there != here:
         where = next(
-            (i for i, pair in enumerate(zip(given.names, names, strict=False)) if len({*pair}) > 1),
-            min(len(given.names), len(names)),
+            (i for i, pair in enumerate(zip(there, here, strict=False)) if len({*pair}) > 1),
+            min(len(there), len(here)),
         )
         found, expected = (
             repr(some[where]) if where < len(some) else "nothing" for some in (given.names, names)

@@ -24,6 +24,7 @@ from regionclip_jax.assembly.models import compute_dtype, log_dtype, resolve_dty
 from regionclip_jax.assembly.optimization import build_optimizer, build_state
 from regionclip_jax.assembly.training import Assumed, Materials, Training
 from regionclip_jax.data.sources.fingerprint import content_facts
+from regionclip_jax.evaluation.counts import coverage_text
 from regionclip_jax.jobs import proposal_recall
 from regionclip_jax.models.localizer import Localizer, LocalizerConfig, init_localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS
@@ -43,18 +44,22 @@ from regionclip_jax.training.initialization import draw_parameters, merge_parame
 def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
     """Train, measure recall if the recipe has images for it, and return the model directory."""
     log_dtype("localizer", settings.localizer.dtype)
+    if settings.evaluation.path:
+        proposal_recall.check(settings.evaluation)
     model = training_run.run(build(settings), workdir)
     if settings.evaluation.path:
         dtype = settings.localizer.dtype
-        found = proposal_recall.measure(model, settings.evaluation, dtype)
+        found, coverage = proposal_recall.measure(model, settings.evaluation, dtype)
         if jax.process_index() == 0:
             details = {
                 "evaluation": as_plain(settings.evaluation),
                 "localizer": str(model),
                 "dtype": resolve_dtype(dtype),
+                "counts": {"localizer": coverage.as_json()},
             }
             write_results(workdir / "results.json", {"localizer": found}, details=details)
-            print(comparison_table({"localizer": found}), flush=True)
+            print(comparison_table({"localizer": found}))
+            print(coverage_text({"localizer": coverage}), flush=True)
             write_evaluation(workdir, {"localizer": found}, {"localizer": settings.run.num_steps})
     return model
 

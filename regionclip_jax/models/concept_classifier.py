@@ -8,13 +8,14 @@ embedding of zeros that is never trained, so its logit is 0 for every region.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from regionclip_jax.ops.normalization import unit_length
+from regionclip_jax.structures import Number
 
 
 def concept_logits(
-    regions: Float[Array, "*regions D"], concepts: Float[Array, "C D"], temperature: float
+    regions: Float[Array, "*regions D"], concepts: Float[Array, "C D"], temperature: Number
 ) -> Float[Array, "*regions C"]:
     """Return the cosines of regions and concepts divided by the temperature, in fp32."""
     return unit_length(regions) @ unit_length(concepts).T / temperature
@@ -26,7 +27,10 @@ def with_background(logits: Float[Array, "*regions C"]) -> Float[Array, "*region
 
 
 def class_probabilities(
-    regions: Float[Array, "*regions D"], classes: Float[Array, "C D"], temperature: float
+    regions: Float[Array, "*regions D"],
+    classes: Float[Array, "C D"],
+    temperature: Number,
+    mask: Bool[Array, " C"] | None = None,
 ) -> Float[Array, "*regions C"]:
     """Return the softmax over classes and background, without the background's column.
 
@@ -36,6 +40,9 @@ def class_probabilities(
         regions: embeddings of any length.
         classes: embeddings of the class names, of any length.
         temperature: the paper's is 0.01.
+        mask: classes that exist; the others have probability 0. None: all.
     """
-    logits = with_background(concept_logits(regions, classes, temperature))
-    return jax.nn.softmax(logits, axis=-1)[..., :-1]
+    logits = concept_logits(regions, classes, temperature)
+    if mask is not None:
+        logits = jnp.where(mask, logits, -jnp.inf)
+    return jax.nn.softmax(with_background(logits), axis=-1)[..., :-1]

@@ -13,7 +13,7 @@ canvas, if the canvas ends with a whole patch.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,12 @@ from regionclip_jax.models.rematerialization import RematPolicy
 from regionclip_jax.models.transformer_blocks import Activation, BlockStack, layer_norm
 from regionclip_jax.ops.normalization import real_pixels
 from regionclip_jax.structures import ImageFeatures
+
+# "bicubic_antialiased" is open_clip's rule, and "bicubic" that of Hugging Face and CLIPSelf, whose
+# cubic kernel also has other weights. OpenAI's code resizes no positions.
+PositionResize = Literal["bicubic_antialiased", "bicubic"]
+# Arguments of ``jax.image``: method, antialias.
+_RESIZING = {"bicubic_antialiased": ("bicubic", True), "bicubic": ("bicubic-pytorch", False)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,8 @@ class ViTConfig:
     activation: Activation = "quick_gelu"
     # Epsilon of the layer norms.
     eps: float = 1e-5
+    # Interpolation of positional embeddings at another grid than their own.
+    position_resize: PositionResize = "bicubic_antialiased"
 
     crop_channels: ClassVar[None] = None
     has_batch_norms: ClassVar[bool] = False
@@ -96,7 +104,7 @@ class VisionTransformer(nn.Module):
     def _positions(
         self, height: int, width: int, cells: Int[Array, "B 2"] | None = None
     ) -> Float[Array, "#B T width"]:
-        """Positional embeddings of ``height x width`` patches (bicubic; class row kept).
+        """Positional embeddings of ``height x width`` patches; the class token's row is kept.
 
         Args:
             cells: (height, width) of each image's patches, over which the grid is resized; rows
@@ -107,13 +115,14 @@ class VisionTransformer(nn.Module):
         channels = self.config.width
         grid = self.positional_embedding[1:].reshape(self.grid_size, self.grid_size, channels)
         shape = (height, width, channels)
+        method, antialias = _RESIZING[self.config.position_resize]
         if cells is None:
-            rows = jax.image.resize(grid, shape, "bicubic", antialias=False)[None]
+            rows = jax.image.resize(grid, shape, method, antialias)[None]
         else:
 
             def spread(scale):
                 return jax.image.scale_and_translate(
-                    grid, shape, (0, 1), scale, jnp.zeros(2), "bicubic", antialias=False
+                    grid, shape, (0, 1), scale, jnp.zeros(2), method, antialias=antialias
                 )
 
             # A masked row has no patches.

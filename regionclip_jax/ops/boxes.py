@@ -9,12 +9,12 @@ are rounded to float32 after every operation, as in the reference. XLA on CPUs f
 sum into one instruction that rounds once; ``_rounded`` prevents this.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from regionclip_jax.structures import Number
 
 
 def box_area(boxes: Float[Array, "*B R 4"]) -> Float[Array, "*B R"]:
@@ -38,13 +38,30 @@ def intersection_and_union(
     return intersection, union
 
 
+def exact_threshold(threshold: Number) -> Number:
+    """Return an IoU threshold as an argument of a program: the largest float32 up to it.
+
+    An array is returned as it is, because it has passed this function. A float32 IoU exceeds the
+    returned number exactly if it exceeds ``threshold``.
+
+    Raises:
+        ValueError: the threshold is not between 0 and 1.
+    """
+    if not isinstance(threshold, float | int):
+        return threshold
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"IoU threshold {threshold}: expected a number from 0 to 1")
+    low = np.float32(threshold)
+    return np.nextafter(low, np.float32(-1)) if float(low) > threshold else low
+
+
 def iou_exceeds(
-    intersection: Float[Array, "*pairs"], union: Float[Array, "*pairs"], threshold: float
+    intersection: Float[Array, "*pairs"], union: Float[Array, "*pairs"], threshold: Number
 ) -> Bool[Array, "*pairs"]:
     """Return ``intersection / union > threshold``, with the quotient rounded to float32.
 
     No division is used: a GPU's quotient may be off by a bit, so that a box's IoU with itself is
-    not 1 (openxla/xla#37181). Let t be the largest float32 up to the threshold, and m the middle
+    not 1 (openxla/xla#37181). Let t be ``exact_threshold(threshold)``, and m the middle
     between t and the next float32. The quotient rounds to more than t exactly if it exceeds m, that
     is if ``intersection > m * union``. (It cannot equal m, which has one bit too many.) Both
     factors are cut into halves of at most 12 bits. All partial products are then exact, and so are
@@ -52,7 +69,7 @@ def iou_exceeds(
 
     Args:
         intersection, union: as from ``intersection_and_union``.
-        threshold: between 0 and 1.
+        threshold: between 0 and 1; an array comes from ``exact_threshold``.
 
     Returns:
         False where nothing intersects or a number is NaN.
@@ -60,22 +77,28 @@ def iou_exceeds(
     Raises:
         ValueError: the threshold is not between 0 and 1.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"IoU threshold {threshold}: expected a number from 0 to 1")
-    low = np.float32(threshold)
-    if float(low) > threshold:
-        low = np.nextafter(low, np.float32(-1))
-    if low < 1e-20:  # The middle is too small to be halved, and any quotient exceeds it.
-        return intersection > 0
-    middle = (float(low) + float(np.nextafter(low, np.float32(2)))) / 2
-    unit = 2.0 ** (math.floor(math.log2(middle)) - 11)
-    middle_high = np.float32(round(middle / unit) * unit)
-    middle_low = np.float32(middle - float(middle_high))
+    middle_high, middle_low = _middle(jnp.asarray(exact_threshold(threshold), jnp.float32))
     union_high = jax.lax.reduce_precision(union, exponent_bits=8, mantissa_bits=11)
     union_low = union - union_high
     excess = intersection - middle_high * union_high - middle_high * union_low
     excess = excess - middle_low * union_high - middle_low * union_low
     return (intersection > 0) & (excess > 0)
+
+
+def _middle(low: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return two numbers of at most 12 bits, whose sum lies between ``low`` and the next float32.
+
+    Both are 0 if ``low`` is too small to be halved; any intersection exceeds it.
+    """
+    bits = jax.lax.bitcast_convert_type(low, jnp.int32)
+
+    def number(bits):
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    # The nearest number of 12 bits to the middle: the middle lies above a tie of ``low``.
+    high = number((bits + (1 << 11)) & -(1 << 12))
+    rest = (low - high) + (number(bits + 1) - low) / 2
+    return tuple(jnp.where(low < 1e-20, 0.0, part) for part in (high, rest))
 
 
 def pairwise_iou(

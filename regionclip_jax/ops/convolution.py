@@ -200,12 +200,21 @@ def relu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     next layer keeps anyway. The output has the same positive cells. The input (of a product, a norm
     or a shortcut) is then needed nowhere else, and GPUs fuse it with the product before it.
     """
-    return jnp.maximum(x, 0)
+    return _rectified(x)
 
 
 def _relu_forward(x):
-    out = jnp.maximum(x, 0)
+    out = _rectified(x)
     return out, out
+
+
+def _rectified(x):
+    out = jnp.maximum(x, 0)
+    if target_backend() == "cpu" and out.dtype == jnp.bfloat16:
+        # On CPUs, XLA of jax 0.12 fuses a bfloat16 relu, convolution, relu and a reduction (such as
+        # an average pool) into one program of YNNPACK, which returns NaN. The barrier parts it.
+        out = jax.lax.optimization_barrier(out)
+    return out
 
 
 def _relu_backward(out, gradient):

@@ -20,7 +20,7 @@ from regionclip_jax.ops.boxes import clip_boxes, scale_boxes, valid_boxes
 from regionclip_jax.ops.nms import nms_per_class
 from regionclip_jax.ops.soft_nms import soft_nms_per_class
 from regionclip_jax.settings import NmsSettings
-from regionclip_jax.structures import Detections
+from regionclip_jax.structures import Detections, Number
 
 
 def fuse_objectness(
@@ -54,14 +54,14 @@ def fuse_objectness(
     return jnp.sqrt(probabilities * objectness[..., None]), mask
 
 
-@functools.partial(jax.jit, static_argnames=("score_threshold", "nms", "max_detections"))
+@functools.partial(jax.jit, static_argnames="max_detections")
 def select_detections(
     boxes: Float[Array, "B R 4"],
     scores: Float[Array, "B R C"],
     mask: Bool[Array, "B R"],
     sizes: Int[Array, "B 2"],
     *,
-    score_threshold: float,
+    score_threshold: Number,
     nms: NmsSettings,
     max_detections: int,
     reported_scores: Float[Array, "B R C"] | None = None,

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.ops.backend import target_backend
-from regionclip_jax.ops.boxes import intersection_and_union, iou_exceeds
+from regionclip_jax.ops.boxes import exact_threshold, intersection_and_union, iou_exceeds
+from regionclip_jax.structures import Number
 
 
 class _Way(NamedTuple):
@@ -48,13 +49,12 @@ def _way() -> _Way:
 _CHUNK = 4096
 
 
-@functools.partial(jax.jit, static_argnames=("iou_threshold", "max_outputs"))
 def nms(
     boxes: Float[Array, "N 4"],
     scores: Float[Array, " N"],
     mask: Bool[Array, " N"],
     *,
-    iou_threshold: float,
+    iou_threshold: Number,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Bool[Array, " K"]]:
     """Return the first ``max_outputs`` boxes that greedy NMS keeps, by descending score.
@@ -63,7 +63,7 @@ def nms(
         boxes: xyxy in any one frame.
         scores: any numbers except NaN.
         mask: rows that exist; the others neither suppress nor are returned.
-        iou_threshold: between 0 and 1.
+        iou_threshold: between 0 and 1; an array comes from ``exact_threshold``.
         max_outputs: K.
 
     Returns:
@@ -73,31 +73,32 @@ def nms(
         ValueError: the threshold is not between 0 and 1.
     """
     groups = jnp.zeros(scores.shape, jnp.int32)
-    return _sorted_nms(boxes, scores, groups, mask, iou_threshold, max_outputs)
+    return nms_by_group(
+        boxes, scores, groups, mask, iou_threshold=iou_threshold, max_outputs=max_outputs
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("iou_threshold", "max_outputs"))
 def nms_by_group(
     boxes: Float[Array, "N 4"],
     scores: Float[Array, " N"],
     groups: Int[Array, " N"],
     mask: Bool[Array, " N"],
     *,
-    iou_threshold: float,
+    iou_threshold: Number,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Bool[Array, " K"]]:
     """Apply ``nms``, but boxes suppress only boxes of their own group (class or pyramid level)."""
-    return _sorted_nms(boxes, scores, groups, mask, iou_threshold, max_outputs)
+    threshold = exact_threshold(iou_threshold)
+    return _sorted_nms(boxes, scores, groups, mask, threshold, max_outputs, _way())
 
 
-@functools.partial(jax.jit, static_argnames=("score_threshold", "iou_threshold", "max_outputs"))
 def nms_per_class(
     boxes: Float[Array, "R 4"],
     scores: Float[Array, "R C"],
     mask: Bool[Array, " R"],
     *,
-    score_threshold: float,
-    iou_threshold: float,
+    score_threshold: Number,
+    iou_threshold: Number,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
     """Apply NMS within each class to boxes that all classes share; return the best of all classes.
@@ -110,7 +111,7 @@ def nms_per_class(
         scores: of each box for each class.
         mask: rows that exist.
         score_threshold: candidates need more, strictly.
-        iou_threshold: between 0 and 1.
+        iou_threshold: between 0 and 1; an array comes from ``exact_threshold``.
         max_outputs: K.
 
     Returns:
@@ -120,7 +121,12 @@ def nms_per_class(
     Raises:
         ValueError: the threshold is not between 0 and 1.
     """
-    way = _way()
+    threshold = exact_threshold(iou_threshold)
+    return _nms_per_class(boxes, scores, mask, score_threshold, threshold, max_outputs, _way())
+
+
+@functools.partial(jax.jit, static_argnames=("max_outputs", "way"))
+def _nms_per_class(boxes, scores, mask, score_threshold, iou_threshold, max_outputs, way):
     num_classes = scores.shape[1]
     candidates = (mask[:, None] & (scores > score_threshold)).reshape(-1)
     flat_scores = scores.reshape(-1)
@@ -168,10 +174,10 @@ class _Kept(NamedTuple):
     count: Int[Array, ""]
 
 
-def _sorted_nms(boxes, scores, groups, mask, iou_threshold, max_outputs):
+@functools.partial(jax.jit, static_argnames=("max_outputs", "way"))
+def _sorted_nms(boxes, scores, groups, mask, iou_threshold, max_outputs, way):
     order = jnp.argsort(jnp.where(mask, scores, -jnp.inf), stable=True, descending=True)
     rows = _Rows(boxes[order], groups[order], order.astype(jnp.int32), mask[order])
-    way = _way()
     kept = _visit(rows, _nothing_kept(max_outputs, way), iou_threshold, max_outputs, way)
     return _outputs(kept, max_outputs)
 
@@ -192,7 +198,7 @@ def _whole_tiles(num_rows: int, tile: int) -> int:
     return max(-(-num_rows // tile), 1) * tile
 
 
-def _visit(rows: _Rows, kept: _Kept, iou_threshold: float, max_outputs: int, way: _Way) -> _Kept:
+def _visit(rows: _Rows, kept: _Kept, iou_threshold: Number, max_outputs: int, way: _Way) -> _Kept:
     """Add the rows that NMS keeps; stop at ``max_outputs`` or more."""
     num_rows = rows.boxes.shape[0]
     last_alive = jnp.where(rows.alive, jnp.arange(1, num_rows + 1), 0).max(initial=0)
@@ -212,7 +218,7 @@ def _visit(rows: _Rows, kept: _Kept, iou_threshold: float, max_outputs: int, way
     return kept
 
 
-def _add_tile(tile: _Rows, kept: _Kept, iou_threshold: float, way: _Way) -> _Kept:
+def _add_tile(tile: _Rows, kept: _Kept, iou_threshold: Number, way: _Way) -> _Kept:
     def suppressing(boxes, groups):
         """[rows of ``boxes``, tile]: True for pairs that overlap too much."""
         overlap = iou_exceeds(*intersection_and_union(boxes, tile.boxes), iou_threshold)

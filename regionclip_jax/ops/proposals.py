@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from regionclip_jax.ops.box_coder import decode_deltas
-from regionclip_jax.ops.boxes import clip_boxes, valid_boxes
+from regionclip_jax.ops.boxes import clip_boxes, exact_threshold, valid_boxes
 from regionclip_jax.ops.nms import nms_by_group
-from regionclip_jax.structures import AnyArray, Regions
+from regionclip_jax.structures import AnyArray, Number, Regions
 
 
-@functools.partial(jax.jit, static_argnames=("pre_nms_topk", "num_proposals", "nms_threshold"))
 def select_proposals(
     logits: list[Float[Array, "B _"]],
     deltas: list[Float[Array, "B _ 4"]],
@@ -24,7 +23,7 @@ def select_proposals(
     *,
     pre_nms_topk: int,
     num_proposals: int,
-    nms_threshold: float,
+    nms_threshold: Number,
 ) -> Regions:
     """Decode each level's best anchors and keep the best boxes that NMS leaves.
 
@@ -41,7 +40,7 @@ def select_proposals(
             proposals.
         pre_nms_topk: per level.
         num_proposals: R, in total.
-        nms_threshold: IoU, between 0 and 1.
+        nms_threshold: IoU, between 0 and 1; an array comes from ``exact_threshold``.
 
     Returns:
         Boxes by descending score, which is the raw logit, as in the reference. Ties are ordered by
@@ -50,6 +49,12 @@ def select_proposals(
     Raises:
         ValueError: lists of different lengths; a threshold that is not between 0 and 1.
     """
+    threshold = exact_threshold(nms_threshold)
+    return _select(logits, deltas, anchors, sizes, threshold, pre_nms_topk, num_proposals)
+
+
+@functools.partial(jax.jit, static_argnames=("pre_nms_topk", "num_proposals"))
+def _select(logits, deltas, anchors, sizes, nms_threshold, pre_nms_topk, num_proposals):
     boxes, scores, levels = [], [], []
     for level, (level_logits, level_deltas, level_anchors) in enumerate(
         zip(logits, deltas, anchors, strict=True)

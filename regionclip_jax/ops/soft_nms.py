@@ -19,17 +19,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from regionclip_jax.ops import arguments  # noqa: F401  (NmsSettings are an argument of jit)
 from regionclip_jax.ops.boxes import pairwise_iou
 from regionclip_jax.settings import NmsSettings
+from regionclip_jax.structures import Number
 
 
-@functools.partial(jax.jit, static_argnames=("score_threshold", "nms", "max_outputs"))
+@functools.partial(jax.jit, static_argnames="max_outputs")
 def soft_nms_per_class(
     boxes: Float[Array, "R 4"],
     scores: Float[Array, "R C"],
     mask: Bool[Array, " R"],
     *,
-    score_threshold: float,
+    score_threshold: Number,
     nms: NmsSettings,
     max_outputs: int,
 ) -> tuple[Int[Array, " K"], Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:

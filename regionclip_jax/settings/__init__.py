@@ -10,6 +10,7 @@ command lines.
 from regionclip_jax.settings.data import (
     BoxDataSettings,
     CaptionDataSettings,
+    EvaluatedClasses,
     EvaluatedImages,
     LoadingSettings,
     MixturePart,
@@ -76,6 +77,7 @@ __all__ = [
     "Dtype",
     "EmbedFrom",
     "EvaluateSettings",
+    "EvaluatedClasses",
     "EvaluatedImages",
     "EvaluationSettings",
     "JobSettings",

@@ -12,6 +12,7 @@ CaptionSource = Literal[
 BoxSource = Literal[
     "coco_folder", "lvis_folder", "pascal_voc", "yolo_labels", "tfds", "array_record"
 ]
+EvaluatedClasses = Literal["all", "with_boxes"]
 # Multiples of 32 that hold every image of the paper's resize: 4:3 images, all longer ones, and the
 # mixed batch at the end of an epoch. With COCO's sizes 8.4% of the pixels are padding, without the
 # 4:3 canvases 17%, with ungrouped batches 51% (docs/static_shapes.md).

@@ -3,7 +3,12 @@
 import dataclasses
 from typing import Literal
 
-from regionclip_jax.settings.data import BoxDataSettings, CaptionDataSettings, EvaluatedImages
+from regionclip_jax.settings.data import (
+    BoxDataSettings,
+    CaptionDataSettings,
+    EvaluatedClasses,
+    EvaluatedImages,
+)
 from regionclip_jax.settings.fields import (
     ConfigError,
     Count,
@@ -139,6 +144,10 @@ class EvaluationSettings(EvaluatedImages):
     other value replaces it.
     """
 
+    # Classes of the data, or of its split, that compete for every region: "all", as in the
+    # reference, or those "with_boxes" in the evaluated images. A class without a box, such as a
+    # parent category that an export tool lists, can only take regions from the others.
+    classes: EvaluatedClasses = "all"
     # Class embeddings (.npz); "" embeds the data's class names with the model's text tower.
     vocabulary: str = ""
     # "clip" for the 81 prompts of the paper, "plain" for a few short ones.

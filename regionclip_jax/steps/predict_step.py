@@ -18,7 +18,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from regionclip_jax.models.clip import CLIP, encode_crops, encode_region_maps, encode_regions
 from regionclip_jax.models.concept_classifier import class_probabilities
@@ -28,7 +28,7 @@ from regionclip_jax.ops.detections import fuse_objectness, select_detections, to
 from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.sampling import box_mask, grid_boxes
 from regionclip_jax.settings import DetectionSettings, ProposalSettings
-from regionclip_jax.structures import DetectionBatch, Detections, Regions
+from regionclip_jax.structures import AnyArray, DetectionBatch, Detections, Regions
 
 
 @flax.struct.dataclass
@@ -36,12 +36,14 @@ class DetectorVariables:
     """Inputs of a detect step: CLIP's variables, raw class embeddings; the others may be None."""
 
     clip: Any
-    class_embeddings: Float[Array, "C D"]
+    class_embeddings: Float[AnyArray, "C D"]
     localizer: Any = None
     # Variables of ``BoxHead``; without one, detections keep the regions' boxes.
     box_head: Any = None
     # Variables of ``MaskHead``; without one, detections have no masks.
     mask_head: Any = None
+    # Classes that exist; the others are never detected. None: all.
+    class_mask: Bool[AnyArray, " C"] | None = None
 
 
 @flax.struct.dataclass
@@ -133,7 +135,7 @@ def predict_regions(
     if variables.box_head is not None:
         boxes = regress_boxes(variables.box_head, embeddings, boxes)
     probabilities = class_probabilities(
-        embeddings, variables.class_embeddings, settings.temperature
+        embeddings, variables.class_embeddings, settings.temperature, variables.class_mask
     )
     scores, has_scores = fuse_objectness(probabilities, regions.scores, settings.objectness)
     detections = select_detections(

@@ -15,6 +15,8 @@ from regionclip_jax.text.byte_pairs import BytePairEncoder
 
 START_TOKEN = 49406
 END_TOKEN = 49407
+# Start token, one token, end token.
+MIN_LENGTH = 3
 
 # Text on which neither ftfy nor html.unescape can act: ASCII without control characters other than
 # blanks (ftfy removes those) and without "&" (the start of an HTML entity).
@@ -36,6 +38,8 @@ def clean(text: str) -> str:
 
 class ClipTokenizer:
     """Tokenizer of OpenAI's CLIP, a ``text.tokenizer.Tokenizer``."""
+
+    vocab_size = END_TOKEN + 1
 
     def __init__(self) -> None:
         self._encoder = BytePairEncoder()
@@ -59,9 +63,10 @@ class ClipTokenizer:
             raise TypeError(
                 "tokenizer: expected a sequence of strings, found a string: wrap it in a list"
             )
-        if context_length < 3:
+        if context_length < MIN_LENGTH:
             raise ValueError(
-                f"context_length must be at least 3 (start, one token, end), found {context_length}"
+                f"context_length must be at least {MIN_LENGTH} (start, one token, end), found "
+                f"{context_length}"
             )
         tokens = np.zeros((len(texts), context_length), np.int32)
         for row, text in enumerate(texts):

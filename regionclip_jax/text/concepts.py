@@ -25,7 +25,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Literal
 
+from regionclip_jax.extras import require_extra
 from regionclip_jax.files import replace_text
+from regionclip_jax.text.names import match_names, tokenized_text
 
 Phrases = Literal["nouns", "compounds", "adjectives"]
 
@@ -87,7 +89,7 @@ def count_concepts(
         progress: called with the number of captions done.
 
     Raises:
-        ModuleNotFoundError: the extra ``concepts`` is not installed.
+        MissingExtra: the extra ``concepts`` is not installed.
     """
     _tagger()  # a missing package is reported once, by this process
     count = functools.partial(_count_batch, phrases=phrases)
@@ -107,6 +109,8 @@ def choose_concepts(
 ) -> list[tuple[str, int]]:
     """Return ``(name, captions that name it)``, most frequent first, ties in alphabetical order.
 
+    Names are compared as the tokenizer reads them: "Cat" in ``stop`` excludes "cat".
+
     Args:
         counts: from ``count_concepts``.
         min_count: least number of captions that name a concept.
@@ -117,18 +121,19 @@ def choose_concepts(
     for (concept, spelling), mentions in counts.spellings.items():
         spellings[concept][spelling] += mentions
     named = Counter()
-    additions = frozenset(additions)
-    kept = set(additions)
+    kept = set()
     for concept, written in spellings.items():
         *modifiers, head = concept.split(" ")
         name = " ".join([*modifiers, _spell(head, spellings[head])])
         named[name] += counts.captions[concept]
         if not _is_relational(concept, counts) and _is_noun(written, counts):
             kept.add(name)
+    added = set(match_names(tuple(additions), tuple(named)))
+    stopped = {tokenized_text(name) for name in stop}
     pool = [
         (name, named[name])
-        for name in kept - set(stop)
-        if named[name] >= min_count or name in additions
+        for name in kept | added
+        if (named[name] >= min_count or name in added) and tokenized_text(name) not in stopped
     ]
     return sorted(pool, key=lambda entry: (-entry[1], entry[0]))
 
@@ -246,11 +251,7 @@ def _singular(plural: str) -> str:
 
 @functools.cache
 def _tagger():
-    try:
-        import simplemma  # noqa: F401  needed as well: say so before the work begins
-        from HanTa.HanoverTagger import HanoverTagger
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f'finding nouns needs HanTa and simplemma ({error}): pip install -e ".[concepts]"'
-        ) from error
+    require_extra("concepts", "finding nouns")
+    from HanTa.HanoverTagger import HanoverTagger
+
     return HanoverTagger("morphmodel_en.pgz")

@@ -9,6 +9,10 @@ A names file is one of two kinds:
   name; text after it is ignored. A comma with a number at the end of a line is a count and is
   ignored too. Any other comma belongs to the name. There are no comments: ``#`` is a letter.
 
+Tables and other structured files are refused, as their lines are no names: YAML, XML, JSON without
+the ending ``.json``, a ``.csv`` with other columns than a name and a count, and a number before a
+tab with text behind it.
+
 ``write_concepts`` of ``text.concepts`` writes this format: ``name TAB count``.
 """
 
@@ -22,6 +26,7 @@ from regionclip_jax.text.clip_tokenizer import clean
 from regionclip_jax.text.prompts import fill_template, prepare_class_name
 
 _COUNT_AFTER_COMMA = re.compile(r"\s*,\s*\d+$")
+_STRUCTURED = (".yaml", ".yml", ".xml", ".html", ".toml", ".jsonl", ".ndjson")
 _LIKE_A_FILE = re.compile(r".*\.(txt|json)|[^,]*(/|\.[A-Za-z][A-Za-z0-9]{1,4})")
 
 
@@ -40,8 +45,9 @@ def read_names(path: str | Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, found {error}; save the file as UTF-8") from None
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return check_names(_names_of_categories(path, text), str(path))
+    _require_lines(path, text)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     names = [_COUNT_AFTER_COMMA.sub("", line.partition("\t")[0].strip()) for _, line in lines]
     return _check(names, str(path), [f"line {number}" for number, _ in lines])
@@ -107,6 +113,31 @@ def _check(names: Sequence[str], where: str, places: Sequence[str]) -> tuple[str
         )
         raise ValueError(f"{where}: {expected}, found {again}")
     return stripped
+
+
+def _require_lines(path: Path, text: str) -> None:
+    """Refuse a file whose lines are no names."""
+    remedy = "give a text file with one name a line, or JSON with categories"
+    if path.suffix.lower() in _STRUCTURED or _is_json(text) or _is_json(text.partition("\n")[0]):
+        raise ValueError(f"{path}: expected one name a line, found structured text; {remedy}")
+    for number, line in enumerate(text.split("\n"), 1):
+        name, tab, rest = line.strip().partition("\t")
+        behind = rest.strip()
+        numbered = bool(tab and behind) and name.strip().isdigit() and not behind.isdigit()
+        named = _COUNT_AFTER_COMMA.sub("", name)
+        table = path.suffix.lower() == ".csv" and ("," in named or '"' in named)
+        if numbered or table:
+            raise ValueError(
+                f"{path}: line {number}: expected a name, perhaps with a count behind it, found "
+                f"{line[:60]!r}: a row of a table; {remedy}"
+            )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list | dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _names_of_categories(path: Path, text: str) -> list[str]:

@@ -11,7 +11,9 @@ from regionclip_jax.text.clip_tokenizer import ClipTokenizer
 
 
 class Tokenizer(Protocol):
-    """Function of texts to token ids."""
+    """Function of texts to token ids, which are below ``vocab_size``."""
+
+    vocab_size: int
 
     def __call__(self, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "N L"]:
         """Return one row of ``context_length`` ids for each text, cut or padded."""

@@ -34,41 +34,71 @@ def exit_status(number: int, preempted_status: int) -> int:
 def end_at_once(preempted_status: int) -> None:
     """Let SIGTERM and Ctrl-C end the process at once, with a message.
 
-    Python runs a signal handler between two instructions of the main thread, and compiling a large
-    program is one instruction of minutes. So a thread also reads the wake-up pipe, to which Python
-    writes each signal on arrival.
-
     With several processes, JAX's preemption service takes over SIGTERM (``stop_requests``).
 
     Args:
         preempted_status: exit status after SIGTERM.
     """
-    leaving = threading.Lock()
 
-    def leave(number, frame=None):
-        if not leaving.acquire(blocking=False):
-            return
-        name = signal.Signals(number).name
+    def farewell(number: signal.Signals) -> int:
         # Not print: the interrupted thread may hold the lock of sys.stderr.
-        said = f"regionclip_jax: stopped by {name} outside of training steps; {_AGAIN}\n"
+        said = f"regionclip_jax: stopped by {number.name} outside of training steps; {_AGAIN}\n"
         os.write(2, said.encode())
-        for child in multiprocessing.active_children():
-            child.terminate()
-        os._exit(exit_status(number, preempted_status))
+        return exit_status(number, preempted_status)
+
+    _listen(farewell)
+
+
+@contextlib.contextmanager
+def ending_at_once(farewell: Callable[[signal.Signals], int]) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the process at once while the context is open.
+
+    Args:
+        farewell: called in a thread of its own; returns the exit status.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread only
+        return
+    stop_listening = _listen(farewell)
+    try:
+        yield
+    finally:
+        stop_listening()
+
+
+def _listen(farewell: Callable[[signal.Signals], int]) -> Callable[[], None]:
+    """End the process with the status of ``farewell`` at a signal; return the way back.
+
+    Python runs a signal handler between two instructions of the main thread, and compiling a large
+    program is one instruction of minutes. So a thread reads the wake-up pipe, to which Python
+    writes each signal on arrival.
+    """
+
+    def handler(number, frame):
+        """Mark that the thread, which compares this function, ends the process."""
 
     def listen():
-        while True:
-            (number,) = os.read(receiving, 1)
+        while number := os.read(receiving, 1):
             # During training steps the handler is another one, which waits for the step.
-            if signal.getsignal(number) is leave:
-                leave(number)
+            if signal.getsignal(number[0]) is handler:
+                status = farewell(signal.Signals(number[0]))
+                for child in multiprocessing.active_children():
+                    child.terminate()
+                os._exit(status)
+        os.close(receiving)
+
+    def stop_listening():
+        for number, previous in handlers.items():
+            signal.signal(number, previous)
+        signal.set_wakeup_fd(wakeup)
+        os.close(sending)
 
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
-    signal.set_wakeup_fd(sending)
+    wakeup = signal.set_wakeup_fd(sending)
     threading.Thread(target=listen, name="signals", daemon=True).start()
-    for number in _SIGNALS:
-        signal.signal(number, leave)
+    handlers = {number: signal.signal(number, handler) for number in _SIGNALS}
+    return stop_listening
 
 
 @contextlib.contextmanager

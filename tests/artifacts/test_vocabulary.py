@@ -38,6 +38,18 @@ def test_a_vocabulary_may_have_no_templates(tmp_path):
     assert Vocabulary.load(tmp_path / "a.npz").templates == ()
 
 
+def test_names_with_the_same_embedding_are_named(tmp_path, caplog):
+    rows = np.array([[1, 2], [3, 4], [1, 2]], np.float32)
+    Vocabulary(("a", "b", "c"), rows, (), {}).save(tmp_path / "a.npz")
+    Vocabulary.load(tmp_path / "a.npz")
+    assert "a.npz: 1 names have the embedding of another name" in caplog.text
+    assert "'a' and 'c'" in caplog.text
+    caplog.clear()
+    Vocabulary(("a", "b"), rows[:2], (), {}).save(tmp_path / "a.npz")
+    Vocabulary.load(tmp_path / "a.npz")
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("names", "embeddings", "message"),
     [

@@ -7,7 +7,7 @@ from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, te
 from regionclip_jax.assembly import concept_pool
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.settings import ConceptSettings, ConfigError
+from regionclip_jax.settings import ConceptSettings, ConfigError, UserError
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
 from regionclip_jax.text.tokenizer import tokenizer_named
 
@@ -149,7 +149,7 @@ def test_an_embedding_is_bit_identical_with_any_other_names(clip):
 
 
 def test_calls_have_few_shapes_and_contain_every_name_once(monkeypatch):
-    monkeypatch.setattr(concept_pool, "_TOKENS_PER_CALL", 256)
+    monkeypatch.setattr(concept_pool, "_TOKENS_PER_CALL_ON_CPUS", 256)
     names = [f"thing {n} " + "word " * (n % 7 * 10) for n in range(40)]
     calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, PRESETS["RN50"].text))
     assert sorted(row for rows, _ in calls for row in rows) == list(range(40))
@@ -181,3 +181,42 @@ def test_a_damaged_pool_is_refused_with_its_file(clip, tmp_path, counted):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz: .*make it again"):
         concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
+
+
+LONG = "word " * 76
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", LONG + "red", LONG + "blue"), "red' and .*blue' are equal in their first 77 tok"),
+        (("25", "cat", "2 5"), "names '25' and '2 5' have the same tokens"),
+        (("hot-dog", "hot - dog"), "names 'hot-dog' and 'hot - dog' have the same tokens"),
+        (("Cat", "dog", "cat"), "names 'Cat' and 'cat' have the same tokens"),
+        (("c", "c++"), r"names 'c' and 'c\+\+' have the same tokens"),
+    ],
+)
+def test_two_names_never_share_an_embedding(clip, tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
+        concept_pool.embed_names(*clip, names, "clip")
+    # Also if one of them is in the cache, and not embedded again.
+    path = tmp_path / "vocabulary.npz"
+    encoder = describe_encoder(clip[0].config, clip[1]["params"])
+    templates = tuple(concept_pool.PLAIN_TEMPLATES)
+    Vocabulary(names[:-1], np.eye(len(names) - 1, 12), templates, encoder).save(path)
+    with pytest.raises(UserError, match=message):
+        concept_pool.cached_vocabulary(path, *clip, names, "plain")
+
+
+def test_a_name_that_is_cut_is_named(caplog):
+    text = PRESETS["RN50"].text
+    # 74 words, the full stop of the shortest prompt, start and end.
+    concept_pool.require_distinct(("cat", "word " * 74), "clip", text)
+    assert "'word word" in caplog.text and "in 80 of 81 prompts" in caplog.text
+    assert "1 of 2 names are longer than the 77 tokens" in caplog.text
+    caplog.clear()
+    concept_pool.require_distinct(("cat", LONG, "word " * 60), "clip", text)
+    assert "in 81 of 81 prompts" in caplog.text and "1 of 3 names" in caplog.text
+    caplog.clear()
+    concept_pool.require_distinct(("cat", "word " * 60), "clip", text)
+    assert not caplog.text

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.artifacts.model_checkpoint import flatten
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_card
 from regionclip_jax.assembly import models
 from regionclip_jax.assembly.models import (
     build_model,
@@ -56,26 +57,6 @@ def test_auto_is_bfloat16_if_programs_are_traced_for_accelerators(target, expect
     assert f"student: computing in {expected} (dtype=auto on {target})" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "version, flags, dtype, target, expected",
-    [
-        ((0, 12, 0), "", "bfloat16", "cpu", True),
-        ((0, 12, 0), "", "bfloat16", "gpu", False),
-        ((0, 12, 0), "", "float32", "cpu", False),
-        ((0, 12, 0), "--xla_cpu_experimental_ynn_fusion_type=", "bfloat16", "cpu", False),
-        ((0, 11, 2), "", "bfloat16", "cpu", False),
-    ],
-)
-def test_bfloat16_on_a_cpu_warns_if_xla_returns_nan(
-    version, flags, dtype, target, expected, monkeypatch, caplog
-):
-    monkeypatch.setattr(jax, "__version_info__", version)
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    with tracing_for(target), caplog.at_level("WARNING"):
-        compute_dtype(dtype)
-    assert ("set dtype to float32, or the environment variable" in caplog.text) == expected
-
-
 def test_only_value_errors_become_config_errors():
     with pytest.raises(ConfigError, match="optimizer: too steep") as caught:
         with config_context("optimizer"):
@@ -118,6 +99,20 @@ def test_a_model_starts_from_its_directory(model_section, model_directory, nano_
     assert variables.keys() == expected.keys()
     for path in expected:
         np.testing.assert_array_equal(variables[path], expected[path])
+
+
+def test_rules_for_other_sizes_are_those_of_the_preset(model_section, model_directory, tmp_path):
+    """A file of Hugging Face's has another rule for positions, but the same weights."""
+    directory = shutil.copytree(model_directory("nano_vit"), tmp_path / "model")
+    card = directory / "card.json"
+    text = card.read_text().replace("bicubic_antialiased", "bicubic")
+    card.write_text(text.replace("bilinear_round", "bicubic_truncate"))
+    found = load_card(directory).architecture
+    assert found != PRESETS["nano_vit"] and found.image.position_resize == "bicubic"
+    assert initial_variables(model_section("nano_vit", directory), seed=0)
+    card.write_text(text.replace("quick_gelu", "gelu"))
+    with pytest.raises(CheckpointMismatch, match="the recipe wants preset 'nano_vit'"):
+        initial_variables(model_section("nano_vit", directory), seed=0)
 
 
 def test_a_directory_of_another_architecture_is_refused_naming_both(model_section, model_directory):

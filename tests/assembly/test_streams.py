@@ -13,7 +13,7 @@ from regionclip_jax.assembly.sources import (
     build_image_text_source,
     open_image_text_source,
 )
-from regionclip_jax.assembly.streams import assign_buckets, detection_pass, stream_batches
+from regionclip_jax.assembly.streams import DetectionPass, assign_buckets, stream_batches
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.records import ImageTextRecord
 from regionclip_jax.data.sources.skipped import TooManySkipped
@@ -226,7 +226,7 @@ def test_images_without_a_common_canvas_are_a_config_error(data, tmp_path):
 
 def test_an_evaluation_reads_every_record_once_and_padding_is_not_counted_as_skipped(evaluation):
     source = build_boxes_source(evaluation, "evaluation")
-    batches = list(detection_pass(evaluation, source))
+    batches = list(DetectionPass(evaluation, source))
     assert [int(batch.mask.sum()) for batch in batches] == [8, 8, 4]
     ids = np.concatenate([batch.image_ids[batch.mask] for batch in batches])
     assert ids.tolist() == list(range(1, 21))
@@ -242,7 +242,7 @@ def test_the_fraction_of_skipped_records_in_an_evaluation_excludes_padding(
         section = dataclasses.replace(
             evaluation, path=str(tmp_path / "set"), max_skipped_fraction=fraction
         )
-        batches = detection_pass(section, build_boxes_source(section, "evaluation"))
+        batches = DetectionPass(section, build_boxes_source(section, "evaluation"))
         if is_refused:
             with pytest.raises(TooManySkipped, match="1 of 9 records"):
                 list(batches)
@@ -254,4 +254,4 @@ def test_an_image_with_more_boxes_than_rows_is_a_config_error(evaluation):
     section = dataclasses.replace(evaluation, max_boxes=1)
     source = build_boxes_source(section, "evaluation")
     with pytest.raises(ConfigError, match="evaluation: image .* set max_boxes to at least"):
-        list(detection_pass(section, source))
+        list(DetectionPass(section, source))

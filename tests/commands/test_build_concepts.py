@@ -20,10 +20,11 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 @pytest.mark.command
 def test_captions_become_a_pool(tmp_path):
-    coco, lines = tmp_path / "captions.json", tmp_path / "more.txt"
+    coco, lines = tmp_path / "captions.json", tmp_path / "captions.txt"
     captions = ["A dog and two cats on a park bench.", "Two dogs sleeping on top of a bench."]
     coco.write_text(json.dumps({"annotations": [{"caption": c} for c in captions]}))
-    lines.write_text("a cat\n\na man with a dog\n")
+    # Flickr8k's: file names are no captions.
+    lines.write_text("image,caption\n1.jpg,a cat\n1.jpg\n2.jpg,a man, with a dog\n")
     (tmp_path / "stop.txt").write_text("bench\n")
     (tmp_path / "add.txt").write_text("unicorn\n")
     output = tmp_path / "concepts.txt"
@@ -33,6 +34,7 @@ def test_captions_become_a_pool(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"3 concepts of 4 captions: {output}" in done.stdout
+    assert "skipped: rows without caption 1 (captions.txt 3)" in done.stdout
     assert output.read_text() == "dog\t3\ncat\t2\nunicorn\t0\n"
 
 

@@ -57,9 +57,13 @@ def test_a_folder_of_images_gives_json_and_annotated_images(checkpoint, photos, 
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "PYTHONPATH": str(ROOT),
+        },
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # one image is missing
+    assert "devices: cpu, 1 x " in done.stderr.splitlines()[0]
     assert "skipped: " in done.stderr and "broken.jpg" in done.stderr
     assert "images/s" in done.stdout and "3 images" in done.stdout and "1 skipped" in done.stdout
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -114,7 +118,7 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
     extract = command("extract_region_features")
     start = ["--checkpoint", checkpoint, *SIZES, "--images", str(photos), "--output"]
 
-    assert extract([*start, str(tmp_path / "proposals"), "--num_proposals", "30"]) == 0
+    assert extract([*start, str(tmp_path / "proposals"), "--num_proposals", "30"]) == 1
     assert "3 images, 1 skipped" in capsys.readouterr().out
     arrays = dict(np.load(tmp_path / "proposals" / "a.png.npz"))
     assert set(arrays) == {"boxes", "features", "logits"}
@@ -122,7 +126,7 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
     assert {len(x) for x in arrays.values()} == {len(arrays["boxes"])}
     assert np.linalg.norm(arrays["features"], axis=1).std() > 0  # not normalised
 
-    assert extract([*start, str(tmp_path / "detections"), "--classes", "cat, dog, bird"]) == 0
+    assert extract([*start, str(tmp_path / "detections"), "--classes", "cat, dog, bird"]) == 1
     arrays = dict(np.load(tmp_path / "detections" / "b.jpg.npz"))
     count = len(arrays["boxes"])
     assert arrays["probabilities"].shape == (count, 3) and arrays["names"].tolist()[0] == "cat"
@@ -132,7 +136,7 @@ def test_features_of_proposals_detections_and_given_boxes(checkpoint, photos, tm
     given = {"a.png": [[0, 0, 20, 20], [5, 5, 80, 50]], "b.jpg": [], "c.png": [[0, 0, 9, 1]]}
     (tmp_path / "boxes.json").write_text(json.dumps({**given, "broken.jpg": []}))
     arguments = [*start, str(tmp_path / "given"), "--boxes", str(tmp_path / "boxes.json")]
-    assert extract(arguments) == 0
+    assert extract(arguments) == 1  # of broken.jpg
     for name, boxes in given.items():
         arrays = np.load(tmp_path / "given" / f"{name}.npz")
         np.testing.assert_array_equal(arrays["boxes"], np.array(boxes).reshape(-1, 4))
@@ -160,7 +164,7 @@ def test_a_complete_directory_detects_its_own_classes_without_more_flags(
     assert command("detect")(detect) == 0
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert content["classes"] == ["cat", "remote control"] and content["objectness"] == "sigmoid"
-    # Every score is a probability, though half of this localizer's logits are negative.
+    # Every score is a probability, though this localizer's logits exceed 100.
     scores = [d["score"] for image in content["images"] for d in image["detections"]]
     assert len(scores) == 30 and all(0 < score < 1 for score in scores)
 

@@ -7,16 +7,16 @@ the latter in a wrapper and with ``module.``. torch.jit.trace(...).save wrote it
 with OpenAI's three scalars.
 """
 
-import json
-import math
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import checkpoints
+from regionclip_jax.conversion import regionclip_keys
+from regionclip_jax.conversion.archives import read_tensors
+
 GOLDEN = Path(__file__).parents[1] / "golden"
-_NAMES = {"float32": "F32", "float16": "F16", "int64": "I64"}
 
 
 @pytest.fixture(scope="session")
@@ -32,26 +32,32 @@ def make_state_dict():
     return make_state_dict
 
 
+@pytest.fixture(scope="session")
+def clip_tensors(make_state_dict):
+    """``clip_tensors(arch)``: the same with the vocabulary of CLIP's tokenizer."""
+    return lambda arch: checkpoints.with_vocabulary(make_state_dict(arch))
+
+
 @pytest.fixture
 def write_safetensors(tmp_path):
-    """``write_safetensors(tensors, name)``: the path of a file with these arrays."""
+    """``write_safetensors(tensors, name)``: the path of a file with these arrays.
 
-    def write(tensors: dict[str, np.ndarray], name: str = "model.safetensors") -> Path:
-        header, start = {}, 0
-        for key, value in tensors.items():
-            value = np.asarray(value)
-            header[key] = {
-                "dtype": _NAMES[str(value.dtype)],
-                "shape": list(value.shape),
-                "data_offsets": [start, start + math.prod(value.shape) * value.itemsize],
-            }
-            start = header[key]["data_offsets"][1]
-        text = json.dumps(header).encode()
-        path = tmp_path / name
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for value in tensors.values():
-                file.write(np.ascontiguousarray(value).tobytes())
-        return path
+    Readers go by the content. The ending says how the file was published: ``.safetensors`` and
+    ``.bin`` with a configuration file beside it.
+    """
+
+    def write(tensors: dict[str, np.ndarray], name: str = "model.pth") -> Path:
+        return checkpoints.write_safetensors(tmp_path / name, tensors)
+
+    return write
+
+
+@pytest.fixture
+def pico_file(golden, write_safetensors):
+    """``pico_file(name)``: a file with the tensors of a golden one and CLIP's vocabulary."""
+
+    def write(name: str = "pico_clip.pth") -> Path:
+        tensors = regionclip_keys.strip_common_prefix(read_tensors(golden / name))
+        return write_safetensors(checkpoints.with_vocabulary(tensors), name)
 
     return write

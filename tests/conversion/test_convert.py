@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from pathlib import Path
 
@@ -6,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from checkpoints import to_huggingface
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
@@ -44,11 +44,11 @@ def as_regionclip(tensors, tower="backbone", text="lang_encoder."):
 @pytest.mark.parity
 @pytest.mark.parametrize("arch", ["nano_clip", "vit_tiny"])
 def test_converted_towers_give_the_results_of_the_reference(
-    tmp_path, golden, make_state_dict, write_safetensors, arch
+    tmp_path, golden, clip_tensors, write_safetensors, arch
 ):
     expected = np.load(golden / ("nano_clip_io.npz" if arch == "nano_clip" else "vit_tiny.npz"))
     pixels = expected["image" if arch == "nano_clip" else "input"]
-    conversion = convert_checkpoint(write_safetensors(make_state_dict(arch)), tmp_path / "model")
+    conversion = convert_checkpoint(write_safetensors(clip_tensors(arch)), tmp_path / "model")
     assert conversion.unused == () and conversion.card.preset is None
     assert all("num_batches_tracked" in name for name in conversion.bookkeeping)
     images, texts = encode(tmp_path / "model", pixels, expected["tokens"])
@@ -62,9 +62,9 @@ def test_converted_towers_give_the_results_of_the_reference(
 
 
 @pytest.mark.parity
-def test_weights_are_converted_bit_for_bit(tmp_path, golden, make_state_dict):
-    source = make_state_dict("pico_clip")
-    convert_checkpoint(golden / "pico_clip.pth", tmp_path)
+def test_weights_are_converted_bit_for_bit(tmp_path, pico_file, clip_tensors):
+    source = clip_tensors("pico_clip")
+    convert_checkpoint(pico_file(), tmp_path)
     variables, card = load_model(tmp_path)
     params, stats = variables["params"], variables["batch_stats"]
     block = params["visual"]["layer2"]["block0"]
@@ -84,10 +84,10 @@ def test_weights_are_converted_bit_for_bit(tmp_path, golden, make_state_dict):
     assert card.source["file"] == "pico_clip.pth"
 
 
-def test_torchscript_in_half_precision_is_cast_up_exactly(tmp_path, golden, make_state_dict):
-    conversion = convert_checkpoint(golden / "pico_clip_torchscript_fp16.pt", tmp_path)
+def test_torchscript_in_half_precision_is_cast_up_exactly(tmp_path, pico_file, clip_tensors):
+    conversion = convert_checkpoint(pico_file("pico_clip_torchscript_fp16.pt"), tmp_path)
     variables, _ = load_model(tmp_path)
-    source = make_state_dict("pico_clip")
+    source = clip_tensors("pico_clip")
     kernel = variables["params"]["visual"]["stem"]["conv1"]["kernel"]
     half = source["visual.conv1.weight"].astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(kernel, half.transpose(2, 3, 1, 0))
@@ -96,18 +96,8 @@ def test_torchscript_in_half_precision_is_cast_up_exactly(tmp_path, golden, make
     assert conversion.unused == ()
 
 
-def test_the_result_does_not_depend_on_the_container(tmp_path, golden):
-    for name in ("pico_clip.pth", "pico_clip_legacy.pth"):
-        convert_checkpoint(golden / name, tmp_path / name)
-    one, _ = load_model(tmp_path / "pico_clip.pth")
-    other, _ = load_model(tmp_path / "pico_clip_legacy.pth")
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def test_either_tower_of_a_regionclip_file_is_converted(
-    tmp_path, make_state_dict, write_safetensors
-):
-    tensors = make_state_dict("pico_clip")
+def test_either_tower_of_a_regionclip_file_is_converted(tmp_path, clip_tensors, write_safetensors):
+    tensors = clip_tensors("pico_clip")
     bias = "conv1.weight"
     both = as_regionclip(tensors) | as_regionclip(tensors, "teacher_backbone", None)
     both[f"teacher_backbone.{bias}"] = both[f"backbone.{bias}"] + 1
@@ -132,21 +122,21 @@ def test_either_tower_of_a_regionclip_file_is_converted(
 
 
 def test_a_regionclip_detector_takes_its_text_tower_from_another_file(
-    tmp_path, golden, make_state_dict, write_safetensors
+    tmp_path, pico_file, clip_tensors, write_safetensors
 ):
-    tensors = make_state_dict("pico_clip")
+    tensors = clip_tensors("pico_clip")
     source = write_safetensors(as_regionclip(tensors, text=None))
     with pytest.raises(CheckpointMismatch, match="--text-from"):
         convert_checkpoint(source, tmp_path / "model")
-    convert_checkpoint(source, tmp_path / "model", text_from=golden / "pico_clip.pth")
-    convert_checkpoint(golden / "pico_clip.pth", tmp_path / "whole")
+    convert_checkpoint(source, tmp_path / "model", text_from=pico_file())
+    convert_checkpoint(pico_file(), tmp_path / "whole")
     one, _ = load_model(tmp_path / "model")
     other, _ = load_model(tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_missing_tower_is_refused(tmp_path, make_state_dict, write_safetensors):
-    tensors = make_state_dict("pico_clip")
+def test_a_missing_tower_is_refused(tmp_path, clip_tensors, write_safetensors):
+    tensors = clip_tensors("pico_clip")
     plain = write_safetensors(tensors, "plain.safetensors")
     with pytest.raises(CheckpointMismatch, match="leave out --tower teacher"):
         convert_checkpoint(plain, tmp_path / "model", tower="teacher")
@@ -156,9 +146,9 @@ def test_a_missing_tower_is_refused(tmp_path, make_state_dict, write_safetensors
 
 
 def test_a_wrong_shape_is_refused_with_key_and_both_shapes(
-    tmp_path, make_state_dict, write_safetensors
+    tmp_path, clip_tensors, write_safetensors
 ):
-    tensors = make_state_dict("pico_clip")
+    tensors = clip_tensors("pico_clip")
     tensors["visual.layer3.0.conv2.weight"] = np.zeros((8, 8, 1, 1), np.float32)
     with pytest.raises(CheckpointMismatch) as error:
         convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
@@ -168,9 +158,9 @@ def test_a_wrong_shape_is_refused_with_key_and_both_shapes(
 
 
 def test_missing_and_whole_number_tensors_are_refused_by_name(
-    tmp_path, make_state_dict, write_safetensors
+    tmp_path, clip_tensors, write_safetensors
 ):
-    tensors = make_state_dict("pico_clip")
+    tensors = clip_tensors("pico_clip")
     del tensors["visual.layer1.0.bn2.running_var"]
     tensors["ln_final.bias"] = np.zeros(16, np.int64)
     with pytest.raises(CheckpointMismatch) as error:
@@ -179,8 +169,8 @@ def test_missing_and_whole_number_tensors_are_refused_by_name(
     assert "ln_final.bias: expected floating point, found int64" in str(error.value)
 
 
-def test_unknown_tensors_are_listed(tmp_path, make_state_dict, write_safetensors):
-    tensors = make_state_dict("pico_clip") | {"visual.extra.weight": np.zeros(2, np.float32)}
+def test_unknown_tensors_are_listed(tmp_path, clip_tensors, write_safetensors):
+    tensors = clip_tensors("pico_clip") | {"visual.extra.weight": np.zeros(2, np.float32)}
     conversion = convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
     assert conversion.unused == ("visual.extra.weight",)
     assert "unused: visual.extra.weight" in conversion.summary()
@@ -188,7 +178,7 @@ def test_unknown_tensors_are_listed(tmp_path, make_state_dict, write_safetensors
 
 def test_a_file_without_a_clip_model_is_refused(tmp_path, write_safetensors):
     source = write_safetensors({"fc.weight": np.zeros((2, 2), np.float32)})
-    with pytest.raises(CheckpointMismatch, match=r"model\.safetensors.*image tower.*fc\.weight"):
+    with pytest.raises(CheckpointMismatch, match=r"model\.pth.*image tower.*fc\.weight"):
         convert_checkpoint(source, tmp_path / "model")
 
 
@@ -200,95 +190,79 @@ def test_a_localizer_is_not_converted_as_a_student(tmp_path, write_safetensors):
 
 
 def test_text_of_another_width_is_refused_with_both_shapes(
-    tmp_path, make_state_dict, write_safetensors
+    tmp_path, clip_tensors, write_safetensors
 ):
-    tensors = make_state_dict("pico_clip")
+    tensors = clip_tensors("pico_clip")
     tensors["text_projection"] = np.zeros((16, 9), np.float32)
     with pytest.raises(CheckpointMismatch, match=r"expected shape \(16, 8\), found \(16, 9\)"):
         convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
 
 
-_HUGGINGFACE = {
-    "vision_config": {"hidden_act": "gelu", "layer_norm_eps": 1e-3, "num_attention_heads": 8},
-    "text_config": {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 4},
-}
-_OPEN_CLIP = {
-    "model_cfg": {
-        "vision_cfg": {"head_width": 16, "norm_kwargs": {"eps": 1e-3}},
-        "text_cfg": {"heads": 4, "act_kwargs": {"approximate": "tanh"}},
-    },
-    "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7], "size": 64},
-}
-
-
-@pytest.mark.parametrize("kind", ["huggingface", "open_clip"])
-def test_numbers_missing_in_tensors_are_read_from_the_configuration_file(
-    tmp_path, make_state_dict, write_safetensors, kind
+def test_hugging_face_numbers_are_those_of_its_configuration(
+    tmp_path, clip_tensors, write_safetensors
 ):
-    """Convert a vit_tiny of random weights and compute with these numbers."""
-    source = write_safetensors(make_state_dict("vit_tiny"))
-    plain = convert_checkpoint(source, tmp_path / "plain").card.architecture
-    assert plain.image.activation == plain.text.activation == "quick_gelu"
-    if kind == "huggingface":
-        (tmp_path / "config.json").write_text(json.dumps(_HUGGINGFACE))
-        preprocessor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    else:
-        (tmp_path / "open_clip_config.json").write_text(json.dumps(_OPEN_CLIP))
+    source = write_safetensors(to_huggingface(clip_tensors("vit_tiny")), "model.safetensors")
+    stated = {
+        "model_type": "clip",
+        "projection_dim": 64,
+        "vision_config": {
+            "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3,
+            "num_attention_heads": 8, "image_size": 64, "patch_size": 16,
+            "hidden_act": "gelu", "layer_norm_eps": 1e-3,
+        },
+        "text_config": {
+            "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "hidden_act": "gelu_pytorch_tanh",
+        },
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    preprocessor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     conversion = convert_checkpoint(source, tmp_path / "model")
-    expected = dataclasses.replace(
-        plain,
-        image=dataclasses.replace(plain.image, activation="gelu", eps=1e-3, heads=8),
-        text=dataclasses.replace(plain.text, activation="gelu_tanh", heads=4),
-        preprocessing=Preprocessing(64, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)),
-    )
-    assert conversion.card.architecture == expected and not conversion.notes
-    assert load_card(tmp_path / "model").architecture == expected
-    arrays = np.load(GOLDEN / "vit_tiny.npz")
-    images, texts = encode(tmp_path / "model", arrays["input"], arrays["tokens"])
-    others = encode(tmp_path / "plain", arrays["input"], arrays["tokens"])
-    for actual, other in zip((images, texts), others, strict=True):
-        assert np.isfinite(actual).all() and np.abs(actual - other).max() > 1e-3
+    config = load_card(tmp_path / "model").architecture
+    image, text = config.image, config.text
+    assert (image.activation, image.eps, image.heads) == ("gelu", 1e-3, 8)
+    assert (text.activation, text.eps, text.heads) == ("gelu_tanh", 1e-5, 4)
+    pixels = Preprocessing(64, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), "bicubic_truncate")
+    assert config.preprocessing == pixels
+    assert conversion.card.architecture == config and "config.json" in conversion.notes[0]
 
 
-def test_each_naming_scheme_has_a_separate_configuration_file(
-    tmp_path, make_state_dict, write_safetensors
-):
-    """Convert tensors with open_clip names beside both files, as in some repositories."""
-    source = write_safetensors(make_state_dict("vit_tiny"))
-    (tmp_path / "config.json").write_text(json.dumps(_HUGGINGFACE))
-    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
-    config = convert_checkpoint(source, tmp_path / "model").card.architecture
-    assert (config.image.activation, config.image.eps) == ("quick_gelu", 1e-5)
-
-
-def test_an_assumed_activation_is_noted(tmp_path, make_state_dict, write_safetensors):
-    source = write_safetensors(make_state_dict("vit_tiny"))
-    conversion = convert_checkpoint(source, tmp_path / "model")
-    assert any("assumed OpenAI's quick GELU" in note for note in conversion.notes)
+def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path, golden):
+    with pytest.raises(CheckpointMismatch, match="49408 token ids .* found one of 64"):
+        convert_checkpoint(golden / "pico_clip.pth", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("changes", "message"),
     [
-        ({"text_config": {"hidden_act": "relu"}}, r"text_config\.hidden_act: .*found 'relu'"),
-        ({"vision_config": {"num_attention_heads": 7}}, "image: .*128 channels.*found 7"),
-        ([], "config.json: expected a JSON object, found list"),
+        ({"transformer.resblocks.0.mlp.c_fc.weight": (60, 16)}, "text tower: .*64 hidden.*60"),
+        ({"token_embedding.weight": (49408, 208)}, "208 channels, found 3"),
     ],
-)
-def test_invalid_numbers_of_a_tower_are_refused(
-    tmp_path, make_state_dict, write_safetensors, config, message
+)  # fmt: skip
+def test_blocks_of_another_shape_are_refused(
+    tmp_path, clip_tensors, write_safetensors, changes, message
 ):
-    source = write_safetensors(make_state_dict("vit_tiny"))
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = clip_tensors("pico_clip")
+    tensors |= {name: np.zeros(shape, np.float32) for name, shape in changes.items()}
+    if "token_embedding.weight" in changes:
+        tensors["transformer.resblocks.0.mlp.c_fc.weight"] = np.zeros((832, 208), np.float32)
     with pytest.raises(CheckpointMismatch, match=message):
-        convert_checkpoint(source, tmp_path / "model")
+        convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
+
+
+def test_a_logit_bias_is_converted(tmp_path, clip_tensors, write_safetensors):
+    tensors = clip_tensors("pico_clip") | {"logit_bias": np.array(-7, np.float32)}
+    assert convert_checkpoint(write_safetensors(tensors), tmp_path / "model").unused == ()
+    variables, card = load_model(tmp_path / "model")
+    assert card.architecture.logit_bias and variables["params"]["logit_bias"] == -7
 
 
 def test_bare_embeddings_are_converted_to_the_vocabulary_of_a_model(
-    tmp_path, golden, write_safetensors
+    tmp_path, pico_file, write_safetensors
 ):
-    convert_checkpoint(golden / "pico_clip.pth", tmp_path / "model")
+    convert_checkpoint(pico_file(), tmp_path / "model")
     embeddings = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
     source = write_safetensors({"": embeddings}, "emb.safetensors")
     names = tmp_path / "names.txt"
@@ -303,9 +277,9 @@ def test_bare_embeddings_are_converted_to_the_vocabulary_of_a_model(
 
 
 def test_embeddings_that_fit_neither_model_nor_names_are_refused(
-    tmp_path, golden, write_safetensors
+    tmp_path, golden, pico_file, write_safetensors
 ):
-    convert_checkpoint(golden / "pico_clip.pth", tmp_path / "model")
+    convert_checkpoint(pico_file(), tmp_path / "model")
     source = write_safetensors({"": np.ones((2, 16), np.float32)}, "emb.safetensors")
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\n")

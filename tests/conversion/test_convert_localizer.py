@@ -171,11 +171,11 @@ def test_a_file_without_a_localizer_is_refused(tmp_path, golden):
 
 
 def test_the_command_adds_a_localizer_to_a_model_and_refuses_it_as_one(
-    tmp_path, golden, localizer_tensors, write_safetensors, capsys
+    tmp_path, pico_file, localizer_tensors, write_safetensors, capsys
 ):
     command = runpy.run_path(str(SCRIPT))["main"]
     file = str(write_safetensors(localizer_tensors("c4"), "rpn.safetensors"))
-    clip = ["--source", str(golden / "pico_clip.pth")]
+    clip = ["--source", str(pico_file())]
     assert command([*clip, "--localizer", file, "--output", str(tmp_path / "model")]) == 0
     printed = capsys.readouterr().out
     assert "localizer, detectron2's ResNet, C4" in printed

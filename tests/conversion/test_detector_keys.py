@@ -11,9 +11,9 @@ from regionclip_jax.models.detector_heads import BoxHead, MaskHead
 
 
 @pytest.fixture(scope="module")
-def detector(make_state_dict) -> dict[str, np.ndarray]:
+def detector(clip_tensors) -> dict[str, np.ndarray]:
     """A small CLIP with random heads, by the names of RegionCLIP's detectors."""
-    clip = make_state_dict("pico_clip")
+    clip = clip_tensors("pico_clip")
     named = {}
     for name, value in clip.items():
         if name.startswith("visual."):
@@ -49,7 +49,7 @@ def test_converted_heads_compute_the_formulas_of_torchs_layouts(
 ):
     conversion = convert_checkpoint(write_safetensors(detector), tmp_path / "out")
     heads, card = load_heads(tmp_path / "out")
-    assert card.source["file"].endswith(".safetensors") and card.label == "box and mask heads"
+    assert card.source["file"].endswith(".pth") and card.label == "box and mask heads"
     assert any("box and mask heads taken" in note for note in conversion.notes)
     # Class embeddings are made from names.
     assert set(conversion.unused) == {

@@ -1,47 +1,10 @@
 import numpy as np
 import pytest
 
+from checkpoints import to_huggingface
 from regionclip_jax.conversion import huggingface_keys, regionclip_keys
 
 ONE = np.ones(1, np.float32)
-
-
-def to_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return OpenAI's ViT tensors by Hugging Face names, without the table of the reader."""
-    renames = [
-        ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
-        ("transformer.resblocks.", "text_model.encoder.layers."),
-        ("visual.conv1", "vision_model.embeddings.patch_embedding"),
-        ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-        ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-        ("visual.ln_pre", "vision_model.pre_layrnorm"),
-        ("visual.ln_post", "vision_model.post_layernorm"),
-        ("token_embedding", "text_model.embeddings.token_embedding"),
-        ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-        ("ln_final", "text_model.final_layer_norm"),
-    ]
-    inner = [
-        (".ln_1.", ".layer_norm1."), (".ln_2.", ".layer_norm2."), (".mlp.c_fc.", ".mlp.fc1."),
-        (".mlp.c_proj.", ".mlp.fc2."), (".attn.", ".self_attn."),
-    ]  # fmt: skip
-    result = {"text_model.embeddings.position_ids": np.arange(77)[None]}
-    for key, value in tensors.items():
-        if key in ("visual.proj", "text_projection"):
-            name = "visual_projection" if key == "visual.proj" else "text_projection"
-            result[f"{name}.weight"] = value.T
-            continue
-        for old, new in renames:
-            if key.startswith(old):
-                key = new + key.removeprefix(old)
-                break
-        for old, new in inner:
-            key = key.replace(old, new)
-        if "in_proj_" in key:
-            for letter, part in zip("qkv", np.split(value, 3), strict=True):
-                result[key.replace("in_proj_", f"{letter}_proj.")] = part
-        else:
-            result[key] = value
-    return result
 
 
 @pytest.mark.parity

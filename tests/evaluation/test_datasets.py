@@ -97,6 +97,31 @@ def test_the_lvis_metric_needs_all_classes():
         open_dataset(source, "scenes")
 
 
+class Annotated:
+    """Source with the class of one box and of one crowd box for each record."""
+
+    category_names = ("objects", "cat", "hot_dog", "sofa")
+    records = ((1, 3), (3, 2))
+
+    def __len__(self):
+        return len(self.records)
+
+    def annotations(self, index):
+        return np.zeros((2, 4)), np.array(self.records[index]), np.array([False, True])
+
+
+def test_classes_without_boxes_are_left_out_if_wanted(tmp_path):
+    (tmp_path / "base.txt").write_text("sofa\nhot dog\n")
+    whole = open_dataset(Annotated(), str(tmp_path / "base.txt"))
+    assert whole.names == ("objects", "cat", "hot dog", "sofa")
+    part = open_dataset(Annotated(), str(tmp_path / "base.txt"), classes="with_boxes")
+    assert part.names == ("cat", "sofa") and part.ids == (2, 4) and not part.is_part
+    assert part.groups == {"novel": {0}, "base": {1}, "all": {0, 1}}
+    (tmp_path / "base.txt").write_text("objects\nhot dog\n")
+    part = open_dataset(Annotated(), str(tmp_path / "base.txt"), classes="with_boxes")
+    assert part.groups == {"novel": {0, 1}, "all": {0, 1}}  # an empty group has no number
+
+
 def test_a_split_keeps_the_boxes_of_its_classes():
     source = SimpleNamespace(category_names=("unicorn", *reversed(SHAPES)))
     dataset = open_dataset(source, "scenes")

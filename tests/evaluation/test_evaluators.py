@@ -6,6 +6,7 @@ import pytest
 from answers import answers
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHAPES
 from regionclip_jax.evaluation import predictions
+from regionclip_jax.evaluation.counts import count
 from regionclip_jax.evaluation.datasets import open_dataset
 from regionclip_jax.evaluation.evaluators import (
     Detection,
@@ -57,13 +58,17 @@ def run(choose):
 
 
 def test_correct_predictions_score_a_hundred_in_every_group():
-    metrics, details = run(lambda batch: batch.classes)
+    metrics, details, counts = run(lambda batch: batch.classes)
     names = ("AP50", "top1")
     expected = [f"{name}_{group}" for name in names for group in ("novel", "base", "all")]
-    assert list(metrics)[:6] == expected and {"AR@100_novel", "recall@1000"} < set(metrics)
+    assert list(metrics)[:6] == expected and {"AR@2_novel", "recall@2"} < set(metrics)
     assert metrics == pytest.approx(dict.fromkeys(metrics, 100.0))
     assert not details["confused"] and details["num_images"] == NUM_IMAGES
     assert details["num_annotated"] == NUM_IMAGES
+    # All three numbers count the same boxes of this source, whose images all have a box.
+    assert list(counts) == ["AP", "top1", "recall"] and len({str(c) for c in counts.values()}) <= 2
+    assert counts["AP"] == counts["top1"] and counts["AP"].groups == counts["recall"].groups
+    assert counts["AP"].images == NUM_IMAGES and not counts["AP"].images_without_boxes
 
 
 def test_a_group_counts_only_its_classes():
@@ -77,7 +82,7 @@ def test_a_group_counts_only_its_classes():
     def choose(batch):
         return np.where(np.isin(batch.classes, novel), scapegoat, batch.classes)
 
-    metrics, details = run(choose)
+    metrics, details, _ = run(choose)
     assert 0 < is_novel.mean() < 1
     assert metrics["top1_novel"] == 0 and metrics["AP50_novel"] == 0
     assert metrics["top1_base"] == 100
@@ -96,7 +101,8 @@ class Ids(Evaluator):
         return row
 
     def _summarize(self, records):
-        return Summary({"count": float(len(records))}, {"records": dict(records)})
+        counts = {"id": count([[]] * len(records), {})}
+        return Summary({"count": float(len(records))}, {"records": dict(records)}, counts)
 
 
 def one_batch(image_ids, mask):
@@ -119,6 +125,7 @@ def test_padding_and_duplicates_are_dropped_and_images_are_sorted():
     scores = collect([one_batch([9, 5, 0], [True, True, False]), one_batch([5, 1, 0], [True] * 3)])
     assert scores.metrics == {"count": 4.0}
     assert list(scores.details["records"].items()) == [(0, 2), (1, 1), (5, 1), (9, 0)]
+    assert scores.counts["id"].exceptions == {"images_of_a_repeated_id_ignored": 1}
 
 
 def test_records_of_other_processes_are_gathered():
@@ -135,9 +142,14 @@ def test_metrics_without_batches_are_none():
         RegionRecognition(dataset),
         ProposalRecall({"all": dataset.groups["all"]}),
     ]
-    metrics, details = evaluate(answers(lambda batch: batch.classes), dataset, [], evaluators)
+    metrics, details, counts = evaluate(
+        answers(lambda batch: batch.classes), dataset, [], evaluators
+    )
     assert set(metrics.values()) == {None} and details["results"] == []
-    assert {"AP", "APs", "AP50_novel", "top1_base", "recall@100"} < set(metrics)
+    assert {"AP", "APs", "AP50_novel", "top1_base"} < set(metrics)
+    # Without regions no recall can exist.
+    assert not any(name.startswith("recall") for name in metrics)
+    assert counts["AP"].images == 0 and counts["AP"].classes_without_boxes == list(SHAPES)
 
 
 BOXES = [[5, 10, 15, 50], [20, 60, 25, 80], [0, 0, 9, 9]]

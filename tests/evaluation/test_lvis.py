@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from regionclip_jax.data.sources.annotation_files import (
     read_annotation_file,
 )
 from regionclip_jax.evaluation import lvis as evaluator
+from regionclip_jax.evaluation.datasets import open_dataset
+from regionclip_jax.evaluation.evaluators import Detection
 from regionclip_jax.evaluation.ground_truth import lvis_ground_truth
+from regionclip_jax.extras import MissingExtra
 
 OWL, CUP, ANT, BEE = 1, 2, 3, 7
 SUMMARY = ["AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"]
@@ -253,7 +257,13 @@ def test_results_with_unknown_ids_are_refused(change, message):
         lvis_ap(lvis([image(10)], []), [MATCHED | change])
 
 
-def test_without_the_library_the_error_names_its_extra(monkeypatch):
+def test_without_the_library_the_error_names_its_extra_before_the_first_image(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'regionclip_jax\[lvis\]'"):
-        lvis_ap(lvis([image(10)], []), [])
+    source = SimpleNamespace(category_names=("cat",), metric="lvis")
+    dataset = open_dataset(source, "none")
+    for use in (
+        lambda: Detection(dataset, max_detections=300, given_boxes=False),
+        lambda: lvis_ap(lvis([image(10)], []), []),
+    ):
+        with pytest.raises(MissingExtra, match=r'pip install -e "\.\[lvis\]"'):
+            use()

@@ -10,6 +10,7 @@ from pycocotools.cocoeval import COCOeval
 from regionclip_jax.evaluation.recall import (
     NEVER,
     found_at,
+    limits_of,
     proposal_recall,
     summarize_recall,
 )
@@ -44,6 +45,21 @@ def test_the_default_limits_are_100_300_and_1000():
     assert summary == {
         f"{name}@{limit}": 100.0 for limit in (100, 300, 1000) for name in ("recall", "AR")
     }
+
+
+@pytest.mark.parametrize(
+    ("num_proposals", "limits"),
+    [
+        (0, ()),
+        (50, (50,)),
+        (100, (100,)),
+        (200, (100, 200)),
+        (1000, (100, 300, 1000)),
+        (2000, (100, 300, 1000)),
+    ],
+)
+def test_no_more_proposals_are_counted_than_exist(num_proposals, limits):
+    assert limits_of(num_proposals) == limits
 
 
 def test_proposals_are_matched_greedily_in_their_order():

@@ -10,10 +10,12 @@ from regionclip_jax.artifacts.results import read_results
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import DetectionRecord
+from regionclip_jax.evaluation.counts import Coverage, count
 from regionclip_jax.jobs import scenes_detection as job
 from regionclip_jax.jobs.evaluate import Evaluation
 from regionclip_jax.settings import ScenesDetectionSettings
 
+COVERAGE = Coverage({"recall": count([[0], []], {"all": {0}})}, {"skipped_records": 0})
 AP50 = {
     "teacher": 10.0,
     "regionclip": 12.0,
@@ -45,13 +47,13 @@ def mocked_jobs(monkeypatch):
 
         return run
 
-    def evaluate_model(directory, section, dtype, vocabulary_path):
+    def evaluate_model(directory, section, dtype, *, vocabulary_path, detections_path):
         calls.append(("evaluate", section, directory))
         return Evaluation({"AP50_novel": AP50[directory.parent.name]}, {}, [], [], {}, None, {})
 
     def measure(localizer, section, dtype):
         calls.append(("recall", section, localizer))
-        return {"recall@100": 80.0}
+        return {"recall@100": 80.0}, COVERAGE
 
     for name in ("train_clip", "train_localizer", "pretrain", "train_detector"):
         monkeypatch.setattr(getattr(job, name), "run", training(name))
@@ -130,8 +132,11 @@ def test_results_a_gallery_and_the_seeds_are_written(mocked_jobs, config, tmp_pa
     details = results["details"]
     assert (details["seed"], details["scenes_seed"]) == (23, 5)
     assert details["localizer"] == {"recall@100": 80.0}
+    assert details["counts"]["localizer"]["recall"]["images_without_boxes"] == 1
+    assert set(details["counts"]) == {"localizer", *(set(results) - {"format", "details"})}
     assert "live batch norms" in details["random_start"]
     assert "detector from random" in details["seconds"]
     assert (tmp_path / "detections.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert str(tmp_path / "results.json") in printed and "recall@100" in printed
+    assert "recall: 2 images (1 without boxes); all: 1 boxes, 1 of 1 classes" in printed

@@ -103,7 +103,7 @@ def mocked_jobs(monkeypatch, tmp_path, scene_sets):
         calls.append(("pretrain", config, workdir, concepts))
         return workdir / "model"
 
-    def evaluate_model(directory, section, dtype, vocabulary_path):
+    def evaluate_model(directory, section, dtype, *, vocabulary_path, detections_path):
         calls.append(("evaluate", directory, section, dtype))
         metrics = {"AP50_novel": numbers[directory.parent.name]}
         return Evaluation(metrics, {}, [], [], {}, None, {})

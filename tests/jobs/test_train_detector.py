@@ -19,6 +19,7 @@ from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, SHAPES
 from regionclip_jax.jobs import train_detector, train_localizer
+from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.settings import ConfigError, as_plain
@@ -132,8 +133,11 @@ def test_a_localizer_starts_from_the_clip_trunk_and_keeps_its_frozen_norms(
     for path, value in trunk.items():
         start = clip[path.replace("/trunk/", "/visual/")]
         assert np.array_equal(value, start) == ("norm" in path), path
-    metrics = read_results(workdir / "results.json")["localizer"]
-    for name in ("AR@100", "recall@1000", "AR@100_novel", "AR@100_base"):
+    results = read_results(workdir / "results.json")
+    metrics = results["localizer"]
+    counts = results["details"]["counts"]["localizer"]["recall"]
+    assert counts["images"] == 20 and set(counts["groups"]) == {"novel", "base", "all"}
+    for name in ("AR@50", "recall@50", "AR@50_novel", "AR@50_base"):
         assert 0 <= metrics[name] <= 100
 
 
@@ -305,6 +309,21 @@ def test_embeddings_of_other_classes_or_in_another_order_are_refused(
         train_detector.run(config, tmp_path / "run")
 
 
+def test_embeddings_of_the_classes_in_another_spelling_are_accepted(
+    detector_config, detector, changed, tmp_path
+):
+    known = Vocabulary.load(detector[1] / "vocabulary.npz")
+    path = tmp_path / "other_spelling.npz"
+    spelled = tuple(name.upper() for name in known.names)
+    Vocabulary(spelled, known.embeddings, known.templates, known.encoder).save(path)
+    config = changed(detector_config, {"detector.vocabulary": str(path)})
+    variables, card = load_model(config.model.init_from)
+    given = train_detector._class_embeddings(
+        config, known.names, CLIP(card.architecture), variables, tmp_path
+    )
+    np.testing.assert_array_equal(given.embeddings, known.embeddings)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -325,6 +344,25 @@ def test_invalid_recipes_are_refused_before_the_first_step(
 ):
     with pytest.raises(ConfigError, match=message):
         train_detector.run(changed(detector_config, values), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"evaluation.path": "nowhere"}, r"evaluation\.path: 'nowhere' does not exist"),
+        ({"evaluation.class_split": "coco_48_17"}, r"evaluation\.class_split: 'coco_48_17' names"),
+    ],
+)
+def test_an_evaluation_that_cannot_run_is_refused_before_the_training(
+    detector_config, localizer_config, changed, tmp_path, values, message
+):
+    for job, config in ((train_detector, detector_config), (train_localizer, localizer_config)):
+        with pytest.raises(ConfigError, match=message):
+            job.run(changed(config, values), tmp_path)
+    for key in ("evaluation.localizer", "evaluation.vocabulary"):
+        with pytest.raises(CheckpointMismatch, match="nowhere"):
+            train_detector.run(changed(detector_config, {key: "nowhere"}), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

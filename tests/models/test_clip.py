@@ -111,11 +111,7 @@ def test_presets_are_identified_by_sizes_and_published_ones_have_heads_of_64_cha
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_bf16_embeddings_are_close_to_fp32(
-    nano_configs, nano_variables, relative_error, name, request
-):
-    if name == "resnet":
-        request.getfixturevalue("bfloat16_on_this_device")
+def test_bf16_embeddings_are_close_to_fp32(nano_configs, nano_variables, relative_error, name):
     config, variables = nano_configs[name], nano_variables(name)
     x = jax.random.normal(jax.random.key(5), (2, 64, 64, 3))
     tokens = jnp.array([[598, 4, 5, 599], [598, 9, 599, 0]])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from regionclip_jax.models.clip import CLIP, encode_regions
+from regionclip_jax.models.vision_transformer import VisionTransformer, ViTConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -120,6 +124,34 @@ def test_positions_are_unchanged_at_the_training_grid_and_interpolated_elsewhere
     np.testing.assert_allclose(resized[..., 2], np.tile(np.arange(4.0), (8, 1)), atol=1e-6)
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("rule", ["bicubic_antialiased", "bicubic"])
+def test_positions_at_another_grid_are_those_of_torch(rule):
+    """``bicubic_antialiased`` is the rule of open_clip, ``bicubic`` that of Hugging Face."""
+    arrays = np.load(GOLDEN / "positions.npz")
+    config = ViTConfig(patch_size=16, layers=1, width=4, heads=1, position_resize=rule)
+    table = np.concatenate([np.full((1, 4), 9.0), arrays["grid"].reshape(36, 4)])
+    params = {"class_embedding": np.zeros(4), "projection": np.zeros((4, 4))}
+    variables = {"params": params | {"positional_embedding": jnp.asarray(table, jnp.float32)}}
+    tower = VisionTransformer(config, resolution=96, embed_dim=4)
+
+    def positions(*grid):
+        return tower.apply(variables, *grid, method="_positions")
+
+    sizes = [name.split("_")[-1] for name in arrays if name.startswith(f"{rule}_")]
+    cells = [tuple(map(int, size.split("x"))) for size in sizes]
+    # An image in the corner of a canvas of 10 x 13 patches has the positions of its own patches.
+    alone, on_canvas = jax.jit(
+        lambda cells_now: ([positions(*size) for size in cells], positions(10, 13, cells_now))
+    )(jnp.array(cells))
+    for (height, width), size, own, padded in zip(cells, sizes, alone, on_canvas, strict=True):
+        np.testing.assert_array_equal(own[0, 0], 9.0)
+        own = own[0, 1:].reshape(height, width, 4)
+        padded = padded[1:].reshape(10, 13, 4)[:height, :width]
+        for actual in (own, padded):
+            np.testing.assert_allclose(actual, arrays[f"{rule}_{size}"], atol=1e-5, err_msg=size)
+
+
 @pytest.mark.property
 @pytest.mark.parametrize("height,width", [(64, 64), (64, 96)])
 def test_the_region_of_the_whole_canvas_is_the_mean_of_the_dense_tokens_projected(
@@ -171,7 +203,7 @@ def test_an_image_on_a_larger_canvas_has_the_same_features(vit, relative_error, 
 
 def test_a_masked_row_has_finite_features(vit):
     model, variables = vit
-    features = model.apply(
-        variables, pixels(64, 64), jnp.array([[64, 64], [0, 0]]), method=model.image_features
+    features = jax.jit(functools.partial(model.apply, method=model.image_features))(
+        variables, pixels(64, 64), jnp.array([[64, 64], [0, 0]])
     )
     assert np.isfinite(features.whole).all() and np.isfinite(features.map).all()

@@ -15,6 +15,7 @@ from parity.ops import compare_iou
 from regionclip_jax.ops.boxes import (
     box_area,
     clip_boxes,
+    exact_threshold,
     intersection_and_union,
     iou_exceeds,
     pairwise_iou,
@@ -78,7 +79,8 @@ def test_an_iou_near_the_threshold_is_compared_like_a_correctly_rounded_quotient
     intersection = (intersection.view(np.int32) + steps).view(np.float32)
     expected = (intersection / union).astype(np.float64) > threshold
     assert 0.3 < expected.mean() < 0.7
-    actual = jax.jit(lambda i, u: iou_exceeds(i, u, threshold))(intersection, union)
+    # As an argument of the program, as a constant below.
+    actual = jax.jit(iou_exceeds)(intersection, union, exact_threshold(threshold))
     np.testing.assert_array_equal(actual, expected)
 
 

@@ -123,6 +123,28 @@ def test_a_multiplier_of_the_kernel_is_one_of_what_comes_out(stride):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "reduced", [average_pool_2x2, lambda x: x.mean((1, 2)), lambda x: x.max(-1)]
+)
+def test_reductions_after_a_half_precision_relu_are_finite(reduced):
+    """XLA of jax 0.12 returns NaN on CPUs if one program holds both relus and the reduction."""
+    keys = jax.random.split(jax.random.key(4))
+    x = jax.random.normal(keys[0], (2, 16, 16, 32), jnp.bfloat16)
+    kernel = jax.random.normal(keys[1], (3, 3, 32, 32), jnp.bfloat16)
+    out = jax.jit(lambda x, kernel: reduced(relu(convolve(relu(x), kernel))))(x, kernel)
+    assert np.isfinite(out.astype(jnp.float32)).all()
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "expected"),
+    [("cpu", "bfloat16", True), ("cpu", "float32", False), ("tpu", "bfloat16", False)],
+)
+def test_only_a_half_precision_relu_on_cpus_has_a_barrier(backend, dtype, expected):
+    with tracing_for(backend):
+        program = str(jax.make_jaxpr(lambda x: relu(x))(jnp.zeros(3, dtype)))
+    assert ("optimization_barrier" in program) == expected
+
+
 @pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
 def test_average_pooling_drops_an_odd_last_row_and_column(backend):
     x = jnp.arange(25.0 * 25).reshape(1, 25, 25, 1)

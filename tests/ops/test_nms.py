@@ -116,12 +116,9 @@ def test_the_tiles_of_this_backend_keep_the_boxes_of_a_plain_loop():
     assert real_rows(*kept_rows) == expected
 
 
-@functools.partial(jax.jit, static_argnames=("iou_threshold", "max_outputs"))
 def for_gpus(*arrays, iou_threshold, max_outputs):
     with tracing_for("gpu"):
-        return nms_by_group.__wrapped__(
-            *arrays, iou_threshold=iou_threshold, max_outputs=max_outputs
-        )
+        return nms_by_group(*arrays, iou_threshold=iou_threshold, max_outputs=max_outputs)
 
 
 @pytest.mark.property

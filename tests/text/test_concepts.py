@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regionclip_jax.extras import MissingExtra
 from regionclip_jax.text import concepts
 from regionclip_jax.text.concepts import (
     ConceptCounts,
@@ -39,6 +40,15 @@ def test_nouns_and_compounds_are_counted_once_a_caption_in_the_singular():
     }.items():  # fmt: skip
         assert result[name] == count, name
     assert not {"tennis", "women", "rackets", "two", "three", "her", "blue"} & result.keys()
+
+
+def test_stopped_and_added_names_are_compared_as_the_tokenizer_reads_them():
+    result = pool(
+        CAPTIONS, min_count=2, stop=("Woman", "tennis  racket"), additions=("Zebra", "TV")
+    )
+    assert not {"woman", "tennis racket"} & result.keys()
+    assert result["zebra"] == 1 and result["TV"] == 0 and "Zebra" not in result
+    assert "man" in result
 
 
 def test_nouns_only_and_nouns_with_adjectives_are_other_choices():
@@ -149,5 +159,5 @@ def test_the_file_has_a_name_and_a_count_per_line_and_is_never_partial(tmp_path)
 def test_a_missing_extra_is_named(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     concepts._tagger.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match=r'pip install -e "\.\[concepts\]"'):
+    with pytest.raises(MissingExtra, match=r'pip install -e "\.\[concepts\]"'):
         count_concepts(["a cat"])

@@ -122,6 +122,30 @@ def test_all_readers_refuse_invalid_lists_with_file_and_line(tmp_path, reader, c
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("a.csv", "id,name\n0,cat\n", r"a\.csv: line 1: .*'id,name': a row of a table"),
+        ("a.csv", "cat,7\n0,dog\n", r"line 2: .*'0,dog'"),
+        ("a.csv", '"traffic light",3\n', r"line 1: .*traffic light"),
+        ("a.tsv", "0\tcat\n1\tdog\n", r"a\.tsv: line 1: .*a row of a table"),
+        ("data.yaml", "names: [cat, dog]\n", r"data\.yaml: .*structured text; give a text file"),
+        ("a.txt", '["cat", "dog"]\n', r"a\.txt: .*structured text"),
+        ("a.txt", '{"name": "cat"}\n{"name": "dog"}\n', r"a\.txt: .*structured text"),
+        ("a.JSON", "[]", r"a\.JSON: expected JSON with categories"),
+    ],
+)
+def test_a_table_or_structured_file_is_no_list_of_names(tmp_path, file, content, message):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        resolve_names(str(tmp_path / file))
+
+
+def test_numbers_with_counts_are_names(tmp_path):
+    (tmp_path / "digits.txt").write_text("0\t12\n1\t\n2,5\n")
+    assert read_names(tmp_path / "digits.txt") == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ("", "class list: .* found an empty name"),

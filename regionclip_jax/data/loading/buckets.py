@@ -14,6 +14,17 @@ from regionclip_jax.data.sources.records import RecordError
 Size = tuple[int, int]
 
 
+def padded_count(count: int, fewest: int) -> int:
+    """Return the smallest of ``fewest``, its double, its fourfold, ... that is at least ``count``.
+
+    Rows that are padded to such counts need few programs.
+    """
+    padded = fewest
+    while padded < count:
+        padded *= 2
+    return padded
+
+
 def smallest_canvas(canvas_sizes: Sequence[Size], height: int, width: int) -> Size | None:
     """Return the smallest canvas by area that holds ``height`` x ``width``, or None."""
     fitting = [size for size in canvas_sizes if size[0] >= height and size[1] >= width]

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from regionclip_jax.data.loading.batching import batch_detection
-from regionclip_jax.data.loading.buckets import Size, smallest_canvas
+from regionclip_jax.data.loading.buckets import Size, padded_count, smallest_canvas
 from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.examples import DetectionExample, ImageLoading
 from regionclip_jax.ops.host_boxes import host_scale_boxes
@@ -48,9 +48,7 @@ class Letterbox:
 
         Rows of boxes are padded to one of few numbers, so that few programs are compiled.
         """
-        rows = _FEWEST_ROWS
-        while rows < max(len(example.boxes) for example in examples):
-            rows *= 2
+        rows = padded_count(max(len(example.boxes) for example in examples), _FEWEST_ROWS)
         padding = [None] * (size - len(examples))
         return batch_detection([*examples, *padding], [self.canvas(examples[0])], rows)[0]
 

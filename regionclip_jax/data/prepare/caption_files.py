@@ -1,79 +1,129 @@
-"""Read captions without their images from JSON, TSV, CSV and text files."""
+"""Read captions without their images from JSON, tables and text files."""
 
-import csv
+import itertools
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 
+from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.text_tables import (
+    CAPTION_COLUMNS,
+    JSON_LINES,
+    Columns,
+    is_unicode,
+    named_columns,
+    read_rows,
+)
 from regionclip_jax.data.sources.tsv_pairs import decode_text
 
-_CAPTION_COLUMNS = ("caption", "title", "text")
+_TABLES = (".csv", ".tsv", *JSON_LINES)
+_ADDRESSES = ("http://", "https://")
 
 
-def read_captions(path: str | os.PathLike) -> Iterator[str]:
+def read_captions(path: str | os.PathLike, skipped: SkippedEntries | None = None) -> Iterator[str]:
     """Yield the captions of a file in order, without blank ones.
 
     Args:
-        path: its suffix selects the format. ``.json``: COCO's ``captions_*.json``. ``.tsv``,
-            ``.csv``: a table whose first row names a column ``caption``, ``title`` or ``text``.
-            Without such a row: ``caption TAB url`` (Conceptual Captions) or ``key TAB text``
-            (text file of TSV pairs). Any other suffix: one caption per line.
+        path: its suffix selects the format. ``.json``: COCO's ``captions_*.json``. ``.csv``,
+            ``.tsv``, ``.jsonl``: a table as ``data.sources.text_tables`` reads it, with a column
+            ``caption``, ``text`` or ``title``; a TSV without such a column: ``caption TAB url``
+            (Conceptual Captions) or ``key TAB text`` (text file of TSV pairs). Any other suffix:
+            one caption per line, or a table whose first row names columns of files and captions,
+            such as Flickr8k's ``captions.txt``.
+        skipped: counts the rows without a caption.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not UTF-8, JSON without captions, or a table without them.
+        ValueError: not UTF-8, JSON without captions, or a table without them, also if its suffix
+            is that of a text.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a file of captions")
-    read = {".json": _coco, ".tsv": _table, ".csv": _table}.get(path.suffix, _lines)
+    skipped = SkippedEntries("rows") if skipped is None else skipped
+    ending = path.suffix.lower()
     try:
-        yield from (caption for caption in read(path) if caption.strip())
+        if ending == ".json":
+            entries = enumerate(_coco(path), start=1)
+        elif ending in _TABLES or _is_table(path):
+            entries = _table(path)
+        else:
+            entries = _lines(path)
+        for number, caption in entries:
+            if not isinstance(caption, str):
+                skipped.add("without_caption", f"{path.name} {number}")
+            elif not is_unicode(caption):
+                skipped.add("that_are_not_utf8", f"{path.name} {number}")
+            elif caption.strip():
+                yield caption
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, found {error}; convert the file") from error
 
 
-def _lines(path: pathlib.Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        yield from file
-
-
-def _coco(path: pathlib.Path) -> Iterator[str]:
+def _is_table(path: pathlib.Path) -> bool:
+    """Return True if the first row of a text names columns; refuse any other table."""
+    with path.open(encoding="utf-8-sig") as file:
+        first = next((line.strip() for line in file if line.strip()), "")
+    if path.suffix.lower() == ".txt" and None not in named_columns(_cells(first)):
+        return True
     try:
-        annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
-        captions = [annotation["caption"] for annotation in annotations]
+        is_json = isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        is_json = False
+    for found, what, ending in (
+        (is_json, "a JSON object", ".jsonl"),
+        ("\t" in first, "a tab", ".tsv"),
+        (None not in named_columns(_cells(first)), "the names of columns", ".csv"),
+    ):
+        if found:
+            raise ValueError(
+                f"{path}: expected one caption a line, found {what} in the first line "
+                f"{first[:60]!r}; if it is a table, let its name end in {ending}"
+            )
+    return False
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8-sig") as file:
+        yield from enumerate(file, start=1)
+
+
+def _cells(line: str) -> list[str]:
+    return line.split("\t" if "\t" in line else ",")
+
+
+def _coco(path: pathlib.Path) -> list:
+    try:
+        annotations = json.loads(path.read_text(encoding="utf-8-sig"))["annotations"]
+        return [annotation["caption"] for annotation in annotations]
     except UnicodeDecodeError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected annotations with captions, found {error!r}; give COCO's "
-            "captions_*.json, not instances_*.json"
+            "captions_*.json, not instances_*.json; the name of JSON lines ends in .jsonl"
         ) from error
-    yield from captions
 
 
-def _table(path: pathlib.Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            rows = csv.reader(file)
-        else:
-            rows = (line.rstrip("\r\n").split("\t") for line in file)
-        first = next(rows, [])
-        titles = [title.strip().lower() for title in first]
-        column = next((titles.index(name) for name in _CAPTION_COLUMNS if name in titles), None)
-        if column is not None:
-            yield from (row[column] for row in rows if len(row) > column)
-        elif path.suffix == ".csv" or len(first) < 2:
+def _table(path: pathlib.Path) -> Iterator[tuple[int, object]]:
+    named = True
+
+    def find(header: list[str], rows: list[list[str]]) -> Columns:
+        nonlocal named
+        _, caption = named_columns(header)
+        if caption is not None:
+            return Columns(None, caption, named=True)
+        if path.suffix.lower() != ".tsv" or len(header) < 2:
             raise ValueError(
-                f"{path}: expected a column named one of {_CAPTION_COLUMNS}, or two columns with "
-                f"a tab between, found the first row {first[:5]}"
+                f"{path}: expected a column named one of {CAPTION_COLUMNS}, or two columns with a "
+                f"tab between, found the first row {header[:5]}; name the columns in the first row"
             )
-        elif first[1].strip().startswith(("http://", "https://")):
-            yield first[0]
-            yield from (row[0] for row in rows)
+        named = False
+        return Columns(None, 0 if header[1].startswith(_ADDRESSES) else 1, named=False)
+
+    for number, (_, caption) in read_rows(path, find):
+        if named or not isinstance(caption, str):
+            yield number, caption
         else:
-            yield from decode_text(first[1])[0]
-            for row in rows:
-                if len(row) > 1:
-                    yield from decode_text(row[1])[0]
+            yield from zip(itertools.repeat(number), decode_text(caption)[0])

@@ -7,8 +7,6 @@ is a TSV if its first row has a tab, else a CSV (``captions.txt`` of Flickr8k). 
 the last column of a CSV, their commas need no quotation marks.
 """
 
-import collections
-import csv
 import itertools
 import json
 import os
@@ -18,19 +16,20 @@ from collections.abc import Iterable, Iterator
 from regionclip_jax.data.sources.image_files import present_files, read_image
 from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts
 from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.text_tables import (
+    CAPTION_COLUMNS,
+    ENDINGS,
+    IMAGE_COLUMNS,
+    NUM_PROBED,
+    Columns,
+    FindColumns,
+    is_unicode,
+    named_columns,
+    read_rows,
+)
 
-_IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
-_CAPTION_COLUMNS = ("caption", "text", "title")
-_DELIMITED = (".csv", ".tsv", ".txt")
 # Folders of the images beside the table; Flickr8k's is "Images".
 _FOLDERS = ("", "images", "Images")
-_JSON_LINES = (".jsonl", ".ndjson")
-# Rows used to find the column of files when the columns have no names.
-_NUM_PROBED = 100
-# Longest CSV row: a quoted caption may span several lines.
-_MOST_LINES = 100
-
-Row = tuple[object, object]  # file name and caption, unchecked
 
 
 class CaptionTableSource:
@@ -60,17 +59,17 @@ class CaptionTableSource:
         skipped = SkippedEntries("rows")
         captions: dict[str, list[tuple[int, str]]] = {}
         total = 0
-        for number, (name, caption) in _read_rows(self._path):
+        for number, (name, caption) in read_rows(self._path, _columns_of(self._path)):
             total += 1
             if not isinstance(name, str) or not isinstance(caption, str):
                 skipped.add("without_file_or_caption", number)
             elif not name.strip() or not caption.strip():
                 skipped.add("with_an_empty_file_or_caption", number)
-            elif not (_is_unicode(name) and _is_unicode(caption)):
+            elif not (is_unicode(name) and is_unicode(caption)):
                 skipped.add("that_are_not_utf8", number)
             else:
                 captions.setdefault(name.strip(), []).append((number, caption.strip()))
-        self._folder = _folder_of_files(self._path, itertools.islice(captions, _NUM_PROBED))
+        self._folder = _folder_of_files(self._path, itertools.islice(captions, NUM_PROBED))
         present = present_files(self._folder, captions)
         for name, rows in captions.items():
             for number, _ in rows if name not in present else ():
@@ -117,127 +116,23 @@ class CaptionTableSource:
 
 
 def _tables_in(path: pathlib.Path) -> str:
-    endings = (*_DELIMITED, *_JSON_LINES)
-    found = sorted(file.name for file in path.glob("*") if file.suffix.lower() in endings)
+    found = sorted(file.name for file in path.glob("*") if file.suffix.lower() in ENDINGS)
     return f"this folder has {found[:9]}: add one to path" if found else "correct path"
 
 
-def _read_rows(path: pathlib.Path) -> Iterator[tuple[int, Row]]:
-    """Yield line number and content of every row.
+def _columns_of(path: pathlib.Path) -> FindColumns:
+    """Return the search for the columns of a table beside its images."""
 
-    Raises:
-        ValueError: the file is not such a table, or its columns are unknown.
-    """
-    ending = path.suffix.lower()
-    if ending not in _DELIMITED and ending not in _JSON_LINES:
-        raise ValueError(
-            f"{path}: expected a table that ends in .csv, .tsv, .txt or .jsonl, found {ending!r}"
-        )
-    # A byte that is not UTF-8 invalidates its row, not the table.
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        if ending in _JSON_LINES:
-            yield from _read_json_lines(path, file)
-        else:
-            yield from _read_delimited(path, file, ending)
-
-
-def _read_json_lines(path: pathlib.Path, file: Iterable[str]) -> Iterator[tuple[int, Row]]:
-    columns: tuple[str, str] | None = None
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            entry = None
-        if not isinstance(entry, dict):
-            yield number, (None, None)
-            continue
-        if columns is None:
-            columns = _named_columns(list(entry))
-            if columns is None:
-                raise ValueError(_unknown_columns(path, list(entry)))
-        yield number, (entry.get(columns[0]), entry.get(columns[1]))
-
-
-def _read_delimited(
-    path: pathlib.Path, file: Iterable[str], ending: str
-) -> Iterator[tuple[int, Row]]:
-    lines = iter(file)
-    top = next(lines, "")
-    is_csv = ending == ".csv" or (ending == ".txt" and "\t" not in top)
-    lines = itertools.chain([top], lines)
-    numbered = _csv_rows(lines) if is_csv else _tsv_rows(lines)
-    first = list(itertools.islice(numbered, _NUM_PROBED))
-    if not first:
-        raise ValueError(f"{path} is empty: expected rows of image file and caption")
-    header = [cell.strip() for cell in first[0][1]]
-    named = _named_columns(header)
-    num_columns = 2 if named is None else len(header)
-    if named is not None:
-        image, caption = header.index(named[0]), header.index(named[1])
-        first = first[1:]
-    else:
-        image = _column_of_files(path, [row for _, row in first])
+    def find(header: list[str], rows: list[list[str]]) -> Columns:
+        image, caption = named_columns(header)
+        if image is not None and caption is not None:
+            return Columns(image, caption, named=True)
+        image = _column_of_files(path, rows)
         if image is None:
             raise ValueError(_unknown_columns(path, header))
-        caption = 1 - image
-    for number, row in itertools.chain(first, numbered):
-        if is_csv and len(row) > num_columns:
-            # Commas without quotation marks are a caption's, if it is last; else nothing is known.
-            last = caption == num_columns - 1
-            row = [*row[:caption], ",".join(row[caption:])] if last else []
-        cells = dict(enumerate(row))
-        yield number, (cells.get(image), cells.get(caption))
+        return Columns(image, 1 - image, named=False)
 
-
-def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a TSV, which has no quoting."""
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield number, line.rstrip("\r\n").split("\t")
-
-
-def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield CSV rows, also of several lines; a broken row is empty, and the next line is tried.
-
-    (Python's own reader would join all rows after an unclosed quotation mark into one field.)
-    """
-    source, waiting, number = iter(lines), collections.deque(), 1
-
-    def ahead() -> Iterator[str]:
-        for i in range(_MOST_LINES):
-            if i == len(waiting):
-                line = next(source, None)
-                if line is None:
-                    return
-                waiting.append(line)
-            yield waiting[i]
-
-    while True:
-        reader = csv.reader(ahead(), strict=True)
-        try:
-            row = next(reader, None)
-            taken = reader.line_num
-        except csv.Error:
-            row, taken = [""], 1
-        if row is None:
-            return
-        if row:
-            yield number, row
-        number += taken
-        for _ in range(taken):
-            waiting.popleft()
-
-
-def _named_columns(header: list[str]) -> tuple[str, str] | None:
-    """Return the columns of file and caption: the first known names in the header."""
-    by_name = {name.strip().lower(): name for name in reversed(header)}
-    image, caption = (
-        next((by_name[name] for name in names if name in by_name), None)
-        for names in (_IMAGE_COLUMNS, _CAPTION_COLUMNS)
-    )
-    return None if image is None or caption is None else (image, caption)
+    return find
 
 
 def _column_of_files(path: pathlib.Path, rows: list[list[str]]) -> int | None:
@@ -256,18 +151,10 @@ def _folder_of_files(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
     return next((folder for folder in folders if present_files(folder, names)), path.parent)
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _unknown_columns(path: pathlib.Path, found: list[str]) -> str:
     return (
-        f"{path}: expected a column of files ({', '.join(_IMAGE_COLUMNS)}) and one of captions "
-        f"({', '.join(_CAPTION_COLUMNS)}), or two columns without names of which one names files "
+        f"{path}: expected a column of files ({', '.join(IMAGE_COLUMNS)}) and one of captions "
+        f"({', '.join(CAPTION_COLUMNS)}), or two columns without names of which one names files "
         f"beside the table, found {[name[:60] for name in found[:9]]}; name the columns in the "
         "first row"
     )

@@ -73,7 +73,7 @@ def open_image(file: io.BytesIO | pathlib.Path) -> Image.Image:
 
 
 def list_images(given: Sequence[str]) -> list[Path]:
-    """Return the files of paths, folders (not recursive) and glob patterns.
+    """Return the files of paths, folders (not recursive) and glob patterns, each once.
 
     Raises:
         FileNotFoundError: one of them matches no file.
@@ -93,4 +93,14 @@ def list_images(given: Sequence[str]) -> list[Path]:
                 "pattern such as 'photos/*.jpg', found none"
             )
         found += some
-    return list(dict.fromkeys(found))
+    return list({os.path.abspath(path): path for path in reversed(found)}.values())[::-1]
+
+
+def relative_names(paths: Sequence[Path]) -> list[str]:
+    """Return each path relative to the folder that holds all of them, with "/".
+
+    Different files have different names, so they name what is written for a file.
+    """
+    absolute = [os.path.abspath(path) for path in paths]
+    folder = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    return [Path(os.path.relpath(path, folder)).as_posix() for path in absolute]

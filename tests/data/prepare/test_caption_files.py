@@ -3,6 +3,7 @@ import json
 import pytest
 
 from regionclip_jax.data.prepare.caption_files import read_captions
+from regionclip_jax.data.sources.skipped import SkippedEntries
 
 CATS = ["a cat", "two cats, asleep"]
 
@@ -22,6 +23,14 @@ def write(path, text: str):
         ("text.tsv", '1\t{"captions": ["a cat", "two cats, asleep"], "tags": ["x"]}\n2\n'),
         ("table.tsv", "url\tcaption\nu\ta cat\nu\ttwo cats, asleep\nbroken\n"),
         ("table.csv", 'Title,file\na cat,1.jpg\n"two cats, asleep",2.jpg\n'),
+        ("TABLE.CSV", "\ufefffile,caption\n1.jpg,a cat\n2.jpg,two cats, asleep\n"),
+        ("captions.txt", "image,caption\n1.jpg,a cat\n1.jpg,two cats, asleep\n"),
+        ("captions.txt", "image\tcaption\n1.jpg\ta cat\n1.jpg\ttwo cats, asleep\n"),
+        ("bom.txt", "\ufeffa cat\ntwo cats, asleep\n"),
+        (
+            "table.jsonl",
+            '{"text": "a cat", "image": "1.jpg"}\nbroken\n{"text": "two cats, asleep"}\n[]\n',
+        ),
         (
             "captions_val2017.json",
             json.dumps({"images": [], "annotations": [{"id": 1, "caption": c} for c in CATS]}),
@@ -41,7 +50,12 @@ def test_captions_are_read_from_every_file_format(tmp_path, name, text):
         ("latin.txt", b"caf\xe9\n", "expected UTF-8"),
         ("latin.json", b'{"annotations": "\xe9"}', "expected UTF-8"),
         ("one_column.tsv", b"a cat\n", "two columns"),
-        ("empty.tsv", b"", "two columns"),
+        ("empty.tsv", b"", "is empty"),
+        ("lines.json", b'{"caption": "a cat"}\n{}\n', r"JSON lines ends in \.jsonl"),
+        ("lines.txt", b'{"image": "1.jpg", "text": "a cat"}\n', r"a JSON object .*end in \.jsonl"),
+        ("token.txt", b"1.jpg#0\ta cat\n", r"found a tab in .*end in \.tsv"),
+        ("captions", b"image,caption\n1.jpg,a cat\n", r"the names of columns .*end in \.csv"),
+        ("keys.jsonl", b'{"label": "a cat"}\n', r"keys\.jsonl: expected a column named"),
         ("nameless.csv", b"a cat,1\n", "expected a column named"),
     ],
 )
@@ -51,6 +65,16 @@ def test_a_file_without_captions_is_refused_with_its_name(tmp_path, name, conten
     with pytest.raises(ValueError, match=message) as caught:
         list(read_captions(path))
     assert name in str(caught.value)
+
+
+def test_rows_without_a_caption_are_counted(tmp_path):
+    content = b'image,caption,n\n1.jpg,a cat,1\n2.jpg\n3.jpg,caf\xe9,1\n"4.jpg,a dog,1\n5.jpg,,1\n'
+    (tmp_path / "table.csv").write_bytes(content)
+    skipped = SkippedEntries("rows")
+    assert list(read_captions(tmp_path / "table.csv", skipped)) == ["a cat"]
+    # The unclosed quotation mark of line 5 does not swallow the lines behind it.
+    assert skipped.report == {"rows_without_caption": 2, "rows_that_are_not_utf8": 1}
+    assert skipped.named["rows_without_caption"] == ["table.csv 3", "table.csv 5"]
 
 
 def test_a_missing_file_is_named(tmp_path):

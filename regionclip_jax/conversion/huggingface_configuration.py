@@ -1,0 +1,120 @@
+"""Configuration files of Hugging Face's CLIP.
+
+Source: ``CLIPVisionConfig``, ``CLIPTextConfig`` and ``CLIPImageProcessor`` of transformers 5.24.
+Their values replace missing ones: transformers leaves out what equals its default.
+"""
+
+from pathlib import Path
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion.configuration import Configuration, Tower
+from regionclip_jax.conversion.json_object import JsonObject
+from regionclip_jax.models.transformer_blocks import Activation
+from regionclip_jax.structures import Preprocessing
+
+FILE_NAME = "config.json"
+_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_BLOCKS = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_IMAGE = _BLOCKS | {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+_TEXT = _BLOCKS | {
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "eos_token_id": 49407,
+}
+# The end token; early files have 2, for which transformers reads the largest id, the same token.
+_END_TOKENS = {49407: None, 2: None}
+_ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+# Pillow's numbers of its filters.
+_RESIZE = {2: "bilinear_round", 3: "bicubic_truncate"}
+
+
+def is_clip(content: JsonObject) -> bool:
+    """Return whether a ``config.json``, a name that many programs use, is that of a CLIP."""
+    return "vision_config" in content.values or "text_config" in content.values
+
+
+def read(content: JsonObject) -> Configuration:
+    """Read ``config.json`` and the preprocessor's file beside it.
+
+    Raises:
+        CheckpointMismatch: another model, a missing file or a number without use here.
+    """
+    if content.values.get("model_type") != "clip":
+        content.refuse("model_type", "'clip'", "no other model of Hugging Face is supported")
+    image, text = (
+        _tower_part(content, name, defaults)
+        for name, defaults in (("vision_config", _IMAGE), ("text_config", _TEXT))
+    )
+    text.choice("eos_token_id", _END_TOKENS)
+    image_fields = _fields(image) | {
+        "patch_size": image.count("patch_size"),
+        "position_resize": "bicubic",
+    }
+    text_fields = _fields(text) | {
+        "vocab_size": text.count("vocab_size"),
+        "context_length": text.count("max_position_embeddings"),
+    }
+    content.values.setdefault("projection_dim", 512)
+    tokenizer = content.path.with_name("tokenizer_config.json")
+    return Configuration(
+        content.path,
+        Tower(image_fields, image.count("intermediate_size")),
+        Tower(text_fields, text.count("intermediate_size")),
+        content.count("projection_dim"),
+        image.count("image_size"),
+        _read_preprocessing(content.path.parent, image.count("image_size")),
+        JsonObject.read(tokenizer).values.get("tokenizer_class") if tokenizer.is_file() else None,
+    )
+
+
+def _tower_part(content: JsonObject, name: str, defaults: dict) -> JsonObject:
+    part = content.part(name, defaults)
+    # Early files repeat a part under this name, and transformers prefers it.
+    part.values |= content.part(f"{name}_dict").values
+    return part
+
+
+def _fields(tower: JsonObject) -> dict:
+    return {
+        "activation": tower.choice("hidden_act", _ACTIVATIONS),
+        "eps": tower.number("layer_norm_eps"),
+        "heads": tower.count("num_attention_heads"),
+        "width": tower.count("hidden_size"),
+        "layers": tower.count("num_hidden_layers"),
+    }
+
+
+def _read_preprocessing(folder: Path, resolution: int) -> Preprocessing:
+    path = next((folder / name for name in _PREPROCESSORS if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointMismatch(
+            f"{folder}: expected {' or '.join(_PREPROCESSORS)} beside {FILE_NAME}, which states "
+            "mean and standard deviation, found neither; download it from the model's page"
+        )
+    content = JsonObject.read(path)
+    if path.name == _PREPROCESSORS[1]:
+        content = content.part("image_processor", needed=True)
+    defaults = {"resample": 3, "rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True}
+    content.values = defaults | content.values
+    if not content.values["do_rescale"] or abs(content.number("rescale_factor") * 255 - 1) > 1e-3:
+        content.refuse("rescale_factor", "1/255, with do_rescale", "no other is supported")
+    clip = Preprocessing(resolution)
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if content.values["do_normalize"]:
+        mean = content.colour("image_mean", clip.mean)
+        std = content.colour("image_std", clip.std)
+    return Preprocessing(resolution, mean, std, content.choice("resample", _RESIZE))

@@ -1,0 +1,107 @@
+"""``open_clip_config.json``.
+
+Source: ``CLIPVisionCfg``, ``CLIPTextCfg`` and ``PreprocessCfg`` of open_clip 3.3. Their values
+replace missing ones. A key that no tower here follows is refused, unless its value has no effect.
+"""
+
+from regionclip_jax.conversion.configuration import Configuration, Tower
+from regionclip_jax.conversion.json_object import JsonObject
+from regionclip_jax.models.modified_resnet import layer4_channels
+from regionclip_jax.structures import Preprocessing
+
+FILE_NAME = "open_clip_config.json"
+_MODEL = {
+    "embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_scale",
+    "init_logit_bias", "cast_dtype", "output_dict",
+}  # fmt: skip
+_BLOCKS = {"layers": 12, "mlp_ratio": 4.0, "norm_kwargs": None, "act_kwargs": None}
+_IMAGE = _BLOCKS | {"width": 768, "head_width": 64, "patch_size": 16, "image_size": 224}
+_TEXT = _BLOCKS | {"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408}
+# The one supported value of further keys.
+_FIXED = {
+    "image": {"pos_embed_type": "learnable", "pool_type": "tok"},
+    "text": {"pool_type": "argmax", "proj_type": "linear"},
+}
+# Keys that matter in training, or for another value of a fixed one; the size of the vocabulary
+# tells whether the tokenizer is CLIP's.
+_WITHOUT_EFFECT = {
+    "patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens", "pad_id",
+    "eos_id", "hf_tokenizer_name", "tokenizer_kwargs", "hf_model_pretrained",
+}  # fmt: skip
+# open_clip draws a filter at "random" in training only.
+_RESIZE = {
+    "bicubic": "bicubic_truncate",
+    "random": "bicubic_truncate",
+    "bilinear": "bilinear_round",
+}
+
+
+def read(content: JsonObject) -> Configuration:
+    """Read ``open_clip_config.json``.
+
+    Raises:
+        CheckpointMismatch: a key that changes the model in a way that no tower here follows.
+    """
+    model = content.part("model_cfg", needed=True)
+    for key, value in model.values.items():
+        if key not in _MODEL and value:
+            model.refuse(key, "no such key", "no model here has it")
+    image = model.part("vision_cfg", _IMAGE, needed=True)
+    text = model.part("text_cfg", _TEXT, needed=True)
+    _require_supported(image, _IMAGE, _FIXED["image"])
+    _require_supported(text, _TEXT, _FIXED["text"])
+    quick_gelu = bool(model.values.get("quick_gelu"))
+    image_fields = _fields(image, quick_gelu) | {"position_resize": "bicubic_antialiased"}
+    channels = image.count("width")
+    if isinstance(image.values["layers"], list):
+        channels = layer4_channels(channels)
+    else:
+        image_fields["patch_size"] = image.count("patch_size")
+    image_fields["heads"] = channels // image.count("head_width")
+    text_fields = _fields(text, quick_gelu) | {
+        name: text.count(name) for name in ("heads", "context_length", "vocab_size")
+    }
+    return Configuration(
+        content.path,
+        Tower(image_fields, _mlp_width(image)),
+        Tower(text_fields, _mlp_width(text)),
+        model.count("embed_dim"),
+        image.count("image_size"),
+        _preprocessing(content, image.count("image_size")),
+        text.values.get("hf_tokenizer_name"),
+    )
+
+
+def _require_supported(tower: JsonObject, read: dict, fixed: dict) -> None:
+    for key, value in tower.values.items():
+        without_effect = key in read or key in _WITHOUT_EFFECT or value in (None, False)
+        if not without_effect and value != fixed.get(key):
+            expected = repr(fixed[key]) if key in fixed else "no such key"
+            tower.refuse(key, expected, "no tower here has it")
+
+
+def _fields(tower: JsonObject, quick_gelu: bool) -> dict:
+    activation = tower.part("act_kwargs", {"approximate": "none"})
+    plain = activation.choice("approximate", {"none": "gelu", "tanh": "gelu_tanh"})
+    layers = tower.values["layers"]
+    return {
+        "activation": "quick_gelu" if quick_gelu else plain,
+        "eps": tower.part("norm_kwargs", {"eps": 1e-5}).number("eps"),
+        "width": tower.count("width"),
+        "layers": tuple(layers) if isinstance(layers, list) else tower.count("layers"),
+    }
+
+
+def _mlp_width(tower: JsonObject) -> int:
+    return int(tower.count("width") * tower.number("mlp_ratio"))
+
+
+def _preprocessing(content: JsonObject, resolution: int) -> Preprocessing:
+    clip = Preprocessing(resolution)
+    stated = content.part("preprocess_cfg", {"interpolation": "bicubic"})
+    return Preprocessing(
+        resolution,
+        stated.colour("mean", clip.mean),
+        stated.colour("std", clip.std),
+        stated.choice("interpolation", _RESIZE),
+    )

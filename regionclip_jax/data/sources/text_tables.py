@@ -1,0 +1,161 @@
+"""Rows of CSV, TSV and JSON lines: the one reader of tables with captions.
+
+The ending selects the format. A ``.txt`` is a TSV if its first row has a tab, else a CSV. The first
+row may name the columns. If the captions are the last column of a CSV, their commas need no
+quotation marks.
+"""
+
+import collections
+import csv
+import itertools
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
+CAPTION_COLUMNS = ("caption", "text", "title")
+JSON_LINES = (".jsonl", ".ndjson")
+ENDINGS = (".csv", ".tsv", ".txt", *JSON_LINES)
+# Rows used to find the columns when they have no names.
+NUM_PROBED = 100
+# Longest CSV row: a quoted caption may span several lines.
+_MOST_LINES = 100
+
+Row = tuple[object, object]  # file name and caption, unchecked
+
+
+class Columns(NamedTuple):
+    """Numbers of the columns of files (None: not wanted) and captions."""
+
+    image: int | None
+    caption: int
+    # The first row names the columns.
+    named: bool
+
+
+# Names of the columns or the first row, and the first rows (none in JSON lines) -> the columns.
+FindColumns = Callable[[list[str], list[list[str]]], Columns]
+
+
+def read_rows(path: pathlib.Path, find_columns: FindColumns) -> Iterator[tuple[int, Row]]:
+    """Yield line number and content of every row; a broken row has None for both cells.
+
+    A byte that is not UTF-8 becomes a lone surrogate, so it invalidates its row, not the table.
+
+    Args:
+        find_columns: raises ValueError if the table lacks the columns.
+
+    Raises:
+        ValueError: another ending, an empty table, or as ``find_columns``.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(
+            f"{path}: expected a table that ends in .csv, .tsv, .txt or .jsonl, found {ending!r}"
+        )
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        if ending in JSON_LINES:
+            yield from _read_json_lines(file, find_columns)
+        else:
+            yield from _read_delimited(path, file, find_columns)
+
+
+def named_columns(header: list[str]) -> tuple[int | None, int | None]:
+    """Return the columns of files and captions: the first known names in the header."""
+    known = [name.strip().lower() for name in header]
+    image, caption = (
+        next((known.index(name) for name in names if name in known), None)
+        for names in (IMAGE_COLUMNS, CAPTION_COLUMNS)
+    )
+    return image, caption
+
+
+def _read_json_lines(file: Iterable[str], find_columns: FindColumns) -> Iterator[tuple[int, Row]]:
+    keys: tuple[str | None, str] | None = None
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict):
+            yield number, (None, None)
+            continue
+        if keys is None:
+            names = list(entry)
+            image, caption, _ = find_columns(names, [])
+            keys = None if image is None else names[image], names[caption]
+        yield number, (None if keys[0] is None else entry.get(keys[0]), entry.get(keys[1]))
+
+
+def _read_delimited(
+    path: pathlib.Path, file: Iterable[str], find_columns: FindColumns
+) -> Iterator[tuple[int, Row]]:
+    lines, ending = iter(file), path.suffix.lower()
+    top = next(lines, "")
+    is_csv = ending == ".csv" or (ending == ".txt" and "\t" not in top)
+    lines = itertools.chain([top], lines)
+    numbered = _csv_rows(lines) if is_csv else _tsv_rows(lines)
+    first = list(itertools.islice(numbered, NUM_PROBED))
+    if not first:
+        raise ValueError(f"{path} is empty: expected rows of image file and caption")
+    header = [cell.strip() for cell in first[0][1]]
+    image, caption, named = find_columns(header, [row for _, row in first])
+    num_columns = len(header) if named else 2
+    for number, row in itertools.chain(first[1:] if named else first, numbered):
+        if is_csv and len(row) > num_columns:
+            # Commas without quotation marks are a caption's, if it is last; else nothing is known.
+            last = caption == num_columns - 1
+            row = [*row[:caption], ",".join(row[caption:])] if last else []
+        cells = dict(enumerate(row))
+        yield number, (None if image is None else cells.get(image), cells.get(caption))
+
+
+def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a TSV, which has no quoting."""
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, line.rstrip("\r\n").split("\t")
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield CSV rows, also of several lines; a broken row is empty, and the next line is tried.
+
+    (Python's own reader would join all rows after an unclosed quotation mark into one field.)
+    """
+    source, waiting, number = iter(lines), collections.deque(), 1
+
+    def ahead() -> Iterator[str]:
+        for i in range(_MOST_LINES):
+            if i == len(waiting):
+                line = next(source, None)
+                if line is None:
+                    return
+                waiting.append(line)
+            yield waiting[i]
+
+    while True:
+        reader = csv.reader(ahead(), strict=True)
+        try:
+            row = next(reader, None)
+            taken = reader.line_num
+        except csv.Error:
+            row, taken = [""], 1
+        if row is None:
+            return
+        if row:
+            yield number, row
+        number += taken
+        for _ in range(taken):
+            waiting.popleft()
+
+
+def is_unicode(text: str) -> bool:
+    """Return False for a text with lone surrogates, from bytes that were not UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

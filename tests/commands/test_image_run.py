@@ -1,0 +1,146 @@
+"""A command over images that is stopped, meets a full disk, or gets images of one name."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regionclip_jax.commands.embed_regions import read_boxes
+from regionclip_jax.data.sources.image_files import list_images, relative_names
+
+ROOT = Path(__file__).parents[2]
+# The command with a detector that finds one box, and an event at the fifth image.
+CODE = """
+import os, signal, sys, time, types
+import numpy as np
+from regionclip_jax.commands import detect
+from regionclip_jax.data.sources.image_files import list_images
+from regionclip_jax.model import Detected
+from regionclip_jax.settings import DetectionSettings
+
+class Model:
+    directory, card = "models/none", types.SimpleNamespace(source={})
+    scores, seen = types.SimpleNamespace(detection=DetectionSettings()), 0
+    def vocabulary(self, names):
+        return types.SimpleNamespace(names=("cat",))
+    def detect(self, image, classes, **_):
+        self.seen += 1
+        if self.seen == 5:
+            exec(event)
+        box = np.array([[0, 0, 9, 9]], np.float32)
+        return Detected(box, np.ones(1, np.float32), np.zeros(1, int), ("cat",))
+
+def run(output, images):
+    options = types.SimpleNamespace(
+        output=output, objectness=None, score=0.5, max_boxes=3, all_names=False
+    )
+    return detect.detect_all(Model(), list_images([images]), ["cat"], options)
+"""
+SEVEN = [f"{letter}.png" for letter in "abcdefg"]
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in SEVEN:
+        Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(folder / name)
+    return folder
+
+
+def detections(folder: Path) -> dict:
+    content = json.loads((folder / "detections.json").read_text())
+    content["names"] = [Path(image["file"]).name for image in content["images"]]
+    return content
+
+
+@pytest.mark.command
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_command_leaves_what_it_has_found(photos, tmp_path, number):
+    out = tmp_path / "out"
+    event = f"os.kill(os.getpid(), {int(number)}); time.sleep(60)"
+    end = f"event = {event!r}; sys.exit(run({str(out)!r}, {str(photos)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", CODE + end],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+    content = detections(out)
+    assert content["num_images"] == 7 and not content["complete"]
+    assert sorted(path.name for path in out.glob("*.png")) == [f"{x}.png" for x in SEVEN[:4]]
+    if number == signal.SIGKILL:  # the last images may wait for the next write
+        assert done.returncode == -signal.SIGKILL
+        assert content["names"] == SEVEN[: len(content["names"])] != []
+        return
+    assert content["names"] == SEVEN[:4]
+    assert done.returncode == 128 + signal.SIGTERM and done.stderr == ""
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM: 4 images, 0 skipped, 3 missing (")
+    assert "g.png)" in last and last.endswith(f", 4 detections: {out}/detections.json")
+
+
+def test_a_full_disk_and_broken_images_are_said_in_the_last_line(photos, tmp_path, capsys):
+    module = {"event": ""}
+    exec(CODE, module)
+    (photos / "b.png").write_bytes(b"no image")
+    assert module["run"](tmp_path / "out", str(photos)) == 1
+    content = detections(tmp_path / "out")
+    assert content["complete"] and content["names"] == [SEVEN[0], *SEVEN[2:]]
+    assert len(content["skipped"]) == 1 and "b.png" in content["skipped"][0]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("6 images, 1 skipped, 6 detections")
+
+    # The file that a full disk does not take is that of the fifth image.
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / f"f.png.png.partial-{os.getpid()}").symlink_to("/dev/full")
+    assert module["run"](full, str(photos)) == 1
+    content = detections(full)
+    assert not content["complete"] and content["names"] == ["a.png", "c.png", "d.png", "e.png"]
+    said = capsys.readouterr()
+    assert "No space left on device" in said.err
+    line = said.out.splitlines()[-1]
+    assert line.startswith("stopped by an error: 4 images, 1 skipped, 2 missing (")
+
+
+def test_results_are_named_by_the_path_below_the_common_folder(tmp_path, monkeypatch):
+    for name in ("a/x.jpg", "b/x.jpg", "b/c/x.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    paths = list_images(["a", "b", str(tmp_path / "a" / "x.jpg"), "./a/../b/x.jpg", "b/c/x.png"])
+    assert relative_names(paths) == ["a/x.jpg", "b/x.jpg", "b/c/x.png"]
+    assert relative_names([Path("a/x.jpg")]) == ["x.jpg"]
+
+
+BOX = [0, 0, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"x.jpg": [BOX]}, "the entry 'x.jpg' is the one of two images, a/x.jpg and b/x.jpg"),
+        ({"a/x.jpg": [BOX]}, r"no boxes for 1 images such as \['b/x.jpg'\]"),
+        ({"a/x.jpg": [BOX], "x.jpg": [[9, 9, 0, 0]]}, "the entry 'x.jpg': boxes: row 0"),
+        ({"a/x.jpg": {"box": BOX}, "x.jpg": []}, "the entry 'a/x.jpg': "),
+        ([BOX], "expected an entry for each image, found list"),
+        ('{"x.jpg": [], "x.jpg": []}', "the entry 'x.jpg' occurs more than once"),
+        ("{", "boxes.json: Expecting"),
+    ],
+)
+def test_boxes_that_do_not_name_each_image_once_are_refused(tmp_path, text, message):
+    file = tmp_path / "boxes.json"
+    file.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(ValueError, match=message):
+        read_boxes(str(file), [Path("a/x.jpg"), Path("b/x.jpg")])
+    good = {"a/x.jpg": [BOX], "x.jpg": []}
+    file.write_text(json.dumps(good))
+    found = read_boxes(str(file), [Path("a/x.jpg"), Path("b/x.jpg")])
+    assert [boxes.tolist() for boxes in found] == [[BOX], []]
