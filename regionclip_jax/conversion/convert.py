@@ -1,6 +1,7 @@
 """Conversion of checkpoints to model directories: read, rename, check, save.
 
-Every tensor is used, or listed as unused. Every parameter has its tensor, or the file is refused.
+Every tensor of the towers is used, or the file is refused; others are listed as unused. Every
+parameter has its tensor, or the file is refused.
 Numbers are copied (fp16 and bf16 cast up), never folded: batch-norm statistics stay verbatim with
 eps 1e-5 (docs/reference/checkpoints.md#layouts, docs/reference/towers.md#frozen-norms).
 """
@@ -182,6 +183,7 @@ def convert_checkpoint(
         remedy="check that the file is one whole CLIP; towers of different models (a teacher with "
         "the student's text) need --text-from",
     )
+    _require_all_used(source, renamed.keys() - used)
     taken = {own_name for name in used for own_name in names[name]}
     origin = {"file": source.name, "sha256": file_sha256(source)}
     scores = default_scores(variables["params"], None)
@@ -357,6 +359,17 @@ def _read_model(path: Path) -> dict[str, np.ndarray]:
             f"{tensors[BARE_TENSOR].shape}; class embeddings go to --vocabulary, with their --names"
         )
     return tensors
+
+
+def _require_all_used(path: Path, unused: set[str]) -> None:
+    """Refuse towers with further tensors, such as layer scales: they compute something else."""
+    unused = {name for name in unused if not _BOOKKEEPING.fullmatch(name)}
+    if unused:
+        raise CheckpointMismatch(
+            f"{path}: expected towers of CLIP's tensors alone, found {len(unused)} others such as "
+            f"{sorted(unused)[:3]} (by OpenAI's names); no tower here uses them, so its embeddings "
+            "would be wrong"
+        )
 
 
 def _is_image(openai_name: str) -> bool:

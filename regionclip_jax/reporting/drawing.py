@@ -5,15 +5,15 @@ and colour-blind readers. The colours are those of Okabe and Ito.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from regionclip_jax.reporting.lettering import draw_text, text_height, text_width
 from regionclip_jax.settings import DetectionSettings
 
 Kind = Literal["right", "wrong", "unjudged"]
@@ -74,8 +74,7 @@ def draw_marks(
         size = (width, max(1, round(canvas.height * scale)))
         canvas = canvas.resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(canvas)
-    line = max(2, round(min(canvas.size) / 110))
-    letters = font(min(max(11, round(min(canvas.size) / 21)), 16 + round(min(canvas.size) / 400)))
+    line, letters = line_width(canvas.size), letter_size(canvas.size)
     boxes = [_inside(mark.box, scale, canvas.size) for mark in marks]
     for mark, box in zip(marks, boxes, strict=True):
         _draw_box(draw, box, mark, line)
@@ -91,10 +90,14 @@ def score_text(score: float, settings: DetectionSettings) -> str:
     return f"{score:.0%}" if settings.gives_probabilities else f"{score:.2f}"
 
 
-@functools.cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return Pillow's own typeface (Latin letters), which is the same on every machine."""
-    return ImageFont.load_default(size)
+def line_width(size: tuple[int, int]) -> int:
+    """Return the width of lines: thin on large images, whose reader zooms out, but visible."""
+    return max(2, round(min(min(size) / 110, 2 + min(size) / 300)))
+
+
+def letter_size(size: tuple[int, int]) -> int:
+    """Return the size of letters, a sixtieth to a twentieth of the image's short side."""
+    return max(11, round(min(min(size) / 21, 10 + min(size) / 60)))
 
 
 def _inside(box, scale: float, size: tuple[int, int]) -> Rectangle:
@@ -132,14 +135,12 @@ def _dashes(start: float, end: float, period: int) -> list[tuple[float, float]]:
 
 
 def _draw_label(draw, mark, box, letters, line, size, placed) -> Rectangle:
-    left, top, right, bottom = letters.getbbox(mark.text)
-    ascent, descent = letters.getmetrics()
-    pad = max(3, ascent // 4)
-    width, height = right - left + 2 * pad, ascent + descent + pad
+    pad = max(3, letters // 4)
+    width, height = text_width(mark.text, letters) + 2 * pad, text_height(letters) + pad
     x, y = _label_corner(box, width, height, line, size, placed)
     rectangle = (x, y, x + width, y + height)
     draw.rounded_rectangle(rectangle, radius=pad, fill=_colour(mark))
-    draw.text((x + pad - left, y + height / 2), mark.text, _LABEL_TEXT, font=letters, anchor="lm")
+    draw_text(draw, (x + pad, y + height / 2), mark.text, _LABEL_TEXT, letters)
     return rectangle
 
 

@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from regionclip_jax.files import replaced_file
-from regionclip_jax.reporting.drawing import COLOURS, Mark, draw_marks, font
+from regionclip_jax.reporting.drawing import COLOURS, Mark, draw_marks
+from regionclip_jax.reporting.lettering import draw_text, text_width
 
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (31, 36, 43), (105, 114, 125), (222, 226, 231)
 _MARGIN = 28  # around the page
@@ -100,13 +101,13 @@ def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
 
 def _draw_caption(draw, x: int, y: int, width: int, name: str, marks: Sequence[Mark]) -> None:
     middle = y + 13
-    draw.text((x, middle), name, _INK, font=font(16), anchor="lm")
+    draw_text(draw, (x, middle), name, _INK, 16)
     judged = [mark for mark in marks if mark.kind != "unjudged"]
     if judged:
         right = sum(mark.kind == "right" for mark in judged)
         colour = COLOURS["right"] if right == len(judged) else _FAINT
         text = f"{right} of {len(judged)} right"
-        draw.text((x + width, middle), text, colour, font=font(14), anchor="rm")
+        draw_text(draw, (x + width - text_width(text, 14), middle), text, colour, 14)
 
 
 class _Head:
@@ -115,15 +116,15 @@ class _Head:
     def __init__(self, title: str, subtitle: str, kinds: Sequence[str], width: int):
         self._title, self._kinds = title, kinds
         self._legend_width = sum(self._entry_width(kind) for kind in kinds)
-        self.width = round(font(26).getlength(title) + self._legend_width)
+        self.width = round(text_width(title, 26) + self._legend_width)
         self._lines = _broken(subtitle, max(width, self.width))
         self.height = _MARGIN + 36 + _LINE * len(self._lines) + (18 if self._lines else 12)
 
     def draw(self, draw: ImageDraw.ImageDraw, width: int) -> None:
-        draw.text((_MARGIN, _MARGIN + 14), self._title, _INK, font=font(26), anchor="lm")
+        draw_text(draw, (_MARGIN, _MARGIN + 14), self._title, _INK, 26)
         for number, line in enumerate(self._lines):
             place = (_MARGIN, _MARGIN + 46 + _LINE * number)
-            draw.text(place, line, _FAINT, font=font(15), anchor="lm")
+            draw_text(draw, place, line, _FAINT, 15)
         x = width - _MARGIN - self._legend_width
         y = _MARGIN + 14
         for kind in self._kinds:
@@ -133,17 +134,21 @@ class _Head:
                     draw.rectangle((x + left, y - 1, x + left + 4, y + 2), fill=COLOURS[kind])
             else:
                 draw.rectangle((x, y - 1, x + 20, y + 2), fill=COLOURS[kind])
-            draw.text((x + 28, y), _LEGEND[kind], _INK, font=font(15), anchor="lm")
+            draw_text(draw, (x + 28, y), _LEGEND[kind], _INK, 15)
             x += self._entry_width(kind) - 22
 
     @staticmethod
     def _entry_width(kind: str) -> int:
-        return round(50 + font(15).getlength(_LEGEND[kind]))
+        return round(50 + text_width(_LEGEND[kind], 15))
 
 
 def _broken(text: str, width: int) -> list[str]:
     """Wrap text to lines; a word longer than a line, such as a path, is split."""
-    length, lines = font(15).getlength, []
+    lines: list[str] = []
+
+    def length(text: str) -> float:
+        return text_width(text, 15)
+
     for word in text.split():
         if lines and length(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"

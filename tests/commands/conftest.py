@@ -207,35 +207,6 @@ def evaluate_recipe(tmp_path_factory, coco_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
-def read_events():
-    """``read_events(directory)``: tag to [(step, value)] for all event files of a directory."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util.tensor_util import make_ndarray
-
-    def read(directory) -> dict:
-        events = {}
-        for file in sorted(Path(directory).glob("events.*")):
-            accumulator = EventAccumulator(str(file), size_guidance={"images": 0, "tensors": 0})
-            accumulator.Reload()
-            tags = accumulator.Tags()
-            for tag in tags["scalars"]:
-                events.setdefault(tag, []).extend(
-                    (e.step, e.value) for e in accumulator.Scalars(tag)
-                )
-            for tag in tags["images"]:
-                events.setdefault(tag, []).extend(
-                    (e.step, e.encoded_image_string) for e in accumulator.Images(tag)
-                )
-            for tag in tags["tensors"]:
-                events.setdefault(tag, []).extend(
-                    (e.step, make_ndarray(e.tensor_proto)) for e in accumulator.Tensors(tag)
-                )
-        return events
-
-    return read
-
-
-@pytest.fixture(scope="session")
 def error_message():
     """``error_message(done)``: the single error message of a failed command."""
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from checkpoints import write_safetensors
 from documented_commands import ROOT, find_commands
 from parity.golden import make_state_dict
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, save_localizer
@@ -132,19 +133,6 @@ def openai_tensors(variables: dict) -> dict[str, np.ndarray]:
     }
 
 
-def write_tensors(path: Path, tensors: dict) -> None:
-    """Write safetensors, whatever the ending: readers look at the content."""
-    tensors = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    header, start = {}, 0
-    for name, value in tensors.items():
-        end = start + value.nbytes
-        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header).encode()
-    data = b"".join(np.ascontiguousarray(value).tobytes() for value in tensors.values())
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
 def draw(shapes: dict) -> dict:
     """Draw variables with NumPy; compiling the initialisers takes longer."""
     rng = np.random.default_rng(0)
@@ -172,8 +160,8 @@ def reader(tmp_path_factory) -> Path:
     for name in ("boxes.json", "test.json"):
         write_json(root / name, {"images": images, "annotations": boxes(4, 2), "categories": own})
     clip = draw(flatten(abstract_variables(PRESETS["tiny"])))
-    write_tensors(root / "RN50.pt", openai_tensors(clip))
-    write_tensors(root / "rpn_lvis_866.pth", make_state_dict("tiny_rpn_fpn"))
+    write_safetensors(root / "RN50.pt", openai_tensors(clip))
+    write_safetensors(root / "rpn_lvis_866.pth", make_state_dict("tiny_rpn_fpn"))
     regionclip = root / "checkpoints" / "regionclip_rn50"
     save_model(regionclip, clip, ModelCard(PRESETS["tiny"], {"file": "test"}))
     config = LOCALIZER_PRESETS["scenes"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.files import locked_folder
 
 pytestmark = pytest.mark.command
 
@@ -128,3 +129,16 @@ def test_two_killed_and_resumed_processes_equal_an_uninterrupted_run(
         if path.endswith("k_proj/bias"):
             continue  # changes no output; AdamW makes full steps of its rounding errors
         np.testing.assert_allclose(expected[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
+
+
+@pytest.mark.slow  # The lock of one process is tested in test_bad_input.py.
+def test_both_processes_end_if_another_run_holds_the_workdir(start, tmp_path):
+    workdir = tmp_path / "taken"
+    workdir.mkdir()
+    with locked_folder(workdir):
+        pair = start(workdir)
+        for number, process in enumerate(pair):
+            assert process.wait(timeout=300) == 1
+            log = read_log(workdir, number)
+            assert f"--workdir: {workdir} is being written by process {os.getpid()}" in log
+            assert "Traceback" not in log

@@ -170,10 +170,19 @@ def test_missing_and_whole_number_tensors_are_refused_by_name(
 
 
 def test_unknown_tensors_are_listed(tmp_path, clip_tensors, write_safetensors):
-    tensors = clip_tensors("pico_clip") | {"visual.extra.weight": np.zeros(2, np.float32)}
+    tensors = clip_tensors("pico_clip") | {"extra.weight": np.zeros(2, np.float32)}
     conversion = convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
-    assert conversion.unused == ("visual.extra.weight",)
-    assert "unused: visual.extra.weight" in conversion.summary()
+    assert conversion.unused == ("extra.weight",)
+    assert "unused: extra.weight" in conversion.summary()
+
+
+@pytest.mark.parametrize(
+    "name", ["visual.conv1.bias", "transformer.resblocks.0.ls_1.gamma", "visual.attn_pool.query"]
+)
+def test_a_tower_with_further_tensors_is_refused(tmp_path, clip_tensors, write_safetensors, name):
+    tensors = clip_tensors("pico_clip") | {name: np.zeros(2, np.float32)}
+    with pytest.raises(CheckpointMismatch, match=f"1 others such as .*{name}"):
+        convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
 
 
 def test_a_file_without_a_clip_model_is_refused(tmp_path, write_safetensors):

@@ -50,18 +50,13 @@ def test_a_student_learns_from_a_teacher_of_another_architecture(pretrained, nan
         assert np.array_equal(start[path], end[path]) == frozen, path
 
 
-def test_tensorboard_has_the_learning_rate_and_the_labelled_regions(pretrained):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (file,) = pretrained[0].glob("events.*")
-    events = EventAccumulator(str(file), size_guidance={"images": 0, "tensors": 0})
-    events.Reload()
-    rates = [(event.step, event.value) for event in events.Scalars("learning_rate")]
-    assert rates == [(1, pytest.approx(0.05)), (2, pytest.approx(0.05))]
-    assert {"pseudo_labels/0", "pseudo_labels/3"} <= set(events.Tags()["images"])
+def test_tensorboard_has_the_learning_rate_and_the_labelled_regions(pretrained, read_events):
+    events = read_events(pretrained[0])
+    assert events["learning_rate"] == [(1, pytest.approx(0.05)), (2, pytest.approx(0.05))]
     # At every checkpoint, unless the images of the one before were not written yet.
-    assert events.Images("pseudo_labels/0")[0].step in (1, 2)
-    assert events.Images("pseudo_labels/0")[0].width == 480
+    for row in range(4):
+        step, image = events[f"pseudo_labels/{row}"][0]
+        assert step in (1, 2) and image.startswith(b"\x89PNG")
 
 
 def test_two_text_towers_have_two_pools_of_the_same_names(pretrained, nano_weights):

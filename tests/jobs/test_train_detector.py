@@ -238,6 +238,18 @@ def test_a_detector_is_a_complete_model_directory(detector, model_directory, loc
     assert (workdir / "detections.png").is_file()
 
 
+def test_evaluations_are_written_at_the_step_of_the_training(detector, localizer, read_events):
+    events, results = read_events(detector[1]), read_results(detector[1] / "results.json")
+    ap = results["detector"]["AP50_all"]
+    assert events["detector/AP50_all"] == [(2, pytest.approx(ap, abs=1e-3))]
+    assert [step for step, _ in events["learning_rate"]] == [1, 2]
+    found = read_results(localizer[1] / "results.json")["localizer"]
+    name = next(name for name, value in found.items() if value is not None)
+    # tensorboardX replaces the @ of recall@100.
+    (written,) = read_events(localizer[1])[f"localizer/{name.replace('@', '_')}"]
+    assert written == (2, pytest.approx(found[name], abs=1e-3))
+
+
 def test_a_resumed_detector_equals_one_trained_without_a_stop(
     detector_config, detector, changed, tmp_path
 ):

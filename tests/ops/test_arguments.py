@@ -22,6 +22,7 @@ from regionclip_jax.settings import DetectionSettings, NmsSettings, ProposalSett
 def test_numbers_are_arguments_and_the_rest_are_constants(settings, changes):
     structure = jax.tree.structure(settings)
     assert jax.tree.structure(dataclasses.replace(settings, **changes)) == structure
+    assert jax.jit(lambda same: same)(settings) == settings
     assert {leaf.dtype for leaf in jax.tree.leaves(settings)} == {np.dtype(np.float32)}
     (constant,) = {"max_detections", "method", "num_proposals"} & vars(settings).keys()
     other = "gaussian" if constant == "method" else 7

@@ -108,9 +108,9 @@ class BoxedImages:
     def index_parts(self) -> Iterator[bytes]:
         """Yield names, sizes and boxes; see ``fingerprint``."""
         yield json.dumps(self.category_names).encode()
-        for _, name, height, width, boxes in self._images:
-            yield json.dumps([name, height, width]).encode()
-            yield from (array.tobytes() for array in boxes[:3])
+        for image in self._images:
+            yield json.dumps([image.name, image.height, image.width]).encode()
+            yield from (array.tobytes() for array in image.boxes[:3])
 
     def sizes(self) -> Int[np.ndarray, "N 2"]:
         """Return (height, width) of every image without opening it."""

@@ -18,6 +18,7 @@ from regionclip_jax.data.sources.records import ImageTextRecord, PackedTexts
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.text_tables import (
     CAPTION_COLUMNS,
+    ENDINGS,
     IMAGE_COLUMNS,
     NUM_PROBED,
     Columns,
@@ -51,7 +52,10 @@ class CaptionTableSource:
     def __init__(self, path: str | os.PathLike, *, max_skipped_fraction: float = 0.0):
         self._path = pathlib.Path(path)
         if not self._path.is_file():
-            raise FileNotFoundError(f"{self._path}: expected a table in CSV, TSV or JSON lines")
+            raise FileNotFoundError(
+                f"{self._path}: expected a table in CSV, TSV or JSON lines; "
+                f"{_tables_in(self._path)}"
+            )
         skipped = SkippedEntries("rows")
         captions: dict[str, list[tuple[int, str]]] = {}
         total = 0
@@ -109,6 +113,11 @@ class CaptionTableSource:
 
     def __repr__(self) -> str:
         return f"CaptionTableSource({str(self._path)!r})"
+
+
+def _tables_in(path: pathlib.Path) -> str:
+    found = sorted(file.name for file in path.glob("*") if file.suffix.lower() in ENDINGS)
+    return f"this folder has {found[:9]}: add one to path" if found else "correct path"
 
 
 def _columns_of(path: pathlib.Path) -> FindColumns:

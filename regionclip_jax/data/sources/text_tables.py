@@ -16,7 +16,7 @@ from typing import NamedTuple
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "text", "title")
 JSON_LINES = (".jsonl", ".ndjson")
-_DELIMITED = (".csv", ".tsv", ".txt")
+ENDINGS = (".csv", ".tsv", ".txt", *JSON_LINES)
 # Rows used to find the columns when they have no names.
 NUM_PROBED = 100
 # Longest CSV row: a quoted caption may span several lines.
@@ -50,7 +50,7 @@ def read_rows(path: pathlib.Path, find_columns: FindColumns) -> Iterator[tuple[i
         ValueError: another ending, an empty table, or as ``find_columns``.
     """
     ending = path.suffix.lower()
-    if ending not in (*_DELIMITED, *JSON_LINES):
+    if ending not in ENDINGS:
         raise ValueError(
             f"{path}: expected a table that ends in .csv, .tsv, .txt or .jsonl, found {ending!r}"
         )

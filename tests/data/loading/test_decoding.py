@@ -108,6 +108,7 @@ def test_boxes_of_another_size_are_refused_and_captions_are_not(annotated, messa
     assert decode_image_of(captioned, "S").shape == (30, 40, 3)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")
 def test_damaged_metadata_does_not_refuse_an_image():
     data = encoded(Image.new("RGB", (5, 3)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode(data).shape == (3, 5, 3) and image_size(data) == (3, 5)

@@ -194,6 +194,14 @@ def test_commas_of_captions_need_no_quotation_marks(write, files, name):
     assert len(source) == 1 and source[0].image
 
 
+def test_a_folder_instead_of_its_table_is_refused_with_the_tables_in_it(write):
+    root = write({"captions.txt": "image,caption\n", "readme.md": ""})
+    with pytest.raises(FileNotFoundError, match=r"has \['captions\.txt'\]: add one to path"):
+        CaptionTableSource(root)
+    with pytest.raises(FileNotFoundError, match="expected a table .*; correct path"):
+        CaptionTableSource(root / "none")
+
+
 def test_a_row_of_too_many_cells_whose_caption_is_not_last_is_skipped(write):
     text = "caption,image\na red, green bird,a.jpg\na cat,a.jpg\n"
     path = write({"t.csv": text, "a.jpg": None}) / "t.csv"
