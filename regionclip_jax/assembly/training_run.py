@@ -193,7 +193,7 @@ def _run_steps(
         def fetch():
             values = metrics.compute()
             require_finite(last_step, values, last_good=checkpoints.latest())
-            # Of the last update, which is the first with a rate of schedule(0).
+            # The rate of the last update; the first update has schedule(0).
             return values | {"learning_rate": float(schedule(last_step - 1))}
 
         def step_fn(state, batch):

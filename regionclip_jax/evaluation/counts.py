@@ -26,7 +26,7 @@ class Counts(NamedTuple):
     groups: dict[str, dict[str, int]]
     # Names of the classes without a box.
     classes_without_boxes: list[str]
-    # What happens to which images or boxes -> their number, such as {"crowd_boxes_ignored": 3}.
+    # Number of images or boxes by what happens to them, such as {"crowd_boxes_ignored": 3}.
     exceptions: dict[str, int]
 
 
@@ -66,7 +66,7 @@ def count(
 
 
 class Coverage(NamedTuple):
-    """What the numbers of an evaluation count, and what it skipped.
+    """Counts of the numbers of an evaluation, and its skipped records.
 
     ``counts`` has an entry for each number, such as "AP". ``skipped`` is
     ``assembly.streams.DetectionPass.report``.

@@ -59,7 +59,7 @@ class Evaluator(abc.ABC):
     def summarize(self) -> Summary:
         """Return the metrics over all images of all processes; every process must call it.
 
-        Of several images with one id, the first counts, and the others are among the exceptions.
+        The first of several images with one id counts; the others are among the exceptions.
         """
         records = self._gather(self._records)
         unique: dict[int, Any] = {}
