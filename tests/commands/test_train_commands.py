@@ -266,4 +266,5 @@ def test_more_boxes_than_rows_are_refused_with_the_required_number(
 ):
     flags = [f"--config.models.student={model_directory}", "--config.evaluation.max_boxes=1"]
     message = error_message(run_main(evaluate_recipe, tmp_path, *flags))
-    assert "evaluation: image" in message and "set max_boxes to at least" in message
+    assert "evaluation.max_boxes: " in message and "has 2 boxes" in message
+    assert "set it to at least 2" in message
