@@ -49,7 +49,7 @@ INPUTS = {
     "extract_concept_features": ["checkpoint", "concepts"],
     "prepare_data": ["path", "verify"],
 }
-# What a reader brings, as the documents say.
+# Files and folders that the documents tell the reader to bring.
 BROUGHT = [
     "RN50.pt", "rpn_lvis_866.pth", "R-50.pkl", "photos/a.jpg",
     "boxes.json", "test.json", "pictures/a.jpg",

@@ -106,8 +106,8 @@ def voc(root, images, captions, left):
     (root / "ImageSets" / "Main" / "train.txt").write_text(names)
 
 
-# How a layout is written and opened, and whether its index shows captions, or boxes, of a record
-# that is not read. Offsets in shards show other captions by their lengths only.
+# Functions that write and open a layout, and the annotations that its index shows: "captions" or
+# "boxes", also of records that are not read. Offsets in shards show captions by their lengths only.
 SOURCES = {
     "coco_captions": (coco, lambda root: CocoCaptionsSource(root, "train"), "captions"),
     "coco_boxes": (coco, lambda root: CocoInstancesSource(root, "train"), "boxes"),
