@@ -95,4 +95,4 @@ def load_heads(directory: str | Path) -> tuple[dict, HeadsCard]:
             "train one with configs/train_detector.py (a folder without a card was never finished)"
         )
     card = HeadsCard(**part_from_card(path.read_text(encoding="utf-8"), path, HeadsConfig))
-    return load_sealed(folder, _abstract(card.architecture), card)["params"], card
+    return load_sealed(folder, _abstract, card)["params"], card

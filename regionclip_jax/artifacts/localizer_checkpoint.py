@@ -43,7 +43,7 @@ def load_localizer(directory: str | Path) -> tuple[dict, LocalizerCard]:
     """
     folder = Path(directory) / FOLDER_NAME
     card = _load_card(folder, "localizer", "--localizer")
-    return load_sealed(folder, abstract_localizer(card.architecture), card), card
+    return load_sealed(folder, abstract_localizer, card), card
 
 
 def load_localizer_card(directory: str | Path) -> LocalizerCard:
@@ -74,7 +74,7 @@ def load_trunk(directory: str | Path) -> tuple[dict, LocalizerCard]:
     """Read ``directory/trunk``, as ``load_localizer``."""
     folder = Path(directory) / TRUNK_FOLDER_NAME
     card = _load_card(folder, "trunk", "--trunk")
-    return load_sealed(folder, abstract_trunk(card.architecture), card), card
+    return load_sealed(folder, abstract_trunk, card), card
 
 
 def _load_card(folder: Path, what: str, flag: str) -> LocalizerCard:

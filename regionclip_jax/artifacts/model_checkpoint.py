@@ -8,6 +8,8 @@ files.
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -61,8 +63,10 @@ def variables_hash(variables: dict) -> str:
 def save_variables(path: str | Path, variables: dict) -> None:
     """Write a tree of arrays with Orbax, replacing ``path``; every process must call it."""
     tree = {name: branch for name, branch in variables.items() if jax.tree.leaves(branch)}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), tree, force=True)
+    # Compression makes weights 7% smaller, and takes twice the time to write and to read.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(Path(path).absolute(), args=ocp.args.PyTreeSave(tree), force=True)
 
 
 def load_variables(path: str | Path) -> dict:
@@ -164,17 +168,26 @@ def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
         CheckpointMismatch: there is no complete model, or its arrays do not fit its card.
     """
     card = load_card(directory)
-    expected = abstract_variables(card.architecture)
-    return load_sealed(Path(directory), expected, card), card
+    return load_sealed(Path(directory), abstract_variables, card), card
 
 
-def load_sealed(directory: Path, expected: dict, card: ModelCard | LocalizerCard) -> dict:
-    """Read the numpy arrays that ``save_sealed`` wrote; ``card`` is the directory's card.
+def load_sealed(
+    directory: Path, expected_of: Callable[..., dict], card: ModelCard | LocalizerCard
+) -> dict:
+    """Read the numpy arrays that ``save_sealed`` wrote.
+
+    Args:
+        expected_of: returns the tree of the required shapes of an architecture. JAX traces it
+            while the files are read, which takes as long.
+        card: the directory's card.
 
     Raises:
         CheckpointMismatch: incomplete or damaged files, or as ``require_sound``.
     """
-    leaves = flatten(load_variables(directory / PARAMS_NAME))
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        reading = pool.submit(load_variables, directory / PARAMS_NAME)
+        expected = expected_of(card.architecture)
+        leaves = flatten(reading.result())
     require_sound(directory, leaves, expected, card)
     return unflatten(leaves)
 
