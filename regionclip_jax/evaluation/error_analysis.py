@@ -63,7 +63,7 @@ class Errors(NamedTuple):
         ap50, lost = self.ap50["all"], self.lost["all"]
         if ap50 is None:
             return "no objects"
-        ordered = sorted(KINDS, key=lambda kind: -lost[kind])
+        ordered = sorted(KINDS, key=lambda kind: -(lost[kind] or 0.0))
         costs = ", ".join(f"{kind} {lost[kind]:.1f}" for kind in ordered)
         return f"AP50 {ap50:.1f}, lost to {costs}"
 

@@ -13,7 +13,7 @@ from regionclip_jax.evaluation.error_analysis import (
     Errors,
 )
 from regionclip_jax.evaluation.error_kinds import KINDS
-from regionclip_jax.reporting.bars import Bar, Chart, Group, draw_charts
+from regionclip_jax.reporting.bars import Bar, Chart, Colour, Group, draw_charts
 from regionclip_jax.reporting.drawing import CLASS_COLOURS
 
 _NUM_CLASSES = 4
@@ -27,7 +27,7 @@ _NOTES = {
     "false positives": "all false detections",
     "false negatives": "all undetected objects",
 }
-_OUTCOME_COLOURS = dict(
+_OUTCOME_COLOURS: dict[str, Colour] = dict(
     zip(OUTCOMES, ((0, 143, 104), (220, 150, 190), (238, 200, 90), (190, 196, 203)), strict=True)
 )
 
@@ -57,7 +57,7 @@ def draw(errors: Mapping[str, Errors]) -> UInt8[np.ndarray, "H W 3"]:
     )
 
 
-def _cost(errors: Errors, cost: str, colour) -> Bar:
+def _cost(errors: Errors, cost: str, colour: Colour) -> Bar:
     points = errors.lost["all"][cost]
     numbers = []
     if cost in DETECTION_KINDS:
@@ -82,7 +82,9 @@ def _sizes(errors: Mapping[str, Errors]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _worst(errors: Mapping[str, Errors], colours: Mapping, last: str) -> tuple[Group, ...]:
+def _worst(
+    errors: Mapping[str, Errors], colours: Mapping[str, Colour], last: str
+) -> tuple[Group, ...]:
     with_objects = {n: e for n, e in errors[last].per_class.items() if e["AP50"] is not None}
     groups = []
     for name in list(with_objects)[:_NUM_CLASSES]:

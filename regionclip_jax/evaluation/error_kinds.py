@@ -95,7 +95,7 @@ def judge(
             (own >= NEARBY) & (own < FOREGROUND),
             other >= FOREGROUND,
             own >= FOREGROUND,
-            np.maximum(own, other) < NEARBY,
+            other < NEARBY,  # and own, by the conditions above
         ],
         [RIGHT, LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND],
         BOTH,
@@ -195,7 +195,8 @@ def _match(own: Float[np.ndarray, "D G"]) -> Int[np.ndarray, " D"]:
 
 def _ious(boxes: _Boxes, others: _Boxes, *, crowd: bool) -> Float[np.ndarray, "N M"]:
     """Return pycocotools' IoU; with ``crowd`` the common part of the first box."""
-    return coco_mask.iou(boxes.boxes, others.boxes, [crowd] * len(others.boxes))
+    crowds = np.full(len(others.boxes), crowd, np.uint8)
+    return np.asarray(coco_mask.iou(boxes.boxes, others.boxes, crowds))
 
 
 def _boxes(entries: Sequence[Mapping], image_rows: Mapping, columns: Mapping) -> _Boxes:

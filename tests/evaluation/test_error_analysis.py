@@ -202,6 +202,25 @@ def test_an_object_that_is_near_of_the_own_class_comes_before_one_of_another_cla
     assert numbers(found.false_detections) == {"localization": 1}
 
 
+@pytest.mark.parametrize(
+    ("height", "kind"),
+    [(0.9, "background"), (1, "localization"), (4.9, "localization"), (5, None)],
+)
+def test_the_limits_of_iou_belong_to_the_closer_kind(height, kind):
+    found = errors(coco([an_object(CUP, HERE)]), [detection(CUP, [0, 0, 10, height], 0.9)])
+    assert numbers(found.false_detections) == ({kind: 1} if kind else {})
+
+
+@pytest.mark.parametrize("places", [[0, 2], [2, 0]])
+def test_equal_overlaps_are_matched_as_in_the_official_metric(places):
+    truth = coco([an_object(CUP, [x, 0, 10, 10]) for x in places])
+    results = [detection(CUP, [1, 0, 10, 10], 0.9), detection(CUP, [-2, 0, 10, 10], 0.8)]
+    found = errors(truth, results)
+    assert lost_objects(found) == ({} if places == [0, 2] else {"missed": 1})
+    official = coco_ap50(truth, results, category_groups={})["summary"]["AP50"]
+    assert found.ap50["all"] == pytest.approx(official)
+
+
 def test_detections_on_a_crowd_are_ignored():
     crowd = an_object(OWL, [300, 300, 50, 50], iscrowd=1)
     found = errors(coco([RIGHT_OWL[0], crowd]), [RIGHT_OWL[1], detection(OWL, FAR, 0.9)])
