@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from logging import WARNING, LogRecord
@@ -29,12 +30,23 @@ def log_own_progress() -> None:
         flags.FLAGS.mark_as_parsed()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_shown)
+    sys.unraisablehook = _unraisable
 
 
 def _is_shown(record: LogRecord) -> bool:
     if record.pathname.startswith(_PACKAGE):
         return True
     return record.levelno == WARNING or (record.levelno > WARNING and not _is_orbax(record))
+
+
+def _unraisable(problem) -> None:
+    """Print an error without a caller as Python does, except those that follow a failed save.
+
+    TensorStore has one for each array that it still writes when Orbax has given up the save and
+    closed its event loop.
+    """
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
 
 
 def _is_orbax(record: LogRecord) -> bool:

@@ -62,10 +62,10 @@ def require_free_port(address: str) -> None:
     try:
         with _listener(port):
             pass
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise Unreachable(
             f"--coordinator={address}: process 0 cannot listen on port {port}: "
-            f"{getattr(error, 'strerror', None) or error}; end the process that has it, or give "
+            f"{_reason(error)}; end the process that has it, or give "
             "another port, the same in all processes"
         ) from error
 
@@ -85,8 +85,8 @@ def connect(address: str, deadline: float) -> socket.socket:
             )
             connection.settimeout(None)
             return connection
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+        except OSError as error:
+            reason = _reason(error)
             if time.monotonic() + _SECONDS_BETWEEN_TRIES > deadline:
                 raise Unreachable(
                     f"--coordinator={address}: process 0 was not reached in {JOINING_SECONDS} "
@@ -144,6 +144,13 @@ def _listener(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))
+
+
+def _reason(error: OSError) -> str:
+    # Python adds the address to the text of a number; numbers of name servers are negative.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 def _limit(joined: threading.Event, deadline: float, address: str | None) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import multiprocessing
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -85,16 +84,18 @@ def _watch() -> None:
                 key=f"regionclip_jax alive {number}", timeout_ms=PATIENCE_SECONDS * 1000
             )
         except Exception as error:  # jaxlib has several types
-            end_as_lost(_missing(str(error)))
+            end_as_lost(name_missing(str(error)))
             return
         if _leaving.wait(INTERVAL_SECONDS):
             return
 
 
-def _missing(text: str) -> str:
+def name_missing(text: str) -> str:
     """Return the names of the processes that a barrier's error names."""
-    numbers = re.findall(r"/task:(\d+)", text)
-    return f"process {', '.join(dict.fromkeys(numbers))}" if numbers else "another process"
+    # Of as many lines, each with a number, or with a name that ends in it.
+    _, _, names = text.partition("task names:\n")
+    numbers = [name.rpartition(":")[2] for name in names.partition("\n\n")[0].split()]
+    return f"process {', '.join(numbers)}" if numbers else "another process"
 
 
 def _all_leave(seconds: int) -> bool:
