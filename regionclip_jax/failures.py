@@ -59,6 +59,7 @@ _KINDS = {
     ),
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
+    errno.EEXIST: (ExitStatus.ERROR, "move it away, or name another path"),
     errno.ENOENT: _MISSING,
     errno.ENOTDIR: _MISSING,
     errno.ESTALE: _MISSING,
@@ -146,6 +147,8 @@ def _machine_failure(error: Exception) -> tuple[ExitStatus, str] | None:
 def _number_in(text: str) -> int | None:
     if match := _NUMBER.search(text):
         return int(match[1] or match[2])
+    if text.startswith("NOT_FOUND: Error writing"):  # TensorStore's, into a removed folder
+        return errno.ENOENT
     return next((number for number in _IN_WORDS if os.strerror(number) in text), None)
 
 

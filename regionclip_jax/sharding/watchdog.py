@@ -34,23 +34,25 @@ _leaving = threading.Event()
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Watch over the processes while the context is open; with one process do nothing.
+    """Watch over the processes of a run, if there are several, while the context is open.
 
     All processes leave the context together. One that leaves with an error alone ends without
-    JAX's shutdown, which would wait for the others for minutes.
+    JAX's shutdown, which would wait for the others for minutes. A failure of the machine ends a
+    process without the interpreter's: what Orbax gave up would print an error for every array.
     """
-    if jax.process_count() == 1:
-        yield
-        return
-    threading.Thread(target=_watch, name="watchdog", daemon=True).start()
+    several = jax.process_count() > 1
+    if several:
+        threading.Thread(target=_watch, name="watchdog", daemon=True).start()
     try:
         yield
         barrier("the end of the run")
     except Exception as error:
-        explained = explain(error)
-        seconds = _SECONDS_TO_EXPLAIN if explained is None else _SECONDS_TO_LEAVE
-        if not _all_leave(seconds):
-            status = ExitStatus.ERROR if explained is None else explained[0]
+        status, message = explain(error) or (ExitStatus.ERROR, None)
+        if several:
+            ends_at_once = not _all_leave(_SECONDS_TO_LEAVE if message else _SECONDS_TO_EXPLAIN)
+        else:
+            ends_at_once = status != ExitStatus.ERROR
+        if ends_at_once:
             # Called before the functions that are registered already, such as JAX's.
             atexit.register(_exit, status)
         raise
