@@ -10,6 +10,17 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
+def names_path(path: str | os.PathLike) -> Iterator[None]:
+    """Add a path to errors of the operating system that name none, as of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def replaced_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a file for writing; it takes the place of ``path`` when the block ends without error.
 
@@ -17,19 +28,21 @@ def replaced_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     before the name changes. After an error nothing is left. Folders are made as needed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that renaming it is one step; with the process, so that two processes
-    # that write the same file do not mix their content.
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with names_path(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, so that renaming it is one step; with the process, so that two
+        # processes that write the same file do not mix their content.
+        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # of the same disk
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def replace_text(path: str | os.PathLike, text: str) -> None:

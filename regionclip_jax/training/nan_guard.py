@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from regionclip_jax.settings import UserError
 from regionclip_jax.training.loop import Hook
 
 
-class NonFiniteMetric(Exception):
+class NonFiniteMetric(UserError):
     """A metric or a tensor of the state is NaN or infinite."""
 
     def __init__(self, name: str, value: float | None, step: int, last_good: Path | None):
