@@ -60,14 +60,15 @@ class ImageRun:
             return 128 + number
 
         stopped = "stopped by an error"
-        try:
-            with ending_at_once(farewell):
+        with ending_at_once(farewell):
+            try:
                 self._run(process)
-            stopped = ""
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-        finally:
-            print(self._finish(describe, stopped))
+                stopped = ""
+            except (ValueError, OSError) as error:
+                print(f"error: {error}", file=sys.stderr)
+            finally:
+                with self.writing:
+                    print(self._finish(describe, stopped), flush=True)
         return 1 if self.skipped or stopped else 0
 
     def _run(self, process: Callable[[int, np.ndarray], str]) -> None:
