@@ -8,21 +8,21 @@ this module in both cases.
 
 import contextlib
 import importlib.util
-import itertools
 import os
+import re
+import socket
 import sys
+import threading
 import time
 import types
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX import RecordWriter, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 _MODULE = "clu.metric_writers.summary_writer"
-_opened = itertools.count()
 
 
 def make_writer(workdir: str | Path | None, *, just_logging: bool, first_step: int | None = None):
@@ -85,7 +85,8 @@ def install_summary_writer_bridge() -> None:
 class EventFileWriter:
     """CLU's MetricWriter interface over tensorboardX.
 
-    It is a virtual subclass of the interface, because the interface's import needs this class.
+    It is a virtual subclass of the interface, because the interface's import needs this class. Not
+    over tensorboardX's SummaryWriter: flushing that one leaves events in a queue.
 
     Args:
         log_dir: directory of the event file, created if missing.
@@ -94,20 +95,20 @@ class EventFileWriter:
     """
 
     def __init__(self, log_dir: str | Path, first_step: int | None = None):
-        Path(log_dir).mkdir(parents=True, exist_ok=True)
-        # tensorboardX names files by the second and truncates an existing one.
-        unique = f".{os.getpid()}.{next(_opened)}"
-        # Not its SummaryWriter: flushing that one leaves events in a queue.
-        self._writer = EventsWriter(str(Path(log_dir) / "events"), unique)
+        path = _new_event_file(Path(log_dir))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer, self._lock = RecordWriter(str(path)), threading.Lock()
+        self._write(None, file_version="brain.Event:2")
         if first_step is not None:
             # TensorBoard takes the first one of a directory as its beginning, and older versions
             # of this package wrote none.
             for _ in range(2):
-                start = SessionLog(status=SessionLog.START)
-                self._write(first_step, session_log=start)
+                self._write(first_step, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, step: int | None, **content) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+        event = Event(wall_time=time.time(), step=step, **content)
+        with self._lock:
+            self._writer.write(event.SerializeToString())
 
     def write_scalars(self, step: int, scalars: Mapping[str, object]) -> None:
         for name, value in scalars.items():
@@ -172,7 +173,22 @@ class EventFileWriter:
         raise NotImplementedError("audio needs TensorFlow's writer: pip install tensorflow")
 
     def flush(self) -> None:
-        self._writer.flush()
+        """Wait until the events are on the disk."""
+        with self._lock:
+            self._writer.flush()
 
     def close(self) -> None:
+        self.flush()
         self._writer.close()
+
+
+def _new_event_file(folder: Path) -> Path:
+    """Return a path that sorts behind the event files of a folder.
+
+    TensorBoard reads them in the order of their names, which have the second of their opening. A
+    run that continues within a second, or on a host whose clock is late, would come first.
+    """
+    seconds = (re.search(r"\.tfevents\.(\d+)\.", path.name) for path in folder.glob("*tfevents*"))
+    newest = max((int(found[1]) for found in seconds if found), default=0)
+    second = max(int(time.time()), newest + 1)
+    return folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
