@@ -183,6 +183,7 @@ def _run_steps(
         )
         stack.enter_context(contextlib.closing(writer))
         images = stack.enter_context(contextlib.closing(BackgroundImages(writer.write_images)))
+        stack.callback(checkpoints.wait)  # before both are closed: its commit flushes them
         if start_step == 0:
             writer.write_texts(
                 0,
