@@ -1,8 +1,9 @@
 """A model directory: ``card.json`` and ``params/`` (Orbax), written whole or not at all.
 
 The card marks a complete directory: it is removed first and written last. A directory without it is
-refused. Orbax renames ``params`` into place only when it is complete. Reading runs no code from the
-files.
+refused. Orbax renames ``params`` into place only when it is complete. ``digests.json`` has the
+SHA-256 of the card and of every file of ``params``. Reading compares them before it uses a file. It
+runs no code from the files.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+from regionclip_jax.artifacts import digests
 from regionclip_jax.artifacts.model_card import (
     FILE_NAME,
     CheckpointMismatch,
@@ -84,14 +86,15 @@ def load_variables(path: str | Path) -> dict:
             "(scripts/convert_checkpoint.py, or the training job that exports it)"
         )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata.tree
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
         try:
+            saved = checkpointer.metadata(path).item_metadata.tree
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
             return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=restore_args))
-        except ValueError as error:
+        # Orbax raises whatever its own code meets in a damaged file.
+        except Exception as error:
             raise CheckpointMismatch(
                 f"{path}: expected an Orbax checkpoint, found one with damaged files "
-                f"({str(error).splitlines()[0]}); copy it again or write it again "
+                f"({repr(error).splitlines()[0][:300]}); copy it again or write it again "
                 "(scripts/convert_checkpoint.py, or the training job that exports it)"
             ) from error
 
@@ -114,7 +117,7 @@ def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
 def save_sealed(
     directory: Path, variables: dict, expected: dict, card: ModelCard | LocalizerCard
 ) -> None:
-    """Write ``params/`` and then the card of a model or of a part of one, with its checksum.
+    """Write ``params/``, digests, and then the card of a model or of a part of one.
 
     Args:
         variables: ``{"params", "batch_stats"}``.
@@ -138,6 +141,8 @@ def save_sealed(
     save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
     if jax.process_index() == 0:
         card = dataclasses.replace(card, parameters_sha256=variables_hash(as_fp32))
+        files = [path for path in (directory / PARAMS_NAME).rglob("*") if path.is_file()]
+        digests.write_digests(directory, files, texts={FILE_NAME: card.to_json()})
         replace_text(card_path, card.to_json())
     barrier(f"wrote {directory}")
 
@@ -146,7 +151,8 @@ def load_card(directory: str | Path) -> ModelCard:
     """Read the card, without the arrays.
 
     Raises:
-        CheckpointMismatch: ``directory`` is not a (complete) model directory.
+        CheckpointMismatch: ``directory`` is not a (complete) model directory, or the card was
+            changed after it was written.
     """
     path = Path(directory) / FILE_NAME
     if not path.is_file():
@@ -155,6 +161,7 @@ def load_card(directory: str | Path) -> ModelCard:
             f"{describe_folder(Path(directory))}; make one with scripts/convert_checkpoint.py or "
             "a training job (a directory without a card was never finished: write it again)"
         )
+    require_intact(Path(directory), {FILE_NAME})
     return ModelCard.from_json(path.read_text(encoding="utf-8"), path)
 
 
@@ -185,11 +192,34 @@ def load_sealed(
         CheckpointMismatch: incomplete or damaged files, or as ``require_sound``.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
-        reading = pool.submit(load_variables, directory / PARAMS_NAME)
+        reading = pool.submit(_load_intact, directory)
         expected = expected_of(card.architecture)
         leaves = flatten(reading.result())
     require_sound(directory, leaves, expected, card)
     return unflatten(leaves)
+
+
+def _load_intact(directory: Path) -> dict:
+    require_intact(directory)
+    return load_variables(directory / PARAMS_NAME)
+
+
+def require_intact(directory: Path, names: set[str] | None = None) -> None:
+    """Compare files with their digests; directories of older versions have none.
+
+    Args:
+        directory: written by ``save_sealed``.
+        names: relative names of the files; None checks all.
+
+    Raises:
+        CheckpointMismatch: a file is missing or was changed after it was written.
+    """
+    if damage := digests.find_damage(directory, names=names):
+        raise CheckpointMismatch(
+            f"{damage[0]}{f' (and {len(damage) - 1} more files)' if damage[1:] else ''}; copy the "
+            f"directory again, or convert or export it again; after an edit by hand: delete "
+            f"{directory / digests.FILE_NAME}"
+        )
 
 
 def require_sound(

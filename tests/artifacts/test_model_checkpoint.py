@@ -37,6 +37,11 @@ def random_variables(config: CLIPConfig) -> dict:
     )
 
 
+def as_an_older_version(directory):
+    """Remove the digests, which versions up to 0.2.0 did not write."""
+    (directory / "digests.json").unlink()
+
+
 @pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
 def test_a_saved_model_is_loaded_bit_for_bit(tmp_path, config):
     variables, card = random_variables(config), ModelCard(config, {"run": "test"})
@@ -80,6 +85,11 @@ def test_an_interrupted_write_is_not_loaded_as_a_model(tmp_path, monkeypatch):
 def test_a_card_without_arrays_is_refused(tmp_path):
     save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {}))
     shutil.rmtree(tmp_path / "params")
+    with pytest.raises(
+        CheckpointMismatch, match=r"params/\S+: missing \(and \d+ more files\); copy"
+    ):
+        load_model(tmp_path)
+    as_an_older_version(tmp_path)
     with pytest.raises(CheckpointMismatch, match="params: expected an Orbax checkpoint"):
         load_model(tmp_path)
 
@@ -130,6 +140,7 @@ def test_a_number_that_is_not_finite_is_neither_written_nor_read(tmp_path, path,
         save_model(tmp_path / "new", variables, ModelCard(RESNET, {}))
     assert not (tmp_path / "new").exists()
     model_checkpoint.save_variables(tmp_path / "model" / "params", variables)
+    as_an_older_version(tmp_path / "model")
     with pytest.raises(CheckpointMismatch, match=message):
         load_model(tmp_path / "model")
 
@@ -153,6 +164,7 @@ def test_numbers_that_changed_since_they_were_written_are_refused(tmp_path):
     assert card.parameters_sha256 == model_checkpoint.variables_hash(variables)
     variables["params"]["logit_scale"] += 1e-3
     model_checkpoint.save_variables(tmp_path / "params", variables)
+    as_an_older_version(tmp_path)
     with pytest.raises(CheckpointMismatch, match="have the SHA-256 .* when they were written"):
         load_model(tmp_path)
     # Cards of older versions have no checksum.
@@ -167,5 +179,8 @@ def test_a_card_of_another_architecture_is_refused_on_loading(tmp_path):
     save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
     wider = ModelCard(dataclasses.replace(RESNET, embed_dim=9), {})
     (tmp_path / "card.json").write_text(wider.to_json())
+    with pytest.raises(CheckpointMismatch, match=r"card\.json: .* after an edit by hand: delete"):
+        load_model(tmp_path)
+    as_an_older_version(tmp_path)
     with pytest.raises(CheckpointMismatch, match=r"text/projection: expected shape \(16, 9\)"):
         load_model(tmp_path)
