@@ -53,18 +53,28 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {_cut(' '.join(str(error)[:1000].split()))}"
 
 
-def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file of a model.
+def read_small(path: str | Path) -> bytes:
+    """Return the bytes of a JSON file of a model.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has more than ``MAX_JSON_BYTES``, or as ``parse_json``.
+        ValueError: it has more than ``MAX_JSON_BYTES``.
     """
     with Path(path).open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(f"{path}: expected JSON of at most {MAX_JSON_BYTES:,} bytes, found more")
-    return parse_json(content, path)
+    return content
+
+
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file of a model.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: as ``read_small`` and ``parse_json``.
+    """
+    return parse_json(read_small(path), path)
 
 
 def parse_json(content: bytes | str, where: str | Path) -> Any:

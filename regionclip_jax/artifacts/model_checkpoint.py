@@ -20,6 +20,7 @@ from regionclip_jax.artifacts.model_card import (
     CheckpointMismatch,
     LocalizerCard,
     ModelCard,
+    read_card,
 )
 from regionclip_jax.files import replace_text
 from regionclip_jax.models.clip import init_variables
@@ -151,7 +152,7 @@ def load_card(directory: str | Path) -> ModelCard:
             f"{describe_folder(Path(directory))}; make one with scripts/convert_checkpoint.py or "
             "a training job (a directory without a card was never finished: write it again)"
         )
-    return ModelCard.from_json(path.read_text(encoding="utf-8"), path)
+    return ModelCard.from_json(read_card(path), path)
 
 
 def load_model(directory: str | Path) -> tuple[dict, ModelCard]:

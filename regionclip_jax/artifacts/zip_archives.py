@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.card_fields import CheckpointMismatch
 from regionclip_jax.untrusted import most_bytes, reason, short
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

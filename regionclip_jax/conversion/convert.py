@@ -29,6 +29,7 @@ from regionclip_jax.artifacts.model_card import (
     LocalizerCard,
     ModelCard,
     architecture_to_json,
+    require_heads,
 )
 from regionclip_jax.artifacts.score_settings import default_scores
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
@@ -43,7 +44,6 @@ from regionclip_jax.conversion import (
 from regionclip_jax.conversion.architecture import (
     infer_config,
     infer_localizer_config,
-    require_heads,
     require_tokenizer,
 )
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
@@ -170,7 +170,7 @@ def convert_checkpoint(
                 config, text_from, text_tensors, image=False, text=True
             )
             notes += more
-    require_heads(config, source)
+    require_heads(config, str(source), "give the configuration file of this checkpoint")
     require_tokenizer(config.text, text_from or source, tokenizer)
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
