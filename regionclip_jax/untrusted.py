@@ -50,7 +50,7 @@ def short(value: Any) -> str:
 
 def reason(error: BaseException) -> str:
     """Return the start of a library's error as one line."""
-    return f"{type(error).__name__}: {_cut(' '.join(str(error)[:1000].split()))}"
+    return f"{type(error).__name__}: {_one_line(error)}"
 
 
 def read_small(path: str | Path) -> bytes:
@@ -77,11 +77,11 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_small(path), path)
 
 
-def parse_json(content: bytes | str, where: str | Path) -> Any:
+def parse_json(content: bytes | str, where: str | Path = "") -> Any:
     """Return the value of a JSON text; a byte order mark is skipped.
 
     Args:
-        where: file, and perhaps key, for errors.
+        where: start of errors: the file, and perhaps the key.
 
     Raises:
         ValueError: it is not UTF-8, is no JSON, has NaN or an infinite number, names a key of an
@@ -92,7 +92,8 @@ def parse_json(content: bytes | str, where: str | Path) -> Any:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
         _require_plain(value)
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"{where}: expected JSON, found none ({reason(error)})") from error
+        start = f"{where}: " if where else ""
+        raise ValueError(f"{start}expected JSON ({_one_line(error)})") from error
     return value
 
 
@@ -121,6 +122,10 @@ def _require_plain(value: Any) -> None:
         if not inner:
             return
     raise ValueError(f"it is deeper than {MAX_JSON_DEPTH} levels")
+
+
+def _one_line(error: BaseException) -> str:
+    return _cut(" ".join(str(error)[:1000].split()))
 
 
 def _cut(text: str) -> str:

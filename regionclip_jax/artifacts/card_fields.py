@@ -37,9 +37,11 @@ def fits(kind: Any, value: Any) -> bool:
         return isinstance(value, str | int | None) and value in arguments
     if origin in (typing.Union, types.UnionType):
         return any(fits(argument, value) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(fits(arguments[0], item) for item in value)
     if origin is tuple:
         variable = arguments[-1] is Ellipsis
-        if not isinstance(value, list) or not (variable or len(value) == len(arguments)):
+        if not isinstance(value, list | tuple) or not (variable or len(value) == len(arguments)):
             return False
         kinds = arguments[:1] * len(value) if variable else arguments
         return all(map(fits, kinds, value))

@@ -14,7 +14,12 @@ from regionclip_jax.artifacts.model_card import (
     LocalizerCard,
     read_card,
 )
-from regionclip_jax.artifacts.model_checkpoint import describe_folder, load_sealed, save_sealed
+from regionclip_jax.artifacts.model_checkpoint import (
+    describe_folder,
+    load_sealed,
+    save_sealed,
+    traced,
+)
 from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
 
 FOLDER_NAME = "localizer"
@@ -48,7 +53,8 @@ def load_localizer(directory: str | Path) -> tuple[dict, LocalizerCard]:
     """
     folder = Path(directory) / FOLDER_NAME
     card = _load_card(folder, "localizer", "--localizer")
-    return load_sealed(folder, abstract_localizer(card.architecture), card), card
+    expected = traced(abstract_localizer, card.architecture, folder / FILE_NAME)
+    return load_sealed(folder, expected, card), card
 
 
 def load_localizer_card(directory: str | Path) -> LocalizerCard:
@@ -79,7 +85,8 @@ def load_trunk(directory: str | Path) -> tuple[dict, LocalizerCard]:
     """Read ``directory/trunk``, as ``load_localizer``."""
     folder = Path(directory) / TRUNK_FOLDER_NAME
     card = _load_card(folder, "trunk", "--trunk")
-    return load_sealed(folder, abstract_trunk(card.architecture), card), card
+    expected = traced(abstract_trunk, card.architecture, folder / FILE_NAME)
+    return load_sealed(folder, expected, card), card
 
 
 def _load_card(folder: Path, what: str, flag: str) -> LocalizerCard:

@@ -8,13 +8,17 @@ files.
 import dataclasses
 import functools
 import hashlib
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+from regionclip_jax.artifacts.card_fields import AGAIN
 from regionclip_jax.artifacts.model_card import (
     FILE_NAME,
     CheckpointMismatch,
@@ -26,8 +30,10 @@ from regionclip_jax.files import replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.barriers import barrier
+from regionclip_jax.untrusted import most_bytes, read_json, reason, short
 
 PARAMS_NAME = "params"
+_WRITERS = "scripts/convert_checkpoint.py, or the training job that exports it"
 # Largest number of tensors that an error names.
 MAX_NAMED = 10
 
@@ -66,31 +72,75 @@ def save_variables(path: str | Path, variables: dict) -> None:
         checkpointer.save(Path(path).absolute(), tree, force=True)
 
 
-def load_variables(path: str | Path) -> dict:
+def load_variables(path: str | Path, require: Callable[[dict[str, Any]], None]) -> dict:
     """Read a tree written by ``save_variables`` as numpy arrays, on any number of devices.
 
+    Args:
+        require: refuses arrays before they are read; they are given by their path in the tree, each
+            with its shape.
+
     Raises:
-        CheckpointMismatch: there is no complete Orbax checkpoint at ``path``, or its files are cut
-            or changed.
+        CheckpointMismatch: there is no complete Orbax checkpoint at ``path``, its files are cut or
+            changed, or they state more than ``most_bytes`` of them; or as ``require``.
     """
     path = Path(path).absolute()
     # Orbax writes its metadata last.
     if not (path / "_METADATA").is_file():
         raise CheckpointMismatch(
             f"{path}: expected an Orbax checkpoint, found none that is complete; write it again "
-            "(scripts/convert_checkpoint.py, or the training job that exports it)"
+            f"({_WRITERS})"
         )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata.tree
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-        try:
+    try:
+        read_json(path / "_METADATA")
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            saved = checkpointer.metadata(path).item_metadata.tree
+            stated = flatten(saved)
+            _require_bounded(path, stated)
+            require(stated)
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
             return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=restore_args))
-        except ValueError as error:
+    except CheckpointMismatch:
+        raise
+    # Orbax and TensorStore raise errors of many types for damaged files.
+    except Exception as error:
+        raise CheckpointMismatch(
+            f"{path}: expected an Orbax checkpoint, found one with damaged files "
+            f"({reason(error)}); copy it again or write it again ({_WRITERS})"
+        ) from error
+
+
+def _require_bounded(path: Path, stated: dict[str, Any]) -> None:
+    """Refuse arrays much larger than their files: missing parts of them are read as zeros."""
+    num_bytes = 0
+    for name, array in stated.items():
+        chunk = (array.storage and array.storage.chunk_shape) or array.shape
+        if any(part > max(whole, 1) for part, whole in zip(chunk, array.shape, strict=True)):
             raise CheckpointMismatch(
-                f"{path}: expected an Orbax checkpoint, found one with damaged files "
-                f"({str(error).splitlines()[0]}); copy it again or write it again "
-                "(scripts/convert_checkpoint.py, or the training job that exports it)"
-            ) from error
+                f"{path}: {name}: expected parts of at most the shape {short(array.shape)}, found "
+                f"{short(chunk)}; copy it again or write it again ({_WRITERS})"
+            )
+        num_bytes += math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if num_bytes > most_bytes(stored):
+        raise CheckpointMismatch(
+            f"{path}: expected arrays of at most {most_bytes(stored):,} bytes in files of "
+            f"{stored:,}, found {num_bytes:,}; copy it again or write it again ({_WRITERS})"
+        )
+
+
+def traced(trace: Callable[[Any], dict], architecture: Any, where: str | Path) -> dict:
+    """Return ``trace(architecture)``, the abstract variables of a card or a checkpoint.
+
+    Raises:
+        CheckpointMismatch: no model can be built from the sizes; the message begins with ``where``.
+    """
+    try:
+        return trace(architecture)
+    # Sizes that do not fit each other fail at any place of a model.
+    except Exception as error:
+        raise CheckpointMismatch(
+            f"{where}: no model has the architecture {architecture} ({reason(error)}); {AGAIN}"
+        ) from error
 
 
 def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
@@ -165,7 +215,7 @@ def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
         CheckpointMismatch: there is no complete model, or its arrays do not fit its card.
     """
     card = load_card(directory)
-    expected = abstract_variables(card.architecture)
+    expected = traced(abstract_variables, card.architecture, Path(directory) / FILE_NAME)
     return load_sealed(Path(directory), expected, card), card
 
 
@@ -175,7 +225,8 @@ def load_sealed(directory: Path, expected: dict, card: ModelCard | LocalizerCard
     Raises:
         CheckpointMismatch: incomplete or damaged files, or as ``require_sound``.
     """
-    leaves = flatten(load_variables(directory / PARAMS_NAME))
+    require = functools.partial(_require_shapes, directory, expected=expected, card=card)
+    leaves = flatten(load_variables(directory / PARAMS_NAME, require))
     require_sound(directory, leaves, expected, card)
     return unflatten(leaves)
 

@@ -210,7 +210,7 @@ class _Names:
         self._characters += 1 + len(name)
         if self._characters > _MAX_NAMES:
             raise CheckpointMismatch(
-                f"{self._path}: expected names of {_MAX_NAMES:,} characters in all at most, found "
+                f"{self._path}: expected at most {_MAX_NAMES:,} characters in all names, found "
                 "more; save a plain state_dict instead"
             )
         if isinstance(value, Tensor | NumpyArray):

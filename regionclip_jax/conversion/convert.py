@@ -176,7 +176,7 @@ def convert_checkpoint(
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
     variables, used = build_variables(
-        model_checkpoint.abstract_variables(config),
+        model_checkpoint.traced(model_checkpoint.abstract_variables, config, source.name),
         family.origin,
         renamed,
         where=f"{source.name} as {config}",
@@ -233,7 +233,7 @@ def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
     renamed, names = localizer_keys.to_bare_names(tensors, source.name)
     config = infer_localizer_config(renamed, source.name)
     variables, used = build_variables(
-        abstract_localizer(config),
+        model_checkpoint.traced(abstract_localizer, config, source.name),
         localizer_keys.origins(config),
         renamed,
         where=f"{source.name} as a localizer, {config.variant}",
@@ -270,7 +270,7 @@ def convert_trunk(source: str | Path, output: str | Path) -> Conversion:
         )
     config = infer_localizer_config(renamed, source.name)
     variables, used = build_variables(
-        abstract_trunk(config),
+        model_checkpoint.traced(abstract_trunk, config, source.name),
         # The rules of a localizer have paths that begin with ``trunk/``.
         lambda path, num_dims: localizer_keys.origins(config)(f"trunk/{path}", num_dims),
         renamed,
