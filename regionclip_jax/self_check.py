@@ -2,7 +2,7 @@
 
 ``self_check.json`` lies in a model directory beside the weights::
 
-    {"format": 1, "picture": PNG in base64, "boxes": [[x1, y1, x2, y2], ...], "names": [...],
+    {"format": 1, "picture": BMP in base64, "boxes": [[x1, y1, x2, y2], ...], "names": [...],
      "templates": "plain", "cosines": [[one for each name], ... one row a box],
      "scores": [class probabilities, as the cosines], "parameters_sha256": hex}
 
@@ -22,19 +22,33 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.card_fields import CheckpointMismatch, fits
 from regionclip_jax.artifacts.model_checkpoint import load_card
+from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import RegionCLIP, load
 from regionclip_jax.sharding.barriers import barrier
+from regionclip_jax.text.names import check_names
+from regionclip_jax.untrusted import read_json, reason, short
 
 FILE_NAME = "self_check.json"
 FORMAT = 1
 # Cosines in fp32 differ by 1e-6 between machines, scores by 1e-4, and both by 0.1 between models.
 TOLERANCE = 1e-3
 _TEMPLATES = "plain"
+_MAX_SIDE = 1024
+_IMAGE_FORMATS = ("BMP", "PNG")
+_NUMBERS = ("cosines", "scores")
+_TYPES = {
+    "picture": str,
+    "boxes": list[tuple[float, float, float, float]],
+    "names": list[str],
+    "cosines": list[list[float]],
+    "scores": list[list[float]] | None,
+    "parameters_sha256": str | None,
+}
 _NUM_NAMES = 5
 _SCENE = SceneImages(
     stream=0, seed=0, side=192, num_objects=(3, 3), sizes=(0.3, 0.4), overlap=0.1, typicality=1.0,
@@ -73,7 +87,8 @@ def write(directory: str | Path) -> Path:
     names = (shown + [name for name in SHAPES if name not in shown])[:_NUM_NAMES]
     boxes = record.boxes.tolist()
     model = _load(directory)
-    cosines, scores = _numbers(model, record.image, boxes, names)
+    with Image.open(io.BytesIO(record.image)) as image:
+        cosines, scores = _numbers(model, image, boxes, names)
     content = {
         "format": FORMAT,
         "picture": base64.b64encode(record.image).decode(),
@@ -107,8 +122,8 @@ def write_missing(workdir: Path) -> None:
 def _checked_weights(path: Path) -> str | None:
     """Return the SHA-256 of the weights that a self-check belongs to; None if it is unknown."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("parameters_sha256")
-    except (OSError, ValueError, AttributeError):
+        return _read(path).parameters_sha256
+    except (OSError, CheckpointMismatch):
         return None
 
 
@@ -124,31 +139,63 @@ def compare(directory: str | Path) -> Comparison:
             f"{path}: expected the scores a model wrote down, found no file; "
             "conversion and training write it, scripts/doctor.py --write makes it anew"
         )
+    record = _read(path)
+    found = _numbers(_load(directory), record.image, record.boxes, record.names)
+    found = found[: len(record.expected)]
+    return Comparison(np.concatenate(found, 1), np.concatenate(record.expected, 1))
+
+
+class _Record(NamedTuple):
+    """Content of a self-check; ``expected`` are cosines and, if it has any, scores."""
+
+    image: Image.Image
+    boxes: list[list[float]]
+    names: list[str]
+    expected: list[Float[np.ndarray, "R C"]]
+    parameters_sha256: str | None
+
+
+def _read(path: Path) -> _Record:
+    """Read and check a self-check.
+
+    Raises:
+        CheckpointMismatch: it is no self-check of this format.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}")
-        image = base64.b64decode(content["picture"])
-        boxes, names = content["boxes"], content["names"]
-        expected = [np.array(content["cosines"], np.float64)]
-        if "scores" in content:
-            expected.append(np.array(content["scores"], np.float64))
-    except (ValueError, KeyError, TypeError) as error:
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError("another format")
+        for key, kind in _TYPES.items():
+            if not fits(kind, content.get(key)):
+                raise ValueError(f"{key}: {short(content.get(key))}")
+        shape = (len(content["boxes"]), len(content["names"]))
+        expected = [np.array(content[key], np.float64) for key in _NUMBERS if content.get(key)]
+        if not expected or any(numbers.shape != shape for numbers in expected):
+            raise ValueError(f"numbers of another shape than {shape}")
+        image = Image.open(io.BytesIO(base64.b64decode(content["picture"])), formats=_IMAGE_FORMATS)
+        if max(image.size) > _MAX_SIDE:
+            raise ValueError(f"an image of {image.size[0]} x {image.size[1]} pixels")
+        image.load()
+        check_boxes(content["boxes"], (image.height, image.width))
+        check_names(content["names"], "names")
+    # Pillow raises errors of many types for a damaged image.
+    except Exception as error:
         raise CheckpointMismatch(
-            f"{path}: expected a self-check of format {FORMAT}, found something else ({error}); "
-            "make it anew with scripts/doctor.py --write"
+            f"{path}: expected a self-check of format {FORMAT}, found another file "
+            f"({reason(error)}); make it anew with scripts/doctor.py --write"
         ) from error
-    found = _numbers(_load(directory), image, boxes, names)[: len(expected)]
-    return Comparison(np.concatenate(found, 1), np.concatenate(expected, 1))
+    return _Record(
+        image, content["boxes"], content["names"], expected, content.get("parameters_sha256")
+    )
 
 
 def _load(directory: str | Path) -> RegionCLIP:
     return load(directory, short_side=192, max_long_side=192)
 
 
-def _numbers(model: RegionCLIP, encoded: bytes, boxes, names) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(model: RegionCLIP, image: Image.Image, boxes, names) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and scores of boxes and names."""
-    with Image.open(io.BytesIO(encoded)) as image, jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"):
         regions = model.encode_regions(image, boxes)
         vocabulary = model.vocabulary(names, templates=_TEMPLATES)
         scores = model.classify(regions, vocabulary)

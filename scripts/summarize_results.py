@@ -24,7 +24,10 @@ def main():
     parser.add_argument("--write", type=Path, help="results.json to write, of all runs")
     arguments = parser.parse_args()
     paths = [folder / "results.json" for folder in arguments.workdirs]
-    runs = [read_results(path) for path in paths]
+    try:
+        runs = [read_results(path) for path in paths]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     models = [name for name in runs[0] if name not in _NOT_MODELS]
     for path, run in zip(paths, runs, strict=True):
         if set(run) != set(runs[0]):
@@ -34,7 +37,11 @@ def main():
     if compared and (unknown := set(compared) - set(models)):
         parser.error(f"--compare: {sorted(unknown)} are none of the models {models}")
 
-    metrics = [m for m in METRICS if all(m in run[model] for run in runs for model in models)]
+    metrics = [
+        metric
+        for metric in METRICS
+        if all(run[model].get(metric) is not None for run in runs for model in models)
+    ]
     heads = [*models, *(["difference" if len(models) == 2 else " - ".join(compared[::-1])]
                         if compared else [])]  # fmt: skip
     print(f"| {len(runs)} runs, mean ± standard deviation | {' | '.join(heads)} |")

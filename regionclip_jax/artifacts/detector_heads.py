@@ -16,6 +16,7 @@ from regionclip_jax.artifacts.model_card import (
     CheckpointMismatch,
     part_from_card,
     part_to_json,
+    read_card,
 )
 from regionclip_jax.artifacts.model_checkpoint import load_sealed, require_intact, save_sealed
 from regionclip_jax.models.detector_heads import BoxHead, MaskHead
@@ -95,5 +96,5 @@ def load_heads(directory: str | Path) -> tuple[dict, HeadsCard]:
             "train one with configs/train_detector.py (a folder without a card was never finished)"
         )
     require_intact(folder, {FILE_NAME})
-    card = HeadsCard(**part_from_card(path.read_text(encoding="utf-8"), path, HeadsConfig))
+    card = HeadsCard(**part_from_card(read_card(path), path, HeadsConfig))
     return load_sealed(folder, _abstract, card)["params"], card

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import jax
 
-from regionclip_jax.artifacts.model_card import FILE_NAME, CheckpointMismatch, LocalizerCard
+from regionclip_jax.artifacts.model_card import (
+    FILE_NAME,
+    CheckpointMismatch,
+    LocalizerCard,
+    read_card,
+)
 from regionclip_jax.artifacts.model_checkpoint import (
     describe_folder,
     load_sealed,
@@ -91,4 +96,4 @@ def _load_card(folder: Path, what: str, flag: str) -> LocalizerCard:
             "(a folder without a card was never finished: write it again)"
         )
     require_intact(folder, {FILE_NAME})
-    return LocalizerCard.from_json(path.read_text(encoding="utf-8"), path)
+    return LocalizerCard.from_json(read_card(path), path)

@@ -18,9 +18,10 @@ import json
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import regionclip_jax
+from regionclip_jax.artifacts.card_fields import AGAIN, CheckpointMismatch, read_fields
 from regionclip_jax.artifacts.score_settings import scores_from_json, scores_to_json
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig
@@ -28,21 +29,17 @@ from regionclip_jax.models.presets import preset_name
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, Family, kind_of
 from regionclip_jax.models.vision_transformer import ViTConfig
-from regionclip_jax.settings import ScoreSettings, UserError
+from regionclip_jax.settings import ScoreSettings
+from regionclip_jax.settings.data import ResizeMethod
 from regionclip_jax.structures import Preprocessing
+from regionclip_jax.untrusted import parse_json, read_small, short
 
 FILE_NAME = "card.json"
 _MODEL_FORMAT = 2
 _PART_FORMAT = 1
-_AGAIN = "use the version of regionclip_jax that wrote it, or convert or export the model again"
 
-Config = TypeVar("Config")
 # (value of "architecture", its place for errors) -> config
 Reader = Callable[[Any, str], Any]
-
-
-class CheckpointMismatch(UserError):
-    """Error: files of weights or embeddings do not fit their use, or each other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +74,7 @@ class ModelCard:
         return _to_json(self, _MODEL_FORMAT, architecture, preset=self.preset, scores=scores)
 
     @classmethod
-    def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "ModelCard":
+    def from_json(cls, text: str | bytes, path: str | Path = FILE_NAME) -> "ModelCard":
         """Parse a card; ``path`` is the file that errors name.
 
         Raises:
@@ -87,7 +84,7 @@ class ModelCard:
         try:
             scores = scores_from_json(content.get("scores", {}), ScoreSettings, f"{path}: scores")
         except ValueError as error:
-            raise CheckpointMismatch(f"{error}; {_AGAIN}") from error
+            raise CheckpointMismatch(f"{error}; {AGAIN}") from error
         return cls(**fields, scores=scores)
 
 
@@ -110,13 +107,21 @@ class LocalizerCard:
         return part_to_json(self)
 
     @classmethod
-    def from_json(cls, text: str, path: str | Path = FILE_NAME) -> "LocalizerCard":
+    def from_json(cls, text: str | bytes, path: str | Path = FILE_NAME) -> "LocalizerCard":
         """Parse a card; ``path`` is the file that errors name.
 
         Raises:
             CheckpointMismatch: not JSON, another format number, or other architecture fields.
         """
-        return cls(**part_from_card(text, path, LocalizerConfig))
+        fields = part_from_card(text, path, LocalizerConfig)
+        config = fields["architecture"]
+        stages = (1, 2, 3, 4) if config.pyramid_channels is None else (4,)
+        if len(config.blocks) not in stages:
+            raise CheckpointMismatch(
+                f"{path}: architecture.blocks: expected {' or '.join(map(str, stages))} numbers, "
+                f"found {list(config.blocks)}; {AGAIN}"
+            )
+        return cls(**fields)
 
 
 def part_to_json(card) -> str:
@@ -124,9 +129,9 @@ def part_to_json(card) -> str:
     return _to_json(card, _PART_FORMAT, dataclasses.asdict(card.architecture))
 
 
-def part_from_card(text: str, path: str | Path, config_class: type) -> dict[str, Any]:
+def part_from_card(text: str | bytes, path: str | Path, config_class: type) -> dict[str, Any]:
     """Return the fields of the card of a localizer or of heads, as ``from_card``."""
-    readers = {_PART_FORMAT: functools.partial(_read_fields, config_class)}
+    readers = {_PART_FORMAT: functools.partial(read_fields, config_class)}
     return from_card(text, path, readers)[0]
 
 
@@ -138,7 +143,7 @@ def architecture_to_json(config: CLIPConfig) -> dict:
     }
 
 
-def architecture_from_json(values: dict, where: str) -> CLIPConfig:
+def architecture_from_json(values: Any, where: str) -> CLIPConfig:
     """Read the fields of any format, for files that do not state their format number.
 
     Args:
@@ -147,12 +152,13 @@ def architecture_from_json(values: dict, where: str) -> CLIPConfig:
     Raises:
         CheckpointMismatch: other fields.
     """
-    read = _from_format_1 if "vision_width" in values else _from_format_2
+    flat = isinstance(values, dict) and "vision_width" in values
+    read = _from_format_1 if flat else _from_format_2
     return read(values, where)
 
 
 def from_card(
-    text: str, path: str | Path, readers: Mapping[int, Reader]
+    text: str | bytes, path: str | Path, readers: Mapping[int, Reader]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields that all cards have, by name, and the whole content of the JSON.
 
@@ -163,25 +169,38 @@ def from_card(
         CheckpointMismatch: as ``ModelCard.from_json``.
     """
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointMismatch(
-            f"{path}: expected JSON ({error}); convert or export the model again"
-        ) from error
+        content = parse_json(text, path)
+    except ValueError as error:
+        raise CheckpointMismatch(f"{error}; {AGAIN}") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found not in readers:
+    if type(found) is not int or found not in readers:
         known = " or ".join(map(str, readers))
         raise CheckpointMismatch(
-            f"{path}: expected model card format {known}, found {found!r}; use the version of "
+            f"{path}: expected model card format {known}, found {short(found)}; use the version of "
             "regionclip_jax that wrote it, or convert the model again with this one"
         )
     fields = {
-        "architecture": readers[found](content.get("architecture"), f"{path}: architecture"),
         "source": content.get("source", {}),
         "version": content.get("version", "unknown"),
         "parameters_sha256": content.get("parameters_sha256"),
     }
+    for name, kind in (("source", dict), ("version", str), ("parameters_sha256", str | None)):
+        if not isinstance(fields[name], kind):
+            raise CheckpointMismatch(f"{path}: {name}: found {short(fields[name])}; {AGAIN}")
+    fields["architecture"] = readers[found](content.get("architecture"), f"{path}: architecture")
     return fields, content
+
+
+def read_card(path: Path) -> bytes:
+    """Return the content of a card.
+
+    Raises:
+        CheckpointMismatch: the file is larger than any card.
+    """
+    try:
+        return read_small(path)
+    except ValueError as error:
+        raise CheckpointMismatch(f"{error}; {AGAIN}") from error
 
 
 def _to_json(card, number: int, architecture: dict, **more) -> str:
@@ -197,23 +216,51 @@ def _tower_to_json(tower, table: dict[str, Family]) -> dict:
 
 
 def _from_format_2(values: Any, where: str) -> CLIPConfig:
-    config = _read_fields(CLIPConfig, values, where)
-    return dataclasses.replace(
+    config = read_fields(CLIPConfig, values, where)
+    config = dataclasses.replace(
         config,
         image=_read_tower(config.image, f"{where}.image", IMAGE_TOWERS),
         text=_read_tower(config.text, f"{where}.text", TEXT_TOWERS),
-        preprocessing=_read_fields(Preprocessing, config.preprocessing, f"{where}.preprocessing"),
+        preprocessing=read_fields(Preprocessing, config.preprocessing, f"{where}.preprocessing"),
     )
+    methods = typing.get_args(ResizeMethod)
+    if config.preprocessing.resize not in methods:
+        raise CheckpointMismatch(
+            f"{where}.preprocessing.resize: expected one of {list(methods)}, found "
+            f"{short(config.preprocessing.resize)}; {AGAIN}"
+        )
+    require_heads(config, where, AGAIN)
+    return config
+
+
+def require_heads(config: CLIPConfig, where: str, remedy: str) -> None:
+    """Refuse attention heads that do not divide the channels of a tower.
+
+    Args:
+        where: file, and perhaps key, for errors.
+        remedy: advice in errors.
+
+    Raises:
+        CheckpointMismatch: see above.
+    """
+    image_width = config.image.crop_channels or getattr(config.image, "width", 0)
+    for part, width in (("image", image_width), ("text", config.text.width)):
+        heads = getattr(getattr(config, part), "heads", 1)
+        if heads < 1 or width % heads:
+            raise CheckpointMismatch(
+                f"{where}: {part} tower: expected a number of heads that divides its {width} "
+                f"channels, found {heads}; {remedy}"
+            )
 
 
 def _read_tower(values: Any, where: str, table: dict[str, Family]):
     kind = values.get("kind") if isinstance(values, dict) else None
-    if kind not in table:
+    if not isinstance(kind, str) or kind not in table:
         raise CheckpointMismatch(
-            f"{where}.kind: expected one of {sorted(table)}, found {kind!r}; {_AGAIN}"
+            f"{where}.kind: expected one of {sorted(table)}, found {short(kind)}; {AGAIN}"
         )
     fields = {name: value for name, value in values.items() if name != "kind"}
-    return _read_fields(table[kind].config, fields, where)
+    return read_fields(table[kind].config, fields, where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +282,12 @@ class _Format1:
 
 
 def _from_format_1(values: Any, where: str) -> CLIPConfig:
-    old = _read_fields(_Format1, values, where)
+    old = read_fields(_Format1, values, where)
+    if isinstance(old.vision_layers, int) == (old.vision_patch_size is None):
+        raise CheckpointMismatch(
+            f"{where}.vision_layers: expected four numbers of a ResNet, or one of a ViT and "
+            f"its vision_patch_size, found {old.vision_layers}; {AGAIN}"
+        )
     if old.vision_patch_size is None:
         image = ResNetConfig(old.vision_layers, old.vision_width, old.vision_heads)
     else:
@@ -245,31 +297,6 @@ def _from_format_1(values: Any, where: str) -> CLIPConfig:
     text = TextConfig(
         old.vocab_size, old.context_length, old.text_width, old.text_heads, old.text_layers
     )
-    return CLIPConfig(image, text, Preprocessing(old.image_resolution), old.embed_dim)
-
-
-def _read_fields(config_class: type[Config], values: Any, where: str) -> Config:
-    """Build a dataclass from JSON values; a field with a default may be missing.
-
-    Raises:
-        CheckpointMismatch: a field is missing, unknown, or has none of its choices.
-    """
-    fields = dataclasses.fields(config_class)
-    known = {field.name for field in fields}
-    # Older files lack the fields with a default.
-    needed = {field.name for field in fields if field.default is dataclasses.MISSING}
-    if not isinstance(values, dict) or not needed <= set(values) <= known:
-        given = sorted(values) if isinstance(values, dict) else values
-        raise CheckpointMismatch(
-            f"{where}: expected the fields {sorted(needed)}"
-            + (f" and perhaps {sorted(known - needed)}" if known > needed else "")
-            + f", found {given}; {_AGAIN}"
-        )
-    hints = typing.get_type_hints(config_class)
-    for name, value in values.items():
-        choices = typing.get_args(hints[name])
-        if typing.get_origin(hints[name]) is typing.Literal and value not in choices:
-            raise CheckpointMismatch(
-                f"{where}.{name}: expected one of {list(choices)}, found {value!r}; {_AGAIN}"
-            )
-    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    config = CLIPConfig(image, text, Preprocessing(old.image_resolution), old.embed_dim)
+    require_heads(config, where, AGAIN)
+    return config

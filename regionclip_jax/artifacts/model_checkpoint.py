@@ -9,9 +9,11 @@ runs no code from the files.
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,18 +21,22 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from regionclip_jax.artifacts import digests
+from regionclip_jax.artifacts.card_fields import AGAIN
 from regionclip_jax.artifacts.model_card import (
     FILE_NAME,
     CheckpointMismatch,
     LocalizerCard,
     ModelCard,
+    read_card,
 )
 from regionclip_jax.files import replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.barriers import barrier
+from regionclip_jax.untrusted import most_bytes, read_json, reason, short
 
 PARAMS_NAME = "params"
+_WRITERS = "scripts/convert_checkpoint.py, or the training job that exports it"
 # Largest number of tensors that an error names.
 MAX_NAMED = 10
 
@@ -75,28 +81,65 @@ def load_variables(path: str | Path) -> dict:
     """Read a tree written by ``save_variables`` as numpy arrays, on any number of devices.
 
     Raises:
-        CheckpointMismatch: there is no complete Orbax checkpoint at ``path``, or its files are cut
-            or changed.
+        CheckpointMismatch: there is no complete Orbax checkpoint at ``path``, its files are cut or
+            changed, or they state more than ``most_bytes`` of them.
     """
     path = Path(path).absolute()
     # Orbax writes its metadata last.
     if not (path / "_METADATA").is_file():
         raise CheckpointMismatch(
             f"{path}: expected an Orbax checkpoint, found none that is complete; write it again "
-            "(scripts/convert_checkpoint.py, or the training job that exports it)"
+            f"({_WRITERS})"
         )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        try:
+    try:
+        read_json(path / "_METADATA")
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             saved = checkpointer.metadata(path).item_metadata.tree
+            _require_bounded(path, flatten(saved))
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
             return checkpointer.restore(path, ocp.args.PyTreeRestore(restore_args=restore_args))
-        # Orbax raises whatever its own code meets in a damaged file.
-        except Exception as error:
+    except CheckpointMismatch:
+        raise
+    # Orbax and TensorStore raise errors of many types for damaged files.
+    except Exception as error:
+        raise CheckpointMismatch(
+            f"{path}: expected an Orbax checkpoint, found one with damaged files "
+            f"({reason(error)}); copy it again or write it again ({_WRITERS})"
+        ) from error
+
+
+def _require_bounded(path: Path, stated: dict[str, Any]) -> None:
+    """Refuse arrays much larger than their files: missing parts of them are read as zeros."""
+    num_bytes = 0
+    for name, array in stated.items():
+        chunk = (array.storage and array.storage.chunk_shape) or array.shape
+        if any(part > max(whole, 1) for part, whole in zip(chunk, array.shape, strict=True)):
             raise CheckpointMismatch(
-                f"{path}: expected an Orbax checkpoint, found one with damaged files "
-                f"({repr(error).splitlines()[0][:300]}); copy it again or write it again "
-                "(scripts/convert_checkpoint.py, or the training job that exports it)"
-            ) from error
+                f"{path}: {name}: expected parts of at most the shape {short(array.shape)}, found "
+                f"{short(chunk)}; copy it again or write it again ({_WRITERS})"
+            )
+        num_bytes += math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if num_bytes > most_bytes(stored):
+        raise CheckpointMismatch(
+            f"{path}: expected arrays of at most {most_bytes(stored):,} bytes in files of "
+            f"{stored:,}, found {num_bytes:,}; copy it again or write it again ({_WRITERS})"
+        )
+
+
+def traced(trace: Callable[[Any], dict], architecture: Any, where: str | Path) -> dict:
+    """Return ``trace(architecture)``, the abstract variables of a card or a checkpoint.
+
+    Raises:
+        CheckpointMismatch: no model can be built from the sizes; the message begins with ``where``.
+    """
+    try:
+        return trace(architecture)
+    # Sizes that do not fit each other fail at any place of a model.
+    except Exception as error:
+        raise CheckpointMismatch(
+            f"{where}: no model has the architecture {architecture} ({reason(error)}); {AGAIN}"
+        ) from error
 
 
 def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
@@ -162,7 +205,7 @@ def load_card(directory: str | Path) -> ModelCard:
             "a training job (a directory without a card was never finished: write it again)"
         )
     require_intact(Path(directory), {FILE_NAME})
-    return ModelCard.from_json(path.read_text(encoding="utf-8"), path)
+    return ModelCard.from_json(read_card(path), path)
 
 
 def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
@@ -179,13 +222,13 @@ def load_model(directory: str | Path) -> tuple[dict, ModelCard]:
 
 
 def load_sealed(
-    directory: Path, expected_of: Callable[..., dict], card: ModelCard | LocalizerCard
+    directory: Path, trace: Callable[[Any], dict], card: ModelCard | LocalizerCard
 ) -> dict:
     """Read the numpy arrays that ``save_sealed`` wrote.
 
     Args:
-        expected_of: returns the tree of the required shapes of an architecture. JAX traces it
-            while the files are read, which takes as long.
+        trace: returns the tree of the required shapes of an architecture. It runs while the files
+            are read, which takes as long.
         card: the directory's card.
 
     Raises:
@@ -193,7 +236,7 @@ def load_sealed(
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
         reading = pool.submit(_load_intact, directory)
-        expected = expected_of(card.architecture)
+        expected = traced(trace, card.architecture, directory / FILE_NAME)
         leaves = flatten(reading.result())
     require_sound(directory, leaves, expected, card)
     return unflatten(leaves)

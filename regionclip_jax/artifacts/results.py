@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from regionclip_jax.files import replace_text
+from regionclip_jax.untrusted import parse_json, read_json, short
 
 FORMAT = 1
 _BOX_DIGITS = 2  # of a pixel
@@ -57,7 +58,7 @@ def read_results(path: str | Path) -> dict:
     Raises:
         ValueError: the file does not fit the format; the message names the file and the key.
     """
-    content = _parse(path)
+    content = read_json(path)
     _validate_results(content, str(path))
     return content
 
@@ -96,47 +97,41 @@ def read_detections(path: str | Path) -> list[dict]:
     Raises:
         ValueError: a record does not fit the format; the message names file, record and key.
     """
-    content = _parse(path)
+    # As large as the images are many, so without the bound of other files.
+    content = parse_json(Path(path).read_bytes(), path)
     _validate_detections(content, str(path))
     return content
-
-
-def _parse(path: str | Path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); write the file again") from error
 
 
 def _validate_results(content: object, where: str) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format", "no such key") if isinstance(content, dict) else content
         raise ValueError(
-            f"{where}: 'format': expected {FORMAT}, found {_short(found)}; this version reads only "
+            f"{where}: 'format': expected {FORMAT}, found {short(found)}; this version reads only "
             "the results that it wrote, evaluate again"
         )
     if not isinstance(content.get("details"), dict):
         raise ValueError(
-            f"{where}: 'details': expected an object, found {_short(content.get('details'))}"
+            f"{where}: 'details': expected an object, found {short(content.get('details'))}"
         )
     for model, metrics in content.items():
         if model in ("format", "details"):
             continue
         if not isinstance(metrics, dict):
             raise ValueError(
-                f"{where}: {model!r}: expected an object of metrics, found {_short(metrics)}"
+                f"{where}: {model!r}: expected an object of metrics, found {short(metrics)}"
             )
         for metric, value in metrics.items():
             if value is not None and not _is_finite_number(value):
                 raise ValueError(
                     f"{where}: '{model}.{metric}': expected a finite number or null, "
-                    f"found {_short(value)}"
+                    f"found {short(value)}"
                 )
 
 
 def _validate_detections(content: object, where: str) -> None:
     if isinstance(content, str | Mapping) or not isinstance(content, Sequence):
-        raise ValueError(f"{where}: expected a list of detections, found {_short(content)}")
+        raise ValueError(f"{where}: expected a list of detections, found {short(content)}")
     checks = {
         "image_id": (_is_integer, "an integer"),
         "category_id": (_is_integer, "an integer"),
@@ -146,11 +141,11 @@ def _validate_detections(content: object, where: str) -> None:
     for number, detection in enumerate(content):
         if not isinstance(detection, Mapping):
             raise ValueError(
-                f"{where}: record {number}: expected an object, found {_short(detection)}"
+                f"{where}: record {number}: expected an object, found {short(detection)}"
             )
         for key, (is_valid, expected) in checks.items():
             if key not in detection or not is_valid(detection[key]):
-                found = _short(detection[key]) if key in detection else "no such key"
+                found = short(detection[key]) if key in detection else "no such key"
                 raise ValueError(
                     f"{where}: record {number}: {key!r}: expected {expected}, found {found}"
                 )
@@ -161,7 +156,12 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_finite_number(value: object) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above the largest float
+        return False
 
 
 def _is_box(value: object) -> bool:
@@ -171,8 +171,3 @@ def _is_box(value: object) -> bool:
         and len(value) == 4
         and all(_is_finite_number(number) for number in value)
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

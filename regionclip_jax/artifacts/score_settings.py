@@ -11,10 +11,10 @@ import math
 import typing
 from typing import Any
 
+from regionclip_jax.artifacts.card_fields import MAX_SIZE, fits
 from regionclip_jax.models.clip import logit_scale_and_bias
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.settings import (
-    Count,
     DetectionSettings,
     ProposalSettings,
     ScoreSettings,
@@ -23,6 +23,7 @@ from regionclip_jax.settings import (
     unstated,
 )
 from regionclip_jax.settings.fields import AnySection, stated_names
+from regionclip_jax.untrusted import short
 
 
 def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
@@ -74,24 +75,15 @@ def scores_from_json(values: Any, section: type[AnySection], where: str) -> AnyS
     known = stated_names(section)
     if not isinstance(values, dict) or not values.keys() <= set(known):
         found = sorted(values) if isinstance(values, dict) else values
-        raise ValueError(f"{where}: expected keys among {known}, found {found}")
+        raise ValueError(f"{where}: expected keys among {known}, found {short(found)}")
     changes = {}
     for name, value in values.items():
         kind = hints[name]
         if isinstance(kind, type) and issubclass(kind, Section):
             changes[name] = scores_from_json(value, kind, f"{where}.{name}")
             continue
-        if not _fits(typing.get_args(kind)[0], value):
-            raise ValueError(f"{where}.{name}: found {value!r}, which is none of its values")
+        large = type(value) is int and value > MAX_SIZE
+        if large or not fits(typing.get_args(kind)[0], value):
+            raise ValueError(f"{where}.{name}: found {short(value)}, which is none of its values")
         changes[name] = value
     return dataclasses.replace(unstated(section), **changes)
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    if typing.get_origin(kind) is typing.Literal:
-        return value in typing.get_args(kind)
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if kind == Count:
-        return isinstance(value, int) and value >= 1
-    return isinstance(value, int | float) and math.isfinite(value)

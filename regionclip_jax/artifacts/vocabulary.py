@@ -9,7 +9,6 @@ imported from a bare file have the hash None.
 import dataclasses
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,16 @@ from regionclip_jax.artifacts.model_card import (
     architecture_from_json,
     architecture_to_json,
 )
+from regionclip_jax.artifacts.zip_archives import read_npz
 from regionclip_jax.files import replaced_file
 from regionclip_jax.models.presets import preset_name
 from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.untrusted import parse_json, short
 
 FILE_NAME = "vocabulary.npz"
-_FIELDS = ("names", "embeddings", "templates", "encoder")
+# Name of an array, its kinds of NumPy types, and its number of dimensions.
+_TYPES = (("names", "U", 1), ("embeddings", "fiu", 2), ("templates", "U", 1), ("encoder", "U", 0))
+_FIELDS = [name for name, _, _ in _TYPES]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,29 +95,24 @@ class Vocabulary:
                 f"{path}: expected a vocabulary, found no file; a pretraining run makes "
                 "one, or scripts/convert_checkpoint.py --vocabulary"
             )
+        fields = read_npz(path, _FIELDS)
+        for name, kinds, num_dims in _TYPES:
+            array = fields[name]
+            # Templates that are none have the type of numbers in older files.
+            if array.ndim != num_dims or (array.size and array.dtype.kind not in kinds):
+                raise CheckpointMismatch(
+                    f"{path}: {name}: expected {num_dims} dimensions of type {' or '.join(kinds)}, "
+                    f"found the shape {array.shape} of type {array.dtype}; make it again"
+                )
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                missing = [name for name in _FIELDS if name not in arrays]
-                if missing:
-                    raise CheckpointMismatch(
-                        f"{path}: expected the arrays {_FIELDS}, found {arrays.files}; make it "
-                        "again"
-                    )
-                fields = {name: arrays[name] for name in _FIELDS}
-            encoder = json.loads(str(fields["encoder"]))
-        except CheckpointMismatch:
-            raise
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise CheckpointMismatch(
-                f"{path}: expected a vocabulary (.npz), found a file that does not open ({error}); "
-                "make it again"
-            ) from error
-        vocabulary = cls(
-            tuple(fields["names"].tolist()),
-            fields["embeddings"].astype(np.float32),
-            tuple(fields["templates"].tolist()),
-            encoder,
-        )
+            vocabulary = cls(
+                tuple(fields["names"].tolist()),
+                fields["embeddings"].astype(np.float32),
+                tuple(map(str, fields["templates"].tolist())),
+                _read_encoder(fields["encoder"].item()),
+            )
+        except ValueError as error:
+            raise CheckpointMismatch(f"{path}: {error}; make it again") from error
         vocabulary._warn_of_equal_rows(path)
         return vocabulary
 
@@ -131,6 +129,17 @@ class Vocabulary:
                 "apart: %s%s",
                 path, len(pairs), ", ".join(pairs[:5]), ", ..." if len(pairs) > 5 else "",
             )  # fmt: skip
+
+
+def _read_encoder(text: str) -> dict:
+    encoder = parse_json(text, "encoder")
+    if (
+        isinstance(encoder, dict)
+        and isinstance(encoder.get("architecture"), dict | None)
+        and isinstance(encoder.get("parameters_sha256"), str | None)
+    ):
+        return encoder
+    raise ValueError(f"encoder: expected architecture and hash, found {short(encoder)}")
 
 
 def text_tower_hash(params: dict) -> str:

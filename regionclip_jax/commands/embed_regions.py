@@ -12,7 +12,6 @@ same region in all arrays of a file. The exit status is 1 if an image is missing
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from regionclip_jax.failures import one_line
 from regionclip_jax.files import replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.text.names import resolve_names
+from regionclip_jax.untrusted import parse_json
 
 
 @one_line(ValueError)
@@ -72,17 +72,8 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
         ValueError: no JSON object, an image without an entry, an entry of several images, an entry
             that occurs twice or is no list of boxes, or boxes that do not fit their image.
     """
-
-    def unique(pairs):
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the entry {twice!r} occurs more than once")
-        return entries
-
     try:
-        entries = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        entries = parse_json(Path(file).read_bytes())
         if not isinstance(entries, dict):
             raise ValueError(f"expected an entry for each image, found {type(entries).__name__}")
         boxes, used, missing = [], {}, []

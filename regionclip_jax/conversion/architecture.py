@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.card_fields import CheckpointMismatch, require_plausible
 from regionclip_jax.conversion.localizer_keys import BACKBONE, HEAD, trunk_prefix
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
@@ -21,6 +21,9 @@ from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
 from regionclip_jax.text.clip_tokenizer import MIN_LENGTH
 from regionclip_jax.text.tokenizer import tokenizer_named
+from regionclip_jax.untrusted import short
+
+_REMEDY = "give a whole checkpoint of one model"
 
 
 def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
@@ -35,12 +38,12 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         return _shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
 
     def count(pattern: str) -> int:
-        return _count(tensors, pattern)
+        return _count(tensors, pattern, file_name)
 
     if "visual.proj" in tensors or "visual.class_embedding" in tensors:
         width, _, _, patch = shape("visual.conv1.weight", 4)
         grid = _grid_side(shape("visual.positional_embedding", 2)[0], file_name)
-        layers = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+        layers = count(r"visual\.transformer\.resblocks\.([0-9]+)\.")
         hidden = shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
         _require_mlp(hidden, width, f"{file_name}: image tower")
         image = ViTConfig(patch, layers, width, openai_heads(width))
@@ -48,7 +51,7 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     else:
         width = shape("visual.layer1.0.conv1.weight", 4)[0]
         grid = _grid_side(shape("visual.attnpool.positional_embedding", 2)[0], file_name)
-        layers = tuple(count(rf"visual\.layer{i}\.(\d+)\.") for i in range(1, 5))
+        layers = tuple(count(rf"visual\.layer{i}\.([0-9]+)\.") for i in range(1, 5))
         image = ResNetConfig(layers, width, openai_heads(layer4_channels(width)))
         resolution = grid * 2 * image.stride
         embed_dim = shape("visual.attnpool.c_proj.weight", 2)[0]
@@ -66,26 +69,12 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         context_length=shape("positional_embedding", 2)[0],
         width=text_width,
         heads=openai_heads(text_width),
-        layers=count(r"transformer\.resblocks\.(\d+)\."),
+        layers=count(r"transformer\.resblocks\.([0-9]+)\."),
     )
     logit_bias = "logit_bias" in tensors
-    return CLIPConfig(image, text, Preprocessing(resolution), embed_dim, logit_bias)
-
-
-def require_heads(config: CLIPConfig, path: Path) -> None:
-    """Refuse attention heads that do not divide the channels of a tower.
-
-    Raises:
-        CheckpointMismatch: see above.
-    """
-    image_width = config.image.crop_channels or getattr(config.image, "width", 0)
-    for part, width in (("image", image_width), ("text", config.text.width)):
-        heads = getattr(getattr(config, part), "heads", 1)
-        if heads < 1 or width % heads:
-            raise CheckpointMismatch(
-                f"{path}: {part} tower: expected a number of heads that divides its {width} "
-                f"channels, found {heads}; give the configuration file of this checkpoint"
-            )
+    config = CLIPConfig(image, text, Preprocessing(resolution), embed_dim, logit_bias)
+    require_plausible(config, f"{file_name}: architecture", _REMEDY)
+    return config
 
 
 def require_tokenizer(text: TextTowerConfig, path: Path, name: str | None) -> None:
@@ -128,9 +117,9 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
         return _shape(tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)")[0]
 
     first, stages = ("layer1", range(1, 5)) if is_clip else ("res2", range(2, 6))
-    pattern = rf"{re.escape(trunk)}{first[:-1]}%d\.(\d+)\."
-    blocks = [_count(tensors, pattern % stage) for stage in stages]
-    return LocalizerConfig(
+    pattern = rf"{re.escape(trunk)}{first[:-1]}%d\.([0-9]+)\."
+    blocks = [_count(tensors, pattern % stage, file_name) for stage in stages]
+    config = LocalizerConfig(
         trunk="clip" if is_clip else "detectron",
         blocks=tuple(number for number in blocks if number),
         stem_width=width(f"{trunk}conv3.weight" if is_clip else f"{trunk}stem.conv1.weight"),
@@ -138,8 +127,10 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
         features=width(f"{trunk}{first}.0.conv3.weight"),
         pyramid_channels=width(f"{lateral}.weight") if has_pyramid else None,
         pyramid_norm=f"{lateral}.norm.weight" in tensors,
-        head_convs=max(1, _count(tensors, rf"{re.escape(HEAD)}conv\.conv(\d+)\.")),
+        head_convs=max(1, _count(tensors, rf"{re.escape(HEAD)}conv\.conv([0-9]+)\.", file_name)),
     )
+    require_plausible(config, f"{file_name}: architecture", _REMEDY)
+    return config
 
 
 def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
@@ -157,10 +148,17 @@ def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
     return found
 
 
-def _count(tensors, pattern: str) -> int:
-    """One more than the largest number that the pattern's group matches in a name."""
+def _count(tensors, pattern: str, file_name: str) -> int:
+    """Count the numbers from 0 that the pattern's group matches in names."""
     matches = (re.match(pattern, name) for name in tensors)
-    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+    found = {match[1] for match in matches if match}
+    expected = [str(number) for number in range(len(found))]
+    if others := sorted(found.difference(expected)):
+        raise CheckpointMismatch(
+            f"{file_name}: expected blocks numbered from 0 to {len(found) - 1}, found a tensor of "
+            f"block {short(others[-1])}; {_REMEDY}"
+        )
+    return len(found)
 
 
 def _require_mlp(hidden: int, width: int, where: str) -> None:

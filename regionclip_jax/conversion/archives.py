@@ -7,61 +7,31 @@ little-endian files, dense tensors, torch 0.4 or later.
 """
 
 import io
-import json
-import lzma
 import math
 import pickle
 import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.zip_archives import damaged, open_zip
 from regionclip_jax.conversion.numpy_pickle import NumpyArray, read_numpy_pickle
-from regionclip_jax.conversion.torch_pickle import (
-    DTYPES,
-    Module,
-    Storage,
-    Tensor,
-    damaged,
-    unpickle,
-)
+from regionclip_jax.conversion.safetensors import read_safetensors
+from regionclip_jax.conversion.torch_pickle import DTYPES, Module, Storage, Tensor, unpickle
+from regionclip_jax.untrusted import most_bytes, short
 
 # Name of the tensor of a file with one tensor and no names.
 BARE_TENSOR = ""
 
-_SAFETENSORS_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-_SAFETENSORS_MAX_HEADER = 100_000_000
 _MAX_DEPTH = 64
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MAX_BYTE_ORDER = 64
 _PROTOCOLS = (b"\x02", b"\x03", b"\x04", b"\x05")
 _LEGACY_START = pickle.dumps(_LEGACY_MAGIC, protocol=2)
-# Errors of the standard zip reader for a damaged archive.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
+# Characters of all names together.
+_MAX_NAMES = 10_000_000
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -87,6 +57,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: expected a checkpoint file, found a directory; a model directory needs no "
             "conversion, and only --localizer copies from one"
         )
+    if path.exists() and not path.is_file():
+        raise CheckpointMismatch(f"{path}: expected a checkpoint file, found no regular file")
     with path.open("rb") as file:
         start = file.read(len(_LEGACY_START))
         file.seek(0)
@@ -97,7 +69,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         if start[:1] == pickle.PROTO and start[1:2] in _PROTOCOLS:
             return _read_arrays(path, file)
     if len(start) > 8 and start[8:9] == b"{":
-        return _read_safetensors(path)
+        return read_safetensors(path)
     raise CheckpointMismatch(
         f"{path}: expected a torch zip archive, a torch or NumPy pickle or safetensors, found a "
         f"file that starts with {start[:12]!r}; check that the download is the checkpoint itself, "
@@ -107,48 +79,49 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 def _read_zip(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     """Read torch.save since 1.6 or torch.jit.save: ``ROOT/data.pkl`` and one entry per storage."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = set(archive.namelist())
-            roots = [n.removesuffix("data.pkl") for n in names if n.count("/") == 1]
-            roots = [root for root in roots if f"{root}data.pkl" in names and root.endswith("/")]
-            if len(roots) != 1:
-                raise CheckpointMismatch(
-                    f"{path}: expected a torch archive with one data.pkl, found a zip with "
-                    f"{sorted(names)[:5]}; give the .pt or .pth file itself, unpacked from any "
-                    "outer zip"
-                )
-            root = roots[0]
-            if f"{root}byteorder" in names:
-                order = archive.read(f"{root}byteorder").decode("ascii", "replace").strip()
-                if order != "little":
-                    raise _wrong_endian(path, order)
-            content, _ = unpickle(
-                path,
-                io.BytesIO(archive.read(f"{root}data.pkl")),
-                torchscript=f"{root}constants.pkl" in names,
+    with open_zip(path, file) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        roots = [n.removesuffix("data.pkl") for n in sizes if n.count("/") == 1]
+        roots = [root for root in roots if f"{root}data.pkl" in sizes and root.endswith("/")]
+        if len(roots) != 1:
+            raise CheckpointMismatch(
+                f"{path}: expected a torch archive with one data.pkl, found a zip with "
+                f"{short(sorted(sizes)[:5])}; give the .pt or .pth file itself, unpacked from any "
+                "outer zip"
             )
+        root = roots[0]
+        if f"{root}byteorder" in sizes:
+            with archive.open(f"{root}byteorder") as entry:
+                order = entry.read(_MAX_BYTE_ORDER).decode("ascii", "replace").strip()
+            if order != "little":
+                raise _wrong_endian(path, order)
+        program = archive.read(f"{root}data.pkl")
+        torchscript = f"{root}constants.pkl" in sizes
+        content, _ = unpickle(path, io.BytesIO(program), len(program), torchscript=torchscript)
 
-            def read_storage(storage: Storage) -> bytes:
-                return archive.read(f"{root}data/{storage.key}")
+        def read_storage(storage: Storage, expected: int) -> bytes:
+            name = f"{root}data/{storage.key}"
+            if sizes.get(name) != expected:
+                raise damaged(
+                    path, f"{name}: expected {expected} bytes of data, found {sizes.get(name)}"
+                )
+            return archive.read(name)
 
-            return _load_all(path, _named_tensors(path, content), read_storage)
-    except CheckpointMismatch:
-        raise
-    except _ZIP_ERRORS as error:
-        raise damaged(path, f"the zip archive does not open ({error})") from error
+        return _load_all(path, _named_tensors(path, content), read_storage)
 
 
 def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     """Read torch.save before 1.6: magic, version, system, object, storage keys, storages."""
-    unpickle(path, file)
-    unpickle(path, file)
-    system, _ = unpickle(path, file)
+    size = path.stat().st_size
+    unpickle(path, file, size)
+    unpickle(path, file, size)
+    system, _ = unpickle(path, file, size)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise _wrong_endian(path, "big")
-    content, storages = unpickle(path, file)
-    keys, _ = unpickle(path, file)
-    if not isinstance(keys, list) or sorted(map(repr, keys)) != sorted(map(repr, storages)):
+    content, storages = unpickle(path, file, size)
+    keys, _ = unpickle(path, file, size)
+    texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not texts or sorted(keys) != sorted(storages):
         raise damaged(path, "its list of storages does not agree with its tensors")
     # Each storage starts with its length in elements; an unused one (an optimizer's) is skipped.
     places = {}
@@ -156,13 +129,18 @@ def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
         length = file.read(8)
         num_elements = struct.unpack("<Q", length)[0] if len(length) == 8 else -1
         num_bytes = num_elements * np.dtype(DTYPES[storages[key].dtype]).itemsize
-        if not 0 <= num_bytes <= path.stat().st_size - file.tell():
+        if not 0 <= num_bytes <= size - file.tell():
             raise damaged(path, f"storage {key!r} is not whole")
         places[key] = (file.tell(), num_bytes)
         file.seek(num_bytes, io.SEEK_CUR)
 
-    def read_storage(storage: Storage) -> bytes:
+    def read_storage(storage: Storage, expected: int) -> bytes:
         start, num_bytes = places[storage.key]
+        if num_bytes != expected:
+            raise damaged(
+                path,
+                f"storage {storage.key!r}: expected {expected} bytes of data, found {num_bytes}",
+            )
         file.seek(start)
         return file.read(num_bytes)
 
@@ -171,10 +149,24 @@ def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
 
 def _read_arrays(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     """Read a pickle of NumPy arrays (detectron2's ``.pkl``)."""
-    tensors = _named_tensors(path, read_numpy_pickle(path, file))
-    if incomplete := [name for name, tensor in tensors.items() if not hasattr(tensor, "value")]:
+    arrays = _named_tensors(path, read_numpy_pickle(path, file, path.stat().st_size))
+    if incomplete := [name for name, array in arrays.items() if array.num_bytes is None]:
         raise damaged(path, f"array {incomplete[0]!r} has no numbers")
-    return {name: tensor.value for name, tensor in tensors.items()}
+    _require_bounded(path, sum(array.num_bytes for array in arrays.values()))
+    try:
+        return {name: array.value() for name, array in arrays.items()}
+    except UnicodeEncodeError as error:
+        raise damaged(path, "an array has text in place of its numbers") from error
+
+
+def _require_bounded(path: Path, num_bytes: int) -> None:
+    """Refuse tensors that repeat the numbers of a small file."""
+    bound = most_bytes(path.stat().st_size)
+    if num_bytes > bound:
+        raise CheckpointMismatch(
+            f"{path}: expected tensors of at most {bound:,} bytes together, found {num_bytes:,}, "
+            "which repeat the numbers of the file; save contiguous tensors"
+        )
 
 
 def _wrong_endian(path: Path, order: str) -> CheckpointMismatch:
@@ -193,51 +185,74 @@ def _named_tensors(path: Path, content) -> dict[str, Tensor]:
             if isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
                 break
-    tensors: dict[str, Tensor] = {}
-    _collect(path, content, "", tensors, ())
-    if not tensors:
+    names = _Names(path)
+    names.collect(content)
+    if not names.tensors:
         raise CheckpointMismatch(
             f"{path}: expected named tensors, found {_describe(content)}; save the model's "
             "state_dict with torch.save and convert that file"
         )
-    return tensors
+    return names.tensors
 
 
-def _collect(path: Path, value, name: str, tensors: dict[str, Tensor], parents: tuple[int, ...]):
-    if isinstance(value, Tensor | NumpyArray):
-        tensors[name] = value
-        return
-    children = value.attributes if isinstance(value, Module) else value
-    if not isinstance(children, dict):
-        return
-    if id(value) in parents or len(parents) > _MAX_DEPTH:
-        raise CheckpointMismatch(
-            f"{path}: {name!r} contains itself, or lies deeper than {_MAX_DEPTH} levels; save a "
-            "plain state_dict instead"
-        )
-    for key, child in children.items():
-        _collect(path, child, f"{name}.{key}" if name else str(key), tensors, (*parents, id(value)))
+class _Names:
+    """Tensors of nested dicts and modules by their dotted names.
+
+    One dict may stand in many others, and then the names are exponentially many: their characters
+    are bounded.
+    """
+
+    def __init__(self, path: Path):
+        self.tensors: dict[str, Tensor | NumpyArray] = {}
+        self._path, self._characters = path, 0
+
+    def collect(self, value, name: str = "", parents: tuple[int, ...] = ()) -> None:
+        self._characters += 1 + len(name)
+        if self._characters > _MAX_NAMES:
+            raise CheckpointMismatch(
+                f"{self._path}: expected at most {_MAX_NAMES:,} characters in all names, found "
+                "more; save a plain state_dict instead"
+            )
+        if isinstance(value, Tensor | NumpyArray):
+            self._add(name, value)
+            return
+        children = value.attributes if isinstance(value, Module) else value
+        if not isinstance(children, dict):
+            return
+        if id(value) in parents or len(parents) > _MAX_DEPTH:
+            raise CheckpointMismatch(
+                f"{self._path}: {short(name)} contains itself, or lies deeper than {_MAX_DEPTH} "
+                "levels; save a plain state_dict instead"
+            )
+        for key, child in children.items():
+            self.collect(child, f"{name}.{key}" if name else str(key), (*parents, id(value)))
+
+    def _add(self, name: str, tensor: Tensor | NumpyArray) -> None:
+        if name in self.tensors:
+            raise CheckpointMismatch(
+                f"{self._path}: expected one tensor of each name, found two named {short(name)}; "
+                "save a plain state_dict instead"
+            )
+        self.tensors[name] = tensor
 
 
 def _describe(content) -> str:
     if isinstance(content, dict):
-        return f"a dict with keys {list(content)[:5]}"
+        return f"a dict with keys {short(list(content)[:5])}"
     return f"an object of type {type(content).__name__}"
 
 
 def _load_all(path: Path, tensors: dict[str, Tensor], read_storage) -> dict[str, np.ndarray]:
+    """Return views of storages; ``read_storage(storage, num_bytes)`` returns that many bytes."""
+    sizes = (math.prod(t.shape) * np.dtype(DTYPES[t.dtype]).itemsize for t in tensors.values())
+    _require_bounded(path, sum(sizes))
     buffers: dict[str, np.ndarray] = {}
     arrays = {}
     for name, tensor in tensors.items():
         storage = tensor.storage
         if storage.key not in buffers:
-            data = read_storage(storage)
-            expected = storage.num_elements * np.dtype(DTYPES[storage.dtype]).itemsize
-            if len(data) != expected:
-                raise damaged(
-                    path, f"tensor {name!r}: expected {expected} bytes of data, found {len(data)}"
-                )
-            buffers[storage.key] = np.frombuffer(data, np.uint8)
+            num_bytes = storage.num_elements * np.dtype(DTYPES[storage.dtype]).itemsize
+            buffers[storage.key] = np.frombuffer(read_storage(storage, num_bytes), np.uint8)
         arrays[name] = _strided_view(path, name, tensor, buffers[storage.key])
     return arrays
 
@@ -257,51 +272,3 @@ def _strided_view(path: Path, name: str, tensor: Tensor, data: np.ndarray) -> np
         )
     except (OverflowError, ValueError) as error:
         raise damaged(path, f"tensor {name!r} has the shape {shape} ({error})") from error
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Read safetensors: eight bytes of header length, a JSON header, then the numbers."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        (header_length,) = struct.unpack("<Q", file.read(8))
-        if header_length > min(size - 8, _SAFETENSORS_MAX_HEADER):
-            raise damaged(path, f"its header claims {header_length} bytes")
-        header_bytes = file.read(header_length)
-    try:
-        header = json.loads(header_bytes)
-    except (RecursionError, ValueError) as error:
-        raise damaged(path, f"its safetensors header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise damaged(path, f"its safetensors header is a {type(header).__name__}")
-    data_start = 8 + header_length
-    data = np.memmap(path, np.uint8, "r")
-    arrays = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype_name, shape = str(entry["dtype"]), tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"tensor {name!r} has the header entry {entry!r}") from error
-        if dtype_name not in _SAFETENSORS_DTYPES:
-            raise CheckpointMismatch(
-                f"{path}: tensor {name!r}: expected one of {sorted(_SAFETENSORS_DTYPES)}, found "
-                f"dtype {dtype_name!r}; save it as F32 first"
-            )
-        dtype = np.dtype(DTYPES[_SAFETENSORS_DTYPES[dtype_name]])
-        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
-        if not whole or end - begin != math.prod(shape) * dtype.itemsize or data_start + end > size:
-            raise damaged(path, f"tensor {name!r} of shape {shape} lies at bytes {begin}..{end}")
-        # A view of the mapped file: numbers are read on first use only.
-        values = data[data_start + begin : data_start + end].view(dtype)
-        try:
-            arrays[name] = values.reshape(shape)
-        except (OverflowError, ValueError) as error:
-            raise damaged(path, f"tensor {name!r} has the shape {shape} ({error})") from error
-    if not arrays:
-        raise CheckpointMismatch(
-            f"{path}: expected named tensors, found a safetensors file with none; check that it "
-            "is the model's weights file"
-        )
-    return arrays

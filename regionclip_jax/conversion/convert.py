@@ -29,6 +29,7 @@ from regionclip_jax.artifacts.model_card import (
     LocalizerCard,
     ModelCard,
     architecture_to_json,
+    require_heads,
 )
 from regionclip_jax.artifacts.score_settings import default_scores
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
@@ -43,7 +44,6 @@ from regionclip_jax.conversion import (
 from regionclip_jax.conversion.architecture import (
     infer_config,
     infer_localizer_config,
-    require_heads,
     require_tokenizer,
 )
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
@@ -170,13 +170,13 @@ def convert_checkpoint(
                 config, text_from, text_tensors, image=False, text=True
             )
             notes += more
-    require_heads(config, source)
+    require_heads(config, str(source), "give the configuration file of this checkpoint")
     require_tokenizer(config.text, text_from or source, tokenizer)
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
     variables, used = build_variables(
-        model_checkpoint.abstract_variables(config),
+        model_checkpoint.traced(model_checkpoint.abstract_variables, config, source.name),
         family.origin,
         renamed,
         where=f"{source.name} as {config}",
@@ -233,7 +233,7 @@ def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
     renamed, names = localizer_keys.to_bare_names(tensors, source.name)
     config = infer_localizer_config(renamed, source.name)
     variables, used = build_variables(
-        abstract_localizer(config),
+        model_checkpoint.traced(abstract_localizer, config, source.name),
         localizer_keys.origins(config),
         renamed,
         where=f"{source.name} as a localizer, {config.variant}",
@@ -270,7 +270,7 @@ def convert_trunk(source: str | Path, output: str | Path) -> Conversion:
         )
     config = infer_localizer_config(renamed, source.name)
     variables, used = build_variables(
-        abstract_trunk(config),
+        model_checkpoint.traced(abstract_trunk, config, source.name),
         # The rules of a localizer have paths that begin with ``trunk/``.
         lambda path, num_dims: localizer_keys.origins(config)(f"trunk/{path}", num_dims),
         renamed,

@@ -1,12 +1,12 @@
 """Objects of configuration files in JSON; every error names the file and the key."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.card_fields import MAX_SIZE, CheckpointMismatch, fits
+from regionclip_jax.untrusted import read_json, short
 
 REMEDY = "give the configuration file of this checkpoint, in a directory of their own"
 
@@ -38,17 +38,15 @@ class JsonObject:
             CheckpointMismatch: the file is unreadable, no JSON or no object.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
         except (OSError, ValueError) as error:
-            raise CheckpointMismatch(
-                f"{path}: expected JSON ({error}); copy the file again"
-            ) from error
+            raise CheckpointMismatch(f"{error}; copy the file again") from error
         return cls(path, values)
 
     def refuse(self, key: str, expected: str, remedy: str = REMEDY) -> NoReturn:
         found = self.values.get(key)
         raise CheckpointMismatch(
-            f"{self.path}: {self._where}{key}: expected {expected}, found {found!r}; {remedy}"
+            f"{self.path}: {self._where}{key}: expected {expected}, found {short(found)}; {remedy}"
         )
 
     def part(
@@ -75,14 +73,14 @@ class JsonObject:
 
     def count(self, key: str) -> int:
         value = self.values.get(key)
-        if type(value) is not int or value < 1:
-            self.refuse(key, "a positive whole number")
+        if type(value) is not int or not 1 <= value <= MAX_SIZE:
+            self.refuse(key, f"a positive whole number up to {MAX_SIZE:,}")
         return value
 
     def number(self, key: str) -> float:
         value = self.values.get(key)
-        if not _is_number(value) or value <= 0:
-            self.refuse(key, "a positive number")
+        if not fits(float, value) or not 0 < value <= MAX_SIZE:
+            self.refuse(key, f"a positive number up to {MAX_SIZE:,}")
         return value
 
     def colour(self, key: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -90,11 +88,7 @@ class JsonObject:
         values = self.values.get(key)
         if values is None:
             return default
-        if not isinstance(values, list) or len(values) != 3 or not all(map(_is_number, values)):
+        if not fits(tuple[float, float, float], values):
             self.refuse(key, "three numbers (RGB)")
         red, green, blue = map(float, values)
         return red, green, blue
-
-
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.conversion.torch_pickle import PICKLE_ERRORS, RestrictedUnpickler, damaged
+from regionclip_jax.conversion.restricted_pickle import RestrictedUnpickler, is_sizes, load
+from regionclip_jax.untrusted import short
 
 # Allowed kinds and widths of numbers; all little-endian or one byte wide.
 _DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
@@ -24,51 +24,66 @@ class _Dtype:
     __slots__ = ("name", "little_endian")
 
     def __init__(self, name, align=False, copy=False):
-        if name not in _DTYPES:
-            raise pickle.UnpicklingError(f"dtype {name!r}, expected one of {_DTYPES}")
+        if type(name) is not str or name not in _DTYPES:
+            raise pickle.UnpicklingError(f"dtype {short(name)}, expected one of {_DTYPES}")
         self.name, self.little_endian = name, False
 
-    def __setstate__(self, state):
-        _, order, *rest = state
-        if order not in ("<", "|") or any(part is not None for part in rest[:3]):
-            raise pickle.UnpicklingError(f"dtype {self.name} of the form {state!r}")
-        self.little_endian = True
+    def set_state(self, state):
+        match state:
+            case (_, "<" | "|", None, None, None, *_):
+                self.little_endian = True
+            case _:
+                raise pickle.UnpicklingError(f"dtype {self.name} of the form {short(state)}")
 
 
 class NumpyArray:
-    """An array of a pickle; ``value`` is set once its state is read."""
+    """An array of a pickle; its state is read before its numbers.
 
-    __slots__ = ("value",)
+    Attributes:
+        num_bytes: of the numbers; None before the state is read.
+    """
 
-    def __setstate__(self, state):
+    num_bytes: int | None = None
+
+    def set_state(self, state):
         _, shape, dtype, column_major, data = state
         self._fill(shape, dtype, "F" if column_major is True else "C", data)
 
+    def value(self) -> np.ndarray:
+        """Return the array.
+
+        Raises:
+            UnicodeEncodeError: text in place of bytes has other characters than bytes.
+        """
+        data = self._data.encode("latin1") if isinstance(self._data, str) else self._data
+        return np.frombuffer(data, self._numbers).reshape(self._shape, order=self._order)
+
     def _fill(self, shape, dtype, order, data):
-        if isinstance(data, str):  # written by Python 2
-            data = data.encode("latin1")
-        whole = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
-        if not whole or not isinstance(dtype, _Dtype) or not dtype.little_endian:
-            raise pickle.UnpicklingError(f"array of shape {shape!r} and dtype {dtype!r}")
-        numbers = np.dtype(dtype.name)
         if (
-            not isinstance(data, bytes | bytearray)
-            or len(data) != math.prod(shape) * numbers.itemsize
+            not is_sizes(shape)
+            or not isinstance(dtype, _Dtype)
+            or not dtype.little_endian
+            or not isinstance(data, bytes | str)
         ):
+            raise pickle.UnpicklingError(f"array of shape {short(shape)} and dtype {short(dtype)}")
+        numbers = np.dtype(dtype.name)
+        # Each character of a text stands for a byte.
+        if len(data) != math.prod(shape) * numbers.itemsize:
             raise pickle.UnpicklingError(f"array of shape {shape} with other than its numbers")
-        self.value = np.frombuffer(data, numbers).reshape(shape, order=order)
+        self._shape, self._numbers, self._order, self._data = tuple(shape), numbers, order, data
+        self.num_bytes = len(data)
 
 
 def _reconstruct(kind, shape, type_code) -> NumpyArray:
     if kind != "ndarray":
-        raise pickle.UnpicklingError(f"an array of type {kind!r}")
+        raise pickle.UnpicklingError(f"an array of type {short(kind)}")
     return NumpyArray()
 
 
 def _from_buffer(data, dtype, shape, order, axis_order=None) -> NumpyArray:
     """Array in the form of protocol 5."""
     if order not in ("C", "F") or axis_order is not None:
-        raise pickle.UnpicklingError(f"an array in the order {order!r}, {axis_order!r}")
+        raise pickle.UnpicklingError(f"an array in the order {short((order, axis_order))}")
     array = NumpyArray()
     array._fill(shape, dtype, order, data)
     return array
@@ -79,18 +94,18 @@ def _no_bytes() -> bytes:
     return b""
 
 
-def _encode(text: str, codec: str) -> bytes:
-    """Bytes, as Python 3 writes them into pickles for Python 2."""
+def _text_of_bytes(text: str, codec: str) -> str:
+    """Text that stands for bytes, as Python 3 writes them into pickles for Python 2."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"bytes in the codec {codec!r}")
-    return text.encode("latin1")
+        raise pickle.UnpicklingError(f"bytes in the codec {short(codec)}")
+    # The array encodes it. Here one text could be copied many times.
+    return text
 
 
 class _ArrayUnpickler(RestrictedUnpickler):
     allowed = {
         "__builtin__.bytes": _no_bytes,
-        "_codecs.encode": _encode,
-        "collections.OrderedDict": dict,
+        "_codecs.encode": _text_of_bytes,
         "numpy.dtype": _Dtype,
         "numpy.ndarray": "ndarray",
         **{
@@ -101,20 +116,15 @@ class _ArrayUnpickler(RestrictedUnpickler):
     }
 
     def persistent_load(self, pid):
-        raise pickle.UnpicklingError(f"storage {pid!r} outside of the pickle")
+        raise pickle.UnpicklingError(f"storage {short(pid)} outside of the pickle")
 
 
-def read_numpy_pickle(path: Path, file: io.BufferedIOBase):
-    """Return the object of a pickle, with arrays as ``NumpyArray``.
+def read_numpy_pickle(path: Path, file: io.BufferedIOBase, size: int):
+    """Return the object of a pickle of ``size`` bytes, with arrays as ``NumpyArray``.
 
     Raises:
-        CheckpointMismatch: the pickle is damaged, or names an object that is not part of an array.
+        CheckpointMismatch: the pickle is damaged, names an object that is not part of an array, or
+            has more steps than that of any model.
     """
-    try:
-        # Python 2's strings: names are ASCII, and latin1 keeps bytes unchanged.
-        return _ArrayUnpickler(path, file, encoding="latin1").load()
-    except CheckpointMismatch:
-        raise
-    except PICKLE_ERRORS as error:
-        what = f"its pickle does not load ({type(error).__name__}: {error})"
-        raise damaged(path, what) from error
+    # Python 2's strings: names are ASCII, and latin1 keeps bytes unchanged.
+    return load(_ArrayUnpickler(path, file, size, encoding="latin1"))

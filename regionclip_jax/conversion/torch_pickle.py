@@ -3,20 +3,19 @@
 A pickle is a program that may call every object that it can name. Here it can name ordered dicts,
 torch's tensor constructors (replaced by our own), storages and dtypes. In a TorchScript archive it
 can also name module classes, read as attributes only. Any other name is refused, and no code from
-the file is run.
+the file is run. ``restricted_pickle`` bounds work and memory.
 """
 
-import collections
 import io
 import pickle
-import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.conversion.restricted_pickle import RestrictedUnpickler, is_sizes, load
+from regionclip_jax.untrusted import short
 
 DTYPES = {
     "float64": np.float64,
@@ -43,21 +42,6 @@ _STORAGES = {
     "BoolStorage": "bool",
     "UntypedStorage": "uint8",
 }
-# Errors of the standard unpickler for a hostile or broken pickle.
-PICKLE_ERRORS = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    struct.error,
-    TypeError,
-    ValueError,
-)
 
 
 class Storage(NamedTuple):
@@ -84,10 +68,13 @@ class Tensor(NamedTuple):
 class Module:
     """A TorchScript module: its attributes, none of its code."""
 
-    attributes: dict = {}
+    def __init__(self):
+        self.attributes: dict = {}
 
-    def __setstate__(self, attributes: dict):
-        self.attributes = dict(attributes)
+    def set_state(self, attributes: Any):
+        if type(attributes) is not dict:
+            raise pickle.UnpicklingError(f"a module with attributes {short(attributes)}")
+        self.attributes = attributes
 
 
 def _rebuild_tensor(
@@ -103,16 +90,17 @@ def _rebuild_tensor_of_dtype(
 
 
 def _make_tensor(storage, dtype, offset, shape, strides) -> Tensor:
-    shape, strides = tuple(shape), tuple(strides)
-    numbers = (*shape, *strides, offset)
     if (
         not isinstance(storage, Storage)
+        or type(dtype) is not str
         or dtype not in DTYPES
+        or not all(is_sizes(sizes) for sizes in (shape, strides, [offset]))
         or len(shape) != len(strides)
-        or not all(isinstance(n, int) and n >= 0 for n in numbers)
     ):
-        raise pickle.UnpicklingError(f"tensor of dtype {dtype!r}, shape {shape}, strides {strides}")
-    return Tensor(storage, dtype, offset, shape, strides)
+        raise pickle.UnpicklingError(
+            f"tensor of dtype {short(dtype)}, shape {short(shape)}, strides {short(strides)}"
+        )
+    return Tensor(storage, dtype, offset, tuple(shape), tuple(strides))
 
 
 def _keep_first(value, *_):
@@ -120,36 +108,10 @@ def _keep_first(value, *_):
     return value
 
 
-class RestrictedUnpickler(pickle._Unpickler):
-    """Unpickler that refuses every class and function that is not listed in ``allowed``.
-
-    It derives from the standard library's Python implementation. The C implementation allocates any
-    size that a damaged file names, which can exhaust memory. Checkpoints have some ten thousand
-    opcodes, so speed does not matter.
-    """
-
-    allowed: dict[str, object] = {}
-
-    def __init__(self, path: Path, file: io.BufferedIOBase, *, encoding: str):
-        super().__init__(file, encoding=encoding)
-        self._path = path
-
-    def find_class(self, module: str, name: str):
-        full_name = f"{module}.{name}"
-        if full_name in self.allowed:
-            return self.allowed[full_name]
-        raise CheckpointMismatch(
-            f"{self._path}: refused: its pickle asks for {full_name}, which is not part of a "
-            "tensor, and to load it could run code; if you trust the file, open it with torch "
-            "where that is safe and save its tensors alone: torch.save({'model': state_dict}, path)"
-        )
-
-
 class _TensorUnpickler(RestrictedUnpickler):
     """Unpickler of tensors as ``Tensor``."""
 
     allowed = {
-        "collections.OrderedDict": collections.OrderedDict,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v3": _rebuild_tensor_of_dtype,
         "torch._utils._rebuild_parameter": _keep_first,
@@ -165,9 +127,9 @@ class _TensorUnpickler(RestrictedUnpickler):
         )
     }  # fmt: skip
 
-    def __init__(self, path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
+    def __init__(self, path: Path, file: io.BufferedIOBase, size: int, *, torchscript: bool):
         # torch writes UTF-8; Python 2's legacy files hold ASCII names.
-        super().__init__(path, file, encoding="utf-8")
+        super().__init__(path, file, size, encoding="utf-8")
         self._torchscript = torchscript
         self.storages: dict[str, Storage] = {}
 
@@ -183,34 +145,26 @@ class _TensorUnpickler(RestrictedUnpickler):
         match pid:
             case ("storage", str(dtype), str(key), str(), int(num_elements)) | (
                 "storage", str(dtype), str(key), str(), int(num_elements), None
-            ) if dtype in DTYPES and num_elements >= 0:  # fmt: skip
+            ) if dtype in DTYPES and is_sizes([num_elements]):  # fmt: skip
+                self.require_key(key)
                 return self.storages.setdefault(key, Storage(key, dtype, num_elements))
-        raise pickle.UnpicklingError(f"unknown form of storage {pid!r}")
+        raise pickle.UnpicklingError(f"unknown form of storage {short(pid)}")
 
 
-def unpickle(path: Path, file: io.BufferedIOBase, *, torchscript: bool = False):
-    """Read one pickle from ``file``; ``path`` is for errors.
+def unpickle(path: Path, file: io.BufferedIOBase, size: int, *, torchscript: bool = False):
+    """Read one pickle from ``file``.
+
+    Args:
+        path: for errors.
+        size: bytes of ``file``.
+        torchscript: allow the names of a TorchScript archive.
 
     Returns:
         The object, its tensors as ``Tensor``, and every storage it names, by key.
 
     Raises:
-        CheckpointMismatch: the pickle is damaged, or names an object that is not part of a tensor.
+        CheckpointMismatch: the pickle is damaged, names an object that is not part of a tensor, or
+            is larger than that of any checkpoint.
     """
-    unpickler = _TensorUnpickler(path, file, torchscript=torchscript)
-    try:
-        content = unpickler.load()
-    except CheckpointMismatch:
-        raise
-    except PICKLE_ERRORS as error:
-        what = f"its pickle does not load ({type(error).__name__}: {error})"
-        raise damaged(path, what) from error
-    return content, unpickler.storages
-
-
-def damaged(path: Path, what: str) -> CheckpointMismatch:
-    """Return the error for a damaged file."""
-    return CheckpointMismatch(
-        f"{path}: {what} (file of {path.stat().st_size} bytes); the file is damaged or cut short: "
-        "download or copy it again and compare its size and checksum with the publisher's"
-    )
+    unpickler = _TensorUnpickler(path, file, size, torchscript=torchscript)
+    return load(unpickler), unpickler.storages

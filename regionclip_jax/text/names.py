@@ -24,6 +24,7 @@ from pathlib import Path
 
 from regionclip_jax.text.clip_tokenizer import clean
 from regionclip_jax.text.prompts import fill_template, prepare_class_name
+from regionclip_jax.untrusted import reason
 
 _COUNT_AFTER_COMMA = re.compile(r"\s*,\s*\d+$")
 _STRUCTURED = (".yaml", ".yml", ".xml", ".html", ".toml", ".jsonl", ".ndjson")
@@ -144,8 +145,8 @@ def _names_of_categories(path: Path, text: str) -> list[str]:
     try:
         categories = sorted(json.loads(text)["categories"], key=lambda entry: entry["id"])
         return [prepare_class_name(entry["name"]) for entry in categories]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected JSON with categories that have id and name, as COCO's and LVIS's "
-            f"annotation files do, found {error!r}; give such a file, or names in a .txt"
+            f"annotation files do, found {reason(error)}; give such a file, or names in a .txt"
         ) from error

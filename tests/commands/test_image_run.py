@@ -161,8 +161,8 @@ BOX = [0, 0, 9, 9]
         ({"a/x.jpg": [BOX], "x.jpg": [[9, 9, 0, 0]]}, "the entry 'x.jpg': boxes: row 0"),
         ({"a/x.jpg": {"box": BOX}, "x.jpg": []}, "the entry 'a/x.jpg': "),
         ([BOX], "expected an entry for each image, found list"),
-        ('{"x.jpg": [], "x.jpg": []}', "the entry 'x.jpg' occurs more than once"),
-        ("{", "boxes.json: Expecting"),
+        ('{"x.jpg": [], "x.jpg": []}', "the key 'x.jpg' occurs more than once"),
+        ("{", "boxes.json: expected JSON"),
     ],
 )
 def test_boxes_that_do_not_name_each_image_once_are_refused(tmp_path, text, message):

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 # Other libraries or users call these names.
 CALLED_FROM_OUTSIDE = {
     "persistent_load",  # pickle
+    "repr_bytes", "repr_int",  # reprlib
     "write_audios", "write_histograms", "write_hparams", "write_summaries", "write_videos",  # CLU
     "read_detections",  # reader of a file format that evaluations write
 }  # fmt: skip
