@@ -90,8 +90,8 @@ def decode_image(data: bytes, *, source: str, key: str) -> UInt8[np.ndarray, "H 
 
     Raises:
         RecordError: no image, a truncated one, one beyond the bounds of ``image_opening``, or
-            values whose white is unknown (``to_rgb``). (The reference fills the missing part of a truncated
-            image with grey.)
+            values whose white is unknown (``to_rgb``). (The reference fills the missing part of a
+            truncated image with grey.)
     """
     with _opened(data, source, key) as image:
         return _pixels(image, image_frame(image))

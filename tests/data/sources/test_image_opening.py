@@ -33,8 +33,9 @@ def png_with(*chunks):
 
 
 def tiff(**tags):
-    numbers = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262,
-               "samples": 277, "tile_width": 322, "tile_height": 323, "at": 324, "size": 325}  # fmt: skip
+    numbers = {"width": 256, "height": 257, "bits": 258, "compression": 259,
+               "photometric": 262, "samples": 277, "tile_width": 322, "tile_height": 323,
+               "at": 324, "size": 325}  # fmt: skip
     usual = {"bits": 8, "compression": 5, "photometric": 1, "samples": 1, "at": 200, "size": 1000}
     values = sorted((numbers[name], value) for name, value in (usual | tags).items())
     entries = b"".join(struct.pack("<HHLL", number, 4, 1, value) for number, value in values)
@@ -110,10 +111,10 @@ def test_other_formats_are_refused_and_start_no_process(data, tmp_path, monkeypa
         (png_with(*[chunk(b"prIv", b"")] * 2**17), "more metadata"),
         (png_with(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**8)))), "too large|formats"),
         (png_with(chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(10**8)))), "too large|formats"),
-        (png_with(chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0))), "formats|pixels"),
+        (png_with(chunk(b"IHDR", struct.pack(">II5B", 0, 0, 8, 2, 0, 0, 0))), "formats|pixels"),
     ],
-    ids=["scans", "scanned", "tile", "no_tile", "runs", "PPM", "EXIF", "tags", "chunks", "text", "profile",
-         "empty"],
+    ids=["scans", "scanned", "tile", "no_tile", "runs", "PPM", "EXIF", "tags", "chunks", "text",
+         "profile", "empty"],
 )  # fmt: skip
 def test_small_files_of_much_work_are_record_errors(data, problem):
     with pytest.raises(RecordError, match=problem):
