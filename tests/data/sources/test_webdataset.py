@@ -3,8 +3,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -181,8 +179,8 @@ def test_claims_of_members_are_bounded(tmp_path):
     """A sparse file, links and absolute names: only bytes that are in the tar are read."""
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for name, kind in (
-            ("a.jpg", tarfile.GNUTYPE_SPARSE), ("b.jpg", tarfile.SYMTYPE), ("c.jpg", tarfile.LNKTYPE),
-            ("d.jpg", tarfile.FIFOTYPE), ("e.jpg", tarfile.CHRTYPE),
+            ("a.jpg", tarfile.GNUTYPE_SPARSE), ("b.jpg", tarfile.SYMTYPE),
+            ("c.jpg", tarfile.LNKTYPE), ("d.jpg", tarfile.FIFOTYPE), ("e.jpg", tarfile.CHRTYPE),
         ):  # fmt: skip
             member = tarfile.TarInfo(name)
             member.type, member.linkname = kind, "/etc/passwd"
@@ -218,11 +216,8 @@ def test_damaged_extended_headers_end_or_are_ignored(tmp_path, content):
             member = tarfile.TarInfo(name)
             member.size = 5
             tar.addfile(member, io.BytesIO(b"words"))
-    code = "import sys; from regionclip_jax.data.sources.tar_members import read_members\n"
-    code += "print(len(read_members(sys.argv[1])[0]))"
-    command = [sys.executable, "-c", code, str(tmp_path / "0.tar")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip() in ("0", "2")
+    members, _ = read_members(tmp_path / "0.tar")
+    assert [member.name for member in members] in ([], ["a.jpg", "a.txt"])
 
 
 def test_far_too_long_members_are_record_errors(tmp_path, monkeypatch):
