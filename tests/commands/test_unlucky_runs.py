@@ -1,4 +1,4 @@
-"""Full disks, folders that may not be written and ports in use: one line and a status of its own."""
+"""Full disks, folders that may not be written, ports in use: one line and a status of its own."""
 
 import os
 import resource
