@@ -67,20 +67,22 @@ class ImageRun:
             return 128 + number
 
         stopped, status = "stopped by an error", ExitStatus.ERROR
-        try:
-            with ending_at_once(farewell):
+        with ending_at_once(farewell):
+            try:
                 self._run(process)
-            self._save()
-            stopped = ""
-        except Exception as error:
-            explained = explain(error, ValueError)
-            if explained is None:
-                raise
-            status = report(error, *explained, prefix="error")
-        finally:
-            with contextlib.suppress(OSError):  # after an error that was reported
-                self._save()
-            print(self._summary(describe, stopped))
+                with self.writing:
+                    self._save()
+                stopped = ""
+            except Exception as error:
+                explained = explain(error, ValueError)
+                if explained is None:
+                    raise
+                status = report(error, *explained, prefix="error")
+            finally:
+                with self.writing:
+                    with contextlib.suppress(OSError):  # after an error that was reported
+                        self._save()
+                    print(self._summary(describe, stopped), flush=True)
         return status if self.skipped or stopped else 0
 
     def _run(self, process: Callable[[int, np.ndarray], str]) -> None:
