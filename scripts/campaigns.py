@@ -144,6 +144,8 @@ def run_campaigns(
             folder=workdir,
             fresh=attacking,
         ):
+            if attacking:
+                result["attack"] = attacks.name_of(trial)
             results.add(trial, result)
             progress.advance()
 

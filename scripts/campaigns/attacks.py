@@ -1,7 +1,7 @@
 """Let each reader of the package read each hostile file, with limits of time and memory.
 
-A reader must end with records, or with an error that a command prints as one line and that names
-the file. Everything else counts: no end, too much memory, another exception, a payload that ran.
+A reader must end with records, or with an error that commands print without a traceback and that
+names the file. Everything else counts: no end, too much memory, another exception, a payload that ran.
 """
 
 import io
@@ -21,6 +21,7 @@ import numpy as np
 
 from campaigns import hostile_checkpoints, hostile_data
 from campaigns.children import Limits, Trial
+from campaigns.damage import MOST_LINES
 from campaigns.hostile_checkpoints import CANARY, Maker
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
@@ -43,8 +44,9 @@ from regionclip_jax.settings import UserError
 from regionclip_jax.text.names import read_names
 
 # A reader that works needs a fraction of these; a hostile file makes it need more than any limit.
+# Seconds of a loaded machine; one that computes all the time ends after _CPU_SECONDS.
 LIMITS = Limits(seconds=60.0, memory=6 * 2**30)
-_CPU_SECONDS = 20
+_CPU_SECONDS = 10
 _MOST_RESIDENT = 2**30
 
 
@@ -108,8 +110,8 @@ READERS: dict[str, Reader] = {
     **{
         f"{what} {ending}": Reader(_convert(convert), f"file{ending}", attacks)
         for what, convert, endings in (
-            ("model", convert_checkpoint, (".pt", ".pth")),
-            ("localizer", convert_localizer, (".pth", ".pkl")),
+            ("model", convert_checkpoint, (".pt",)),
+            ("localizer", convert_localizer, (".pkl",)),
             ("trunk", convert_trunk, (".pkl",)),
             ("embeddings", _convert_vocabulary, (".pth",)),
         )
@@ -153,6 +155,11 @@ def trials() -> list[Trial]:
     ]
 
 
+def name_of(trial: Trial) -> str:
+    """Return the name of the attack of a trial."""
+    return list(READERS[trial.part].attacks)[trial.number]
+
+
 def attack(model: Path, trial: Trial) -> dict:
     """Let a reader read one hostile file; call it in a process of its own.
 
@@ -160,8 +167,8 @@ def attack(model: Path, trial: Trial) -> dict:
         model: a sound model directory to change.
     """
     reader = READERS[trial.part]
-    name, make = list(reader.attacks.items())[trial.number]
-    result = {"attack": name}
+    make = reader.attacks[name_of(trial)]
+    result: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         canary = root / "canary"
@@ -194,8 +201,8 @@ def _judge(reader: Reader, path: Path) -> dict:
         reader.read(path)
     except reader.refusals as error:
         text = str(error)
-        if "\n" in text.strip():
-            return {"outcome": "not one line", "text": text[:300]}
+        if len(text.splitlines()) > MOST_LINES:
+            return {"outcome": "too many lines", "text": text[:300]}
         if path.name not in text:
             text = f"{type(error).__name__}: {text}"
             return {"outcome": "unnamed file", "text": text[:300]}

@@ -189,6 +189,8 @@ class _Worker:
         self._text += more
         if not more:
             status = wait(self.child, seconds)
+            if status == -signal.SIGXCPU:
+                return {"outcome": HANG, "text": "computed until its limit of CPU seconds"}
             last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
             return {"outcome": DIED, "text": f"status {status}: {' '.join(last)[:300]}"}
         if b"\n" not in self._text:

@@ -3,6 +3,7 @@
 A payload that runs touches the file that the environment variable CANARY names.
 """
 
+import functools
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import pickle
 import shutil
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,16 +120,30 @@ def _zeros(megabytes: int) -> bytes:
     return b"\0" * (megabytes * _MEGABYTE)
 
 
-def _bomb(name: str, content: bytes, megabytes: int = 2048) -> bytes:
-    """Return an archive with an entry that inflates a thousandfold, and another entry."""
+def deflated_zeros(megabytes: int) -> bytes:
+    """Return raw deflate data of zeros, without compressing all of them."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = packer.compress(_zeros(1)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return block * megabytes + packer.flush(zlib.Z_FINISH)
+
+
+def _bomb(name: str, content: bytes, megabytes: int = 1536) -> bytes:
+    """Return an archive with an entry that inflates a thousandfold, and a pickle."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", content)
-        with archive.open(name, "w", force_zip64=True) as entry:
-            block = _zeros(1)
-            for _ in range(megabytes):
-                entry.write(block)
-    return file.getvalue()
+        archive.writestr(name, deflated_zeros(megabytes))
+        entry = archive.filelist[-1]
+        entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, megabytes * _MEGABYTE
+        entry.CRC = functools.reduce(lambda crc, _: zlib.crc32(_zeros(1), crc), range(megabytes), 0)
+    data = bytearray(file.getvalue())
+    # The header before the entry still says that it is stored.
+    start = entry.header_offset
+    data[start + 8 : start + 10] = struct.pack("<H", entry.compress_type)
+    data[start + 14 : start + 26] = struct.pack(
+        "<III", entry.CRC, entry.compress_size, entry.file_size
+    )
+    return bytes(data)
 
 
 def _bytes(make: Callable[[], bytes]) -> Maker:
@@ -156,7 +172,7 @@ CHECKPOINTS: dict[str, Maker] = {
     "archive: pickle of 2 GB in 2 MB": _bytes(lambda: _bomb("archive/data.pkl", b"")),
     "archive: two entries of a name": _bytes(
         lambda: _archive(
-            [("archive/data.pkl", _PLAIN), ("archive/data/0", b"\0" * 4), ("archive/data/0", b"x" * 4)]
+            [("a/data.pkl", _PLAIN), ("a/data/0", b"\0" * 4), ("a/data/0", b"x" * 4)]
         )
     ),
     "archive: 200,000 entries": _bytes(
@@ -280,7 +296,9 @@ VOCABULARIES: dict[str, Maker] = {
         "embeddings", _npy("(2, 134217728)"), zipfile.ZIP_DEFLATED, 1024
     ),
     "two arrays of a name": lambda path: _npz()(path) or _append(path, "names.npy"),
-    "encrypted": lambda path: _npz()(path) or path.write_bytes(_encrypted(path.read_bytes())) and None,
+    "encrypted": lambda path: (
+        _npz()(path) or path.write_bytes(_encrypted(path.read_bytes())) and None
+    ),
     "encoder 100,000 deep": _npz(encoder=np.array("[" * _DEEP + "]" * _DEEP)),
     "encoder of another type": _npz(encoder=np.array("[1]")),
     "encoder of numbers": _npz(encoder=np.arange(3)),

@@ -129,5 +129,5 @@ def _counted(results: list[dict]) -> str:
 
 
 def _text(result: dict) -> str:
-    kept = {key: result[key] for key in ("moment", "damage", "text") if key in result}
+    kept = {key: result[key] for key in ("moment", "damage", "attack", "text") if key in result}
     return "; ".join(str(value) for value in kept.values())
