@@ -14,7 +14,6 @@ from typing import Any
 from regionclip_jax.models.clip import logit_scale_and_bias
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.settings import (
-    Count,
     DetectionSettings,
     ProposalSettings,
     ScoreSettings,
@@ -92,6 +91,5 @@ def _fits(kind: Any, value: Any) -> bool:
         return value in typing.get_args(kind)
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
-    if kind == Count:
-        return isinstance(value, int) and value >= 1
-    return isinstance(value, int | float) and math.isfinite(value)
+    plain, limits = typing.get_args(kind)
+    return isinstance(value, int if plain is int else int | float) and value in limits
