@@ -14,8 +14,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from regionclip_jax.files import replace_text
+from regionclip_jax.files import read_json, replace_text
 
 FORMAT = 1
 _BOX_DIGITS = 2  # of a pixel
@@ -101,11 +102,8 @@ def read_detections(path: str | Path) -> list[dict]:
     return content
 
 
-def _parse(path: str | Path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); write the file again") from error
+def _parse(path: str | Path) -> Any:
+    return read_json(path, "write the file again")
 
 
 def _validate_results(content: object, where: str) -> None:

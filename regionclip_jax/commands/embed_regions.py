@@ -14,6 +14,7 @@ same region in all arrays of a file. The exit status is 1 if an image is missing
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from regionclip_jax.commands.image_run import ImageRun
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.sources.image_files import image_size, list_images, relative_names
-from regionclip_jax.files import replaced_file
+from regionclip_jax.files import open_regular, replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.text.names import resolve_names
 
@@ -80,13 +81,14 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
     def unique(pairs):
         entries = dict(pairs)
         if len(entries) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
             raise ValueError(f"the entry {twice!r} occurs more than once")
         return entries
 
     try:
-        entries = json.loads(Path(file).read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        with open_regular(file) as content:
+            text = content.read().decode("utf-8-sig")
+        entries = json.loads(text, object_pairs_hook=unique)
         if not isinstance(entries, dict):
             raise ValueError(f"expected an entry for each image, found {type(entries).__name__}")
         boxes, used, missing = [], {}, []
@@ -110,7 +112,7 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
                 f"no boxes for {len(missing)} images such as {missing[:3]}; "
                 "add them (an empty list for none), or leave the images out"
             )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
     return boxes
 

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import struct
+from reprlib import repr as shown  # of bounded depth and length
 
 import numpy as np
 from jaxtyping import Float
@@ -92,20 +93,20 @@ def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"expected a text, found {str(value)[:60]!r}")
+        raise ValueError(f"expected a text, found {shown(value)}")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"expected a list of texts, found {str(value)[:60]!r}")
+        raise ValueError(f"expected a list of texts, found {shown(value)}")
     return tuple(map(_text, value))
 
 
 def _whole(value: object, lowest: int, highest: int) -> int:
     if type(value) is not int or not lowest <= value <= highest:
         raise ValueError(
-            f"expected a whole number from {lowest} to {highest}, found {str(value)[:60]!r}"
+            f"expected a whole number from {lowest} to {highest}, found {shown(value)}"
         )
     return value
 

@@ -10,6 +10,7 @@ is the only one (``coco128.yaml``), or in ``classes.txt``.
 
 import os
 import pathlib
+from reprlib import repr as shown  # of bounded depth and length
 
 from regionclip_jax.data.sources.boxed_images import (
     MOST_ANNOTATION,
@@ -204,6 +205,6 @@ def _read_names(root: pathlib.Path) -> tuple[str, ...]:
     if not checked or len(checked) < len(found) or len(set(checked)) < len(checked):
         raise ValueError(
             f"{path}: expected names, one a class and each once, numbered from 0, found "
-            f"{str(names)[:90]}"
+            f"{shown(names)}"
         )
     return checked
