@@ -5,6 +5,7 @@ Readers accept regular files only: a pipe, device or socket may never end.
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike) -> io.BufferedReader:
     """Open a regular file for reading.
 
     Raises:
