@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import io
+import numbers
 import tokenize
 import types
 import typing
@@ -68,7 +69,7 @@ class Range:
     noun: str = "a number"
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int | float):
+        if not isinstance(value, numbers.Real):  # also NumPy's
             return False
         return self.low <= value <= self.high and not (self.above and value == self.low)
 
@@ -86,7 +87,8 @@ _WHOLE = "a whole number"
 Count = Annotated[int, Range(1, noun=_WHOLE)]
 Whole = Annotated[int, Range(0, noun=_WHOLE)]
 # Side of an image, canvas or mask in pixels or cells.
-Side = Annotated[int, Range(1, 2**16, noun=_WHOLE)]
+SIDES = Range(1, 2**16, noun=_WHOLE)
+Side = Annotated[int, SIDES]
 Threads = Annotated[int, Range(1, 1024, noun=_WHOLE)]
 Workers = Annotated[int, Range(0, 1024, noun=_WHOLE)]
 Seed = Annotated[int, Range(0, 2**32 - 1, noun=_WHOLE)]

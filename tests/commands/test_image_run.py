@@ -133,6 +133,7 @@ BOX = [0, 0, 9, 9]
         ([BOX], "expected an entry for each image, found list"),
         ('{"x.jpg": [], "x.jpg": []}', "the entry 'x.jpg' occurs more than once"),
         ("{", "boxes.json: Expecting"),
+        ("[" * 10**5, "boxes.json: maximum recursion depth"),
     ],
 )
 def test_boxes_that_do_not_name_each_image_once_are_refused(tmp_path, text, message):
