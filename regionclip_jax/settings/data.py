@@ -10,7 +10,6 @@ from regionclip_jax.settings.fields import (
     Section,
     Share,
     Side,
-    Threads,
     Tokens,
     Whole,
     Workers,
@@ -57,7 +56,7 @@ class LoadingSettings(Section):
     # Probability of a mirrored image.
     flip_probability: Share = 0.5
     # Threads that read and decode, in each process and each worker.
-    num_threads: Threads = may_change(16)
+    num_threads: Workers = may_change(16)
     # Worker processes; 0 reads in threads of the training process.
     num_workers: Workers = may_change(0)
     # The run stops if more than this share of a source's entries, or of the records read, is
@@ -175,6 +174,6 @@ class EvaluatedImages(Section):
     # less than 100, those of LVIS more than 300.)
     max_boxes: Count = 100
     # Threads that read and decode, in each process.
-    num_threads: Threads = 8
+    num_threads: Workers = 8
     # The run stops if more than this share of the images, or of the annotations, is skipped.
     max_skipped_fraction: Share = 0.0

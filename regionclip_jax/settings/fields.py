@@ -89,7 +89,7 @@ Whole = Annotated[int, Range(0, noun=_WHOLE)]
 # Side of an image, canvas or mask in pixels or cells.
 SIDES = Range(1, 2**16, noun=_WHOLE)
 Side = Annotated[int, SIDES]
-Threads = Annotated[int, Range(1, 1024, noun=_WHOLE)]
+# Threads or processes beside the one that wants their work.
 Workers = Annotated[int, Range(0, 1024, noun=_WHOLE)]
 Seed = Annotated[int, Range(0, 2**32 - 1, noun=_WHOLE)]
 Tokens = Annotated[int, Range(2, 77, noun=_WHOLE)]  # with those of start and end

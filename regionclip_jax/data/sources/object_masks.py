@@ -129,14 +129,17 @@ def read_runs(segmentation: Mapping, height: int, width: int) -> list[int]:
     return runs
 
 
-def _decompress(text: str) -> list[int]:
-    """Return run lengths from COCO's text: digits of five bits, lowest first, as differences."""
+def _decompress(text: str) -> list[int] | None:
+    """Return run lengths from COCO's text: digits of five bits, lowest first, as differences.
+
+    None for other characters and for numbers of more than ``_LONGEST_RUN`` bits.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in text:
         digit = ord(character) - 48
         if not 0 <= digit < 64 or shift > _LONGEST_RUN:
-            raise ValueError(f"run lengths with {character!r} or of more than {_LONGEST_RUN} bits")
+            return None
         value |= (digit & 31) << shift
         shift += 5
         if not digit & 32:  # the last digit of a number; its highest bit is the sign
