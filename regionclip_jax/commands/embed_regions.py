@@ -73,7 +73,8 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
             that occurs twice or is no list of boxes, or boxes that do not fit their image.
     """
     try:
-        entries = parse_json(Path(file).read_bytes())
+        with open_regular(file) as content:
+            entries = parse_json(content.read())
         if not isinstance(entries, dict):
             raise ValueError(f"expected an entry for each image, found {type(entries).__name__}")
         boxes, used, missing = [], {}, []
@@ -97,7 +98,7 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
                 f"no boxes for {len(missing)} images such as {missing[:3]}; "
                 "add them (an empty list for none), or leave the images out"
             )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
     return boxes
 

@@ -1,7 +1,8 @@
 """Let each reader of the package read each hostile file, with limits of time and memory.
 
 A reader must end with records, or with an error that commands print without a traceback and that
-names the file. Everything else counts: no end, too much memory, another exception, a payload that ran.
+names the file. Everything else counts: no end, too much memory, another exception, a payload that
+ran.
 """
 
 import io

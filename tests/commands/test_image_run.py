@@ -163,6 +163,7 @@ BOX = [0, 0, 9, 9]
         ([BOX], "expected an entry for each image, found list"),
         ('{"x.jpg": [], "x.jpg": []}', "the key 'x.jpg' occurs more than once"),
         ("{", "boxes.json: expected JSON"),
+        ("[" * 10**5, "boxes.json: expected JSON .maximum recursion depth"),
     ],
 )
 def test_boxes_that_do_not_name_each_image_once_are_refused(tmp_path, text, message):

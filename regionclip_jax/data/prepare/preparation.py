@@ -41,7 +41,8 @@ from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED
 from regionclip_jax.data.sources.fingerprint import fingerprint
 from regionclip_jax.data.sources.records import Source
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.files import locked_folder, read_json, replace_text
+from regionclip_jax.files import locked_folder, replace_text
+from regionclip_jax.untrusted import read_large_json
 
 SIZES = "sizes.npy"
 
@@ -167,7 +168,7 @@ def _begun(plan: _Plan, description: dict) -> Iterator[None]:
     plan.unfinished.mkdir(parents=True, exist_ok=True)
     with locked_folder(plan.unfinished, "lock"):
         if plan_path.exists():
-            begun = read_json(plan_path, "delete the folder, or choose another path")
+            begun = read_large_json(plan_path, "delete the folder, or choose another path")
             if begun != plan_facts:
                 begun = begun if isinstance(begun, dict) else {}
                 keys = sorted(k for k in begun | plan_facts if begun.get(k) != plan_facts.get(k))
@@ -291,7 +292,7 @@ def _read_note(plan: _Plan, shard: int) -> dict | None:
     """Return the note of a complete shard; None if it has yet to be written."""
     path = plan.directory / shard_name(shard)
     try:
-        note: Any = read_json(plan.note_path(shard), "the shard is written again")
+        note: Any = read_large_json(plan.note_path(shard), "the shard is written again")
         if note["count"] and not (path.is_file() and path.stat().st_size == note["bytes"]):
             return None
         # A list of millions would use much memory.

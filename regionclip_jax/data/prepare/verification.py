@@ -7,7 +7,7 @@ import pathlib
 
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.array_record_format import MANIFEST, read_manifest
-from regionclip_jax.files import open_regular
+from regionclip_jax.untrusted import open_regular
 
 
 def find_damage(directory: str | os.PathLike, num_threads: int) -> list[str]:

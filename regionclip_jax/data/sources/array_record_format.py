@@ -9,12 +9,13 @@ import json
 import os
 import pathlib
 import struct
+from reprlib import repr as shown  # of bounded depth and length
 
 import numpy as np
 from jaxtyping import Float
 
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
-from regionclip_jax.files import read_json
+from regionclip_jax.untrusted import read_large_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -92,20 +93,20 @@ def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"expected a text, found {str(value)[:60]!r}")
+        raise ValueError(f"expected a text, found {shown(value)}")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"expected a list of texts, found {str(value)[:60]!r}")
+        raise ValueError(f"expected a list of texts, found {shown(value)}")
     return tuple(map(_text, value))
 
 
 def _whole(value: object, lowest: int, highest: int) -> int:
     if type(value) is not int or not lowest <= value <= highest:
         raise ValueError(
-            f"expected a whole number from {lowest} to {highest}, found {str(value)[:60]!r}"
+            f"expected a whole number from {lowest} to {highest}, found {shown(value)}"
         )
     return value
 
@@ -138,7 +139,7 @@ def read_manifest(directory: str | os.PathLike) -> dict:
             f"{path.parent} {what}: expected a directory written by write_array_record; "
             "write it again or correct the path"
         )
-    manifest = read_json(path, _REMEDY)
+    manifest = read_large_json(path, _REMEDY)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path} is not a manifest of format {FORMAT}: {_REMEDY}")
     shards, sizes = manifest.get("shards"), manifest.get("sizes")
