@@ -181,28 +181,35 @@ def load_sealed(directory: Path, expected: dict, card: ModelCard | LocalizerCard
     Raises:
         CheckpointMismatch: incomplete or damaged files, or as ``require_sound``.
     """
-    require_intact(directory)
+    if require_intact(directory):
+        # Files as they were written hold the numbers that were written.
+        card = dataclasses.replace(card, parameters_sha256=None)
     leaves = flatten(load_variables(directory / PARAMS_NAME))
     require_sound(directory, leaves, expected, card)
     return unflatten(leaves)
 
 
-def require_intact(directory: Path, names: set[str] | None = None) -> None:
-    """Compare files with their digests; directories of older versions have none.
+def require_intact(directory: Path, names: set[str] | None = None) -> bool:
+    """Compare files with their digests.
 
     Args:
         directory: written by ``save_sealed``.
         names: relative names of the files; None checks all.
 
+    Returns:
+        False for a directory of an older version, which has no digests.
+
     Raises:
         CheckpointMismatch: a file is missing or was changed after it was written.
     """
-    if damage := digests.find_damage(directory, names=names):
+    damage = digests.find_damage(directory, names=names)
+    if damage:
         raise CheckpointMismatch(
             f"{damage[0]}{f' (and {len(damage) - 1} more files)' if damage[1:] else ''}; copy the "
             f"directory again, or convert or export it again; after an edit by hand: delete "
             f"{directory / digests.FILE_NAME}"
         )
+    return damage is not None
 
 
 def require_sound(

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
 import numpy as np
+from absl import logging
 
 from regionclip_jax.data.prepare.prepared_record import JPEG_QUALITY, Skipped, prepare_record
 from regionclip_jax.data.prepare.writers import (
@@ -36,7 +37,7 @@ from regionclip_jax.data.prepare.writers import (
     make_manifest,
     shard_name,
 )
-from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED
+from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED, write_manifest
 from regionclip_jax.data.sources.fingerprint import fingerprint
 from regionclip_jax.data.sources.records import Source
 from regionclip_jax.data.sources.skipped import SkipCounter
@@ -282,14 +283,28 @@ def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]]
         os.replace(partial, plan.directory / shard_name(shard))
     else:
         partial.unlink()
-    replace_text(plan.note_path(shard), json.dumps(note, indent=1))
+    content = {"note": note, "sha256": _digest_of_note(note)}
+    replace_text(plan.note_path(shard), json.dumps(content, indent=1))
+
+
+def _digest_of_note(note: dict) -> str:
+    return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()
 
 
 def _read_note(plan: _Plan, shard: int) -> dict | None:
-    """Return the note of a complete shard; None if it has yet to be written."""
+    """Return the note of a complete shard; None if it has yet to be written.
+
+    A damaged note counts as none: the shard is then written again, to the same bytes.
+    """
     try:
-        note = json.loads(plan.note_path(shard).read_text(encoding="utf-8"))
+        content = json.loads(plan.note_path(shard).read_bytes())
+        note = content["note"]
+        if content["sha256"] != _digest_of_note(note):
+            raise ValueError("another SHA-256")
     except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError):
+        logging.warning("%s: damaged; its shard is written again", plan.note_path(shard))
         return None
     path = plan.directory / shard_name(shard)
     if note["count"] and not (path.is_file() and path.stat().st_size == note["bytes"]):
@@ -324,7 +339,7 @@ def _complete(plan: _Plan, description: dict) -> dict:
         if note["count"]
     ]
     manifest = make_manifest(kind, shards, description, sizes=sizes_entry, skipped=skipped)
-    replace_text(plan.directory / MANIFEST, json.dumps(manifest, indent=1))
+    write_manifest(plan.directory, manifest)
     shutil.rmtree(plan.unfinished)
     return manifest
 

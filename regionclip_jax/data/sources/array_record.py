@@ -11,7 +11,11 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from regionclip_jax.data.sources.array_record_format import decode_record, read_manifest
+from regionclip_jax.data.sources.array_record_format import (
+    decode_record,
+    describe_damage,
+    read_manifest,
+)
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 
 
@@ -28,7 +32,8 @@ class ArrayRecordSource:
 
     Raises:
         FileNotFoundError: the directory, its manifest or a file of it is missing.
-        ValueError: the manifest and the files disagree, or a shard is cut or changed.
+        ValueError: the manifest or the sizes are damaged, the manifest and the files disagree, or a
+            shard is cut or changed.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -41,6 +46,14 @@ class ArrayRecordSource:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
+        for path, shard in zip(paths, manifest["shards"], strict=True):
+            # Hashing would read everything. ArrayRecord compares a checksum at each read.
+            if path.stat().st_size != (expected := shard.get("bytes", path.stat().st_size)):
+                raise ValueError(
+                    f"{path}: expected an ArrayRecord file of {expected} bytes, found one that is "
+                    f"cut or changed ({path.stat().st_size} bytes): copy it again or write the "
+                    "directory again"
+                )
         self._index = [
             manifest["shards"],
             [path.stat().st_size for path in paths],
@@ -55,7 +68,7 @@ class ArrayRecordSource:
             )
         self._sizes = None
         if entry := manifest.get("sizes"):
-            self._sizes = _read_sizes(self._directory / entry["name"], manifest["count"])
+            self._sizes = _read_sizes(self._directory, entry, manifest["count"])
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -90,9 +103,12 @@ class ArrayRecordSource:
         return f"ArrayRecordSource({str(self._directory)!r})"
 
 
-def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
+def _read_sizes(directory: pathlib.Path, entry: dict, count: int) -> Int[np.ndarray, "N 2"]:
+    path = directory / entry["name"]
     if not path.is_file():
         raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
+    if "sha256" in entry and (damage := describe_damage(directory, entry)):
+        raise ValueError(f"{damage}: copy it again or write the directory again")
     sizes = np.load(path)
     if sizes.shape != (count, 2):
         raise ValueError(

@@ -5,6 +5,7 @@ record the boxes (float32), classes (int32) and crowd flags (uint8) in this orde
 image. The layout holds nothing executable, so untrusted files are safe to open.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -12,7 +13,9 @@ import struct
 
 import numpy as np
 
+from regionclip_jax.artifacts import digests
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
+from regionclip_jax.files import replace_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -79,12 +82,33 @@ def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
         ) from error
 
 
+def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
+    """Write the manifest and, before it, its digest; the manifest marks a complete directory."""
+    text = json.dumps(manifest, indent=1)
+    digests.write_digests(directory, (), texts={MANIFEST: text})
+    replace_text(directory / MANIFEST, text)
+
+
+def describe_damage(directory: pathlib.Path, entry: dict) -> str | None:
+    """Compare a file with its ``name``, ``bytes`` and ``sha256`` in the manifest."""
+    path = directory / entry["name"]
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path}: {path.stat().st_size} bytes, expected {entry['bytes']}"
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry["sha256"]:
+        return f"{path}: SHA-256 {found}, expected {entry['sha256']}"
+    return None
+
+
 def read_manifest(directory: str | os.PathLike) -> dict:
     """Return the manifest of a directory written by :func:`write_array_record`.
 
     Raises:
         FileNotFoundError: no such directory, or no manifest in it.
-        ValueError: the manifest is of another format.
+        ValueError: the manifest is of another format, or was changed after it was written.
     """
     path = pathlib.Path(directory) / MANIFEST
     if not path.is_file() and (path.parent / UNFINISHED).is_dir():
@@ -98,6 +122,9 @@ def read_manifest(directory: str | os.PathLike) -> dict:
             f"{path.parent} {what}: expected a directory written by write_array_record; "
             "write it again or correct the path"
         )
+    # Directories of older versions have no digest of their manifest.
+    if damage := digests.find_damage(path.parent, names={MANIFEST}):
+        raise ValueError(f"{damage[0]}: copy it again or write the directory again")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
