@@ -6,6 +6,7 @@ SHA-256 of the card and of every file of ``params``. Reading compares them befor
 runs no code from the files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -23,7 +24,7 @@ from regionclip_jax.artifacts.model_card import (
     LocalizerCard,
     ModelCard,
 )
-from regionclip_jax.files import replace_text
+from regionclip_jax.files import locked_folder, replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.barriers import barrier
@@ -121,25 +122,29 @@ def save_sealed(
 
     Raises:
         CheckpointMismatch: as ``require_sound``; nothing is written.
+        FileExistsError: another process writes the directory.
     """
     leaves = flatten(variables)
     # The checksum of the place that the numbers may come from does not count.
     card = dataclasses.replace(card, parameters_sha256=None)
     require_sound(directory, leaves, expected, card)
     directory.mkdir(parents=True, exist_ok=True)
-    card_path = directory / FILE_NAME
-    if jax.process_index() == 0:
-        card_path.unlink(missing_ok=True)
-    as_fp32 = {
-        path: leaf if leaf.dtype == np.float32 else leaf.astype(np.float32)
-        for path, leaf in leaves.items()
-    }
-    save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
-    if jax.process_index() == 0:
-        card = dataclasses.replace(card, parameters_sha256=variables_hash(as_fp32))
-        files = [path for path in (directory / PARAMS_NAME).rglob("*") if path.is_file()]
-        digests.write_digests(directory, files, texts={FILE_NAME: card.to_json()})
-        replace_text(card_path, card.to_json())
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(locked_folder(directory))
+        card_path = directory / FILE_NAME
+        if jax.process_index() == 0:
+            card_path.unlink(missing_ok=True)
+        as_fp32 = {
+            path: leaf if leaf.dtype == np.float32 else leaf.astype(np.float32)
+            for path, leaf in leaves.items()
+        }
+        save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
+        if jax.process_index() == 0:
+            card = dataclasses.replace(card, parameters_sha256=variables_hash(as_fp32))
+            files = [path for path in (directory / PARAMS_NAME).rglob("*") if path.is_file()]
+            digests.write_digests(directory, files, texts={FILE_NAME: card.to_json()})
+            replace_text(card_path, card.to_json())
     barrier(f"wrote {directory}")
 
 
