@@ -104,7 +104,8 @@ class Vocabulary:
             encoder = json.loads(str(fields["encoder"]))
         except CheckpointMismatch:
             raise
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        # RuntimeError: a bit that says encrypted, or compressed in another way.
+        except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
             raise CheckpointMismatch(
                 f"{path}: expected a vocabulary (.npz), found a file that does not open ({error}); "
                 "make it again"
