@@ -80,6 +80,8 @@ def test_a_lock_names_its_holder_and_ends_with_a_killed_process(tmp_path):
         assert locked
     with locked_folder(tmp_path):  # also after a holder that ended by itself
         pass
+    text = (tmp_path / ".lock").read_text()
+    assert text == f"process {os.getpid()} on {socket.gethostname()}\n"  # of the last holder alone
 
 
 def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):

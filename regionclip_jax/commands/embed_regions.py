@@ -22,7 +22,7 @@ from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.sources.image_files import image_size, list_images, relative_names
 from regionclip_jax.failures import one_line
-from regionclip_jax.files import replaced_file
+from regionclip_jax.files import locked_folder, replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.text.names import resolve_names
 from regionclip_jax.untrusted import parse_json
@@ -118,7 +118,8 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
             np.savez(file, **arrays)
         return f"{len(arrays['boxes'])} regions"
 
-    return run.run(process, lambda: f"one .npz file each: {output}")
+    with locked_folder(output):
+        return run.run(process, lambda: f"one .npz file each: {output}")
 
 
 def features_of(model: RegionCLIP, image, boxes, classes, num_proposals: int) -> dict:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from regionclip_jax.commands.embed_regions import read_boxes
 from regionclip_jax.data.sources.image_files import list_images, relative_names
+from regionclip_jax.files import locked_folder
 
 ROOT = Path(__file__).parents[2]
 # The command with a detector that finds one box, and an event at the fifth image.
@@ -114,6 +115,19 @@ def test_a_signal_after_the_last_image_keeps_the_last_line(photos, tmp_path):
     assert finished.startswith("7 images, 0 skipped, 7 detections")
     assert stopped == f"stopped by SIGTERM: {finished}"
     assert detections(out)["complete"]
+
+
+def test_a_folder_that_another_command_writes_is_refused(photos, tmp_path):
+    """The lock of a killed command does not stay: the operating system releases it."""
+    module = {"event": ""}
+    exec(CODE, module)
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked_folder(out), pytest.raises(FileExistsError, match="is being written by process"):
+        module["run"](out, str(photos))
+    assert not (out / "detections.json").exists()
+    (out / ".lock").write_text("process 1 on a host that is gone\n")
+    assert module["run"](out, str(photos)) == 0 and detections(out)["complete"]
 
 
 def test_a_full_disk_and_broken_images_are_said_in_the_last_line(photos, tmp_path, capsys):
