@@ -67,7 +67,7 @@ class JsonObject:
     def choice(self, key: str, table: Mapping[Any, Value]) -> Value:
         """Return the entry of ``table`` for the value of a key."""
         value = self.values.get(key)
-        if not isinstance(value, str | int) or value not in table:
+        if not isinstance(value, str | int | None) or value not in table:
             self.refuse(key, f"one of {list(table)}", "no other is supported")
         return table[value]
 

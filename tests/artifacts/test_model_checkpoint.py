@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from regionclip_jax.artifacts import model_checkpoint
@@ -169,3 +170,50 @@ def test_a_card_of_another_architecture_is_refused_on_loading(tmp_path):
     (tmp_path / "card.json").write_text(wider.to_json())
     with pytest.raises(CheckpointMismatch, match=r"text/projection: expected shape \(16, 9\)"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"a": NaN}',
+        b'{"tree_metadata": 5}', b'{"tree_metadata": {"a": 5}}', b'{"tree_metadata": {"(": {}}}',
+    ],
+)  # fmt: skip
+def test_other_metadata_of_orbax_is_a_one_line_error(tmp_path, saved_vit, content):
+    shutil.copytree(saved_vit, tmp_path / "model")
+    (tmp_path / "model" / "params" / "_METADATA").write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match="params: expected an Orbax checkpoint") as error:
+        load_model(tmp_path / "model")
+    assert len(str(error.value)) < 600
+
+
+@pytest.fixture(scope="module")
+def saved_vit(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    save_model(directory, random_variables(VIT), ModelCard(VIT, {}))
+    return directory
+
+
+def test_arrays_that_state_more_than_their_files_are_not_read(tmp_path, monkeypatch):
+    """Orbax compresses 32 MiB of zeros to less than a thousandth."""
+    model_checkpoint.save_variables(tmp_path / "params", {"a": np.zeros(2**23, np.float32)})
+    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(CheckpointMismatch, match=r"at most 1[0-9,]+ bytes in files of .* 33,554,4"):
+        model_checkpoint.load_variables(tmp_path / "params", lambda stated: None)
+
+
+def test_arrays_are_compared_with_the_card_before_they_are_read(saved_vit, tmp_path, monkeypatch):
+    shutil.copytree(saved_vit, tmp_path / "model")
+    wider = ModelCard(dataclasses.replace(VIT, embed_dim=9), {})
+    (tmp_path / "model" / "card.json").write_text(wider.to_json())
+    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(CheckpointMismatch, match=r"text/projection: expected shape \(16, 9\)"):
+        load_model(tmp_path / "model")
+
+
+def test_sizes_that_do_not_fit_each_other_name_the_card(tmp_path, saved_vit):
+    shutil.copytree(saved_vit, tmp_path / "model")
+    narrow = dataclasses.replace(RESNET, image=ResNetConfig((1, 1, 1, 1), width=1, heads=1))
+    (tmp_path / "model" / "card.json").write_text(ModelCard(narrow, {}).to_json())
+    with pytest.raises(CheckpointMismatch, match=r"card\.json: no model has the architecture"):
+        load_model(tmp_path / "model")
