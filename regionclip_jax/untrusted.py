@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # The largest JSON file of a model is a self-check, whose image has some 100,000 bytes.
-MAX_JSON_BYTES = 2**24
+MAX_JSON_BYTES = 2**22
 MAX_JSON_DEPTH = 32
 _MAX_SHOWN = 120
 

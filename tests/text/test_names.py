@@ -185,7 +185,7 @@ def test_a_string_is_refused_as_a_list_of_names():
         check_names("cat", "names")
 
 
-@pytest.mark.parametrize("content", ["no json", "[1, 2]", '{"categories": [{"id": 1}]}', "{}"])
+@pytest.mark.parametrize("content", ["no json", "[1, 2]", '{"categories": [{"id": 1}]}', "{}", "[" * 100_000])
 def test_json_without_categories_is_refused_by_name(tmp_path, content):
     (tmp_path / "boxes.json").write_text(content)
     with pytest.raises(ValueError, match=r"boxes\.json: expected JSON with categories"):
