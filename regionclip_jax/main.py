@@ -10,8 +10,10 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from regionclip_jax import recipes
+from regionclip_jax.failures import Unreachable, one_line
+from regionclip_jax.files import names_path
 from regionclip_jax.jobs.registry import JOBS
-from regionclip_jax.settings import ConfigError, TrainingSettings, UserError, as_plain
+from regionclip_jax.settings import ConfigError, JobSettings, TrainingSettings, as_plain
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -45,74 +47,73 @@ _PREEMPTED_STATUS = flags.DEFINE_integer(
 )
 
 
-def main(argv: list[str]) -> None:
-    try:
-        settings = recipes.read(_CONFIG.value, argv[1:])
-    except ConfigError as error:
-        sys.exit(f"regionclip_jax: {error}")
+@one_line(prefix="regionclip_jax")
+def main(argv: list[str]) -> int:
+    settings = recipes.read(_CONFIG.value, argv[1:])
     if _DESCRIBE.value:
         print(recipes.describe(settings))
-        return
+        return 0
     # Imported late, so that --help, --describe and wrong flags respond at once.
     from regionclip_jax.training import stopping
 
     stopping.end_at_once(_PREEMPTED_STATUS.value)
+
+    from regionclip_jax.assembly.devices import start_devices
+    from regionclip_jax.reporting.progress import log_own_progress
+    from regionclip_jax.sharding.watchdog import watched
+
+    log_own_progress()
+    if "://" in _WORKDIR.value:
+        raise ConfigError(
+            f"--workdir: {_WORKDIR.value!r} is an address, expected a folder; mount the bucket "
+            "(gcsfuse, s3fs) and name a folder in it"
+        )
+    workdir = Path(_WORKDIR.value).absolute()
+    try:
+        _join_processes()
+        start_devices(_REQUIRE_PLATFORM.value)
+        with watched(), names_path(workdir):
+            _run(settings, workdir)
+    except stopping.Preempted as error:
+        print(f"regionclip_jax: {error}", file=sys.stderr)
+        return stopping.exit_status(error.number, _PREEMPTED_STATUS.value)
+    return 0
+
+
+def _run(settings: JobSettings, workdir: Path) -> None:
+    """Run the job of a recipe in its folder."""
     import jax
 
     from regionclip_jax import self_check
     from regionclip_jax.artifacts.results import write_settings
-    from regionclip_jax.assembly.devices import cache_programs, start_devices
-    from regionclip_jax.data.sources.skipped import TooManySkipped
-    from regionclip_jax.reporting.progress import log_own_progress
+    from regionclip_jax.assembly.devices import cache_programs
     from regionclip_jax.sharding.consistency import (
-        InconsistentHosts,
         locked_workdir,
         require_consistent,
         require_shared,
     )
-    from regionclip_jax.training.nan_guard import NonFiniteMetric
 
-    log_own_progress()
-    try:
-        if "://" in _WORKDIR.value:
-            raise ConfigError(
-                f"--workdir: {_WORKDIR.value!r} is an address, expected a folder; mount the bucket "
-                "(gcsfuse, s3fs) and name a folder in it"
-            )
-        _join_processes()
-        start_devices(_REQUIRE_PLATFORM.value)
-        jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
-        require_consistent({"config": as_plain(settings)})
-        workdir = Path(_WORKDIR.value).absolute()
-        workdir.mkdir(parents=True, exist_ok=True)
-        require_shared(workdir)
-        # A resumed run then neither compiles again nor autotunes to other GPU kernels.
-        cache_programs(workdir / "compiled")
-        with locked_workdir(workdir):
-            if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
-                # A training job writes its settings after it has checked the run in the folder.
-                write_settings(workdir, as_plain(settings))
-            JOBS[settings.job].run(settings, workdir)
-            self_check.write_missing(workdir)
-    except (
-        UserError,
-        InconsistentHosts,
-        TooManySkipped,
-        NonFiniteMetric,
-        FileNotFoundError,
-        FileExistsError,
-    ) as error:
-        sys.exit(f"regionclip_jax: {error}")
-    except stopping.Preempted as error:
-        print(f"regionclip_jax: {error}", file=sys.stderr)
-        sys.exit(stopping.exit_status(error.number, _PREEMPTED_STATUS.value))
+    jax.config.update("jax_default_matmul_precision", settings.matmul_precision)
+    require_consistent({"config": as_plain(settings)})
+    workdir.mkdir(parents=True, exist_ok=True)
+    require_shared(workdir)
+    # A resumed run then neither compiles again nor autotunes to other GPU kernels.
+    cache_programs(workdir / "compiled")
+    with locked_workdir(workdir):
+        if jax.process_index() == 0 and not isinstance(settings, TrainingSettings):
+            # A training job writes its settings after it has checked the run in the folder.
+            write_settings(workdir, as_plain(settings))
+        JOBS[settings.job].run(settings, workdir)
+        self_check.write_missing(workdir)
 
 
 def _join_processes() -> None:
     """Join the processes of the run, if there are several."""
     import jax
 
+    from regionclip_jax.sharding.joining import join
     from regionclip_jax.sharding.processes import distributed_arguments
+    from regionclip_jax.sharding.watchdog import end_as_lost
 
     try:
         arguments = distributed_arguments(
@@ -123,7 +124,9 @@ def _join_processes() -> None:
         )
         if arguments is None:
             return
-        jax.distributed.initialize(**arguments)
+        join(arguments, end_as_lost)
+    except Unreachable:
+        raise
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"the processes of the run could not be joined: {error}") from error
     logging.info("process %d of %d", jax.process_index(), jax.process_count())

@@ -10,6 +10,8 @@ import reprlib
 from pathlib import Path
 from typing import Any, NoReturn
 
+from regionclip_jax.files import read_bytes
+
 # The largest JSON file of a model is a self-check, whose image has some 100,000 bytes.
 MAX_JSON_BYTES = 2**22
 MAX_JSON_DEPTH = 32
@@ -53,28 +55,14 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {_one_line(error)}"
 
 
-def read_small(path: str | Path) -> bytes:
-    """Return the bytes of a JSON file of a model.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it has more than ``MAX_JSON_BYTES``.
-    """
-    with Path(path).open("rb") as file:
-        content = file.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: expected JSON of at most {MAX_JSON_BYTES:,} bytes, found more")
-    return content
-
-
-def read_json(path: str | Path) -> Any:
+def read_model_json(path: str | Path) -> Any:
     """Return the content of a JSON file of a model.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: as ``read_small`` and ``parse_json``.
+        ValueError: it has more than ``MAX_JSON_BYTES``, or as ``parse_json``.
     """
-    return parse_json(read_small(path), path)
+    return parse_json(read_bytes(path, MAX_JSON_BYTES), path)
 
 
 def parse_json(content: bytes | str, where: str | Path = "") -> Any:

@@ -6,9 +6,10 @@
 # (glibc from 2.35; other versions ignore the setting).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
-# Usage: make_environment EXTRAS, e.g. make_environment test; run from the repository's root.
+# Usage: make_environment EXTRA, where locks/EXTRA.txt exists (core for none), e.g.
+# make_environment test; run from the repository's root.
 make_environment() {
-  local python="${PYTHON:-python3}" extras="${1:+[$1]}" stamp=".venv/.installed-$1"
+  local python="${PYTHON:-python3}" stamp=".venv/.installed-$1"
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "regionclip_jax needs Python 3.11 or newer; set PYTHON=/path/to/python" >&2
     return 1
@@ -17,11 +18,15 @@ make_environment() {
     "$python" -m venv .venv
   fi
   # Install once for each state of the files that define the packages.
-  local state
-  state="$(cat setup.py setup.cfg constraints.txt | cksum)"
+  local state lock
+  state="$(cat setup.py setup.cfg "locks/${1:-core}.txt" | cksum)"
   if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$state" ]; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-      -c constraints.txt -e ".$extras"
+    # Locks carry hashes, so pip refuses any file that they do not list. Without isolation, the
+    # locked setuptools builds what has no wheel, and this package, which cannot have a hash.
+    for lock in "-r locks/build.txt" "-r locks/${1:-core}.txt" "--no-deps -e ."; do
+      # shellcheck disable=SC2086
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation $lock
+    done
     echo "$state" >"$stamp"
   fi
 }

@@ -101,7 +101,8 @@ install() {
 tar -xzf $archive -C $folder; cd $folder; \
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv; \
 python3 -m uv venv --quiet --allow-existing --python 3.11 .venv; \
-python3 -m uv pip install --quiet -p .venv -c constraints.txt -e '.[tpu]'"
+for lock in '-r locks/build.txt' '-r locks/tpu.txt' '--no-deps -e .'; do \
+python3 -m uv pip install --quiet --no-build-isolation -p .venv \$lock; done"
 }
 
 start() {

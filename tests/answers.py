@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from regionclip_jax.evaluation.error_analysis import Errors, find_errors
+from regionclip_jax.evaluation.ground_truth import GroundTruth
 from regionclip_jax.steps.predict_step import Prediction
 from regionclip_jax.structures import DetectionBatch, Detections, Regions
 
@@ -22,3 +24,10 @@ def answers(choose):
         )
 
     return predict
+
+
+def no_errors() -> Errors:
+    """Return the errors of an evaluation without images and classes."""
+    truth = GroundTruth("nothing", [], [], [])
+    groups = {"all": set()}
+    return find_errors(truth, [], category_groups=groups, max_detections=1, federated=False)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -70,4 +71,23 @@ def to_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
                 result[key.replace("in_proj_", f"{letter}_proj.")] = part
         else:
             result[key] = value
+    return result
+
+
+def to_caffe2(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the trunk of a pyramid with the names and folded norms of MSRA's R-50.pkl."""
+    result = {"fc1000_w": np.zeros((10, 4), np.float32), "conv1_b": np.zeros(4, np.float32)}
+    for name, value in tensors.items():
+        if "bottom_up." not in name or name.endswith(("running_mean", "running_var")):
+            continue
+        name = name.removeprefix("backbone.bottom_up.")
+        name = name.replace("stem.conv1.norm", "res_conv1_bn").replace("stem.conv1", "conv1")
+        name = re.sub(r"(res\d)\.(\d)\.shortcut", r"\1_\2_branch1", name)
+        name = re.sub(
+            r"(res\d)\.(\d)\.conv(\d)", lambda m: f"{m[1]}_{m[2]}_branch2{'?abc'[int(m[3])]}", name
+        )
+        is_norm = "norm" in name or "_bn." in name
+        name = name.replace(".norm", "_bn")
+        leaf = {"weight": "s" if is_norm else "w", "bias": "b"}[name.rpartition(".")[2]]
+        result[f"{name.rpartition('.')[0]}_{leaf}"] = value
     return result

@@ -168,28 +168,23 @@ def nano_configs():
 
 @pytest.fixture(scope="session")
 def read_events():
-    """``read_events(directory)``: tag to [(step, value)] for all event files of a directory."""
+    """``read_events(directory)``: tag to [(step, value)], as TensorBoard shows a directory."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
     def read(directory) -> dict:
-        events = {}
-        for file in sorted(Path(directory).glob("events.*")):
-            accumulator = EventAccumulator(str(file), size_guidance={"images": 0, "tensors": 0})
-            accumulator.Reload()
-            tags = accumulator.Tags()
-            for tag in tags["scalars"]:
-                events.setdefault(tag, []).extend(
-                    (e.step, e.value) for e in accumulator.Scalars(tag)
-                )
-            for tag in tags["images"]:
-                events.setdefault(tag, []).extend(
-                    (e.step, e.encoded_image_string) for e in accumulator.Images(tag)
-                )
-            for tag in tags["tensors"]:
-                events.setdefault(tag, []).extend(
-                    (e.step, make_ndarray(e.tensor_proto)) for e in accumulator.Tensors(tag)
-                )
+        unlimited = {"scalars": 0, "images": 0, "tensors": 0}
+        accumulator = EventAccumulator(str(directory), size_guidance=unlimited)
+        accumulator.Reload()
+        tags = accumulator.Tags()
+        events = {
+            tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags["scalars"]
+        }
+        for tag in tags["images"]:
+            events[tag] = [(e.step, e.encoded_image_string) for e in accumulator.Images(tag)]
+        for tag in tags["tensors"]:
+            values = ((e.step, make_ndarray(e.tensor_proto)) for e in accumulator.Tensors(tag))
+            events[tag] = list(values)
         return events
 
     return read

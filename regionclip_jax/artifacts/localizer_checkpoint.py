@@ -17,8 +17,8 @@ from regionclip_jax.artifacts.model_card import (
 from regionclip_jax.artifacts.model_checkpoint import (
     describe_folder,
     load_sealed,
+    require_intact,
     save_sealed,
-    traced,
 )
 from regionclip_jax.models.localizer import LocalizerConfig, init_localizer
 
@@ -53,8 +53,7 @@ def load_localizer(directory: str | Path) -> tuple[dict, LocalizerCard]:
     """
     folder = Path(directory) / FOLDER_NAME
     card = _load_card(folder, "localizer", "--localizer")
-    expected = traced(abstract_localizer, card.architecture, folder / FILE_NAME)
-    return load_sealed(folder, expected, card), card
+    return load_sealed(folder, abstract_localizer, card), card
 
 
 def load_localizer_card(directory: str | Path) -> LocalizerCard:
@@ -85,8 +84,7 @@ def load_trunk(directory: str | Path) -> tuple[dict, LocalizerCard]:
     """Read ``directory/trunk``, as ``load_localizer``."""
     folder = Path(directory) / TRUNK_FOLDER_NAME
     card = _load_card(folder, "trunk", "--trunk")
-    expected = traced(abstract_trunk, card.architecture, folder / FILE_NAME)
-    return load_sealed(folder, expected, card), card
+    return load_sealed(folder, abstract_trunk, card), card
 
 
 def _load_card(folder: Path, what: str, flag: str) -> LocalizerCard:
@@ -97,4 +95,5 @@ def _load_card(folder: Path, what: str, flag: str) -> LocalizerCard:
             f"{describe_folder(folder)}; add one with scripts/convert_checkpoint.py {flag} "
             "(a folder without a card was never finished: write it again)"
         )
+    require_intact(folder, {FILE_NAME})
     return LocalizerCard.from_json(read_card(path), path)

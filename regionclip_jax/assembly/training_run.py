@@ -176,9 +176,14 @@ def _run_steps(
     run, is_first_process = settings.run, jax.process_index() == 0
     schedule = build_schedule(settings.optimizer, run.num_steps)
     with contextlib.ExitStack() as stack:
-        writer = make_writer(workdir, just_logging=not is_first_process)
+        writer = make_writer(
+            workdir,
+            just_logging=not is_first_process,
+            first_step=start_step + 1 if start_step else 0,
+        )
         stack.enter_context(contextlib.closing(writer))
         images = stack.enter_context(contextlib.closing(BackgroundImages(writer.write_images)))
+        stack.callback(checkpoints.wait)  # before both are closed: its commit flushes them
         if start_step == 0:
             writer.write_texts(
                 0,
@@ -187,12 +192,15 @@ def _run_steps(
                     "parameters": as_markdown(parameters_text(state.variables["params"])),
                 },
             )
+        if checkpoints.set_aside:
+            damaged = "\n".join(f"- {text}" for text in checkpoints.set_aside)
+            writer.write_texts(start_step, {"damaged_checkpoints": damaged})
         metrics = MetricAccumulator()
         last_step, last_batch, last_examples = start_step, None, None
 
         def fetch():
             values = metrics.compute()
-            require_finite(last_step, values, last_good=checkpoints.latest())
+            require_finite(last_step, values, last_good=checkpoints.latest)
             # The rate of the last update; the first update has schedule(0).
             return values | {"learning_rate": float(schedule(last_step - 1))}
 
@@ -221,9 +229,19 @@ def _run_steps(
             last_step = step_number
             metrics.add(step_metrics)
 
+        def flush():
+            images.wait()
+            writer.flush()
+
         def save(step_number, state, step_metrics):
             with progress.paused():
-                checkpoints.save(step_number, state, records=step_number * run.batch_size)
+                checkpoints.save(
+                    step_number,
+                    state,
+                    records=step_number * run.batch_size,
+                    # A resumed run writes only the steps after the checkpoint.
+                    before_commit=flush,
+                )
 
         guarded_save = only_if_finite(save, checkpoints.latest)
 

@@ -17,9 +17,10 @@ import os
 import sys
 
 from regionclip_jax import recipes
-from regionclip_jax.settings import ConfigError
+from regionclip_jax.failures import one_line
 
 
+@one_line(ValueError)
 def main(arguments: list[str] | None = None, default_topology: str | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,25 +42,19 @@ def main(arguments: list[str] | None = None, default_topology: str | None = None
         help="concepts of the pool, or classes of a detector (4764)",
     )  # fmt: skip
     parser.add_argument("--dump", metavar="FILE", help="write the compiled program's text here")
-    try:
-        rest, assignments = recipes.split_assignments(
-            sys.argv[1:] if arguments is None else arguments
-        )
-        options = parser.parse_args(rest)
-        # Before JAX starts: the machine's own devices have no part in this.
-        os.environ["JAX_PLATFORMS"] = "cpu"
-        from regionclip_jax.compile_report.report import compile_recipe
+    rest, assignments = recipes.split_assignments(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(rest)
+    # Before JAX starts: the machine's own devices have no part in this.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from regionclip_jax.compile_report.report import compile_recipe
 
-        report = compile_recipe(
-            recipes.read(options.config, assignments),
-            options.topology,
-            localizer=options.localizer,
-            preset=options.preset,
-            num_concepts=options.num_concepts,
-            dump=options.dump,
-        )
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    report = compile_recipe(
+        recipes.read(options.config, assignments),
+        options.topology,
+        localizer=options.localizer,
+        preset=options.preset,
+        num_concepts=options.num_concepts,
+        dump=options.dump,
+    )
     print(report.text())
     return 0

@@ -11,7 +11,6 @@ pip install -e ".[concepts]".
 
 import argparse
 import os
-import sys
 import time
 
 from absl import logging
@@ -19,11 +18,13 @@ from absl import logging
 from regionclip_jax.data.prepare.caption_files import read_captions
 from regionclip_jax.data.sources.skipped import SkippedEntries, describe
 from regionclip_jax.extras import require_extra
+from regionclip_jax.failures import one_line
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.text.concepts import choose_concepts, count_concepts, write_concepts
 from regionclip_jax.text.names import read_names
 
 
+@one_line(ValueError)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -50,36 +51,32 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--min-count and --processes must be at least 1")
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
-    try:
-        require_extra("concepts", "finding nouns")
-        stop, additions = (read_names(file) if file else () for file in (options.stop, options.add))
-        skipped = SkippedEntries("rows")
-        total = sum(1 for file in options.captions for _ in read_captions(file, skipped))
-        began = time.monotonic()
+    require_extra("concepts", "finding nouns")
+    stop, additions = (read_names(file) if file else () for file in (options.stop, options.add))
+    skipped = SkippedEntries("rows")
+    total = sum(1 for file in options.captions for _ in read_captions(file, skipped))
+    began = time.monotonic()
 
-        def progress(done: int) -> None:
-            rate = done / (time.monotonic() - began)
-            logging.log_every_n_seconds(
-                logging.INFO, "%d of %d captions, %.0f a second, %s left", 10,
-                done, total, rate, readable_seconds((total - done) / rate),
-            )  # fmt: skip
+    def progress(done: int) -> None:
+        rate = done / (time.monotonic() - began)
+        logging.log_every_n_seconds(
+            logging.INFO, "%d of %d captions, %.0f a second, %s left", 10,
+            done, total, rate, readable_seconds((total - done) / rate),
+        )  # fmt: skip
 
-        counts = count_concepts(
-            (caption for file in options.captions for caption in read_captions(file)),
-            phrases=options.phrases,
-            processes=options.processes,
-            progress=progress,
+    counts = count_concepts(
+        (caption for file in options.captions for caption in read_captions(file)),
+        phrases=options.phrases,
+        processes=options.processes,
+        progress=progress,
+    )
+    pool = choose_concepts(counts, options.min_count, stop=stop, additions=additions)
+    if not pool:
+        raise ValueError(
+            f"none of {len(counts.captions)} concepts is named in {options.min_count} of "
+            f"{total} captions; give a smaller --min-count"
         )
-        pool = choose_concepts(counts, options.min_count, stop=stop, additions=additions)
-        if not pool:
-            raise ValueError(
-                f"none of {len(counts.captions)} concepts is named in {options.min_count} of "
-                f"{total} captions; give a smaller --min-count"
-            )
-        write_concepts(options.output, pool)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    write_concepts(options.output, pool)
     if skipped.report:
         print(f"skipped: {describe(skipped.report, skipped.named)}")
     print(f"{len(pool)} concepts of {total} captions: {options.output}")

@@ -12,20 +12,20 @@ from config.json (Hugging Face) or open_clip_config.json beside the source.
 """
 
 import argparse
-import sys
 
 from regionclip_jax import self_check
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.assembly.devices import DeviceError, start_devices
+from regionclip_jax.assembly.devices import start_devices
 from regionclip_jax.conversion.convert import (
     convert_checkpoint,
     convert_localizer,
     convert_trunk,
     convert_vocabulary,
 )
+from regionclip_jax.failures import one_line
 from regionclip_jax.reporting.progress import log_own_progress
 
 
+@one_line()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -69,26 +69,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--vocabulary and --names go together")
     if options.source is None and options.text_from is not None:
         parser.error("--text-from needs --source")
-    try:
-        log_own_progress()
-        start_devices()  # the self-check needs them
-        if options.source is not None:
-            conversion = convert_checkpoint(
-                options.source, options.output, tower=options.tower, text_from=options.text_from
-            )
-            print(conversion.summary())
-            print(f"self-check: {self_check.write(options.output)}")
-        if options.localizer is not None:
-            print(convert_localizer(options.localizer, options.output).summary())
-        if options.trunk is not None:
-            print(convert_trunk(options.trunk, options.output).summary())
-        if options.vocabulary is not None:
-            vocabulary = convert_vocabulary(options.vocabulary, options.names, options.output)
-            print(
-                f"vocabulary: {len(vocabulary.names)} names, D = {vocabulary.embeddings.shape[1]}"
-            )
-    except (CheckpointMismatch, DeviceError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    log_own_progress()
+    start_devices()  # the self-check needs them
+    if options.source is not None:
+        conversion = convert_checkpoint(
+            options.source, options.output, tower=options.tower, text_from=options.text_from
+        )
+        print(conversion.summary())
+        print(f"self-check: {self_check.write(options.output)}")
+    if options.localizer is not None:
+        print(convert_localizer(options.localizer, options.output).summary())
+    if options.trunk is not None:
+        print(convert_trunk(options.trunk, options.output).summary())
+    if options.vocabulary is not None:
+        vocabulary = convert_vocabulary(options.vocabulary, options.names, options.output)
+        print(f"vocabulary: {len(vocabulary.names)} names, D = {vocabulary.embeddings.shape[1]}")
     print(f"written: {options.output}")
     return 0

@@ -12,17 +12,16 @@ for every image NAME with a detection. The exit status is 1 if an image is missi
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
 from regionclip_jax import load
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.commands.image_run import ImageRun
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.sources.image_files import list_images, relative_names
+from regionclip_jax.failures import one_line
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import Detected, RegionCLIP
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks, score_text
@@ -30,6 +29,7 @@ from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.text.names import resolve_names
 
 
+@one_line(ValueError)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -61,21 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max_long_side", type=int, default=1333)
     add_require_platform(parser)
     options = parser.parse_args(arguments)
-    try:
-        start(options)
-        paths = list_images(options.images)
-        classes = options.classes
-        if classes is not None and not classes.endswith(".npz"):
-            classes = resolve_names(classes)
-        model = load(
-            options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
-        )
-        model.vocabulary(classes)
-        model.require_localizer()
-        return detect_all(model, paths, classes, options)
-    except (CheckpointMismatch, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    start(options)
+    paths = list_images(options.images)
+    classes = options.classes
+    if classes is not None and not classes.endswith(".npz"):
+        classes = resolve_names(classes)
+    model = load(
+        options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
+    )
+    model.vocabulary(classes)
+    model.require_localizer()
+    return detect_all(model, paths, classes, options)
 
 
 def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:

@@ -7,14 +7,14 @@ Embeddings are averaged over the prompts and not normalized, like the reference'
 """
 
 import argparse
-import sys
 
 from regionclip_jax import load
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.commands.options import add_require_platform, start
+from regionclip_jax.failures import one_line
 from regionclip_jax.text.names import resolve_names
 
 
+@one_line(ValueError)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,13 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.output.endswith(".npz"):
         parser.error("--output must end in .npz")
-    try:
-        start(options)
-        names = resolve_names(options.concepts)
-        vocabulary = load(options.checkpoint).vocabulary(names, templates=options.templates)
-        vocabulary.save(options.output)
-    except (CheckpointMismatch, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    start(options)
+    names = resolve_names(options.concepts)
+    vocabulary = load(options.checkpoint).vocabulary(names, templates=options.templates)
+    vocabulary.save(options.output)
     print(f"{len(names)} names, D = {vocabulary.embeddings.shape[1]}: {options.output}")
     return 0

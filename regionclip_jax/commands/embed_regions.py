@@ -12,23 +12,23 @@ same region in all arrays of a file. The exit status is 1 if an image is missing
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from regionclip_jax import load
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.commands.image_run import ImageRun
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.sources.image_files import image_size, list_images, relative_names
+from regionclip_jax.failures import one_line
 from regionclip_jax.files import replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.text.names import resolve_names
 from regionclip_jax.untrusted import parse_json
 
 
+@one_line(ValueError)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -46,24 +46,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max_long_side", type=int, default=1333)
     add_require_platform(parser)
     options = parser.parse_args(arguments)
-    try:
-        start(options)
-        paths = list_images(options.images)
-        given = None
-        if options.boxes is not None:
-            given = read_boxes(options.boxes, paths)
-        classes = options.classes
-        if classes is not None and not classes.endswith(".npz"):
-            classes = resolve_names(classes)
-        model = load(
-            options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
-        )
-        if given is None:
-            model.require_localizer()
-        return extract_all(model, paths, given, classes, options)
-    except (CheckpointMismatch, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    start(options)
+    paths = list_images(options.images)
+    given = None
+    if options.boxes is not None:
+        given = read_boxes(options.boxes, paths)
+    classes = options.classes
+    if classes is not None and not classes.endswith(".npz"):
+        classes = resolve_names(classes)
+    model = load(
+        options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
+    )
+    if given is None:
+        model.require_localizer()
+    return extract_all(model, paths, given, classes, options)
 
 
 def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """Run a command over images: progress, images that cannot be read, and an end at any time."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.failures import ExitStatus, explain, report
 from regionclip_jax.reporting.progress import readable_seconds
 from regionclip_jax.training.stopping import ending_at_once
 
@@ -49,26 +51,39 @@ class ImageRun:
             describe: returns a text about the results for the last line.
 
         Returns:
-            The exit status: 0, or 1 if an image is missing in the results. A signal ends the
-            process with 128 plus its number (SIGTERM 143, Ctrl-C 130).
+            The exit status: 0, 1 if an image is missing in the results, or that of the error
+            (``failures``). A signal ends the process with 128 plus its number (SIGTERM 143, Ctrl-C
+            130).
         """
 
         def farewell(number: signal.Signals) -> int:
             with self.writing:
-                line = self._finish(describe, f"stopped by {number.name}")
+                try:
+                    self._save()
+                except OSError as error:
+                    print(f"error: {error}", file=sys.stderr)
+                line = self._summary(describe, f"stopped by {number.name}")
             os.write(1, f"{line}\n".encode())
             return 128 + number
 
-        stopped = "stopped by an error"
-        try:
-            with ending_at_once(farewell):
+        stopped, status = "stopped by an error", ExitStatus.ERROR
+        with ending_at_once(farewell):
+            try:
                 self._run(process)
-            stopped = ""
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-        finally:
-            print(self._finish(describe, stopped))
-        return 1 if self.skipped or stopped else 0
+                with self.writing:
+                    self._save()
+                stopped = ""
+            except Exception as error:
+                explained = explain(error, ValueError)
+                if explained is None:
+                    raise
+                status = report(error, *explained, prefix="error")
+            finally:
+                with self.writing:
+                    with contextlib.suppress(OSError):  # after an error that was reported
+                        self._save()
+                    print(self._summary(describe, stopped), flush=True)
+        return status if self.skipped or stopped else 0
 
     def _run(self, process: Callable[[int, np.ndarray], str]) -> None:
         began = time.monotonic()
@@ -89,12 +104,8 @@ class ImageRun:
                 flush=True,
             )
 
-    def _finish(self, describe: Callable[[], str], stopped: str) -> str:
-        """Save what is left, and return the last line."""
-        try:
-            self._save()
-        except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
+    def _summary(self, describe: Callable[[], str], stopped: str) -> str:
+        """Return the last line."""
         first_missing = self._num_done + len(self.skipped)
         missing = [str(path) for path in self._paths[first_missing:]]
         line = f"{self._num_done} images, {len(self.skipped)} skipped"

@@ -16,7 +16,10 @@ import os
 import sys
 from pathlib import Path
 
+from regionclip_jax.failures import one_line
 
+
+@one_line(ValueError, RuntimeError)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,7 +62,6 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported here, because worker processes import this file and do not need these modules.
     from regionclip_jax.assembly.sources import SourceChoice
     from regionclip_jax.data.prepare.verification import find_damage
-    from regionclip_jax.data.sources.skipped import TooManySkipped
     from regionclip_jax.jobs import prepare_data
     from regionclip_jax.reporting.progress import log_own_progress
 
@@ -87,9 +89,6 @@ def main(arguments: list[str] | None = None) -> int:
             short_side=options.short_side, check=options.check, shard_size=options.shard_size,
             num_workers=options.workers,
         )  # fmt: skip
-    except (TooManySkipped, ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -19,6 +19,7 @@ from regionclip_jax.artifacts.zip_archives import damaged, open_zip
 from regionclip_jax.conversion.numpy_pickle import NumpyArray, read_numpy_pickle
 from regionclip_jax.conversion.safetensors import read_safetensors
 from regionclip_jax.conversion.torch_pickle import DTYPES, Module, Storage, Tensor, unpickle
+from regionclip_jax.files import open_regular
 from regionclip_jax.untrusted import most_bytes, short
 
 # Name of the tensor of a file with one tensor and no names.
@@ -47,7 +48,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         ``BARE_TENSOR``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it is a pipe or device.
         CheckpointMismatch: the file is cut short, of another format, big-endian, or its pickle
             names an object that is not a tensor; the message names the file and the remedy.
     """
@@ -57,9 +58,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: expected a checkpoint file, found a directory; a model directory needs no "
             "conversion, and only --localizer copies from one"
         )
-    if path.exists() and not path.is_file():
-        raise CheckpointMismatch(f"{path}: expected a checkpoint file, found no regular file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(len(_LEGACY_START))
         file.seek(0)
         if start.startswith(_ZIP_START):

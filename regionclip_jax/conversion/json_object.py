@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from regionclip_jax.artifacts.card_fields import MAX_SIZE, CheckpointMismatch, fits
-from regionclip_jax.untrusted import read_json, short
+from regionclip_jax.untrusted import read_model_json, short
 
 REMEDY = "give the configuration file of this checkpoint, in a directory of their own"
 
@@ -38,7 +38,7 @@ class JsonObject:
             CheckpointMismatch: the file is unreadable, no JSON or no object.
         """
         try:
-            values = read_json(path)
+            values = read_model_json(path)
         except (OSError, ValueError) as error:
             raise CheckpointMismatch(f"{error}; copy the file again") from error
         return cls(path, values)

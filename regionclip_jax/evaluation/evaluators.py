@@ -16,6 +16,7 @@ from regionclip_jax.evaluation import recall, recognition
 from regionclip_jax.evaluation.coco import coco_ap50
 from regionclip_jax.evaluation.counts import Counts, count
 from regionclip_jax.evaluation.datasets import Dataset
+from regionclip_jax.evaluation.error_analysis import find_errors
 from regionclip_jax.evaluation.ground_truth import GroundTruth, coco_ground_truth, require_masks
 from regionclip_jax.evaluation.lvis import lvis_ap
 from regionclip_jax.evaluation.predictions import coco_results, to_original_xywh
@@ -108,7 +109,8 @@ class Detection(Evaluator):
     """Average precision by the official metric of the data.
 
     Details: ``results`` (in COCO's format; of a split, those on the evaluated images),
-    ``per_category``, ``num_images`` (predicted) and ``num_annotated`` (in the data).
+    ``per_category``, ``errors`` (``error_analysis.Errors`` of the boxes), ``num_images``
+    (predicted) and ``num_annotated`` (in the data).
 
     Args:
         dataset: its ground truth is that of the annotation file, else that of the batches.
@@ -178,6 +180,13 @@ class Detection(Evaluator):
             if compare == "bbox":
                 details["per_category"] = scores["per_category"]
             metrics |= self._select(scores["summary"], compare)
+        details["errors"] = find_errors(
+            truth,
+            results,
+            category_groups=self._category_groups(),
+            max_detections=self._max_detections,
+            federated=self._dataset.metric == "lvis",
+        )
         return Summary(metrics, details, {"AP": self._count(truth, records)})
 
     def _count(self, truth: GroundTruth, records: Mapping[int, Any]) -> Counts:
@@ -207,11 +216,17 @@ class Detection(Evaluator):
         limit = self._max_detections
         if self._dataset.metric == "lvis":
             return lvis_ap(truth, results, max_detections=limit, compare=compare)
-        ids = self._dataset.ids
-        groups = {g: {ids[i] for i in members} for g, members in self._dataset.groups.items()}
         return coco_ap50(
-            truth, results, category_groups=groups, max_detections=limit, compare=compare
+            truth,
+            results,
+            category_groups=self._category_groups(),
+            max_detections=limit,
+            compare=compare,
         )
+
+    def _category_groups(self) -> dict[str, set[int]]:
+        ids = self._dataset.ids
+        return {g: {ids[i] for i in members} for g, members in self._dataset.groups.items()}
 
     def _select(self, summary: Mapping, compare: str) -> dict[str, float | None]:
         if self._dataset.metric == "lvis":

@@ -19,7 +19,7 @@ from regionclip_jax.data.sources.annotation_files import (
     find_defect,
     whole_number,
 )
-from regionclip_jax.data.sources.object_masks import read_runs
+from regionclip_jax.data.sources.object_masks import read_runs, require_near
 
 
 class GroundTruth(NamedTuple):
@@ -211,8 +211,8 @@ def _checked(file: AnnotationFile) -> GroundTruth:
         text = None
         if defect := find_defect(annotation, images, categories):
             text = defect.text
-        elif isinstance(runs := annotation.get("segmentation"), Mapping):
-            text = _damage_of(runs, *sizes[annotation["image_id"]])
+        elif outline := annotation.get("segmentation"):
+            text = _damage_of(outline, *sizes[annotation["image_id"]])
         if text:
             raise ValueError(
                 f"{file.where}: annotation {annotation['id']}{text}; remove the annotation, or "
@@ -239,12 +239,20 @@ def _checked(file: AnnotationFile) -> GroundTruth:
     return GroundTruth(file.where, list(file.images), list(file.categories), annotations)
 
 
-def _damage_of(runs: Mapping, height: int | None, width: int | None) -> str | None:
-    """Return what is wrong with run lengths. (pycocotools does not check them, and may crash.)"""
+def _damage_of(outline: object, height: int | None, width: int | None) -> str | None:
+    """Return what is wrong with run lengths or polygons: pycocotools checks neither.
+
+    It may crash, and it needs memory for the whole length of a polygon's outline.
+    """
     try:
-        if height is None or width is None:
-            height, width = runs["size"]
-        read_runs(runs, height, width)
+        if isinstance(outline, Mapping):
+            if height is None or width is None:
+                height, width = outline["size"]
+            read_runs(outline, height, width)
+        elif isinstance(outline, list):
+            for polygon in outline:
+                if isinstance(polygon, list):
+                    require_near(polygon)
     except (ValueError, TypeError, KeyError) as error:
         return f": 'segmentation': {error}"
     return None

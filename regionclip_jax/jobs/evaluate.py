@@ -32,9 +32,10 @@ from regionclip_jax.assembly.optimization import build_mesh
 from regionclip_jax.assembly.prediction import build_step
 from regionclip_jax.assembly.sources import build_boxes_source
 from regionclip_jax.assembly.streams import DetectionPass
-from regionclip_jax.evaluation import detection_gallery
+from regionclip_jax.evaluation import detection_gallery, error_chart
 from regionclip_jax.evaluation.counts import Coverage, coverage_text
 from regionclip_jax.evaluation.datasets import open_dataset
+from regionclip_jax.evaluation.error_analysis import Errors
 from regionclip_jax.evaluation.evaluators import (
     Detection,
     ProposalRecall,
@@ -74,6 +75,7 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float | None]
     per_category: dict[str, dict]
     confused: list
+    errors: Errors
     results: list[dict]
     # Boxes, weights and images of the evaluation.
     saw: dict[str, str]
@@ -117,6 +119,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             "evaluation": as_plain(settings.evaluation),
             "scores": {n: e.scores for n, e in evaluations.items()},
             "per_category": {n: e.per_category for n, e in evaluations.items()},
+            "errors": {n: e.errors._asdict() for n, e in evaluations.items()},
             "counts": {n: e.coverage.as_json() for n, e in evaluations.items()},
         }
         write_results(workdir / "results.json", metrics, details=details)
@@ -133,6 +136,8 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             print(f"{name}: {', '.join(f'{k}: {v}' for k, v in evaluation.saw.items())}"
                   + (f", {rate:.1f} images/s" if rate else ""))  # fmt: skip
         report(workdir, evaluations, image)
+        print("AP50 lost to each kind of error:")
+        print(comparison_table({n: e.errors.lost["all"] for n, e in evaluations.items()}))
     return metrics
 
 
@@ -156,12 +161,19 @@ def check(settings: EvaluationSettings) -> None:
 
 
 def report(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
-    """Print the table and what it counts, and write metrics and image to TensorBoard."""
+    """Print the metrics, what they count, and the errors; draw these; write all to TensorBoard."""
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     print(comparison_table(metrics))
-    print(coverage_text({n: e.coverage for n, e in evaluations.items()}), flush=True)
+    print(coverage_text({n: e.coverage for n, e in evaluations.items()}))
+    for name, evaluation in evaluations.items():
+        print(f"errors of {name}: {evaluation.errors.text()}", flush=True)
+    chart = error_chart.draw({name: evaluation.errors for name, evaluation in evaluations.items()})
+    write_png(workdir / "errors.png", chart)
     steps = {name: evaluation.step for name, evaluation in evaluations.items()}
-    write_evaluation(workdir, metrics, steps, {"regions": image[None].astype(np.float32) / 255})
+    images = {"regions": image, "errors": chart}
+    write_evaluation(
+        workdir, metrics, steps, {n: i[None].astype(np.float32) / 255 for n, i in images.items()}
+    )
 
 
 def evaluate_model(
@@ -243,6 +255,7 @@ def evaluate_model(
         metrics=metrics,
         per_category=details["per_category"],
         confused=confused,
+        errors=details["errors"],
         results=details["results"],
         saw=saw,
         images_per_second=clock.rate,

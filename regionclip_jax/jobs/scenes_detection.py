@@ -147,6 +147,7 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
         "localizer": found,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "per_category": {n: e.per_category for n, e in evaluations.items()},
+        "errors": {n: e.errors._asdict() for n, e in evaluations.items()},
         "counts": {n: c.as_json() for n, c in {**coverages, "localizer": coverage}.items()},
         "config": as_plain(settings),
     }
@@ -164,4 +165,5 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
     evaluate.report(workdir, evaluations, image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}")
-    print(f"numbers: {workdir / 'results.json'}\nimage: {workdir / 'detections.png'}", flush=True)
+    print(f"numbers: {workdir / 'results.json'}")
+    print(f"images: {workdir / 'detections.png'}, {workdir / 'errors.png'}", flush=True)

@@ -124,6 +124,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         "scenes_seed": settings.scenes.seed,
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "per_category": {n: e.per_category for n, e in evaluations.items()},
+        "errors": {n: e.errors._asdict() for n, e in evaluations.items()},
         "most_confused": {n: e.confused for n, e in evaluations.items()},
         "counts": {name: coverage.as_json() for name, coverage in coverages.items()},
         "config": as_plain(settings),
@@ -138,7 +139,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
     evaluate.report(workdir, evaluations, image)
     spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
     print(f"spent: {spent}\nnumbers: {workdir / 'results.json'}")
-    print(f"image: {workdir / 'regions.png'}", flush=True)
+    print(f"images: {workdir / 'regions.png'}, {workdir / 'errors.png'}", flush=True)
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable):

@@ -12,8 +12,8 @@ from regionclip_jax.files import replaced_file
 from regionclip_jax.reporting.drawing import COLOURS, Mark, draw_marks
 from regionclip_jax.reporting.lettering import draw_text, text_width
 
-_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (31, 36, 43), (105, 114, 125), (222, 226, 231)
-_MARGIN = 28  # around the page
+PAPER, INK, FAINT, RULE = (255, 255, 255), (31, 36, 43), (105, 114, 125), (222, 226, 231)
+MARGIN = 28  # around the page
 _GAP = 16  # between the images of one example
 _GUTTER = 46  # between examples
 _LINE = 20  # of the subtitle
@@ -73,22 +73,22 @@ def draw_gallery(
     kinds = [k for k in COLOURS if any(m.kind == k for e in examples for p in e for m in p.marks)]
     inner_width = per_row * group_width + (per_row - 1) * _GUTTER
     head = _Head(title, subtitle, kinds, inner_width)
-    width = 2 * _MARGIN + max(inner_width, head.width)
+    width = 2 * MARGIN + max(inner_width, head.width)
     height = head.height + sum(h + caption_height + _GUTTER // 2 for h in heights) + _GUTTER // 2
 
-    page = Image.new("RGB", (width, height), _PAPER)
+    page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
     head.draw(draw, width)
     y = head.height
     for start, row_height in zip(starts, heights, strict=True):
         for place, number in enumerate(range(start, min(start + per_row, len(examples)))):
             for column, name in enumerate(columns):
-                x = _MARGIN + place * (group_width + _GUTTER) + column * (_PANEL_WIDTH + _GAP)
+                x = MARGIN + place * (group_width + _GUTTER) + column * (_PANEL_WIDTH + _GAP)
                 tile = Image.fromarray(tiles[number][column])
                 _draw_caption(draw, x, y, tile.width, name, examples[number][column].marks)
                 page.paste(tile, (x, y + caption_height))
                 edge = (x, y + caption_height, x + tile.width - 1, y + caption_height + tile.height)
-                draw.rectangle((*edge[:3], edge[3] - 1), outline=_RULE)
+                draw.rectangle((*edge[:3], edge[3] - 1), outline=RULE)
         y += row_height + caption_height + _GUTTER // 2
     return np.asarray(page).copy()
 
@@ -101,11 +101,11 @@ def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
 
 def _draw_caption(draw, x: int, y: int, width: int, name: str, marks: Sequence[Mark]) -> None:
     middle = y + 13
-    draw_text(draw, (x, middle), name, _INK, 16)
+    draw_text(draw, (x, middle), name, INK, 16)
     judged = [mark for mark in marks if mark.kind != "unjudged"]
     if judged:
         right = sum(mark.kind == "right" for mark in judged)
-        colour = COLOURS["right"] if right == len(judged) else _FAINT
+        colour = COLOURS["right"] if right == len(judged) else FAINT
         text = f"{right} of {len(judged)} right"
         draw_text(draw, (x + width - text_width(text, 14), middle), text, colour, 14)
 
@@ -117,16 +117,16 @@ class _Head:
         self._title, self._kinds = title, kinds
         self._legend_width = sum(self._entry_width(kind) for kind in kinds)
         self.width = round(text_width(title, 26) + self._legend_width)
-        self._lines = _broken(subtitle, max(width, self.width))
-        self.height = _MARGIN + 36 + _LINE * len(self._lines) + (18 if self._lines else 12)
+        self._lines = broken_lines(subtitle, max(width, self.width))
+        self.height = MARGIN + 36 + _LINE * len(self._lines) + (18 if self._lines else 12)
 
     def draw(self, draw: ImageDraw.ImageDraw, width: int) -> None:
-        draw_text(draw, (_MARGIN, _MARGIN + 14), self._title, _INK, 26)
+        draw_text(draw, (MARGIN, MARGIN + 14), self._title, INK, 26)
         for number, line in enumerate(self._lines):
-            place = (_MARGIN, _MARGIN + 46 + _LINE * number)
-            draw_text(draw, place, line, _FAINT, 15)
-        x = width - _MARGIN - self._legend_width
-        y = _MARGIN + 14
+            place = (MARGIN, MARGIN + 46 + _LINE * number)
+            draw_text(draw, place, line, FAINT, 15)
+        x = width - MARGIN - self._legend_width
+        y = MARGIN + 14
         for kind in self._kinds:
             x += 22
             if kind == "wrong":
@@ -134,7 +134,7 @@ class _Head:
                     draw.rectangle((x + left, y - 1, x + left + 4, y + 2), fill=COLOURS[kind])
             else:
                 draw.rectangle((x, y - 1, x + 20, y + 2), fill=COLOURS[kind])
-            draw_text(draw, (x + 28, y), _LEGEND[kind], _INK, 15)
+            draw_text(draw, (x + 28, y), _LEGEND[kind], INK, 15)
             x += self._entry_width(kind) - 22
 
     @staticmethod
@@ -142,7 +142,7 @@ class _Head:
         return round(50 + text_width(_LEGEND[kind], 15))
 
 
-def _broken(text: str, width: int) -> list[str]:
+def broken_lines(text: str, width: int) -> list[str]:
     """Wrap text to lines; a word longer than a line, such as a path, is split."""
     lines: list[str] = []
 

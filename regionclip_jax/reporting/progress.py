@@ -1,8 +1,11 @@
 """Report the rate, progress and remaining time of a run to the log and TensorBoard."""
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,16 +21,36 @@ _PACKAGE = str(Path(regionclip_jax.__file__).parent)
 def log_own_progress() -> None:
     """Show INFO lines of this package and only warnings of others.
 
-    Orbax and grain log every file at INFO through the same logger.
+    Orbax and grain log every file at INFO through the same logger. Orbax also logs errors of its
+    threads, each with several tracebacks, and raises them where a save is waited for.
     """
     # A script that is not an absl app has no absl handler and no parsed flags yet.
     logging.use_absl_handler()
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(
-        lambda record: record.levelno >= 30 or record.pathname.startswith(_PACKAGE)
-    )
+    logging.get_absl_handler().addFilter(_is_shown)
+    sys.unraisablehook = _unraisable
+
+
+def _is_shown(record: LogRecord) -> bool:
+    if record.pathname.startswith(_PACKAGE):
+        return True
+    return record.levelno == WARNING or (record.levelno > WARNING and not _is_orbax(record))
+
+
+def _unraisable(problem) -> None:
+    """Print an error without a caller as Python does, except those that follow a failed save.
+
+    TensorStore has one for each array that it still writes when Orbax has given up the save and
+    closed its event loop.
+    """
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
+
+
+def _is_orbax(record: LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}checkpoint{os.sep}" in record.pathname
 
 
 class Progress:

@@ -68,6 +68,11 @@ class BackgroundImages:
             self._last.result()
         self._last = self._pool.submit(lambda: self._write_images(step, draw()))
 
+    def wait(self) -> None:
+        """Wait until the last images are written; ``write`` and ``close`` raise their exception."""
+        if self._last is not None:
+            concurrent.futures.wait([self._last])
+
     def close(self) -> None:
         """Wait for the last images; raise their exception."""
         self._pool.shutdown()

@@ -2,38 +2,46 @@
 
 ``clu.metric_writers`` imports TensorFlow for one of its classes, the writer of event files. If
 TensorFlow is not installed, this module registers its own writer (over tensorboardX) under the
-name of the imported module. If TensorFlow is installed, CLU is not changed.
+name of the imported module. If TensorFlow is installed, CLU is not changed. Runs use the writer of
+this module in both cases.
 """
 
 import contextlib
 import importlib.util
-import itertools
 import os
+import re
+import socket
 import sys
+import threading
+import time
 import types
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorboardX
-from tensorboardX.summary import hparams as hparams_summary
+from tensorboardX import RecordWriter, summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 _MODULE = "clu.metric_writers.summary_writer"
-_opened = itertools.count()
 
 
-def make_writer(workdir: str | Path | None, *, just_logging: bool):
-    """Return a ``clu.metric_writers.MetricWriter`` for log and TensorBoard, in the background.
+def make_writer(workdir: str | Path | None, *, just_logging: bool, first_step: int | None = None):
+    """Return a ``clu.metric_writers.MetricWriter`` for log and TensorBoard.
+
+    It writes to the buffer of a file at once, from any thread; ``flush`` waits for the disk.
 
     Args:
         workdir: directory of the event files; None for the log alone.
         just_logging: write no event files (processes other than the first).
+        first_step: see ``EventFileWriter``.
     """
     install_summary_writer_bridge()
     from clu import metric_writers  # only now: its import needs the bridge
 
-    logdir = None if workdir is None else str(workdir)
-    return metric_writers.create_default_writer(logdir, just_logging=just_logging)
+    writers = [metric_writers.LoggingWriter()]
+    if workdir is not None and not just_logging:
+        writers.append(EventFileWriter(workdir, first_step))
+    return metric_writers.MultiWriter(writers)
 
 
 def write_evaluation(
@@ -77,20 +85,34 @@ def install_summary_writer_bridge() -> None:
 class EventFileWriter:
     """CLU's MetricWriter interface over tensorboardX.
 
-    It is a virtual subclass of the interface, because the interface's import needs this class.
+    It is a virtual subclass of the interface, because the interface's import needs this class. Not
+    over tensorboardX's SummaryWriter: flushing that one leaves events in a queue.
 
     Args:
         log_dir: directory of the event file, created if missing.
+        first_step: a run that begins or continues writes from this step on. TensorBoard drops
+            points of this step and later ones that earlier files of the directory have.
     """
 
-    def __init__(self, log_dir: str | Path):
-        # tensorboardX names files by the second and truncates an existing one.
-        unique = f".{os.getpid()}.{next(_opened)}"
-        self._writer = tensorboardX.SummaryWriter(logdir=str(log_dir), filename_suffix=unique)
+    def __init__(self, log_dir: str | Path, first_step: int | None = None):
+        path = _new_event_file(Path(log_dir))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer, self._lock = RecordWriter(str(path)), threading.Lock()
+        self._write(None, file_version="brain.Event:2")
+        if first_step is not None:
+            # TensorBoard takes the first one of a directory as its beginning, and older versions
+            # of this package wrote none.
+            for _ in range(2):
+                self._write(first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, step: int | None, **content) -> None:
+        event = Event(wall_time=time.time(), step=step, **content)
+        with self._lock:
+            self._writer.write(event.SerializeToString())
 
     def write_scalars(self, step: int, scalars: Mapping[str, object]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, float(np.asarray(value)), step)
+            self._write(step, summary=summary.scalar(name, float(np.asarray(value))))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Write images [H, W, C] or [N, H, W, C], C = 1 or 3: uint8, or floats in [0, 1].
@@ -109,14 +131,14 @@ class EventFileWriter:
                 pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255)
             pixels = pixels.astype(np.uint8)
             if pixels.ndim == 3:
-                self._writer.add_image(name, pixels, step, dataformats="HWC")
+                self._write(step, summary=summary.image(name, pixels, dataformats="HWC"))
                 continue
             for i, image in enumerate(pixels):
-                self._writer.add_image(f"{name}/{i}", image, step, dataformats="HWC")
+                self._write(step, summary=summary.image(f"{name}/{i}", image, dataformats="HWC"))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():
-            self._writer.add_text(name, text, step)
+            self._write(step, summary=summary.text(name, text))
 
     def write_histograms(
         self,
@@ -125,10 +147,9 @@ class EventFileWriter:
         num_buckets: Mapping[str, int] | None = None,
     ) -> None:
         for name, values in arrays.items():
-            buckets = (num_buckets or {}).get(name)
-            self._writer.add_histogram(
-                name, np.asarray(values, np.float64).ravel(), step, bins=buckets or "auto"
-            )
+            buckets = (num_buckets or {}).get(name) or "auto"
+            numbers = np.asarray(values, np.float64).ravel()
+            self._write(step, summary=summary.histogram(name, numbers, buckets))
 
     def write_hparams(self, hparams: Mapping[str, object]) -> None:
         """Write hyperparameters; values other than numbers, bools and strings as text."""
@@ -137,8 +158,8 @@ class EventFileWriter:
             for name, value in hparams.items()
         }
         # tensorboardX's add_hparams would create a second run in a sub-directory named by the time.
-        for summary in hparams_summary(plain, {}):
-            self._writer.file_writer.add_summary(summary)
+        for part in summary.hparams(plain, {}):
+            self._write(None, summary=part)
 
     def write_summaries(self, step: int, values: Mapping, metadata: Mapping | None = None) -> None:
         raise NotImplementedError("raw summaries need TensorFlow's writer: pip install tensorflow")
@@ -152,7 +173,22 @@ class EventFileWriter:
         raise NotImplementedError("audio needs TensorFlow's writer: pip install tensorflow")
 
     def flush(self) -> None:
-        self._writer.flush()
+        """Wait until the events are on the disk."""
+        with self._lock:
+            self._writer.flush()
 
     def close(self) -> None:
+        self.flush()
         self._writer.close()
+
+
+def _new_event_file(folder: Path) -> Path:
+    """Return a path that sorts behind the event files of a folder.
+
+    TensorBoard reads them in the order of their names, which have the second of their opening. A
+    run that continues within a second, or on a host whose clock is late, would come first.
+    """
+    seconds = (re.search(r"\.tfevents\.(\d+)\.", path.name) for path in folder.glob("*tfevents*"))
+    newest = max((int(found[1]) for found in seconds if found), default=0)
+    second = max(int(time.time()), newest + 1)
+    return folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"

@@ -18,11 +18,12 @@ import jax
 from absl import logging
 
 from regionclip_jax.files import locked_folder
+from regionclip_jax.settings import UserError
 from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.sharding.global_arrays import gather_json
 
 
-class InconsistentHosts(Exception):
+class InconsistentHosts(UserError):
     """Error: processes of one run have different recipes, data, or working directories."""
 
 

@@ -61,8 +61,11 @@ def distributed_arguments(
 
 def _check(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"--coordinator: expected host:port or auto, found {coordinator!r}")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(
+            "--coordinator: expected host:port with a port from 1 to 65535, or auto, found "
+            f"{coordinator!r}"
+        )
     if num_processes < 1:
         raise ValueError(f"--num_processes: expected 1 or more, found {num_processes}")
     if not 0 <= process_id < num_processes:

@@ -21,12 +21,17 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from regionclip_jax.files import read_bytes, read_json
 from regionclip_jax.text.clip_tokenizer import clean
 from regionclip_jax.text.prompts import fill_template, prepare_class_name
 from regionclip_jax.untrusted import reason
 
 _COUNT_AFTER_COMMA = re.compile(r"\s*,\s*\d+$")
+# A prompt ends at 77 tokens. The search for a count takes the square of a line's length.
+_LONGEST_NAME = 1000
+_MOST_TEXT = 2**26  # bytes: a million names
 _STRUCTURED = (".yaml", ".yml", ".xml", ".html", ".toml", ".jsonl", ".ndjson")
 _LIKE_A_FILE = re.compile(r".*\.(txt|json)|[^,]*(/|\.[A-Za-z][A-Za-z0-9]{1,4})")
 
@@ -42,15 +47,16 @@ def read_names(path: str | Path) -> tuple[str, ...]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a file of names, one a line")
+    if path.suffix.lower() == ".json":
+        return check_names(_names_of_categories(path), str(path))
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, _MOST_TEXT).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, found {error}; save the file as UTF-8") from None
-    if path.suffix.lower() == ".json":
-        return check_names(_names_of_categories(path, text), str(path))
+    text = text.replace("\r", "\n")
     _require_lines(path, text)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    names = [_COUNT_AFTER_COMMA.sub("", line.partition("\t")[0].strip()) for _, line in lines]
+    names = [_without_count(line.partition("\t")[0].strip()) for _, line in lines]
     return _check(names, str(path), [f"line {number}" for number, _ in lines])
 
 
@@ -101,6 +107,11 @@ def _check(names: Sequence[str], where: str, places: Sequence[str]) -> tuple[str
         raise ValueError(f"{where}: {expected}, found none")
     first: dict[str, int] = {}
     for row, name in enumerate(stripped):
+        if len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"{where}: {places[row]}: expected a name of at most {_LONGEST_NAME} characters, "
+                f"found {name[:60]!r}...; shorten it"
+            )
         if not name:
             raise ValueError(f"{where}: {expected}, found an empty name at {places[row]}")
         before = first.setdefault(tokenized_text(name), row)
@@ -116,6 +127,10 @@ def _check(names: Sequence[str], where: str, places: Sequence[str]) -> tuple[str
     return stripped
 
 
+def _without_count(name: str) -> str:
+    return name if len(name) > _LONGEST_NAME else _COUNT_AFTER_COMMA.sub("", name)
+
+
 def _require_lines(path: Path, text: str) -> None:
     """Refuse a file whose lines are no names."""
     remedy = "give a text file with one name a line, or JSON with categories"
@@ -125,7 +140,7 @@ def _require_lines(path: Path, text: str) -> None:
         name, tab, rest = line.strip().partition("\t")
         behind = rest.strip()
         numbered = bool(tab and behind) and name.strip().isdigit() and not behind.isdigit()
-        named = _COUNT_AFTER_COMMA.sub("", name)
+        named = _without_count(name)
         table = path.suffix.lower() == ".csv" and ("," in named or '"' in named)
         if numbered or table:
             raise ValueError(
@@ -141,12 +156,14 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _names_of_categories(path: Path, text: str) -> list[str]:
+def _names_of_categories(path: Path) -> list[str]:
+    remedy = "give an annotation file as COCO's or LVIS's, or names in a .txt"
+    content: Any = read_json(path, remedy)
     try:
-        categories = sorted(json.loads(text)["categories"], key=lambda entry: entry["id"])
+        categories = sorted(content["categories"], key=lambda entry: entry["id"])
         return [prepare_class_name(entry["name"]) for entry in categories]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path}: expected JSON with categories that have id and name, as COCO's and LVIS's "
-            f"annotation files do, found {reason(error)}; give such a file, or names in a .txt"
+            f"{path}: expected JSON with categories that have id and name, found {reason(error)}; "
+            f"{remedy}"
         ) from error

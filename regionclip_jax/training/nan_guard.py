@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from regionclip_jax.settings import UserError
 from regionclip_jax.training.loop import Hook
 
 
-class NonFiniteMetric(Exception):
+class NonFiniteMetric(UserError):
     """A metric or a tensor of the state is NaN or infinite."""
 
     def __init__(self, name: str, value: float | None, step: int, last_good: Path | None):
@@ -28,20 +29,23 @@ class NonFiniteMetric(Exception):
         self.name, self.step, self.last_good = name, step, last_good
 
 
-def require_finite(step: int, metrics: Mapping[str, float], *, last_good: Path | None) -> None:
+def require_finite(
+    step: int, metrics: Mapping[str, float], *, last_good: Callable[[], Path | None]
+) -> None:
     """Raise for the first metric (in the order given) that is not finite.
 
     Args:
         step: updates done.
         metrics: fetched metrics.
-        last_good: newest checkpoint, for the message.
+        last_good: returns the newest checkpoint, for the message. It may wait for a save, so it is
+            called only then.
 
     Raises:
         NonFiniteMetric: names the metric, the step and the checkpoint.
     """
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise NonFiniteMetric(f"metric {name!r}", value, step, last_good)
+            raise NonFiniteMetric(f"metric {name!r}", value, step, last_good())
 
 
 def only_if_finite(save: Hook, last_good: Callable[[], Path | None]) -> Hook:
@@ -63,7 +67,7 @@ def only_if_finite(save: Hook, last_good: Callable[[], Path | None]) -> Hook:
         values = {
             name: _value(entry) for name, entry in fetched.items() if not _is_unobserved(entry)
         }
-        require_finite(step, values, last_good=last_good())
+        require_finite(step, values, last_good=last_good)
         flags = jax.device_get(_finite_leaves(state))
         for keys, finite in jax.tree_util.tree_leaves_with_path(flags):
             if not finite:

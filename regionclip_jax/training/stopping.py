@@ -3,9 +3,11 @@
 During training steps, the step in progress is finished and saved (``stop_requests``). Elsewhere,
 while a program loads, compiles or evaluates, the process ends at once (``end_at_once``): everything
 is on disk already, and files are written atomically. In both cases the same command continues from
-the last checkpoint.
+the last checkpoint. While the interpreter ends, signals are ignored: the work is done, and the
+status is decided.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -92,13 +94,24 @@ def _listen(farewell: Callable[[signal.Signals], int]) -> Callable[[], None]:
             signal.signal(number, previous)
         signal.set_wakeup_fd(wakeup)
         os.close(sending)
+        listener.join()  # if it is ending the process, with the status of its signal
 
+    # The interpreter takes half a second to end, and would give signals back to the system, which
+    # ends the process with another status.
+    atexit.unregister(_ignore_signals)
+    atexit.register(_ignore_signals)
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     wakeup = signal.set_wakeup_fd(sending)
-    threading.Thread(target=listen, name="signals", daemon=True).start()
+    listener = threading.Thread(target=listen, name="signals", daemon=True)
+    listener.start()
     handlers = {number: signal.signal(number, handler) for number in _SIGNALS}
     return stop_listening
+
+
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

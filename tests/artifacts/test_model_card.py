@@ -182,11 +182,11 @@ def test_a_localizer_of_other_stages_is_refused(blocks, channels):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff{}", b"[" * 100_000, b'{"format": 2, "format": 2}', b" " * (2**24 + 1)]
+    "content", [b"\xff{}", b"[" * 100_000, b'{"format": 2, "format": 2}', b" " * (2**22 + 1)]
 )
 def test_a_card_of_other_text_than_plain_json_is_a_one_line_error(tmp_path, content):
     (tmp_path / "card.json").write_bytes(content)
-    with pytest.raises(CheckpointMismatch, match=r"card\.json: expected JSON.*again") as error:
+    with pytest.raises(CheckpointMismatch, match=r"card\.json.* expected .*again") as error:
         load_card(tmp_path)
     assert "\n" not in str(error.value)
 

@@ -8,7 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts import digests, model_checkpoint
 from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save_heads
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
@@ -36,6 +36,11 @@ def random_variables(config: CLIPConfig) -> dict:
         lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
         model_checkpoint.abstract_variables(config),
     )
+
+
+def as_an_older_version(directory):
+    """Remove the digests, which versions up to 0.2.0 did not write."""
+    (directory / "digests.json").unlink()
 
 
 @pytest.mark.parametrize("config", [RESNET, VIT], ids=["resnet", "vit"])
@@ -81,6 +86,11 @@ def test_an_interrupted_write_is_not_loaded_as_a_model(tmp_path, monkeypatch):
 def test_a_card_without_arrays_is_refused(tmp_path):
     save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {}))
     shutil.rmtree(tmp_path / "params")
+    with pytest.raises(
+        CheckpointMismatch, match=r"params/\S+: missing \(and \d+ more files\); copy"
+    ):
+        load_model(tmp_path)
+    as_an_older_version(tmp_path)
     with pytest.raises(CheckpointMismatch, match="params: expected an Orbax checkpoint"):
         load_model(tmp_path)
 
@@ -131,6 +141,7 @@ def test_a_number_that_is_not_finite_is_neither_written_nor_read(tmp_path, path,
         save_model(tmp_path / "new", variables, ModelCard(RESNET, {}))
     assert not (tmp_path / "new").exists()
     model_checkpoint.save_variables(tmp_path / "model" / "params", variables)
+    as_an_older_version(tmp_path / "model")
     with pytest.raises(CheckpointMismatch, match=message):
         load_model(tmp_path / "model")
 
@@ -154,6 +165,7 @@ def test_numbers_that_changed_since_they_were_written_are_refused(tmp_path):
     assert card.parameters_sha256 == model_checkpoint.variables_hash(variables)
     variables["params"]["logit_scale"] += 1e-3
     model_checkpoint.save_variables(tmp_path / "params", variables)
+    as_an_older_version(tmp_path)
     with pytest.raises(CheckpointMismatch, match="have the SHA-256 .* when they were written"):
         load_model(tmp_path)
     # Cards of older versions have no checksum.
@@ -168,6 +180,9 @@ def test_a_card_of_another_architecture_is_refused_on_loading(tmp_path):
     save_model(tmp_path, random_variables(RESNET), ModelCard(RESNET, {}))
     wider = ModelCard(dataclasses.replace(RESNET, embed_dim=9), {})
     (tmp_path / "card.json").write_text(wider.to_json())
+    with pytest.raises(CheckpointMismatch, match=r"card\.json: .* after an edit by hand: delete"):
+        load_model(tmp_path)
+    as_an_older_version(tmp_path)
     with pytest.raises(CheckpointMismatch, match=r"text/projection: expected shape \(16, 9\)"):
         load_model(tmp_path)
 
@@ -181,6 +196,8 @@ def test_a_card_of_another_architecture_is_refused_on_loading(tmp_path):
 )  # fmt: skip
 def test_other_metadata_of_orbax_is_a_one_line_error(tmp_path, saved_vit, content):
     shutil.copytree(saved_vit, tmp_path / "model")
+    # Made by the same person as the other files.
+    (tmp_path / "model" / digests.FILE_NAME).unlink()
     (tmp_path / "model" / "params" / "_METADATA").write_bytes(content)
     with pytest.raises(CheckpointMismatch, match="params: expected an Orbax checkpoint") as error:
         load_model(tmp_path / "model")
@@ -195,25 +212,35 @@ def saved_vit(tmp_path_factory):
 
 
 def test_arrays_that_state_more_than_their_files_are_not_read(tmp_path, monkeypatch):
-    """Orbax compresses 32 MiB of zeros to less than a thousandth."""
-    model_checkpoint.save_variables(tmp_path / "params", {"a": np.zeros(2**23, np.float32)})
+    """Compressed, 32 MiB of zeros take less than a thousandth."""
+    path = tmp_path / "params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {"a": np.zeros(2**23, np.float32)})
     monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(CheckpointMismatch, match=r"at most 1[0-9,]+ bytes in files of .* 33,554,4"):
-        model_checkpoint.load_variables(tmp_path / "params", lambda stated: None)
-
-
-def test_arrays_are_compared_with_the_card_before_they_are_read(saved_vit, tmp_path, monkeypatch):
-    shutil.copytree(saved_vit, tmp_path / "model")
-    wider = ModelCard(dataclasses.replace(VIT, embed_dim=9), {})
-    (tmp_path / "model" / "card.json").write_text(wider.to_json())
-    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("read"))
-    with pytest.raises(CheckpointMismatch, match=r"text/projection: expected shape \(16, 9\)"):
-        load_model(tmp_path / "model")
+        model_checkpoint.load_variables(path)
 
 
 def test_sizes_that_do_not_fit_each_other_name_the_card(tmp_path, saved_vit):
     shutil.copytree(saved_vit, tmp_path / "model")
+    (tmp_path / "model" / digests.FILE_NAME).unlink()
     narrow = dataclasses.replace(RESNET, image=ResNetConfig((1, 1, 1, 1), width=1, heads=1))
     (tmp_path / "model" / "card.json").write_text(ModelCard(narrow, {}).to_json())
     with pytest.raises(CheckpointMismatch, match=r"card\.json: no model has the architecture"):
         load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[" * 100_000, "[]", "{}", '{"format": 1}', '{"format": 1, "files": 5}',
+        '{"format": 1, "files": {"a": 5}}', '{"format": 1, "files": {"a": {"bytes": NaN}}}',
+        '{"format": 1, "files": {"../a": {"bytes": 1, "sha256": "00"}}}',
+    ],
+)  # fmt: skip
+def test_other_digests_are_a_one_line_error(tmp_path, content):
+    (tmp_path / "card.json").write_text(ModelCard(VIT, {}).to_json())
+    (tmp_path / digests.FILE_NAME).write_text(content)
+    with pytest.raises(CheckpointMismatch, match="expected digests of format 1") as error:
+        load_card(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600

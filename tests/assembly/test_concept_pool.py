@@ -150,6 +150,7 @@ def test_an_embedding_is_bit_identical_with_any_other_names(clip):
 
 def test_calls_have_few_shapes_and_contain_every_name_once(monkeypatch):
     monkeypatch.setattr(concept_pool, "_TOKENS_PER_CALL_ON_CPUS", 256)
+    monkeypatch.setattr(concept_pool, "_WIDTH_STEP_ON_CPUS", 16)
     names = [f"thing {n} " + "word " * (n % 7 * 10) for n in range(40)]
     calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, PRESETS["RN50"].text))
     assert sorted(row for rows, _ in calls for row in rows) == list(range(40))

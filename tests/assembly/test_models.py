@@ -104,6 +104,7 @@ def test_a_model_starts_from_its_directory(model_section, model_directory, nano_
 def test_rules_for_other_sizes_are_those_of_the_preset(model_section, model_directory, tmp_path):
     """A file of Hugging Face's has another rule for positions, but the same weights."""
     directory = shutil.copytree(model_directory("nano_vit"), tmp_path / "model")
+    (directory / "digests.json").unlink()  # the card is edited by hand
     card = directory / "card.json"
     text = card.read_text().replace("bicubic_antialiased", "bicubic")
     card.write_text(text.replace("bilinear_round", "bicubic_truncate"))

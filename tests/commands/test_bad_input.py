@@ -72,7 +72,7 @@ def test_a_model_directory_with_a_truncated_file_is_refused(
     assert done.returncode == 1
     # The threads of Orbax print tracebacks before and after this error message.
     ours = done.stderr[done.stderr.rindex("regionclip_jax: ") :].partition("Traceback")[0]
-    assert f"{broken / 'params'}: expected" in ours and "damaged files" in ours
+    assert f"{largest}: " in ours and "bytes, expected" in ours
     assert "copy it again" in ours and "CheckpointMismatch" not in done.stderr
 
 

@@ -1,21 +1,26 @@
-"""One command of each kind, typed as the documents say, on a few small images in another folder.
+"""The commands of the documents, typed as they say, on a few small images in another folder.
 
 ``tests/repository/test_documented_commands.py`` parses all of them, and says which ones cannot run
 in a test. The flags that are added here make images, models and runs small.
 """
 
+import base64
+import io
 import json
+import pickle
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from checkpoints import write_safetensors
+from checkpoints import to_caffe2, write_safetensors
 from documented_commands import ROOT, find_commands
 from parity.golden import make_state_dict
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, save_localizer
@@ -27,8 +32,8 @@ from regionclip_jax.artifacts.model_checkpoint import (
     unflatten,
 )
 from regionclip_jax.artifacts.results import read_results
-from regionclip_jax.conversion.clip_keys import origin
-from regionclip_jax.conversion.layouts import Layout
+from regionclip_jax.conversion import clip_keys, localizer_keys
+from regionclip_jax.conversion.layouts import Layout, Origin
 from regionclip_jax.evaluation.datasets import SPLITS
 from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 
@@ -112,14 +117,13 @@ def coco(root: Path, splits: list[str]) -> None:
         )
 
 
-def openai_tensors(variables: dict) -> dict[str, np.ndarray]:
-    """Return a model's tensors by OpenAI's names."""
+def source_tensors(variables: dict, origin: Callable[[str, int], Origin]) -> dict[str, np.ndarray]:
+    """Return a model's tensors by the names of the checkpoints that ``origin`` gives."""
     tensors: dict[str, np.ndarray] = {}
     packed: dict[str, dict[int, np.ndarray]] = {}
     for full, leaf in flatten(variables).items():
-        collection, _, leaf_path = full.partition("/")
         value = np.asarray(leaf, np.float32)
-        source = origin(leaf_path, value.ndim)
+        source = origin(full.partition("/")[2], value.ndim)
         if source.layout is Layout.CONVOLUTION:
             value = value.transpose(3, 2, 0, 1)
         elif source.layout is Layout.LINEAR:
@@ -131,6 +135,28 @@ def openai_tensors(variables: dict) -> dict[str, np.ndarray]:
     return tensors | {
         name: np.concatenate([thirds[i] for i in range(3)]) for name, thirds in packed.items()
     }
+
+
+def conceptual_captions(tars: Path, tables: Path) -> None:
+    """Write pairs as img2dataset writes them, and as RegionCLIP's tables of base64."""
+    tars.mkdir()
+    tables.mkdir()
+    images = []
+    with tarfile.open(tars / "00000.tar", "w") as tar:
+        for i in range(6):
+            file = io.BytesIO()
+            Image.new("RGB", (80, 60), (40 * i, 90, 120)).save(file, "JPEG")
+            images.append(file.getvalue())
+            for name, content in (
+                (f"{i:09}.jpg", images[-1]), (f"{i:09}.txt", f"a dog and {i} cats".encode()),
+            ):  # fmt: skip
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    rows = [f"{i}\t{base64.b64encode(image).decode()}\n" for i, image in enumerate(images)]
+    (tables / "images0.tsv").write_text("".join(rows))
+    captions = [f"{i}\t{json.dumps({'captions': ['a cat']})}\n" for i in range(len(images))]
+    (tables / "text0.tsv").write_text("".join(captions))
 
 
 def draw(shapes: dict) -> dict:
@@ -160,8 +186,14 @@ def reader(tmp_path_factory) -> Path:
     for name in ("boxes.json", "test.json"):
         write_json(root / name, {"images": images, "annotations": boxes(4, 2), "categories": own})
     clip = draw(flatten(abstract_variables(PRESETS["tiny"])))
-    write_safetensors(root / "RN50.pt", openai_tensors(clip))
+    write_safetensors(root / "RN50.pt", source_tensors(clip, clip_keys.origin))
     write_safetensors(root / "rpn_lvis_866.pth", make_state_dict("tiny_rpn_fpn"))
+    write_safetensors(root / "tuned.pth", make_state_dict("tiny_finetune"))
+    rn50 = LOCALIZER_PRESETS["rn50_fpn"]
+    imagenet = draw(flatten(abstract_localizer(rn50)))
+    blobs = to_caffe2(source_tensors(imagenet, localizer_keys.origins(rn50)))
+    (root / "R-50.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    conceptual_captions(root / "data" / "cc3m_tars", root / "data" / "cc3m_tsv")
     regionclip = root / "checkpoints" / "regionclip_rn50"
     save_model(regionclip, clip, ModelCard(PRESETS["tiny"], {"file": "test"}))
     config = LOCALIZER_PRESETS["scenes"]
@@ -182,40 +214,68 @@ RUN = [
     ("docs/prepare_data.md", "--path data/coco", ["--workers=1"],
      "data/coco_prepared/manifest.json"),
     ("docs/prepare_data.md", "--verify data/coco_prepared", [], None),
-    ("docs/training_detectors.md", "train_localizer.py:small", LOCALIZER,
+    ("docs/prepare_data.md", "--path data/cc3m_tars", ["--workers=1"],
+     "data/cc3m_prepared/manifest.json"),
+    ("docs/prepare_data.md", "--verify data/cc3m_prepared", [], None),
+    # Its folder is the one of the tars; a reader has either.
+    ("docs/prepare_data.md", "--path data/cc3m_tsv", ["--workers=1", "--output=data/cc3m_rows"],
+     "data/cc3m_rows/manifest.json"),
+    ("docs/training_detectors.md", "--trunk R-50.pkl", [],
+     "checkpoints/rn50_imagenet/trunk/card.json"),
+    ("docs/training_detectors.md", "train_localizer.py:coco_c4", LOCALIZER,
      "workdir/localizer/model/localizer/card.json"),
+    ("docs/training_detectors.md", "train_detector.py:coco_ovd_rn50", DETECTOR,
+     "workdir/detector/results.json"),
     ("docs/training_detectors.md", "boxes.json", DETECTOR, "workdir/mine/results.json"),
+    ("docs/training_detectors.md", "train_localizer.py:small", LOCALIZER,
+     "workdir/small_localizer/model/localizer/card.json"),
+    ("docs/training_detectors.md", "train_detector.py:small", DETECTOR,
+     "workdir/small_detector/results.json"),
     ("docs/index.md", "--describe", [], None),
 ]  # fmt: skip
 
 
-def test_a_command_of_each_kind_runs_as_typed(reader, environment, monkeypatch):
+def type_in(
+    words: tuple[str, ...], flags: list[str], reader: Path, environment: dict
+) -> subprocess.CompletedProcess:
+    """Type a command in the reader's folder; it must succeed."""
+    target = list(words[1:] if words[0] == "python" else words)
+    if target[0].startswith("scripts/"):
+        target[0] = str(ROOT / target[0])
+    done = subprocess.run(
+        [sys.executable, *target, *flags],
+        cwd=reader, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    line = shlex.join([*words, *flags])
+    assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def test_the_commands_run_as_typed(reader, environment, monkeypatch):
     commands = find_commands()
-    python = [sys.executable]
     for document, words, flags, written in RUN:
         found = [c for c in commands if c.document == document and words in " ".join(c.words)]
         assert found, f"{document} has no command with {words}"
-        command = found[0]
-        assert command.words[0] == "python", command
-        target = list(command.words[1:])
-        if command.script:
-            target[0] = str(ROOT / target[0])
-        done = subprocess.run(
-            [*python, *target, *flags],
-            cwd=reader, env=environment, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        line = shlex.join([*command.words, *flags])
-        assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-        assert written is None or (reader / written).exists(), f"{line}\n{done.stdout[-1500:]}"
+        done = type_in(found[0].words, flags, reader, environment)
+        assert written is None or (reader / written).exists(), f"{words}\n{done.stdout[-1500:]}"
 
-    # Flags of the documents that are added to a training: the prepared data.
-    (fragment,) = [c for c in commands if c.is_fragment and "mixture" not in " ".join(c.words)]
+    # Flags of the documents that are added to a training: the prepared data, and a mixture.
     (training,) = [c for c in commands if c.document == "README.md" and "rn50_coco" in str(c)]
-    done = subprocess.run(
-        [*python, *training.words[1:], *fragment.words, *PRETRAIN, "--workdir=workdir/prepared"],
-        cwd=reader, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    fragments = [c for c in commands if c.is_fragment]
+    assert len(fragments) == 2
+    for number, fragment in enumerate(fragments):
+        flags = [*fragment.words, *PRETRAIN, f"--workdir=workdir/prepared{number}"]
+        type_in(training.words, flags, reader, environment)
+
+    # Commands with placeholders.
+    (tuned,) = [c for c in commands if "--text-from" in c.words]
+    files = iter(["tuned.pth", "rpn_lvis_866.pth"])
+    named = {"DIR": "checkpoints/tuned"}
+    words = tuple(next(files) if w == "FILE" else named.get(w, w) for w in tuned.words)
+    type_in(words, [], reader, environment)
+    assert (reader / "checkpoints/tuned/heads/card.json").exists()
+    (doctor,) = [c for c in commands if c.script == "doctor"]
+    type_in((*doctor.words[:-1], "checkpoints/tuned"), [], reader, environment)
 
     # The Python of the documents, on the converted model.
     text = (ROOT / "docs" / "using_models.md").read_text()

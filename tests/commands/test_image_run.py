@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,35 @@ def test_a_stopped_command_leaves_what_it_has_found(photos, tmp_path, number):
     last = done.stdout.splitlines()[-1]
     assert last.startswith("stopped by SIGTERM: 4 images, 0 skipped, 3 missing (")
     assert "g.png)" in last and last.endswith(f", 4 detections: {out}/detections.json")
+
+
+@pytest.mark.command
+def test_a_signal_after_the_last_image_keeps_the_last_line(photos, tmp_path):
+    """The signal comes while the last line is made."""
+    out = tmp_path / "out"
+    code = CODE + textwrap.dedent(f"""
+        import threading
+        event = ""
+        class Report(detect._Report):
+            def describe(self):
+                if threading.current_thread() is threading.main_thread():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.1)  # the thread that reads signals waits for the line
+                return super().describe()
+        detect._Report = Report
+        sys.exit(run({str(out)!r}, {str(photos)!r}))
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 128 + signal.SIGTERM and done.stderr == ""
+    finished, stopped = done.stdout.splitlines()[-2:]
+    assert finished.startswith("7 images, 0 skipped, 7 detections")
+    assert stopped == f"stopped by SIGTERM: {finished}"
+    assert detections(out)["complete"]
 
 
 def test_a_full_disk_and_broken_images_are_said_in_the_last_line(photos, tmp_path, capsys):

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -189,7 +188,8 @@ def test_the_last_commit_is_copied_to_all_hosts(tpu_pod, tmp_path):
     ]
     assert scp[3:5] == ["tpu-vm", "scp"] and scp[-1] == "--worker=all"
     assert scp[6] == f"pod:{Path(scp[5]).name}" and f"tar -xzf {Path(scp[5]).name} " in ssh[-1]
-    assert "-c constraints.txt -e '.[tpu]'" in ssh[-1]
+    assert "for lock in '-r locks/build.txt' '-r locks/tpu.txt' '--no-deps -e .'; do" in ssh[-1]
+    assert "--no-build-isolation -p .venv $lock; done" in ssh[-1]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_the_slurm_job_requests_whole_nodes_a_signal_and_requeueing():
     assert "--requeue" in asks and asks["--open-mode"] == "append"
 
 
-def test_the_image_copies_files_that_exist_and_installs_an_extra_that_exists():
+def test_the_image_copies_files_that_exist_and_installs_locks_that_exist():
     lines = [
         shlex.split(line)
         for line in (SCRIPTS / "Containerfile").read_text().splitlines()
@@ -283,13 +283,15 @@ def test_the_image_copies_files_that_exist_and_installs_an_extra_that_exists():
         "LICENSE",
         "third_party",
     }
-    assert needed | {"configs", "constraints.txt"} <= set(copied)
-    (install,) = [line for line in lines if line[:3] == ["RUN", "pip", "install"]]
-    settings = ConfigParser()
-    settings.read(ROOT / "setup.cfg")
-    (extra,) = re.fullmatch(r"\.\[(\w+)\]", install[-1]).groups()
-    assert extra in settings["options.extras_require"]
-    assert [line[0] for line in lines].index("USER") > lines.index(install)
+    assert needed | {"configs", "locks"} <= set(copied)
+    installs = [line for line in lines if line[:3] == ["RUN", "pip", "install"]]
+    assert [line[-2:] for line in installs] == [
+        ["-r", "locks/build.txt"],
+        ["-r", "locks/gpu.txt"],
+        ["-e", "."],
+    ]
+    assert all((ROOT / line[-1]).exists() for line in installs)
+    assert [line[0] for line in lines].index("USER") > lines.index(installs[-1])
     assert (SCRIPTS / "Containerfile").read_text().rstrip().endswith('"-m", "regionclip_jax.main"]')
 
 

@@ -128,7 +128,7 @@ def whole_run(run_main, pretrain_recipe, tmp_path_factory) -> Path:
 
 
 def test_a_terminated_and_killed_run_equals_an_uninterrupted_one_after_resuming(
-    command, run_main, pretrain_recipe, whole_run, tmp_path
+    command, run_main, pretrain_recipe, whole_run, tmp_path, read_events
 ):
     workdir, flags = tmp_path / "run", [f"--config.run.num_steps={NUM_STEPS}"]
 
@@ -176,6 +176,13 @@ def test_a_terminated_and_killed_run_equals_an_uninterrupted_one_after_resuming(
     assert expected.keys() == resumed.keys()
     for path in expected:
         np.testing.assert_array_equal(expected[path], resumed[path], err_msg=path)
+    events, whole = read_events(workdir), read_events(whole_run)
+    assert [step for step, _ in whole["loss"]] == list(range(1, NUM_STEPS + 1))
+    for tag in ("loss", "learning_rate", "skipped_records"):
+        assert events[tag] == whole[tag]
+    # Images of a checkpoint are dropped while the last ones are drawn.
+    drawn = [step for step, _ in events["pseudo_labels/0"]]
+    assert drawn == sorted(set(drawn)) and set(drawn) <= {*range(3, NUM_STEPS, 3), NUM_STEPS}
 
 
 def test_resuming_with_another_batch_size_is_refused_with_both_values(

@@ -306,12 +306,12 @@ def test_a_byte_order_mark_is_skipped(complete):
         (b'{"a": Infinity}', "Infinity is no number"),
         (b'{"a": 1e999}', "too large"),
         (b'{"a": 1, "a": 2}', "the key 'a' occurs more than once"),
-        (b" " * (2**24 + 1), "at most 4,194,304 bytes"),
+        (b" " * (2**22 + 1), "at most"),
     ],
 )
 def test_other_text_than_plain_json_is_a_one_line_error(complete, tmp_path, content, message):
     (tmp_path / "open_clip_config.json").write_bytes(content)
-    with pytest.raises(CheckpointMismatch, match=rf"config\.json: expected .*{message}") as error:
+    with pytest.raises(CheckpointMismatch, match=rf"config\.json.* expected .*{message}") as error:
         complete({})
     assert "\n" not in str(error.value)
 

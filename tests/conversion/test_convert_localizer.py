@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints import to_caffe2
 from regionclip_jax.artifacts.localizer_checkpoint import (
     load_localizer,
     load_trunk,
@@ -196,29 +197,10 @@ def test_an_unfinished_localizer_is_refused_with_the_remedy(
         load_localizer(tmp_path)
 
 
-def as_caffe2(tensors):
-    """Return the trunk of a pyramid with the names and folded norms of MSRA's R-50.pkl."""
-    result = {"fc1000_w": np.zeros((10, 4), "f4"), "conv1_b": np.zeros(4, "f4")}
-    for name, value in tensors.items():
-        if "bottom_up." not in name or name.endswith(("running_mean", "running_var")):
-            continue
-        name = name.removeprefix("backbone.bottom_up.")
-        name = name.replace("stem.conv1.norm", "res_conv1_bn").replace("stem.conv1", "conv1")
-        name = re.sub(r"(res\d)\.(\d)\.shortcut", r"\1_\2_branch1", name)
-        name = re.sub(
-            r"(res\d)\.(\d)\.conv(\d)", lambda m: f"{m[1]}_{m[2]}_branch2{'?abc'[int(m[3])]}", name
-        )
-        is_norm = "norm" in name or "_bn." in name
-        name = name.replace(".norm", "_bn")
-        leaf = {"weight": "s" if is_norm else "w", "bias": "b"}[name.rpartition(".")[2]]
-        result[f"{name.rpartition('.')[0]}_{leaf}"] = value
-    return result
-
-
 def test_an_imagenet_trunk_with_caffe2_names_is_converted(tmp_path, localizer_tensors):
     tensors = localizer_tensors("fpn")
     file = tmp_path / "R-50.pkl"
-    file.write_bytes(pickle.dumps({"blobs": as_caffe2(tensors)}, protocol=2))
+    file.write_bytes(pickle.dumps({"blobs": to_caffe2(tensors)}, protocol=2))
     done = convert_trunk(file, tmp_path / "out")
     assert done.unused == ("fc1000_w", "conv1_b")
     variables, card = load_trunk(tmp_path / "out")
@@ -245,7 +227,7 @@ def test_the_resnet_of_torchvision_is_refused_as_a_trunk(tmp_path, write_safeten
 
 
 def test_an_incomplete_imagenet_trunk_is_refused(tmp_path, localizer_tensors):
-    half = as_caffe2(localizer_tensors("fpn"))
+    half = to_caffe2(localizer_tensors("fpn"))
     del half["res3_0_branch2b_bn_s"]
     (tmp_path / "half.pkl").write_bytes(pickle.dumps(half, protocol=2))
     with pytest.raises(CheckpointMismatch, match=r"backbone.res3.0.conv2.norm.weight: missing"):

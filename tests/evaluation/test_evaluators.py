@@ -8,6 +8,7 @@ from regionclip_jax.data.scenes.vocabulary import BASE_SHAPES, NOVEL_SHAPES, SHA
 from regionclip_jax.evaluation import predictions
 from regionclip_jax.evaluation.counts import count
 from regionclip_jax.evaluation.datasets import open_dataset
+from regionclip_jax.evaluation.error_kinds import KINDS
 from regionclip_jax.evaluation.evaluators import (
     Detection,
     Evaluator,
@@ -112,6 +113,13 @@ def test_a_group_counts_only_its_classes():
     assert details["per_category"][SHAPES[scapegoat]]["AP50"] < 99
     assert {guess for _, guess, _ in details["confused"]} == {SHAPES[scapegoat]}
     assert set(details["per_category"]) == {*NOVEL_SHAPES, *BASE_SHAPES}
+    errors = details["errors"]
+    groups = ("novel", "base", "all")
+    assert errors.ap50 == pytest.approx({group: metrics[f"AP50_{group}"] for group in groups})
+    # Each novel box is lost to classification, and nothing else is wrong.
+    assert sum(errors.objects["classification"].values()) == is_novel.sum()
+    assert errors.lost["novel"]["classification"] == 100
+    assert not any(errors.lost["all"][kind] for kind in KINDS if kind != "classification")
 
 
 class Ids(Evaluator):

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from answers import answers
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
@@ -83,8 +84,14 @@ def test_an_evaluation_writes_a_table_metrics_and_detections(
     assert all(0 <= value <= 100 for value in metrics["student"].values())
     assert set(results["details"]["per_category"]["student"]) == set(SHAPES)
     assert results["details"]["models"] == config.models
-    table = capsys.readouterr().out
-    assert all(name in table for name in [*names, "student"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*names, "student"])
+    errors = results["details"]["errors"]["student"]
+    assert errors["ap50"] == pytest.approx({g: metrics["student"][f"AP50_{g}"] for g in groups})
+    assert f"errors of student: AP50 {errors['ap50']['all']:.1f}, lost to " in printed
+    assert f"false negatives  {errors['lost']['all']['false negatives']:>7.1f}" in printed
+    with Image.open(tmp_path / "errors.png") as chart:
+        assert min(chart.size) > 400
 
     source = ArrayRecordSource(boxes_directory)
     predictions = read_detections(tmp_path / "detections_student.json")

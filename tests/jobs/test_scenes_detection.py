@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from answers import no_errors
 from configs import pretrain as configs
 from regionclip_jax import recipes
 from regionclip_jax.artifacts.results import read_results
@@ -49,7 +50,8 @@ def mocked_jobs(monkeypatch):
 
     def evaluate_model(directory, section, dtype, *, vocabulary_path, detections_path):
         calls.append(("evaluate", section, directory))
-        return Evaluation({"AP50_novel": AP50[directory.parent.name]}, {}, [], [], {}, None, {})
+        metrics = {"AP50_novel": AP50[directory.parent.name]}
+        return Evaluation(metrics, {}, [], no_errors(), [], {}, None, {})
 
     def measure(localizer, section, dtype):
         calls.append(("recall", section, localizer))
@@ -136,7 +138,10 @@ def test_results_a_gallery_and_the_seeds_are_written(mocked_jobs, config, tmp_pa
     assert set(details["counts"]) == {"localizer", *(set(results) - {"format", "details"})}
     assert "live batch norms" in details["random_start"]
     assert "detector from random" in details["seconds"]
-    assert (tmp_path / "detections.png").read_bytes().startswith(b"\x89PNG")
+    assert set(details["errors"]) == set(results) - {"format", "details"}
+    for name in ("detections.png", "errors.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
+    assert "errors of RegionCLIP zero-shot: no objects" in printed
     assert str(tmp_path / "results.json") in printed and "recall@100" in printed
     assert "recall: 2 images (1 without boxes); all: 1 boxes, 1 of 1 classes" in printed

@@ -5,6 +5,7 @@ import hashlib
 
 import pytest
 
+from answers import no_errors
 from regionclip_jax import settings as sections
 from regionclip_jax.artifacts.results import read_results
 from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES, SHAPES
@@ -106,7 +107,7 @@ def mocked_jobs(monkeypatch, tmp_path, scene_sets):
     def evaluate_model(directory, section, dtype, *, vocabulary_path, detections_path):
         calls.append(("evaluate", directory, section, dtype))
         metrics = {"AP50_novel": numbers[directory.parent.name]}
-        return Evaluation(metrics, {}, [], [], {}, None, {})
+        return Evaluation(metrics, {}, [], no_errors(), [], {}, None, {})
 
     monkeypatch.setattr(scenes_experiment.train_clip, "run", train_clip)
     monkeypatch.setattr(scenes_experiment.pretrain, "run", pretrain)
@@ -168,8 +169,11 @@ def test_results_a_gallery_and_the_recipe_are_written(mocked_jobs, config, tmp_p
     assert details["novel_classes"] == list(NOVEL_SHAPES) and set(NOVEL_SHAPES) < set(SHAPES)
     assert details["config"]["scenes"]["num_closeups"] == 5
     assert set(details["seconds"]) == {"drawing", "teacher", "pretraining", "evaluation"}
-    assert (tmp_path / "regions.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("regions.png", "errors.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert set(details["errors"]) == {"teacher", "student"}
     printed = capsys.readouterr().out
+    assert "errors of student: no objects" in printed
     assert "+20.0" in printed and str(tmp_path / "results.json") in printed
 
 

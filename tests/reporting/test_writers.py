@@ -1,17 +1,19 @@
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from regionclip_jax.reporting import writers
 
 
 def read(directory):
-    events = EventAccumulator(str(directory), size_guidance={"images": 0})
+    events = EventAccumulator(str(directory), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     return events
 
@@ -55,6 +57,68 @@ def test_writers_opened_in_the_same_second_write_separate_files(tmp_path, monkey
         for event in read(file).Scalars("loss")
     ]
     assert sorted(kept) == [(0, 0.0), (1, 0.5), (2, 1.0)]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from regionclip_jax.reporting import writers
+for folder, first_step in (("new", 0), ("old", None)):
+    path = f"{sys.argv[1]}/{folder}"
+    writer = writers.make_writer(path, just_logging=False, first_step=first_step)
+    writer.write_texts(0, {"settings": "batch: 8"})
+    for step in range(1, 41):
+        writer.write_scalars(step, {f"loss{i}": step / 2 for i in range(9)})
+        writer.write_images(step, {"image": np.zeros((9, 9, 3), np.uint8)})
+    writer.flush()  # with the checkpoint of step 40
+    for step in range(41, 100):
+        writer.write_scalars(step, {f"loss{i}": -1.0 for i in range(9)})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_and_resumed_run_has_every_step_once(tmp_path):
+    """Flushed points survive SIGKILL, and those after the restored step are replaced.
+
+    The files of versions up to 0.2.0 do not say where their run begins.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        timeout=100,
+    )
+    assert done.returncode == -signal.SIGKILL
+    for folder in (tmp_path / "new", tmp_path / "old"):
+        left = [event.step for event in read(folder).Scalars("loss8")]
+        assert left[:40] == list(range(1, 41)) and len(left) > 40
+        for _ in range(2):  # resumed twice from the same checkpoint
+            writer = writers.make_writer(folder, just_logging=False, first_step=41)
+            for step in range(41, 61):
+                writer.write_scalars(step, {"loss8": step / 2})
+            writer.close()
+
+        events = read(folder)
+        assert [(e.step, e.value) for e in events.Scalars("loss8")] == [
+            (step, step / 2) for step in range(1, 61)
+        ]
+        assert [e.step for e in events.Images("image")] == list(range(1, 41))
+        assert len(events.Tensors("settings/text_summary")) == 1
+        # The loader of TensorBoard's own pages.
+        shown = plugin_event_accumulator.EventAccumulator(str(folder), {"tensors": 0})
+        shown.Reload()
+        assert [e.step for e in shown.Tensors("loss8")] == list(range(1, 61))
+        assert [e.step for e in shown.Tensors("loss0")] == list(range(1, 41))
+
+
+def test_event_files_sort_in_the_order_of_opening(tmp_path, monkeypatch):
+    """Also if the clock went back, as that of another host."""
+    opened = []
+    for now in (1_700_000_000.0, 1_700_000_000.5, 1_600_000_000.0, 1_700_000_000.0):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        writers.EventFileWriter(tmp_path).close()
+        (new,) = set(tmp_path.iterdir()) - set(opened)
+        opened.append(new)
+    assert opened == sorted(opened)
 
 
 def test_the_writer_is_a_clu_metric_writer(tmp_path):

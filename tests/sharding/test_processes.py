@@ -66,7 +66,8 @@ def test_flags_replace_the_environment_and_give_the_process_all_devices():
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "expected 0 to 1 of 2"),
         ({"coordinator": "a:1", "num_processes": 2, "process_id": -1}, "found -1"),
         ({"coordinator": "a:1", "num_processes": 0, "process_id": 0}, "expected 1 or more"),
-        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "expected host:port or auto"),
+        ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "expected host:port"),
+        ({"coordinator": "a:65536", "num_processes": 2, "process_id": 0}, "from 1 to 65535"),
     ],
 )
 def test_contradictory_flags_are_refused(flags, message):

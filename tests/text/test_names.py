@@ -1,4 +1,5 @@
 import json
+import os
 from unittest import mock
 
 import numpy as np
@@ -185,8 +186,25 @@ def test_a_string_is_refused_as_a_list_of_names():
         check_names("cat", "names")
 
 
-@pytest.mark.parametrize("content", ["no json", "[1, 2]", '{"categories": [{"id": 1}]}', "{}", "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ["no json", "[" * 10**5, "[1, 2]", '{"categories": [{"id": 1}]}', "{}"]
+)
 def test_json_without_categories_is_refused_by_name(tmp_path, content):
     (tmp_path / "boxes.json").write_text(content)
-    with pytest.raises(ValueError, match=r"boxes\.json: expected JSON with categories"):
+    with pytest.raises(ValueError, match=r"boxes\.json.* JSON .*give an annotation file"):
         resolve_names(str(tmp_path / "boxes.json"))
+
+
+def test_pipes_and_too_long_names_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", "/dev/zero"):
+        with pytest.raises(FileNotFoundError):
+            read_names(path)
+    # The search for a count would take hours for this line.
+    (tmp_path / "a.txt").write_text("cat\na" + " " * 10**6 + "b\n")
+    with pytest.raises(ValueError, match="line 2: expected a name of at most 1000 characters"):
+        read_names(tmp_path / "a.txt")
+    with open(tmp_path / "b.txt", "wb") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(ValueError, match="more than 67108864 bytes"):
+        read_names(tmp_path / "b.txt")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import flax.struct
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from hypothesis import given, strategies
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.sharding.global_arrays import abstract_arrays, shard
@@ -115,6 +117,12 @@ def test_a_checkpoint_without_the_files_of_one_host_is_refused_with_the_remedy(t
     run.wait()
     shutil.rmtree(tmp_path / "1" / "state" / lost)
     with pytest.raises(checkpointing.CheckpointMismatch) as caught:
+        open_run(tmp_path)
+    message = str(caught.value)
+    assert f"no checkpoint of this run is sound ({tmp_path / '1' / 'state' / lost}" in message
+    assert "missing" in message and "bring all files together again" in message
+    # Without digests, as in older versions, the files are missed when the arrays are read.
+    with pytest.raises(checkpointing.CheckpointMismatch) as caught:
         run.restore_latest(abstract_arrays(state, {"w": sharding}))
     message = str(caught.value)
     assert f"{tmp_path / '1'}: cannot be read" in message and "bring all of them" in message
@@ -155,14 +163,135 @@ def test_the_directory_of_another_run_is_refused_with_both_values(tmp_path):
     assert being_written.exists(), "a refused run tidied another's directory"
 
 
-def test_a_checkpoint_with_a_truncated_position_is_refused_by_name(tmp_path):
+def flip_bit(path, number: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[number // 8] ^= 1 << number % 8
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """Folder of a run with the checkpoints 1 and 2."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    with contextlib.closing(open_run(folder)) as run:
+        for step in (1, 2):
+            run.save(step, fresh(step), records=8 * step)
+    return folder
+
+
+def files_of(checkpoint) -> list[str]:
+    names = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    return sorted(map(str, names))
+
+
+# Orbax writes them after the digests; they hold times and the path.
+BESIDE_THE_ITEMS = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def test_a_flipped_bit_in_any_file_of_the_newest_checkpoint_is_found(two_checkpoints, tmp_path):
+    """The run continues from the checkpoint before, says so, and keeps the damaged one."""
+    names = [name for name in files_of(two_checkpoints / "2") if name not in BESIDE_THE_ITEMS]
+    assert "digests.json" in names and "position/metadata" in names and len(names) > 8
+    draws = np.random.default_rng(0)
+    for number, name in enumerate(names):
+        folder = shutil.copytree(two_checkpoints, tmp_path / str(number))
+        bits = 8 * (folder / "2" / name).stat().st_size
+        # The first bits of a file of digests are no white space.
+        flip_bit(folder / "2" / name, int(draws.integers(bits)) if name != "digests.json" else 3)
+        with contextlib.closing(open_run(folder)) as run:
+            (text,) = run.set_aside
+            state, position = run.restore_latest(abstract())
+        assert f"{folder / '2'} is damaged ({folder / '2' / name}: " in text
+        assert f"kept as {folder / '2.damaged'}, and the run continues from {folder / '1'}" in text
+        assert position["step"] == 1
+        equal(state, fresh(1))
+        assert files_of(folder / "2.damaged") == files_of(two_checkpoints / "2")
+
+
+@pytest.mark.property
+@given(data=strategies.data())
+def test_no_random_bit_of_a_checkpoint_changes_what_is_restored(
+    two_checkpoints, tmp_path_factory, data
+):
+    """All files, also those without digests."""
+    name = data.draw(strategies.sampled_from(files_of(two_checkpoints / "2")))
+    folder = shutil.copytree(two_checkpoints, tmp_path_factory.mktemp("flipped") / "run")
+    bits = 8 * (folder / "2" / name).stat().st_size
+    flip_bit(folder / "2" / name, data.draw(strategies.integers(0, bits - 1)))
+    with contextlib.closing(open_run(folder)) as run:
+        state, position = run.restore_latest(abstract())
+    # A bit of the spaces in a file of digests, or of Orbax's times, may change nothing.
+    assert position["step"] == (1 if run.set_aside else 2)
+    equal(state, fresh(position["step"]))
+
+
+def test_a_checkpoint_damaged_twice_at_one_step_is_kept_twice(two_checkpoints, tmp_path, caplog):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "run")
+    for kept in ("2.damaged", "2.damaged2"):
+        flip_bit(folder / "2" / "position" / "metadata", 7)
+        with contextlib.closing(open_run(folder)) as run:
+            state, _ = run.restore_latest(abstract())
+            run.save(2, state, records=16)
+        assert (folder / kept).is_dir() and f"kept as {folder / kept}," in caplog.text
+    with contextlib.closing(open_run(folder)) as run:
+        assert run.set_aside == [] and run.latest() == folder / "2"
+
+
+def test_a_run_without_a_sound_checkpoint_is_refused_and_keeps_its_files(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "run")
+    for step in ("1", "2"):
+        flip_bit(folder / step / "position" / "metadata", 7)
+    with pytest.raises(CheckpointMismatch) as caught:
+        open_run(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}: no checkpoint of this run is sound ({folder / '2'}")
+    assert "another --workdir" in message and "\n" not in message
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_damaged_checkpoint_of_another_run_is_not_renamed(two_checkpoints, tmp_path):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "run")
+    flip_bit(folder / "2" / "position" / "metadata", 7)
+    with pytest.raises(CheckpointMismatch, match="belongs to another run"):
+        open_run(folder, card={**CARD, "seed": 1})
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_checkpoint_of_an_older_version_has_no_digests(two_checkpoints, tmp_path, caplog):
+    folder = shutil.copytree(two_checkpoints, tmp_path / "run")
+    (folder / "2" / "digests.json").unlink()
+    with caplog.at_level("INFO"), contextlib.closing(open_run(folder)) as run:
+        assert run.set_aside == [] and run.restore_latest(abstract())[1]["step"] == 2
+    assert f"{folder / '2'}: has no digests" in caplog.text
+    (folder / "2" / "position" / "metadata").write_text('{"step":')
+    with contextlib.closing(open_run(folder)) as run:
+        assert "position: cannot be read" in run.set_aside[0]
+        assert run.restore_latest(abstract())[1]["step"] == 1
+
+
+def test_a_save_does_not_wait_for_the_commit_and_its_digests(tmp_path):
+    """The digests come after ``before_commit``, which waits here until the save has returned."""
+    returned = threading.Event()
+
+    def before_commit():
+        assert returned.wait(60) and not (tmp_path / "1").exists()
+
+    with contextlib.closing(open_run(tmp_path)) as run:
+        run.save(1, fresh(1), records=8, before_commit=before_commit)
+        assert not (tmp_path / "1").exists()
+        returned.set()
+    assert (tmp_path / "1" / "digests.json").is_file()
+
+
+def test_an_error_before_the_commit_leaves_no_checkpoint(tmp_path):
+    def before_commit():
+        raise OSError("disk full")
+
     run = open_run(tmp_path)
-    run.save(1, fresh(), records=8)
-    run.close()
-    position = tmp_path / "1" / "position" / "metadata"
-    position.write_text(position.read_text()[:10])
-    with pytest.raises(checkpointing.CheckpointMismatch, match="1: its position cannot be read"):
-        open_run(tmp_path)
+    run.save(1, fresh(1), records=8, before_commit=before_commit)
+    with pytest.raises(OSError, match="disk full"):
+        run.wait()
+    assert not (tmp_path / "1").exists()
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path):

@@ -11,13 +11,13 @@ GOOD = Path("run/checkpoints/40")
 def test_the_first_bad_metric_is_named_with_step_and_checkpoint():
     metrics = {"loss": 1.0, "distillation": float("nan"), "contrastive": float("inf")}
     with pytest.raises(nan_guard.NonFiniteMetric) as caught:
-        nan_guard.require_finite(57, metrics, last_good=GOOD)
+        nan_guard.require_finite(57, metrics, last_good=lambda: GOOD)
     assert "step 57: metric 'distillation' is nan" in str(caught.value)
     assert str(GOOD) in str(caught.value)
 
 
 def test_finite_metrics_pass():
-    nan_guard.require_finite(1, {"loss": 0.0, "norm": 1e30}, last_good=None)
+    nan_guard.require_finite(1, {"loss": 0.0, "norm": 1e30}, last_good=lambda: None)
 
 
 def guarded(saved):
@@ -49,4 +49,4 @@ def test_no_state_is_saved_if_only_a_tensor_is_not_finite():
 
 def test_the_message_reports_a_missing_checkpoint():
     with pytest.raises(nan_guard.NonFiniteMetric, match="no checkpoint was saved yet"):
-        nan_guard.require_finite(1, {"loss": float("inf")}, last_good=None)
+        nan_guard.require_finite(1, {"loss": float("inf")}, last_good=lambda: None)

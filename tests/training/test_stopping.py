@@ -52,6 +52,28 @@ except stopping.Preempted as error:
 """
 
 
+# A signal while the interpreter ends: between its own exit functions and after them.
+AT_THE_END = """
+import atexit, os, signal, sys
+number, moment, status = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+def send(kill=os.kill, pid=os.getpid()):
+    kill(pid, number)
+
+class Kept:
+    def __del__(self, send=send):
+        send()
+
+if moment == "last exit function":
+    atexit.register(send)
+if moment == "modules are cleared":
+    kept = Kept()
+from regionclip_jax.training import stopping
+stopping.end_at_once(75)
+sys.exit(status)
+"""
+
+
 def stopped_by(number: signal.Signals, code: str) -> tuple[int, str, str]:
     """Return the exit status, the line before the signal and the stderr after it."""
     process = subprocess.Popen(
@@ -104,3 +126,15 @@ def test_all_processes_stop_after_the_same_step():
             process.kill()
     assert outputs[0] == outputs[1] and outputs[0].startswith("stopped by SIGTERM after step ")
     assert [process.returncode for process in processes] == [75, 75]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["last exit function", "modules are cleared"])
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_signal_while_the_interpreter_ends_does_not_change_the_status(number, moment, status):
+    """Without ``end_at_once`` the status is that of the signal."""
+    arguments = [str(int(number)), moment, str(status)]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == status and done.stderr == ""

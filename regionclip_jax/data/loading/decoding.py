@@ -1,7 +1,6 @@
 """Decode images to RGB pixels."""
 
 import contextlib
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,10 @@ from regionclip_jax.data.sources.image_files import (
     Frame,
     Size,
     image_frame,
-    open_image,
+    read_image,
     size_mismatch,
 )
+from regionclip_jax.data.sources.image_opening import opened_image
 from regionclip_jax.data.sources.records import (
     DetectionRecord,
     ImageTextRecord,
@@ -28,6 +28,19 @@ AnyImage = np.ndarray | Image.Image | str | Path
 # 65535 is white in an image of 16 bits. Values below this are not of 16 bits: such a file holds the
 # unscaled 8 to 14 bits of a camera or scanner, and would become nearly black.
 _LEAST_WHITE = 2**14
+# Pixels that are converted at once.
+_BAND = 2**20
+# Transposition of an image -> view of the turned pixels as they are stored.
+_AS_STORED = {
+    None: lambda turned: turned,
+    Image.Transpose.FLIP_LEFT_RIGHT: lambda turned: turned[:, ::-1],
+    Image.Transpose.ROTATE_180: lambda turned: turned[::-1, ::-1],
+    Image.Transpose.FLIP_TOP_BOTTOM: lambda turned: turned[::-1],
+    Image.Transpose.TRANSPOSE: lambda turned: turned.swapaxes(0, 1),
+    Image.Transpose.ROTATE_270: lambda turned: turned[:, ::-1].swapaxes(0, 1),
+    Image.Transpose.TRANSVERSE: lambda turned: turned[::-1, ::-1].swapaxes(0, 1),
+    Image.Transpose.ROTATE_90: lambda turned: turned[::-1].swapaxes(0, 1),
+}
 
 
 def decode_image_of(
@@ -67,7 +80,7 @@ def _frame_of(image: Image.Image, record: ImageTextRecord | DetectionRecord, sou
 
 
 def decode_image(data: bytes, *, source: str, key: str) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode any format Pillow reads to RGB, turned by its EXIF orientation (``image_frame``).
+    """Decode an image of one of ``image_opening.FORMATS`` to RGB, turned by its EXIF orientation.
 
     Grayscale, palette and CMYK become RGB, alpha is dropped, an animation gives its first frame.
 
@@ -76,26 +89,25 @@ def decode_image(data: bytes, *, source: str, key: str) -> UInt8[np.ndarray, "H 
         source, key: name the record in the error.
 
     Raises:
-        RecordError: no image, a truncated one, one of more than ``MOST_PIXELS``, or values whose
-            white is unknown (``to_rgb``). (The reference fills the missing part of a truncated
-            image with grey.)
+        RecordError: no image, a truncated one, one beyond the bounds of ``image_opening``, or
+            values whose white is unknown (``to_rgb``). (The reference fills the missing part of a
+            truncated image with grey.)
     """
     with _opened(data, source, key) as image:
         return _pixels(image, image_frame(image))
 
 
 def _pixels(image: Image.Image, frame: Frame) -> UInt8[np.ndarray, "H W 3"]:
-    pixels = to_rgb(image)
-    if frame.transposition is None:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).transpose(frame.transposition))
+    pixels = np.empty((*frame.size, 3), np.uint8)
+    _write_rgb(image, _AS_STORED[frame.transposition](pixels))
+    return pixels
 
 
 @contextlib.contextmanager
 def _opened(data: bytes, source: str, key: str) -> Iterator[Image.Image]:
     """Open an encoded image; whatever fails in the context is a RecordError."""
     try:
-        with open_image(io.BytesIO(data)) as image:
+        with opened_image(data) as image:
             yield image
     except RecordError:
         raise
@@ -115,26 +127,44 @@ def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         ValueError: the values have another white: 16 or 32 bits that use 14 bits or fewer or exceed
             65535, floats outside 0 to 1.
     """
-    if image.mode == "F":
-        values = np.asarray(image)
-        # Written so that NaN is refused.
-        if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(
-                f"floats from {values.min():g} to {values.max():g}, expected 0 to 1: convert the "
-                "image to 8 bits"
-            )
-        return _gray((values * 255).round())
-    if image.mode.startswith("I"):
-        # Pillow would clip 16 bits to 8, which turns most of the image white.
-        values = np.asarray(image)
-        _require_white(values.min(), values.max())
-        return _gray(values >> 8)
-    # Pillow drops the low bits of 16-bit colours as it decodes them.
-    cut = any(re.search(";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
-    pixels = np.asarray(image.convert("RGB"))
-    if cut:
-        _require_white(0, int(pixels.max()) << 8)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    _write_rgb(image, pixels)
     return pixels
+
+
+def _write_rgb(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write the pixels of ``to_rgb`` band by band: Pillow's own copies take 14 bytes a pixel."""
+    # Read before decoding: Pillow drops the low bits of 16-bit colours as it decodes them.
+    cut = any(re.search(";16[BLN]", str(tile[3])) for tile in getattr(image, "tile", ()))
+    rows = max(1, _BAND // image.width)
+    limits: list = []
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        band = image.crop((0, top, image.width, bottom))
+        if image.mode == "F" or image.mode.startswith("I"):
+            # Pillow would clip 16 bits to 8, which turns most of the image white.
+            values = np.asarray(band)
+            limits += values.min(), values.max()
+            if image.mode == "F":
+                _require_fractions(min(limits), max(limits))
+                values = (values * 255).round()
+            else:
+                values = values >> 8
+            out[top:bottom] = values.astype(np.uint8)[..., None]
+        else:
+            out[top:bottom] = np.asarray(band if image.mode == "RGB" else band.convert("RGB"))
+    if image.mode.startswith("I"):
+        _require_white(min(limits), max(limits))
+    elif cut:
+        _require_white(0, int(out.max()) << 8)
+
+
+def _require_fractions(lowest: float, highest: float) -> None:
+    # Written so that NaN is refused.
+    if not (lowest >= 0 and highest <= 1):
+        raise ValueError(
+            f"floats from {lowest:g} to {highest:g}, expected 0 to 1: convert the image to 8 bits"
+        )
 
 
 def _require_white(lowest: int, highest: int) -> None:
@@ -143,10 +173,6 @@ def _require_white(lowest: int, highest: int) -> None:
             f"values of more than 8 bits from {lowest} to {highest}, expected the range of 16 bits "
             f"with a largest value from {_LEAST_WHITE} to 65535: convert the image to 8 bits"
         )
-
-
-def _gray(values: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    return np.repeat(values.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def read_any_image(image: AnyImage) -> np.ndarray:
@@ -158,7 +184,9 @@ def read_any_image(image: AnyImage) -> np.ndarray:
     """
     if isinstance(image, str | Path):
         path = Path(image)
-        return decode_image(path.read_bytes(), source=str(path.parent), key=path.name)
+        return decode_image(
+            read_image(path, str(path.parent), path.name), source=str(path.parent), key=path.name
+        )
     if isinstance(image, Image.Image):
         return to_rgb(image)
     pixels = np.asarray(image)

@@ -5,17 +5,21 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.text_tables import (
     CAPTION_COLUMNS,
     JSON_LINES,
     Columns,
+    bounded_lines,
     is_unicode,
     named_columns,
+    open_text,
     read_rows,
 )
 from regionclip_jax.data.sources.tsv_pairs import decode_text
+from regionclip_jax.files import read_json
 
 _TABLES = (".csv", ".tsv", *JSON_LINES)
 _ADDRESSES = ("http://", "https://")
@@ -63,8 +67,8 @@ def read_captions(path: str | os.PathLike, skipped: SkippedEntries | None = None
 
 def _is_table(path: pathlib.Path) -> bool:
     """Return True if the first row of a text names columns; refuse any other table."""
-    with path.open(encoding="utf-8-sig") as file:
-        first = next((line.strip() for line in file if line.strip()), "")
+    with open_text(path) as file:
+        first = next((line.strip() for line in bounded_lines(file) if line and line.strip()), "")
     if path.suffix.lower() == ".txt" and None not in named_columns(_cells(first)):
         return True
     try:
@@ -84,9 +88,9 @@ def _is_table(path: pathlib.Path) -> bool:
     return False
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8-sig") as file:
-        yield from enumerate(file, start=1)
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str | None]]:
+    with open_text(path) as file:
+        yield from enumerate(bounded_lines(file), start=1)
 
 
 def _cells(line: str) -> list[str]:
@@ -94,15 +98,13 @@ def _cells(line: str) -> list[str]:
 
 
 def _coco(path: pathlib.Path) -> list:
+    remedy = "give COCO's captions_*.json, not instances_*.json; JSON lines end in .jsonl"
+    content: Any = read_json(path, remedy)
     try:
-        annotations = json.loads(path.read_text(encoding="utf-8-sig"))["annotations"]
-        return [annotation["caption"] for annotation in annotations]
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+        return [annotation["caption"] for annotation in content["annotations"]]
+    except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected annotations with captions, found {error!r}; give COCO's "
-            "captions_*.json, not instances_*.json; the name of JSON lines ends in .jsonl"
+            f"{path}: expected annotations with captions, found {error!r}; {remedy}"
         ) from error
 
 

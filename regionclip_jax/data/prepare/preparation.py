@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED
 from regionclip_jax.data.sources.fingerprint import fingerprint
 from regionclip_jax.data.sources.records import Source
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.files import locked_folder, replace_text
+from regionclip_jax.files import locked_folder, read_json, replace_text
 
 SIZES = "sizes.npy"
 
@@ -166,8 +167,9 @@ def _begun(plan: _Plan, description: dict) -> Iterator[None]:
     plan.unfinished.mkdir(parents=True, exist_ok=True)
     with locked_folder(plan.unfinished, "lock"):
         if plan_path.exists():
-            begun = json.loads(plan_path.read_text(encoding="utf-8"))
+            begun = read_json(plan_path, "delete the folder, or choose another path")
             if begun != plan_facts:
+                begun = begun if isinstance(begun, dict) else {}
                 keys = sorted(k for k in begun | plan_facts if begun.get(k) != plan_facts.get(k))
                 raise FileExistsError(
                     f"{directory} was begun with other arguments (differing in {', '.join(keys)}): "
@@ -287,21 +289,24 @@ def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]]
 
 def _read_note(plan: _Plan, shard: int) -> dict | None:
     """Return the note of a complete shard; None if it has yet to be written."""
-    try:
-        note = json.loads(plan.note_path(shard).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
     path = plan.directory / shard_name(shard)
-    if note["count"] and not (path.is_file() and path.stat().st_size == note["bytes"]):
+    try:
+        note: Any = read_json(plan.note_path(shard), "the shard is written again")
+        if note["count"] and not (path.is_file() and path.stat().st_size == note["bytes"]):
+            return None
+        # A list of millions would use much memory.
+        note["sides"] = np.array(note["sides"], np.int32).reshape(-1, 2)
+        note["skipped"] = [(str(reason), str(text)) for reason, text in note["skipped"]]
+        fits = len(note["sides"]) == note["count"] and {"kinds", "sha256"} <= note.keys()
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    note["sides"] = np.array(note["sides"], np.int32)  # a list of millions would use much memory
-    return note
+    return note if fits or not note["count"] else None
 
 
 def _complete(plan: _Plan, description: dict) -> dict:
     """Write sizes and manifest from the notes."""
     notes = [(shard_name(shard), _read_note(plan, shard)) for shard in range(plan.num_shards)]
-    sizes = np.concatenate([note["sides"] for _, note in notes]).reshape(-1, 2)
+    sizes = np.concatenate([note["sides"] for _, note in notes])
     skipped: dict[str, dict] = collections.defaultdict(lambda: {"count": 0, "first": []})
     for _, note in notes:
         for reason, text in note["skipped"]:

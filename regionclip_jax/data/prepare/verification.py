@@ -7,6 +7,7 @@ import pathlib
 
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.array_record_format import MANIFEST, read_manifest
+from regionclip_jax.files import open_regular
 
 
 def find_damage(directory: str | os.PathLike, num_threads: int) -> list[str]:
@@ -27,7 +28,7 @@ def find_damage(directory: str | os.PathLike, num_threads: int) -> list[str]:
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
     files = [*manifest["shards"], *filter(None, [manifest.get("sizes")])]
-    if any("sha256" not in file for file in files):
+    if not all({"bytes", "sha256"} <= file.keys() for file in files):
         raise ValueError(
             f"{directory / MANIFEST} has no checksums: only directories of scripts/prepare_data.py "
             "can be verified"
@@ -45,7 +46,7 @@ def _damage(directory: pathlib.Path, expected: dict) -> str | None:
         return f"{path}: missing"
     if path.stat().st_size != expected["bytes"]:
         return f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}"
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != expected["sha256"]:
         return f"{path}: SHA-256 {digest}, expected {expected['sha256']}"

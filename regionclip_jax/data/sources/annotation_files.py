@@ -13,7 +13,6 @@ number, an ``iscrowd`` other than 0 and 1. Boxes without area are dropped and co
 skipped.
 """
 
-import json
 import math
 import pathlib
 import re
@@ -31,6 +30,7 @@ from regionclip_jax.data.sources.boxed_images import (
 from regionclip_jax.data.sources.image_files import image_size, present_files
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.splits import find_files_elsewhere
+from regionclip_jax.files import read_json
 
 # Keys of numbers, by list.
 _NUMBERS = {
@@ -91,11 +91,7 @@ def read_annotation_file(path: pathlib.Path) -> AnnotationFile:
         raise FileNotFoundError(
             f"{path} does not exist: expected an annotation file in COCO's format; correct its path"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
-        raise ValueError(f"{path} is not JSON ({error}): download it again") from error
-    return as_annotation_file(str(path), content)
+    return as_annotation_file(str(path), read_json(path, "download it again"))
 
 
 def as_annotation_file(where: str, content: object) -> AnnotationFile:

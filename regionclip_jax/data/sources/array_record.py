@@ -11,8 +11,19 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from regionclip_jax.data.sources.array_record_format import decode_record, read_manifest
-from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
+from regionclip_jax.data.sources.array_record_format import (
+    decode_record,
+    kind_of,
+    read_manifest,
+)
+from regionclip_jax.data.sources.records import (
+    DetectionRecord,
+    ImageTextRecord,
+    RecordError,
+    one_line,
+)
+
+_REMEDY = "copy it again or write the directory again"
 
 
 class ArrayRecordSource:
@@ -39,8 +50,7 @@ class ArrayRecordSource:
         self.category_names: tuple[str, ...] = tuple(self.description.get("category_names", ()))
         paths = [self._directory / shard["name"] for shard in manifest["shards"]]
         for path in paths:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
+            _require_file(path)
         self._index = [
             manifest["shards"],
             [path.stat().st_size for path in paths],
@@ -65,11 +75,23 @@ class ArrayRecordSource:
             record = decode_record(self._encoded[index])
         except (ValueError, RuntimeError) as error:  # RuntimeError: a checksum of ArrayRecord's
             raise RecordError(repr(self), f"#{index}", str(error)) from error
+        self._require_kind(record, index)
         if record.size is None and self._sizes is not None:
             # Prepared before records had sizes: the file has those at which images were decoded.
             height, width = self._sizes[index].tolist()
             record = dataclasses.replace(record, size=(height, width))
         return record
+
+    def _require_kind(self, record: ImageTextRecord | DetectionRecord, index: int) -> None:
+        """Raise RecordError for a record of another kind, or with a class that has no name."""
+        if kind_of(record) != self.kind:
+            what = f"is a record of {kind_of(record)}, expected {self.kind}"
+            raise RecordError(repr(self), f"#{index}", what)
+        if isinstance(record, DetectionRecord) and len(record.classes):
+            low, high = int(record.classes.min()), int(record.classes.max())
+            if low < 0 or self.category_names and high >= len(self.category_names):
+                what = f"has classes {low} to {high} of {len(self.category_names)}"
+                raise RecordError(repr(self), f"#{index}", what)
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes, classes and crowd flags of a detection record."""
@@ -90,16 +112,29 @@ class ArrayRecordSource:
         return f"ArrayRecordSource({str(self._directory)!r})"
 
 
-def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
+def _require_file(path: pathlib.Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
-    sizes = np.load(path)
-    if sizes.shape != (count, 2):
+
+
+def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
+    _require_file(path)
+    try:
+        # Mapped, because a header may claim an array of any size.
+        sizes = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{path}: expected an array ({one_line(error)}): {_REMEDY}") from error
+    if (
+        not isinstance(sizes, np.ndarray)
+        or sizes.shape != (count, 2)
+        or sizes.dtype.kind not in "iu"
+        or not 1 <= sizes.min() <= sizes.max() < 2**31
+    ):
         raise ValueError(
-            f"{path}: expected (height, width) of {count} images, found an array of shape "
-            f"{sizes.shape}: copy it again or write the directory again"
+            f"{path}: expected whole numbers (height, width) of {count} images, found "
+            f"{type(sizes).__name__} of shape {getattr(sizes, 'shape', None)}: {_REMEDY}"
         )
-    return sizes
+    return np.array(sizes, np.int32)
 
 
 def _open(paths: list[pathlib.Path]) -> Sequence[bytes]:
@@ -114,6 +149,6 @@ def _open(paths: list[pathlib.Path]) -> Sequence[bytes]:
             except RuntimeError as error:
                 raise ValueError(
                     f"{path}: expected an ArrayRecord file, found one that is cut or changed "
-                    f"({error}): copy it again or write the directory again"
+                    f"({error}): {_REMEDY}"
                 ) from error
         raise

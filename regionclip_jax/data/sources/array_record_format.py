@@ -11,8 +11,10 @@ import pathlib
 import struct
 
 import numpy as np
+from jaxtyping import Float
 
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
+from regionclip_jax.files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -23,6 +25,10 @@ IMAGE_TEXT = "image_text"
 DETECTION = "detection"
 
 _LENGTH = struct.Struct("<I")
+_ID_LIMITS = -(2**63), 2**63 - 1
+# More pixels than a side of any image; float32 holds it exactly.
+_MOST_SIDE = 2**24
+_REMEDY = "write the directory again"
 
 
 def kind_of(record: ImageTextRecord | DetectionRecord) -> str:
@@ -59,24 +65,58 @@ def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
         (length,) = _LENGTH.unpack_from(data)
         start = _LENGTH.size + length
         header = json.loads(data[_LENGTH.size : start].decode("utf-8", "surrogatepass"))
-        captions = tuple(header["captions"])
-        height, width = header.get("size", (None, None))
-        size = None if height is None else (height, width)
+        key, captions = _text(header["key"]), _texts(header["captions"])
+        size = None
+        if header.get("size") is not None:
+            height, width = (_whole(side, 1, _MOST_SIDE) for side in header["size"])
+            size = height, width
         if header["kind"] == IMAGE_TEXT:
-            tags = tuple(header.get("tags", ()))
-            return ImageTextRecord(header["key"], data[start:], captions, tags, size)
-        count = header["boxes"]
+            return ImageTextRecord(
+                key, data[start:], captions, _texts(header.get("tags", [])), size
+            )
+        count = _whole(header["boxes"], 0, len(data))
         boxes = np.frombuffer(data, "<f4", 4 * count, start).reshape(count, 4)
         classes = np.frombuffer(data, "<i4", count, start + 16 * count)
         crowd = np.frombuffer(data, "u1", count, start + 20 * count).astype(bool)
-        image = data[start + 21 * count :]
-        return DetectionRecord(
-            header["key"], image, boxes, classes, crowd, header["image_id"], captions, size=size
-        )
-    except (struct.error, KeyError, TypeError, ValueError) as error:
+        _require_boxes(boxes, size)
+        image, image_id = data[start + 21 * count :], _whole(header["image_id"], *_ID_LIMITS)
+        return DetectionRecord(key, image, boxes, classes, crowd, image_id, captions, size=size)
+    # AttributeError: the header is no object.
+    except (
+        struct.error, KeyError, TypeError, ValueError, AttributeError, RecursionError
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{len(data)} bytes that are no encoded record: {type(error).__name__}: {error}"
         ) from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, found {str(value)[:60]!r}")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list of texts, found {str(value)[:60]!r}")
+    return tuple(map(_text, value))
+
+
+def _whole(value: object, lowest: int, highest: int) -> int:
+    if type(value) is not int or not lowest <= value <= highest:
+        raise ValueError(
+            f"expected a whole number from {lowest} to {highest}, found {str(value)[:60]!r}"
+        )
+    return value
+
+
+def _require_boxes(boxes: Float[np.ndarray, "G 4"], size: tuple[int, int] | None) -> None:
+    """Refuse boxes that no source gives: sources clip them to their images and drop empty ones."""
+    height, width = (_MOST_SIDE, _MOST_SIDE) if size is None else size
+    # Written so that NaN is refused. A shrunk image's boxes are rounded.
+    low, high = boxes[:, :2], boxes[:, 2:]
+    if not ((low >= 0).all() and (low <= high).all() and (high <= (width + 1, height + 1)).all()):
+        raise ValueError(f"expected boxes within the image, found {boxes[:3].tolist()}")
 
 
 def read_manifest(directory: str | os.PathLike) -> dict:
@@ -98,10 +138,43 @@ def read_manifest(directory: str | os.PathLike) -> dict:
             f"{path.parent} {what}: expected a directory written by write_array_record; "
             "write it again or correct the path"
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): write the directory again") from error
+    manifest = read_json(path, _REMEDY)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a manifest of format {FORMAT}: write the directory again")
+        raise ValueError(f"{path} is not a manifest of format {FORMAT}: {_REMEDY}")
+    shards, sizes = manifest.get("shards"), manifest.get("sizes")
+    files = [*(shards if isinstance(shards, list) else [None]), *([sizes] if sizes else [])]
+    for found, expected in (
+        (manifest.get("kind") in (IMAGE_TEXT, DETECTION), f"kind {IMAGE_TEXT} or {DETECTION}"),
+        (_is_count(manifest.get("count")), "the count of its records"),
+        (isinstance(manifest.get("description"), dict), "a description, an object"),
+        (all(map(_is_file, files)), "a list of shards, and perhaps sizes, with the names of files"),
+        (_has_names(manifest), "category_names in the description to be texts, each once"),
+    ):
+        if not found:
+            raise ValueError(f"{path}: expected {expected}: {_REMEDY}")
     return manifest
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 < value < 2**63
+
+
+def _is_file(entry: object) -> bool:
+    """Return True for an entry of a manifest that names a file of its own folder."""
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return (
+        isinstance(name, str)
+        and bool(name)
+        and name == pathlib.PurePath(name).name
+        and "\0" not in name
+    )
+
+
+def _has_names(manifest: dict) -> bool:
+    description = manifest.get("description")
+    names = description.get("category_names", []) if isinstance(description, dict) else None
+    return (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and len(set(names)) == len(names)
+    )

@@ -14,6 +14,8 @@ from regionclip_jax.data.sources.records import DetectionRecord, RecordError
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.ops.host_boxes import BoxFit
 
+# Largest file of one image's annotations, in bytes: for 100,000 objects.
+MOST_ANNOTATION = 2**24
 # COCO rounds to hundredths, so many boxes end 0.01 outside; those do not count as clipped.
 _ROUNDING = 0.02
 

@@ -8,21 +8,17 @@ is turned by 180 degrees or mirrored), the image is turned.
 
 import collections
 import glob
-import io
 import os
 import pathlib
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
+from regionclip_jax.data.sources.image_opening import MOST_BYTES, opened_image, read_orientation
 from regionclip_jax.data.sources.records import RecordError
-
-# More than nearly all cameras produce, and 400 MB of RGB in each decoding thread. A file of a few
-# kilobytes can claim any size.
-MOST_PIXELS = 2**27
+from regionclip_jax.files import read_bytes
 
 Size = tuple[int, int]  # height, width
 
@@ -63,11 +59,12 @@ def read_image(path: pathlib.Path, source: str, key: str) -> bytes:
     """Return the bytes of an image file.
 
     Raises:
-        RecordError: the file cannot be read; ``source`` and ``key`` name the record.
+        RecordError: the file cannot be read or is too long; ``source`` and ``key`` name the
+            record.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return read_bytes(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise RecordError(source, key, f"cannot be read: {error}") from error
 
 
@@ -84,22 +81,11 @@ def image_frame(image: Image.Image, annotated: Size | None = None) -> Frame:
     Args:
         annotated: (height, width) that the annotations give.
     """
-    stored, orientation = (image.height, image.width), _orientation(image)
+    stored, orientation = (image.height, image.width), read_orientation(image)
     turned = (image.width, image.height) if orientation >= _FIRST_SIDEWAYS else stored
     if annotated == stored != turned:
         return Frame(stored, None)
     return Frame(turned, _TRANSPOSITIONS.get(orientation))
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":  # Pillow turns it already
-        return 1
-    try:
-        # A PNG's own getexif would decode the image in search of late metadata.
-        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-        return found if found in _TRANSPOSITIONS else 1
-    except Exception:  # damaged metadata, which viewers ignore too
-        return 1
 
 
 def image_size(file: bytes | pathlib.Path, annotated: Size | None = None) -> Size | None:
@@ -109,7 +95,7 @@ def image_size(file: bytes | pathlib.Path, annotated: Size | None = None) -> Siz
         annotated: as in ``image_frame``.
     """
     try:
-        with open_image(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with opened_image(file) as image:
             return image_frame(image, annotated).size
     except Exception:  # as in decode_image, which reports the reason later
         return None
@@ -134,19 +120,6 @@ def size_mismatch(found: Size, annotated: Size) -> str | None:
             "it was annotated"
         )
     return text + "one of them belongs to another image; give the image that was annotated"
-
-
-def open_image(file: io.BytesIO | pathlib.Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(file)
-    if image.width * image.height > MOST_PIXELS:
-        image.close()
-        raise ValueError(
-            f"{image.height} x {image.width} (height x width) are more than {MOST_PIXELS} pixels; "
-            "make the image smaller"
-        )
-    return image
 
 
 def list_images(given: Sequence[str]) -> list[Path]:

@@ -10,6 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
+from regionclip_jax.data.sources.image_opening import MOST_PIXELS
+
+# A longer number in COCO's text takes a time that grows with the square of its length.
+_LONGEST_RUN = 64
+# Pixels from the origin; formats of images have sides of at most 65,535.
+_FARTHEST = 2**17
 # Oversampling of the outlines; a cell is set if at least half of it is covered.
 _FINER = 4
 
@@ -55,10 +61,22 @@ def rasterize(
     canvas = Image.new("L", (fine, fine))
     draw = ImageDraw.Draw(canvas)
     for polygon in segmentation:
+        require_near(polygon)
         # PIL's coordinates have their origin at the centre of the first pixel.
         points = (np.array(polygon, np.float64).reshape(-1, 2) - box[:2]) * scale - 0.5
         draw.polygon([tuple(point) for point in points], fill=1)
     return _cells(np.asarray(canvas), size)
+
+
+def require_near(polygon: list) -> None:
+    """Refuse a polygon that reaches far beyond any image: drawing takes the length of its outline.
+
+    Raises:
+        ValueError: a coordinate is no number, or not within ``_FARTHEST``.
+    """
+    for value in polygon:
+        if type(value) not in (int, float) or not abs(value) <= _FARTHEST:
+            raise ValueError(f"a polygon with the coordinate {str(value)[:60]}, expected pixels")
 
 
 def _sample(
@@ -92,7 +110,11 @@ def read_runs(segmentation: Mapping, height: int, width: int) -> list[int]:
     """
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise ValueError(f"run lengths of size {size}, expected {[height, width]} (height, width)")
+        raise ValueError(
+            f"run lengths of size {str(size)[:60]}, expected {[height, width]} (height, width)"
+        )
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"run lengths of {height} x {width}, more than {MOST_PIXELS} pixels")
     runs = _decompress(counts) if isinstance(counts, str) else counts
     if (
         not isinstance(runs, list)
@@ -112,6 +134,8 @@ def _decompress(text: str) -> list[int]:
     value = shift = 0
     for character in text:
         digit = ord(character) - 48
+        if not 0 <= digit < 64 or shift > _LONGEST_RUN:
+            raise ValueError(f"run lengths with {character!r} or of more than {_LONGEST_RUN} bits")
         value |= (digit & 31) << shift
         shift += 5
         if not digit & 32:  # the last digit of a number; its highest bit is the sign

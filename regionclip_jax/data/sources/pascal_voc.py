@@ -18,6 +18,7 @@ from typing import NamedTuple
 from xml.parsers import expat
 
 from regionclip_jax.data.sources.boxed_images import (
+    MOST_ANNOTATION,
     BoxClipper,
     BoxedImage,
     BoxedImages,
@@ -26,6 +27,7 @@ from regionclip_jax.data.sources.boxed_images import (
 from regionclip_jax.data.sources.image_files import Size, image_size, size_mismatch
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.splits import require_split
+from regionclip_jax.files import open_regular, read_bytes
 
 
 class PascalVocSource(BoxedImages):
@@ -133,7 +135,8 @@ class _List(NamedTuple):
 def _read_list(root: pathlib.Path, split: str) -> _List:
     path, annotations = root / "ImageSets" / "Main" / f"{split}.txt", root / "Annotations"
     if path.is_file():
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8-sig", "replace").splitlines()
         # The list of a single class has a second column.
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
         return _List(path, names, annotations, root / "JPEGImages")
@@ -146,7 +149,7 @@ def _read_list(root: pathlib.Path, split: str) -> _List:
 
 
 def _parse(path: pathlib.Path) -> ElementTree.Element | None:
-    """Return the tree of a file; None if it is unreadable or declares a document type."""
+    """Return the tree of a file; None if it is unreadable, too long or declares a document type."""
     builder, parser = ElementTree.TreeBuilder(), expat.ParserCreate()
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
@@ -157,7 +160,7 @@ def _parse(path: pathlib.Path) -> ElementTree.Element | None:
 
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(read_bytes(path, MOST_ANNOTATION), True)
         return builder.close()
     except (OSError, ValueError, LookupError, expat.ExpatError):  # LookupError: unknown encoding
         return None

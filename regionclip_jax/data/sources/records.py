@@ -97,6 +97,12 @@ class Source(Protocol[RecordT]):
     def __repr__(self) -> str: ...
 
 
+def one_line(error: Exception) -> str:
+    """Return the type and the first line of a library's error, for a message of one line."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}"
+
+
 def known_sizes(source: Source) -> Int[np.ndarray, "N 2"] | None:
     """Return (height, width) of all images of a source, or None if it would have to open them."""
     sizes = getattr(source, "sizes", None)

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from regionclip_jax.settings import UserError
+
 _NUM_NAMED = 3
 _NUM_LOGGED = 20
 _TEXTS_IN_ERROR = 3
 
 
-class TooManySkipped(RuntimeError):
+class TooManySkipped(UserError):
     """The share of skipped records exceeds the limit of the recipe."""
 
 

@@ -6,13 +6,17 @@ the million members of a data set this takes minutes at every start.
 
 import os
 import pathlib
+import re
 import zlib
 from typing import NamedTuple
+
+from regionclip_jax.files import open_regular
 
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)
 # A longer name or extended header counts as damaged.
 _LONGEST_HEADER = 1 << 20
+_LENGTH = re.compile(rb"(\d{1,9}) ")
 _FILES, _LONG_NAME, _EXTENDED = (b"0", b"\0", b"7"), b"L", b"x"
 
 
@@ -37,7 +41,7 @@ def read_members(path: pathlib.Path) -> tuple[list[Member], str | None]:
     # Long name and pax header of the next member.
     name: bytes | None = None
     extended: dict[bytes, bytes] = {}
-    with open(path, "rb", buffering=0) as file:
+    with open_regular(path) as file:
         length = os.fstat(file.fileno()).st_size
         while True:
             header = os.pread(file.fileno(), _BLOCK, position)
@@ -100,11 +104,12 @@ def _name(header: bytes) -> bytes:
 def _parse_extended(content: bytes) -> dict[bytes, bytes]:
     """Parse pax records ``LENGTH KEY=VALUE`` up to the first malformed one."""
     found: dict[bytes, bytes] = {}
-    while content:
-        length, _, _ = content.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(content):
+    start = 0
+    while match := _LENGTH.match(content, start):
+        end = start + int(match[1])
+        if not match.end() < end <= len(content):
             break
-        key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+        key, _, value = content[match.end() : end - 1].partition(b"=")
         found[key] = value
-        content = content[int(length) :]
+        start = end
     return found

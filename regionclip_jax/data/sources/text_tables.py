@@ -2,16 +2,19 @@
 
 The ending selects the format. A ``.txt`` is a TSV if its first row has a tab, else a CSV. The first
 row may name the columns. If the captions are the last column of a CSV, their commas need no
-quotation marks.
+quotation marks. A line of more than ``LONGEST_LINE`` characters is a broken row.
 """
 
 import collections
 import csv
+import io
 import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
+
+from regionclip_jax.files import open_regular
 
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "text", "title")
@@ -19,8 +22,12 @@ JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".txt", *JSON_LINES)
 # Rows used to find the columns when they have no names.
 NUM_PROBED = 100
+# Far longer than a caption with its columns; a further part would only be ignored.
+LONGEST_LINE = 2**20
 # Longest CSV row: a quoted caption may span several lines.
 _MOST_LINES = 100
+
+_END = ""  # no line is empty
 
 Row = tuple[object, object]  # file name and caption, unchecked
 
@@ -54,11 +61,29 @@ def read_rows(path: pathlib.Path, find_columns: FindColumns) -> Iterator[tuple[i
         raise ValueError(
             f"{path}: expected a table that ends in .csv, .tsv, .txt or .jsonl, found {ending!r}"
         )
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with open_text(path, errors="surrogateescape", newline="") as file:
         if ending in JSON_LINES:
-            yield from _read_json_lines(file, find_columns)
+            yield from _read_json_lines(bounded_lines(file), find_columns)
         else:
-            yield from _read_delimited(path, file, find_columns)
+            yield from _read_delimited(path, bounded_lines(file), find_columns)
+
+
+def open_text(
+    path: pathlib.Path, *, errors: str = "strict", newline: str | None = None
+) -> io.TextIOWrapper:
+    """Open a regular text file in UTF-8, with or without a byte order mark, for reading."""
+    return io.TextIOWrapper(open_regular(path), "utf-8-sig", errors, newline)
+
+
+def bounded_lines(file: TextIO) -> Iterator[str | None]:
+    """Yield the lines of a text; None for one of more than ``LONGEST_LINE`` characters."""
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) <= LONGEST_LINE:
+            yield line
+            continue
+        while line and not line.endswith(("\n", "\r")):
+            line = file.readline(LONGEST_LINE)
+        yield None
 
 
 def named_columns(header: list[str]) -> tuple[int | None, int | None]:
@@ -71,13 +96,15 @@ def named_columns(header: list[str]) -> tuple[int | None, int | None]:
     return image, caption
 
 
-def _read_json_lines(file: Iterable[str], find_columns: FindColumns) -> Iterator[tuple[int, Row]]:
+def _read_json_lines(
+    lines: Iterable[str | None], find_columns: FindColumns
+) -> Iterator[tuple[int, Row]]:
     keys: tuple[str | None, str] | None = None
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
+    for number, line in enumerate(lines, start=1):
+        if line is not None and not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = None if line is None else json.loads(line)
         except (ValueError, RecursionError):
             entry = None
         if not isinstance(entry, dict):
@@ -91,11 +118,10 @@ def _read_json_lines(file: Iterable[str], find_columns: FindColumns) -> Iterator
 
 
 def _read_delimited(
-    path: pathlib.Path, file: Iterable[str], find_columns: FindColumns
+    path: pathlib.Path, lines: Iterator[str | None], find_columns: FindColumns
 ) -> Iterator[tuple[int, Row]]:
-    lines, ending = iter(file), path.suffix.lower()
-    top = next(lines, "")
-    is_csv = ending == ".csv" or (ending == ".txt" and "\t" not in top)
+    ending, top = path.suffix.lower(), next(lines, "")
+    is_csv = ending == ".csv" or (ending == ".txt" and "\t" not in (top or ""))
     lines = itertools.chain([top], lines)
     numbered = _csv_rows(lines) if is_csv else _tsv_rows(lines)
     first = list(itertools.islice(numbered, NUM_PROBED))
@@ -113,14 +139,16 @@ def _read_delimited(
         yield number, (None if image is None else cells.get(image), cells.get(caption))
 
 
-def _tsv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a TSV, which has no quoting."""
+def _tsv_rows(lines: Iterable[str | None]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a TSV, which has no quoting; a broken row is empty."""
     for number, line in enumerate(lines, start=1):
-        if line.strip():
+        if line is None:
+            yield number, []
+        elif line.strip():
             yield number, line.rstrip("\r\n").split("\t")
 
 
-def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(lines: Iterable[str | None]) -> Iterator[tuple[int, list[str]]]:
     """Yield CSV rows, also of several lines; a broken row is empty, and the next line is tried.
 
     (Python's own reader would join all rows after an unclosed quotation mark into one field.)
@@ -130,23 +158,30 @@ def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     def ahead() -> Iterator[str]:
         for i in range(_MOST_LINES):
             if i == len(waiting):
-                line = next(source, None)
-                if line is None:
+                if (line := next(source, _END)) == _END:
                     return
                 waiting.append(line)
+            if waiting[i] is None:  # too long
+                return
             yield waiting[i]
 
     while True:
+        if waiting and waiting[0] is None:
+            yield number, []
+            number += 1
+            waiting.popleft()
+            continue
         reader = csv.reader(ahead(), strict=True)
         try:
             row = next(reader, None)
             taken = reader.line_num
+            if row is None and not waiting:
+                return
+            if row:
+                yield number, row
         except csv.Error:
-            row, taken = [""], 1
-        if row is None:
-            return
-        if row:
-            yield number, row
+            yield number, []
+            taken = 1
         number += taken
         for _ in range(taken):
             waiting.popleft()

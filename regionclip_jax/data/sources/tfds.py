@@ -6,15 +6,24 @@ Images stay encoded.
 
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
 
 from regionclip_jax.data.sources.boxed_images import Boxes, clip_box, stack_boxes
 from regionclip_jax.data.sources.image_files import Size, image_size
-from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
+from regionclip_jax.data.sources.records import (
+    DetectionRecord,
+    ImageTextRecord,
+    RecordError,
+    one_line,
+)
+from regionclip_jax.files import open_regular, read_json
 
+_INFO, _FEATURES = "dataset_info.json", "features.json"
+_REMEDY = "prepare the data set again with TFDS"
+_NAMES = {"image/filename": (), "file_name": ()}
 _CAPTIONS = ("caption", "captions", "text", "title")
 _OBJECTS = "objects"
 # TFDS's name of the box format: ymin, xmin, ymax, xmax as fractions of the image.
@@ -40,19 +49,21 @@ class TfdsCaptionsSource:
 
     def __init__(self, path: str | os.PathLike, split: str):
         self._path, self._split = pathlib.Path(path), split
-        features, self._examples = _open(self._path, split)
+        self._examples = _Examples(self._path, split)
+        features = self._examples.features
         self._feature = next((name for name in _CAPTIONS if name in features), None)
         if self._feature is None:
             raise ValueError(
                 f"{self._path}: expected a feature of captions ({', '.join(_CAPTIONS)}), found "
                 f"{sorted(features)}"
             )
+        self._examples.decode({self._feature: ("text",), **_NAMES})
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> ImageTextRecord:
-        example = _read(self, self._examples, index)
+        example = self._examples.read(self, index)
         key = _key(example, index)
         captions = _texts(example[self._feature])
         if captions is None:
@@ -83,8 +94,9 @@ class TfdsBoxesSource:
 
     def __init__(self, path: str | os.PathLike, split: str):
         self._path, self._split = pathlib.Path(path), split
-        features, self._examples = _open(self._path, split)
-        objects = dict(getattr(features.get(_OBJECTS), "feature", {}).items())
+        self._examples = _Examples(self._path, split)
+        features = self._examples.features
+        objects = _parts(features.get(_OBJECTS))
         if "neg_category_ids" in features:
             raise ValueError(
                 f"{self._path}: this is LVIS, whose images are labelled with some classes only; "
@@ -96,7 +108,9 @@ class TfdsBoxesSource:
                 f"{self._path}: expected a feature 'objects' with 'bbox' and a 'label' of named "
                 f"classes, found {sorted(features)}, in 'objects' {sorted(objects)}"
             )
-        box_format = objects["bbox"].bbox_format
+        wanted = {_OBJECTS: ("bbox", "label", "is_crowd"), "image/id": (), **_NAMES}
+        self._examples.decode(wanted)
+        box_format = getattr(objects["bbox"], "bbox_format", None)
         if box_format is not None and box_format.name != _RELATIVE:
             raise ValueError(f"{self._path}: expected boxes as {_RELATIVE}, found {box_format}")
         self.category_names = tuple(names)
@@ -106,7 +120,7 @@ class TfdsBoxesSource:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> DetectionRecord:
-        example = _read(self, self._examples, index)
+        example = self._examples.read(self, index)
         boxes, size = self._boxes(example, index)
         image_id = example.get("image/id", index)
         return DetectionRecord(
@@ -121,7 +135,7 @@ class TfdsBoxesSource:
 
     def annotations(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return boxes, classes and crowd flags of a record."""
-        boxes, _ = self._boxes(_read(self, self._examples, index), index)
+        boxes, _ = self._boxes(self._examples.read(self, index), index)
         return boxes[:3]
 
     def sizes(self) -> None:
@@ -136,18 +150,23 @@ class TfdsBoxesSource:
         size = image_size(example["image"])
         if size is None:
             raise RecordError(repr(self), key, "the image's header cannot be read")
-        labels = np.array(objects["label"], np.int64)
-        shares = np.array(objects["bbox"], np.float64).reshape(-1, 4)
-        crowd = objects.get("is_crowd", [False] * len(labels))
+        try:
+            labels = np.array(objects["label"], np.int64)
+            shares = np.array(objects["bbox"], np.float64).reshape(-1, 4)
+            crowd = np.array(objects.get("is_crowd", [False] * len(labels)), bool)
+            fits = labels.shape == crowd.shape == shares.shape[:1]
+        except (ValueError, TypeError, OverflowError):
+            fits = False
         if (
-            not (np.abs(shares) <= _LARGEST_SHARE).all()
+            not fits
+            or not (np.abs(shares) <= _LARGEST_SHARE).all()
             or not (labels < len(self.category_names)).all()
         ):
             raise RecordError(
                 repr(self),
                 key,
                 "expected boxes in fractions of the image and known labels, found "
-                f"{shares.tolist()}, {labels}",
+                f"{str(objects)[:200]}",
             )
         rows = []
         for (y1, x1, y2, x2), label, is_crowd in zip(shares, labels, crowd, strict=True):
@@ -158,37 +177,143 @@ class TfdsBoxesSource:
         return stack_boxes(rows), size
 
 
-def _open(path: pathlib.Path, split: str):
-    """Return the features by name, and random access to the examples."""
+class _Examples:
+    """Random access to the examples of a split; only the wanted features are decoded.
+
+    A feature of another kind could start a process, as TFDS's video and audio do.
+
+    Attributes:
+        features: all features by name.
+    """
+
+    def __init__(self, path: pathlib.Path, split: str):
+        import tensorflow_datasets as tfds
+
+        if not (path / _INFO).is_file():
+            found = sorted(str(p.parent.relative_to(path)) for p in path.glob(f"**/{_INFO}"))
+            raise FileNotFoundError(
+                f"{path} has no {_INFO}: expected the folder of a version that TFDS prepared"
+                + (f", such as {found[:3]} in it" if found else ", such as coco/2017/1.1.0")
+            )
+        builder = _builder(path)
+        # TFDS declares neither the mapping nor as_data_source's arguments.
+        self.features = dict(cast(Any, builder.info.features).items())
+        if not isinstance(self.features.get("image"), tfds.features.Image):
+            raise ValueError(
+                f"{path}: expected an image as feature 'image', found {sorted(self.features)}"
+            )
+        self._path = path
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        try:
+            self._encoded = cast(Any, builder).as_data_source(split=split, deserialize_method=raw)
+            files = [part.filename for part in builder.info.splits[split].file_instructions]
+        except Exception as error:
+            splits = sorted(builder.info.splits)
+            raise ValueError(
+                f"{path}: split {split!r} cannot be read ({one_line(error)}); it has {splits}, "
+                "and its files have to be ArrayRecord's (download_and_prepare with "
+                "file_format='array_record')"
+            ) from error
+        for file in files:
+            open_regular(file).close()
+        self._wanted = None
+
+    def decode(self, wanted: Mapping[str, Collection[str]]) -> None:
+        """Choose the features that are decoded.
+
+        Args:
+            wanted: names of features, each with those of a sequence's own features that are wanted
+                if it has any.
+
+        Raises:
+            ValueError: one of them is neither text nor numbers.
+        """
+        from tensorflow_datasets import features as kinds
+
+        chosen = {}
+        for name, parts in wanted.items():
+            feature = self.features.get(name)
+            inner = _parts(feature)
+            if inner:
+                inner = {part: inner[part] for part in parts if part in inner}
+                feature = kinds.Sequence(inner)
+            for leaf in inner.values() or filter(None, [feature]):
+                usual = (kinds.Text, kinds.Tensor, kinds.Scalar, kinds.ClassLabel)
+                leaf = getattr(leaf, "feature", leaf)  # of a sequence of texts
+                encoding = leaf.to_json().get("tensor", {}).get("encoding", "none")
+                if type(leaf) not in (*usual, kinds.BBoxFeature) or encoding == "zlib":
+                    raise ValueError(
+                        f"{self._path}: feature {name!r}: expected texts or numbers, found {leaf}"
+                    )
+            if feature is not None:
+                chosen[name] = feature
+        self._wanted = kinds.FeaturesDict({"image": self.features["image"], **chosen})
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def read(self, source: object, index: int) -> dict:
+        """Return an example by the names of its features, with its encoded image.
+
+        Raises:
+            RecordError: the example cannot be read; ``source`` is for the error.
+        """
+        from tensorflow_datasets import decode
+
+        assert self._wanted is not None
+        try:
+            encoded = self._encoded[index]
+            decoders = {"image": decode.SkipDecoding()}
+            return self._wanted.deserialize_example_np(encoded, decoders=decoders)
+        # TFDS and ArrayRecord raise many exceptions for damaged examples: ValueError, TypeError,
+        # KeyError, RuntimeError, protobuf's DecodeError. All of them concern the example only.
+        except Exception as error:
+            what = f"cannot be read: {one_line(error)}"
+            raise RecordError(repr(source), f"#{index}", what) from error
+
+
+def _builder(path: pathlib.Path):
+    """Return TFDS's builder of a folder whose files name no classes but TFDS's own.
+
+    TFDS imports the module of any class that ``features.json`` names.
+    """
     import tensorflow_datasets as tfds
 
-    if not (path / "dataset_info.json").is_file():
-        found = sorted(str(p.parent.relative_to(path)) for p in path.glob("**/dataset_info.json"))
-        raise FileNotFoundError(
-            f"{path} has no dataset_info.json: expected the folder of a version that TFDS prepared"
-            + (f", such as {found[:3]} in it" if found else ", such as coco/2017/1.1.0")
-        )
-    builder = tfds.builder_from_directory(path)
-    # TFDS declares neither the mapping nor as_data_source's arguments.
-    features = dict(cast(Any, builder.info.features).items())
-    if not isinstance(features.get("image"), tfds.features.Image):
-        raise ValueError(f"{path}: expected an image as feature 'image', found {sorted(features)}")
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    kinds = [kind for kind in vars(tfds.features).values() if isinstance(kind, type)]
+    own = {f"{kind.__module__}.{kind.__name__}" for kind in kinds}
+    for file in path.iterdir():
+        if not file.is_dir():
+            open_regular(file).close()
+    read_json(path / _INFO, _REMEDY)
+    waiting = [read_json(path / _FEATURES, _REMEDY)]
+    while waiting:
+        content = waiting.pop()
+        if isinstance(content, list):
+            waiting += content
+        if not isinstance(content, dict):
+            continue
+        waiting += content.values()
+        names = [content.get("pythonClassName"), content.get("python_class_name")]
+        hidden = False
+        if "content" in content:  # the older form, which may hold features as a text of JSON
+            names.append(content.get("type"))
+            hidden = isinstance(content["content"], str)
+        for name in names:
+            if isinstance(name, str) and (hidden or name not in own):
+                raise ValueError(
+                    f"{path / _FEATURES}: expected a feature of tensorflow_datasets.features, "
+                    f"found {name[:80]!r}, whose code would be run; {_REMEDY}"
+                )
     try:
-        return features, cast(Any, builder).as_data_source(split=split, decoders=decoders)
-    except (NotImplementedError, ValueError, KeyError) as error:
-        splits = sorted(builder.info.splits)
-        raise ValueError(
-            f"{path}: split {split!r} cannot be read ({error}); it has {splits}, and its files "
-            "have to be ArrayRecord's (download_and_prepare with file_format='array_record')"
-        ) from error
+        return tfds.builder_from_directory(path)
+    except Exception as error:  # TFDS checks neither types nor keys of these files
+        raise ValueError(f"{path}: TFDS cannot read it ({one_line(error)}): {_REMEDY}") from error
 
 
-def _read(source, examples, index: int) -> dict:
-    try:
-        return examples[index]
-    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError: ArrayRecord's checksum
-        raise RecordError(repr(source), f"#{index}", f"cannot be read: {error}") from error
+def _parts(feature: object) -> dict[str, Any]:
+    """Return the features of a sequence by name; of other features none."""
+    inner = getattr(feature, "feature", None)
+    return dict(inner.items()) if hasattr(inner, "items") else {}
 
 
 def _key(example: dict, index: int) -> str:

@@ -25,10 +25,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from regionclip_jax.data.sources.image_opening import MOST_BYTES
 from regionclip_jax.data.sources.records import ImageTextRecord, RecordError, locate
+from regionclip_jax.data.sources.text_tables import LONGEST_LINE
+from regionclip_jax.files import open_regular
 
 _TEXT_NAMES = (("images", "text"), ("image", "text"), ("img", "caption"))
 _MAX_CAPTIONS = 5
+_CHUNK = 2**24  # bytes
 
 
 class TsvPairsSource:
@@ -44,7 +48,10 @@ class TsvPairsSource:
 
     def __init__(self, path: str | os.PathLike):
         self._path = pathlib.Path(path)
-        self._pairs = [(_Rows(images), _Rows(texts)) for images, texts in _find_pairs(self._path)]
+        self._pairs = [
+            (_Rows(images, MOST_BYTES), _Rows(texts, LONGEST_LINE))
+            for images, texts in _find_pairs(self._path)
+        ]
         for images, texts in self._pairs:
             if len(images) != len(texts):
                 raise ValueError(
@@ -83,9 +90,10 @@ class TsvPairsSource:
 
     def _split(self, rows: "_Rows", row: int) -> tuple[str, str]:
         try:
-            columns = rows.read(row).decode("utf-8-sig").split("\t")
-        except UnicodeDecodeError as error:
-            what = f"is not UTF-8: {error}"
+            columns = rows.read(row).decode("utf-8-sig").split("\t", 2)
+        except ValueError as error:
+            is_bytes = isinstance(error, UnicodeDecodeError)
+            what = f"is not UTF-8: {error}" if is_bytes else f"has {error}"
             raise RecordError(repr(self), f"{rows.path.name} row {row}", what) from error
         if len(columns) < 2:
             what = f"has {len(columns)} column, expected key and content with a tab between"
@@ -112,10 +120,14 @@ def decode_text(field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 class _Rows:
-    """Random access to the rows of a file, thread-safe: every read opens the file anew."""
+    """Random access to the rows of a file, thread-safe: every read opens the file anew.
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
+    Args:
+        longest: number of bytes from which a row is not read.
+    """
+
+    def __init__(self, path: pathlib.Path, longest: int):
+        self.path, self._longest = path, longest
         size = path.stat().st_size
         index = path.with_suffix(".lineidx")
         if index.is_file():
@@ -147,25 +159,30 @@ class _Rows:
         return self._starts.tobytes() + self._ends.tobytes()
 
     def read(self, row: int) -> bytes:
+        size = int(self._ends[row] - self._starts[row])
+        if size > self._longest:
+            raise ValueError(f"{size} bytes, expected at most {self._longest}")
         with open(self.path, "rb") as file:
             file.seek(self._starts[row])
-            return file.read(int(self._ends[row] - self._starts[row])).rstrip(b"\r\n")
+            return file.read(size).rstrip(b"\r\n")
 
 
 def _read_numbers(path: pathlib.Path) -> np.ndarray:
     try:
         return np.array(path.read_text(encoding="utf-8-sig").split(), np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected one whole number a line, {error}") from error
 
 
 def _find_starts(path: pathlib.Path) -> np.ndarray:
-    starts, position = [], 0
-    with open(path, "rb") as file:
-        for line in file:
-            starts.append(position)
-            position += len(line)
-    return np.array(starts, np.int64)
+    """Return the offsets of all rows; a row may be longer than the memory."""
+    size, starts = path.stat().st_size, [np.zeros(1, np.int64)]
+    with open_regular(path) as file:
+        for position in range(0, size, _CHUNK):
+            ends = np.flatnonzero(np.frombuffer(file.read(_CHUNK), np.uint8) == ord("\n"))
+            starts.append(ends + position + 1)
+    found = np.concatenate(starts)
+    return found[found < size]
 
 
 def _find_pairs(path: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from regionclip_jax.data.sources.image_opening import MOST_BYTES
 from regionclip_jax.data.sources.records import (
     ImageTextRecord,
     PackedTexts,
@@ -23,6 +24,7 @@ from regionclip_jax.data.sources.records import (
 )
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.tar_members import Member, read_members
+from regionclip_jax.data.sources.text_tables import LONGEST_LINE
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 # Shards whose headers are read concurrently; on a network disk most of the time is latency.
@@ -98,6 +100,10 @@ class WebDatasetSource:
         shard, key = self._shards[part], self._keys[part][row]
         image_at, image_size, text_at, text_size, is_json = self._spans[part][row].tolist()
         name = f"{shard.name}: {key}"
+        if image_size > MOST_BYTES or text_size > LONGEST_LINE:
+            what = f"has an image of {image_size} bytes and a caption of {text_size}"
+            what += f", expected at most {MOST_BYTES} and {LONGEST_LINE}"
+            raise RecordError(repr(self), name, what)
         try:
             # Opened anew each time: thread-safe, and the source stays picklable.
             with open(shard, "rb", buffering=0) as file:

@@ -12,6 +12,7 @@ import os
 import pathlib
 
 from regionclip_jax.data.sources.boxed_images import (
+    MOST_ANNOTATION,
     BoxClipper,
     BoxedImage,
     BoxedImages,
@@ -21,8 +22,12 @@ from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.splits import require_split
 from regionclip_jax.data.sources.yolo_lines import LabelLines, LineError, keypoint_columns
+from regionclip_jax.files import read_bytes
 from regionclip_jax.text.names import read_names
 
+# Of thousands of classes; PyYAML reads about 100 kB each second.
+_MOST_YAML = 2**20
+_LONGEST_SCALAR = 1000
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -75,7 +80,11 @@ class YoloLabelsSource(BoxedImages):
             rows, text = [], ""
             if path.stem in with_labels:
                 label = labels / f"{path.stem}.txt"
-                text = label.read_text(encoding="utf-8-sig", errors="replace")
+                try:
+                    text = read_bytes(label, MOST_ANNOTATION).decode("utf-8-sig", "replace")
+                except (OSError, ValueError):
+                    images.add("without_usable_labels", label.name)
+                    continue
             else:
                 counts["images_without_label_file"] += 1
             for line_number, line in enumerate(text.splitlines(), start=1):
@@ -157,10 +166,22 @@ def _yaml_file(root: pathlib.Path) -> pathlib.Path | None:
 def _read_yaml(path: pathlib.Path) -> dict:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Loader of values that are as large as their text: an alias may stand for any of them."""
+
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias (*name); write what it stands for")
+            node = super().compose_node(parent, index)
+            # Numbers to base 60 take a time that grows with the square of their length.
+            if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST_SCALAR:
+                raise yaml.YAMLError(f"a value of more than {_LONGEST_SCALAR} characters")
+            return node
+
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        content = yaml.load(read_bytes(path, _MOST_YAML).decode("utf-8-sig"), Loader)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
     return content if isinstance(content, dict) else {}
 
 

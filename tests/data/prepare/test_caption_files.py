@@ -1,9 +1,11 @@
 import json
+import os
 
 import pytest
 
 from regionclip_jax.data.prepare.caption_files import read_captions
 from regionclip_jax.data.sources.skipped import SkippedEntries
+from regionclip_jax.data.sources.text_tables import LONGEST_LINE
 
 CATS = ["a cat", "two cats, asleep"]
 
@@ -46,12 +48,13 @@ def test_captions_are_read_from_every_file_format(tmp_path, name, text):
     ("name", "content", "message"),
     [
         ("instances.json", b'{"annotations": [{"bbox": []}]}', r"captions_\*\.json"),
-        ("broken.json", b"{", "expected annotations with captions"),
+        ("broken.json", b"{", r"is not JSON .*captions_\*\.json"),
+        ("deep.json", b"[" * 10**5, "is not JSON"),
         ("latin.txt", b"caf\xe9\n", "expected UTF-8"),
-        ("latin.json", b'{"annotations": "\xe9"}', "expected UTF-8"),
+        ("latin.json", b'{"annotations": "\xe9"}', "is not JSON .*utf-8"),
         ("one_column.tsv", b"a cat\n", "two columns"),
         ("empty.tsv", b"", "is empty"),
-        ("lines.json", b'{"caption": "a cat"}\n{}\n', r"JSON lines ends in \.jsonl"),
+        ("lines.json", b'{"caption": "a cat"}\n{}\n', r"JSON lines end in \.jsonl"),
         ("lines.txt", b'{"image": "1.jpg", "text": "a cat"}\n', r"a JSON object .*end in \.jsonl"),
         ("token.txt", b"1.jpg#0\ta cat\n", r"found a tab in .*end in \.tsv"),
         ("captions", b"image,caption\n1.jpg,a cat\n", r"the names of columns .*end in \.csv"),
@@ -80,3 +83,34 @@ def test_rows_without_a_caption_are_counted(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.txt does not exist"):
         list(read_captions(tmp_path / "nothing.txt"))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("a.txt", ("a cat", "LONG", "a dog")),
+        ("a.csv", ("caption,image", '"a, cat",1', "LONG", '"LONG', "a dog,2")),
+        ("a.csv", ("caption,image", "LONG", "a cat,1", '"open,3', "LONG", "a dog,2")),
+        ("a.tsv", ("caption\timage", "a cat\t1", "LONG", "a dog\t2")),
+        (
+            "a.jsonl",
+            ('{"caption": "a cat"}', "LONG", '{"caption": "LONG"}', '{"caption": "a dog"}'),
+        ),
+    ],
+)
+def test_a_too_long_line_is_skipped_and_counted(tmp_path, name, rows):
+    skipped = SkippedEntries("rows")
+    text = "\n".join(rows).replace("LONG", "x" * (5 * LONGEST_LINE // 2))
+    (tmp_path / name).write_text(text)
+    assert [text.strip() for text in read_captions(tmp_path / name, skipped)] in (
+        ["a cat", "a dog"],
+        ["a, cat", "a dog"],
+    )
+    num_broken = "".join(rows).count("LONG") + ("open" in text)
+    assert skipped.report == {"rows_without_caption": num_broken}
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(FileNotFoundError):
+        list(read_captions(tmp_path / "a.txt"))

@@ -1,10 +1,12 @@
 import dataclasses
+import io
 import json
 import pickle
 
 import numpy as np
 import pytest
 
+from regionclip_jax.data.prepare.verification import find_damage
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
@@ -147,3 +149,75 @@ def test_boxes_of_a_directory_of_captions_are_refused(tmp_path):
     source = ArrayRecordSource(tmp_path / "captions")
     with pytest.raises(RecordError, match="#1: has captions, expected boxes"):
         source.annotations(1)
+
+
+def test_records_of_another_kind_or_an_unknown_class_are_record_errors(tmp_path):
+    box = np.array([[1, 2, 3, 4]], np.float32)
+    for number in (-1, 0, 1, 2, 2**31 - 1):
+        record = DetectionRecord("k", b"x", box, np.array([number], np.int32), np.array([True]), 5)
+        folder = tmp_path / str(number)
+        manifest = write_array_record([record], folder, 3, {"category_names": ["cat", "dog"]})
+        if number in (0, 1):
+            assert ArrayRecordSource(folder)[0].classes.tolist() == [number]
+            continue
+        for read in (ArrayRecordSource(folder).__getitem__, ArrayRecordSource(folder).annotations):
+            with pytest.raises(RecordError, match=f"has classes {number} to {number} of 2"):
+                read(0)
+    manifest["kind"] = "image_text"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecordError, match="is a record of detection, expected image_text"):
+        ArrayRecordSource(folder)[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"7", b"[" * 10**5, b"\xff\xfe{", b"{", b"NaN",
+        {"kind": "other"}, {"kind": 7}, {"kind": []}, {"count": "4"}, {"count": -1},
+        {"count": float("nan")}, {"count": 2**64}, {"description": []}, {"description": None},
+        {"description": {"category_names": 7}}, {"description": {"category_names": [7, None]}},
+        {"description": {"category_names": ["a", "a"]}}, {"shards": None}, {"shards": {}},
+        {"shards": [7]}, {"shards": [{}]}, {"shards": [{"name": 7}]}, {"sizes": 7}, {"sizes": [1]},
+        {"shards": [{"name": "../set/shard-00000.arrayrecord"}]}, {"shards": [{"name": "a\0b"}]},
+        {"shards": [{"name": "/dev/zero"}]}, {"shards": [{"name": ""}]}, {"sizes": {"name": {}}},
+    ],
+    ids=lambda content: str(content)[:40],
+)  # fmt: skip
+def test_a_damaged_manifest_is_refused_in_one_line(tmp_path, content):
+    manifest = write_array_record(text_records(4), tmp_path / "set", 4, {})
+    path = tmp_path / "set" / "manifest.json"
+    if isinstance(content, dict):
+        content = json.dumps(manifest | content).encode()
+    path.write_bytes(content)
+    for read in (ArrayRecordSource, lambda folder: find_damage(folder, 1)):
+        with pytest.raises(ValueError, match=r"manifest\.json") as error:
+            read(tmp_path / "set")
+        assert "\n" not in str(error.value)
+
+
+def test_damaged_sizes_are_refused_in_one_line(tmp_path):
+    manifest = write_array_record(text_records(2), tmp_path / "set", 4, {})
+    manifest["sizes"] = {"name": "sizes.npy"}
+    (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest))
+    path = tmp_path / "set" / "sizes.npy"
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        huge, {"descr": "<i8", "fortran_order": False, "shape": (2, 2**50)}
+    )
+    zipped = io.BytesIO()
+    np.savez(zipped, np.ones((2, 2)))
+    for array in (
+        np.ones(2, int), np.ones((2, 2)), np.array([[1, 2], [3, 0]]),
+        np.array([[1, 2], [3, 2**40]]),
+        np.array([[1, 2], [3, None]]), b"", b"text", huge.getvalue(), zipped.getvalue(),
+        b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535,
+    ):  # fmt: skip
+        if isinstance(array, bytes):
+            path.write_bytes(array)
+        else:
+            np.save(path, array, allow_pickle=True)
+        with pytest.raises(ValueError, match=r"sizes\.npy: expected") as error:
+            ArrayRecordSource(tmp_path / "set")
+        assert "\n" not in str(error.value)
+    np.save(path, np.array([[5, 6], [7, 8]]))
+    assert ArrayRecordSource(tmp_path / "set").sizes().tolist() == [[5, 6], [7, 8]]

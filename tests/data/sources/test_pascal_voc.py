@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -118,3 +119,28 @@ def test_missing_files_are_named(root):
     (root / "ImageSets" / "Main" / "empty.txt").write_text("three\n")
     with pytest.raises(ValueError, match="no image of the list has an object"):
         PascalVocSource(root, "empty")
+
+
+def test_xml_of_much_work_is_a_skipped_image(root):
+    laughs = '<!DOCTYPE a [<!ENTITY a "lol">' + "".join(
+        f"<!ENTITY a{i} '{f'&a{i - 1 if i else str()};' * 9}'>" for i in range(30)
+    )
+    (root / "Annotations" / "one.xml").write_text(f"{laughs}]><annotation>&a29;</annotation>")
+    os.remove(root / "Annotations" / "two.xml")
+    os.mkfifo(root / "Annotations" / "two.xml")
+    image = (root / "JPEGImages" / "one.jpg").read_bytes()
+    for name in ("deep", "long", "file"):
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(image)
+    nested = "<object>" * 10**4 + annotated("dog", (1, 2, 3, 4)) + "</object>" * 10**4
+    annotate(root, "deep", nested)
+    with open(root / "Annotations" / "long.xml", "wb") as file:
+        file.truncate(2**24 + 1)
+    entity = '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/passwd">]>'
+    annotate(root, "file", annotated("&f;", (1, 2, 3, 4)), head=entity)
+    names = "two\none\nthree\ndeep\nlong\nfile\n"
+    (root / "ImageSets" / "Main" / "val.txt").write_text(names)
+    with pytest.raises(ValueError, match="objects without name or usable box 10000"):
+        PascalVocSource(root, "val", max_skipped_fraction=0.9)
+    source = PascalVocSource(root, "val", max_skipped_fraction=1.0)
+    assert source.report["images_without_usable_annotation"] == 4 and len(source) == 2
+    assert source.category_names == ("dog",)

@@ -1,5 +1,8 @@
 import io
+import json
+import os
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -172,4 +175,122 @@ def test_other_data_sets_are_refused_with_their_splits_and_features(
         TfdsCaptionsSource(path, "train")
     path = prepare({"image": features["image"]}, [{"image": io.BytesIO(image(0))}])
     with pytest.raises(ValueError, match=r"feature of captions .* found \['image'\]"):
+        TfdsCaptionsSource(path, "train")
+
+
+@pytest.fixture
+def damaged(coco_like, tmp_path):
+    """``damaged(name, change)``: folder of a data set with one file changed."""
+
+    def make(name: str, change):
+        folder = shutil.copytree(coco_like, tmp_path / f"data{len(list(tmp_path.iterdir()))}")
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(change(content))
+        return folder
+
+    return make
+
+
+_OWN = b'"tensorflow_datasets.core.features.text_feature.Text"'
+_EVIL = b'"data.tiny.evil.X"'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(_OWN, _EVIL),  # each of them is inside of another
+        lambda text: text.replace(b'"pythonClassName": ' + _OWN, b'"python_class_name": ' + _EVIL),
+        lambda text: b'{"type": "data.tiny.evil.X", "content": {}}',
+        lambda text: json.dumps(
+            {
+                "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+                "proto_cls": "tensorflow_datasets.FeaturesDict",
+                "content": '{"features": {"x": {"pythonClassName": "data.tiny.evil.X"}}}',
+            }
+        ).encode(),
+    ],
+    ids=["nested", "snake_case", "old", "text_in_text"],
+)
+def test_the_classes_that_a_data_set_names_are_not_imported(damaged, change, tmp_path, monkeypatch):
+    module = tmp_path / "code" / "data" / "tiny" / "evil.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nX = 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.chdir(tmp_path / "code")
+    folder = damaged("features.json", change)
+    for source in (TfdsCaptionsSource, TfdsBoxesSource):
+        with pytest.raises(ValueError, match=r"features\.json: expected a feature of") as error:
+            source(folder, "train")
+        assert "\n" not in str(error.value)
+    assert "data.tiny.evil" not in sys.modules and not (tmp_path / "ran").exists()
+    # Else the test proves nothing: TFDS itself imports the module.
+    import tensorflow_datasets as tfds
+
+    with pytest.raises(Exception, match="Unrecognized"):
+        tfds.features.FeatureConnector.cls_from_name("data.tiny.evil.X")
+    assert (tmp_path / "ran").exists()
+    for name in [name for name in sys.modules if name.split(".")[0] == "data"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: b"[" * 10**5,
+        lambda text: b"\xff\xfe",
+        lambda text: b"",
+        lambda text: b"[]",
+        lambda text: b"7",
+        lambda text: b"{}",
+        lambda text: text.replace(b'"', b'"x', 8),
+        lambda text: text.replace(b'"-1"', b'"NaN"').replace(b'"1.0.0"', b"[1]"),
+        lambda text: text.replace(b'"uint8"', b"{}").replace(b'"splits": [', b'"splits": [[[7]],'),
+    ],
+    ids=["cut", "deep", "not_utf8", "empty", "list", "number", "object", "keys", "values", "types"],
+)
+def test_damaged_descriptions_are_refused_in_one_line(damaged, name, change):
+    folder = damaged(name, change)
+    with pytest.raises(ValueError) as error:
+        TfdsCaptionsSource(folder, "train")
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_pipe_in_the_folder_is_refused(damaged):
+    folder = damaged("features.json", bytes)
+    next(folder.glob("*.labels.txt")).unlink()
+    os.mkfifo(folder / "objects-label.labels.txt")
+    with pytest.raises(FileNotFoundError, match=r"labels\.txt is a .*expected a regular file"):
+        TfdsCaptionsSource(folder, "train")
+
+
+def test_features_that_start_programs_are_not_decoded(prepare, features, monkeypatch):
+    """TFDS decodes audio and video with ffmpeg, and images with any reader that is there."""
+    import tensorflow_datasets as tfds
+
+    feature = tfds.features.Sequence({"mask": tfds.features.Image(), **features["objects"].feature})
+    path = prepare(
+        {**features, "objects": feature, "other": features["image"]},
+        [
+            {
+                "image": io.BytesIO(image(0)), "other": io.BytesIO(image(0)), "image/id": 1,
+                "image/filename": "a.png", "captions": [{"id": 1, "text": "a"}],
+                "objects": [{"mask": io.BytesIO(image(0)), "label": 0, "is_crowd": False,
+                             "bbox": tfds.features.BBox(0.0, 0.0, 0.5, 0.5)}],
+            }
+        ],
+    )  # fmt: skip
+
+    def refuse(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(tfds.features.Image, "decode_example_np", refuse)
+    assert TfdsCaptionsSource(path, "train")[0].captions == ("a",)
+    assert TfdsBoxesSource(path, "train")[0].classes.tolist() == [0]
+    path = prepare(
+        {"image": features["image"], "caption": features["image"]},
+        [{"image": io.BytesIO(image(0)), "caption": io.BytesIO(image(0))}],
+    )
+    with pytest.raises(ValueError, match="feature 'caption': expected texts or numbers, found"):
         TfdsCaptionsSource(path, "train")

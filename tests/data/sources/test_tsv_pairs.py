@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import pickle
 import tempfile
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regionclip_jax.data.sources import tsv_pairs
 from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.data.sources.text_tables import LONGEST_LINE
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource, decode_text
 
 
@@ -158,3 +161,26 @@ def test_an_invalid_row_does_not_affect_other_rows(junk, in_images, row):
                 continue
             if index != row:
                 assert (record.key, record.image) == (f"1-{index}", f"1-{index}".encode())
+
+
+def test_a_row_of_any_length_is_a_record_error_and_the_others_are_read(tmp_path, monkeypatch):
+    image = base64.b64encode(b"image").decode()
+    (tmp_path / "images.tsv").write_text("".join(f"k{i}\t{image}\n" for i in range(4)))
+    with open(tmp_path / "text.tsv", "wb") as file:
+        file.write(b"k0\ta cat\n")
+        file.seek(LONGEST_LINE + 1, os.SEEK_CUR)  # NULs
+        file.write(b"\nk2\t" + b"\t" * 1000 + b"\nk3\ta dog")
+    monkeypatch.setattr(tsv_pairs, "_CHUNK", 2**16 + 1)  # so that rows begin anywhere in a chunk
+    source = TsvPairsSource(tmp_path)
+    assert [source[i].captions for i in (0, 2, 3)] == [("a cat",), ("",), ("a dog",)]
+    with pytest.raises(RecordError, match=f"bytes, expected at most {LONGEST_LINE}"):
+        source[1]
+
+
+@pytest.mark.parametrize("numbers", [b"0\n99999999999999999999999", b"0\nx", b"\xff", b"0 1.5"])
+def test_damaged_offsets_are_refused(tmp_path, numbers):
+    (tmp_path / "images.tsv").write_text("k\tx\nk\ty\n")
+    (tmp_path / "text.tsv").write_text("k\tx\nk\ty\n")
+    (tmp_path / "images.lineidx").write_bytes(numbers)
+    with pytest.raises(ValueError, match=r"images\.lineidx: expected one whole number a line"):
+        TsvPairsSource(tmp_path)

@@ -1,6 +1,7 @@
 import concurrent.futures
 import io
 import json
+import os
 import pickle
 import tarfile
 import tempfile
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regionclip_jax.data.sources import webdataset
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.data.sources.tar_members import read_members
 from regionclip_jax.data.sources.webdataset import WebDatasetSource
@@ -171,3 +173,61 @@ def test_samples_before_the_damage_of_a_shard_are_read(data):
         # A sample has four blocks: two headers, an image and a text.
         for record in before[: min(changes) // (4 * 512)]:
             assert read[record.key] == record
+
+
+def test_claims_of_members_are_bounded(tmp_path):
+    """A sparse file, links and absolute names: only bytes that are in the tar are read."""
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, kind in (
+            ("a.jpg", tarfile.GNUTYPE_SPARSE), ("b.jpg", tarfile.SYMTYPE),
+            ("c.jpg", tarfile.LNKTYPE), ("d.jpg", tarfile.FIFOTYPE), ("e.jpg", tarfile.CHRTYPE),
+        ):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        for name in ("/etc/f.jpg", "/etc/f.txt", "../../g.jpg", "../../g.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"words"))
+    source = WebDatasetSource(tmp_path)
+    assert [(r.key, r.image) for r in records(source)] == [
+        ("/etc/f", b"words"), ("../../g", b"words"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"9" * 5000 + b" size=1\n",
+        b"5 a=\n" * 200_000,
+        b"19 size=" + b"9" * 10 + b"\n",
+        b"30 size=-5\n",
+        b" " * 10**6,
+        b"1" * 10**6,
+    ],
+    ids=["length", "many", "size", "negative", "blanks", "digits"],
+)
+def test_damaged_extended_headers_end_or_are_ignored(tmp_path, content):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        header = tarfile.TarInfo("header")
+        header.type, header.size = tarfile.XHDTYPE, len(content)
+        tar.addfile(header, io.BytesIO(content))
+        for name in ("a.jpg", "a.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            tar.addfile(member, io.BytesIO(b"words"))
+    members, _ = read_members(tmp_path / "0.tar")
+    assert [member.name for member in members] in ([], ["a.jpg", "a.txt"])
+
+
+def test_far_too_long_members_are_record_errors(tmp_path, monkeypatch):
+    write(tmp_path / "0.tar", [*sample("a"), *sample("b"), ("c.jpg", b"c"), ("c.txt", b"c" * 99)])
+    monkeypatch.setattr(webdataset, "MOST_BYTES", 5)
+    monkeypatch.setattr(webdataset, "LONGEST_LINE", 50)
+    source = WebDatasetSource(tmp_path)
+    for index in range(3):
+        with pytest.raises(RecordError, match="expected at most 5 and 50"):
+            source[index]
+    os.mkfifo(tmp_path / "1.tar")
+    with pytest.raises(FileNotFoundError, match="expected a regular file"):
+        WebDatasetSource(tmp_path)

@@ -1,4 +1,7 @@
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -128,3 +131,57 @@ def test_missing_or_invalid_files_are_named(root):
         (root / "labels" / "val" / f"{name}.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no NAME\.txt for any image"):
         YoloLabelsSource(root, "val")
+
+
+LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 40)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (f"{LAUGHS}names: *a29\n", "an alias"),
+        (f"{MERGES}names: *a39\n", "an alias"),
+        ("names: &a [*a]\n", "an alias"),
+        ("names: " + "[" * 10**5, "recursion"),
+        ("names: [cat]\nn: 1" + ":1" * 2**18 + "\n", "more than 1000 characters"),
+        ("names: [cat]\n" + "#" * 2**20, "more than 1048576 bytes"),
+        ("names: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
+        ("? [a]\n: b\n", "unhashable"),
+        ("names: \x00", "not YAML"),
+        ("\xff", "utf-8"),
+    ],
+    ids=["laughs", "merges", "itself", "deep", "base_60", "long", "code", "key", "nul", "bytes"],
+)
+def test_yaml_of_much_work_is_refused_in_one_line(root, content, problem):
+    """In a process of its own, because the faults that this guards against do not end."""
+    (root / "data.yaml").write_bytes(content.encode("latin-1"))
+    code = (
+        "import sys; from regionclip_jax.data.sources.yolo_labels import YoloLabelsSource\n"
+        "try: YoloLabelsSource(sys.argv[1], 'val')\n"
+        "except ValueError as error: print(error)"
+    )
+    if content.startswith(("a0", "names: [cat]\nn")):
+        command = [sys.executable, "-c", code, str(root)]
+        message = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    else:
+        with pytest.raises(ValueError) as error:
+            YoloLabelsSource(root, "val")
+        message = f"{error.value}\n"
+    assert "data.yaml is not YAML: " in message and problem in message
+    assert message.count("\n") == 1
+
+
+def test_a_pipe_or_far_too_long_label_file_is_a_skipped_image(root):
+    os.remove(root / "labels" / "val" / "c.txt")
+    os.mkfifo(root / "labels" / "val" / "c.txt")
+    with open(root / "labels" / "val" / "b.txt", "wb") as file:
+        file.truncate(2**24 + 1)
+    os.mkfifo(root / "images" / "val" / "d.png")
+    source = YoloLabelsSource(root, "val", max_skipped_fraction=0.8)
+    assert len(source) == 1 and source.report["images_without_usable_labels"] == 2
+    assert source.report["images_unreadable"] == 1
