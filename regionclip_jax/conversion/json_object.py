@@ -78,7 +78,7 @@ class JsonObject:
         return value
 
     def number(self, key: str) -> float:
-        value = self.values.get(key)
+        value: Any = self.values.get(key)
         if not fits(float, value) or not 0 < value <= MAX_SIZE:
             self.refuse(key, f"a positive number up to {MAX_SIZE:,}")
         return value
