@@ -31,7 +31,7 @@ from regionclip_jax.files import replace_text
 from regionclip_jax.model import RegionCLIP, load
 from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.text.names import check_names
-from regionclip_jax.untrusted import read_json, reason, short
+from regionclip_jax.untrusted import read_model_json, reason, short
 
 FILE_NAME = "self_check.json"
 FORMAT = 1
@@ -162,7 +162,7 @@ def _read(path: Path) -> _Record:
         CheckpointMismatch: it is no self-check of this format.
     """
     try:
-        content = read_json(path)
+        content = read_model_json(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError("another format")
         for key, kind in _TYPES.items():

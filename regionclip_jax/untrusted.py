@@ -4,6 +4,7 @@ The bounds follow from the size of a file, so a small file never costs much. doc
 lists the readers and their bounds. A pipe, device or socket may never end, so readers refuse them.
 """
 
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 # The largest JSON file of a model is a self-check, whose image has some 100,000 bytes.
-MAX_JSON_BYTES = 2**24
+MAX_JSON_BYTES = 2**22
 MAX_JSON_DEPTH = 32
 _MAX_SHOWN = 120
 
@@ -106,23 +107,14 @@ def read_large_json(path: str | os.PathLike, remedy: str) -> Any:
         raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
 
 
-def read_small(path: str | Path) -> bytes:
-    """Return the bytes of a JSON file of a model.
-
-    Raises:
-        OSError, ValueError: as ``read_bytes`` with ``MAX_JSON_BYTES``.
-    """
-    return read_bytes(path, MAX_JSON_BYTES)
-
-
-def read_json(path: str | Path) -> Any:
+def read_model_json(path: str | Path) -> Any:
     """Return the content of a JSON file of a model.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: as ``read_small`` and ``parse_json``.
+        ValueError: it has more than ``MAX_JSON_BYTES``, or as ``parse_json``.
     """
-    return parse_json(read_small(path), path)
+    return parse_json(read_bytes(path, MAX_JSON_BYTES), path)
 
 
 def parse_json(content: bytes | str, where: str | Path = "") -> Any:

@@ -1,5 +1,7 @@
 """Self-check: a model repeats its stored results on a synthetic image, or the doctor fails."""
 
+import base64
+import io
 import json
 import runpy
 import shutil
@@ -7,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from json_changes import texts_with_another_value
 from regionclip_jax import self_check
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
@@ -118,3 +122,44 @@ def test_numbers_that_are_not_finite_do_not_pass():
     expected = np.zeros((1, 2))
     assert self_check.Comparison(expected, expected).passed
     assert not self_check.Comparison(np.array([[0.0, np.nan]]), expected).passed
+
+
+def bmp(side: int) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "BMP")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+RECORD = {
+    "format": 1, "picture": bmp(8), "boxes": [[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 8.0, 8.0]],
+    "names": ["cat"], "templates": "plain", "cosines": [[0.1], [0.2]], "scores": [[1.0], [1.0]],
+    "parameters_sha256": "00",
+}  # fmt: skip
+
+
+@pytest.mark.property
+def test_a_value_of_another_type_is_a_one_line_error(tmp_path):
+    """A record that is accepted is refused too, as the directory has no model."""
+    path, num_refused = tmp_path / self_check.FILE_NAME, 0
+    for text in texts_with_another_value(RECORD):
+        path.write_text(text)
+        with pytest.raises(CheckpointMismatch) as error:
+            self_check.compare(tmp_path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600
+        num_refused += str(path) in str(error.value)
+    assert num_refused > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"picture": base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode()}, "cannot identify"),
+        ({"picture": bmp(1025)}, "an image of 1025 x 1025 pixels"),
+        ({"names": ["cat", "dog"]}, r"numbers of another shape than \(2, 2\)"),
+        ({"boxes": [[0, 0, 4, 4], [4, 4, 0, 0]]}, "boxes: row 1"),
+    ],
+)
+def test_a_self_check_of_other_numbers_is_refused(tmp_path, change, message):
+    (tmp_path / self_check.FILE_NAME).write_text(json.dumps(RECORD | change))
+    with pytest.raises(CheckpointMismatch, match=rf"self_check\.json: .*{message}.*--write"):
+        self_check.compare(tmp_path)

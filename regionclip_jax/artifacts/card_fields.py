@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from regionclip_jax.settings import UserError
@@ -53,13 +54,13 @@ def fits(kind: Any, value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def read_fields(config_class: type[Config], values: Any, where: str) -> Config:
+def read_fields(config_class: Callable[..., Config], values: Any, where: str) -> Config:
     """Build a dataclass from JSON values; a field with a default may be missing.
 
     Raises:
         CheckpointMismatch: a field is missing, unknown, of another type, or implausibly large.
     """
-    fields = dataclasses.fields(config_class)
+    fields = dataclasses.fields(typing.cast(type, config_class))
     known = {field.name for field in fields}
     # Older files lack the fields with a default.
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
@@ -93,10 +94,11 @@ def require_plausible(config: Any, where: str, remedy: str) -> None:
         CheckpointMismatch: see above.
     """
     for field in dataclasses.fields(config):
-        value, key = getattr(config, field.name), f"{where}.{field.name}"
+        value: Any = getattr(config, field.name)
+        key = f"{where}.{field.name}"
         if dataclasses.is_dataclass(value):
             require_plausible(value, key, remedy)
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
         sizes = [number for number in numbers if type(number) is int]
         most = MAX_LAYERS if field.name in _DEPTHS else MAX_SIZE
         if sizes and (min(sizes) < 1 or sum(sizes) > most):

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from regionclip_jax.files import replace_text
+from regionclip_jax.untrusted import parse_json, reason, short
 
 FILE_NAME = "digests.json"
 _FORMAT = 1
@@ -63,9 +64,11 @@ def find_damage(
     """
     path = folder / FILE_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r}")
+            raise ValueError(f"format {short(content['format'])}")
+        if outside := [name for name in content["files"] if not _is_below(name)]:
+            raise ValueError(f"the name {short(outside[0])} of a file elsewhere")
         expected = {
             folder / name: {"bytes": int(entry["bytes"]), "sha256": list(entry["sha256"])}
             for name, entry in sorted(content["files"].items())
@@ -77,7 +80,9 @@ def find_damage(
         return None
     # A flipped bit may also take a character, a key or a type.
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        return [f"{path}: expected digests of format {_FORMAT}, found something else ({error!r})"]
+        return [
+            f"{path}: expected digests of format {_FORMAT}, found something else ({reason(error)})"
+        ]
     first, every = share
     expected = dict([*expected.items()][first::every])
     damage = {path: text for path, entry in expected.items() if (text := _cut(path, entry))}
@@ -86,6 +91,10 @@ def find_damage(
         if found["sha256"] != expected[path]["sha256"]:
             damage[path] = f"{path}: changed since it was written (another SHA-256)"
     return [damage[path] for path in expected if path in damage]
+
+
+def _is_below(name: str) -> bool:
+    return not os.path.isabs(name) and ".." not in name.split("/")
 
 
 def _cut(path: Path, expected: dict) -> str | None:

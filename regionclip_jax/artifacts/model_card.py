@@ -23,6 +23,7 @@ from typing import Any
 import regionclip_jax
 from regionclip_jax.artifacts.card_fields import AGAIN, CheckpointMismatch, read_fields
 from regionclip_jax.artifacts.score_settings import scores_from_json, scores_to_json
+from regionclip_jax.files import read_bytes
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.presets import preset_name
@@ -32,7 +33,7 @@ from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.settings import ScoreSettings
 from regionclip_jax.settings.data import ResizeMethod
 from regionclip_jax.structures import Preprocessing
-from regionclip_jax.untrusted import parse_json, read_small, short
+from regionclip_jax.untrusted import MAX_JSON_BYTES, parse_json, short
 
 FILE_NAME = "card.json"
 _MODEL_FORMAT = 2
@@ -198,7 +199,7 @@ def read_card(path: Path) -> bytes:
         CheckpointMismatch: the file is larger than any card.
     """
     try:
-        return read_small(path)
+        return read_bytes(path, MAX_JSON_BYTES)
     except ValueError as error:
         raise CheckpointMismatch(f"{error}; {AGAIN}") from error
 

@@ -34,7 +34,7 @@ from regionclip_jax.files import locked_folder, replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.barriers import barrier
-from regionclip_jax.untrusted import most_bytes, read_json, reason, short
+from regionclip_jax.untrusted import most_bytes, read_model_json, reason, short
 
 PARAMS_NAME = "params"
 _WRITERS = "scripts/convert_checkpoint.py, or the training job that exports it"
@@ -93,7 +93,7 @@ def load_variables(path: str | Path) -> dict:
             f"({_WRITERS})"
         )
     try:
-        read_json(path / "_METADATA")
+        read_model_json(path / "_METADATA")
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             saved = checkpointer.metadata(path).item_metadata.tree
             _require_bounded(path, flatten(saved))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from regionclip_jax.files import replace_text
-from regionclip_jax.untrusted import read_json, read_large_json, short
+from regionclip_jax.untrusted import read_large_json, read_model_json, short
 
 FORMAT = 1
 _BOX_DIGITS = 2  # of a pixel
@@ -58,7 +58,7 @@ def read_results(path: str | Path) -> dict:
     Raises:
         ValueError: the file does not fit the format; the message names the file and the key.
     """
-    content = read_json(path)
+    content = read_model_json(path)
     _validate_results(content, str(path))
     return content
 

@@ -91,7 +91,7 @@ def require_tokenizer(text: TextTowerConfig, path: Path, name: str | None) -> No
     if num_rows != num_ids:
         raise CheckpointMismatch(
             f"{path}: expected an embedding of the {num_ids} token ids of CLIP's tokenizer, found "
-            f"one of {num_rows}, of {'another tokenizer' if name is None else repr(name)}; only "
+            f"one of {num_rows}, of {'another tokenizer' if name is None else short(name)}; only "
             "models with CLIP's tokenizer can be converted"
         )
     if text.context_length < MIN_LENGTH:

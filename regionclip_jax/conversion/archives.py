@@ -11,6 +11,7 @@ import math
 import pickle
 import struct
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from regionclip_jax.artifacts.zip_archives import damaged, open_zip
 from regionclip_jax.conversion.numpy_pickle import NumpyArray, read_numpy_pickle
 from regionclip_jax.conversion.safetensors import read_safetensors
 from regionclip_jax.conversion.torch_pickle import DTYPES, Module, Storage, Tensor, unpickle
+from regionclip_jax.files import open_regular
 from regionclip_jax.untrusted import most_bytes, short
 
 # Name of the tensor of a file with one tensor and no names.
@@ -47,7 +49,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         ``BARE_TENSOR``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it is a pipe or device.
         CheckpointMismatch: the file is cut short, of another format, big-endian, or its pickle
             names an object that is not a tensor; the message names the file and the remedy.
     """
@@ -57,9 +59,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             f"{path}: expected a checkpoint file, found a directory; a model directory needs no "
             "conversion, and only --localizer copies from one"
         )
-    if path.exists() and not path.is_file():
-        raise CheckpointMismatch(f"{path}: expected a checkpoint file, found no regular file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(len(_LEGACY_START))
         file.seek(0)
         if start.startswith(_ZIP_START):
@@ -77,7 +77,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     )
 
 
-def _read_zip(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
+def _read_zip(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     """Read torch.save since 1.6 or torch.jit.save: ``ROOT/data.pkl`` and one entry per storage."""
     with open_zip(path, file) as archive:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
@@ -110,7 +110,7 @@ def _read_zip(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
         return _load_all(path, _named_tensors(path, content), read_storage)
 
 
-def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
+def _read_legacy(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     """Read torch.save before 1.6: magic, version, system, object, storage keys, storages."""
     size = path.stat().st_size
     unpickle(path, file, size)
@@ -147,7 +147,7 @@ def _read_legacy(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
     return _load_all(path, _named_tensors(path, content), read_storage)
 
 
-def _read_arrays(path: Path, file: io.BufferedIOBase) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     """Read a pickle of NumPy arrays (detectron2's ``.pkl``)."""
     arrays = _named_tensors(path, read_numpy_pickle(path, file, path.stat().st_size))
     if incomplete := [name for name, array in arrays.items() if array.num_bytes is None]:
@@ -176,8 +176,8 @@ def _wrong_endian(path: Path, order: str) -> CheckpointMismatch:
     )
 
 
-def _named_tensors(path: Path, content) -> dict[str, Tensor]:
-    """Tensors of an unpickled object, by the names of its ``state_dict``."""
+def _named_tensors(path: Path, content) -> dict[str, Any]:
+    """``Tensor`` or ``NumpyArray`` of an unpickled object, by the names of its ``state_dict``."""
     if isinstance(content, Tensor | NumpyArray):
         return {BARE_TENSOR: content}
     if isinstance(content, dict):
@@ -203,7 +203,7 @@ class _Names:
     """
 
     def __init__(self, path: Path):
-        self.tensors: dict[str, Tensor | NumpyArray] = {}
+        self.tensors: dict[str, Any] = {}
         self._path, self._characters = path, 0
 
     def collect(self, value, name: str = "", parents: tuple[int, ...] = ()) -> None:

@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.card_fields import CheckpointMismatch, require_plausible
 from regionclip_jax.conversion.json_object import REMEDY
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.structures import Preprocessing
+from regionclip_jax.untrusted import short
 
 # Fields that the tensors determine too.
 _SIZES = ("width", "layers", "patch_size", "vocab_size", "context_length")
@@ -49,7 +50,7 @@ class Configuration:
             image, text: whether the tower is of this checkpoint.
 
         Raises:
-            CheckpointMismatch: a stated size differs from the tensors.
+            CheckpointMismatch: a stated size differs from the tensors, or a number is implausible.
         """
         parts: dict[str, Any] = {}
         self._require("embedding width", self.embed_dim, config.embed_dim)
@@ -63,7 +64,9 @@ class Configuration:
                 f"image tower: cells of a side of {self.resolution} pixels", stated_cells, cells
             )
             parts["preprocessing"] = dataclasses.replace(self.preprocessing, resolution=size)
-        return dataclasses.replace(config, **parts)
+        config = dataclasses.replace(config, **parts)
+        require_plausible(config, str(self.path), REMEDY)
+        return config
 
     def _tower(self, name: str, stated: Tower, tower):
         fields = {field.name for field in dataclasses.fields(tower)}
@@ -79,6 +82,6 @@ class Configuration:
     def _require(self, what: str, found, expected) -> None:
         if found != expected:
             raise CheckpointMismatch(
-                f"{self.path}: {what}: expected {expected}, as in the tensors, found {found}; "
-                f"{REMEDY}"
+                f"{self.path}: {what}: expected {expected}, as in the tensors, found "
+                f"{short(found)}; {REMEDY}"
             )

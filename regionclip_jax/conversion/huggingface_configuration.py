@@ -110,6 +110,8 @@ def _read_preprocessing(folder: Path, resolution: int) -> Preprocessing:
         content = content.part("image_processor", needed=True)
     defaults = {"resample": 3, "rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True}
     content.values = defaults | content.values
+    for key in ("do_rescale", "do_normalize"):
+        content.choice(key, {True: None, False: None})
     if not content.values["do_rescale"] or abs(content.number("rescale_factor") * 255 - 1) > 1e-3:
         content.refuse("rescale_factor", "1/255, with do_rescale", "no other is supported")
     clip = Preprocessing(resolution)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from regionclip_jax.artifacts.card_fields import MAX_SIZE, CheckpointMismatch, fits
-from regionclip_jax.untrusted import read_json, short
+from regionclip_jax.untrusted import read_model_json, short
 
 REMEDY = "give the configuration file of this checkpoint, in a directory of their own"
 
@@ -38,7 +38,7 @@ class JsonObject:
             CheckpointMismatch: the file is unreadable, no JSON or no object.
         """
         try:
-            values = read_json(path)
+            values = read_model_json(path)
         except (OSError, ValueError) as error:
             raise CheckpointMismatch(f"{error}; copy the file again") from error
         return cls(path, values)
@@ -67,7 +67,7 @@ class JsonObject:
     def choice(self, key: str, table: Mapping[Any, Value]) -> Value:
         """Return the entry of ``table`` for the value of a key."""
         value = self.values.get(key)
-        if not isinstance(value, str | int) or value not in table:
+        if not isinstance(value, str | int | None) or value not in table:
             self.refuse(key, f"one of {list(table)}", "no other is supported")
         return table[value]
 
@@ -78,7 +78,7 @@ class JsonObject:
         return value
 
     def number(self, key: str) -> float:
-        value = self.values.get(key)
+        value: Any = self.values.get(key)
         if not fits(float, value) or not 0 < value <= MAX_SIZE:
             self.refuse(key, f"a positive number up to {MAX_SIZE:,}")
         return value

@@ -4,10 +4,10 @@ As for torch's files (``torch_pickle``), no code from the file is run. Objects t
 arguments replace NumPy's own reconstruction.
 """
 
-import io
 import math
 import pickle
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -119,7 +119,7 @@ class _ArrayUnpickler(RestrictedUnpickler):
         raise pickle.UnpicklingError(f"storage {short(pid)} outside of the pickle")
 
 
-def read_numpy_pickle(path: Path, file: io.BufferedIOBase, size: int):
+def read_numpy_pickle(path: Path, file: BinaryIO, size: int):
     """Return the object of a pickle of ``size`` bytes, with arrays as ``NumpyArray``.
 
     Raises:

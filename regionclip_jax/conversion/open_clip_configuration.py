@@ -50,7 +50,7 @@ def read(content: JsonObject) -> Configuration:
     text = model.part("text_cfg", _TEXT, needed=True)
     _require_supported(image, _IMAGE, _FIXED["image"])
     _require_supported(text, _TEXT, _FIXED["text"])
-    quick_gelu = bool(model.values.get("quick_gelu"))
+    quick_gelu = model.choice("quick_gelu", {True: True, False: False, None: False})
     image_fields = _fields(image, quick_gelu) | {"position_resize": "bicubic_antialiased"}
     channels = image.count("width")
     if isinstance(image.values["layers"], list):

@@ -5,11 +5,10 @@ copy or hash. A pickle can name one object many times, so these could take expon
 hash of a tuple that holds one tuple twice, that again one twice, and so on.
 """
 
-import io
 import pickle
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.zip_archives import damaged
@@ -58,7 +57,7 @@ class RestrictedUnpickler(pickle._Unpickler):
     # Functions, and classes with a method ``set_state`` that takes the place of __setstate__.
     allowed: dict[str, object] = {}
 
-    def __init__(self, path: Path, file: io.BufferedIOBase, size: int, *, encoding: str):
+    def __init__(self, path: Path, file: BinaryIO, size: int, *, encoding: str):
         super().__init__(_WithoutOverrun(file, size), encoding=encoding)
         self.path = path
         self._steps = 0
@@ -159,21 +158,21 @@ class RestrictedUnpickler(pickle._Unpickler):
             target.set_state(state)
 
 
-_OPCODES = pickle._Unpickler.dispatch | {
+_OPCODES = RestrictedUnpickler.dispatch | {
     pickle.SETITEM[0]: RestrictedUnpickler.load_setitem,
     pickle.SETITEMS[0]: RestrictedUnpickler.load_setitems,
     pickle.DICT[0]: RestrictedUnpickler.load_dict,
     pickle.APPEND[0]: RestrictedUnpickler.load_append,
     pickle.APPENDS[0]: RestrictedUnpickler.load_appends,
     # A set becomes a list: no item is hashed.
-    pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,
+    pickle.EMPTY_SET[0]: RestrictedUnpickler.load_empty_list,
     pickle.ADDITEMS[0]: RestrictedUnpickler.load_appends,
-    pickle.FROZENSET[0]: pickle._Unpickler.load_list,
+    pickle.FROZENSET[0]: RestrictedUnpickler.load_list,
     pickle.REDUCE[0]: RestrictedUnpickler.load_reduce,
     pickle.NEWOBJ[0]: RestrictedUnpickler.load_newobj,
     pickle.BUILD[0]: RestrictedUnpickler.load_build,
     # The standard one allocates any size that a file states.
-    pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,
+    pickle.BYTEARRAY8[0]: RestrictedUnpickler.load_binbytes8,
 }
 for _opcode in _REFUSED:
     del _OPCODES[_opcode[0]]
@@ -195,7 +194,7 @@ class _Counted:
 class _WithoutOverrun:
     """File whose reads state no more than its rest, which a read would allocate."""
 
-    def __init__(self, file: io.BufferedIOBase, size: int):
+    def __init__(self, file: BinaryIO, size: int):
         self._file, self._size = file, size
         self.readline = file.readline
 

@@ -6,10 +6,9 @@ can also name module classes, read as attributes only. Any other name is refused
 the file is run. ``restricted_pickle`` bounds work and memory.
 """
 
-import io
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -127,7 +126,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         )
     }  # fmt: skip
 
-    def __init__(self, path: Path, file: io.BufferedIOBase, size: int, *, torchscript: bool):
+    def __init__(self, path: Path, file: BinaryIO, size: int, *, torchscript: bool):
         # torch writes UTF-8; Python 2's legacy files hold ASCII names.
         super().__init__(path, file, size, encoding="utf-8")
         self._torchscript = torchscript
@@ -151,7 +150,7 @@ class _TensorUnpickler(RestrictedUnpickler):
         raise pickle.UnpicklingError(f"unknown form of storage {short(pid)}")
 
 
-def unpickle(path: Path, file: io.BufferedIOBase, size: int, *, torchscript: bool = False):
+def unpickle(path: Path, file: BinaryIO, size: int, *, torchscript: bool = False):
     """Read one pickle from ``file``.
 
     Args:

@@ -3,8 +3,17 @@ import json
 
 import pytest
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard, part_from_card
-from regionclip_jax.models.presets import PRESETS
+from json_changes import texts_with_another_value
+from regionclip_jax.artifacts.card_fields import require_plausible
+from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig
+from regionclip_jax.artifacts.model_card import (
+    CheckpointMismatch,
+    LocalizerCard,
+    ModelCard,
+    part_from_card,
+)
+from regionclip_jax.artifacts.model_checkpoint import load_card
+from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
 
@@ -111,3 +120,78 @@ def test_a_field_newer_than_the_card_has_its_default():
         CheckpointMismatch, match=r"fields \['width'\] and perhaps \['activation'\]"
     ):
         part_from_card(json.dumps(card), "model.json", Grown)
+
+
+def read_part(config_class: type):
+    return lambda text: part_from_card(text, "a/card.json", config_class)
+
+
+CARDS = {
+    "resnet": (ModelCard(PRESETS["RN50"], {"file": "a.pt", "sha256": "00"}), ModelCard.from_json),
+    "vit": (ModelCard(PRESETS["ViT-B/32"], {"run": "a"}), ModelCard.from_json),
+    "localizer": (LocalizerCard(LOCALIZER_PRESETS["rn50_fpn"], {}), LocalizerCard.from_json),
+    "heads": (HeadsCard(HeadsConfig(64, 8), {}), read_part(HeadsConfig)),
+}
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", CARDS)
+def test_a_value_of_another_type_is_accepted_or_a_one_line_error(name):
+    card, read = CARDS[name]
+    num_refused = 0
+    for text in texts_with_another_value(json.loads(card.to_json())):
+        try:
+            read(text)
+        except CheckpointMismatch as error:
+            num_refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 1200
+    assert num_refused > 100
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("text", "layers", 2000),
+        ("text", "layers", 0),
+        ("image", "layers", [3, 4, 6, 100]),
+        ("image", "width", 10**7),
+        ("preprocessing", "resolution", 2**40),
+        ("preprocessing", "std", [1.0, 0.0, 1.0]),
+        ("text", "eps", 0.0),
+        ("text", "heads", 7),
+    ],
+)
+def test_implausible_sizes_are_refused_before_a_model_is_built(part, field, value):
+    content = json.loads(ModelCard(PRESETS["RN50"], {}).to_json())
+    content["architecture"][part][field] = value
+    with pytest.raises(CheckpointMismatch, match=rf"architecture.*{part}.*{field}: exp|tower: exp"):
+        ModelCard.from_json(json.dumps(content))
+
+
+def test_the_deepest_and_widest_presets_are_plausible():
+    for config in (*PRESETS.values(), *LOCALIZER_PRESETS.values()):
+        require_plausible(config, "preset", "")
+
+
+@pytest.mark.parametrize(("blocks", "channels"), [([], None), ([1] * 5, None), ([1, 1], 8)])
+def test_a_localizer_of_other_stages_is_refused(blocks, channels):
+    content = json.loads(LocalizerCard(LOCALIZER_PRESETS["rn50_fpn"], {}).to_json())
+    content["architecture"] |= {"blocks": blocks, "pyramid_channels": channels}
+    with pytest.raises(CheckpointMismatch, match=r"card\.json: architecture\.blocks: expected"):
+        LocalizerCard.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff{}", b"[" * 100_000, b'{"format": 2, "format": 2}', b" " * (2**22 + 1)]
+)
+def test_a_card_of_other_text_than_plain_json_is_a_one_line_error(tmp_path, content):
+    (tmp_path / "card.json").write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match=r"card\.json.* expected .*again") as error:
+        load_card(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_byte_order_mark_of_a_card_is_skipped(tmp_path):
+    card = ModelCard(PRESETS["RN50"], {"run": "mine"})
+    (tmp_path / "card.json").write_text(card.to_json(), encoding="utf-8-sig")
+    assert load_card(tmp_path) == card

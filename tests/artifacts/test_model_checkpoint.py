@@ -5,9 +5,10 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from regionclip_jax.artifacts import model_checkpoint
+from regionclip_jax.artifacts import digests, model_checkpoint
 from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save_heads
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
@@ -192,3 +193,62 @@ def test_a_card_of_another_architecture_is_refused_on_loading(tmp_path):
     as_an_older_version(tmp_path)
     with pytest.raises(CheckpointMismatch, match=r"text/projection: expected shape \(16, 9\)"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"a": NaN}',
+        b'{"tree_metadata": 5}', b'{"tree_metadata": {"a": 5}}', b'{"tree_metadata": {"(": {}}}',
+    ],
+)  # fmt: skip
+def test_other_metadata_of_orbax_is_a_one_line_error(tmp_path, saved_vit, content):
+    shutil.copytree(saved_vit, tmp_path / "model")
+    # Made by the same person as the other files.
+    (tmp_path / "model" / digests.FILE_NAME).unlink()
+    (tmp_path / "model" / "params" / "_METADATA").write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match="params: expected an Orbax checkpoint") as error:
+        load_model(tmp_path / "model")
+    assert len(str(error.value)) < 600
+
+
+@pytest.fixture(scope="module")
+def saved_vit(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    save_model(directory, random_variables(VIT), ModelCard(VIT, {}))
+    return directory
+
+
+def test_arrays_that_state_more_than_their_files_are_not_read(tmp_path, monkeypatch):
+    """Compressed, 32 MiB of zeros take less than a thousandth."""
+    path = tmp_path / "params"
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {"a": np.zeros(2**23, np.float32)})
+    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(CheckpointMismatch, match=r"at most 1[0-9,]+ bytes in files of .* 33,554,4"):
+        model_checkpoint.load_variables(path)
+
+
+def test_sizes_that_do_not_fit_each_other_name_the_card(tmp_path, saved_vit):
+    shutil.copytree(saved_vit, tmp_path / "model")
+    (tmp_path / "model" / digests.FILE_NAME).unlink()
+    narrow = dataclasses.replace(RESNET, image=ResNetConfig((1, 1, 1, 1), width=1, heads=1))
+    (tmp_path / "model" / "card.json").write_text(ModelCard(narrow, {}).to_json())
+    with pytest.raises(CheckpointMismatch, match=r"card\.json: no model has the architecture"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[" * 100_000, "[]", "{}", '{"format": 1}', '{"format": 1, "files": 5}',
+        '{"format": 1, "files": {"a": 5}}', '{"format": 1, "files": {"a": {"bytes": NaN}}}',
+        '{"format": 1, "files": {"../a": {"bytes": 1, "sha256": "00"}}}',
+    ],
+)  # fmt: skip
+def test_other_digests_are_a_one_line_error(tmp_path, content):
+    (tmp_path / "card.json").write_text(ModelCard(VIT, {}).to_json())
+    (tmp_path / digests.FILE_NAME).write_text(content)
+    with pytest.raises(CheckpointMismatch, match="expected digests of format 1") as error:
+        load_card(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600

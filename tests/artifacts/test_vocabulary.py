@@ -1,5 +1,7 @@
 import dataclasses
 import pickle
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -148,3 +150,71 @@ def test_only_the_width_of_an_imported_vocabulary_is_compared():
     require_matching(make_vocabulary(imported), encoder)
     with pytest.raises(CheckpointMismatch, match="63-dimensional.*unknown text tower"):
         require_matching(make_vocabulary(imported, dim=63), encoder)
+
+
+GOOD = {
+    "names": np.array(["cat", "dog"]),
+    "embeddings": np.eye(2, dtype=np.float32),
+    "templates": np.array(["a {}"]),
+    "encoder": np.array('{"architecture": null, "parameters_sha256": null}'),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("names", np.array([1, 2]), "names: expected 1 dimensions of type U"),
+        ("names", np.array([["cat"], ["dog"]]), "names: expected 1 dimensions"),
+        ("names", np.array(["cat", "cat"]), "name 1 is 'cat'"),
+        ("embeddings", np.array([["1"], ["2"]]), "embeddings: expected 2 dimensions of type f"),
+        ("embeddings", np.eye(3), "expected one embedding a name"),
+        ("templates", np.array([1.5]), "templates: expected 1 dimensions of type U"),
+        ("encoder", np.array("{"), "encoder: expected JSON"),
+        ("encoder", np.array("[" * 100_000), "encoder: expected JSON"),
+        ("encoder", np.array("[]"), "encoder: expected architecture"),
+        ("encoder", np.array('{"architecture": 5}'), "encoder: expected architecture"),
+        ("encoder", np.array('{"parameters_sha256": 5}'), "encoder: expected architecture"),
+        ("encoder", np.array(3), "encoder: expected 0 dimensions of type U"),
+    ],
+)
+def test_an_array_of_another_type_is_a_one_line_error(tmp_path, name, array, message):
+    path = tmp_path / "vocabulary.npz"
+    np.savez(path, **GOOD)
+    assert Vocabulary.load(path).names == ("cat", "dog")
+    np.savez(path, **GOOD | {name: array})
+    with pytest.raises(CheckpointMismatch, match=rf"vocabulary\.npz: .*{message}") as error:
+        Vocabulary.load(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_bare_array_in_place_of_an_archive_is_refused(tmp_path):
+    path = tmp_path / "vocabulary.npz"
+    with path.open("wb") as file:
+        np.save(file, GOOD["embeddings"])
+    with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz: the zip archive does not open"):
+        Vocabulary.load(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [("(1000000000000, 2)", "8,000,000,000,128 bytes are stated"), ("(((((", "")],
+)
+def test_the_size_of_an_array_is_compared_with_its_entry(tmp_path, shape, message):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117)
+    entry = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n" + bytes(16)
+    path = tmp_path / "vocabulary.npz"
+    np.savez(path, **{name: array for name, array in GOOD.items() if name != "embeddings"})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("embeddings.npy", entry)
+    with pytest.raises(CheckpointMismatch, match=rf"'embeddings' does not open.*{message}"):
+        Vocabulary.load(path)
+
+
+def test_a_vocabulary_that_inflates_is_refused_before(tmp_path):
+    path = tmp_path / "vocabulary.npz"
+    np.savez_compressed(path, **GOOD | {"embeddings": np.zeros((2, 2**22), np.float32)})
+    assert path.stat().st_size < 10**5
+    with pytest.raises(CheckpointMismatch, match="unpacks to at most"):
+        Vocabulary.load(path)
+    np.savez_compressed(path, **GOOD)
+    assert Vocabulary.load(path).names == ("cat", "dog")

@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from json_changes import texts_with_another_value
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.architecture import require_tokenizer
 from regionclip_jax.conversion.configuration_files import complete_config
@@ -257,6 +259,60 @@ def test_wrong_numbers_of_open_clip_are_refused(complete, key, value, message):
 def test_an_unreadable_configuration_is_a_one_line_error(complete, name, text):
     with pytest.raises(CheckpointMismatch, match=rf"{name}: expected .*copy the file") as error:
         complete({name: text}, checkpoint="model.pt")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("open_clip_config.json", "open_clip"),
+        ("config.json", "huggingface"),
+        ("preprocessor_config.json", "huggingface"),
+        ("tokenizer_config.json", "huggingface"),
+    ],
+)
+def test_a_value_of_another_type_is_accepted_or_a_one_line_error(complete, name, names):
+    files = {
+        "open_clip_config.json": OPEN_CLIP,
+        "config.json": HUGGINGFACE,
+        "preprocessor_config.json": PREPROCESSOR,
+        "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"},
+    }
+    complete(files, names)
+    num_refused = 0
+    for text in texts_with_another_value(files[name]):
+        try:
+            config, tokenizer, _ = complete({name: text}, names)
+            require_tokenizer(config.text, Path(name), tokenizer)
+        except CheckpointMismatch as error:
+            num_refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 1000
+    assert num_refused > 10
+
+
+def test_a_byte_order_mark_is_skipped(complete):
+    text = "\ufeff" + json.dumps(OPEN_CLIP)
+    config, _, _ = complete({"open_clip_config.json": text})
+    assert config == expected("bicubic_antialiased")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe{}", "'utf-8' codec"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, "deeper than 32 levels"),
+        (b'{"a": Infinity}', "Infinity is no number"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": 1, "a": 2}', "the key 'a' occurs more than once"),
+        (b" " * (2**22 + 1), "at most"),
+    ],
+)
+def test_other_text_than_plain_json_is_a_one_line_error(complete, tmp_path, content, message):
+    (tmp_path / "open_clip_config.json").write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match=rf"config\.json.* expected .*{message}") as error:
+        complete({})
     assert "\n" not in str(error.value)
 
 

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from json_changes import texts_with_another_value
 from regionclip_jax.artifacts import results
 
 DETECTION = {
@@ -88,3 +89,17 @@ def test_a_missing_key_is_named(tmp_path):
         )
     with pytest.raises((ValueError, TypeError), match="expected a list of detections|Sequence"):
         results.write_detections(tmp_path / "d.json", {"annotations": []})
+
+
+@pytest.mark.property
+def test_a_value_of_another_type_is_accepted_or_a_one_line_error(tmp_path):
+    path, num_refused = tmp_path / "results.json", 0
+    results.write_results(path, {"student": {"AP50": 1.5, "AP": None}}, details={"images": 3})
+    for text in texts_with_another_value(json.loads(path.read_text())):
+        path.write_text(text)
+        try:
+            results.read_results(path)
+        except ValueError as error:
+            num_refused += 1
+            assert "\n" not in str(error) and "results.json: " in str(error)
+    assert num_refused > 50

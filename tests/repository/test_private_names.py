@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import regionclip_jax
-from regionclip_jax.conversion.torch_pickle import RestrictedUnpickler
+from regionclip_jax.conversion.restricted_pickle import RestrictedUnpickler
 
 PACKAGE = Path(regionclip_jax.__file__).parent
 # Private names by file. The C unpickler would allocate any size given in a damaged file.
-ALLOWED = {"conversion/torch_pickle.py": {"pickle._Unpickler"}}
+ALLOWED = {"conversion/restricted_pickle.py": {"pickle._Unpickler"}}
 
 
 def private_names(tree: ast.AST) -> set[str]:
@@ -69,7 +69,8 @@ def test_this_python_has_the_pure_python_unpickler():
 def test_sizes_given_in_a_pickle_are_not_allocated(tmp_path, program):
     """Load pickles that state 4 GB of bytes, a terabyte, and a memo index of four billion."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unpickler = RestrictedUnpickler(tmp_path, io.BytesIO(b"\x80\x04" + program), encoding="utf-8")
+    program = b"\x80\x04" + program
+    unpickler = RestrictedUnpickler(tmp_path, io.BytesIO(program), len(program), encoding="utf-8")
     with pytest.raises((pickle.UnpicklingError, EOFError)):
         unpickler.load()
     unit = 1 if sys.platform == "darwin" else 1024
