@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from regionclip_jax.files import replace_text
-from regionclip_jax.untrusted import read_large_json, read_model_json, short
+from regionclip_jax.untrusted import read_large_json, short
 
 FORMAT = 1
 _BOX_DIGITS = 2  # of a pixel
@@ -58,7 +58,7 @@ def read_results(path: str | Path) -> dict:
     Raises:
         ValueError: the file does not fit the format; the message names the file and the key.
     """
-    content = read_model_json(path)
+    content = read_large_json(path, "write the file again")
     _validate_results(content, str(path))
     return content
 
@@ -97,7 +97,6 @@ def read_detections(path: str | Path) -> list[dict]:
     Raises:
         ValueError: a record does not fit the format; the message names file, record and key.
     """
-    # As large as the images are many, so without the bound of other files.
     content = read_large_json(path, "write the file again")
     _validate_detections(content, str(path))
     return content

@@ -71,7 +71,8 @@ class Range:
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, numbers.Real):  # also NumPy's
             return False
-        return self.low <= value <= self.high and not (self.above and value == self.low)
+        number = float(value)
+        return self.low <= number <= self.high and not (self.above and number == self.low)
 
     def __str__(self) -> str:
         if self.high == _LARGEST:
