@@ -149,7 +149,8 @@ def average_precision(judged: Judged, case: Case) -> Float[np.ndarray, " C"]:
     present = np.bincount(judged.object_categories, minlength=size) > 0
     num_objects = np.bincount(judged.object_categories[case.kept_objects], minlength=size)
     categories, right = case.categories[case.kept], case.right[case.kept]
-    order = np.argsort(categories, kind="stable")
+    # Short integers are sorted in linear time.
+    order = np.argsort(categories.astype(np.min_scalar_type(size)), kind="stable")
     starts = np.searchsorted(categories[order], np.arange(size + 1))
     right = right[order]
     result = np.full(size, np.nan)
@@ -163,11 +164,12 @@ def _area(right: Bool[np.ndarray, " N"], num_objects: int) -> float:
     """Return COCO's AP in percent: the mean precision at 101 recalls."""
     if not num_objects:
         return 0.0 if len(right) else 100.0
-    places = np.flatnonzero(right)
+    places = right.nonzero()[0]
     number = np.arange(1, len(places) + 1)
-    precision = np.maximum.accumulate((number / (places + 1))[::-1])[::-1]
-    reached = np.searchsorted(number / num_objects, _RECALLS, side="left")
-    return 100.0 * float(np.append(precision, 0.0)[reached].mean())
+    precision = np.zeros(len(places) + 1)  # 0 at recalls that are not reached
+    precision[:-1] = np.maximum.accumulate((number / (places + 1))[::-1])[::-1]
+    reached = np.searchsorted(number / num_objects, _RECALLS)
+    return 100.0 * float(precision[reached].sum()) / len(_RECALLS)
 
 
 def _kinds_of_objects(judged: Judged) -> Int[np.ndarray, " G"]:
