@@ -41,8 +41,7 @@ class Unreachable(UserError):
 _AGAIN = "then start the same command again"
 _MISSING = (
     ExitStatus.MISSING,
-    "it was moved or removed, or its disk is not mounted; bring it back or name another one, "
-    + _AGAIN,
+    f"check the path and the mounts, or bring it back, {_AGAIN}",
 )
 _PERMISSION = (
     ExitStatus.NOT_PERMITTED,

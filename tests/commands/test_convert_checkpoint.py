@@ -11,6 +11,7 @@ from checkpoints import with_vocabulary, write_safetensors
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion.archives import read_tensors
+from regionclip_jax.failures import ExitStatus
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -67,7 +68,8 @@ def test_a_file_that_is_no_archive_is_a_one_line_error_with_name_and_remedy(
     source = tmp_path / "RN50.pt"
     if content is not None:
         source.write_bytes(content)
-    assert main(["--source", str(source), "--output", str(tmp_path / "model")]) == 1
+    status = main(["--source", str(source), "--output", str(tmp_path / "model")])
+    assert status == (ExitStatus.MISSING if content is None else ExitStatus.ERROR)
     printed = capsys.readouterr().err
     assert "RN50.pt" in printed and message in printed and printed.count("\n") == 1
     assert not (tmp_path / "model").exists()

@@ -1,5 +1,6 @@
 """A command over images that is stopped, meets a full disk, or gets images of one name."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ import pytest
 from PIL import Image
 
 from regionclip_jax.commands.embed_regions import read_boxes
+from regionclip_jax.commands.image_run import ImageRun
 from regionclip_jax.data.sources.image_files import list_images, relative_names
+from regionclip_jax.failures import ExitStatus
 from regionclip_jax.files import locked_folder
 
 ROOT = Path(__file__).parents[2]
@@ -144,13 +147,25 @@ def test_a_full_disk_and_broken_images_are_said_in_the_last_line(photos, tmp_pat
     full = tmp_path / "full"
     full.mkdir()
     (full / f"f.png.png.partial-{os.getpid()}").symlink_to("/dev/full")
-    assert module["run"](full, str(photos)) == 1
+    assert module["run"](full, str(photos)) == ExitStatus.NO_SPACE
     content = detections(full)
     assert not content["complete"] and content["names"] == ["a.png", "c.png", "d.png", "e.png"]
     said = capsys.readouterr()
-    assert "No space left on device" in said.err
+    assert said.err.splitlines()[-1].startswith(f"error: {full}/f.png.png: No space left on device")
     line = said.out.splitlines()[-1]
     assert line.startswith("stopped by an error: 4 images, 1 skipped, 2 missing (")
+
+
+def test_a_last_write_that_fails_is_one_line_with_its_status(photos, capsys):
+    def save():
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", "out/detections.json")
+
+    run = ImageRun([photos / "a.png"], save)
+    assert run.run(lambda number, image: "1 detection", lambda: "in out") == ExitStatus.NO_SPACE
+    said = capsys.readouterr()
+    assert said.err.startswith("error: out/detections.json: Disk quota exceeded; ")
+    assert said.err.count("\n") == 1
+    assert said.out.splitlines()[-1] == "stopped by an error: 1 images, 0 skipped, in out"
 
 
 def test_results_are_named_by_the_path_below_the_common_folder(tmp_path, monkeypatch):
