@@ -1,7 +1,8 @@
 """Let each reader of the package read each hostile file, with limits of time and memory.
 
 A reader must end with records, or with an error that commands print without a traceback and that
-names the file. Everything else counts: no end, too much memory, another exception, a payload that ran.
+names the file. Anything else breaks the promise: no end, too much memory, another exception, a
+payload that ran.
 """
 
 import io
@@ -45,7 +46,7 @@ from regionclip_jax.text.names import read_names
 
 # A reader that works needs a fraction of these; a hostile file makes it need more than any limit.
 # Seconds of a loaded machine; one that computes all the time ends after _CPU_SECONDS.
-LIMITS = Limits(seconds=60.0, memory=6 * 2**30)
+LIMITS = Limits(seconds=120.0, memory=6 * 2**30)
 _CPU_SECONDS = 10
 _MOST_RESIDENT = 2**30
 
@@ -71,6 +72,14 @@ def _convert_vocabulary(path: Path) -> object:
     names = path.parent / "names.txt"
     names.write_text("cat\ndog\n")
     return convert_vocabulary(path, names, path.parent / "model")
+
+
+_CONVERTERS: dict[str, Callable[[Path], object]] = {
+    "model .pt": _convert(convert_checkpoint),
+    "localizer .pkl": _convert(convert_localizer),
+    "trunk .pkl": _convert(convert_trunk),
+    "embeddings .pth": _convert_vocabulary,
+}
 
 
 def _read_source(boxes: bool, kind: str, split: str = "", name: str = "") -> Callable[[Path], None]:
@@ -108,15 +117,8 @@ _IMAGE = (*_FUNCTION, RecordError)
 
 READERS: dict[str, Reader] = {
     **{
-        f"{what} {ending}": Reader(_convert(convert), f"file{ending}", attacks)
-        for what, convert, endings in (
-            ("model", convert_checkpoint, (".pt",)),
-            ("localizer", convert_localizer, (".pkl",)),
-            ("trunk", convert_trunk, (".pkl",)),
-            ("embeddings", _convert_vocabulary, (".pth",)),
-        )
-        for ending in endings
-        for attacks in (hostile_checkpoints.CHECKPOINTS,)
+        name: Reader(convert, f"file{name.split()[1]}", hostile_checkpoints.CHECKPOINTS)
+        for name, convert in _CONVERTERS.items()
     },
     "model .safetensors": Reader(
         _convert(convert_checkpoint), "file.safetensors", hostile_checkpoints.SAFETENSORS

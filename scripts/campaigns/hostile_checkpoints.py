@@ -175,8 +175,8 @@ CHECKPOINTS: dict[str, Maker] = {
             [("a/data.pkl", _PLAIN), ("a/data/0", b"\0" * 4), ("a/data/0", b"x" * 4)]
         )
     ),
-    "archive: 200,000 entries": _bytes(
-        lambda: _archive([("archive/data.pkl", _PLAIN)] + [(f"a/{n}", b"") for n in range(200_000)])
+    "archive: 20,000 entries": _bytes(
+        lambda: _archive([("archive/data.pkl", _PLAIN)] + [(f"a/{n}", b"") for n in range(20_000)])
     ),
     "archive: encrypted": _bytes(lambda: _encrypted(_torch_archive(_PLAIN))),
     "archive: cut": _bytes(lambda: _torch_archive(_PLAIN)[:-30]),
@@ -292,8 +292,8 @@ VOCABULARIES: dict[str, Maker] = {
     "shape of 10^12": _vocabulary_with("embeddings", _npy("(1000000, 1000000)")),
     "negative shape": _vocabulary_with("embeddings", _npy("(-1, 4)")),
     "header 5,000 deep": _vocabulary_with("embeddings", _npy("(" * 5000 + ")" * 5000)),
-    "embeddings of 1 GB in 1 MB": _vocabulary_with(
-        "embeddings", _npy("(2, 134217728)"), zipfile.ZIP_DEFLATED, 1024
+    "embeddings of 128 MB in 128 kB": _vocabulary_with(
+        "embeddings", _npy("(2, 16777216)"), zipfile.ZIP_DEFLATED, 128
     ),
     "two arrays of a name": lambda path: _npz()(path) or _append(path, "names.npy"),
     "encrypted": lambda path: (
