@@ -11,6 +11,7 @@
 Without a name all campaigns run in full. The seed and the number of a trial decide all of it: after
 "BROKEN kills pretrain 17", `kills --only "pretrain 17"` repeats that trial. A start with the same
 --workdir goes on with the trials that are missing. The exit status is 1 if any promise is broken.
+Needs Linux.
 """
 
 import argparse
@@ -158,10 +159,10 @@ def with_trainings(
     needed = {trial.part for name in ("kills", "signals") for trial in missing.get(name, ())} or {
         "pretrain"
     }
-    # The detector's training reads the localizer of the run before.
-    names = [name for name in trainings.NAMES if name in needed or "detector" in needed]
+    if "detector" in needed:
+        needed.add("localizer")  # which the detector's training reads
     references = {}
-    for name in names:
+    for name in (name for name in trainings.NAMES if name in needed):
         references[name] = kills.measure(runs, name)
         print(f"{name}: uninterrupted run of {references[name].end:.1f} s", flush=True)
     return {

@@ -23,12 +23,11 @@ HANG = "hang"
 DIED = "died"
 
 
-def fork(function: Callable[[], object], log: Path, folder: Path | None = None) -> int:
+def fork(function: Callable[[], object], log: Path) -> int:
     """Return the id of a child that runs a function and ends as a Python process does.
 
     Args:
         log: file of the child's output.
-        folder: working directory of the child.
     """
     sys.stdout.flush()
     with warnings.catch_warnings():
@@ -48,8 +47,6 @@ def fork(function: Callable[[], object], log: Path, folder: Path | None = None) 
         os.close(descriptor)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if folder is not None:
-            os.chdir(folder)
         function()
         status = 0
     except SystemExit as error:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import app, flags
 
 from campaigns import children
+from campaigns.recipes import NUM_STEPS, PRESET, RECIPES, SCENES, SIDE
 from regionclip_jax import main as main_command
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import (
@@ -21,39 +21,28 @@ from regionclip_jax.artifacts.model_checkpoint import (
     unflatten,
 )
 from regionclip_jax.data.prepare.writers import write_array_record
-from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
+from regionclip_jax.data.scenes.dataset import draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
-from regionclip_jax.recipes import defaults
-from regionclip_jax.settings import (
-    PretrainSettings,
-    TrainDetectorSettings,
-    TrainLocalizerSettings,
-)
 from regionclip_jax.structures import Preprocessing
 
-NAMES = ("pretrain", "localizer", "detector")
-NUM_STEPS = 8
-CHECKPOINT_EVERY = 2
+NAMES = tuple(RECIPES)
 # Steps of the run whose checkpoints are damaged before it goes on to NUM_STEPS.
 HALF = 4
 # Far beyond the seconds of a whole run on a loaded machine.
 MOST_SECONDS = 300.0
-
-_PRESET = "campaign"
-_SIDE, _BATCH = 64, 4
 
 
 def register_presets() -> None:
     """Add the smallest networks to the presets of this process and its children."""
     text = TextConfig(vocab_size=49408, context_length=77, width=16, heads=2, layers=1)
     trunk = ResNetConfig((1, 1, 1, 1), 8, 4)
-    PRESETS[_PRESET] = CLIPConfig(trunk, text, Preprocessing(_SIDE), embed_dim=20)
-    LOCALIZER_PRESETS[_PRESET] = LocalizerConfig(
+    PRESETS[PRESET] = CLIPConfig(trunk, text, Preprocessing(SIDE), embed_dim=20)
+    LOCALIZER_PRESETS[PRESET] = LocalizerConfig(
         trunk="clip", blocks=(1, 1, 1, 1), stem_width=8, pyramid_channels=8
     )
 
@@ -79,11 +68,8 @@ class Trainings:
         self.start = folder / "start"
         register_presets()
         folder.mkdir(parents=True, exist_ok=True)
-        scenes = SceneImages(
-            0, 0, _SIDE, (1, 3), (0.3, 0.5), overlap=0.2, typicality=0.8, clutter=1
-        )
         for name, with_boxes in (("pairs", False), ("boxes", True)):
-            records = (draw_record(scenes, index, with_boxes) for index in range(24))
+            records = (draw_record(SCENES, index, with_boxes) for index in range(24))
             names = {"category_names": list(SHAPES)} if with_boxes else {}
             write_array_record(records, folder / name, 64, names)
         (folder / "concepts.txt").write_text("\n".join(SHAPES))
@@ -94,8 +80,8 @@ class Trainings:
         for name in NAMES:
             # Recipes are files; the presets of this process are known to its children alone.
             (folder / f"{name}.py").write_text(
-                "from campaigns.trainings import Trainings\n\n\n"
-                f"def get_config():\n    return Trainings.config({name!r}, {str(folder)!r})\n"
+                "from campaigns.recipes import RECIPES\n\n\n"
+                f"def get_config():\n    return RECIPES[{name!r}]({str(folder)!r})\n"
             )
 
     def command(self, name: str, workdir: Path, *assignments: str) -> Callable[[], None]:
@@ -117,13 +103,6 @@ class Trainings:
             app.run(main_command.main, argv=arguments, flags_parser=main_command.parse_flags)
 
         return run
-
-    @staticmethod
-    def config(name: str, folder: str) -> ml_collections.ConfigDict:
-        """Return the recipe of a training."""
-        return {"pretrain": _pretrain, "localizer": _localizer, "detector": _detector}[name](
-            Path(folder)
-        )
 
     def digests(self, workdir: Path) -> dict[str, str]:
         """Return the digests of all arrays of a finished run, read in a child."""
@@ -148,9 +127,9 @@ def _write_start(directory: Path) -> None:
         fan_in = float(np.prod(shape[:-1])) if name == "kernel" else 1.0
         return (rng.standard_normal(shape) / fan_in**0.5).astype(np.float32)
 
-    shapes = flatten(abstract_variables(PRESETS[_PRESET]))
+    shapes = flatten(abstract_variables(PRESETS[PRESET]))
     variables = unflatten({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
-    save_model(directory, variables, ModelCard(PRESETS[_PRESET], {"run": "campaign"}))
+    save_model(directory, variables, ModelCard(PRESETS[PRESET], {"run": "campaign"}))
 
 
 def _write_digests(workdir: Path, answers: Path) -> None:
@@ -168,89 +147,3 @@ def _write_digests(workdir: Path, answers: Path) -> None:
             name = f"{whole.relative_to(workdir)}{jax.tree_util.keystr(path)}"
             lines.append(f"{name} {digest.hexdigest()}")
     answers.write_text("\n".join(lines))
-
-
-def _update_common(config, folder: Path) -> None:
-    config.matmul_precision = "highest"
-    config.optimizer.update(
-        learning_rate=1e-3, boundaries=(100,), warmup_factor=1.0, warmup_steps=0, weight_decay=0.0
-    )
-    config.run.update(
-        num_steps=NUM_STEPS,
-        batch_size=_BATCH,
-        log_every=1,
-        checkpoint_every=CHECKPOINT_EVERY,
-        checkpoints_to_keep=3,
-    )
-    config.data.update(
-        source="array_record",
-        path=str(folder / ("pairs" if "context_length" in config.data else "boxes")),
-        short_sides=None,
-        max_long_side=None,
-        canvas_sizes=((_SIDE, _SIDE),),
-        group_by_canvas=False,
-        num_threads=1,
-    )
-
-
-def _pretrain(folder: Path) -> ml_collections.ConfigDict:
-    config = defaults(PretrainSettings)
-    _update_common(config, folder)
-    config.data.context_length = 24
-    for model in (config.student, config.teacher):
-        model.update(preset=_PRESET, init_from=str(folder / "start"), dtype="float32")
-    config.concepts.update(names_file=str(folder / "concepts.txt"), templates="plain")
-    config.regions.update(
-        num_regions=3,
-        temperature=0.1,
-        teacher_temperature=0.1,
-        images_per_group=4,
-        regions_per_softmax=2,
-        regions_per_chunk=None,
-    )
-    config.regions.proposals.update(num_proposals=6, pre_nms_topk=50, nms_threshold=0.7)
-    return config
-
-
-def _evaluated(config, folder: Path) -> None:
-    config.evaluation.update(
-        source="array_record",
-        path=str(folder / "boxes"),
-        class_split="scenes",
-        short_side=None,
-        max_long_side=None,
-        canvas_sizes=((_SIDE, _SIDE),),
-        batch_size=8,
-        max_boxes=3,
-        num_threads=1,
-    )
-    config.evaluation.proposals.update(num_proposals=20, pre_nms_topk=100)
-    config.data.update(classes="scenes_base", max_boxes=3, repeat_threshold=0.3)
-
-
-def _localizer(folder: Path) -> ml_collections.ConfigDict:
-    config = defaults(TrainLocalizerSettings)
-    _update_common(config, folder)
-    _evaluated(config, folder)
-    config.localizer.update(preset=_PRESET, init_from=str(folder / "start"), dtype="float32")
-    config.optimizer.frozen_patterns = ("norm",)
-    config.anchors.anchors_per_image = 16
-    return config
-
-
-def _detector(folder: Path) -> ml_collections.ConfigDict:
-    config = defaults(TrainDetectorSettings)
-    _update_common(config, folder)
-    _evaluated(config, folder)
-    config.model.update(preset=_PRESET, init_from=str(folder / "start"), dtype="float32")
-    config.detector.update(
-        localizer=str(folder / "whole-localizer" / "model"),
-        samples_per_image=8,
-        temperature=0.1,
-        templates="plain",
-        regions_per_chunk=4,
-    )
-    config.detector.proposals.update(num_proposals=20, pre_nms_topk=50, nms_threshold=0.7)
-    config.optimizer.frozen_patterns = ("norm", "^text/", "^logit_scale")
-    config.evaluation.update(regions="localizer", templates="plain")
-    return config
