@@ -12,7 +12,6 @@ quality, so it works for random weights too.
 """
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +19,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_card
 from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
+from regionclip_jax.data.sources.image_opening import opened_image
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import RegionCLIP, load
 from regionclip_jax.sharding.barriers import barrier
@@ -148,7 +147,7 @@ def _load(directory: str | Path) -> RegionCLIP:
 
 def _numbers(model: RegionCLIP, encoded: bytes, boxes, names) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and scores of boxes and names."""
-    with Image.open(io.BytesIO(encoded)) as image, jax.default_matmul_precision("highest"):
+    with opened_image(encoded) as image, jax.default_matmul_precision("highest"):
         regions = model.encode_regions(image, boxes)
         vocabulary = model.vocabulary(names, templates=_TEMPLATES)
         scores = model.classify(regions, vocabulary)
