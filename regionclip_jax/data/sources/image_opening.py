@@ -62,11 +62,11 @@ def opened_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
         try:
             with warnings.catch_warnings():
                 # Of many pixels, and of each damaged tag.
-                warnings.simplefilter("ignore", UserWarning)
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                warnings.filterwarnings("ignore", module=r"PIL\.")
                 image = Image.open(reader, formats=FORMATS)
         except UnidentifiedImageError:
-            raise ValueError(f"none of the formats {', '.join(FORMATS)}: convert it") from None
+            what = f"none of the formats {', '.join(FORMATS)}, or damaged"
+            raise ValueError(f"{what}: convert or replace it") from None
         with image:
             _require_plausible(image, file)
             reader.header = None

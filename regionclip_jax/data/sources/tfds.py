@@ -222,8 +222,7 @@ class _Examples:
         """Choose the features that are decoded.
 
         Args:
-            wanted: names of features, each with those of a sequence's own features that are wanted
-                if it has any.
+            wanted: names of features, each with the wanted ones of its own features, if it has any.
 
         Raises:
             ValueError: one of them is neither text nor numbers.
@@ -236,14 +235,16 @@ class _Examples:
             inner = _parts(feature)
             if inner:
                 inner = {part: inner[part] for part in parts if part in inner}
-                feature = kinds.Sequence(inner)
+                is_list = hasattr(feature, "feature")
+                feature = kinds.Sequence(inner) if is_list else kinds.FeaturesDict(inner)
             for leaf in inner.values() or filter(None, [feature]):
                 usual = (kinds.Text, kinds.Tensor, kinds.Scalar, kinds.ClassLabel)
                 leaf = getattr(leaf, "feature", leaf)  # of a sequence of texts
                 encoding = cast(Any, leaf.to_json()).get("tensor", {}).get("encoding", "none")
                 if type(leaf) not in (*usual, kinds.BBoxFeature) or encoding == "zlib":
                     raise ValueError(
-                        f"{self._path}: feature {name!r}: expected texts or numbers, found {leaf}"
+                        f"{self._path}: feature {name!r}: expected texts or numbers, found "
+                        f"{type(leaf).__name__}"
                     )
             if feature is not None:
                 chosen[name] = feature
@@ -311,8 +312,8 @@ def _builder(path: pathlib.Path):
 
 
 def _parts(feature: object) -> dict[str, Any]:
-    """Return the features of a sequence by name; of other features none."""
-    inner: Any = getattr(feature, "feature", None)
+    """Return the features of a dictionary, or of a sequence of them, by name; of others none."""
+    inner: Any = getattr(feature, "feature", feature)
     return dict(inner.items()) if hasattr(inner, "items") else {}
 
 

@@ -4,10 +4,12 @@ import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import regionclip_jax
 from regionclip_jax.data.loading.decoding import decode_image, read_any_image
 from regionclip_jax.data.sources.image_files import image_size, read_image
 from regionclip_jax.data.sources.image_opening import FORMATS, MOST_BYTES, MOST_PIXELS
@@ -64,6 +66,12 @@ FITS = b"".join(
     line.ljust(80)
     for line in (b"SIMPLE  = T", b"BITPIX  = 8", b"NAXIS   = 1", b"NAXIS1  = 4", b"END")
 )
+
+
+def test_no_other_module_gives_files_to_pillow():
+    files = Path(regionclip_jax.__file__).parent.rglob("*.py")
+    opening = [file.name for file in files if "Image.open(" in file.read_text(encoding="utf-8")]
+    assert opening == ["image_opening.py"]
 
 
 def test_all_formats_of_the_list_are_opened():

@@ -152,6 +152,11 @@ def test_the_captions_feature_may_be_one_text(prepare, features):
     import tensorflow_datasets as tfds
 
     path = prepare(
+        {"image": features["image"], "caption": {"text": tfds.features.Text(), "id": np.int64}},
+        [{"image": io.BytesIO(image(0)), "caption": {"text": "words", "id": 1}}],
+    )
+    assert TfdsCaptionsSource(path, "train")[0].captions == ("words",)
+    path = prepare(
         {"image": features["image"], "text": tfds.features.Text()},
         [{"image": io.BytesIO(image(0)), "text": "words"}],
     )
