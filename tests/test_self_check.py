@@ -94,6 +94,7 @@ def test_a_tensor_that_is_not_finite_is_named_by_the_doctor(directory, doctor, c
     variables, _ = load_model(directory)
     variables["params"]["logit_scale"] = np.full((), np.nan, np.float32)
     save_variables(directory / "params", variables)
+    (directory / "digests.json").unlink()  # as in directories of versions up to 0.2.0
     assert doctor([str(directory)]) == 1
     wrong = capsys.readouterr().out.split("wrong: ")[1]
     assert wrong.startswith(str(directory)) and "params/logit_scale" in wrong
@@ -116,6 +117,22 @@ def test_an_invalid_self_check_is_refused_with_the_remedy(directory, content):
         path.write_text(content)
     with pytest.raises(CheckpointMismatch, match="doctor.py --write"):
         self_check.compare(directory)
+
+
+@pytest.mark.parametrize("key", ["boxes", "cosines", "picture", "names"])
+def test_a_flipped_bit_of_a_self_check_is_refused_with_the_remedy(directory, key):
+    """The bit makes a comma of a point, or another character of the image or a name."""
+    path = directory / self_check.FILE_NAME
+    text = path.read_text()
+    start = text.index(f'"{key}"') + len(key) + 2
+    place = text.index("." if key in ("boxes", "cosines") else '"', start) + (key == "picture") * 40
+    place += key == "names"
+    flipped = {".": ","}.get(text[place], chr(ord(text[place]) ^ 1))
+    path.write_text(text[:place] + flipped + text[place + 1 :])
+    try:
+        assert not self_check.compare(directory).passed
+    except CheckpointMismatch as error:
+        assert "doctor.py --write" in str(error)
 
 
 def test_numbers_that_are_not_finite_do_not_pass():

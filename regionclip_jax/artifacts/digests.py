@@ -39,8 +39,13 @@ def write_digests(
             as one that marks a complete folder.
     """
     files = sorted(files)
-    names = (path.relative_to(folder).as_posix() for path in files)
-    digests = dict(zip(names, _digests(files), strict=True))
+    digests = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": [part.result() for part in parts],
+        }
+        for path, parts in zip(files, _hashed(files), strict=True)
+    }
     for name, text in (texts or {}).items():
         data = text.encode()
         parts = [data[start : start + _PART] for start in range(0, len(data), _PART)]
@@ -60,7 +65,8 @@ def find_damage(
         share: (k, n) checks every n-th file from the k-th on, so that n processes divide the work.
 
     Returns:
-        A text for every file that is missing or changed; None for a folder without digests.
+        A text for every file that is missing, changed or unreadable; None for a folder without
+        digests.
     """
     path = folder / FILE_NAME
     try:
@@ -87,9 +93,12 @@ def find_damage(
     expected = dict([*expected.items()][first::every])
     damage = {path: text for path, entry in expected.items() if (text := _cut(path, entry))}
     rest = [path for path in expected if path not in damage]
-    for path, found in zip(rest, _digests(rest), strict=True):
-        if found["sha256"] != expected[path]["sha256"]:
-            damage[path] = f"{path}: changed since it was written (another SHA-256)"
+    for path, parts in zip(rest, _hashed(rest), strict=True):
+        try:
+            if [part.result() for part in parts] != expected[path]["sha256"]:
+                damage[path] = f"{path}: changed since it was written (another SHA-256)"
+        except OSError as error:  # such as a bad block of the disk
+            damage[path] = f"{path}: cannot be read ({error})"
     return [damage[path] for path in expected if path in damage]
 
 
@@ -105,18 +114,13 @@ def _cut(path: Path, expected: dict) -> str | None:
     return None
 
 
-def _digests(files: Collection[Path]) -> list[dict]:
-    """Return ``bytes`` and ``sha256`` of each file."""
-    sizes = [path.stat().st_size for path in files]
+def _hashed(files: Collection[Path]) -> list[list[concurrent.futures.Future]]:
+    """Return the SHA-256 of each part of each file."""
     # hashlib releases the lock of the interpreter.
     with concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-        parts = [
-            [pool.submit(_sha256, path, start) for start in range(0, size, _PART)]
-            for path, size in zip(files, sizes, strict=True)
-        ]
         return [
-            {"bytes": size, "sha256": [part.result() for part in own]}
-            for size, own in zip(sizes, parts, strict=True)
+            [pool.submit(_sha256, path, start) for start in range(0, path.stat().st_size, _PART)]
+            for path in files
         ]
 
 

@@ -63,6 +63,20 @@ def test_missing_longer_and_changed_files_are_named(tmp_path, monkeypatch, part)
     assert "not all of" in digests.find_damage(tmp_path, names={"unlisted"})[0]
 
 
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+    digests.write_digests(tmp_path, write(tmp_path))
+    sha256 = digests._sha256
+
+    def bad_block(path, start):
+        if path.name == "c":
+            raise OSError(5, "Input/output error")
+        return sha256(path, start)
+
+    monkeypatch.setattr(digests, "_sha256", bad_block)
+    (found,) = digests.find_damage(tmp_path)
+    assert found.startswith(f"{tmp_path / 'deep' / 'c'}: cannot be read ([Errno 5]")
+
+
 def test_a_folder_without_digests_is_not_checked(tmp_path):
     write(tmp_path)
     assert digests.find_damage(tmp_path) is None
