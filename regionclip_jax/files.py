@@ -1,68 +1,12 @@
-"""Read users' files within bounds, write files whole or not at all, and lock folders.
-
-Readers accept regular files only: a pipe, device or socket may never end.
-"""
+"""Write files whole or not at all, and lock folders that one process alone may write."""
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-
-def open_regular(path: str | os.PathLike) -> BinaryIO:
-    """Open a regular file for reading.
-
-    Raises:
-        FileNotFoundError: no such file, or it is not a regular one.
-        OSError: the file cannot be opened.
-    """
-    # Without O_NONBLOCK this would wait for the writer of a named pipe.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise FileNotFoundError(
-            f"{path} is a folder, pipe, device or socket, expected a regular file: save the data "
-            "in one and give its path"
-        )
-    return os.fdopen(descriptor, "rb")
-
-
-def read_bytes(path: str | os.PathLike, most_bytes: int) -> bytes:
-    """Return the content of a regular file.
-
-    Raises:
-        ValueError: the file is longer than ``most_bytes``.
-        OSError: as ``open_regular``.
-    """
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = b"" if size > most_bytes else file.read(most_bytes + 1)
-    if max(size, len(content)) > most_bytes:
-        raise ValueError(f"{path} has more than {most_bytes} bytes, expected at most these")
-    return content
-
-
-def read_json(path: str | os.PathLike, remedy: str) -> object:
-    """Return the content of a JSON file of any size, in UTF-8 with or without a byte order mark.
-
-    Args:
-        remedy: for the error.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, or nested too deep; one line that names the file.
-        OSError: as ``open_regular``.
-    """
-    with open_regular(path) as file:
-        content = file.read()
-    try:
-        return json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
-        raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
 
 
 @contextlib.contextmanager

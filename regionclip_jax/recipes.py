@@ -24,7 +24,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from regionclip_jax.jobs.registry import find_job
-from regionclip_jax.settings import ConfigError, Count, Section, meanings
+from regionclip_jax.settings import ConfigError, Section, meanings
 
 Settings = typing.TypeVar("Settings", bound=Section)
 
@@ -99,11 +99,13 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 def _plain_type(kind: Any) -> type:
     """Return the type by which a ConfigDict checks a value."""
-    kind, _ = _without_none(kind)
+    kind = _without_range(_without_none(kind)[0])
     origin = typing.get_origin(kind)
-    if origin is typing.Literal:
-        return str
-    return int if kind == Count else origin or kind
+    return str if origin is typing.Literal else origin or kind
+
+
+def _without_range(kind: Any) -> Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def load(specification: str) -> ml_collections.ConfigDict:
@@ -324,19 +326,18 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return tuple(_convert(k, v, where) for k, v in zip(kinds, value, strict=True))
     if origin is dict and isinstance(value, ml_collections.ConfigDict | Mapping):
         return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    plain = _without_range(kind)  # The section checks its own ranges.
+    if plain is float and type(value) is int and abs(value) < 2**63:
         return float(value)
-    if kind in (bool, int, float, str) and type(value) is kind:
-        return value
-    if kind == Count and type(value) is int and value >= 1:
+    if plain in (bool, int, float, str) and type(value) is plain:
         return value
     raise ConfigError(f"{where}: expected {_name(kind)}, found {value!r}")
 
 
 def _name(kind: Any) -> str:
     """Name a type in words, for errors."""
-    if kind == Count:
-        return "a whole number of at least 1"
+    if typing.get_origin(kind) is typing.Annotated:
+        return str(typing.get_args(kind)[1])
     return getattr(kind, "__name__", None) or str(kind)
 
 

@@ -1,16 +1,17 @@
-"""Read content that others wrote: bounds of work and memory, JSON, and values in messages.
+"""Read content that others wrote: regular files, JSON, bounds, and values in messages.
 
 The bounds follow from the size of a file, so a small file never costs much. docs/hostile_files.md
-lists the readers and their bounds.
+lists the readers and their bounds. A pipe, device or socket may never end, so readers refuse them.
 """
 
+import io
 import json
 import math
+import os
 import reprlib
+import stat
 from pathlib import Path
 from typing import Any, NoReturn
-
-from regionclip_jax.files import read_bytes
 
 # The largest JSON file of a model is a self-check, whose image has some 100,000 bytes.
 MAX_JSON_BYTES = 2**22
@@ -53,6 +54,57 @@ def short(value: Any) -> str:
 def reason(error: BaseException) -> str:
     """Return the start of a library's error as one line."""
     return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def open_regular(path: str | os.PathLike) -> io.BufferedReader:
+    """Open a regular file for reading.
+
+    Raises:
+        FileNotFoundError: no such file, or it is not a regular one.
+        OSError: the file cannot be opened.
+    """
+    # Without O_NONBLOCK this would wait for the writer of a named pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(
+            f"{path} is a folder, pipe, device or socket, expected a regular file: save the data "
+            "in one and give its path"
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | os.PathLike, most_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        ValueError: the file is longer than ``most_bytes``.
+        OSError: as ``open_regular``.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > most_bytes else file.read(most_bytes + 1)
+    if max(size, len(content)) > most_bytes:
+        raise ValueError(f"{path} has more than {most_bytes} bytes, expected at most these")
+    return content
+
+
+def read_large_json(path: str | os.PathLike, remedy: str) -> Any:
+    """Return the content of a JSON file of any size, in UTF-8 with or without a byte order mark.
+
+    Args:
+        remedy: for the error.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or nested too deep; one line that names the file.
+        OSError: as ``open_regular``.
+    """
+    with open_regular(path) as file:
+        content = file.read()
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8 or not JSON
+        raise ValueError(f"{path} is not JSON ({error}): {remedy}") from error
 
 
 def read_model_json(path: str | Path) -> Any:

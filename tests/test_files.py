@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from regionclip_jax import files
 from regionclip_jax.files import locked_folder, replace_text, replaced_file
+from regionclip_jax.untrusted import open_regular, read_bytes, read_large_json
 
 
 def test_text_is_written_unchanged_and_folders_are_created(tmp_path):
@@ -78,6 +80,8 @@ def test_a_lock_names_its_holder_and_ends_with_a_killed_process(tmp_path):
         assert locked
     with locked_folder(tmp_path):  # also after a holder that ended by itself
         pass
+    text = (tmp_path / ".lock").read_text()
+    assert text == f"process {os.getpid()} on {socket.gethostname()}\n"  # of the last holder alone
 
 
 def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
@@ -87,3 +91,30 @@ def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "flock", refused)
     with locked_folder(tmp_path) as locked:
         assert not locked
+
+
+def test_only_regular_files_are_opened_and_none_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for path in (tmp_path, tmp_path / "pipe", "/dev/zero"):
+            for read, *more in ((open_regular,), (read_bytes, 9), (read_json, "")):
+                with pytest.raises(FileNotFoundError, match="expected a regular file"):
+                    read(path, *more)
+        with pytest.raises(OSError):
+            open_regular(tmp_path / "socket")
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_bytes(tmp_path / "link", 7) == b"content"
+    with pytest.raises(ValueError, match="file has more than 6 bytes"):
+        read_bytes(tmp_path / "file", 6)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10**5, b"\xff", b"1" * 5000, b"\x80\x02]"])
+def test_broken_json_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is not JSON \(.*\): copy it again") as error:
+        read_large_json(tmp_path / "a.json", "copy it again")
+    assert "\n" not in str(error.value)
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1, NaN]")
+    assert read_large_json(tmp_path / "a.json", "")[0] == 1

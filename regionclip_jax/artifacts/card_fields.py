@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from regionclip_jax.settings import Count, UserError
+from regionclip_jax.settings import UserError
 from regionclip_jax.untrusted import short
 
 # Blocks of a tower. The deepest published CLIPs have 48 (ViT-bigG) and 64 (RN50x64) of them.
@@ -32,8 +32,9 @@ def fits(kind: Any, value: Any) -> bool:
     Values of a class, such as an inner dataclass, are objects, which its own reader checks.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind == Count:
-        return type(value) is int and value >= 1
+    if origin is typing.Annotated:
+        plain, limits = arguments
+        return fits(plain, value) and value in limits
     if origin is typing.Literal:
         return isinstance(value, str | int | None) and value in arguments
     if origin in (typing.Union, types.UnionType):

@@ -1,9 +1,10 @@
 """``digests.json``: size and SHA-256 of the files of a folder.
 
-    {"format": 1, "files": {"state/d/0a1b": {"bytes": 123, "sha256": hex}, ...}}
+    {"format": 1, "files": {"state/d/0a1b": {"bytes": 123, "sha256": [hex, ...]}, ...}}
 
-It is written before the folder is declared complete, so a folder without it was written by an older
-version and is not checked. Names are relative, with slashes.
+It is written before the folder is declared complete. So a folder without it was written by an older
+version, and is not checked. Names are relative, with slashes. Each 16 MiB of a file have their own
+digest, so that several threads hash a large file.
 
 Digests are those of files, not of arrays. So a folder that several processes wrote is checked by
 any number of them, before other code reads it, and an error names the damaged file. Processors with
@@ -22,25 +23,9 @@ from regionclip_jax.untrusted import parse_json, reason, short
 
 FILE_NAME = "digests.json"
 _FORMAT = 1
-_MOST_THREADS = 8
-
-
-def digest(path: Path) -> dict:
-    """Return ``bytes`` and ``sha256`` of a file."""
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": sha256}
-
-
-def describe_difference(path: Path, expected: dict) -> str | None:
-    """Compare a file with ``digest`` of when it was written; describe the difference, if any."""
-    if not path.is_file():
-        return f"{path}: missing"
-    if (size := path.stat().st_size) != expected["bytes"]:
-        return f"{path}: {size:,} bytes, expected {expected['bytes']:,}"
-    if (found := digest(path)["sha256"]) != expected["sha256"]:
-        return f"{path}: SHA-256 {found[:12]}, expected {expected['sha256'][:12]}"
-    return None
+_PART = 2**24
+_BLOCK = 2**20
+_MOST_THREADS = 16
 
 
 def write_digests(
@@ -54,13 +39,13 @@ def write_digests(
             as one that marks a complete folder.
     """
     files = sorted(files)
-    with _threads() as pool:
-        found = pool.map(digest, files)
     names = (path.relative_to(folder).as_posix() for path in files)
-    digests = dict(zip(names, found, strict=True))
+    digests = dict(zip(names, _digests(files), strict=True))
     for name, text in (texts or {}).items():
         data = text.encode()
-        digests[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        parts = [data[start : start + _PART] for start in range(0, len(data), _PART)]
+        sha256 = [hashlib.sha256(part).hexdigest() for part in parts]
+        digests[name] = {"bytes": len(data), "sha256": sha256}
     content = {"format": _FORMAT, "files": digests}
     replace_text(folder / FILE_NAME, json.dumps(content, indent=1) + "\n")
 
@@ -84,13 +69,13 @@ def find_damage(
             raise ValueError(f"format {short(content['format'])}")
         if outside := [name for name in content["files"] if not _is_below(name)]:
             raise ValueError(f"the name {short(outside[0])} of a file elsewhere")
-        expected = [
-            (folder / name, {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])})
+        expected = {
+            folder / name: {"bytes": int(entry["bytes"]), "sha256": list(entry["sha256"])}
             for name, entry in sorted(content["files"].items())
             if names is None or name in names
-        ]
+        }
         if names is not None and len(expected) < len(names):
-            raise ValueError(f"none of {', '.join(names)}")
+            raise ValueError(f"not all of {', '.join(names)}")
     except FileNotFoundError:
         return None
     # A flipped bit may also take a character, a key or a type.
@@ -99,15 +84,49 @@ def find_damage(
             f"{path}: expected digests of format {_FORMAT}, found something else ({reason(error)})"
         ]
     first, every = share
-    with _threads() as pool:
-        found = pool.map(lambda file: describe_difference(*file), expected[first::every])
-        return [text for text in found if text is not None]
+    expected = dict([*expected.items()][first::every])
+    damage = {path: text for path, entry in expected.items() if (text := _cut(path, entry))}
+    rest = [path for path in expected if path not in damage]
+    for path, found in zip(rest, _digests(rest), strict=True):
+        if found["sha256"] != expected[path]["sha256"]:
+            damage[path] = f"{path}: changed since it was written (another SHA-256)"
+    return [damage[path] for path in expected if path in damage]
 
 
 def _is_below(name: str) -> bool:
     return not os.path.isabs(name) and ".." not in name.split("/")
 
 
-def _threads() -> concurrent.futures.ThreadPoolExecutor:
+def _cut(path: Path, expected: dict) -> str | None:
+    if not path.is_file():
+        return f"{path}: missing"
+    if (size := path.stat().st_size) != expected["bytes"]:
+        return f"{path}: {size:,} bytes, expected {expected['bytes']:,}"
+    return None
+
+
+def _digests(files: Collection[Path]) -> list[dict]:
+    """Return ``bytes`` and ``sha256`` of each file."""
+    sizes = [path.stat().st_size for path in files]
     # hashlib releases the lock of the interpreter.
-    return concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    with concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        parts = [
+            [pool.submit(_sha256, path, start) for start in range(0, size, _PART)]
+            for path, size in zip(files, sizes, strict=True)
+        ]
+        return [
+            {"bytes": size, "sha256": [part.result() for part in own]}
+            for size, own in zip(sizes, parts, strict=True)
+        ]
+
+
+def _sha256(path: Path, start: int) -> str:
+    """Return the SHA-256 of the part of a file that begins at ``start``."""
+    found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        left = _PART
+        while left and (count := file.readinto(block[:left])):
+            found.update(block[:count])
+            left -= count
+    return found.hexdigest()

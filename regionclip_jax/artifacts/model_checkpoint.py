@@ -6,6 +6,7 @@ SHA-256 of the card and of every file of ``params``. Reading compares them befor
 runs no code from the files.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -29,7 +30,7 @@ from regionclip_jax.artifacts.model_card import (
     ModelCard,
     read_card,
 )
-from regionclip_jax.files import replace_text
+from regionclip_jax.files import locked_folder, replace_text
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.barriers import barrier
@@ -168,25 +169,29 @@ def save_sealed(
 
     Raises:
         CheckpointMismatch: as ``require_sound``; nothing is written.
+        FileExistsError: another process writes the directory.
     """
     leaves = flatten(variables)
     # The checksum of the place that the numbers may come from does not count.
     card = dataclasses.replace(card, parameters_sha256=None)
     require_sound(directory, leaves, expected, card)
     directory.mkdir(parents=True, exist_ok=True)
-    card_path = directory / FILE_NAME
-    if jax.process_index() == 0:
-        card_path.unlink(missing_ok=True)
-    as_fp32 = {
-        path: leaf if leaf.dtype == np.float32 else leaf.astype(np.float32)
-        for path, leaf in leaves.items()
-    }
-    save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
-    if jax.process_index() == 0:
-        card = dataclasses.replace(card, parameters_sha256=variables_hash(as_fp32))
-        files = [path for path in (directory / PARAMS_NAME).rglob("*") if path.is_file()]
-        digests.write_digests(directory, files, texts={FILE_NAME: card.to_json()})
-        replace_text(card_path, card.to_json())
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(locked_folder(directory))
+        card_path = directory / FILE_NAME
+        if jax.process_index() == 0:
+            card_path.unlink(missing_ok=True)
+        as_fp32 = {
+            path: leaf if leaf.dtype == np.float32 else leaf.astype(np.float32)
+            for path, leaf in leaves.items()
+        }
+        save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
+        if jax.process_index() == 0:
+            card = dataclasses.replace(card, parameters_sha256=variables_hash(as_fp32))
+            files = [path for path in (directory / PARAMS_NAME).rglob("*") if path.is_file()]
+            digests.write_digests(directory, files, texts={FILE_NAME: card.to_json()})
+            replace_text(card_path, card.to_json())
     barrier(f"wrote {directory}")
 
 
@@ -237,32 +242,41 @@ def load_sealed(
     with ThreadPoolExecutor(max_workers=1) as pool:
         reading = pool.submit(_load_intact, directory)
         expected = traced(trace, card.architecture, directory / FILE_NAME)
-        leaves = flatten(reading.result())
+        loaded, is_intact = reading.result()
+    if is_intact:
+        # Files as they were written hold the numbers that were written.
+        card = dataclasses.replace(card, parameters_sha256=None)
+    leaves = flatten(loaded)
     require_sound(directory, leaves, expected, card)
     return unflatten(leaves)
 
 
-def _load_intact(directory: Path) -> dict:
-    require_intact(directory)
-    return load_variables(directory / PARAMS_NAME)
+def _load_intact(directory: Path) -> tuple[dict, bool]:
+    is_intact = require_intact(directory)
+    return load_variables(directory / PARAMS_NAME), is_intact
 
 
-def require_intact(directory: Path, names: set[str] | None = None) -> None:
-    """Compare files with their digests; directories of older versions have none.
+def require_intact(directory: Path, names: set[str] | None = None) -> bool:
+    """Compare files with their digests.
 
     Args:
         directory: written by ``save_sealed``.
         names: relative names of the files; None checks all.
 
+    Returns:
+        False for a directory of an older version, which has no digests.
+
     Raises:
         CheckpointMismatch: a file is missing or was changed after it was written.
     """
-    if damage := digests.find_damage(directory, names=names):
+    damage = digests.find_damage(directory, names=names)
+    if damage:
         raise CheckpointMismatch(
             f"{damage[0]}{f' (and {len(damage) - 1} more files)' if damage[1:] else ''}; copy the "
             f"directory again, or convert or export it again; after an edit by hand: delete "
             f"{directory / digests.FILE_NAME}"
         )
+    return damage is not None
 
 
 def require_sound(

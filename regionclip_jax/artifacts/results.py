@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from regionclip_jax.files import replace_text
-from regionclip_jax.untrusted import parse_json, read_model_json, short
+from regionclip_jax.untrusted import read_large_json, read_model_json, short
 
 FORMAT = 1
 _BOX_DIGITS = 2  # of a pixel
@@ -98,7 +98,7 @@ def read_detections(path: str | Path) -> list[dict]:
         ValueError: a record does not fit the format; the message names file, record and key.
     """
     # As large as the images are many, so without the bound of other files.
-    content = parse_json(Path(path).read_bytes(), path)
+    content = read_large_json(path, "write the file again")
     _validate_detections(content, str(path))
     return content
 

@@ -22,7 +22,7 @@ from regionclip_jax.commands.image_run import ImageRun
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.sources.image_files import list_images, relative_names
 from regionclip_jax.failures import one_line
-from regionclip_jax.files import replace_text
+from regionclip_jax.files import locked_folder, replace_text
 from regionclip_jax.model import Detected, RegionCLIP
 from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks, score_text
 from regionclip_jax.reporting.galleries import write_png
@@ -123,7 +123,8 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
             report.add({"file": str(paths[number]), "drawn": drawn, "detections": detections})
         return f"{len(kept)} detections"
 
-    return run.run(process, report.describe)
+    with locked_folder(output):
+        return run.run(process, report.describe)
 
 
 class _Report:

@@ -22,7 +22,7 @@ from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.sources.image_files import image_size, list_images, relative_names
 from regionclip_jax.failures import one_line
-from regionclip_jax.files import replaced_file
+from regionclip_jax.files import locked_folder, replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.text.names import resolve_names
 from regionclip_jax.untrusted import parse_json
@@ -73,7 +73,8 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
             that occurs twice or is no list of boxes, or boxes that do not fit their image.
     """
     try:
-        entries = parse_json(Path(file).read_bytes())
+        with open_regular(file) as content:
+            entries = parse_json(content.read())
         if not isinstance(entries, dict):
             raise ValueError(f"expected an entry for each image, found {type(entries).__name__}")
         boxes, used, missing = [], {}, []
@@ -97,7 +98,7 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
                 f"no boxes for {len(missing)} images such as {missing[:3]}; "
                 "add them (an empty list for none), or leave the images out"
             )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
     return boxes
 
@@ -117,7 +118,8 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
             np.savez(file, **arrays)
         return f"{len(arrays['boxes'])} regions"
 
-    return run.run(process, lambda: f"one .npz file each: {output}")
+    with locked_folder(output):
+        return run.run(process, lambda: f"one .npz file each: {output}")
 
 
 def features_of(model: RegionCLIP, image, boxes, classes, num_proposals: int) -> dict:

@@ -90,6 +90,7 @@ def find_errors(
     lost = np.stack([average_precision(judged, case) for case in cases]) - ap50
     ids = np.array([category["id"] for category in truth.categories], np.int64)
     rows = {group: np.isin(ids, sorted(some)) for group, some in category_groups.items()}
+    points = np.nan_to_num(lost).round(_DIGITS)
     detections, objects = _count_false_detections(judged), _count_objects(judged)
     return Errors(
         ap50={group: _mean(ap50[some]) for group, some in rows.items()},
@@ -102,7 +103,7 @@ def find_errors(
         per_class={
             truth.categories[row]["name"]: {
                 "AP50": None if np.isnan(ap50[row]) else round(float(ap50[row]), _DIGITS),
-                "lost": _nonzero(COSTS, np.nan_to_num(lost[:, row]).round(_DIGITS)),
+                "lost": _nonzero(COSTS, points[:, row]),
                 "false_detections": _nonzero(DETECTION_KINDS, detections[..., row].sum(axis=1)),
                 "objects": _nonzero(OUTCOMES, objects[..., row].sum(axis=1)),
             }

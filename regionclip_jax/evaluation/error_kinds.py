@@ -183,13 +183,15 @@ def _overlap(found: _Boxes, objects: _Boxes, crowds: _Boxes, num_images: int) ->
 def _match(own: Float[np.ndarray, "D G"]) -> Int[np.ndarray, " D"]:
     """Match each detection, best first, to the unmatched object with the largest IoU, or to -1."""
     matched = np.full(len(own), -1)
-    free = np.ones(own.shape[1], bool)
+    possible = own >= FOREGROUND
     last = own.shape[1] - 1
-    for row in np.flatnonzero(own.max(axis=1) >= FOREGROUND):
-        ious = np.where(free, own[row], -1.0)
+    # A turn for each match, as most detections have no match.
+    while (rows := possible.any(axis=1)).any():
+        row = rows.argmax()
+        ious = np.where(possible[row], own[row], -1.0)
         best = last - ious[::-1].argmax()  # the last of equal ones, as pycocotools
-        if ious[best] >= FOREGROUND:
-            matched[row], free[best] = best, False
+        matched[row] = best
+        possible[row] = possible[:, best] = False
     return matched
 
 

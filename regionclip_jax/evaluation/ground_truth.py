@@ -8,6 +8,7 @@ refused or, if nothing is lost, corrected. ``data.sources.annotation_files`` ope
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from reprlib import repr as shown  # of bounded depth and length
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ def lvis_ground_truth(file: AnnotationFile) -> GroundTruth:
         if category.get("frequency") not in FREQUENCIES:
             raise ValueError(
                 f"{file.where}: category {category.get('id')}: 'frequency': expected one of "
-                f"{FREQUENCIES}, found {category.get('frequency')!r}; {remedy}"
+                f"{FREQUENCIES}, found {shown(category.get('frequency'))}; {remedy}"
             )
     for image in file.images:
         if missing := [key for key in FEDERATED_KEYS if key not in image]:
@@ -79,7 +80,7 @@ def lvis_ground_truth(file: AnnotationFile) -> GroundTruth:
             if not isinstance(image[key], list) or not all(type(c) is int for c in image[key]):
                 raise ValueError(
                     f"{file.where}: image {image.get('id')}: {key!r}: expected a list of integers, "
-                    f"found {str(image[key])[:60]}; {remedy}"
+                    f"found {shown(image[key])}; {remedy}"
                 )
     for annotation in file.annotations:
         if annotation.get("iscrowd") or annotation.get("ignore"):
@@ -163,7 +164,7 @@ def as_detections(results: Sequence[Mapping], truth: GroundTruth) -> list[dict]:
 def require_masks(truth: GroundTruth, detections: Sequence[Mapping]) -> None:
     """Raise ValueError for an annotation or result without a mask, or an image without a size."""
     for image in truth.images:
-        if not {"height", "width"} <= image.keys():
+        if None in (whole_number(image.get("height")), whole_number(image.get("width"))):
             raise ValueError(
                 f"{truth.where}: image {image['id']} has no 'height' and 'width', which mask AP "
                 "needs; evaluate boxes, or give all sizes"
@@ -189,7 +190,7 @@ def _require_objects(file: AnnotationFile) -> None:
             if not isinstance(entry, Mapping):
                 raise ValueError(
                     f"{file.where}: {kind}, entry {number}: expected a JSON object, found "
-                    f"{str(entry)[:60]!r}; remove the entry"
+                    f"{shown(entry)}; remove the entry"
                 )
 
 
@@ -197,15 +198,19 @@ def _checked(file: AnnotationFile) -> GroundTruth:
     images = _unique_ids(file.where, "image", file.images)
     categories = _unique_ids(file.where, "category", file.categories)
     _unique_ids(file.where, "annotation", file.annotations)
-    names = Counter(category.get("name") for category in file.categories)
-    if None in names:
-        raise ValueError(f"{file.where}: {names[None]} of kind category have no 'name'; name them")
+    found = [category.get("name") for category in file.categories]
+    if unnamed := sum(not isinstance(name, str) for name in found):
+        raise ValueError(f"{file.where}: {unnamed} of kind category have no 'name'; name them")
+    names = Counter(found)
     if double := [name for name, count in names.items() if count > 1]:
         raise ValueError(
             f"{file.where}: {names[double[0]]} categories have the name {double[0]!r}; give each "
             "its own"
         )
-    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in file.images}
+    sizes = {
+        image["id"]: (whole_number(image.get("height")), whole_number(image.get("width")))
+        for image in file.images
+    }
     annotations = []
     for number, annotation in enumerate(file.annotations, start=1):
         text = None
@@ -269,7 +274,7 @@ def _unique_ids(where: str, kind: str, entries: Sequence[Mapping]) -> set:
         ):
             raise ValueError(
                 f"{where}: {kind} number {number}: 'id': expected an integer of 64 bits, found "
-                f"{str(entry_id)[:60]!r} ({type(entry_id).__name__}); number them anew"
+                f"{shown(entry_id)} ({type(entry_id).__name__}); number them anew"
             )
     counts = Counter(ids)
     if double := [entry_id for entry_id, count in counts.items() if count > 1]:

@@ -3,7 +3,19 @@
 import dataclasses
 from typing import Literal
 
-from regionclip_jax.settings.fields import ConfigError, Count, Section, may_change
+from regionclip_jax.settings.fields import (
+    ConfigError,
+    Count,
+    Positive,
+    Section,
+    Share,
+    Side,
+    Tokens,
+    Whole,
+    Workers,
+    may_change,
+    require_ascending,
+)
 
 ResizeMethod = Literal["bicubic_truncate", "bicubic_uncapped", "bilinear_round"]
 CaptionSource = Literal[
@@ -28,7 +40,7 @@ class MixturePart(Section):
     path: str = may_change()
     split: str = ""
     # Share of the records: this weight over the sum of all weights, for sources of any length.
-    weight: float = 1.0
+    weight: Positive = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +49,21 @@ class LoadingSettings(Section):
 
     # Static canvas sizes (height, width); a batch takes the smallest that holds all its images.
     # Each size is one more compilation; docs/static_shapes.md measures the benefit.
-    canvas_sizes: tuple[tuple[int, int], ...] = PAPER_CANVASES
+    canvas_sizes: tuple[tuple[Side, Side], ...] = PAPER_CANVASES
     # Group images that need the same canvas into batches, if the source knows sizes without opening
     # images. Several processes need this for several canvases.
     group_by_canvas: bool = True
     # Probability of a mirrored image.
-    flip_probability: float = 0.5
+    flip_probability: Share = 0.5
     # Threads that read and decode, in each process and each worker.
-    num_threads: Count = may_change(16)
+    num_threads: Workers = may_change(16)
     # Worker processes; 0 reads in threads of the training process.
-    num_workers: int = may_change(0)
+    num_workers: Workers = may_change(0)
     # The run stops if more than this share of a source's entries, or of the records read, is
     # skipped. A web-scale set has broken files; a run should tolerate a few and report them.
-    max_skipped_fraction: float = may_change(0.01)
+    max_skipped_fraction: Share = may_change(0.01)
     # The share of skipped records is checked from this number of skipped records on.
-    min_skipped_records: int = may_change(100)
+    min_skipped_records: Whole = may_change(100)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +82,8 @@ class CaptionDataSettings(LoadingSettings):
     mixture: tuple[MixturePart, ...] = ()
     # Short sides, of which one is drawn for each sample, and the largest long side, in pixels; None
     # keeps the sizes of images. (The reference's pretraining has one short side.)
-    short_sides: tuple[int, ...] | None = (800,)
-    max_long_side: int | None = 1333
+    short_sides: tuple[Side, ...] | None = (800,)
+    max_long_side: Side | None = 1333
     # "bicubic_truncate" (the reference's pretraining), "bicubic_uncapped" (the same, with its bug
     # for long images) or "bilinear_round" (its detection).
     resize_method: ResizeMethod = "bicubic_truncate"
@@ -79,7 +91,7 @@ class CaptionDataSettings(LoadingSettings):
     # captions of COCO).
     flip_directional_captions: bool = True
     # Tokens a caption is cut or padded to, at most 77; a cut caption keeps its end token.
-    context_length: int = 77
+    context_length: Tokens = 77
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,11 +121,11 @@ class BoxDataSettings(LoadingSettings):
     classes: str = "coco_base"
     # Short sides, of which one is drawn for each sample, and the largest long side, in pixels; None
     # keeps the sizes of images.
-    short_sides: tuple[int, ...] | None = (640, 672, 704, 736, 768, 800)
-    max_long_side: int | None = 1333
+    short_sides: tuple[Side, ...] | None = (640, 672, 704, 736, 768, 800)
+    max_long_side: Side | None = 1333
     # Large-scale jitter instead of short sides: smallest and largest image scale relative to the
     # canvas.
-    jitter: tuple[float, float] | None = None
+    jitter: tuple[Positive, Positive] | None = None
     # As in the settings of captions.
     resize_method: ResizeMethod = "bilinear_round"
     # Box rows of an image; an image with more boxes is refused at the start. (Images of COCO have
@@ -121,10 +133,14 @@ class BoxDataSettings(LoadingSettings):
     max_boxes: Count = 100
     # Images of classes in less than this share of the images are repeated (LVIS: 0.001); None
     # repeats none.
-    repeat_threshold: float | None = None
+    repeat_threshold: Share | None = None
     # As in the settings of captions; annotated sets have few broken files.
-    max_skipped_fraction: float = may_change(0.001)
-    min_skipped_records: int = may_change(10)
+    max_skipped_fraction: Share = may_change(0.001)
+    min_skipped_records: Whole = may_change(10)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_ascending(self, "jitter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,18 +162,18 @@ class EvaluatedImages(Section):
     # data). The metric is that of the data: LVIS's for files in its format, else COCO's.
     class_split: str = "coco_48_17"
     # Short side and largest long side, in pixels; None keeps the sizes of images.
-    short_side: int | None = 800
-    max_long_side: int | None = 1333
+    short_side: Side | None = 800
+    max_long_side: Side | None = 1333
     # As in the settings of captions.
     resize_method: ResizeMethod = "bilinear_round"
     # As in training.
-    canvas_sizes: tuple[tuple[int, int], ...] = PAPER_CANVASES
+    canvas_sizes: tuple[tuple[Side, Side], ...] = PAPER_CANVASES
     # Images of the global batch.
     batch_size: Count = 1
     # Ground-truth box rows of an image; more boxes in one image are an error. (Images of COCO have
     # less than 100, those of LVIS more than 300.)
-    max_boxes: int = 100
+    max_boxes: Count = 100
     # Threads that read and decode, in each process.
-    num_threads: Count = 8
+    num_threads: Workers = 8
     # The run stops if more than this share of the images, or of the annotations, is skipped.
-    max_skipped_fraction: float = 0.0
+    max_skipped_fraction: Share = 0.0

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import inspect
 import io
+import numbers
 import tokenize
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -47,8 +49,59 @@ def config_context(key: str) -> Iterator[None]:
         raise ConfigError(f"{key}: {error}") from error
 
 
-# A whole number of at least 1.
-Count = Annotated[int, "at least 1"]
+_LARGEST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers that a field accepts; NaN is never in a range.
+
+    Args:
+        low: smallest number.
+        high: largest number.
+        above: exclude ``low``.
+        noun: names the numbers in errors.
+    """
+
+    low: float
+    high: float = _LARGEST
+    above: bool = False
+    noun: str = "a number"
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, numbers.Real):  # also NumPy's
+            return False
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if self.high == _LARGEST:
+            return f"{self.noun} {'above' if self.above else 'of at least'} {self.low}"
+        if self.above:
+            return f"{self.noun} above {self.low} and at most {self.high}"
+        return f"{self.noun} from {self.low} to {self.high}"
+
+
+_WHOLE = "a whole number"
+# Types of fields. Every number of a section has one of them, so that a value that cannot work is
+# refused at the start.
+Count = Annotated[int, Range(1, noun=_WHOLE)]
+Whole = Annotated[int, Range(0, noun=_WHOLE)]
+# Side of an image, canvas or mask in pixels or cells.
+SIDES = Range(1, 2**16, noun=_WHOLE)
+Side = Annotated[int, SIDES]
+# Threads or processes beside the one that wants their work.
+Workers = Annotated[int, Range(0, 1024, noun=_WHOLE)]
+Seed = Annotated[int, Range(0, 2**32 - 1, noun=_WHOLE)]
+Tokens = Annotated[int, Range(2, 77, noun=_WHOLE)]  # with those of start and end
+Share = Annotated[float, Range(0, 1)]
+PartOfSide = Annotated[float, Range(0, 1, above=True)]
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Momentum = Annotated[float, Range(0, 0.9999)]
+# Of a softmax in float32.
+Temperature = Annotated[float, Range(1e-6, 1e6)]
+# Scores may be logits.
+Score = Annotated[float, Range(-1e6, 1e6)]
 
 _MAY_CHANGE = "may_change"
 
@@ -64,7 +117,7 @@ def may_change(default: Any = dataclasses.MISSING) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Base class of all settings; refuses values outside a field's choices."""
+    """Base class of all settings; refuses values outside a field's choices or range."""
 
     def __post_init__(self):
         for name, choices in _choices(type(self)).items():
@@ -72,6 +125,10 @@ class Section:
             if value not in choices:
                 known = sorted(choice for choice in choices if choice is not None)
                 raise ConfigError(f"{name}: {value!r} is none of {known}")
+        for name, limits in _ranges(type(self)).items():
+            value = getattr(self, name)
+            if value is not None and any(number not in limits for number in _numbers(value)):
+                raise ConfigError(f"{name}: expected {limits}, found {value!r}")
 
 
 AnySection = typing.TypeVar("AnySection", bound=Section)
@@ -87,6 +144,32 @@ def _choices(section: type) -> dict[str, tuple]:
         elif kinds:
             found[name] = (*typing.get_args(kinds[0]), None)
     return found
+
+
+@functools.cache
+def _ranges(section: type) -> dict[str, Range]:
+    """Return the ranges of the fields that hold numbers, also of those in tuples."""
+    found = {}
+    for name, kind in typing.get_type_hints(section, include_extras=True).items():
+        for limits in _ranges_within(kind):
+            found[name] = limits
+    return found
+
+
+def _ranges_within(kind: Any) -> Iterator[Range]:
+    if typing.get_origin(kind) is Annotated:
+        yield from (extra for extra in typing.get_args(kind) if isinstance(extra, Range))
+    elif typing.get_origin(kind) in (tuple, types.UnionType, typing.Union):
+        for part in typing.get_args(kind):
+            yield from _ranges_within(part)
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _numbers(part)
+    else:
+        yield value
 
 
 def stated_names(section: type) -> list[str]:
@@ -132,6 +215,18 @@ def require_stated(section: Section, key: str) -> None:
             raise ConfigError(
                 f"{key}.{name}: None, expected a number; only evaluations accept None"
             )
+
+
+def require_ascending(section: Section, *names: str) -> None:
+    """Refuse a pair of smallest and largest number in the wrong order.
+
+    Raises:
+        ConfigError: the message names the key.
+    """
+    for name in names:
+        pair = getattr(section, name)
+        if pair is not None and pair[0] > pair[1]:
+            raise ConfigError(f"{name}: expected the smaller number first, found {pair}; swap them")
 
 
 def as_plain(settings: Any) -> dict:

@@ -12,9 +12,18 @@ from regionclip_jax.settings.data import (
 from regionclip_jax.settings.fields import (
     ConfigError,
     Count,
+    Momentum,
+    NotNegative,
+    PartOfSide,
+    Positive,
     Section,
+    Seed,
+    Share,
+    Side,
+    Whole,
     completed,
     may_change,
+    require_ascending,
     require_stated,
     unstated,
 )
@@ -47,22 +56,22 @@ class OptimizerSettings(Section):
     # "sgd" (the reference's, coupled decay) or "adamw".
     kind: Literal["sgd", "adamw"] = "sgd"
     # Peak of the learning rate.
-    learning_rate: float = 0.002
+    learning_rate: NotNegative = 0.002
     # "multistep" or "cosine".
     schedule: Literal["multistep", "cosine"] = "multistep"
     # Multistep only: steps at which the rate is multiplied by gamma.
-    boundaries: tuple[int, ...] = (300_000, 525_000)
-    gamma: float = 0.1
+    boundaries: tuple[Whole, ...] = (300_000, 525_000)
+    gamma: Share = 0.1
     # Multistep only: initial factor of the warm-up.
-    warmup_factor: float = 0.001
+    warmup_factor: Share = 0.001
     # Steps of linear warm-up.
-    warmup_steps: int = 1000
+    warmup_steps: Whole = 1000
     # Momentum of sgd, beta1 of adamw.
-    momentum: float = 0.9
+    momentum: Momentum = 0.9
     # Weight decay.
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     # Largest L2 norm of each gradient tensor; None for no clipping.
-    clip_per_tensor_norm: float | None = None
+    clip_per_tensor_norm: Positive | None = None
     # Parameters whose path matches one of these regular expressions are not decayed.
     no_decay_patterns: tuple[str, ...] = ()
     # Parameters whose path matches one of these regular expressions are not trained.
@@ -70,8 +79,6 @@ class OptimizerSettings(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.warmup_steps < 0:
-            raise ConfigError(f"warmup_steps: expected 0 or more, found {self.warmup_steps}")
         if list(self.boundaries) != sorted(set(self.boundaries)):
             raise ConfigError(
                 f"boundaries: expected steps that increase, found {self.boundaries}; sort them"
@@ -101,7 +108,7 @@ class RunSettings(Section):
     # Devices that share one copy of parameters and optimizer state; 1: each device has its own.
     fsdp: Count = may_change(1)
     # Seed of every random draw of the run.
-    seed: int = 0
+    seed: Seed = 0
     # Steps between two log lines.
     log_every: Count = may_change(50)
     # Steps between two checkpoints, and number of newest checkpoints to keep.
@@ -159,7 +166,7 @@ class EvaluationSettings(EvaluatedImages):
     # Proposals of the localizer.
     proposals: ProposalSettings = unstated(ProposalSettings)
     # Sides of the windows as fractions of the image's.
-    window_sides: tuple[float, ...] = ()
+    window_sides: tuple[PartOfSide, ...] = ()
     # Scoring and suppression of the regions.
     detection: DetectionSettings = _own_detection(regions_per_chunk=25)
 
@@ -171,13 +178,8 @@ class EvaluationSettings(EvaluatedImages):
                 f"{self.regions!r}, which have no objectness; set it to 'none', or regions to "
                 "'localizer'"
             )
-        if self.regions == "windows" and (
-            not self.window_sides or not all(0 < side <= 1 for side in self.window_sides)
-        ):
-            raise ConfigError(
-                f"window_sides: {self.window_sides}, expected shares of the image's side above 0 "
-                "and at most 1, such as (0.3, 0.5)"
-            )
+        if self.regions == "windows" and not self.window_sides:
+            raise ConfigError("window_sides: (), expected shares of the image's side: (0.3, 0.5)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +187,9 @@ class ScenesSettings(Section):
     """Synthetic scenes (data.scenes)."""
 
     # Seed of every draw.
-    seed: int = 0
+    seed: Seed = 0
     # Side of the square images in pixels.
-    side: int = 96
+    side: Side = 96
     # Close-ups of single objects, like the web images of a CLIP.
     num_closeups: Count = 8000
     # Scenes of several smaller objects, for pretraining RegionCLIP.
@@ -195,16 +197,20 @@ class ScenesSettings(Section):
     # Held-out scenes for the test.
     num_test: Count = 800
     # Smallest and largest number of objects of an image, and their size as a share of the side.
-    closeup_objects: tuple[int, int] = (1, 1)
-    closeup_sizes: tuple[float, float] = (0.4, 0.95)
-    scene_objects: tuple[int, int] = (2, 4)
-    scene_sizes: tuple[float, float] = (0.3, 0.55)
+    closeup_objects: tuple[Count, Count] = (1, 1)
+    closeup_sizes: tuple[PartOfSide, PartOfSide] = (0.4, 0.95)
+    scene_objects: tuple[Count, Count] = (2, 4)
+    scene_sizes: tuple[PartOfSide, PartOfSide] = (0.3, 0.55)
     # Largest overlap of two objects, as a share of the smaller one.
-    overlap: float = 0.2
+    overlap: Share = 0.2
     # Probability that an object has its category's typical colour, and likewise its texture.
-    typicality: float = 0.8
+    typicality: Share = 0.8
     # Number of distractor lines behind the objects.
-    clutter: int = 5
+    clutter: Whole = 5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_ascending(self, "closeup_objects", "closeup_sizes", "scene_objects", "scene_sizes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +233,7 @@ class TrainClipSettings(JobSettings):
     # Name of the job.
     job: Literal["train_clip"] = "train_clip"
     # As regions.image_text_chunk of pretraining.
-    image_text_chunk: int | None = may_change(None)
+    image_text_chunk: Count | None = may_change(None)
     model: TrainedModelSettings = TrainedModelSettings()
     # The whole image on CLIP's canvas: a crop could remove objects that the caption names.
     data: CaptionDataSettings = CaptionDataSettings(
@@ -363,7 +369,7 @@ class ScenesExperimentSettings(JobSettings):
     # Name of the job.
     job: Literal["scenes_experiment"] = "scenes_experiment"
     # Seed of every random draw except the images: initial weights, sampling order, boxes.
-    seed: int = 0
+    seed: Seed = 0
     scenes: ScenesSettings = ScenesSettings()
     train_clip: TrainClipSettings = TrainClipSettings()
     pretrain: PretrainSettings = PretrainSettings()
@@ -377,7 +383,7 @@ class ScenesDetectionSettings(JobSettings):
     # Name of the job.
     job: Literal["scenes_detection"] = "scenes_detection"
     # As in the synthetic experiment.
-    seed: int = 0
+    seed: Seed = 0
     scenes: ScenesSettings = ScenesSettings()
     # Scenes with boxes, for the localizer and the detectors, which use only boxes of base shapes.
     num_labelled: Count = 3000

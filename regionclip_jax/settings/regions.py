@@ -6,8 +6,16 @@ from typing import Literal
 from regionclip_jax.settings.fields import (
     ConfigError,
     Count,
+    NotNegative,
+    PartOfSide,
+    Positive,
+    Score,
     Section,
+    Share,
+    Side,
+    Temperature,
     may_change,
+    require_ascending,
     require_stated,
     unstated,
 )
@@ -33,7 +41,7 @@ class ProposalSettings(Section):
     # None: the model's own.
     pre_nms_topk: Count | None = 1000
     # IoU above which the lower-scored of two proposals is suppressed. None: the model's own.
-    nms_threshold: float | None = 0.9
+    nms_threshold: Share | None = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +52,11 @@ class NmsSettings(Section):
     method: NmsMethod | None = "hard"
     # IoU above which a detection is suppressed, or its score lowered ("linear"). None: the model's
     # own.
-    threshold: float | None = 0.5
+    threshold: Share | None = 0.5
     # Width of the Gaussian that lowers scores. None: the model's own.
-    sigma: float | None = 0.5
+    sigma: Positive | None = 0.5
     # Detections with a lowered score up to this are dropped. None: the model's own.
-    prune: float | None = 0.001
+    prune: Score | None = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +74,34 @@ class PretrainObjective(Section):
     box_grid: Count = 8
     # Shortest and longest side of random boxes, as fractions of the image's; None draws like the
     # reference, with many very thin or very large boxes.
-    box_sides: tuple[float, float] | None = None
+    box_sides: tuple[PartOfSide, PartOfSide] | None = None
     # Temperature of the student's losses.
-    temperature: float = 0.01
+    temperature: Temperature = 0.01
     # Temperature of the teacher's labels; fixed in the reference, independent of the student's.
-    teacher_temperature: float = 0.01
+    teacher_temperature: Temperature = 0.01
     # Only regions whose best concept has a teacher probability above this are used.
-    concept_threshold: float = 0.1
+    concept_threshold: Share = 0.1
     # Number of images whose regions are each other's negatives; None: the global batch. The
     # reference computes the region losses per GPU: 3 of 96 images.
-    images_per_group: int | None = 3
+    images_per_group: Count | None = 3
     # Weights of the three losses.
-    image_text_weight: float = 1.0
-    distillation_weight: float = 1.0
-    contrastive_weight: float = 1.0
+    image_text_weight: NotNegative = 1.0
+    distillation_weight: NotNegative = 1.0
+    contrastive_weight: NotNegative = 1.0
     # Padding of the canvas: "invisible" to features and losses; with "reference" it leaks into
     # features, and the global feature covers the whole canvas.
     padding: Literal["invisible", "reference"] = "invisible"
     # Regions of each image that pass layer4 at once, rematerialized; None for all.
-    regions_per_chunk: int | None = may_change(25)
+    regions_per_chunk: Count | None = may_change(25)
     # Regions of each image that are compared with all concepts at once, rematerialized; None for
     # all. For large pools: docs/large_batches.md.
-    regions_per_softmax: int | None = may_change(None)
+    regions_per_softmax: Count | None = may_change(None)
     # Number of sequential parts of the batch in the towers; losses and update are those of the
     # whole batch. More parts need less memory, and one more forward pass; 1 is the whole batch.
     micro_batches: Count = may_change(1)
     # Texts compared with the images at once in the image-text loss, in a ring over several devices;
     # None computes the matrix of the whole batch. For large batches: docs/large_batches.md.
-    image_text_chunk: int | None = may_change(None)
+    image_text_chunk: Count | None = may_change(None)
     # Implementation of RoIAlign: ops.roi_align.
     roi_align_impl: RoiAlignImpl = may_change("auto")
 
@@ -105,11 +113,7 @@ class PretrainObjective(Section):
                 f"num_regions: {self.num_regions} cannot be sampled from proposals.num_proposals "
                 f"{self.proposals.num_proposals}; lower the one or raise the other"
             )
-        if self.box_sides is not None and not 0 < self.box_sides[0] <= self.box_sides[1] <= 1:
-            raise ConfigError(
-                "box_sides: expected the shortest and the longest side as shares of the image's, "
-                f"above 0 and at most 1, found {self.box_sides}"
-            )
+        require_ascending(self, "box_sides")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +123,17 @@ class LocalizerObjective(Section):
     # Anchors sampled from each image.
     anchors_per_image: Count = 256
     # Largest share of positives among them.
-    positive_fraction: float = 0.5
+    positive_fraction: Share = 0.5
     # IoU below which an anchor is negative, and IoU from which it is positive.
-    negative_below: float = 0.3
-    positive_from: float = 0.7
+    negative_below: Share = 0.3
+    positive_from: Share = 0.7
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.negative_below <= self.positive_from <= 1:
+        if self.negative_below > self.positive_from:
             raise ConfigError(
                 f"negative_below: {self.negative_below} with positive_from {self.positive_from}; "
-                "expected 0 <= negative_below <= positive_from <= 1"
+                "expected at most positive_from"
             )
 
 
@@ -147,24 +151,24 @@ class DetectorObjective(Section):
     # Regions sampled from each image.
     samples_per_image: Count = 512
     # Largest share of positives among them.
-    positive_fraction: float = 0.25
+    positive_fraction: Share = 0.25
     # IoU with ground truth from which a region is positive.
-    positive_iou: float = 0.5
+    positive_iou: Share = 0.5
     # Temperature of the softmax over classes.
-    temperature: float = 0.01
+    temperature: Temperature = 0.01
     # Weight of background regions in the classification loss.
-    background_weight: float = 0.2
+    background_weight: NotNegative = 0.2
     # Power of the focal scaling; None is the weighted cross entropy, which divides by the sum of
     # the weights instead of the number of regions.
-    focal_gamma: float | None = 0.5
+    focal_gamma: NotNegative | None = 0.5
     # Side of the object masks in cells; None trains no mask head.
-    mask_size: int | None = None
+    mask_size: Side | None = None
     # Class embeddings (.npz); "" embeds the class names with the text tower.
     vocabulary: str = may_change("")
     # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
     templates: Templates = "clip"
     # Regions of each image that pass layer4 at once, rematerialized; None for all.
-    regions_per_chunk: int | None = may_change(64)
+    regions_per_chunk: Count | None = may_change(64)
     # Implementation of RoIAlign: ops.roi_align.
     roi_align_impl: RoiAlignImpl = may_change("auto")
 
@@ -196,7 +200,7 @@ class DetectionSettings(Section):
     """
 
     # Temperature of the softmax over classes. None: the model's own.
-    temperature: float | None = 0.01
+    temperature: Temperature | None = 0.01
     # Embed regions from the "features" of the image (RegionCLIP) or from "crops" of its pixels
     # (plain CLIP on each region, paper figure 1). None: the model's own.
     embed_from: EmbedFrom | None = "features"
@@ -205,7 +209,7 @@ class DetectionSettings(Section):
     # None: the model's own.
     objectness: Objectness | None = "reference"
     # Detections with a score up to this are dropped. None: the model's own.
-    score_threshold: float | None = 0.001
+    score_threshold: Score | None = 0.001
     # Suppression within a class.
     nms: NmsSettings = NmsSettings()
     # Largest number of detections of an image. None: the model's own.
@@ -214,14 +218,9 @@ class DetectionSettings(Section):
     # None: the model's own.
     report_probabilities: bool | None = False
     # Regions of each image that pass layer4 at once; None for all.
-    regions_per_chunk: int | None = may_change(None)
+    regions_per_chunk: Count | None = may_change(None)
     # Implementation of RoIAlign: ops.roi_align.
     roi_align_impl: RoiAlignImpl = may_change("auto")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.temperature is not None and not self.temperature > 0:
-            raise ConfigError(f"temperature: {self.temperature}, expected a number above 0")
 
     @property
     def gives_probabilities(self) -> bool:

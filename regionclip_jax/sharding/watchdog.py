@@ -21,15 +21,18 @@ from orbax.checkpoint.multihost import get_barrier_sync_fn
 from regionclip_jax.failures import ExitStatus, explain
 from regionclip_jax.sharding.barriers import barrier
 
-# A lost process ends the others after the sum at most, before JAX's own 50 to 100 seconds.
+# A lost process ends the others after the sum at most, before JAX's own 50 to 100 seconds. Process
+# 0 says which process is late; if it does not answer, it is lost itself.
 INTERVAL_SECONDS = 5
 PATIENCE_SECONDS = 30
+ANSWER_SECONDS = 5
 # Processes with the same error reach the same barrier at nearly the same time.
 _SECONDS_TO_LEAVE = 10
 # An error of a collective may be that of a lost process, whose name the watchdog then knows.
-_SECONDS_TO_EXPLAIN = INTERVAL_SECONDS + PATIENCE_SECONDS + 5
+_SECONDS_TO_EXPLAIN = INTERVAL_SECONDS + PATIENCE_SECONDS + 2 * ANSWER_SECONDS
 
 _leaving = threading.Event()
+_ending = threading.Lock()  # never released: the first of several threads ends the process
 
 
 @contextlib.contextmanager
@@ -66,7 +69,7 @@ def end_as_lost(who: str) -> None:
     Args:
         who: names the lost process.
     """
-    if _leaving.is_set():
+    if _leaving.is_set() or not _ending.acquire(blocking=False):
         return
     # Not print: the main thread may hold the lock of sys.stderr.
     line = (
@@ -81,6 +84,9 @@ def end_as_lost(who: str) -> None:
 
 def _watch() -> None:
     for number in itertools.count():
+        no_answer = threading.Timer(PATIENCE_SECONDS + ANSWER_SECONDS, end_as_lost, ["process 0"])
+        no_answer.daemon = True
+        no_answer.start()
         try:
             get_barrier_sync_fn()(
                 key=f"regionclip_jax alive {number}", timeout_ms=PATIENCE_SECONDS * 1000
@@ -88,6 +94,8 @@ def _watch() -> None:
         except Exception as error:  # jaxlib has several types
             end_as_lost(name_missing(str(error)))
             return
+        finally:
+            no_answer.cancel()
         if _leaving.wait(INTERVAL_SECONDS):
             return
 

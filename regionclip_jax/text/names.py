@@ -23,10 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regionclip_jax.files import read_bytes, read_json
 from regionclip_jax.text.clip_tokenizer import clean
 from regionclip_jax.text.prompts import fill_template, prepare_class_name
-from regionclip_jax.untrusted import reason
+from regionclip_jax.untrusted import read_bytes, read_large_json, reason
 
 _COUNT_AFTER_COMMA = re.compile(r"\s*,\s*\d+$")
 # A prompt ends at 77 tokens. The search for a count takes the square of a line's length.
@@ -158,7 +157,7 @@ def _is_json(text: str) -> bool:
 
 def _names_of_categories(path: Path) -> list[str]:
     remedy = "give an annotation file as COCO's or LVIS's, or names in a .txt"
-    content: Any = read_json(path, remedy)
+    content: Any = read_large_json(path, remedy)
     try:
         categories = sorted(content["categories"], key=lambda entry: entry["id"])
         return [prepare_class_name(entry["name"]) for entry in categories]

@@ -13,6 +13,7 @@ from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model, save_model
+from regionclip_jax.files import locked_folder
 from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
@@ -68,6 +69,13 @@ def test_saving_replaces_the_model_and_keeps_other_files(tmp_path):
     save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {}))
     assert load_model(tmp_path)[1].architecture == VIT
     assert (tmp_path / "vocabulary.npz").read_bytes() == b"kept"
+
+
+def test_a_directory_that_another_process_writes_is_refused(tmp_path):
+    save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {"run": "first"}))
+    with locked_folder(tmp_path), pytest.raises(FileExistsError, match="is being written by"):
+        save_model(tmp_path, random_variables(VIT), ModelCard(VIT, {"run": "second"}))
+    assert load_model(tmp_path)[1].source == {"run": "first"}
 
 
 def test_an_interrupted_write_is_not_loaded_as_a_model(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_the_candidates_of_a_localizer_depend_on_its_levels():
         ({"detection": {"temprature": 1}}, r"scores\.detection: .*found \['temprature'\]"),
         ({"detection": {"roi_align_impl": "auto"}}, r"found \['roi_align_impl'\]"),
         ({"detection": {"temperature": "0.07"}}, r"detection\.temperature: found '0\.07'"),
-        ({"detection": {"temperature": 0}}, r"temperature: 0, expected a number above 0"),
+        ({"detection": {"temperature": 0}}, r"detection\.temperature: found 0, which is none of"),
         ({"detection": {"temperature": math.nan}}, r"card\.json: .*NaN is no number of JSON"),
         ({"detection": {"objectness": "root"}}, r"detection\.objectness: found 'root'"),
         ({"detection": {"nms": {"method": True}}}, r"detection\.nms\.method: found True"),

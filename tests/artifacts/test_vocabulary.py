@@ -35,6 +35,27 @@ def test_a_saved_vocabulary_is_loaded_unchanged(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["vocabulary.npz"]
 
 
+def test_a_flipped_bit_is_found_or_changes_nothing(tmp_path):
+    """The archive has a checksum of each array; a bit of a name's header may say "encrypted"."""
+    path, vocabulary = tmp_path / "vocabulary.npz", make_vocabulary({"architecture": None}, dim=4)
+    vocabulary.save(path)
+    content = path.read_bytes()
+    found = 0
+    for bit in range(0, 8 * len(content), 37):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            loaded = Vocabulary.load(path)
+        except CheckpointMismatch:
+            found += 1
+            continue
+        np.testing.assert_array_equal(loaded.embeddings, vocabulary.embeddings)
+        for field in ("names", "templates", "encoder"):
+            assert getattr(loaded, field) == getattr(vocabulary, field)
+    assert found > 150
+
+
 def test_a_vocabulary_may_have_no_templates(tmp_path):
     dataclasses.replace(make_vocabulary(), templates=()).save(tmp_path / "a.npz")
     assert Vocabulary.load(tmp_path / "a.npz").templates == ()

@@ -172,7 +172,8 @@ def test_an_invalid_mixture_is_a_config_error(parts, evaluation):
         dataclasses.replace(second, path="no"),
     )
     refused(r"mixture\[1\]\.path: .* detection", dataclasses.replace(second, path=evaluation.path))
-    refused(r"data\.mixture: weights .*above 0", dataclasses.replace(second, weight=0.0))
+    with pytest.raises(ConfigError, match="weight: expected a number above 0, found 0"):
+        dataclasses.replace(second, weight=0.0)
 
 
 @pytest.fixture
@@ -202,12 +203,12 @@ def test_more_skipped_records_than_the_recipe_allows_stop_the_stream(broken_data
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"short_sides": (32,)}, "give both"),
-        ({"max_skipped_fraction": 2.0}, "within 0 and 1"),
+        ({"short_sides": (32,)}, "data: .*give both"),
+        ({"max_skipped_fraction": 2.0}, "max_skipped_fraction: expected a number from 0 to 1"),
     ],
 )
 def test_invalid_stream_settings_are_a_config_error(data, changes, message):
-    with pytest.raises(ConfigError, match=f"data: .*{message}"):
+    with pytest.raises(ConfigError, match=message):
         stream(dataclasses.replace(data, **changes))
 
 
@@ -237,7 +238,7 @@ def test_the_fraction_of_skipped_records_in_an_evaluation_excludes_padding(
 ):
     records = [scene_record(i, True) for i in range(9)]
     records[8] = dataclasses.replace(records[8], image=b"torn")
-    write_array_record(records, tmp_path / "set", 64, {"category_names": ["a"]})
+    write_array_record(records, tmp_path / "set", 64, {"category_names": list("abcdefghijklmnop")})
     for fraction, is_refused in ((0.1, True), (0.12, False)):
         section = dataclasses.replace(
             evaluation, path=str(tmp_path / "set"), max_skipped_fraction=fraction

@@ -109,6 +109,31 @@ def test_a_resumed_run_equals_one_without_a_stop(train, recipe, changed, tmp_pat
         np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
 
 
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(
+    train, recipe, tmp_path, read_events
+):
+    """The result is the same bit for bit, no step is in TensorBoard twice, and both say it."""
+    recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, checkpoints_to_keep=3))
+    whole = flatten(load_model(train(recipe))[0])
+    losses = read_events(tmp_path)["loss"]
+    folder = tmp_path / "checkpoints"
+    damaged = [folder / "4" / "position" / "metadata", folder / "3" / "state" / "manifest.ocdbt"]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    again = flatten(load_model(train(recipe))[0])
+    assert train.started == [0, 2 * 8]
+    for path in whole:
+        np.testing.assert_array_equal(whole[path], again[path], err_msg=path)
+    events = read_events(tmp_path)
+    assert events["loss"] == losses and [step for step, _ in losses] == [1, 2, 3, 4]
+    ((step, (text,)),) = events["damaged_checkpoints/text_summary"]
+    assert step == 2
+    for number in (3, 4):
+        assert f"{folder / str(number)} is damaged".encode() in text
+        assert (folder / f"{number}.damaged").is_dir()
+    assert checkpoints(tmp_path) == [2, 3, 4]
+
+
 def test_a_finished_run_is_exported_again_without_a_step(train, recipe):
     before = flatten(load_model(train(recipe))[0])
 

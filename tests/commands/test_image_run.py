@@ -14,6 +14,7 @@ from PIL import Image
 
 from regionclip_jax.commands.embed_regions import read_boxes
 from regionclip_jax.data.sources.image_files import list_images, relative_names
+from regionclip_jax.files import locked_folder
 
 ROOT = Path(__file__).parents[2]
 # The command with a detector that finds one box, and an event at the fifth image.
@@ -116,6 +117,19 @@ def test_a_signal_after_the_last_image_keeps_the_last_line(photos, tmp_path):
     assert detections(out)["complete"]
 
 
+def test_a_folder_that_another_command_writes_is_refused(photos, tmp_path):
+    """The lock of a killed command does not stay: the operating system releases it."""
+    module = {"event": ""}
+    exec(CODE, module)
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked_folder(out), pytest.raises(FileExistsError, match="is being written by process"):
+        module["run"](out, str(photos))
+    assert not (out / "detections.json").exists()
+    (out / ".lock").write_text("process 1 on a host that is gone\n")
+    assert module["run"](out, str(photos)) == 0 and detections(out)["complete"]
+
+
 def test_a_full_disk_and_broken_images_are_said_in_the_last_line(photos, tmp_path, capsys):
     module = {"event": ""}
     exec(CODE, module)
@@ -163,6 +177,7 @@ BOX = [0, 0, 9, 9]
         ([BOX], "expected an entry for each image, found list"),
         ('{"x.jpg": [], "x.jpg": []}', "the key 'x.jpg' occurs more than once"),
         ("{", "boxes.json: expected JSON"),
+        ("[" * 10**5, "boxes.json: expected JSON .maximum recursion depth"),
     ],
 )
 def test_boxes_that_do_not_name_each_image_once_are_refused(tmp_path, text, message):

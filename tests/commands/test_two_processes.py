@@ -112,8 +112,19 @@ def test_two_killed_and_resumed_processes_equal_an_uninterrupted_run(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (parts / "model").exists()
+    # Both processes find the damage in a file that the second one wrote.
+    checkpoints = parts / "checkpoints"
+    steps = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    damaged = max((checkpoints / str(steps[-1])).glob("state/ocdbt.process_1/d/*"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
     finish(start(parts), parts)
-    assert "resumes after step" in read_log(parts, 0)
+    for number in range(2):
+        log = read_log(parts, number)
+        assert f"{checkpoints / str(steps[-1])} is damaged ({damaged}: changed" in log
+        assert f"resumes after step {steps[-2]}\n" in log
+    assert (checkpoints / f"{steps[-1]}.damaged").is_dir()
     # Only one process writes the shared files.
     assert len(list(whole.glob("events.*"))) == 1
     assert not list(whole.glob(".seen_by_all.*"))

@@ -34,8 +34,8 @@ def test_process_0_refuses_a_port_in_use(run_main, error_message, tmp_path):
 
 
 def limit_file_sizes():
-    # Every array of a checkpoint is smaller than the text tower's vocabulary.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, resource.RLIM_INFINITY))
+    # The files of a checkpoint are larger, those of TensorBoard are smaller.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def run_mounted(command, tmp_path):
 @pytest.mark.parametrize(
     ("size", "before", "status", "where"),
     [
-        ("64k", "true", ExitStatus.NO_SPACE, "run/"),
+        ("4k", "true", ExitStatus.NO_SPACE, "run/settings.json"),
         ("2m", "true", ExitStatus.NO_SPACE, "run/checkpoints/"),
         ("40m", "mount -o remount,ro {folder}", ExitStatus.NOT_PERMITTED, "run"),
     ],

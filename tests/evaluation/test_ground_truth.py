@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 
@@ -201,3 +202,54 @@ def test_selected_categories_keep_their_ids_and_their_images(coco):
 def test_a_category_missing_in_the_file_is_named(coco, tmp_path):
     with pytest.raises(ValueError, match=r"instances\.json: no categories \['bee'\] among the 2"):
         keep_categories(read_coco(written(tmp_path, coco)), ["cup", "bee"])
+
+
+def places(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else ()
+    for key, part in enumerate(value) if isinstance(value, list) else items:
+        yield from places(part, (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    value = copy.copy(value)
+    value[path[0]] = replaced(value[path[0]], path[1:], new)
+    return value
+
+
+def nested(depth):
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, -1, 2**200, 1.5, math.nan, math.inf, "a" * 10**4, [], {}, nested(600), [[1e300] * 6]],
+    ids=lambda value: str(value)[:9],
+)
+def test_any_value_in_any_place_is_read_or_refused_in_one_line(lvis, coco, value):
+    outlines = [[[0, 0, 2, 0, 2, 2]], {"size": [9, 9], "counts": [0, 81]}]
+    for content, read in ((lvis, read_lvis), (coco, read_coco)):
+        content["images"] = [image | {"height": 9, "width": 9} for image in content["images"]]
+        content["annotations"] = [
+            annotation | {"segmentation": outline, "iscrowd": 0}
+            for annotation, outline in zip(content["annotations"], outlines, strict=True)
+        ]
+        for path in places(content):
+            try:
+                read(replaced(content, path, value) if path else {"images": value})
+            except ValueError as error:
+                assert "\n" not in str(error) and len(str(error)) < 1000
+
+
+@pytest.mark.parametrize(
+    "polygon", [[1e9, 0, 2, 0, 2, 2], [math.nan, 0, 2, 0, 2, 2], ["1", 0, 2, 0, 2, 2]]
+)
+def test_polygons_far_beyond_any_image_are_refused(coco, polygon):
+    coco["annotations"][0]["segmentation"] = [polygon]
+    with pytest.raises(ValueError, match="annotation 4: 'segmentation': a polygon with the coord"):
+        read_coco(coco)

@@ -24,6 +24,7 @@ OTHERS = {
     "scripts/quickstart.sh": "installs; test_launchers.py runs it with stand-ins",
     "scripts/test.sh": "runs these tests",
     "scripts/check_accelerator.sh": "test_check_accelerator.py runs it",
+    "scripts/lock.sh": "needs a package index",
     "scripts/tpu_pod.sh": "needs Google Cloud; test_launchers.py runs it with stand-ins",
     "sbatch": "needs Slurm; test_launchers.py runs the script with stand-ins",
     "regionclip COMMAND": "stands for any command",

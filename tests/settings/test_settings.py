@@ -1,6 +1,7 @@
 """Checks of settings, meanings of keys, and keys that a resumed run may change."""
 
 import dataclasses
+import math
 import typing
 
 import pytest
@@ -11,6 +12,7 @@ from regionclip_jax.settings import (
     DetectionSettings,
     DetectorObjective,
     LocalizerObjective,
+    MixturePart,
     NmsSettings,
     OptimizerSettings,
     PretrainObjective,
@@ -26,6 +28,7 @@ from regionclip_jax.settings import (
     meanings,
     unstated,
 )
+from regionclip_jax.settings.fields import Range
 
 SECTIONS = [
     value
@@ -91,7 +94,7 @@ def test_only_paths_intervals_and_memory_settings_may_change():
         (
             PretrainObjective,
             {"box_sides": (0.6, 0.2)},
-            r"box_sides: .* at most 1, found \(0\.6, 0\.2\)",
+            r"box_sides: expected the smaller number first, found \(0\.6, 0\.2\)",
         ),
         (PretrainObjective, {"box_sides": (0.0, 0.2)}, r"box_sides: .* above 0"),
         (PretrainObjective, {"box_sides": (0.5, 1.2)}, r"box_sides: .* at most 1"),
@@ -112,14 +115,14 @@ def test_only_paths_intervals_and_memory_settings_may_change():
             r"proposals\.nms_threshold: None",
         ),
         (RecallSettings, {"proposals": ProposalSettings(pre_nms_topk=None)}, "pre_nms_topk: None"),
-        (DetectionSettings, {"temperature": 0.0}, r"temperature: 0\.0, expected a number above 0"),
+        (DetectionSettings, {"temperature": 0.0}, "temperature: .* from 1e-06 to .* found 0.0"),
         (LocalizerObjective, {"negative_below": 0.8}, "negative_below: 0.8 with positive_from 0.7"),
         (
             DetectorObjective,
             {"image_tower": "random"},
             "regions_per_chunk: 64 with a random image tower",
         ),
-        (OptimizerSettings, {"warmup_steps": -1}, "warmup_steps: expected 0 or more, found -1"),
+        (OptimizerSettings, {"warmup_steps": -1}, "warmup_steps: .* of at least 0, found -1"),
         (OptimizerSettings, {"boundaries": (5, 3)}, r"boundaries: .* found \(5, 3\); sort them"),
     ],
 )
@@ -190,3 +193,39 @@ def test_an_open_key_may_be_another_choice_but_no_other_value():
     assert DetectionSettings(objectness=None).objectness is None
     with pytest.raises(ConfigError, match=r"objectness: 'root' is none of \['none', 'reference',"):
         DetectionSettings(objectness="root")
+
+
+def numbers_in(kind) -> list:
+    """Return the types of the numbers in a field's type."""
+    if typing.get_origin(kind) is typing.Annotated or kind in (int, float):
+        return [kind]
+    return [number for part in typing.get_args(kind) for number in numbers_in(part)]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_number_has_a_range_and_others_are_refused(section):
+    for name, kind in typing.get_type_hints(section, include_extras=True).items():
+        numbers = numbers_in(kind)
+        if not numbers:
+            continue
+        assert typing.get_origin(numbers[0]) is typing.Annotated, f"{name} has no range"
+        plain = typing.get_args(numbers[0])[0]
+        bad = [-(10.0**9), math.inf, -math.inf, math.nan] if plain is float else [-1, 10**12]
+        for value in bad:
+            parts = [kind, *typing.get_args(kind)]
+            given = value
+            if tuple in map(typing.get_origin, parts):
+                given = (value,) * len(numbers)
+            if name == "canvas_sizes":
+                given = ((value, value),)
+            more = {"source": "tfds", "path": ""} if section is MixturePart else {}
+            with pytest.raises(ConfigError, match=f"^{name}: expected a (whole )?number"):
+                section(**{name: given, **more})
+
+
+def test_ranges_are_named_in_words():
+    assert str(Range(1, noun="a whole number")) == "a whole number of at least 1"
+    assert str(Range(0, above=True)) == "a number above 0"
+    assert str(Range(0, 1, above=True)) == "a number above 0 and at most 1"
+    assert str(Range(0, 1)) == "a number from 0 to 1"
+    assert 0 not in Range(0, above=True) and "1" not in Range(0) and 0 in Range(0)

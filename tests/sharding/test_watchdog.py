@@ -103,9 +103,7 @@ def test_a_killed_or_frozen_process_ends_the_other_with_one_line(pair, number, h
     members[number].send_signal(how)
     status, lines = end(members[1 - number])
     assert status == ExitStatus.LOST_PROCESS, lines
-    # The service of a frozen process 0 cannot tell the name.
-    name = "process 1" if number else "process"
-    assert len(lines) == 1 and f"{name} of the run was lost" in lines[0]
+    assert len(lines) == 1 and f"process {number} of the run was lost" in lines[0]
 
 
 @pytest.mark.slow

@@ -175,6 +175,11 @@ def _require_white(lowest: int, highest: int) -> None:
         )
 
 
+def _require_pixels(*sides: int) -> None:
+    if 0 in sides:
+        raise ValueError(f"image: {list(sides)} (height, width), expected pixels")
+
+
 def read_any_image(image: AnyImage) -> np.ndarray:
     """Return an image as RGB uint8 [H, W, 3].
 
@@ -188,8 +193,10 @@ def read_any_image(image: AnyImage) -> np.ndarray:
             read_image(path, str(path.parent), path.name), source=str(path.parent), key=path.name
         )
     if isinstance(image, Image.Image):
+        _require_pixels(image.height, image.width)
         return to_rgb(image)
     pixels = np.asarray(image)
+    _require_pixels(*pixels.shape[:2])
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.shape[2:] or (3,)) != (3,):
         raise ValueError(
             f"image: expected RGB uint8 [H, W, 3] or gray [H, W], found {pixels.dtype} "

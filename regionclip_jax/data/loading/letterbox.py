@@ -10,6 +10,7 @@ from regionclip_jax.data.loading.buckets import Size, padded_count, smallest_can
 from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.examples import DetectionExample, ImageLoading
 from regionclip_jax.ops.host_boxes import BoxFit, host_scale_boxes
+from regionclip_jax.settings.fields import SIDES
 from regionclip_jax.structures import DetectionBatch
 
 _FEWEST_ROWS = 25
@@ -21,9 +22,15 @@ class Letterbox:
     Args:
         short_side, max_long_side: limits of the resize, in pixels.
         resize_method: a method of ``transforms.resized_size``.
+
+    Raises:
+        ValueError: a side that no image has.
     """
 
     def __init__(self, short_side: int, max_long_side: int, resize_method: str):
+        for name, side in (("short_side", short_side), ("max_long_side", max_long_side)):
+            if side not in SIDES:
+                raise ValueError(f"{name}: expected {SIDES}, found {side!r}")
         canvases = canvas_sizes(short_side, max_long_side)
         self._images = ImageLoading((short_side,), max_long_side, resize_method, canvases)
 

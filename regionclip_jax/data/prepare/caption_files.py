@@ -19,7 +19,7 @@ from regionclip_jax.data.sources.text_tables import (
     read_rows,
 )
 from regionclip_jax.data.sources.tsv_pairs import decode_text
-from regionclip_jax.files import read_json
+from regionclip_jax.untrusted import read_large_json
 
 _TABLES = (".csv", ".tsv", *JSON_LINES)
 _ADDRESSES = ("http://", "https://")
@@ -99,7 +99,7 @@ def _cells(line: str) -> list[str]:
 
 def _coco(path: pathlib.Path) -> list:
     remedy = "give COCO's captions_*.json, not instances_*.json; JSON lines end in .jsonl"
-    content: Any = read_json(path, remedy)
+    content: Any = read_large_json(path, remedy)
     try:
         return [annotation["caption"] for annotation in content["annotations"]]
     except (KeyError, TypeError) as error:

@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from regionclip_jax.data.prepare.prepared_record import JPEG_QUALITY, Skipped, prepare_record
 from regionclip_jax.data.prepare.writers import (
@@ -37,11 +38,12 @@ from regionclip_jax.data.prepare.writers import (
     make_manifest,
     shard_name,
 )
-from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED
+from regionclip_jax.data.sources.array_record_format import MANIFEST, UNFINISHED, write_manifest
 from regionclip_jax.data.sources.fingerprint import fingerprint
 from regionclip_jax.data.sources.records import Source
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.files import locked_folder, read_json, replace_text
+from regionclip_jax.files import locked_folder, replace_text
+from regionclip_jax.untrusted import read_large_json
 
 SIZES = "sizes.npy"
 
@@ -167,7 +169,7 @@ def _begun(plan: _Plan, description: dict) -> Iterator[None]:
     plan.unfinished.mkdir(parents=True, exist_ok=True)
     with locked_folder(plan.unfinished, "lock"):
         if plan_path.exists():
-            begun = read_json(plan_path, "delete the folder, or choose another path")
+            begun = read_large_json(plan_path, "delete the folder, or choose another path")
             if begun != plan_facts:
                 begun = begun if isinstance(begun, dict) else {}
                 keys = sorted(k for k in begun | plan_facts if begun.get(k) != plan_facts.get(k))
@@ -284,21 +286,35 @@ def _write_shard(plan: _Plan, shard: int, tell: Callable[[tuple[int, list[str]]]
         os.replace(partial, plan.directory / shard_name(shard))
     else:
         partial.unlink()
-    replace_text(plan.note_path(shard), json.dumps(note, indent=1))
+    content = {"note": note, "sha256": _digest_of_note(note)}
+    replace_text(plan.note_path(shard), json.dumps(content, indent=1))
+
+
+def _digest_of_note(note: dict) -> str:
+    return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()
 
 
 def _read_note(plan: _Plan, shard: int) -> dict | None:
-    """Return the note of a complete shard; None if it has yet to be written."""
+    """Return the note of a complete shard; None if it has yet to be written.
+
+    A damaged note counts as none: the shard is then written again, to the same bytes.
+    """
     path = plan.directory / shard_name(shard)
     try:
-        note: Any = read_json(plan.note_path(shard), "the shard is written again")
+        content: Any = read_large_json(plan.note_path(shard), "the shard is written again")
+        note = content["note"]
+        if content["sha256"] != _digest_of_note(note):
+            raise ValueError("another SHA-256")
         if note["count"] and not (path.is_file() and path.stat().st_size == note["bytes"]):
             return None
         # A list of millions would use much memory.
         note["sides"] = np.array(note["sides"], np.int32).reshape(-1, 2)
         note["skipped"] = [(str(reason), str(text)) for reason, text in note["skipped"]]
         fits = len(note["sides"]) == note["count"] and {"kinds", "sha256"} <= note.keys()
-    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError):
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OverflowError):
+        logging.warning("%s: damaged; its shard is written again", plan.note_path(shard))
         return None
     return note if fits or not note["count"] else None
 
@@ -329,7 +345,7 @@ def _complete(plan: _Plan, description: dict) -> dict:
         if note["count"]
     ]
     manifest = make_manifest(kind, shards, description, sizes=sizes_entry, skipped=skipped)
-    replace_text(plan.directory / MANIFEST, json.dumps(manifest, indent=1))
+    write_manifest(plan.directory, manifest)
     shutil.rmtree(plan.unfinished)
     return manifest
 

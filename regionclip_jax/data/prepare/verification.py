@@ -1,13 +1,15 @@
 """Verify every byte of a prepared directory against its manifest."""
 
 import concurrent.futures
-import hashlib
 import os
 import pathlib
 
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.data.sources.array_record_format import MANIFEST, read_manifest
-from regionclip_jax.files import open_regular
+from regionclip_jax.data.sources.array_record_format import (
+    MANIFEST,
+    describe_damage,
+    read_manifest,
+)
 
 
 def find_damage(directory: str | os.PathLike, num_threads: int) -> list[str]:
@@ -23,7 +25,8 @@ def find_damage(directory: str | os.PathLike, num_threads: int) -> list[str]:
 
     Raises:
         FileNotFoundError: no such directory, or no manifest in it.
-        ValueError: the manifest has no checksums, or its counts are not those of the shards.
+        ValueError: the manifest is damaged, has no checksums, or counts other records than the
+            shards hold.
     """
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
@@ -34,20 +37,8 @@ def find_damage(directory: str | os.PathLike, num_threads: int) -> list[str]:
             "can be verified"
         )
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        damage = [text for text in pool.map(lambda file: _damage(directory, file), files) if text]
+        found = pool.map(lambda file: describe_damage(directory, file), files)
+        damage = [text for text in found if text is not None]
     if not damage:
         ArrayRecordSource(directory)
     return damage
-
-
-def _damage(directory: pathlib.Path, expected: dict) -> str | None:
-    path = directory / expected["name"]
-    if not path.is_file():
-        return f"{path}: missing"
-    if path.stat().st_size != expected["bytes"]:
-        return f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}"
-    with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != expected["sha256"]:
-        return f"{path}: SHA-256 {digest}, expected {expected['sha256']}"
-    return None

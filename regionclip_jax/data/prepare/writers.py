@@ -19,6 +19,7 @@ from regionclip_jax.data.sources.array_record_format import (
     encode_record,
     kind_of,
     read_manifest,
+    write_manifest,
 )
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 
@@ -109,7 +110,7 @@ def write_array_record(
     try:
         partial.chmod(0o755)  # mkdtemp makes it private to this user
         manifest = _write_shards(iter(records), partial, shard_size, description)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_manifest(partial, manifest)
         try:
             partial.rename(directory)
         except OSError:

@@ -17,6 +17,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Container, Mapping
+from reprlib import repr as shown  # of bounded depth and length
 from typing import NamedTuple
 
 from regionclip_jax.data.sources.boxed_images import (
@@ -30,7 +31,7 @@ from regionclip_jax.data.sources.boxed_images import (
 from regionclip_jax.data.sources.image_files import image_size, present_files
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.splits import find_files_elsewhere
-from regionclip_jax.files import read_json
+from regionclip_jax.untrusted import read_large_json
 
 # Keys of numbers, by list.
 _NUMBERS = {
@@ -91,7 +92,7 @@ def read_annotation_file(path: pathlib.Path) -> AnnotationFile:
         raise FileNotFoundError(
             f"{path} does not exist: expected an annotation file in COCO's format; correct its path"
         )
-    return as_annotation_file(str(path), read_json(path, "download it again"))
+    return as_annotation_file(str(path), read_large_json(path, "download it again"))
 
 
 def as_annotation_file(where: str, content: object) -> AnnotationFile:
@@ -157,7 +158,7 @@ def read_categories(file: AnnotationFile) -> Categories:
         number, name = whole_number(entry.get("id")), entry.get("name")
         if number is None or not isinstance(name, str) or not name.strip():
             raise ValueError(
-                f"{file.where}: expected categories with id and name, found {category!r}"
+                f"{file.where}: expected categories with id and name, found {shown(category)}"
             )
         if number in by_id or name in names:
             raise ValueError(
@@ -173,7 +174,8 @@ def read_categories(file: AnnotationFile) -> Categories:
             if by_id[number].get("frequency") not in FREQUENCIES:
                 raise ValueError(
                     f"{file.where}: category {number}: 'frequency': expected one of {FREQUENCIES}, "
-                    f"found {by_id[number].get('frequency')!r}; give the original lvis_v1_*.json"
+                    f"found {shown(by_id[number].get('frequency'))}; give the original "
+                    "lvis_v1_*.json"
                 )
         frequencies = tuple(by_id[number]["frequency"] for number in ids)
     return Categories(tuple(by_id[number]["name"] for number in ids), ids, frequencies)
@@ -293,8 +295,8 @@ def _read_images(
         )
         size = (height, width) if height > 0 and width > 0 else None
         if image_id is None or not isinstance(name, str):
-            shown = name if isinstance(name, str) else f"#{number}"
-            skipped.add("without_id_or_name", f"{shown}: id {entry.get('id')!r}")
+            label = name if isinstance(name, str) else f"#{number}"
+            skipped.add("without_id_or_name", f"{label}: id {shown(entry.get('id'))}")
         elif image_id in names:
             skipped.add("of_an_id_that_is_there_twice", f"{image_id}: {name}")
         else:
@@ -379,19 +381,21 @@ def find_defect(
     """
     box, image, category = (annotation.get(key) for key in ("bbox", "image_id", "category_id"))
     if _corners(box) is None:
-        text = f": 'bbox': expected [x, y, width, height], finite and not negative, found {box!r}"
-        return Defect("without_usable_box", text)
+        text = ": 'bbox': expected [x, y, width, height], finite and not negative, found "
+        return Defect("without_usable_box", text + shown(box))
     image_id, category_id = whole_number(image), whole_number(category)
     if image_id is None or image_id not in images:
-        return Defect("of_an_unknown_image", f": 'image_id': found {image!r}, which is not listed")
+        text = f": 'image_id': found {shown(image)}, which is not listed"
+        return Defect("of_an_unknown_image", text)
     if category_id is None or category_id not in categories:
-        text = f": 'category_id': found {category!r}, which is not listed"
+        text = f": 'category_id': found {shown(category)}, which is not listed"
         return Defect("of_an_unknown_category", text)
     crowd, area = annotation.get("iscrowd"), annotation.get("area")
     if crowd is not None and crowd not in (0, 1):
-        return Defect("with_unusable_iscrowd", f": 'iscrowd': expected 0 or 1, found {crowd!r}")
+        text = f": 'iscrowd': expected 0 or 1, found {shown(crowd)}"
+        return Defect("with_unusable_iscrowd", text)
     if area is not None and not (isinstance(area, int | float) and 0 <= area < math.inf):
-        text = f": 'area': expected a number of pixels, found {area!r}"
+        text = f": 'area': expected a number of pixels, found {shown(area)}"
         return Defect("with_unusable_area", text)
     return None
 

@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from regionclip_jax.data.sources.array_record_format import (
     decode_record,
+    describe_damage,
     kind_of,
     read_manifest,
 )
@@ -39,7 +40,8 @@ class ArrayRecordSource:
 
     Raises:
         FileNotFoundError: the directory, its manifest or a file of it is missing.
-        ValueError: the manifest and the files disagree, or a shard is cut or changed.
+        ValueError: the manifest or the sizes are damaged, the manifest and the files disagree, or a
+            shard is cut or changed.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -51,6 +53,13 @@ class ArrayRecordSource:
         paths = [self._directory / shard["name"] for shard in manifest["shards"]]
         for path in paths:
             _require_file(path)
+        for path, shard in zip(paths, manifest["shards"], strict=True):
+            # Hashing would read everything. ArrayRecord compares a checksum at each read.
+            if path.stat().st_size != (expected := shard.get("bytes", path.stat().st_size)):
+                raise ValueError(
+                    f"{path}: expected an ArrayRecord file of {expected} bytes, found one that is "
+                    f"cut or changed ({path.stat().st_size} bytes): {_REMEDY}"
+                )
         self._index = [
             manifest["shards"],
             [path.stat().st_size for path in paths],
@@ -65,7 +74,7 @@ class ArrayRecordSource:
             )
         self._sizes = None
         if entry := manifest.get("sizes"):
-            self._sizes = _read_sizes(self._directory / entry["name"], manifest["count"])
+            self._sizes = _read_sizes(self._directory, entry, manifest["count"])
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -117,8 +126,11 @@ def _require_file(path: pathlib.Path) -> None:
         raise FileNotFoundError(f"{path} is named in the manifest but missing: copy it too")
 
 
-def _read_sizes(path: pathlib.Path, count: int) -> Int[np.ndarray, "N 2"]:
+def _read_sizes(directory: pathlib.Path, entry: dict, count: int) -> Int[np.ndarray, "N 2"]:
+    path = directory / entry["name"]
     _require_file(path)
+    if "sha256" in entry and (damage := describe_damage(directory, entry)):
+        raise ValueError(f"{damage}: {_REMEDY}")
     try:
         # Mapped, because a header may claim an array of any size.
         sizes = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -5,16 +5,20 @@ record the boxes (float32), classes (int32) and crowd flags (uint8) in this orde
 image. The layout holds nothing executable, so untrusted files are safe to open.
 """
 
+import hashlib
 import json
 import os
 import pathlib
 import struct
+from reprlib import repr as shown  # of bounded depth and length
 
 import numpy as np
 from jaxtyping import Float
 
+from regionclip_jax.artifacts import digests
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
-from regionclip_jax.files import read_json
+from regionclip_jax.files import replace_text
+from regionclip_jax.untrusted import open_regular, read_large_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -92,20 +96,20 @@ def decode_record(data: bytes) -> ImageTextRecord | DetectionRecord:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"expected a text, found {str(value)[:60]!r}")
+        raise ValueError(f"expected a text, found {shown(value)}")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise ValueError(f"expected a list of texts, found {str(value)[:60]!r}")
+        raise ValueError(f"expected a list of texts, found {shown(value)}")
     return tuple(map(_text, value))
 
 
 def _whole(value: object, lowest: int, highest: int) -> int:
     if type(value) is not int or not lowest <= value <= highest:
         raise ValueError(
-            f"expected a whole number from {lowest} to {highest}, found {str(value)[:60]!r}"
+            f"expected a whole number from {lowest} to {highest}, found {shown(value)}"
         )
     return value
 
@@ -119,12 +123,33 @@ def _require_boxes(boxes: Float[np.ndarray, "G 4"], size: tuple[int, int] | None
         raise ValueError(f"expected boxes within the image, found {boxes[:3].tolist()}")
 
 
+def write_manifest(directory: pathlib.Path, manifest: dict) -> None:
+    """Write the manifest and, before it, its digest; the manifest marks a complete directory."""
+    text = json.dumps(manifest, indent=1)
+    digests.write_digests(directory, (), texts={MANIFEST: text})
+    replace_text(directory / MANIFEST, text)
+
+
+def describe_damage(directory: pathlib.Path, entry: dict) -> str | None:
+    """Compare a file with its ``name``, ``bytes`` and ``sha256`` in the manifest."""
+    path = directory / entry["name"]
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path}: {path.stat().st_size} bytes, expected {entry['bytes']}"
+    with open_regular(path) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry["sha256"]:
+        return f"{path}: SHA-256 {found}, expected {entry['sha256']}"
+    return None
+
+
 def read_manifest(directory: str | os.PathLike) -> dict:
     """Return the manifest of a directory written by :func:`write_array_record`.
 
     Raises:
         FileNotFoundError: no such directory, or no manifest in it.
-        ValueError: the manifest is of another format.
+        ValueError: the manifest is of another format, or was changed after it was written.
     """
     path = pathlib.Path(directory) / MANIFEST
     if not path.is_file() and (path.parent / UNFINISHED).is_dir():
@@ -138,7 +163,10 @@ def read_manifest(directory: str | os.PathLike) -> dict:
             f"{path.parent} {what}: expected a directory written by write_array_record; "
             "write it again or correct the path"
         )
-    manifest = read_json(path, _REMEDY)
+    # Directories of older versions have no digest of their manifest.
+    if damage := digests.find_damage(path.parent, names={MANIFEST}):
+        raise ValueError(f"{damage[0]}: {_REMEDY}")
+    manifest = read_large_json(path, _REMEDY)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path} is not a manifest of format {FORMAT}: {_REMEDY}")
     shards, sizes = manifest.get("shards"), manifest.get("sizes")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from regionclip_jax.data.sources.image_opening import MOST_BYTES, opened_image, read_orientation
 from regionclip_jax.data.sources.records import RecordError
-from regionclip_jax.files import read_bytes
+from regionclip_jax.untrusted import read_bytes
 
 Size = tuple[int, int]  # height, width
 

@@ -11,9 +11,9 @@ import re
 import warnings
 from collections.abc import Iterator
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from regionclip_jax.files import open_regular
+from regionclip_jax.untrusted import open_regular
 
 # Their readers start no process. JPEG includes the several images of one file that
 # cameras write (MPO).
@@ -82,7 +82,7 @@ def read_orientation(image: Image.Image) -> int:
     try:
         # A PNG's own getexif would decode the image in search of late metadata.
         found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-        return found if found in range(1, 9) else 1
+        return found if type(found) is int and 1 <= found <= 8 else 1
     except Exception:  # damaged metadata, which viewers ignore too
         return 1
 
@@ -116,7 +116,7 @@ class _File(_Bounded, io.BufferedReader):
     """Encoded image in a file."""
 
     def __init__(self, path: pathlib.Path):
-        super().__init__(open_regular(path))
+        super().__init__(open_regular(path).detach())
 
 
 def _require_plausible(image: Image.Image, file: bytes | pathlib.Path) -> None:
@@ -126,9 +126,10 @@ def _require_plausible(image: Image.Image, file: bytes | pathlib.Path) -> None:
         raise ValueError(f"{size}, expected an image with pixels")
     if pixels > MOST_PIXELS:
         raise ValueError(f"{size} are more than {MOST_PIXELS} pixels; make the image smaller")
-    if pixels > _MOST_SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in image.tile):
+    tiles = getattr(image, "tile", ())  # how Pillow will decode it
+    if pixels > _MOST_SLOW_PIXELS and any(tile[0] in Image.DECODERS for tile in tiles):
         raise ValueError(f"{size} in run lengths or as text; convert the image to PNG")
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         width, height = (image.tag_v2.get(tag, 1) for tag in _TILE_SIDES)
         # The decoder's buffer holds a whole tile, also if the image has one pixel.
         if not 0 < width * height <= max(pixels, _MOST_TILE):

@@ -5,6 +5,7 @@ damaged (version 2.0.11), which ends the process.
 """
 
 from collections.abc import Mapping
+from reprlib import repr as shown  # of bounded depth and length
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -40,7 +41,7 @@ def object_mask(
             return _sample(decode_runs(segmentation, *image_size), box, size)
         return rasterize(segmentation, box, size)
     except (TypeError, OverflowError) as error:
-        raise ValueError(f"{str(segmentation)[:60]!r}: {error}") from error
+        raise ValueError(f"{shown(segmentation)}: {error}") from error
 
 
 def rasterize(
@@ -54,7 +55,7 @@ def rasterize(
     ):
         raise ValueError(
             "expected a segmentation of polygons of at least three points, or of run lengths, "
-            f"found {str(segmentation)[:60]!r}"
+            f"found {shown(segmentation)}"
         )
     fine = size * _FINER
     scale = fine / np.maximum(box[2:] - box[:2], 1e-6)
@@ -76,7 +77,7 @@ def require_near(polygon: list) -> None:
     """
     for value in polygon:
         if type(value) not in (int, float) or not abs(value) <= _FARTHEST:
-            raise ValueError(f"a polygon with the coordinate {str(value)[:60]}, expected pixels")
+            raise ValueError(f"a polygon with the coordinate {shown(value)}, expected pixels")
 
 
 def _sample(
@@ -111,7 +112,7 @@ def read_runs(segmentation: Mapping, height: int, width: int) -> list[int]:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
         raise ValueError(
-            f"run lengths of size {str(size)[:60]}, expected {[height, width]} (height, width)"
+            f"run lengths of size {shown(size)}, expected {[height, width]} (height, width)"
         )
     if height * width > MOST_PIXELS:
         raise ValueError(f"run lengths of {height} x {width}, more than {MOST_PIXELS} pixels")
@@ -122,20 +123,23 @@ def read_runs(segmentation: Mapping, height: int, width: int) -> list[int]:
         or sum(runs) != height * width
     ):
         raise ValueError(
-            f"run lengths {str(counts)[:60]!r}: expected numbers with the sum {height * width}, "
+            f"run lengths {shown(counts)}: expected numbers with the sum {height * width}, "
             "the pixels of the image"
         )
     return runs
 
 
-def _decompress(text: str) -> list[int]:
-    """Return run lengths from COCO's text: digits of five bits, lowest first, as differences."""
+def _decompress(text: str) -> list[int] | None:
+    """Return run lengths from COCO's text: digits of five bits, lowest first, as differences.
+
+    None for other characters and for numbers of more than ``_LONGEST_RUN`` bits.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in text:
         digit = ord(character) - 48
         if not 0 <= digit < 64 or shift > _LONGEST_RUN:
-            raise ValueError(f"run lengths with {character!r} or of more than {_LONGEST_RUN} bits")
+            return None
         value |= (digit & 31) << shift
         shift += 5
         if not digit & 32:  # the last digit of a number; its highest bit is the sign

@@ -27,7 +27,7 @@ from regionclip_jax.data.sources.boxed_images import (
 from regionclip_jax.data.sources.image_files import Size, image_size, size_mismatch
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.splits import require_split
-from regionclip_jax.files import open_regular, read_bytes
+from regionclip_jax.untrusted import open_regular, read_bytes
 
 
 class PascalVocSource(BoxedImages):

@@ -10,7 +10,7 @@ import re
 import zlib
 from typing import NamedTuple
 
-from regionclip_jax.files import open_regular
+from regionclip_jax.untrusted import open_regular
 
 _BLOCK = 512
 _EMPTY = bytes(_BLOCK)

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TextIO
 
-from regionclip_jax.files import open_regular
+from regionclip_jax.untrusted import open_regular
 
 IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "text", "title")

@@ -19,7 +19,7 @@ from regionclip_jax.data.sources.records import (
     RecordError,
     one_line,
 )
-from regionclip_jax.files import open_regular, read_json
+from regionclip_jax.untrusted import open_regular, read_large_json
 
 _INFO, _FEATURES = "dataset_info.json", "features.json"
 _REMEDY = "prepare the data set again with TFDS"
@@ -154,14 +154,14 @@ class TfdsBoxesSource:
             labels = np.array(objects["label"], np.int64)
             shares = np.array(objects["bbox"], np.float64).reshape(-1, 4)
             crowd = np.array(objects.get("is_crowd", [False] * len(labels)), bool)
-            fits = labels.shape == crowd.shape == shares.shape[:1]
+            fits = (
+                labels.shape == crowd.shape == shares.shape[:1]
+                and bool(np.all(np.abs(shares) <= _LARGEST_SHARE))
+                and bool(np.all(labels < len(self.category_names)))
+            )
         except (ValueError, TypeError, OverflowError):
             fits = False
-        if (
-            not fits
-            or not (np.abs(shares) <= _LARGEST_SHARE).all()
-            or not (labels < len(self.category_names)).all()
-        ):
+        if not fits:
             raise RecordError(
                 repr(self),
                 key,
@@ -240,7 +240,7 @@ class _Examples:
             for leaf in inner.values() or filter(None, [feature]):
                 usual = (kinds.Text, kinds.Tensor, kinds.Scalar, kinds.ClassLabel)
                 leaf = getattr(leaf, "feature", leaf)  # of a sequence of texts
-                encoding = leaf.to_json().get("tensor", {}).get("encoding", "none")
+                encoding = cast(Any, leaf.to_json()).get("tensor", {}).get("encoding", "none")
                 if type(leaf) not in (*usual, kinds.BBoxFeature) or encoding == "zlib":
                     raise ValueError(
                         f"{self._path}: feature {name!r}: expected texts or numbers, found {leaf}"
@@ -264,7 +264,7 @@ class _Examples:
         try:
             encoded = self._encoded[index]
             decoders = {"image": decode.SkipDecoding()}
-            return self._wanted.deserialize_example_np(encoded, decoders=decoders)
+            return cast(Any, self._wanted).deserialize_example_np(encoded, decoders=decoders)
         # TFDS and ArrayRecord raise many exceptions for damaged examples: ValueError, TypeError,
         # KeyError, RuntimeError, protobuf's DecodeError. All of them concern the example only.
         except Exception as error:
@@ -284,8 +284,8 @@ def _builder(path: pathlib.Path):
     for file in path.iterdir():
         if not file.is_dir():
             open_regular(file).close()
-    read_json(path / _INFO, _REMEDY)
-    waiting = [read_json(path / _FEATURES, _REMEDY)]
+    read_large_json(path / _INFO, _REMEDY)
+    waiting = [read_large_json(path / _FEATURES, _REMEDY)]
     while waiting:
         content = waiting.pop()
         if isinstance(content, list):
@@ -312,7 +312,7 @@ def _builder(path: pathlib.Path):
 
 def _parts(feature: object) -> dict[str, Any]:
     """Return the features of a sequence by name; of other features none."""
-    inner = getattr(feature, "feature", None)
+    inner: Any = getattr(feature, "feature", None)
     return dict(inner.items()) if hasattr(inner, "items") else {}
 
 

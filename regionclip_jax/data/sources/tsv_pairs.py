@@ -28,7 +28,7 @@ import numpy as np
 from regionclip_jax.data.sources.image_opening import MOST_BYTES
 from regionclip_jax.data.sources.records import ImageTextRecord, RecordError, locate
 from regionclip_jax.data.sources.text_tables import LONGEST_LINE
-from regionclip_jax.files import open_regular
+from regionclip_jax.untrusted import open_regular
 
 _TEXT_NAMES = (("images", "text"), ("image", "text"), ("img", "caption"))
 _MAX_CAPTIONS = 5

@@ -10,6 +10,7 @@ is the only one (``coco128.yaml``), or in ``classes.txt``.
 
 import os
 import pathlib
+from reprlib import repr as shown  # of bounded depth and length
 
 from regionclip_jax.data.sources.boxed_images import (
     MOST_ANNOTATION,
@@ -22,8 +23,8 @@ from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.splits import require_split
 from regionclip_jax.data.sources.yolo_lines import LabelLines, LineError, keypoint_columns
-from regionclip_jax.files import read_bytes
 from regionclip_jax.text.names import read_names
+from regionclip_jax.untrusted import read_bytes
 
 # Of thousands of classes; PyYAML reads about 100 kB each second.
 _MOST_YAML = 2**20
@@ -204,6 +205,6 @@ def _read_names(root: pathlib.Path) -> tuple[str, ...]:
     if not checked or len(checked) < len(found) or len(set(checked)) < len(checked):
         raise ValueError(
             f"{path}: expected names, one a class and each once, numbered from 0, found "
-            f"{str(names)[:90]}"
+            f"{shown(names)}"
         )
     return checked

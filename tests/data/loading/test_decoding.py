@@ -235,3 +235,11 @@ def test_a_damaged_image_gives_pixels_or_a_record_error(file_format, changes, le
 def test_a_record_error_can_be_pickled():
     error = pickle.loads(pickle.dumps(RecordError("S", "K", "is broken")))
     assert str(error) == "S, record K: is broken" and error.key == "K"
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("RGB", (0, 4)), np.zeros((0, 0, 3), np.uint8), np.zeros((4, 0), np.uint8)]
+)
+def test_an_image_without_pixels_is_refused(image):
+    with pytest.raises(ValueError, match=r"image: .*0.* \(height, width\), expected pixels"):
+        read_any_image(image)

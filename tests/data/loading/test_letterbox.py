@@ -65,3 +65,9 @@ def test_invalid_boxes_are_refused(boxes, message):
 )
 def test_boxes_in_pixels_are_kept_as_they_are(boxes, size):
     np.testing.assert_array_equal(check_boxes(boxes, size), boxes)
+
+
+@pytest.mark.parametrize("sides", [(0, 9), (-1, 9), (9, 0), (9, 10**9), (float("nan"), 9)])
+def test_sides_that_no_image_has_are_refused(sides):
+    with pytest.raises(ValueError, match="side: expected a whole number from 1 to 65536, found"):
+        Letterbox(*sides, "bilinear_round")

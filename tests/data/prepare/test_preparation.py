@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies
 from PIL import Image
 
 from regionclip_jax.data.loading.decoding import decode_image, decode_image_of
@@ -22,7 +24,7 @@ from regionclip_jax.data.prepare.verification import find_damage
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.array_record_format import decode_record
-from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
+from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 from regionclip_jax.data.sources.skipped import SkipCounter, TooManySkipped
 from regionclip_jax.data.sources.tsv_pairs import TsvPairsSource
 
@@ -105,7 +107,12 @@ def test_prepared_records_equal_those_of_the_source_in_order(tmp_path, pairs):
     assert manifest["count"] == NUM_RECORDS and manifest["skipped"] == {}
     assert manifest["description"]["source"] == {"from": "a test", "records": NUM_RECORDS}
     assert counts[-1] == (0, NUM_RECORDS, NUM_RECORDS)
-    files = {"manifest.json", "sizes.npy", *(shard["name"] for shard in manifest["shards"])}
+    files = {
+        "digests.json",
+        "manifest.json",
+        "sizes.npy",
+        *(shard["name"] for shard in manifest["shards"]),
+    }
     assert {path.name for path in (tmp_path / "set").iterdir()} == files
     assert find_damage(tmp_path / "set", 2) == []
 
@@ -273,6 +280,56 @@ def test_damaged_files_are_detected_and_named(tmp_path, pairs):
     assert names[1] in changed and "SHA-256" in changed
     assert names[2] in missing and missing.endswith("missing")
     assert "sizes.npy" in cut and "expected 216" in cut
+
+
+@pytest.fixture(scope="module")
+def intact(encoded, tmp_path_factory):
+    """A prepared directory of six records."""
+    folder = tmp_path_factory.mktemp("prepared")
+    run(TsvPairsSource(write_pairs(folder / "pairs", encoded)), folder / "set", limit=6)
+    return folder / "set"
+
+
+@pytest.mark.property
+@given(data=strategies.data())
+def test_no_random_bit_of_a_prepared_directory_changes_a_record(intact, tmp_path_factory, data):
+    """Opening or reading fails, or every record is the same; --verify finds all but blanks."""
+    name = data.draw(strategies.sampled_from(sorted(path.name for path in intact.iterdir())))
+    folder = shutil.copytree(intact, tmp_path_factory.mktemp("flipped") / "set")
+    content = bytearray((folder / name).read_bytes())
+    bit = data.draw(strategies.integers(0, 8 * len(content) - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    (folder / name).write_bytes(content)
+    try:
+        assert find_damage(folder, 1) or name == "digests.json"
+    except ValueError as error:
+        assert str(folder / name) in str(error) or str(folder / "digests.json") in str(error)
+    try:
+        source = ArrayRecordSource(folder)
+    except (ValueError, FileNotFoundError):
+        return
+    whole = ArrayRecordSource(intact)
+    np.testing.assert_array_equal(source.sizes(), whole.sizes())
+    assert len(source) == len(whole) and source.description == whole.description
+    for index in range(len(source)):
+        try:
+            assert source[index] == whole[index]
+        except RecordError:
+            assert name.startswith("shard-")
+
+
+def test_a_shard_with_a_damaged_note_is_written_again(tmp_path, encoded):
+    """A changed size of an image is not copied into the directory."""
+    path = write_pairs(tmp_path / "pairs", [*encoded[:4], *[b"broken"] * 6, *encoded[:4]])
+    with pytest.raises(TooManySkipped):
+        run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.1, 2))
+    note = tmp_path / "set" / "unfinished" / "shard-00000.json"
+    text = " ".join(note.read_text().split())
+    assert '"sides": [ 1' in text
+    note.write_text(text.replace('"sides": [ 1', '"sides": [ 2', 1))
+    run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.5, 2))
+    prepared = ArrayRecordSource(tmp_path / "set")
+    assert [tuple(size) for size in prepared.sizes()] == [prepared[i].size for i in range(8)]
 
 
 def jpeg(height, width, **options) -> bytes:

@@ -41,6 +41,7 @@ def test_a_record_without_a_size_has_that_of_its_directory(tmp_path):
     write_array_record(records, tmp_path / "set", 3, {})
     assert [ArrayRecordSource(tmp_path / "set")[i].size for i in range(2)] == [None, (7, 8)]
     np.save(tmp_path / "set" / "sizes.npy", np.array([[5, 6], [7, 8]], np.int32))
+    (tmp_path / "set" / "digests.json").unlink()
     path = tmp_path / "set" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": {"name": "sizes.npy"}}))
     assert [ArrayRecordSource(tmp_path / "set")[i].size for i in range(2)] == [(5, 6), (7, 8)]
@@ -115,6 +116,11 @@ def test_a_manifest_that_contradicts_its_shards_is_refused(tmp_path):
     manifest = write_array_record(text_records(4), tmp_path / "set", 2, {})
     path = tmp_path / "set" / "manifest.json"
     path.write_text(json.dumps(manifest | {"count": 5}))
+    with pytest.raises(
+        ValueError, match=r"manifest\.json: .* expected .*write the directory again"
+    ):
+        ArrayRecordSource(tmp_path / "set")
+    (tmp_path / "set" / "digests.json").unlink()  # as in directories of versions up to 0.2.0
     with pytest.raises(ValueError, match="counts 5 records, the shards hold 4"):
         ArrayRecordSource(tmp_path / "set")
     path.write_text(json.dumps(manifest | {"format": 99}))
