@@ -23,7 +23,6 @@ from typing import Any
 import regionclip_jax
 from regionclip_jax.artifacts.card_fields import AGAIN, CheckpointMismatch, read_fields
 from regionclip_jax.artifacts.score_settings import scores_from_json, scores_to_json
-from regionclip_jax.files import read_bytes
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.presets import preset_name
@@ -33,7 +32,7 @@ from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.settings import ScoreSettings
 from regionclip_jax.settings.data import ResizeMethod
 from regionclip_jax.structures import Preprocessing
-from regionclip_jax.untrusted import MAX_JSON_BYTES, parse_json, short
+from regionclip_jax.untrusted import MAX_JSON_BYTES, parse_json, read_bytes, short
 
 FILE_NAME = "card.json"
 _MODEL_FORMAT = 2

@@ -20,8 +20,7 @@ from regionclip_jax.artifacts.zip_archives import damaged, open_zip
 from regionclip_jax.conversion.numpy_pickle import NumpyArray, read_numpy_pickle
 from regionclip_jax.conversion.safetensors import read_safetensors
 from regionclip_jax.conversion.torch_pickle import DTYPES, Module, Storage, Tensor, unpickle
-from regionclip_jax.files import open_regular
-from regionclip_jax.untrusted import most_bytes, short
+from regionclip_jax.untrusted import most_bytes, open_regular, short
 
 # Name of the tensor of a file with one tensor and no names.
 BARE_TENSOR = ""
