@@ -13,6 +13,7 @@ from PIL import Image
 
 from json_changes import texts_with_another_value
 from regionclip_jax import self_check
+from regionclip_jax.artifacts import digests
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import load_model, save_model, save_variables
@@ -94,7 +95,7 @@ def test_a_tensor_that_is_not_finite_is_named_by_the_doctor(directory, doctor, c
     variables, _ = load_model(directory)
     variables["params"]["logit_scale"] = np.full((), np.nan, np.float32)
     save_variables(directory / "params", variables)
-    (directory / "digests.json").unlink()  # as in directories of versions up to 0.2.0
+    (directory / digests.FILE_NAME).unlink()  # as in directories of versions up to 0.2.0
     assert doctor([str(directory)]) == 1
     wrong = capsys.readouterr().out.split("wrong: ")[1]
     assert wrong.startswith(str(directory)) and "params/logit_scale" in wrong
@@ -141,15 +142,16 @@ def test_numbers_that_are_not_finite_do_not_pass():
     assert not self_check.Comparison(np.array([[0.0, np.nan]]), expected).passed
 
 
-def bmp(side: int) -> str:
+def picture(side: int, kind: str) -> str:
     file = io.BytesIO()
-    Image.new("RGB", (side, side)).save(file, "BMP")
+    Image.new("RGB", (side, side)).save(file, kind)
     return base64.b64encode(file.getvalue()).decode()
 
 
 RECORD = {
-    "format": 1, "picture": bmp(8), "boxes": [[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 8.0, 8.0]],
-    "names": ["cat"], "templates": "plain", "cosines": [[0.1], [0.2]], "scores": [[1.0], [1.0]],
+    "format": 1, "picture": picture(8, "BMP"), "names": ["cat"],
+    "boxes": [[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 8.0, 8.0]],
+    "templates": "plain", "cosines": [[0.1], [0.2]], "scores": [[1.0], [1.0]],
     "parameters_sha256": "00",
 }  # fmt: skip
 
@@ -171,7 +173,8 @@ def test_a_value_of_another_type_is_a_one_line_error(tmp_path):
     ("change", "message"),
     [
         ({"picture": base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0").decode()}, "cannot identify"),
-        ({"picture": bmp(1025)}, "an image of 1025 x 1025 pixels"),
+        ({"picture": picture(8, "GIF")}, "cannot identify"),
+        ({"picture": picture(1025, "PNG")}, "an image of 1025 x 1025 pixels"),
         ({"names": ["cat", "dog"]}, r"numbers of another shape than \(2, 2\)"),
         ({"boxes": [[0, 0, 4, 4], [4, 4, 0, 0]]}, "boxes: row 1"),
     ],

@@ -6,7 +6,6 @@ limit of time and memory.
 """
 
 import pickle
-import resource
 import struct
 import subprocess
 import sys
@@ -25,11 +24,13 @@ _SECONDS, _BYTES = 120, 6 * 2**30
 # Fewer than the reader allows, for a quick test.
 _STEPS = 50_000
 _READ = f"""
+import resource
 import sys
 from regionclip_jax.conversion import restricted_pickle
 from regionclip_jax.conversion.archives import read_tensors
 from regionclip_jax.settings import UserError
 restricted_pickle.MAX_STEPS = {_STEPS}
+resource.setrlimit(resource.RLIMIT_AS, ({_BYTES}, {_BYTES}))
 for path in sys.argv[1:]:
     try:
         print(len(read_tensors(path)), "tensors")
@@ -132,7 +133,6 @@ def test_objects_that_share_their_parts_are_refused_in_linear_time(tmp_path):
         capture_output=True,
         text=True,
         timeout=_SECONDS,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES)),
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
