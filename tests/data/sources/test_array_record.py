@@ -9,6 +9,7 @@ import pytest
 from regionclip_jax.data.prepare.verification import find_damage
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
+from regionclip_jax.data.sources.array_record_format import write_manifest
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 
 
@@ -170,7 +171,7 @@ def test_records_of_another_kind_or_an_unknown_class_are_record_errors(tmp_path)
             with pytest.raises(RecordError, match=f"has classes {number} to {number} of 2"):
                 read(0)
     manifest["kind"] = "image_text"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(RecordError, match="is a record of detection, expected image_text"):
         ArrayRecordSource(folder)[0]
 
@@ -195,6 +196,7 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path, content):
     if isinstance(content, dict):
         content = json.dumps(manifest | content).encode()
     path.write_bytes(content)
+    (tmp_path / "set" / "digests.json").unlink()
     for read in (ArrayRecordSource, lambda folder: find_damage(folder, 1)):
         with pytest.raises(ValueError, match=r"manifest\.json") as error:
             read(tmp_path / "set")
@@ -204,7 +206,7 @@ def test_a_damaged_manifest_is_refused_in_one_line(tmp_path, content):
 def test_damaged_sizes_are_refused_in_one_line(tmp_path):
     manifest = write_array_record(text_records(2), tmp_path / "set", 4, {})
     manifest["sizes"] = {"name": "sizes.npy"}
-    (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path / "set", manifest)
     path = tmp_path / "set" / "sizes.npy"
     huge = io.BytesIO()
     np.lib.format.write_array_header_1_0(
