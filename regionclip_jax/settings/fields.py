@@ -68,10 +68,10 @@ class Range:
     above: bool = False
     noun: str = "a number"
 
-    def __contains__(self, value: object) -> bool:
+    def __contains__(self, value: Any) -> bool:
         if not isinstance(value, numbers.Real):  # also NumPy's
             return False
-        number = float(value)
+        number: Any = value  # a Real has no comparison in its type
         return self.low <= number <= self.high and not (self.above and number == self.low)
 
     def __str__(self) -> str:
