@@ -27,7 +27,9 @@ from regionclip_jax.data.sources.boxed_images import (
 from regionclip_jax.data.sources.image_files import Size, image_size, size_mismatch
 from regionclip_jax.data.sources.skipped import SkippedEntries
 from regionclip_jax.data.sources.splits import require_split
-from regionclip_jax.untrusted import open_regular, read_bytes
+from regionclip_jax.untrusted import read_bytes
+
+_MOST_LIST = 2**26  # bytes of a split's list: millions of names
 
 
 class PascalVocSource(BoxedImages):
@@ -135,8 +137,7 @@ class _List(NamedTuple):
 def _read_list(root: pathlib.Path, split: str) -> _List:
     path, annotations = root / "ImageSets" / "Main" / f"{split}.txt", root / "Annotations"
     if path.is_file():
-        with open_regular(path) as file:
-            lines = file.read().decode("utf-8-sig", "replace").splitlines()
+        lines = read_bytes(path, _MOST_LIST).decode("utf-8-sig", "replace").splitlines()
         # The list of a single class has a second column.
         names = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
         return _List(path, names, annotations, root / "JPEGImages")

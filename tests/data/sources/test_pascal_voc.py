@@ -144,3 +144,10 @@ def test_xml_of_much_work_is_a_skipped_image(root):
     source = PascalVocSource(root, "val", max_skipped_fraction=1.0)
     assert source.report["images_without_usable_annotation"] == 4 and len(source) == 2
     assert source.category_names == ("dog",)
+
+
+def test_a_list_of_any_length_is_refused_before_it_is_read(root):
+    path = next((root / "ImageSets" / "Main").glob("*.txt"))
+    os.truncate(path, 2**40)  # no block of the disk
+    with pytest.raises(ValueError, match=f"{path.name} has more than 67108864 bytes"):
+        PascalVocSource(root, path.stem)
