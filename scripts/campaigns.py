@@ -16,6 +16,7 @@ Needs Linux.
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -61,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     logging.set_verbosity(logging.ERROR)
     print(f"seed {args.seed}")
-    with tempfile.TemporaryDirectory() as temporary:
-        workdir = args.workdir or Path(temporary)
-        workdir.mkdir(parents=True, exist_ok=True)
+    workdir = args.workdir or Path(tempfile.mkdtemp())
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
         results = Results(workdir / "results.jsonl", args.seed)
         chosen = {name: list(trials_of(name, args)) for name in args.campaigns}
         run_campaigns(chosen, results, args, workdir.resolve())
@@ -73,6 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(attack_table(found))
         print(table(found))
         broken = [result for result in results.broken() if Trial(*result["trial"]) in wanted]
+    finally:
+        # Not TemporaryDirectory, which would also be removed at the end of each child.
+        if args.workdir is None:
+            shutil.rmtree(workdir)
     print(f"{len(broken)} of {len(wanted)} trials broke a promise")
     return 1 if broken else 0
 
