@@ -1,10 +1,16 @@
+import os
 import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from regionclip_jax.failures import ExitStatus, Unreachable
 from regionclip_jax.sharding import joining
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -53,3 +59,28 @@ def test_the_relay_passes_bytes_on_and_keeps_the_connection_that_process_0_close
             with pytest.raises(TimeoutError):
                 client.recv(100)
     assert closed == [True]
+
+
+MEMBER = """
+import sys
+from regionclip_jax.sharding import joining, watchdog
+joining.JOINING_SECONDS = 3
+arguments = {"coordinator_address": sys.argv[1], "num_processes": 2, "process_id": 1}
+joining.join(arguments, watchdog.end_as_lost)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.command
+def test_a_process_that_meets_another_program_ends_with_one_line(taken):
+    """JAX's client would wait for minutes, and then abort."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMBER, f"127.0.0.1:{taken}"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == ExitStatus.UNREACHABLE, done.stderr
+    assert done.stderr.count("\n") == 1 and "did not join in 3 seconds" in done.stderr
