@@ -25,7 +25,9 @@ from regionclip_jax.failures import one_line
 from regionclip_jax.files import locked_folder, replaced_file
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.text.names import resolve_names
-from regionclip_jax.untrusted import parse_json
+from regionclip_jax.untrusted import parse_json, read_bytes
+
+_MOST_BOXES = 2**26  # bytes: some 700,000 boxes
 
 
 @one_line(ValueError)
@@ -73,8 +75,7 @@ def read_boxes(file: str, paths: list[Path]) -> list[np.ndarray]:
             that occurs twice or is no list of boxes, or boxes that do not fit their image.
     """
     try:
-        with open_regular(file) as content:
-            entries = parse_json(content.read())
+        entries = parse_json(read_bytes(file, _MOST_BOXES))
         if not isinstance(entries, dict):
             raise ValueError(f"expected an entry for each image, found {type(entries).__name__}")
         boxes, used, missing = [], {}, []

@@ -28,11 +28,12 @@ import numpy as np
 from regionclip_jax.data.sources.image_opening import MOST_BYTES
 from regionclip_jax.data.sources.records import ImageTextRecord, RecordError, locate
 from regionclip_jax.data.sources.text_tables import LONGEST_LINE
-from regionclip_jax.untrusted import open_regular
+from regionclip_jax.untrusted import open_regular, read_bytes
 
 _TEXT_NAMES = (("images", "text"), ("image", "text"), ("img", "caption"))
 _MAX_CAPTIONS = 5
 _CHUNK = 2**24  # bytes
+_MOST_NUMBERS = 2**28  # bytes: offsets of 20 million rows
 
 
 class TsvPairsSource:
@@ -169,7 +170,8 @@ class _Rows:
 
 def _read_numbers(path: pathlib.Path) -> np.ndarray:
     try:
-        return np.array(path.read_text(encoding="utf-8-sig").split(), np.int64)
+        text = read_bytes(path, _MOST_NUMBERS).decode("utf-8-sig")
+        return np.array(text.split(), np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected one whole number a line, {error}") from error
 
