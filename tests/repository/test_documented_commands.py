@@ -1,6 +1,6 @@
 """Every command of the README and the documents is parsed in a folder laid out as they say.
 
-``tests/commands/test_documented_commands.py`` runs one of each kind.
+``tests/commands/test_documented_commands.py`` runs those that a test can run.
 """
 
 import argparse
