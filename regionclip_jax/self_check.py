@@ -12,21 +12,20 @@ quality, so it works for random weights too.
 """
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Float, UInt8
 
 from regionclip_jax.artifacts.card_fields import CheckpointMismatch, fits
 from regionclip_jax.artifacts.model_checkpoint import load_card
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
+from regionclip_jax.data.sources.image_opening import opened_image
 from regionclip_jax.files import replace_text
 from regionclip_jax.model import RegionCLIP, load
 from regionclip_jax.sharding.barriers import barrier
@@ -39,7 +38,6 @@ FORMAT = 1
 TOLERANCE = 1e-3
 _TEMPLATES = "plain"
 _MAX_SIDE = 1024
-_IMAGE_FORMATS = ("BMP", "PNG")
 _NUMBERS = ("cosines", "scores")
 _TYPES = {
     "picture": str,
@@ -87,8 +85,7 @@ def write(directory: str | Path) -> Path:
     names = (shown + [name for name in SHAPES if name not in shown])[:_NUM_NAMES]
     boxes = record.boxes.tolist()
     model = _load(directory)
-    with Image.open(io.BytesIO(record.image)) as image:
-        cosines, scores = _numbers(model, image, boxes, names)
+    cosines, scores = _numbers(model, _decode(record.image), boxes, names)
     content = {
         "format": FORMAT,
         "picture": base64.b64encode(record.image).decode(),
@@ -148,7 +145,7 @@ def compare(directory: str | Path) -> Comparison:
 class _Record(NamedTuple):
     """Content of a self-check; ``expected`` are cosines and, if it has any, scores."""
 
-    image: Image.Image
+    image: UInt8[np.ndarray, "H W 3"]
     boxes: list[list[float]]
     names: list[str]
     expected: list[Float[np.ndarray, "R C"]]
@@ -172,11 +169,8 @@ def _read(path: Path) -> _Record:
         expected = [np.array(content[key], np.float64) for key in _NUMBERS if content.get(key)]
         if not expected or any(numbers.shape != shape for numbers in expected):
             raise ValueError(f"numbers of another shape than {shape}")
-        image = Image.open(io.BytesIO(base64.b64decode(content["picture"])), formats=_IMAGE_FORMATS)
-        if max(image.size) > _MAX_SIDE:
-            raise ValueError(f"an image of {image.size[0]} x {image.size[1]} pixels")
-        image.load()
-        check_boxes(content["boxes"], (image.height, image.width))
+        image = _decode(base64.b64decode(content["picture"]))
+        check_boxes(content["boxes"], image.shape[:2])
         check_names(content["names"], "names")
     # Pillow raises errors of many types for a damaged image.
     except Exception as error:
@@ -193,7 +187,16 @@ def _load(directory: str | Path) -> RegionCLIP:
     return load(directory, short_side=192, max_long_side=192)
 
 
-def _numbers(model: RegionCLIP, image: Image.Image, boxes, names) -> tuple[np.ndarray, np.ndarray]:
+def _decode(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    with opened_image(encoded) as image:
+        if max(image.size) > _MAX_SIDE:
+            raise ValueError(f"an image of {image.width} x {image.height} pixels")
+        return np.asarray(image.convert("RGB"))
+
+
+def _numbers(
+    model: RegionCLIP, image: UInt8[np.ndarray, "H W 3"], boxes, names
+) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and scores of boxes and names."""
     with jax.default_matmul_precision("highest"):
         regions = model.encode_regions(image, boxes)

@@ -345,7 +345,7 @@ def test_programs_and_vocabularies_in_memory_are_bounded(detector):
 
 @pytest.mark.parametrize("threshold", [-0.5, float("nan")])
 def test_a_negative_score_threshold_is_refused(detector, image, threshold):
-    with pytest.raises(ValueError, match=r"score_threshold: found .*, expected 0 or more"):
+    with pytest.raises(ValueError, match="score_threshold: "):
         detector.detect(image, NAMES, score_threshold=threshold)
-    with pytest.raises(ValueError, match=r"IoU threshold 50.0: expected"):
+    with pytest.raises(ValueError, match="threshold: expected a number from 0 to 1, found 50.0"):
         detector.detect(image, NAMES, nms_threshold=50.0)

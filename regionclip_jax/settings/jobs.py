@@ -61,7 +61,7 @@ class OptimizerSettings(Section):
     schedule: Literal["multistep", "cosine"] = "multistep"
     # Multistep only: steps at which the rate is multiplied by gamma.
     boundaries: tuple[Whole, ...] = (300_000, 525_000)
-    gamma: Share = 0.1
+    gamma: Positive = 0.1
     # Multistep only: initial factor of the warm-up.
     warmup_factor: Share = 0.001
     # Steps of linear warm-up.

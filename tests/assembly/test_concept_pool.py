@@ -180,7 +180,7 @@ def test_a_damaged_pool_is_refused_with_its_file(clip, tmp_path, counted):
     path = tmp_path / "vocabulary.npz"
     concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz: .*make it again"):
+    with pytest.raises(CheckpointMismatch, match=r"vocabulary\.npz: .*damaged or cut short"):
         concept_pool.cached_vocabulary(path, *clip, NAMES, "plain")
 
 

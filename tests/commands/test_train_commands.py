@@ -211,7 +211,7 @@ def test_a_run_resumes_with_more_steps_and_moved_data(
 def test_a_huge_learning_rate_stops_the_run_and_keeps_the_last_finite_checkpoint(
     run_main, error_message, pretrain_recipe, tmp_path
 ):
-    flags = ["--config.optimizer.boundaries=(2,)", "--config.optimizer.gamma=1e30"]
+    flags = ["--config.optimizer.boundaries=(2,)", "--config.optimizer.gamma=1e9"]
     flags += ["--config.run.checkpoint_every=2", "--config.run.num_steps=12"]
     done = run_main(pretrain_recipe, tmp_path, *flags)
     message = error_message(done)

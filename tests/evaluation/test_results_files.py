@@ -49,7 +49,7 @@ def test_a_metric_that_is_not_finite_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "expected JSON"),
+        ("{", "is not JSON"),
         ("[]", r"'format': expected 1, found \[\]"),
         ('{"format": 2}', "'format': expected 1, found 2"),
         ('{"format": 1, "student": {}}', "'details': expected an object, found None"),

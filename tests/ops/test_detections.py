@@ -156,7 +156,6 @@ def test_other_scores_are_reported_in_the_order_of_the_selection_scores():
             {"nms": NmsSettings("linear"), "reported_scores": jnp.ones((1, 2, 3))},
             "'linear' lowers scores",
         ),
-        ({"nms": NmsSettings("hard", 50.0)}, "IoU threshold 50.0"),
     ],
 )
 def test_invalid_settings_are_refused(change, message):

@@ -1,6 +1,6 @@
 import pytest
 
-from regionclip_jax.data.sources.skipped import SkipCounter
+from regionclip_jax.data.sources.skipped import SkipCounter, TooManySkipped
 
 
 def test_few_skipped_records_are_counted_and_tolerated():
@@ -14,7 +14,7 @@ def test_too_many_skipped_records_stop_the_run_with_count_limit_and_last_texts()
     counter = SkipCounter(max_fraction=0.1, minimum=1)
     counter.add(20, ["first", "second"])
     with pytest.raises(
-        RuntimeError, match=r"(?s)6 of 40 .* 10\.00%.*third\n  fourth\n  fifth"
+        TooManySkipped, match=r"(?s)6 of 40 .* 10\.00%.*third\n  fourth\n  fifth"
     ) as e:
         counter.add(20, ["sixth", "third", "fourth", "fifth"])
     assert "first" not in str(e.value)
@@ -23,14 +23,14 @@ def test_too_many_skipped_records_stop_the_run_with_count_limit_and_last_texts()
 def test_below_the_minimum_the_fraction_is_not_checked():
     counter = SkipCounter(max_fraction=0.01, minimum=3)
     counter.add(2, ["a", "b"])
-    with pytest.raises(RuntimeError, match="3 of 4"):
+    with pytest.raises(TooManySkipped, match="3 of 4"):
         counter.add(2, ["c"])
 
 
 def test_a_limit_of_zero_stops_at_the_first_skipped_record_but_not_before():
     counter = SkipCounter(max_fraction=0.0, minimum=0)
     counter.add(8, [])
-    with pytest.raises(RuntimeError, match="1 of 16"):
+    with pytest.raises(TooManySkipped, match="1 of 16"):
         counter.add(8, ["a"])
 
 
