@@ -125,8 +125,7 @@ class RestrictedUnpickler(pickle._Unpickler):
             self._set(self.stack[-1], key, value)
 
     def load_appends(self):
-        items = self.pop_mark()
-        self._extend(items)
+        self._extend(self.pop_mark())
 
     def load_append(self):
         self._extend([self.stack.pop()])

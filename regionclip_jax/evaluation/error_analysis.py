@@ -34,7 +34,7 @@ from regionclip_jax.evaluation.ground_truth import GroundTruth
 FALSE_POSITIVES, FALSE_NEGATIVES = "false positives", "false negatives"
 COSTS = (*KINDS, FALSE_POSITIVES, FALSE_NEGATIVES)
 DETECTION_KINDS = KINDS[:-1]
-# What an object is: detected, or lost to one of three kinds.
+# An object is detected, or lost to one of three kinds.
 OUTCOMES = ("detected", "classification", "localization", "missed")
 SIZES = ("small", "medium", "large")
 _SIZE_LIMITS = (32**2, 96**2)  # areas in pixels

@@ -99,7 +99,7 @@ PartOfSide = Annotated[float, Range(0, 1, above=True)]
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Momentum = Annotated[float, Range(0, 0.9999)]
-# Of a softmax in float32.
+# A softmax in float32 works with these.
 Temperature = Annotated[float, Range(1e-6, 1e6)]
 # Scores may be logits.
 Score = Annotated[float, Range(-1e6, 1e6)]

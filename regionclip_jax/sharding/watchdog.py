@@ -102,7 +102,7 @@ def _watch() -> None:
 
 def name_missing(text: str) -> str:
     """Return the names of the processes that a barrier's error names."""
-    # Of as many lines, each with a number, or with a name that ends in it.
+    # The error lists one process a line: its number, or a name that ends in it.
     _, _, names = text.partition("task names:\n")
     numbers = [name.rpartition(":")[2] for name in names.partition("\n\n")[0].split()]
     return f"process {', '.join(numbers)}" if numbers else "another process"

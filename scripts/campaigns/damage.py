@@ -23,7 +23,7 @@ from regionclip_jax.data.loading.decoding import decode_image_of
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.settings import UserError
 
-# Of a refusal: a few tensors may have lines of their own.
+# A refusal may name a few tensors on lines of their own.
 MOST_LINES = 12
 PARTS = ("checkpoints", "models", "shards")
 

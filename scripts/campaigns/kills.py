@@ -15,7 +15,7 @@ from campaigns.trainings import HALF, MOST_SECONDS, NUM_STEPS, Reference, Traini
 
 # In this order; a trial takes the part after that of the trial before.
 MOMENTS = ("loading", "steps", "saving", "export")
-# Of docs/running.md; the commands here set --preempted_status=75.
+# docs/running.md lists them; the commands here set --preempted_status=75.
 _STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 

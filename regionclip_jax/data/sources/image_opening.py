@@ -61,7 +61,7 @@ def opened_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
     with _Content(file) if isinstance(file, bytes) else _File(file) as reader:
         try:
             with warnings.catch_warnings():
-                # Of many pixels, and of each damaged tag.
+                # Pillow warns of many pixels, and of each damaged tag.
                 warnings.filterwarnings("ignore", module=r"PIL\.")
                 image = Image.open(reader, formats=FORMATS)
         except UnidentifiedImageError:

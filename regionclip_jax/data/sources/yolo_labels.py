@@ -26,7 +26,7 @@ from regionclip_jax.data.sources.yolo_lines import LabelLines, LineError, keypoi
 from regionclip_jax.text.names import read_names
 from regionclip_jax.untrusted import read_bytes
 
-# Of thousands of classes; PyYAML reads about 100 kB each second.
+# A file of thousands of classes fits; PyYAML reads about 100 kB each second.
 _MOST_YAML = 2**20
 _LONGEST_SCALAR = 1000
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
