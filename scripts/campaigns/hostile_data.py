@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from campaigns.hostile_checkpoints import CANARY, PICKLES, Maker, deflated_zeros, fifo
@@ -326,6 +327,13 @@ def _records(layout: str, *records: bytes) -> Maker:
     return make
 
 
+def _compressed_zeros(folder: Path) -> None:
+    (path,) = folder.glob("shard-*")
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer.write(bytes(1024 * _MEGABYTE))
+    writer.close()
+
+
 _CAPTION = {"kind": "image_text", "key": "a", "captions": ["a cat"], "size": [48, 64]}
 _BOXES = {"kind": "detection", "key": "a", "captions": [], "boxes": 1, "image_id": 1}
 
@@ -360,6 +368,7 @@ PREPARED: dict[str, Maker] = {
     "a header 100,000 deep": _records("prepared captions", _record(_JSON_VALUES["100,000 deep"])),
     "a header of 2^32 bytes": _records("prepared captions", _record(b"{}", length=2**32 - 1)),
     "an image of EPS": _records("prepared captions", _record(_CAPTION, _eps())),
+    "a record of 1 GiB zeros": _in("prepared captions", _compressed_zeros),
     "a pipe": _in("prepared captions", _as_pipe("manifest.json")),
     "a shard that is a pipe": _in("prepared captions", _as_pipe("shard-00000.arrayrecord")),
 }

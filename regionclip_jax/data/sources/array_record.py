@@ -11,6 +11,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from regionclip_jax.data.sources.array_record_chunks import ChunkBounds, Part
 from regionclip_jax.data.sources.array_record_format import (
     decode_record,
     describe_damage,
@@ -66,6 +67,8 @@ class ArrayRecordSource:
             # Without the path of the source that was prepared.
             {key: value for key, value in self.description.items() if key != "source"},
         ]
+        # The library unpacks the footers of all files when it opens them.
+        self._bounds = ChunkBounds([Part(path) for path in paths])
         self._encoded = _open(paths)
         if len(self._encoded) != manifest["count"]:
             raise ValueError(
@@ -81,6 +84,7 @@ class ArrayRecordSource:
 
     def __getitem__(self, index: int) -> ImageTextRecord | DetectionRecord:
         try:
+            self._bounds.require(index)
             record = decode_record(self._encoded[index])
         except (ValueError, RuntimeError) as error:  # RuntimeError: a checksum of ArrayRecord's
             raise RecordError(repr(self), f"#{index}", str(error)) from error

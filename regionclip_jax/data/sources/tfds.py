@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from regionclip_jax.data.sources.array_record_chunks import ChunkBounds, Part
 from regionclip_jax.data.sources.boxed_images import Boxes, clip_box, stack_boxes
 from regionclip_jax.data.sources.image_files import Size, image_size
 from regionclip_jax.data.sources.records import (
@@ -205,8 +206,14 @@ class _Examples:
         self._path = path
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         try:
+            parts = builder.info.splits[split].file_instructions
+            # The library unpacks the footers of files when it opens them.
+            for part in parts:
+                open_regular(part.filename).close()
+            self._bounds = ChunkBounds(
+                [Part(part.filename, part.skip, part.take) for part in parts]
+            )
             self._encoded = cast(Any, builder).as_data_source(split=split, deserialize_method=raw)
-            files = [part.filename for part in builder.info.splits[split].file_instructions]
         except Exception as error:
             splits = sorted(builder.info.splits)
             raise ValueError(
@@ -214,8 +221,6 @@ class _Examples:
                 "and its files have to be ArrayRecord's (download_and_prepare with "
                 "file_format='array_record')"
             ) from error
-        for file in files:
-            open_regular(file).close()
         self._wanted = None
 
     def decode(self, wanted: Mapping[str, Collection[str]]) -> None:
@@ -263,6 +268,7 @@ class _Examples:
 
         assert self._wanted is not None
         try:
+            self._bounds.require(index)
             encoded = self._encoded[index]
             decoders = {"image": decode.SkipDecoding()}
             return cast(Any, self._wanted).deserialize_example_np(encoded, decoders=decoders)

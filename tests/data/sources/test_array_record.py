@@ -5,11 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from regionclip_jax.data.prepare.verification import find_damage
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
-from regionclip_jax.data.sources.array_record_format import write_manifest
+from regionclip_jax.data.sources.array_record_format import encode_record, write_manifest
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 
 
@@ -46,6 +47,24 @@ def test_a_record_without_a_size_has_that_of_its_directory(tmp_path):
     path = tmp_path / "set" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sizes": {"name": "sizes.npy"}}))
     assert [ArrayRecordSource(tmp_path / "set")[i].size for i in range(2)] == [(5, 6), (7, 8)]
+
+
+def test_a_record_that_unpacks_to_more_than_its_file_allows_is_refused_unread(tmp_path):
+    folder = tmp_path / "set"
+    write_array_record(text_records(2), folder, 3, {})
+    (shard,) = folder.glob("*.arrayrecord")
+    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    writer.write(encode_record(text_records(1)[0]))
+    writer.write(bytes(64 * 2**20))
+    writer.close()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0]["bytes"] = shard.stat().st_size
+    (folder / "digests.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    source = ArrayRecordSource(folder)
+    assert source[0] == text_records(1)[0]
+    with pytest.raises(RecordError, match="#1.*a chunk of 1 records that unpacks to 67108864"):
+        source[1]
 
 
 def test_a_source_can_be_pickled_and_has_a_stable_repr(tmp_path):
