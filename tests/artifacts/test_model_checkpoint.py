@@ -232,7 +232,7 @@ def test_arrays_that_state_more_than_their_files_are_not_read(tmp_path, monkeypa
 def test_sizes_that_do_not_fit_each_other_name_the_card(tmp_path, saved_vit):
     shutil.copytree(saved_vit, tmp_path / "model")
     (tmp_path / "model" / digests.FILE_NAME).unlink()
-    narrow = dataclasses.replace(RESNET, image=ResNetConfig((1, 1, 1, 1), width=1, heads=1))
+    narrow = dataclasses.replace(RESNET, image=ResNetConfig((1, 1, 1, 1), width=8, heads=7))
     (tmp_path / "model" / "card.json").write_text(ModelCard(narrow, {}).to_json())
     with pytest.raises(CheckpointMismatch, match=r"card\.json: no model has the architecture"):
         load_model(tmp_path / "model")
