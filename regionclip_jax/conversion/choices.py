@@ -54,9 +54,8 @@ class Choice(NamedTuple):
             preset = choose(PRESETS, self.preset, "--preset")
             if differences := _differences(preset, config, **parts):
                 raise CheckpointMismatch(
-                    f"{path}: expected the sizes of --preset {self.preset}, found "
-                    f"others ({', '.join(differences)}); "
-                    f"{_remedy(config, **parts)}"
+                    f"{path}: expected the sizes of --preset {self.preset}, found others "
+                    f"({', '.join(differences)}); {_remedy(config, **parts)}"
                 )
             return _with_numbers(config, preset, **parts)
         possible = {} if self.activation is None else self._by_activation(config, **parts)

@@ -1,6 +1,6 @@
 """Make vit_open_clip.npz and vit_huggingface.npz with torch 2.13, open_clip 3.3, transformers 5.24.
 
-One ViT CLIP with GELU, heads that are not 64 wide and an MLP that is not four times as wide, in
+One ViT CLIP with GELU, heads that are not 64 wide and MLPs that are not four times as wide, in
 both libraries. Its weights are those of ``make_weights.py``. The second grid has fewer rows and
 more columns than that of the positions, so the libraries resize them by different rules.
 Call: PYTHONPATH=tests python tests/golden/make_vits.py
@@ -25,7 +25,7 @@ VISION = dict(
     layers=2, width=48, head_width=24, patch_size=14, mlp_ratio=4.3637, image_size=42
 )  # fmt: skip
 # The vocabulary of the tests is padded to CLIP's.
-TEXT = dict(context_length=12, vocab_size=64, width=40, heads=5, layers=2)
+TEXT = dict(context_length=12, vocab_size=64, width=40, heads=5, layers=2, mlp_ratio=3.3)
 
 rng = np.random.default_rng(3)
 tokens = rng.integers(1, 60, (TEXTS, TEXT["context_length"]))
@@ -53,7 +53,7 @@ huggingface = CLIPModel(
             image_size=42, patch_size=14, hidden_act="gelu",
         ),
         text_config=dict(
-            hidden_size=40, intermediate_size=160, num_hidden_layers=2, num_attention_heads=5,
+            hidden_size=40, intermediate_size=132, num_hidden_layers=2, num_attention_heads=5,
             vocab_size=64, max_position_embeddings=12, hidden_act="gelu", eos_token_id=2,
             bos_token_id=62, pad_token_id=0,
         ),
