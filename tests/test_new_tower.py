@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import regionclip_jax
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_card
 from regionclip_jax.conversion import clip_keys, convert
+from regionclip_jax.conversion.choices import Choice
 from regionclip_jax.conversion.layouts import Layout, Origin, source_shape
 from regionclip_jax.jobs import pretrain
 from regionclip_jax.models.presets import PRESETS
@@ -118,8 +120,9 @@ def test_its_pretraining_traces_with_the_preset():
     assert metrics["loss"].shape == () and isinstance(AverageTower(None, 32, 6), ImageTower)
 
 
-def test_a_converted_model_embeds_regions(tmp_path, monkeypatch):
-    """A region of one colour has that colour's embedding, with the model's own mean and std."""
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A file, and the tensors that the converter finds in it."""
     rng = np.random.default_rng(0)
     tensors = {}
     for path, leaf in flatten(abstract_variables(CONFIG)).items():
@@ -129,6 +132,22 @@ def test_a_converted_model_embeds_regions(tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "read_tensors", lambda path: tensors)
     file = tmp_path / "average.pth"
     file.write_bytes(b"weights")
+    return file, tensors
+
+
+def test_a_preset_of_its_sizes_can_be_chosen(tmp_path, checkpoint, monkeypatch):
+    other = dataclasses.replace(CONFIG, preprocessing=Preprocessing(32))
+    monkeypatch.setitem(PRESETS, "other_pixels", other)
+    choice = Choice("other_pixels")
+    conversion = convert.convert_checkpoint(checkpoint[0], tmp_path / "model", choice=choice)
+    assert conversion.card.preset == "other_pixels"
+    with pytest.raises(CheckpointMismatch, match="choose --preset of average .*, other_pixels"):
+        convert.convert_checkpoint(checkpoint[0], tmp_path / "model", choice=Choice("RN50"))
+
+
+def test_a_converted_model_embeds_regions(tmp_path, checkpoint):
+    """A region of one colour has that colour's embedding, with the model's own mean and std."""
+    file, tensors = checkpoint
     convert.convert_checkpoint(file, tmp_path / "model")
     card = load_card(tmp_path / "model")
     assert card.architecture == CONFIG and card.preset == "average"

@@ -66,10 +66,11 @@ def read_fields(config_class: Callable[..., Config], values: Any, where: str) ->
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= known:
         given = sorted(values) if isinstance(values, dict) else values
+        others = sorted(set(given) - known) if isinstance(values, dict) else []
         raise CheckpointMismatch(
             f"{where}: expected the fields {sorted(needed)}"
             + (f" and perhaps {sorted(known - needed)}" if known > needed else "")
-            + f", found {short(given)}; {AGAIN}"
+            + f", found {'others, ' if others else ''}{short(others or given)}; {AGAIN}"
         )
     hints = typing.get_type_hints(config_class)
     for name, value in values.items():

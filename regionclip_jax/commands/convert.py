@@ -1,6 +1,7 @@
 """Convert checkpoints of CLIP and RegionCLIP to a model directory; needs no PyTorch.
 
     regionclip convert --source RN50.pt --output models/rn50
+    regionclip convert --source b32_400m.pt --preset ViT-B-32-quickgelu --output models/metaclip_b32
     regionclip convert --localizer rpn_coco_48.pth --output models/rn50
     regionclip convert --localizer workdir/localizer/model --output workdir/scenes/model
     regionclip convert --trunk R-50.pkl --output models/rn50_imagenet
@@ -8,13 +9,15 @@
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
 also a .pkl of detectron2, or a model directory that a training wrote. No code from these files is
 run. Unused tensors are listed; mismatches are refused. Heads, activation and preprocessing are read
-from config.json (Hugging Face) or open_clip_config.json beside the source.
+from config.json (Hugging Face) or open_clip_config.json beside the source. A ViT without one needs
+--preset or --activation; OpenAI's archives and RegionCLIP's files do not.
 """
 
 import argparse
 
 from regionclip_jax import self_check
 from regionclip_jax.assembly.devices import start_devices
+from regionclip_jax.conversion.choices import Choice
 from regionclip_jax.conversion.convert import (
     convert_checkpoint,
     convert_localizer,
@@ -22,6 +25,7 @@ from regionclip_jax.conversion.convert import (
     convert_vocabulary,
 )
 from regionclip_jax.failures import one_line
+from regionclip_jax.models.transformer_blocks import ACTIVATIONS
 from regionclip_jax.reporting.progress import log_own_progress
 
 
@@ -42,6 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--text-from",
         metavar="FILE",
         help="checkpoint to take the text tower from, for RegionCLIP files saved without one",
+    )
+    open_numbers = parser.add_mutually_exclusive_group()
+    open_numbers.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="architecture of a ViT whose file states no heads, activation and preprocessing "
+        "(models/presets.py; docs/using_models.md lists them by published model)",
+    )
+    open_numbers.add_argument(
+        "--activation",
+        choices=tuple(ACTIVATIONS),
+        help="activation of such a file, if the presets of its shapes agree on the rest",
     )
     parser.add_argument(
         "--localizer",
@@ -69,11 +85,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--vocabulary and --names go together")
     if options.source is None and options.text_from is not None:
         parser.error("--text-from needs --source")
+    choice = Choice(options.preset, options.activation)
+    if options.source is None and choice.flag is not None:
+        parser.error("--preset and --activation need --source")
     log_own_progress()
     start_devices()  # the self-check needs them
     if options.source is not None:
         conversion = convert_checkpoint(
-            options.source, options.output, tower=options.tower, text_from=options.text_from
+            options.source,
+            options.output,
+            tower=options.tower,
+            text_from=options.text_from,
+            choice=choice,
         )
         print(conversion.summary())
         print(f"self-check: {self_check.write(options.output)}")

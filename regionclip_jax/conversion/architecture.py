@@ -45,8 +45,8 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         grid = _grid_side(shape("visual.positional_embedding", 2)[0], file_name)
         layers = count(r"visual\.transformer\.resblocks\.([0-9]+)\.")
         hidden = shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
-        _require_mlp(hidden, width, f"{file_name}: image tower")
-        image = ViTConfig(patch, layers, width, openai_heads(width))
+        mlp_width = _mlp_width(hidden, width)
+        image = ViTConfig(patch, layers, width, openai_heads(width), mlp_width=mlp_width)
         resolution, embed_dim = grid * patch, shape("visual.proj", 2)[1]
     else:
         width = shape("visual.layer1.0.conv1.weight", 4)[0]
@@ -63,13 +63,13 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         )
     vocab_size, text_width = shape("token_embedding.weight", 2)
     hidden = shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
-    _require_mlp(hidden, text_width, f"{file_name}: text tower")
     text = TextConfig(
         vocab_size,
         context_length=shape("positional_embedding", 2)[0],
         width=text_width,
         heads=openai_heads(text_width),
         layers=count(r"transformer\.resblocks\.([0-9]+)\."),
+        mlp_width=_mlp_width(hidden, text_width),
     )
     logit_bias = "logit_bias" in tensors
     config = CLIPConfig(image, text, Preprocessing(resolution), embed_dim, logit_bias)
@@ -161,12 +161,9 @@ def _count(tensors, pattern: str, file_name: str) -> int:
     return len(found)
 
 
-def _require_mlp(hidden: int, width: int, where: str) -> None:
-    if hidden != 4 * width:
-        raise CheckpointMismatch(
-            f"{where}: expected an MLP of {4 * width} hidden channels, four times the width, found "
-            f"{hidden}; CLIPs with another ratio (ViT-g, ViT-bigG) are not supported"
-        )
+def _mlp_width(hidden: int, width: int) -> int | None:
+    """Return the field of a tower with an MLP of ``hidden`` channels."""
+    return None if hidden == 4 * width else hidden
 
 
 def _grid_side(rows: int, file_name: str) -> int:

@@ -47,7 +47,8 @@ from regionclip_jax.conversion.architecture import (
     require_tokenizer,
 )
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
-from regionclip_jax.conversion.configuration_files import complete_config
+from regionclip_jax.conversion.choices import NO_CHOICE, Choice
+from regionclip_jax.conversion.configuration_files import Completed, complete_config
 from regionclip_jax.conversion.layouts import Origin, build_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.text.names import read_names
@@ -125,6 +126,7 @@ def convert_checkpoint(
     *,
     tower: str = "student",
     text_from: str | Path | None = None,
+    choice: Choice = NO_CHOICE,
 ) -> Conversion:
     """Convert a CLIP or RegionCLIP checkpoint to the model directory ``output``.
 
@@ -136,10 +138,12 @@ def convert_checkpoint(
         output: directory to write; an existing model is replaced.
         tower: ``"student"`` or ``"teacher"`` of a file with both.
         text_from: another checkpoint file (any of these kinds), the source of the text tower.
+        choice: preset or activation of files that leave them open.
 
     Raises:
         CheckpointMismatch: the file is not a checkpoint, lacks tensors, has tensors of other
-            shapes or another tokenizer than CLIP's, or its configuration is missing or another's.
+            shapes or another tokenizer than CLIP's, or its configuration is missing or another's;
+            or a choice is missing, does not fit, or nothing is open.
     """
     source = Path(source)
     tensors = _read_model(source)
@@ -160,16 +164,26 @@ def convert_checkpoint(
         names |= {name: () for name in text}
         notes += [f"the text tower is that of {text_from.name}"]
     config = family.infer_config(renamed, source.name)
-    tokenizer = None
+    both = text_from is None
     if family.configured:
-        both = text_from is None
-        config, tokenizer, more = complete_config(config, source, tensors, image=True, text=both)
-        notes += more
+        completed = [complete_config(config, source, tensors, choice, image=True, text=both)]
         if text_from is not None:
-            config, tokenizer, more = complete_config(
-                config, text_from, text_tensors, image=False, text=True
+            config = completed[0].config
+            completed.append(
+                complete_config(config, text_from, text_tensors, choice, image=False, text=True)
             )
-            notes += more
+    elif choice.flag is not None:
+        chosen = choice.completed(config, source, image=True, text=both)
+        completed = [Completed(chosen, chosen=True)]
+    else:
+        completed = [Completed(config)]
+    if choice.flag is not None and not any(part.chosen for part in completed):
+        raise CheckpointMismatch(
+            f"{source}: expected no {choice.flag}, as the numbers are stated by a configuration "
+            "beside it or are those of OpenAI's archives and of RegionCLIP; leave it out"
+        )
+    config, tokenizer = completed[-1].config, completed[-1].tokenizer
+    notes += [note for part in completed for note in part.notes]
     require_heads(config, str(source), "give the configuration file of this checkpoint")
     require_tokenizer(config.text, text_from or source, tokenizer)
     if "logit_scale" not in renamed:

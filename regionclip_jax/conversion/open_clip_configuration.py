@@ -74,10 +74,11 @@ def read(content: JsonObject) -> Configuration:
 
 def _require_supported(tower: JsonObject, read: dict, fixed: dict) -> None:
     for key, value in tower.values.items():
-        without_effect = key in read or key in _WITHOUT_EFFECT or value in (None, False)
-        if not without_effect and value != fixed.get(key):
-            expected = repr(fixed[key]) if key in fixed else "no such key"
-            tower.refuse(key, expected, "no tower here has it")
+        if key in fixed:
+            if value != fixed[key]:
+                tower.refuse(key, repr(fixed[key]), "no tower here has another")
+        elif not (key in read or key in _WITHOUT_EFFECT or value in (None, False)):
+            tower.refuse(key, "no such key", "no tower here has it")
 
 
 def _fields(tower: JsonObject, quick_gelu: bool) -> dict:

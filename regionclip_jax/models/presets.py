@@ -1,12 +1,13 @@
 """Tables of architectures for configs, conversion and tests.
 
 Source: docs/reference/towers.md#variants for RN50, RN101 and RN50x4; OpenAI's published state dicts
-for the rest. ``tiny`` is the network of the golden arrays, ``scenes`` that of the synthetic
-experiment.
+for other names with a slash, ``open_clip_presets`` for ViTs with dashes. ``tiny`` is the network of
+the golden arrays, ``scenes`` that of the synthetic experiment.
 """
 
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
+from regionclip_jax.models.open_clip_presets import OPEN_CLIP_VITS
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
@@ -54,6 +55,7 @@ PRESETS: dict[str, CLIPConfig] = {
     "ViT-B/16": _clip(_vit(16, 12, 768), 224, 512, _text(512)),
     "ViT-L/14": _clip(_vit(14, 24, 1024), 224, 768, _text(768)),
     "ViT-L/14@336": _clip(_vit(14, 24, 1024), 336, 768, _text(768)),
+    **OPEN_CLIP_VITS,
     "tiny": _clip(_resnet((1, 1, 1, 1), 16), 224, 64, _text(128, layers=2)),
     "scenes": _clip(_resnet((1, 1, 1, 1), 16), 96, 64, _NARROW_TEXT),
     # For real images on two CPU cores.

@@ -5,6 +5,8 @@ uses ``F.multi_head_attention_forward`` with one query. The ViT's dense form for
 (``regionclip_jax.models.vision_transformer``) uses fused attention.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from torchvision.ops import roi_align
 from benchmarks.torch_layers import FrozenNorm, TorchRunner, state_dict_of
 from regionclip_jax.conversion import clip_keys
 from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.transformer_blocks import BlockSizes
 from regionclip_jax.models.vision_transformer import ViTConfig
 
 
@@ -97,13 +100,15 @@ class ImageTower(nn.Module):
 class Block(nn.Module):
     """Residual attention block of the text tower and the ViT."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, sizes: BlockSizes):
         super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        width, hidden = sizes.width, sizes.mlp_width or 4 * sizes.width
+        self.ln_1, self.ln_2 = (nn.LayerNorm(width, sizes.eps) for _ in range(2))
+        self.attn = nn.MultiheadAttention(width, sizes.heads, batch_first=True)
         self.mlp = nn.ModuleDict(
-            {"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)}
+            {"c_fc": nn.Linear(width, hidden), "c_proj": nn.Linear(hidden, width)}
         )
+        self.activation = _ACTIVATIONS[sizes.activation]
 
     def forward(self, x, mask=None, queries: int | None = None):
         """Apply the block; with ``queries``, only to the first ``queries`` tokens."""
@@ -122,11 +127,18 @@ class Block(nn.Module):
 
     def _mlp(self, x):
         y = self.mlp["c_fc"](self.ln_2(x))
-        return x + self.mlp["c_proj"](y * torch.sigmoid(1.702 * y))
+        return x + self.mlp["c_proj"](self.activation(y))
 
 
-def blocks(width: int, num_heads: int, num_layers: int) -> nn.ModuleDict:
-    layers = nn.ModuleList(Block(width, num_heads) for _ in range(num_layers))
+_ACTIVATIONS = {
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
+
+
+def blocks(sizes: BlockSizes) -> nn.ModuleDict:
+    layers = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
     return nn.ModuleDict({"resblocks": layers})
 
 
@@ -141,8 +153,8 @@ class VisionTransformer(nn.Module):
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.positional_embedding = nn.Parameter(torch.zeros(grid**2 + 1, width))
-        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.transformer = blocks(width, image.heads, image.layers)
+        self.ln_pre, self.ln_post = (nn.LayerNorm(width, image.eps) for _ in range(2))
+        self.transformer = blocks(image)
         self.proj = nn.Parameter(torch.zeros(width, config.embed_dim))
         for axis, side in zip("yx", canvas, strict=True):
             matrix = _spread(grid, side // patch)
@@ -187,8 +199,8 @@ class TorchCLIP(nn.Module):
         width = text.width
         self.token_embedding = nn.Embedding(text.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.zeros(text.context_length, width))
-        self.transformer = blocks(width, text.heads, text.layers)
-        self.ln_final = nn.LayerNorm(width)
+        self.transformer = blocks(text)
+        self.ln_final = nn.LayerNorm(width, text.eps)
         self.text_projection = nn.Parameter(torch.zeros(width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.zeros(()))
         for name in ("mean", "std"):

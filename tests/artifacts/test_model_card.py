@@ -73,7 +73,9 @@ def test_every_number_of_an_architecture_is_unchanged_by_json():
     preset = PRESETS["ViT-B/32"]
     config = dataclasses.replace(
         preset,
-        image=dataclasses.replace(preset.image, heads=8, activation="gelu_tanh", eps=1e-6),
+        image=dataclasses.replace(
+            preset.image, heads=8, activation="gelu_tanh", eps=1e-6, mlp_width=2730
+        ),
         text=dataclasses.replace(preset.text, activation="gelu", tokenizer="other"),
         preprocessing=Preprocessing(384, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic_truncate"),
         logit_bias=True,

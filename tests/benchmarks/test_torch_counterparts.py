@@ -54,7 +54,7 @@ TOKENS = made_up_tokens(2, CONFIG.text.context_length, CONFIG.text.vocab_size)
 CONCEPTS = RNG.standard_normal((40, CONFIG.embed_dim)).astype(np.float32)
 VIT = dataclasses.replace(
     CONFIG,
-    image=ViTConfig(patch_size=16, layers=3, width=64, heads=2),
+    image=ViTConfig(16, layers=3, width=64, heads=2, activation="gelu", mlp_width=200),
     preprocessing=Preprocessing(64),
 )
 

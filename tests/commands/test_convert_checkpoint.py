@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 from checkpoints import with_vocabulary, write_safetensors
+from parity.golden import make_state_dict
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion.archives import read_tensors
 from regionclip_jax.failures import ExitStatus
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.structures import Preprocessing
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -37,6 +43,21 @@ def test_an_archive_is_converted_to_a_model_directory(tmp_path):
     variables, card = load_model(tmp_path / "model")
     assert card.architecture.image.layers == (1, 1, 1, 1)
     assert variables["params"]["text"]["projection"].shape == (16, 8)
+
+
+def test_a_bare_vit_is_converted_with_the_flag_that_the_error_names(tmp_path, capsys, monkeypatch):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    tensors = make_state_dict("vit_tiny")
+    source = write_safetensors(tmp_path / "vit.pt", with_vocabulary(tensors))
+    arguments = ["--source", str(source), "--output", str(tmp_path / "model")]
+    text = TextConfig(49408, 77, 64, heads=2, layers=2, activation="gelu")
+    preset = CLIPConfig(ViTConfig(16, 3, 128, 2, activation="gelu"), text, Preprocessing(64), 64)
+    monkeypatch.setitem(PRESETS, "vit_tiny", preset)
+    assert main(arguments) == ExitStatus.ERROR
+    printed = capsys.readouterr().err
+    assert "choose --preset of vit_tiny (gelu)" in printed and printed.count("\n") == 1
+    assert main([*arguments, "--preset", "vit_tiny"]) == 0
+    assert "architecture: vit_tiny" in capsys.readouterr().out
 
 
 @pytest.mark.command
@@ -81,6 +102,8 @@ def test_a_file_that_is_no_archive_is_a_one_line_error_with_name_and_remedy(
         ([], "give --source, --localizer"),
         (["--vocabulary", "a"], "go together"),
         (["--vocabulary", "a", "--names", "b", "--text-from", "c"], "needs --source"),
+        (["--localizer", "a", "--preset", "ViT-B-32"], "need --source"),
+        (["--source", "a", "--preset", "ViT-B-32", "--activation", "gelu"], "not allowed with"),
     ],
 )
 def test_contradictory_arguments_are_refused(tmp_path, capsys, arguments, message):

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -17,10 +18,13 @@ from regionclip_jax.models.vision_transformer import ViTConfig
 NUM_VISUAL = {"RN50": 284, "RN101": 284 + 17 * 15, "ViT-B/32": 8 + 12 * 12, "ViT-L/14": 8 + 24 * 12}
 NUM_TEXT = 149
 
-# A state dict has no number of heads. These two have more text heads than OpenAI's width / 64.
-OURS_ALONE = {"scenes", "small"}
 # Families whose parameters have OpenAI's names.
 OPENAI_NAMES = (ResNetConfig, ViTConfig)
+# Presets of OpenAI's. A state dict has no number of heads, and these have width / 64.
+OPENAI = {
+    "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "tiny",
+    "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336",
+}  # fmt: skip
 
 
 def source_shapes(config) -> dict[str, tuple[int, ...]]:
@@ -34,15 +38,8 @@ def source_shapes(config) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.property
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name, preset in PRESETS.items()
-        if name not in OURS_ALONE and isinstance(preset.image, OPENAI_NAMES)
-    ],
-)
-def test_every_preset_maps_to_openai_names_and_back(name):
+@pytest.mark.parametrize("name", sorted(OPENAI))
+def test_every_preset_of_openai_maps_to_its_names_and_back(name):
     config = PRESETS[name]
     shapes = source_shapes(config)
     tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
@@ -55,6 +52,38 @@ def test_every_preset_maps_to_openai_names_and_back(name):
     # Both sides have the same number of values, so none is lost or used twice.
     ours = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_variables(config)))
     assert ours == sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.property
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, preset in PRESETS.items()
+        if name not in OPENAI and isinstance(preset.image, OPENAI_NAMES)
+    ],
+)
+def test_the_sizes_of_every_other_preset_are_inferred(name):
+    """Two blocks of each tower stand for all."""
+    config = PRESETS[name]
+    parts = {"text": dataclasses.replace(config.text, layers=2)}
+    if isinstance(config.image, ViTConfig):
+        parts["image"] = dataclasses.replace(config.image, layers=2)
+    config = dataclasses.replace(config, **parts)
+    tensors = {
+        key: np.broadcast_to(np.float32(0), shape) for key, shape in source_shapes(config).items()
+    }
+    found = infer_config(tensors, "file")
+    image, text = (
+        dataclasses.replace(tower, heads=right.heads)
+        for tower, right in ((found.image, config.image), (found.text, config.text))
+    )
+    if isinstance(image, ViTConfig):
+        image = dataclasses.replace(image, activation=config.image.activation)
+    text = dataclasses.replace(text, activation=config.text.activation)
+    pixels = dataclasses.replace(config.preprocessing, resolution=found.preprocessing.resolution)
+    assert pixels == config.preprocessing
+    assert config == dataclasses.replace(found, image=image, text=text, preprocessing=pixels)
 
 
 @pytest.mark.parity

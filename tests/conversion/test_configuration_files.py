@@ -11,26 +11,37 @@ import pytest
 from json_changes import texts_with_another_value
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.architecture import require_tokenizer
+from regionclip_jax.conversion.choices import NO_CHOICE, Choice
 from regionclip_jax.conversion.configuration_files import complete_config
 from regionclip_jax.models.modified_resnet import ResNetConfig
+from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.settings import ConfigError
 from regionclip_jax.structures import Preprocessing
 
 ONE = np.ones(1, np.float32)
 NAMES = {
     "huggingface": {"vision_model.embeddings.class_embedding": ONE},
     "open_clip": {"visual.class_embedding": ONE},
-    "openai": {"visual.class_embedding": ONE, "input_resolution": ONE},
+    "resnet": {"visual.conv1.weight": ONE},
+    "openai": {
+        "visual.class_embedding": ONE, "input_resolution": ONE, "context_length": ONE,
+        "vocab_size": ONE,
+    },
+    "half_of_openai": {"visual.class_embedding": ONE, "context_length": ONE},
     "regionclip": {"backbone.conv1.weight": ONE},
-}
+}  # fmt: skip
 # Inferred from the shapes of tensors; heads of 80 and 96 channels, like those of a ViT-H.
 INFERRED = CLIPConfig(
     ViTConfig(patch_size=14, layers=3, width=320, heads=5),
     TextConfig(vocab_size=49408, context_length=64, width=192, heads=3, layers=2),
     Preprocessing(70),
     embed_dim=24,
+)
+RESNET = dataclasses.replace(
+    INFERRED, image=ResNetConfig((1, 2, 1, 1), 8, 4), preprocessing=Preprocessing(64)
 )
 HUGGINGFACE = {
     "model_type": "clip",
@@ -88,14 +99,21 @@ def changed(content: dict, key: str, value) -> dict:
 
 @pytest.fixture
 def complete(tmp_path):
-    """``complete(files, names, checkpoint)``: the completed config, tokenizer and notes."""
+    """``complete(files, names, checkpoint)``: what ``complete_config`` returns."""
 
-    def complete(files: dict, names="open_clip", checkpoint="model.pth", config=INFERRED, **parts):
+    def complete(
+        files: dict,
+        names="open_clip",
+        checkpoint="model.pth",
+        config=INFERRED,
+        choice=NO_CHOICE,
+        **parts,
+    ):
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content)
             (tmp_path / name).write_text(text)
         parts = {"image": True, "text": True} | parts
-        return complete_config(config, tmp_path / checkpoint, NAMES[names], **parts)
+        return complete_config(config, tmp_path / checkpoint, NAMES[names], choice, **parts)
 
     return complete
 
@@ -109,16 +127,16 @@ def test_hugging_face_files_are_honoured_for_every_ending(complete, ending, prep
         preprocessor: pixels,
         "tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer"},
     }
-    config, tokenizer, _ = complete(files, "huggingface", f"model{ending}")
-    assert (config, tokenizer) == (expected("bicubic"), "CLIPTokenizer")
+    completed = complete(files, "huggingface", f"model{ending}")
+    assert completed[:2] == (expected("bicubic"), "CLIPTokenizer")
 
 
 @pytest.mark.parametrize("names", ["open_clip", "openai", "regionclip", "huggingface"])
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".safetensors"])
 def test_an_open_clip_file_is_honoured_for_every_ending(complete, ending, names):
-    config, tokenizer, notes = complete({"open_clip_config.json": OPEN_CLIP}, names, f"m{ending}")
-    assert config == expected("bicubic_antialiased") and tokenizer is None
-    assert "open_clip_config.json" in notes[0]
+    completed = complete({"open_clip_config.json": OPEN_CLIP}, names, f"m{ending}")
+    assert completed[:2] == (expected("bicubic_antialiased"), None)
+    assert "open_clip_config.json" in completed.notes[0]
 
 
 def test_quick_gelu_and_missing_keys_have_the_values_of_the_libraries(complete):
@@ -141,12 +159,9 @@ def test_quick_gelu_and_missing_keys_have_the_values_of_the_libraries(complete):
 
 
 def test_a_resnet_has_the_heads_of_its_attention_pool(complete):
-    config = dataclasses.replace(
-        INFERRED, image=ResNetConfig((1, 2, 1, 1), 8, 4), preprocessing=Preprocessing(64)
-    )
     cfg = {"layers": [1, 2, 1, 1], "width": 8, "head_width": 32, "image_size": 64}
     files = {"open_clip_config.json": changed(OPEN_CLIP, "model_cfg.vision_cfg", cfg)}
-    image = complete(files, config=config)[0].image
+    image = complete(files, config=RESNET).config.image
     assert image == ResNetConfig((1, 2, 1, 1), 8, heads=8)
 
 
@@ -157,17 +172,17 @@ def test_each_naming_scheme_has_a_separate_configuration_file(complete):
         "preprocessor_config.json": PREPROCESSOR,
         "open_clip_config.json": changed(OPEN_CLIP, "model_cfg.quick_gelu", True),
     }
-    activations = [complete(both, names)[0].image.activation for names in NAMES]
-    assert activations == ["gelu", "quick_gelu", "quick_gelu", "quick_gelu"]
+    found = {names: complete(both, names).config.image.activation for names in NAMES}
+    assert found.pop("huggingface") == "gelu" and set(found.values()) == {"quick_gelu"}
 
 
 def test_only_the_own_towers_of_a_file_take_its_numbers(complete):
     """The text tower of another checkpoint may come with an image tower of other sizes."""
     files = {"open_clip_config.json": changed(OPEN_CLIP, "model_cfg.vision_cfg.width", 640)}
-    config, _, _ = complete(files, image=False)
+    config = complete(files, image=False).config
     assert config == dataclasses.replace(INFERRED, text=expected("bicubic").text)
     files = {"open_clip_config.json": changed(OPEN_CLIP, "model_cfg.text_cfg.width", 640)}
-    config, _, _ = complete(files, text=False)
+    config = complete(files, text=False).config
     assert config == dataclasses.replace(expected("bicubic_antialiased"), text=INFERRED.text)
 
 
@@ -223,7 +238,7 @@ def test_a_wrong_or_missing_preprocessor_is_refused(complete, content, message):
 def test_pixels_that_are_not_normalised_have_no_mean(complete):
     pixels = PREPROCESSOR | {"do_normalize": False}
     files = {"config.json": HUGGINGFACE, "preprocessor_config.json": pixels}
-    found = complete(files, "huggingface")[0].preprocessing
+    found = complete(files, "huggingface").config.preprocessing
     assert (found.mean, found.std) == ((0, 0, 0), (1, 1, 1))
 
 
@@ -240,6 +255,14 @@ _IMAGE_CFG, _TEXT_CFG = "model_cfg.vision_cfg", "model_cfg.text_cfg"
         (f"{_IMAGE_CFG}.no_ln_pre", True, "no_ln_pre: expected no such key"),
         (f"{_IMAGE_CFG}.ls_init_value", 1e-4, "ls_init_value: expected no such key"),
         (f"{_IMAGE_CFG}.pool_type", "avg", "pool_type: expected 'tok', found 'avg'"),
+        # open_clip pools nothing then.
+        (f"{_IMAGE_CFG}.pool_type", None, "pool_type: expected 'tok', found None"),
+        (f"{_IMAGE_CFG}.final_ln_after_pool", True, "final_ln_after_pool: expected no such key"),
+        (f"{_IMAGE_CFG}.attentional_pool", True, "attentional_pool: expected no such key"),
+        (f"{_IMAGE_CFG}.qk_norm", True, "qk_norm: expected no such key"),
+        (f"{_TEXT_CFG}.pool_type", "eos", "pool_type: expected 'argmax', found 'eos'"),
+        (f"{_TEXT_CFG}.proj_bias", True, "proj_bias: expected no such key"),
+        (f"{_TEXT_CFG}.hf_model_name", "roberta-base", "hf_model_name: expected no such key"),
         (f"{_IMAGE_CFG}.mlp_ratio", 4.3637, "image tower: hidden channels of the MLP"),
         (f"{_IMAGE_CFG}.head_width", 0, "head_width: expected a positive whole"),
         (f"{_TEXT_CFG}.no_causal_mask", True, "no_causal_mask: expected no such key"),
@@ -283,8 +306,8 @@ def test_a_value_of_another_type_is_accepted_or_a_one_line_error(complete, name,
     num_refused = 0
     for text in texts_with_another_value(files[name]):
         try:
-            config, tokenizer, _ = complete({name: text}, names)
-            require_tokenizer(config.text, Path(name), tokenizer)
+            completed = complete({name: text}, names)
+            require_tokenizer(completed.config.text, Path(name), completed.tokenizer)
         except CheckpointMismatch as error:
             num_refused += 1
             assert "\n" not in str(error) and len(str(error)) < 1000
@@ -293,8 +316,7 @@ def test_a_value_of_another_type_is_accepted_or_a_one_line_error(complete, name,
 
 def test_a_byte_order_mark_is_skipped(complete):
     text = "\ufeff" + json.dumps(OPEN_CLIP)
-    config, _, _ = complete({"open_clip_config.json": text})
-    assert config == expected("bicubic_antialiased")
+    assert complete({"open_clip_config.json": text}).config == expected("bicubic_antialiased")
 
 
 @pytest.mark.parametrize(
@@ -317,34 +339,99 @@ def test_other_text_than_plain_json_is_a_one_line_error(complete, tmp_path, cont
 
 
 def test_a_config_of_another_program_is_not_read(complete):
-    config, _, notes = complete({"config.json": {"learning_rate": 1}})
-    assert config == INFERRED and "no open_clip_config.json" in notes[0]
+    completed = complete({"config.json": {"learning_rate": 1}}, "resnet", config=RESNET)
+    assert completed.config == RESNET and "no open_clip_config.json" in completed.notes[0]
 
 
 @pytest.mark.parametrize(
-    ("names", "checkpoint", "width", "message"),
+    ("names", "checkpoint", "config", "is_open"),
     [
-        ("huggingface", "model.pth", 320, r"model\.pth: expected config\.json beside it"),
-        ("huggingface", "model.bin", 320, r"expected config\.json beside it"),
-        ("open_clip", "model.bin", 320, r"expected open_clip_config\.json beside it"),
-        ("open_clip", "model.safetensors", 320, r"expected open_clip_config\.json beside it"),
-        ("open_clip", "model.pt", 1280, "no ViT of OpenAI is 1280 channels wide"),
-        ("open_clip", "model.pt", 1024, None),
-        ("openai", "model.safetensors", 1280, None),
-        ("regionclip", "model.safetensors", 1280, None),
+        ("huggingface", "model.pth", INFERRED, True),
+        ("open_clip", "model.pt", INFERRED, True),
+        ("open_clip", "model.safetensors", INFERRED, True),
+        ("half_of_openai", "model.pt", INFERRED, True),
+        ("openai", "model.safetensors", INFERRED, False),
+        ("regionclip", "model.safetensors", INFERRED, False),
+        ("resnet", "model.pth", RESNET, False),
+        ("resnet", "model.safetensors", RESNET, True),
+        # Its text tower, for an image tower from another file.
+        ("open_clip", "model.pth", RESNET, True),
     ],
 )
-def test_openai_numbers_are_assumed_only_where_they_can_be_right(
-    complete, names, checkpoint, width, message
+def test_openai_numbers_are_assumed_only_where_they_must_be_right(
+    complete, names, checkpoint, config, is_open
 ):
-    config = dataclasses.replace(INFERRED, image=ViTConfig(14, 3, width, width // 64))
-    if message is None:
-        found, _, notes = complete({}, names, checkpoint, config)
-        assert found == config and len(notes) == (names == "open_clip")
-        assert all("assumed OpenAI's quick GELU" in note for note in notes)
-    else:
-        with pytest.raises(CheckpointMismatch, match=message):
+    if is_open:
+        with pytest.raises(CheckpointMismatch, match=rf"{checkpoint}: .*activation.*no preset has"):
             complete({}, names, checkpoint, config)
+    else:
+        completed = complete({}, names, checkpoint, config)
+        assert completed.config == config and not completed.chosen
+        assert len(completed.notes) == (names == "resnet")
+        assert all("assumed OpenAI's quick GELU" in note for note in completed.notes)
+
+
+def inferred(preset: str) -> CLIPConfig:
+    """Return what the tensors of a preset tell: OpenAI's numbers but for the sizes."""
+    config = PRESETS[preset]
+    parts = {"heads": 1, "activation": "quick_gelu", "eps": 0.1}
+    return dataclasses.replace(
+        config,
+        image=dataclasses.replace(config.image, **parts),
+        text=dataclasses.replace(config.text, **parts),
+        preprocessing=Preprocessing(config.preprocessing.resolution),
+    )
+
+
+@pytest.mark.parametrize("names", ["open_clip", "huggingface"])
+@pytest.mark.parametrize("preset", ["ViT-B-32", "ViT-B-32-quickgelu"])
+def test_a_chosen_preset_states_every_number(complete, preset, names):
+    completed = complete({}, names, config=inferred(preset), choice=Choice(preset))
+    assert completed.config == PRESETS[preset] and completed.chosen
+    assert f"--preset {preset}" in completed.notes[0]
+
+
+def test_a_preset_of_other_sizes_is_refused_with_both_and_with_those_that_fit(complete):
+    message = (
+        r"model\.pth: expected the sizes of --preset ViT-L-14, .*image\.width: 1024 in the preset, "
+        r"768 in the file.*choose --preset of ViT-B/32 \(quick_gelu\), ViT-B-32 \(gelu\), "
+        r"ViT-B-32-quickgelu \(quick_gelu\), or --activation"
+    )
+    with pytest.raises(CheckpointMismatch, match=message) as error:
+        complete({}, config=inferred("ViT-B-32"), choice=Choice("ViT-L-14"))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+    with pytest.raises(CheckpointMismatch, match="image: ResNetConfig in the preset, ViTConfig in"):
+        complete({}, config=inferred("ViT-B-32"), choice=Choice("RN50"))
+    with pytest.raises(ConfigError, match="--preset: 'ViT-Z' is none of .*ViT-B-32"):
+        complete({}, config=inferred("ViT-B-32"), choice=Choice("ViT-Z"))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu"])
+def test_a_chosen_activation_takes_the_rest_from_the_presets_of_the_sizes(complete, activation):
+    config = inferred("ViT-B-32-256")
+    completed = complete({}, config=config, choice=Choice(activation=activation)).config
+    expected = PRESETS["ViT-B-32-256"]
+    for tower in ("image", "text"):
+        right = dataclasses.replace(getattr(expected, tower), activation=activation)
+        assert getattr(completed, tower) == right
+    assert completed.preprocessing == Preprocessing(256)
+
+
+def test_an_activation_is_not_enough_if_presets_disagree_on_pixels(complete):
+    config = inferred("ViT-L-14")
+    completed = complete({}, config=config, choice=Choice(activation="quick_gelu"))
+    assert completed.config == PRESETS["ViT-L/14"]
+    message = "gelu leaves ViT-L-14 or ViT-L-14-laion2b_s32b_b82k open; .*choose --preset of"
+    with pytest.raises(CheckpointMismatch, match=message):
+        complete({}, config=config, choice=Choice(activation="gelu"))
+    # The mean is that of the image tower.
+    completed = complete({}, config=config, choice=Choice(activation="gelu"), image=False)
+    assert completed.config == dataclasses.replace(config, text=PRESETS["ViT-L-14"].text)
+
+
+def test_no_activation_is_enough_for_sizes_of_no_preset(complete):
+    with pytest.raises(CheckpointMismatch, match="no preset has the sizes of this file"):
+        complete({}, choice=Choice(activation="gelu"))
 
 
 @pytest.mark.parametrize("num_ids", [1000, 60_000])
@@ -353,9 +440,9 @@ def test_a_vocabulary_that_is_not_clips_is_refused_with_its_tokenizer(complete, 
     content = changed(OPEN_CLIP, f"{_TEXT_CFG}.vocab_size", num_ids)
     content = changed(content, f"{_TEXT_CFG}.hf_tokenizer_name", "bert-base-uncased")
     files = {"open_clip_config.json": content}
-    config, tokenizer, _ = complete(files, config=dataclasses.replace(INFERRED, text=text))
+    completed = complete(files, config=dataclasses.replace(INFERRED, text=text))
     with pytest.raises(CheckpointMismatch, match=f"found one of {num_ids}, of 'bert-base-uncased'"):
-        require_tokenizer(config.text, tmp_path, tokenizer)
+        require_tokenizer(completed.config.text, tmp_path, completed.tokenizer)
 
 
 @pytest.mark.parametrize(("length", "message"), [(77, ""), (12, ""), (2, "at least 3 positions")])

@@ -9,14 +9,31 @@ from checkpoints import to_huggingface
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.conversion.choices import Choice
 from regionclip_jax.conversion.convert import convert_checkpoint, convert_vocabulary
 from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 # Relative to the largest magnitude, for float32 on a CPU with other summation orders than torch.
 TOLERANCE = 1e-4
+# What OpenAI's archives hold beside the weights.
+OPENAI_NUMBERS = {
+    name: np.array(number)
+    for name, number in (("input_resolution", 64), ("context_length", 77), ("vocab_size", 49408))
+}
+# Sizes of the golden vit_tiny with other numbers than OpenAI's.
+TINY_VIT = CLIPConfig(
+    ViTConfig(16, 3, 128, heads=8, activation="gelu"),
+    TextConfig(49408, 77, 64, heads=4, layers=2, activation="gelu"),
+    Preprocessing(64, mean=(0.5, 0.4, 0.3)),
+    embed_dim=64,
+)
 
 
 def encode(directory, pixels, tokens):
@@ -48,9 +65,13 @@ def test_converted_towers_give_the_results_of_the_reference(
 ):
     expected = np.load(golden / ("nano_clip_io.npz" if arch == "nano_clip" else "vit_tiny.npz"))
     pixels = expected["image" if arch == "nano_clip" else "input"]
-    conversion = convert_checkpoint(write_safetensors(clip_tensors(arch)), tmp_path / "model")
+    tensors = clip_tensors(arch)
+    if arch == "vit_tiny":
+        tensors |= OPENAI_NUMBERS
+    conversion = convert_checkpoint(write_safetensors(tensors), tmp_path / "model")
     assert conversion.unused == () and conversion.card.preset is None
-    assert all("num_batches_tracked" in name for name in conversion.bookkeeping)
+    counted = {name for name in conversion.bookkeeping if "num_batches_tracked" not in name}
+    assert counted == (OPENAI_NUMBERS.keys() if arch == "vit_tiny" else set())
     images, texts = encode(tmp_path / "model", pixels, expected["tokens"])
     variables, _ = load_model(tmp_path / "model")
     logit_scale, bias = logit_scale_and_bias(variables["params"])
@@ -237,6 +258,46 @@ def test_hugging_face_numbers_are_those_of_its_configuration(
     assert conversion.card.architecture == config and "config.json" in conversion.notes[0]
 
 
+def test_a_bare_vit_needs_a_choice(tmp_path, clip_tensors, write_safetensors, monkeypatch):
+    """The preset's numbers are in the card, and so is a chosen activation."""
+    tensors = clip_tensors("vit_tiny")
+    source = write_safetensors(tensors, "model.pt")
+    with pytest.raises(CheckpointMismatch, match=r"model\.pt: .*activation.*no preset has"):
+        convert_checkpoint(source, tmp_path / "model")
+    monkeypatch.setitem(PRESETS, "a_tiny_vit", TINY_VIT)
+    with pytest.raises(CheckpointMismatch, match=r"choose --preset of a_tiny_vit \(gelu\)"):
+        convert_checkpoint(source, tmp_path / "model")
+    conversion = convert_checkpoint(source, tmp_path / "model", choice=Choice("a_tiny_vit"))
+    assert conversion.card.preset == "a_tiny_vit" and "--preset a_tiny_vit" in conversion.notes[0]
+    choice = Choice(activation="gelu_tanh")
+    convert_checkpoint(source, tmp_path / "model", choice=choice)
+    config = load_card(tmp_path / "model").architecture
+    assert (config.image.activation, config.text.activation) == ("gelu_tanh", "gelu_tanh")
+    assert (config.image.heads, config.text.heads) == (8, 4)
+    assert config.preprocessing == TINY_VIT.preprocessing
+
+
+def test_a_choice_is_refused_where_nothing_is_open(tmp_path, clip_tensors, write_safetensors):
+    source = write_safetensors(clip_tensors("vit_tiny") | OPENAI_NUMBERS, "model.pt")
+    with pytest.raises(CheckpointMismatch, match="expected no --activation gelu, .*leave it out"):
+        convert_checkpoint(source, tmp_path / "model", choice=Choice(activation="gelu"))
+
+
+def test_a_choice_of_the_image_tower_does_not_affect_openais_text_tower(
+    tmp_path, clip_tensors, write_safetensors, monkeypatch
+):
+    tensors = clip_tensors("vit_tiny")
+    image = {name: value for name, value in tensors.items() if name.startswith("visual.")}
+    source = write_safetensors(image, "image.pt")
+    text_from = write_safetensors(tensors | OPENAI_NUMBERS, "openai.pt")
+    monkeypatch.setitem(PRESETS, "a_tiny_vit", TINY_VIT)
+    choice = Choice("a_tiny_vit")
+    convert_checkpoint(source, tmp_path / "model", text_from=text_from, choice=choice)
+    config = load_card(tmp_path / "model").architecture
+    assert config.image == TINY_VIT.image
+    assert (config.text.activation, config.text.heads) == ("quick_gelu", 1)
+
+
 def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path, golden):
     with pytest.raises(CheckpointMismatch, match="49408 token ids .* found one of 64"):
         convert_checkpoint(golden / "pico_clip.pth", tmp_path / "model")
@@ -246,7 +307,10 @@ def test_a_vocabulary_of_another_tokenizer_is_refused(tmp_path, golden):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"transformer.resblocks.0.mlp.c_fc.weight": (60, 16)}, "text tower: .*64 hidden.*60"),
+        (
+            {"transformer.resblocks.0.mlp.c_fc.weight": (60, 16)},
+            r"mlp\.c_proj\.weight: expected shape \(16, 60\), found \(16, 64\)",
+        ),
         ({"token_embedding.weight": (49408, 208)}, "208 channels, found 3"),
     ],
 )  # fmt: skip
