@@ -35,14 +35,14 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     """
 
     def shape(name: str, num_dims: int) -> tuple[int, ...]:
-        return _shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
+        return shape_of(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
 
     def count(pattern: str) -> int:
-        return _count(tensors, pattern, file_name)
+        return count_blocks(tensors, pattern, file_name)
 
     if "visual.proj" in tensors or "visual.class_embedding" in tensors:
         width, _, _, patch = shape("visual.conv1.weight", 4)
-        grid = _grid_side(shape("visual.positional_embedding", 2)[0], file_name)
+        grid = grid_side(shape("visual.positional_embedding", 2)[0], file_name)
         layers = count(r"visual\.transformer\.resblocks\.([0-9]+)\.")
         hidden = shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
         _require_mlp(hidden, width, f"{file_name}: image tower")
@@ -50,31 +50,44 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         resolution, embed_dim = grid * patch, shape("visual.proj", 2)[1]
     else:
         width = shape("visual.layer1.0.conv1.weight", 4)[0]
-        grid = _grid_side(shape("visual.attnpool.positional_embedding", 2)[0], file_name)
+        grid = grid_side(shape("visual.attnpool.positional_embedding", 2)[0], file_name)
         layers = tuple(count(rf"visual\.layer{i}\.([0-9]+)\.") for i in range(1, 5))
         image = ResNetConfig(layers, width, openai_heads(layer4_channels(width)))
         resolution = grid * 2 * image.stride
         embed_dim = shape("visual.attnpool.c_proj.weight", 2)[0]
+    text = infer_text(tensors, file_name)
+    logit_bias = "logit_bias" in tensors
+    config = CLIPConfig(image, text, Preprocessing(resolution), embed_dim, logit_bias)
+    require_plausible(config, f"{file_name}: architecture", _REMEDY)
+    return config
+
+
+def infer_text(tensors: dict[str, np.ndarray], file_name: str) -> TextConfig:
+    """Infer the architecture of CLIP's text tower from tensors by OpenAI's names.
+
+    Raises:
+        CheckpointMismatch: as ``infer_config``.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        return shape_of(tensors, name, 2, f"{file_name} as a CLIP (by OpenAI's names)")
+
     if "token_embedding.weight" not in tensors:
         raise CheckpointMismatch(
             f"{file_name}: expected a text tower (token_embedding.weight, transformer.*), found an "
             "image tower alone, as RegionCLIP detectors are saved; add --text-from with OpenAI's "
             "archive of the same model, whose text tower RegionCLIP keeps frozen"
         )
-    vocab_size, text_width = shape("token_embedding.weight", 2)
-    hidden = shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
+    vocab_size, text_width = shape("token_embedding.weight")
+    hidden = shape("transformer.resblocks.0.mlp.c_fc.weight")[0]
     _require_mlp(hidden, text_width, f"{file_name}: text tower")
-    text = TextConfig(
+    return TextConfig(
         vocab_size,
-        context_length=shape("positional_embedding", 2)[0],
+        context_length=shape("positional_embedding")[0],
         width=text_width,
         heads=openai_heads(text_width),
-        layers=count(r"transformer\.resblocks\.([0-9]+)\."),
+        layers=count_blocks(tensors, r"transformer\.resblocks\.([0-9]+)\.", file_name),
     )
-    logit_bias = "logit_bias" in tensors
-    config = CLIPConfig(image, text, Preprocessing(resolution), embed_dim, logit_bias)
-    require_plausible(config, f"{file_name}: architecture", _REMEDY)
-    return config
 
 
 def require_tokenizer(text: TextTowerConfig, path: Path, name: str | None) -> None:
@@ -114,11 +127,11 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
     is_clip = f"{trunk}layer1.0.conv1.weight" in tensors
 
     def width(name: str) -> int:
-        return _shape(tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)")[0]
+        return shape_of(tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)")[0]
 
     first, stages = ("layer1", range(1, 5)) if is_clip else ("res2", range(2, 6))
     pattern = rf"{re.escape(trunk)}{first[:-1]}%d\.([0-9]+)\."
-    blocks = [_count(tensors, pattern % stage, file_name) for stage in stages]
+    blocks = [count_blocks(tensors, pattern % stage, file_name) for stage in stages]
     config = LocalizerConfig(
         trunk="clip" if is_clip else "detectron",
         blocks=tuple(number for number in blocks if number),
@@ -127,13 +140,18 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
         features=width(f"{trunk}{first}.0.conv3.weight"),
         pyramid_channels=width(f"{lateral}.weight") if has_pyramid else None,
         pyramid_norm=f"{lateral}.norm.weight" in tensors,
-        head_convs=max(1, _count(tensors, rf"{re.escape(HEAD)}conv\.conv([0-9]+)\.", file_name)),
+        head_convs=max(
+            1, count_blocks(tensors, rf"{re.escape(HEAD)}conv\.conv([0-9]+)\.", file_name)
+        ),
     )
     require_plausible(config, f"{file_name}: architecture", _REMEDY)
     return config
 
 
-def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
+def shape_of(
+    tensors: dict[str, np.ndarray], name: str, num_dims: int, where: str
+) -> tuple[int, ...]:
+    """Return the shape of a tensor; refuse a missing one, and one of another rank."""
     if name not in tensors:
         raise CheckpointMismatch(
             f"{where}: expected the tensor {name!r}, found tensors such as {sorted(tensors)[:5]}; "
@@ -148,7 +166,7 @@ def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
     return found
 
 
-def _count(tensors, pattern: str, file_name: str) -> int:
+def count_blocks(tensors: dict[str, np.ndarray], pattern: str, file_name: str) -> int:
     """Count the numbers from 0 that the pattern's group matches in names."""
     matches = (re.match(pattern, name) for name in tensors)
     found = {match[1] for match in matches if match}
@@ -169,8 +187,8 @@ def _require_mlp(hidden: int, width: int, where: str) -> None:
         )
 
 
-def _grid_side(rows: int, file_name: str) -> int:
-    """Side of the square grid that, with one extra token, has ``rows`` positions."""
+def grid_side(rows: int, file_name: str) -> int:
+    """Return the side of the square grid that, with one extra token, has ``rows`` positions."""
     side = math.isqrt(max(rows - 1, 0))
     if side < 1 or side * side + 1 != rows:
         raise CheckpointMismatch(

@@ -3,7 +3,7 @@
 Hugging Face and open_clip state heads, activations, eps of the layer norms, mean, standard
 deviation and interpolation in JSON, and repeat the sizes of the tensors. A file that states other
 sizes belongs to another checkpoint and is refused. Without a file, OpenAI's numbers are assumed
-only where the checkpoint can be OpenAI's or RegionCLIP's.
+only where the checkpoint can be OpenAI's or RegionCLIP's, and EVA-02-CLIP's where it has its names.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion import (
+    eva_keys,
     huggingface_configuration,
     huggingface_keys,
     open_clip_configuration,
@@ -55,6 +56,8 @@ def complete_config(
         return completed, found.tokenizer, notes
     if _is_openai_or_regionclip(tensors):
         return config, None, []
+    if eva_keys.is_eva(tensors):
+        return config, None, [f"{path.name}: {eva_keys.NOTE}"]
     _require_openai_like(path, config, image, huggingface)
     note = (
         f"{path.name}: no {open_clip_configuration.FILE_NAME} or "
