@@ -16,7 +16,6 @@ from regionclip_jax.models.towers import CLIPConfig
 
 # Of the grid of the positions, and of another one with unequal sides.
 SIZES = ("own", "other")
-TOLERANCE = 1e-5
 
 
 @functools.cache
@@ -58,12 +57,13 @@ def compare_outputs(
     tokens: np.ndarray,
     expected: Arrays,
     what: str,
+    tolerance: float,
 ) -> list[Comparison]:
     """Compare embeddings, logits and the projected map of NCHW pixels."""
     pixels = jnp.asarray(pixels.transpose(0, 2, 3, 1))
     actual = _outputs(model, variables, pixels, jnp.asarray(tokens, jnp.int32))
     return [
-        Comparison(f"{what} {name}", relative_error(x, expected[name]), TOLERANCE)
+        Comparison(f"{what} {name}", relative_error(x, expected[name]), tolerance)
         for name, x in actual.items()
     ]
 
@@ -82,5 +82,6 @@ def compare_eva(dtype=jnp.float32) -> list[Comparison]:
             arrays["tokens"],
             expected | {"texts": arrays["texts"]},
             size,
+            1e-5,
         )
     return comparisons
