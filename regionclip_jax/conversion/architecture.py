@@ -75,8 +75,8 @@ def infer_text(tensors: dict[str, np.ndarray], file_name: str) -> TextConfig:
     if "token_embedding.weight" not in tensors:
         raise CheckpointMismatch(
             f"{file_name}: expected a text tower (token_embedding.weight, transformer.*), found an "
-            "image tower alone, as RegionCLIP detectors are saved; add --text-from with OpenAI's "
-            "archive of the same model, whose text tower RegionCLIP keeps frozen"
+            "image tower alone, as detectors are saved; add --text-from with a whole checkpoint of "
+            "the same model (for RegionCLIP OpenAI's archive, whose text tower it keeps frozen)"
         )
     vocab_size, text_width = shape("token_embedding.weight")
     hidden = shape("transformer.resblocks.0.mlp.c_fc.weight")[0]

@@ -100,14 +100,13 @@ def test_a_model_in_half_precision_detects_by_name(tmp_path, tensors, write_safe
     model = regionclip_jax.load(tmp_path / "model", short_side=50, max_long_side=60)
     image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
     boxes = np.array([[2, 3, 30, 38], [20, 0, 48, 24]], np.float32)
-    embeddings = model.encode_regions(image, boxes)
-    assert embeddings.shape == (2, 24) and np.isfinite(embeddings).all()
-    found = model.detect(image, ["cat", "traffic light"], boxes=boxes, nms_threshold=1.0)
+    names = model.vocabulary(["cat", "traffic light"], templates="plain")
+    found = model.detect(image, names, boxes=boxes, nms_threshold=1.0)
     assert len(found) == 4 and set(found.names) == {"cat", "traffic light"}
     assert ((0 < found.scores) & (found.scores < 1)).all()
 
 
-@pytest.mark.parametrize("name", TRUNKS)
+@pytest.mark.parametrize("name", ["EVA02-B-16", "EVA02-L-14-336"])
 def test_every_preset_maps_to_timms_names_and_back(name):
     config, shapes = PRESETS[name], {}
     for path, leaf in flatten(abstract_variables(config)).items():

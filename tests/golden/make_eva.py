@@ -71,7 +71,7 @@ def main() -> None:
     text = {"context_length": 16, "vocab_size": 600, "width": 128, "heads": 2, "layers": 2}
     model = build(
         "eva02_base_patch16_clip_224", 24, text,
-        img_size=50, patch_size=10, embed_dim=128, depth=3, num_heads=2,
+        img_size=50, patch_size=10, embed_dim=128, depth=2, num_heads=2,
     )  # fmt: skip
     shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
     (FOLDER / "shapes_eva_tiny.json").write_text(json.dumps(shapes, indent=0) + "\n")

@@ -36,7 +36,7 @@ def pixels(height, width):
 @pytest.mark.parity
 @on_accelerators
 def test_the_tiny_tower_equals_timms_on_two_grids():
-    """Measured: at most 1.6e-6, the logits."""
+    """Measured: at most 1.3e-6, the logits."""
     assert_equal_to_reference(eva.compare_eva())
 
 
@@ -59,8 +59,8 @@ def test_an_image_on_a_larger_canvas_has_the_same_features(relative_error):
     assert relative_error(padded.whole[0], alone.whole[0]) < 1e-5
     assert relative_error(padded.map[0, :rows, :columns], alone.map[0]) < 1e-5
     assert np.isfinite(padded.whole).all() and np.isfinite(padded.map).all()
-    without = image_features(model, variables, on_canvas(80, 90))
-    assert relative_error(without.whole[0], alone.whole[0]) > 1e-2
+    all_of_it = image_features(model, variables, on_canvas(80, 90), jnp.array([[80, 90]] * 2))
+    assert relative_error(all_of_it.whole[0], alone.whole[0]) > 1e-2
 
 
 def test_positions_of_rows_and_columns_span_the_reference_grid():
@@ -78,8 +78,8 @@ def test_positions_of_rows_and_columns_span_the_reference_grid():
 def test_a_region_is_the_mean_of_its_projected_tokens(relative_error):
     config, variables = eva.tiny()
     model = CLIP(config)
-    features = image_features(model, variables, pixels(50, 70))
-    boxes = jnp.broadcast_to(jnp.array([0.0, 0.0, 70, 50]), (2, 1, 4))
+    features = image_features(model, variables, pixels(30, 70))
+    boxes = jnp.broadcast_to(jnp.array([0.0, 0.0, 70, 30]), (2, 1, 4))
     regions = jax.jit(lambda f, b: encode_regions(model, variables, f, b))(features, boxes)
     head = variables["params"]["visual"]["projection"]
     projected = np.asarray(features.map) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
@@ -87,10 +87,10 @@ def test_a_region_is_the_mean_of_its_projected_tokens(relative_error):
 
 
 def test_features_in_bfloat16_are_near(relative_error):
-    """Measured: 0.021 of the largest number for the embedding, 0.015 for the map."""
+    """Measured: 0.012 of the largest number for the embedding, 0.013 for the map."""
     config, variables = eva.tiny()
     half, whole = (
-        image_features(CLIP(config, dtype=dtype), variables, pixels(50, 70))
+        image_features(CLIP(config, dtype=dtype), variables, pixels(30, 70))
         for dtype in (jnp.bfloat16, jnp.float32)
     )
     assert half.map.dtype == half.whole.dtype == jnp.bfloat16
@@ -99,12 +99,10 @@ def test_features_in_bfloat16_are_near(relative_error):
 
 
 def gradients(remat):
-    """Return gradients of two blocks in which a row of the batch is masked."""
+    """Return gradients of a batch with a masked row."""
     config, variables = eva.tiny()
-    config = dataclasses.replace(config, image=dataclasses.replace(config.image, layers=2))
     model = CLIP(config, remat=remat)
     params = variables["params"]
-    blocks = {k: v for k, v in params["visual"]["blocks"].items() if k != "block2"}
 
     def loss(visual):
         features = model.apply(
@@ -115,11 +113,11 @@ def gradients(remat):
         )
         return jnp.square(features.whole).mean() + jnp.square(features.map[0]).mean()
 
-    return jax.jit(jax.grad(loss))({**params["visual"], "blocks": blocks})
+    return jax.jit(jax.grad(loss))(params["visual"])
 
 
 def test_every_parameter_has_a_finite_gradient():
-    for path, leaf in jax.tree.leaves_with_path(gradients("block_inputs")):
+    for path, leaf in jax.tree.leaves_with_path(gradients("all")):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
