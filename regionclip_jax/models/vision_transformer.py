@@ -42,6 +42,8 @@ class ViTConfig(PatchTowerConfig):
     eps: float = 1e-5
     # Interpolation of positional embeddings at another grid than their own.
     position_resize: PositionResize = "bicubic_antialiased"
+    # Hidden channels of the MLPs; None: four times the width.
+    mlp_width: int | None = None
 
 
 class VisionTransformer(nn.Module):
