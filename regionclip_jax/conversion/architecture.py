@@ -35,7 +35,7 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     """
 
     def shape(name: str, num_dims: int) -> tuple[int, ...]:
-        return shape_of(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
+        return require_shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
 
     def count(pattern: str) -> int:
         return count_blocks(tensors, pattern, file_name)
@@ -70,7 +70,7 @@ def infer_text(tensors: dict[str, np.ndarray], file_name: str) -> TextConfig:
     """
 
     def shape(name: str) -> tuple[int, ...]:
-        return shape_of(tensors, name, 2, f"{file_name} as a CLIP (by OpenAI's names)")
+        return require_shape(tensors, name, 2, f"{file_name} as a CLIP (by OpenAI's names)")
 
     if "token_embedding.weight" not in tensors:
         raise CheckpointMismatch(
@@ -127,7 +127,9 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
     is_clip = f"{trunk}layer1.0.conv1.weight" in tensors
 
     def width(name: str) -> int:
-        return shape_of(tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)")[0]
+        return require_shape(
+            tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)"
+        )[0]
 
     first, stages = ("layer1", range(1, 5)) if is_clip else ("res2", range(2, 6))
     pattern = rf"{re.escape(trunk)}{first[:-1]}%d\.([0-9]+)\."
@@ -148,10 +150,12 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
     return config
 
 
-def shape_of(
-    tensors: dict[str, np.ndarray], name: str, num_dims: int, where: str
-) -> tuple[int, ...]:
-    """Return the shape of a tensor; refuse a missing one, and one of another rank."""
+def require_shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
+    """Return the shape of a tensor that determines the architecture.
+
+    Raises:
+        CheckpointMismatch: it is missing or has another rank; the message begins with ``where``.
+    """
     if name not in tensors:
         raise CheckpointMismatch(
             f"{where}: expected the tensor {name!r}, found tensors such as {sorted(tensors)[:5]}; "
@@ -166,8 +170,12 @@ def shape_of(
     return found
 
 
-def count_blocks(tensors: dict[str, np.ndarray], pattern: str, file_name: str) -> int:
-    """Count the numbers from 0 that the pattern's group matches in names."""
+def count_blocks(tensors, pattern: str, file_name: str) -> int:
+    """Count the numbers from 0 that the pattern's group matches in names.
+
+    Raises:
+        CheckpointMismatch: a number is missing.
+    """
     matches = (re.match(pattern, name) for name in tensors)
     found = {match[1] for match in matches if match}
     expected = [str(number) for number in range(len(found))]

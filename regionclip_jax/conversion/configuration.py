@@ -76,7 +76,7 @@ class Configuration:
                 self._require(f"{name} tower: {key}", numbers[key], getattr(tower, key))
         if "eps" in fields:  # a transformer
             what = f"{name} tower: hidden channels of the MLP"
-            self._require(what, stated.mlp_width, getattr(tower, "mlp_width", 4 * tower.width))
+            self._require(what, stated.mlp_width, tower.mlp_width or 4 * tower.width)
         return dataclasses.replace(tower, **numbers)
 
     def _require(self, what: str, found, expected) -> None:

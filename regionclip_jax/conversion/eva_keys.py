@@ -19,7 +19,7 @@ from regionclip_jax.conversion.architecture import (
     count_blocks,
     grid_side,
     infer_text,
-    shape_of,
+    require_shape,
 )
 from regionclip_jax.conversion.layouts import Layout, Origin
 from regionclip_jax.models.eva_transformer import EVAConfig, rotary_positions
@@ -138,7 +138,7 @@ def infer_config(
     where = f"{file_name} as an EVA-02-CLIP (by timm's names)"
 
     def shape(name: str, num_dims: int) -> tuple[int, ...]:
-        return shape_of(tensors, name, num_dims, where)
+        return require_shape(tensors, name, num_dims, where)
 
     if "visual.blocks.0.attn.qkv.weight" in tensors:
         raise CheckpointMismatch(
