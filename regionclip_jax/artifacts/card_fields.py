@@ -65,7 +65,10 @@ def read_fields(config_class: Callable[..., Config], values: Any, where: str) ->
     # Older files lack the fields with a default.
     needed = {field.name for field in fields if field.default is dataclasses.MISSING}
     if not isinstance(values, dict) or not needed <= set(values) <= known:
-        given = sorted(values) if isinstance(values, dict) else values
+        given = values
+        if isinstance(values, dict):
+            # Unknown ones first, as long lists are cut.
+            given = sorted(values, key=lambda name: (name in known, name))
         raise CheckpointMismatch(
             f"{where}: expected the fields {sorted(needed)}"
             + (f" and perhaps {sorted(known - needed)}" if known > needed else "")
