@@ -11,9 +11,9 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.patch_grid import PatchTowerConfig
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
-from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     ConfigError,
@@ -105,7 +105,7 @@ def _with_resizing_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:
     """
     preprocessing = dataclasses.replace(found.preprocessing, resize=wanted.preprocessing.resize)
     found = dataclasses.replace(found, preprocessing=preprocessing)
-    if isinstance(found.image, ViTConfig) and isinstance(wanted.image, ViTConfig):
+    if isinstance(found.image, PatchTowerConfig) and isinstance(wanted.image, PatchTowerConfig):
         rule = wanted.image.position_resize
         image = dataclasses.replace(found.image, position_resize=rule)
         found = dataclasses.replace(found, image=image)

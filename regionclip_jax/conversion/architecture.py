@@ -35,14 +35,14 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     """
 
     def shape(name: str, num_dims: int) -> tuple[int, ...]:
-        return _shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
+        return require_shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
 
     def count(pattern: str) -> int:
-        return _count(tensors, pattern, file_name)
+        return count_blocks(tensors, pattern, file_name)
 
     if "visual.proj" in tensors or "visual.class_embedding" in tensors:
         width, _, _, patch = shape("visual.conv1.weight", 4)
-        grid = _grid_side(shape("visual.positional_embedding", 2)[0], file_name)
+        grid = grid_side(shape("visual.positional_embedding", 2)[0], file_name)
         layers = count(r"visual\.transformer\.resblocks\.([0-9]+)\.")
         hidden = shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
         mlp_width = _mlp_width(hidden, width)
@@ -50,31 +50,44 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
         resolution, embed_dim = grid * patch, shape("visual.proj", 2)[1]
     else:
         width = shape("visual.layer1.0.conv1.weight", 4)[0]
-        grid = _grid_side(shape("visual.attnpool.positional_embedding", 2)[0], file_name)
+        grid = grid_side(shape("visual.attnpool.positional_embedding", 2)[0], file_name)
         layers = tuple(count(rf"visual\.layer{i}\.([0-9]+)\.") for i in range(1, 5))
         image = ResNetConfig(layers, width, openai_heads(layer4_channels(width)))
         resolution = grid * 2 * image.stride
         embed_dim = shape("visual.attnpool.c_proj.weight", 2)[0]
-    if "token_embedding.weight" not in tensors:
-        raise CheckpointMismatch(
-            f"{file_name}: expected a text tower (token_embedding.weight, transformer.*), found an "
-            "image tower alone, as RegionCLIP detectors are saved; add --text-from with OpenAI's "
-            "archive of the same model, whose text tower RegionCLIP keeps frozen"
-        )
-    vocab_size, text_width = shape("token_embedding.weight", 2)
-    hidden = shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0]
-    text = TextConfig(
-        vocab_size,
-        context_length=shape("positional_embedding", 2)[0],
-        width=text_width,
-        heads=openai_heads(text_width),
-        layers=count(r"transformer\.resblocks\.([0-9]+)\."),
-        mlp_width=_mlp_width(hidden, text_width),
-    )
+    text = infer_text(tensors, file_name)
     logit_bias = "logit_bias" in tensors
     config = CLIPConfig(image, text, Preprocessing(resolution), embed_dim, logit_bias)
     require_plausible(config, f"{file_name}: architecture", _REMEDY)
     return config
+
+
+def infer_text(tensors: dict[str, np.ndarray], file_name: str) -> TextConfig:
+    """Infer the architecture of CLIP's text tower from tensors by OpenAI's names.
+
+    Raises:
+        CheckpointMismatch: as ``infer_config``.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        return require_shape(tensors, name, 2, f"{file_name} as a CLIP (by OpenAI's names)")
+
+    if "token_embedding.weight" not in tensors:
+        raise CheckpointMismatch(
+            f"{file_name}: expected a text tower (token_embedding.weight, transformer.*), found an "
+            "image tower alone, as detectors are saved; add --text-from with a whole checkpoint of "
+            "the same model (for RegionCLIP OpenAI's archive, whose text tower it keeps frozen)"
+        )
+    vocab_size, text_width = shape("token_embedding.weight")
+    hidden = shape("transformer.resblocks.0.mlp.c_fc.weight")[0]
+    return TextConfig(
+        vocab_size,
+        context_length=shape("positional_embedding")[0],
+        width=text_width,
+        heads=openai_heads(text_width),
+        layers=count_blocks(tensors, r"transformer\.resblocks\.([0-9]+)\.", file_name),
+        mlp_width=_mlp_width(hidden, text_width),
+    )
 
 
 def require_tokenizer(text: TextTowerConfig, path: Path, name: str | None) -> None:
@@ -114,11 +127,13 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
     is_clip = f"{trunk}layer1.0.conv1.weight" in tensors
 
     def width(name: str) -> int:
-        return _shape(tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)")[0]
+        return require_shape(
+            tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)"
+        )[0]
 
     first, stages = ("layer1", range(1, 5)) if is_clip else ("res2", range(2, 6))
     pattern = rf"{re.escape(trunk)}{first[:-1]}%d\.([0-9]+)\."
-    blocks = [_count(tensors, pattern % stage, file_name) for stage in stages]
+    blocks = [count_blocks(tensors, pattern % stage, file_name) for stage in stages]
     config = LocalizerConfig(
         trunk="clip" if is_clip else "detectron",
         blocks=tuple(number for number in blocks if number),
@@ -127,13 +142,20 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
         features=width(f"{trunk}{first}.0.conv3.weight"),
         pyramid_channels=width(f"{lateral}.weight") if has_pyramid else None,
         pyramid_norm=f"{lateral}.norm.weight" in tensors,
-        head_convs=max(1, _count(tensors, rf"{re.escape(HEAD)}conv\.conv([0-9]+)\.", file_name)),
+        head_convs=max(
+            1, count_blocks(tensors, rf"{re.escape(HEAD)}conv\.conv([0-9]+)\.", file_name)
+        ),
     )
     require_plausible(config, f"{file_name}: architecture", _REMEDY)
     return config
 
 
-def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
+def require_shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
+    """Return the shape of a tensor that determines the architecture.
+
+    Raises:
+        CheckpointMismatch: it is missing or has another rank; the message begins with ``where``.
+    """
     if name not in tensors:
         raise CheckpointMismatch(
             f"{where}: expected the tensor {name!r}, found tensors such as {sorted(tensors)[:5]}; "
@@ -148,8 +170,12 @@ def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
     return found
 
 
-def _count(tensors, pattern: str, file_name: str) -> int:
-    """Count the numbers from 0 that the pattern's group matches in names."""
+def count_blocks(tensors, pattern: str, file_name: str) -> int:
+    """Count the numbers from 0 that the pattern's group matches in names.
+
+    Raises:
+        CheckpointMismatch: a number is missing.
+    """
     matches = (re.match(pattern, name) for name in tensors)
     found = {match[1] for match in matches if match}
     expected = [str(number) for number in range(len(found))]
@@ -166,8 +192,8 @@ def _mlp_width(hidden: int, width: int) -> int | None:
     return None if hidden == 4 * width else hidden
 
 
-def _grid_side(rows: int, file_name: str) -> int:
-    """Side of the square grid that, with one extra token, has ``rows`` positions."""
+def grid_side(rows: int, file_name: str) -> int:
+    """Return the side of the square grid that, with one extra token, has ``rows`` positions."""
     side = math.isqrt(max(rows - 1, 0))
     if side < 1 or side * side + 1 != rows:
         raise CheckpointMismatch(

@@ -41,7 +41,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     Args:
         path: an OpenAI TorchScript archive, a ``torch.save`` file (zip or legacy), safetensors, or
             a pickle of NumPy arrays. In a training checkpoint only the entry ``model`` (or
-            ``state_dict``, ``blobs``) is read; optimizer state is not.
+            ``module``, ``state_dict``, ``blobs``) is read; optimizer state is not.
 
     Returns:
         Arrays that may be read-only views of the file. A single bare tensor has the name
@@ -180,7 +180,7 @@ def _named_tensors(path: Path, content) -> dict[str, Any]:
     if isinstance(content, Tensor | NumpyArray):
         return {BARE_TENSOR: content}
     if isinstance(content, dict):
-        for wrapper in ("model", "state_dict", "blobs"):
+        for wrapper in ("model", "module", "state_dict", "blobs"):
             if isinstance(content.get(wrapper), dict):
                 content = content[wrapper]
                 break

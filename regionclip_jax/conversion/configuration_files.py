@@ -4,7 +4,8 @@ Hugging Face and open_clip state heads, activations, eps of the layer norms, mea
 deviation and interpolation in JSON, and repeat the sizes of the tensors. A file that states other
 sizes belongs to another checkpoint and is refused. Without a file, OpenAI's numbers are those of
 OpenAI's archives, of RegionCLIP's files and of other ResNets, none of which was published with
-another activation. For any other checkpoint the user chooses.
+another activation, and EVA-02-CLIP's are those of its names. For any other checkpoint the user
+chooses.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from regionclip_jax.conversion import (
+    eva_keys,
     huggingface_configuration,
     huggingface_keys,
     open_clip_configuration,
@@ -75,6 +77,8 @@ def complete_config(
         return Completed(completed, found.tokenizer, (f"{what} {found.path.name}",))
     if _is_openai_or_regionclip(tensors):
         return Completed(config)
+    if choice.flag is None and eva_keys.is_eva(tensors):
+        return Completed(config, notes=(f"{path.name}: {eva_keys.NOTE}",))
     if choice.flag is None and _is_plain_resnet(path, config, tensors):
         note = (
             f"{path.name}: no {open_clip_configuration.FILE_NAME} beside it; assumed OpenAI's "

@@ -37,6 +37,7 @@ from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion import (
     clip_keys,
     detector_keys,
+    eva_keys,
     huggingface_keys,
     localizer_keys,
     regionclip_keys,
@@ -58,7 +59,7 @@ DEFAULT_LOGIT_SCALE = np.array(np.log(100.0), np.float32)
 # Bookkeeping beside the weights in CLIP's files: docs/reference/checkpoints.md#prefixes.
 _BOOKKEEPING = re.compile(
     r"(.*\.)?(num_batches_tracked|input_resolution|context_length|vocab_size|position_ids|attn_mask"
-    r"|pixel_mean|pixel_std|cell_anchors\.\d+)"
+    r"|pixel_mean|pixel_std|cell_anchors\.\d+|rope\.freqs_(cos|sin))"
 )
 
 
@@ -90,6 +91,12 @@ def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
 
 # The first family that recognizes a file converts it; CLIP's refuses with a message.
 FAMILIES: list[CheckpointFamily] = [
+    CheckpointFamily(
+        eva_keys.is_original, eva_keys.rename, eva_keys.infer_original, eva_keys.origin, True
+    ),
+    CheckpointFamily(
+        eva_keys.is_timm, eva_keys.rename, eva_keys.infer_config, eva_keys.origin, True
+    ),
     CheckpointFamily(lambda tensors: True, _to_openai, infer_config, clip_keys.origin, True),
 ]
 
@@ -133,8 +140,9 @@ def convert_checkpoint(
     The box and mask heads of a fine-tuned RegionCLIP are converted with its student.
 
     Args:
-        source: OpenAI archive or state dict, RegionCLIP ``.pth``, or a file with open_clip's or
-            Hugging Face's names and its configuration beside it (``configuration_files``).
+        source: OpenAI archive or state dict, RegionCLIP ``.pth``, EVA-02-CLIP, or a file with
+            open_clip's or Hugging Face's names and its configuration beside it
+            (``configuration_files``).
         output: directory to write; an existing model is replaced.
         tower: ``"student"`` or ``"teacher"`` of a file with both.
         text_from: another checkpoint file (any of these kinds), the source of the text tower.
@@ -148,7 +156,7 @@ def convert_checkpoint(
     source = Path(source)
     tensors = _read_model(source)
     _require_tower(source, tensors, tower)
-    family = next(family for family in FAMILIES if family.recognizes(tensors))
+    family = _family_of(tensors)
     renamed, names = family.rename(tensors, tower)
     if not any(map(_is_image, renamed)):
         raise CheckpointMismatch(
@@ -159,7 +167,7 @@ def convert_checkpoint(
     if text_from is not None:
         text_from = Path(text_from)
         text_tensors = _read_model(text_from)
-        text = _take_text_tower(text_from, text_tensors)
+        text = _take_text_tower(text_from, text_tensors, family)
         renamed = {name: value for name, value in renamed.items() if _is_image(name)} | text
         names |= {name: () for name in text}
         notes += [f"the text tower is that of {text_from.name}"]
@@ -381,8 +389,8 @@ def _require_all_used(path: Path, unused: set[str]) -> None:
     if unused:
         raise CheckpointMismatch(
             f"{path}: expected towers of CLIP's tensors alone, found {len(unused)} others such as "
-            f"{sorted(unused)[:3]} (by OpenAI's names); no tower here uses them, so its embeddings "
-            "would be wrong"
+            f"{sorted(unused)[:3]} (by OpenAI's or timm's names); no tower here uses them, so its "
+            "embeddings would be wrong"
         )
 
 
@@ -410,8 +418,21 @@ def _require_tower(path: Path, tensors: dict[str, np.ndarray], tower: str) -> No
         )
 
 
-def _take_text_tower(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    renamed, _ = _to_openai(tensors, "student")
+def _family_of(tensors: dict[str, np.ndarray]) -> CheckpointFamily:
+    return next(family for family in FAMILIES if family.recognizes(tensors))
+
+
+def _take_text_tower(
+    path: Path, tensors: dict[str, np.ndarray], image_family: CheckpointFamily
+) -> dict[str, np.ndarray]:
+    family = _family_of(tensors)
+    # One map of names is one family of models; files of it may have several schemes of names.
+    if family.origin is not image_family.origin:
+        raise CheckpointMismatch(
+            f"{path}: expected the text tower of a model of the family that the image tower is of, "
+            "found another family's; give --text-from the same kind of model"
+        )
+    renamed, _ = family.rename(tensors, "student")
     text = {name: value for name, value in renamed.items() if not _is_image(name)}
     if "token_embedding.weight" not in text:
         raise CheckpointMismatch(

@@ -4,9 +4,12 @@ Source: ``CLIPVisionCfg``, ``CLIPTextCfg`` and ``PreprocessCfg`` of open_clip 3.
 replace missing ones. A key that no tower here follows is refused, unless its value has no effect.
 """
 
+import dataclasses
+
 from regionclip_jax.conversion.configuration import Configuration, Tower
 from regionclip_jax.conversion.json_object import JsonObject
 from regionclip_jax.models.modified_resnet import layer4_channels
+from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.structures import Preprocessing
 
 FILE_NAME = "open_clip_config.json"
@@ -28,6 +31,18 @@ _WITHOUT_EFFECT = {
     "patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "output_tokens", "pad_id",
     "eos_id", "hf_tokenizer_name", "tokenizer_kwargs", "hf_model_pretrained",
 }  # fmt: skip
+# Trunks of timm, and the preset that has one's numbers.
+_TIMM_TRUNKS = {
+    "eva02_base_patch16_clip_224": "EVA02-B-16",
+    "eva02_large_patch14_clip_224": "EVA02-L-14",
+    "eva02_large_patch14_clip_336": "EVA02-L-14-336",
+}
+_TIMM_IMAGE = {"image_size": 224, "timm_pool": "avg", "timm_proj": "linear"}
+_TIMM_FIXED = {"timm_pool": "token"}
+# Initialisation, training, and the projection that none of these trunks has.
+_TIMM_WITHOUT_EFFECT = {
+    "timm_model_pretrained", "timm_drop", "timm_drop_path", "timm_proj_bias", "patch_dropout",
+}  # fmt: skip
 # open_clip draws a filter at "random" in training only.
 _RESIZE = {
     "bicubic": "bicubic_truncate",
@@ -46,30 +61,50 @@ def read(content: JsonObject) -> Configuration:
     for key, value in model.values.items():
         if key not in _MODEL and value:
             model.refuse(key, "no such key", "no model here has it")
-    image = model.part("vision_cfg", _IMAGE, needed=True)
     text = model.part("text_cfg", _TEXT, needed=True)
-    _require_supported(image, _IMAGE, _FIXED["image"])
     _require_supported(text, _TEXT, _FIXED["text"])
     quick_gelu = model.choice("quick_gelu", {True: True, False: False, None: False})
-    image_fields = _fields(image, quick_gelu) | {"position_resize": "bicubic_antialiased"}
-    channels = image.count("width")
-    if isinstance(image.values["layers"], list):
-        channels = layer4_channels(channels)
-    else:
-        image_fields["patch_size"] = image.count("patch_size")
-    image_fields["heads"] = channels // image.count("head_width")
+    image, resolution = _image(model, quick_gelu)
     text_fields = _fields(text, quick_gelu) | {
         name: text.count(name) for name in ("heads", "context_length", "vocab_size")
     }
     return Configuration(
         content.path,
-        Tower(image_fields, _mlp_width(image)),
+        image,
         Tower(text_fields, _mlp_width(text)),
         model.count("embed_dim"),
-        image.count("image_size"),
-        _preprocessing(content, image.count("image_size")),
+        resolution,
+        _preprocessing(content, resolution),
         text.values.get("hf_tokenizer_name"),
     )
+
+
+def _image(model: JsonObject, quick_gelu: bool) -> tuple[Tower, int]:
+    """Return the image tower, and the side of its images in pixels."""
+    if model.part("vision_cfg", needed=True).values.get("timm_model_name") is not None:
+        return _timm_image(model)
+    image = model.part("vision_cfg", _IMAGE, needed=True)
+    _require_supported(image, _IMAGE, _FIXED["image"])
+    fields = _fields(image, quick_gelu) | {"position_resize": "bicubic_antialiased"}
+    channels = image.count("width")
+    if isinstance(image.values["layers"], list):
+        channels = layer4_channels(channels)
+    else:
+        fields["patch_size"] = image.count("patch_size")
+    fields["heads"] = channels // image.count("head_width")
+    return Tower(fields, _mlp_width(image)), image.count("image_size")
+
+
+def _timm_image(model: JsonObject) -> tuple[Tower, int]:
+    """Return the same of a trunk of timm, whose name states its numbers."""
+    image = model.part("vision_cfg", _TIMM_IMAGE, needed=True)
+    preset = PRESETS[image.choice("timm_model_name", _TIMM_TRUNKS)].image
+    for key, value in image.values.items():
+        known = key in ("timm_model_name", "image_size") or key in _TIMM_WITHOUT_EFFECT
+        # No projection beside the trunk's own is null, or an empty name.
+        if not known and value and value != _TIMM_FIXED.get(key):
+            image.refuse(key, repr(_TIMM_FIXED.get(key)), "no tower here has it")
+    return Tower(dataclasses.asdict(preset), preset.mlp_width), image.count("image_size")
 
 
 def _require_supported(tower: JsonObject, read: dict, fixed: dict) -> None:

@@ -1,10 +1,14 @@
 """Tables of architectures for configs, conversion and tests.
 
 Source: docs/reference/towers.md#variants for RN50, RN101 and RN50x4; OpenAI's published state dicts
-for other names with a slash, ``open_clip_presets`` for ViTs with dashes. ``tiny`` is the network of
-the golden arrays, ``scenes`` that of the synthetic experiment.
+for other names with a slash, ``open_clip_presets`` for ViTs with dashes,
+docs/reference/towers.md#eva-02 for EVA-02. ``tiny`` is the network of the golden arrays, ``scenes``
+that of the synthetic experiment.
 """
 
+import dataclasses
+
+from regionclip_jax.models.eva_transformer import EVAConfig
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
 from regionclip_jax.models.open_clip_presets import OPEN_CLIP_VITS
@@ -41,6 +45,14 @@ def _vit(patch_size: int, layers: int, width: int) -> ViTConfig:
     return ViTConfig(patch_size, layers, width, openai_heads(width))
 
 
+def _eva(patch_size: int, layers: int, width: int, resolution: int, text_width: int) -> CLIPConfig:
+    # The hidden channels are a whole number below 8/3 of the width.
+    image = EVAConfig(patch_size, layers, width, openai_heads(width), mlp_width=8 * width // 3)
+    text = dataclasses.replace(_text(text_width), activation="gelu")
+    preprocessing = Preprocessing(resolution, resize="bicubic_truncate")
+    return CLIPConfig(image, text, preprocessing, embed_dim=text_width)
+
+
 # OpenAI's heads of 64 channels would be a single head in text towers this narrow, with which some
 # seeds do not learn.
 _NARROW_TEXT = _text(64, layers=2, heads=4)
@@ -56,6 +68,9 @@ PRESETS: dict[str, CLIPConfig] = {
     "ViT-L/14": _clip(_vit(14, 24, 1024), 224, 768, _text(768)),
     "ViT-L/14@336": _clip(_vit(14, 24, 1024), 336, 768, _text(768)),
     **OPEN_CLIP_VITS,
+    "EVA02-B-16": _eva(16, 12, 768, 224, text_width=512),
+    "EVA02-L-14": _eva(14, 24, 1024, 224, text_width=768),
+    "EVA02-L-14-336": _eva(14, 24, 1024, 336, text_width=768),
     "tiny": _clip(_resnet((1, 1, 1, 1), 16), 224, 64, _text(128, layers=2)),
     "scenes": _clip(_resnet((1, 1, 1, 1), 16), 96, 64, _NARROW_TEXT),
     # For real images on two CPU cores.

@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from regionclip_jax.models.eva_transformer import EVAConfig, EVATransformer
 from regionclip_jax.models.modified_resnet import ModifiedResNet, ResNetConfig
 from regionclip_jax.models.text_transformer import TextConfig, TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer, ViTConfig
@@ -84,6 +85,7 @@ class Family(NamedTuple):
 IMAGE_TOWERS: dict[str, Family] = {
     "resnet": Family(ResNetConfig, ModifiedResNet),
     "vit": Family(ViTConfig, VisionTransformer),
+    "eva": Family(EVAConfig, EVATransformer),
 }
 TEXT_TOWERS: dict[str, Family] = {"clip": Family(TextConfig, TextTransformer)}
 

@@ -167,37 +167,43 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """``sizes.layers`` blocks named block0, block1, ..."""
+    """``sizes.layers`` blocks named block0, block1, ...
+
+    Attributes:
+        block_class: of the blocks, with the methods of ``Block``. What its ``__call__`` takes
+            after the mask follows the mask in the calls below.
+    """
 
     sizes: BlockSizes
     dtype: jnp.dtype
     remat: RematPolicy = "all"
+    block_class: type[nn.Module] = Block
 
     def setup(self):
-        block = with_remat(Block, self.remat, ("__call__", "values_only"))
+        block = with_remat(self.block_class, self.remat, ("__call__", "values_only"))
         self.block = [
             block(self.sizes, self.dtype, name=f"block{index}")
             for index in range(self.sizes.layers)
         ]
 
     def __call__(
-        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None, *more
     ) -> Float[Array, "N T width"]:
         for block in self.block:
-            x = block(x, mask)
+            x = block(x, mask, *more)
         return x
 
     def all_but_last(
-        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None, *more
     ) -> Float[Array, "N T width"]:
         for block in self.block[:-1]:
-            x = block(x, mask)
+            x = block(x, mask, *more)
         return x
 
     def last(
-        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None
+        self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None, *more
     ) -> Float[Array, "N T width"]:
-        return self.block[-1](x, mask)
+        return self.block[-1](x, mask, *more)
 
     def last_values_only(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
         return self.block[-1].values_only(x)

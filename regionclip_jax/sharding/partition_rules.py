@@ -33,6 +33,8 @@ RULES: tuple[tuple[str, PartitionSpec | Callable[[int], PartitionSpec]], ...] = 
     # A detector's heads have too few outputs to shard: four per box, one per cell.
     (r"(^|/)(box_head/deltas|mask_head/predictor)/kernel$", PartitionSpec()),
     (r"/(positional_embedding|projection)$", _LAST),
+    # The 2,730 outputs of EVA-02-L's gates are seldom a multiple of the devices.
+    (r"/mlp/(gate|value)/kernel$", PartitionSpec(FSDP_AXIS, None)),
     # Linear maps [in, out]; convolutions [k, k, in, out], patches among them.
     (r"/kernel$", _output_channels),
     # Counters of optimizers.

@@ -17,6 +17,7 @@ from benchmarks.text import made_up_tokens
 from benchmarks.timing import Program, Work
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
 from regionclip_jax.models.clip import CLIP, encode_regions
+from regionclip_jax.models.patch_grid import PatchTowerConfig
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.normalization import normalize_images
@@ -85,7 +86,7 @@ def build(args: argparse.Namespace) -> Setup:
     )
     concepts = jnp.array(rng.standard_normal((args.concepts, config.embed_dim)), jnp.float32)
     patterns = ["norm", "visual/stem/", "visual/layer1/", "^text/", "^logit_scale"]
-    if isinstance(config.image, ViTConfig):
+    if isinstance(config.image, PatchTowerConfig):
         patterns = ["visual/patch_embedding", "^text/", "^logit_scale"]
     optimizer = optax.sgd(0.002, momentum=0.9)
     return Setup(
@@ -152,7 +153,7 @@ def parts(setup: Setup, runner=None) -> Iterator[Work]:
         return crops.mean((2, 3))
 
     yield program("RoIAlign, forward", align, features, boxes)
-    if not isinstance(model.config.image, ViTConfig):
+    if not isinstance(model.config.image, PatchTowerConfig):
         shape = (boxes.shape[1], model.crop_size, model.crop_size, features.map.shape[-1])
         crops = jax.random.normal(jax.random.key(1), shape, features.map.dtype)
 

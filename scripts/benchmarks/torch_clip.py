@@ -17,6 +17,7 @@ from torchvision.ops import roi_align
 
 from benchmarks.torch_layers import FrozenNorm, TorchRunner, state_dict_of
 from regionclip_jax.conversion import clip_keys
+from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.transformer_blocks import BlockSizes
 from regionclip_jax.models.vision_transformer import ViTConfig
@@ -192,6 +193,8 @@ def _spread(grid: int, cells: int) -> np.ndarray:
 class TorchCLIP(nn.Module):
     def __init__(self, config: CLIPConfig, canvas: tuple[int, int] | None = None):
         super().__init__()
+        if not isinstance(config.image, ResNetConfig | ViTConfig):
+            raise ValueError(f"no PyTorch counterpart of {type(config.image).__name__}")
         self.config = config
         self.is_vit = isinstance(config.image, ViTConfig)
         self.visual = VisionTransformer(config, canvas) if self.is_vit else ImageTower(config)

@@ -52,7 +52,7 @@ def test_a_card_with_other_fields_names_them(part):
 
 @pytest.mark.parametrize(
     ("part", "field", "value"),
-    [("image", "kind", "eva"), ("text", "kind", None), ("image", "activation", "relu")],
+    [("image", "kind", "swin"), ("text", "kind", None), ("image", "activation", "relu")],
 )
 def test_a_card_with_another_choice_names_the_known_ones(part, field, value):
     content = json.loads(ModelCard(PRESETS["ViT-B/32"], {}).to_json())

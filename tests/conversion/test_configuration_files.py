@@ -251,7 +251,7 @@ _IMAGE_CFG, _TEXT_CFG = "model_cfg.vision_cfg", "model_cfg.text_cfg"
         ("model_cfg", None, "model_cfg: expected a JSON object, found null"),
         (_IMAGE_CFG, None, "vision_cfg: expected a JSON object, found null"),
         ("model_cfg.multimodal_cfg", {"width": 1}, "multimodal_cfg: expected no such key"),
-        (f"{_IMAGE_CFG}.timm_model_name", "eva02", "timm_model_name: expected no such key"),
+        (f"{_IMAGE_CFG}.timm_model_name", "vit_tiny", "timm_model_name: expected one of"),
         (f"{_IMAGE_CFG}.no_ln_pre", True, "no_ln_pre: expected no such key"),
         (f"{_IMAGE_CFG}.ls_init_value", 1e-4, "ls_init_value: expected no such key"),
         (f"{_IMAGE_CFG}.pool_type", "avg", "pool_type: expected 'tok', found 'avg'"),

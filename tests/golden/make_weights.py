@@ -20,7 +20,7 @@ Rules, first match wins (name is the full key as it stands in the PyTorch state 
   R8  any other 4-D weight: zc*sqrt(2/fan_in), but z (not centred) where shape[1] == 3 (image stems)
   R9  transformer.*: attn.in_proj_weight z*w^-.5 ; attn.out_proj.weight, mlp.c_proj.weight z*w^-.5*(2*L)^-.5 *3; mlp.c_fc.weight z*(2w)^-.5
       (w = 'width' = size of the residual stream = shape[1] for in_proj/out_proj/c_fc, shape[0] for c_proj; L := 12 always)
-  R10 ln_1/ln_2/ln_final/ln_pre/ln_post: weight 1+0.1*z, bias 0.02*z
+  R10 ln_1/ln_2/ln_final/ln_pre/ln_post/norm1/norm2: weight 1+0.1*z, bias 0.02*z; cls_token, pos_embed: 0.5*z
   R11 token_embedding.weight 0.5*z ; positional_embedding(text; shape[0]==77) 0.1*z ; text_projection z*shape[0]^-.5
   R12 attnpool.positional_embedding: z*shape[1]^-.5 ; attnpool.{q,k}_proj.weight: zc*1.5/sqrt(fan_in);
       attnpool.{v,c}_proj.weight: zc/sqrt(fan_in)
@@ -34,7 +34,7 @@ import numpy as np
 
 RES_LAST = re.compile(r"(layer\d+\.\d+\.bn3|res\d\.\d+\.conv3\.norm)\.weight$")
 IS_BN = re.compile(r"(?:^|\.)(bn\d|downsample\.1|norm)\.(weight|bias|running_mean|running_var)$")
-LN = re.compile(r"(?:^|\.)(ln_1|ln_2|ln_final|ln_pre|ln_post)\.(weight|bias)$")
+LN = re.compile(r"(?:^|\.)(ln_1|ln_2|ln_final|ln_pre|ln_post|norm1|norm2)\.(weight|bias)$")
 
 def make_tensor(name, shape, seed=0):
     shape = tuple(int(s) for s in shape)
@@ -69,6 +69,7 @@ def make_tensor(name, shape, seed=0):
     elif name.endswith("mlp.c_proj.weight"): v = z() * shape[0] ** -.5 * 24 ** -.5 * 3
     elif name.endswith("mlp.c_fc.weight"): v = z() * (2 * shape[1]) ** -.5
     elif LN.search(name): v = 1 + 0.1 * z() if name.endswith("weight") else 0.02 * z()
+    elif name.endswith(("cls_token", "pos_embed")): v = 0.5 * z()
     elif name.endswith("token_embedding.weight"): v = 0.5 * z()
     elif name.endswith("attnpool.positional_embedding"): v = z() * shape[1] ** -.5
     elif name.endswith("positional_embedding"): v = 0.1 * z()

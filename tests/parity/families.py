@@ -7,7 +7,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from parity import detections, finetuning, localizers, losses, ops, pretraining, towers
+from parity import detections, eva, finetuning, localizers, losses, ops, pretraining, towers
 from parity.comparison import Comparison
 
 __all__ = ["FAMILIES", "Comparison", "Family"]
@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "resnet": Family(towers.compare_resnet, takes_dtype=True),
     "text": Family(towers.compare_text, takes_dtype=True),
     "vit": Family(towers.compare_vit, takes_dtype=True),
+    "eva": Family(eva.compare_eva, takes_dtype=True),
     "localizer": Family(localizers.compare_localizer, takes_dtype=True),
     "losses": _in_fp32_only(losses.compare_losses),
     "pretraining": Family(pretraining.compare_pretraining, takes_dtype=True),
