@@ -5,11 +5,11 @@
 The variants are the paper's zero-shot tables (docs/reference/scripts.md#zero-shot-inference):
 coco_* on COCO's 48 base and 17 novel classes, lvis_* on LVIS's 1203. The baseline of each is the
 same command with a converted CLIP as the model; *_crops is CLIP on each region alone (paper
-figure 1). scenes detects in the synthetic scenes of configs/pretrain.py, with sliding windows.
-detector evaluates a model directory as regionclip detect uses it: its localizer, and the settings
-of its own scores. In all other recipes the numbers of scores are the recipe's. A recipe states what
-differs from the defaults of regionclip_jax/settings; --describe prints all keys with their
-meanings.
+figure 1). scenes detects in the synthetic scenes of configs/pretrain.py, on its localizer's
+proposals. detector evaluates a model directory as regionclip detect uses it: its localizer, and the
+settings of its own scores. In all other recipes the numbers of scores are the recipe's. A recipe
+states what differs from the defaults of regionclip_jax/settings; --describe prints all keys with
+their meanings.
 """
 
 import ml_collections
@@ -103,12 +103,13 @@ def scenes() -> ml_collections.ConfigDict:
         canvas_sizes=((96, 96),),
         batch_size=16,
         max_boxes=4,
-        regions="windows",
-        window_sides=(0.32, 0.45),
+        regions="localizer",
+        localizer="workdir/scenes/localizer/model",
         templates="plain",
         num_threads=2,
         max_skipped_fraction=0.01,
     )
+    config.evaluation.proposals.update(num_proposals=50, pre_nms_topk=200)
     config.evaluation.detection.update(temperature=0.07, regions_per_chunk=None)
     return config
 

@@ -166,12 +166,33 @@ def _scenes_evaluation(evaluation: ml_collections.ConfigDict) -> None:
     )
 
 
+def _small_localizer(config: ml_collections.ConfigDict) -> None:
+    # The small CLIP's trunk, with a pyramid.
+    config.localizer.preset = "scenes"
+    _scenes_images(config.data)
+    config.data.update(classes="scenes_base", max_boxes=4)
+    config.anchors.anchors_per_image = 64
+    _scenes_training(config)
+    config.optimizer.update(learning_rate=2e-3, frozen_patterns=("norm",))
+    _scenes_evaluation(config.evaluation)
+    config.evaluation.proposals.update(num_proposals=50, pre_nms_topk=200)
+
+
 def scenes() -> ml_collections.ConfigDict:
     """The synthetic experiment: about 8 minutes on 2 CPU cores, no download."""
     config = defaults(ScenesExperimentSettings)
     _small_clip(config.train_clip)
+    config.train_clip.run.num_steps = 1000
+    _small_localizer(config.train_localizer)
+    config.train_localizer.run.num_steps = 600
     _small_pretraining(config.pretrain)
+    config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)
+    config.pretrain.run.num_steps = 300
     _scenes_evaluation(config.evaluation)
+    _scenes_evaluation(config.zero_shot)
+    config.zero_shot.update(regions="localizer", templates="plain")
+    config.zero_shot.proposals.update(num_proposals=50, pre_nms_topk=200)
+    config.zero_shot.detection.update(temperature=_SCENES_TEMPERATURE, regions_per_chunk=None)
     config.evaluation.templates = "plain"
     # Every given box is named, and suppresses no other.
     config.evaluation.detection.update(
@@ -189,17 +210,8 @@ def scenes_detection() -> ml_collections.ConfigDict:
     _small_clip(config.train_clip)
     config.train_clip.run.num_steps = 1000
 
-    localizer = config.train_localizer
-    # The small CLIP's trunk, with a pyramid.
-    localizer.localizer.preset = "scenes"
-    _scenes_images(localizer.data)
-    localizer.data.update(classes="scenes_base", max_boxes=4)
-    localizer.anchors.anchors_per_image = 64
-    _scenes_training(localizer)
-    localizer.optimizer.update(learning_rate=2e-3, frozen_patterns=("norm",))
-    localizer.run.num_steps = 150
-    _scenes_evaluation(localizer.evaluation)
-    localizer.evaluation.proposals.update(num_proposals=50, pre_nms_topk=200)
+    _small_localizer(config.train_localizer)
+    config.train_localizer.run.num_steps = 150
 
     _small_pretraining(config.pretrain)
     config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)

@@ -16,7 +16,7 @@ from regionclip_jax.artifacts.vocabulary import FILE_NAME, Vocabulary, describe_
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.towers import TextTowerConfig
 from regionclip_jax.ops.backend import target_backend
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.stages import readable_seconds
 from regionclip_jax.settings import (
     ConceptSettings,
     ConfigError,

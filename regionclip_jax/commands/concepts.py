@@ -19,7 +19,7 @@ from regionclip_jax.data.prepare.caption_files import read_captions
 from regionclip_jax.data.sources.skipped import SkippedEntries, describe
 from regionclip_jax.extras import require_extra
 from regionclip_jax.failures import one_line
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.stages import readable_seconds
 from regionclip_jax.text.concepts import choose_concepts, count_concepts, write_concepts
 from regionclip_jax.text.names import read_names
 

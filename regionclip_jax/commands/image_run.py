@@ -14,7 +14,7 @@ import numpy as np
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.failures import ExitStatus, explain, report
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.stages import readable_seconds
 from regionclip_jax.training.stopping import ending_at_once
 
 _NAMED = 3  # of the missing images, in the last line

@@ -22,7 +22,7 @@ from regionclip_jax.compile_report.program_traffic import (
 )
 from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.ops.backend import tracing_for
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.stages import readable_seconds
 from regionclip_jax.settings import (
     ConfigError,
     EvaluateSettings,

@@ -49,7 +49,7 @@ def judge_examples(
     Returns:
         For each image a panel per model.
     """
-    by_image = {name: _by_image(mine) for name, mine in results.items()}
+    by_image = {name: results_by_image(mine) for name, mine in results.items()}
     examples = []
     for index in range(len(source)):
         if len(examples) == _EXAMPLES:
@@ -60,17 +60,19 @@ def judge_examples(
         except RecordError:
             # The evaluation has counted and logged this skipped record.
             continue
-        truth = _Truth(record, source.category_names, all_annotated)
-        examples.append(
-            [
-                Panel(image, _marks(mine.get(record.image_id, []), class_names, truth))
-                for mine in by_image.values()
-            ]
-        )
+        panels = []
+        for mine in by_image.values():
+            marks, _ = best_marks(
+                mine.get(record.image_id, []), class_names, record, source.category_names,
+                all_annotated=all_annotated, count=_BOXES,
+            )  # fmt: skip
+            panels.append(Panel(image, marks))
+        examples.append(panels)
     return examples
 
 
-def _by_image(results: Sequence[dict]) -> dict[int, list[dict]]:
+def results_by_image(results: Sequence[dict]) -> dict[int, list[dict]]:
+    """Return COCO results by the id of their image."""
     found: dict[int, list[dict]] = {}
     for result in results:
         found.setdefault(result["image_id"], []).append(result)
@@ -97,15 +99,33 @@ class _Truth:
         return "unjudged" if overlaps[self._crowd].any() else self._otherwise
 
 
-def _marks(
-    results: Sequence[dict], class_names: Mapping[int, str], truth: _Truth
-) -> tuple[Mark, ...]:
+def best_marks(
+    results: Sequence[dict],
+    class_names: Mapping[int, str],
+    record: DetectionRecord,
+    names: Sequence[str],
+    *,
+    all_annotated: bool,
+    count: int,
+) -> tuple[tuple[Mark, ...], list[float]]:
+    """Return the judged best detections of an image, one name per box, and their scores.
+
+    Args:
+        results: COCO results of the image.
+        class_names: by category id.
+        record: the image with its ground truth.
+        names: of the record's classes.
+        all_annotated: as in ``judge_examples``.
+        count: largest number of detections.
+    """
+    truth = _Truth(record, names, all_annotated)
     best: dict[tuple, dict] = {}
     for result in sorted(results, key=lambda result: -result["score"]):
         best.setdefault(tuple(result["bbox"]), result)
-    marks, found = [], set()
-    for (x, y, width, height), result in list(best.items())[:_BOXES]:
+    marks, scores, found = [], [], set()
+    for (x, y, width, height), result in list(best.items())[:count]:
         name, box = class_names[result["category_id"]], (x, y, x + width, y + height)
         text = f"{name} {result['score']:.2f}"
         marks.append(Mark(box, text, truth.judge(box, name, found)))
-    return tuple(marks)
+        scores.append(result["score"])
+    return tuple(marks), scores

@@ -10,7 +10,7 @@ from regionclip_jax.assembly.sources import SourceChoice, build_boxes_source, op
 from regionclip_jax.data.prepare.preparation import prepare
 from regionclip_jax.data.prepare.read_speed import measure_reading
 from regionclip_jax.data.sources.skipped import SkipCounter
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.stages import readable_seconds
 
 _SECONDS_BETWEEN_LINES = 10
 # A gain below a tenth does not justify another copy of the images.

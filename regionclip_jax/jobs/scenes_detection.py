@@ -13,70 +13,42 @@ import jax
 
 from regionclip_jax.artifacts.results import write_results
 from regionclip_jax.assembly.sources import build_boxes_source
-from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES
+from regionclip_jax.data.scenes.vocabulary import NOVEL_SHAPES
 from regionclip_jax.evaluation import detection_gallery
 from regionclip_jax.evaluation.counts import coverage_text
-from regionclip_jax.jobs import (
-    evaluate,
-    pretrain,
-    proposal_recall,
-    train_clip,
-    train_detector,
-    train_localizer,
+from regionclip_jax.jobs import evaluate, proposal_recall, train_detector
+from regionclip_jax.jobs.scenes_experiment import (
+    ZERO_SHOT,
+    spent_text,
+    train_models,
+    with_data,
+    with_seed,
 )
-from regionclip_jax.jobs.scenes_experiment import draw, timed, with_data, with_seed
 from regionclip_jax.reporting.galleries import write_png
-from regionclip_jax.reporting.progress import readable_seconds
+from regionclip_jax.reporting.stages import Stages
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.settings import ScenesDetectionSettings, TrainDetectorSettings, as_plain
 
-ZERO_SHOT = "zero-shot"
 RANDOM, CLIP, REGIONCLIP = "random", "CLIP", "RegionCLIP"
+# Seconds on two idle CPU cores, for the remaining time.
+_USUAL = {
+    "drawing": 25.0, "teacher": 150.0, "localizer": 120.0, "pretraining": 100.0,
+    **{f"detector from {name}": 50.0 for name in (RANDOM, CLIP, REGIONCLIP)}, "evaluation": 45.0,
+}  # fmt: skip
 
 
 def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
     """Run or resume the experiment, and return the metrics by initial weights."""
-    seconds: dict[str, float] = {}
+    stages = Stages(_USUAL)
+    trained = train_models(settings, workdir, stages, student="regionclip")
+    teacher, student, localizer = trained.teacher, trained.student, trained.localizer
     data = workdir / "data"
-    timed(seconds, "drawing", lambda: draw(settings.scenes, data, settings.num_labelled))
-    clip_config = with_data(with_seed(settings.train_clip, settings.seed), data / "whole_images")
-    teacher = timed(seconds, "teacher", lambda: train_clip.run(clip_config, workdir / "teacher"))
-
-    held_out = {"path": str(data / "held_out")}
-    localizer_config = with_data(
-        with_seed(settings.train_localizer, settings.seed), data / "labelled"
-    )
-    localizer_config = dataclasses.replace(
-        localizer_config,
-        localizer=dataclasses.replace(localizer_config.localizer, init_from=str(teacher)),
-    )
-    localizer = timed(
-        seconds,
-        "localizer",
-        lambda: train_localizer.run(localizer_config, workdir / "localizer"),
-    )
-
-    start = {"init_from": str(teacher)}
-    pretrain_config = with_data(with_seed(settings.pretrain, settings.seed), data / "scenes")
-    pretrain_config = dataclasses.replace(
-        pretrain_config,
-        student=dataclasses.replace(pretrain_config.student, **start),
-        teacher=dataclasses.replace(pretrain_config.teacher, **start),
-        regions=dataclasses.replace(pretrain_config.regions, localizer=str(localizer)),
-    )
-    student = timed(
-        seconds,
-        "pretraining",
-        lambda: pretrain.run(pretrain_config, workdir / "regionclip", CONCEPTS),
-    )
-
     detector_config = with_data(
         with_seed(settings.train_detector, settings.seed), data / "labelled"
     )
     models, labels = {}, {RANDOM: teacher, CLIP: teacher, REGIONCLIP: student}
     for name, origin in labels.items():
-        models[name] = timed(
-            seconds,
+        models[name] = stages.run(
             f"detector from {name}",
             lambda name=name, origin=origin: train_detector.run(
                 _from(detector_config, name, origin, localizer, settings),
@@ -92,7 +64,7 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
         localizer=str(localizer),
         proposals=scores.proposals,
         detection=scores.detection,
-        **held_out,
+        path=str(data / "held_out"),
     )
 
     def evaluate_all():
@@ -107,11 +79,11 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
             for name, path in models.items()
         }
 
-    evaluations = timed(seconds, "evaluation", evaluate_all)
+    evaluations = stages.run("evaluation", evaluate_all)
     recall = proposal_recall.measure(localizer, evaluation, settings.train_detector.model.dtype)
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     if jax.process_index() == 0:
-        _write(settings, workdir, evaluation, evaluations, metrics, recall, seconds)
+        _write(settings, workdir, evaluation, evaluations, metrics, recall, stages.seconds)
     return metrics
 
 
@@ -163,7 +135,6 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
     print(comparison_table({"localizer": found}))
     print(coverage_text({"localizer": coverage}))
     evaluate.report(workdir, evaluations, image)
-    spent = ", ".join(f"{name} {readable_seconds(value)}" for name, value in seconds.items())
-    print(f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}")
+    print(spent_text(seconds))
     print(f"numbers: {workdir / 'results.json'}")
     print(f"images: {workdir / 'detections.png'}, {workdir / 'errors.png'}", flush=True)

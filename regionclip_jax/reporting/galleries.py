@@ -36,6 +36,7 @@ def draw_gallery(
     columns: Sequence[str],
     title: str,
     subtitle: str = "",
+    rows: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Draw examples in a grid, each as a group of panels with one panel per model.
 
@@ -46,6 +47,7 @@ def draw_gallery(
         columns: names of the models, e.g. ``("teacher", "student")``.
         title: title of the page.
         subtitle: text below the title, such as metrics, wrapped to the page.
+        rows: headings of the first rows.
 
     Returns:
         The page, RGB.
@@ -69,18 +71,23 @@ def draw_gallery(
     starts = range(0, len(examples), per_row)
     heights = [max(t.shape[0] for tile in tiles[i : i + per_row] for t in tile) for i in starts]
     group_width = len(columns) * _PANEL_WIDTH + (len(columns) - 1) * _GAP
-    caption_height = 27
+    caption_height, heading = 27, 34 if rows else 0
     kinds = [k for k in COLOURS if any(m.kind == k for e in examples for p in e for m in p.marks)]
     inner_width = per_row * group_width + (per_row - 1) * _GUTTER
     head = _Head(title, subtitle, kinds, inner_width)
     width = 2 * MARGIN + max(inner_width, head.width)
-    height = head.height + sum(h + caption_height + _GUTTER // 2 for h in heights) + _GUTTER // 2
+    height = head.height + _GUTTER // 2
+    height += sum(heading + h + caption_height + _GUTTER // 2 for h in heights)
 
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
     head.draw(draw, width)
     y = head.height
     for start, row_height in zip(starts, heights, strict=True):
+        if rows:
+            name = rows[start // per_row] if start // per_row < len(rows) else ""
+            draw_text(draw, (MARGIN, y + heading // 2 - 2), name, INK, 20)
+            y += heading
         for place, number in enumerate(range(start, min(start + per_row, len(examples)))):
             for column, name in enumerate(columns):
                 x = MARGIN + place * (group_width + _GUTTER) + column * (_PANEL_WIDTH + _GAP)

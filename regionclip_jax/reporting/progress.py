@@ -12,6 +12,7 @@ from typing import TypeVar
 from absl import flags, logging
 
 import regionclip_jax
+from regionclip_jax.reporting.stages import readable_seconds, seconds_of_all_stages
 
 Batch = TypeVar("Batch")
 
@@ -150,18 +151,8 @@ class Progress:
         if rates:
             parts.append(f"{rates['progress/images_per_second']:.4g} images/s")
             parts.append(f"data {rates['progress/data_wait'] * 1e3:.0f} ms")
-            parts.append(f"{readable_seconds(rates['progress/seconds_left'])} left")
+            left = rates["progress/seconds_left"]
+            of_all = seconds_of_all_stages(left)
+            later = "" if of_all is None else f", {readable_seconds(of_all)} of all stages"
+            parts.append(f"{readable_seconds(left)} left{later}")
         return " | ".join(parts)
-
-
-def readable_seconds(seconds: float) -> str:
-    """Format seconds in the two largest units: ``42s``, ``3m 05s``, ``2h 07m``, ``3d 04h``."""
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days}d {hours % 24:02}h"
-    if hours:
-        return f"{hours}h {minutes % 60:02}m"
-    if minutes:
-        return f"{minutes}m {whole % 60:02}s"
-    return f"{whole}s"

@@ -364,16 +364,22 @@ class EvaluateSettings(JobSettings):
 
 @dataclasses.dataclass(frozen=True)
 class ScenesExperimentSettings(JobSettings):
-    """Synthetic experiment: teacher, RegionCLIP, table. The job sets all paths."""
+    """Synthetic experiment: teacher, localizer, RegionCLIP, table. The job sets all paths."""
 
     # Name of the job.
     job: Literal["scenes_experiment"] = "scenes_experiment"
     # Seed of every random draw except the images: initial weights, sampling order, boxes.
     seed: Seed = 0
     scenes: ScenesSettings = ScenesSettings()
+    # Scenes with boxes, for the localizer, which uses only boxes of base shapes.
+    num_labelled: Count = 3000
     train_clip: TrainClipSettings = TrainClipSettings()
+    train_localizer: TrainLocalizerSettings = TrainLocalizerSettings()
     pretrain: PretrainSettings = PretrainSettings()
+    # Recognition of ground-truth boxes.
     evaluation: EvaluationSettings = EvaluationSettings()
+    # Detection on the localizer's proposals.
+    zero_shot: EvaluationSettings = EvaluationSettings()
 
 
 @dataclasses.dataclass(frozen=True)

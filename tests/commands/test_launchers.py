@@ -295,8 +295,8 @@ def test_the_image_copies_files_that_exist_and_installs_locks_that_exist():
     assert (SCRIPTS / "Containerfile").read_text().rstrip().endswith('"-m", "regionclip_jax.main"]')
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "detection_seeds.sh"])
-def test_no_command_follows_a_stopped_run(tmp_path, script):
+def test_no_seed_follows_a_stopped_run(tmp_path):
+    script = "detection_seeds.sh"
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPTS / script, tmp_path / "scripts" / script)
     (tmp_path / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
@@ -305,6 +305,21 @@ def test_no_command_follows_a_stopped_run(tmp_path, script):
     done = subprocess.run(["bash", tmp_path / "scripts" / script], capture_output=True, text=True)
     assert done.returncode == 75
     assert len((tmp_path / "asked").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["DIR", "--config.seed=1"]])
+def test_the_quickstart_passes_its_arguments_on(tmp_path, arguments):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / "quickstart.sh", tmp_path / "scripts")
+    (tmp_path / "scripts" / "environment.sh").write_text("make_environment() { :; }\n")
+    write_program(
+        tmp_path / ".venv" / "bin" / "python", '#!/bin/bash\nprintf "%s\\n" "$*" >>asked\nexit 3\n'
+    )
+    done = subprocess.run(["bash", tmp_path / "scripts" / "quickstart.sh", *arguments])
+    workdir, flags = (arguments[0], [" ", arguments[1]]) if arguments else ("workdir/scenes", [])
+    assert done.returncode == 3 and (tmp_path / "asked").read_text().splitlines() == [
+        f"-m regionclip_jax.main --config=configs/pretrain.py --workdir={workdir}{''.join(flags)}"
+    ]
 
 
 # Mock of the environment's python that prints a platform and records the calls of pytest.
@@ -318,7 +333,14 @@ case "$*" in *"-m gpu"*) exit "$GPU_STATUS" ;; esac
 @pytest.mark.parametrize(
     ("platform", "gpu_status", "arguments", "status", "says", "passes"),
     [
-        ("gpu", 0, ["tests/ops"], 0, "quick tests", ["cpu -n 2 -m not slow tests/ops"]),
+        (
+            "gpu",
+            0,
+            ["tests/ops"],
+            0,
+            "quick tests",
+            ["cpu -n 2 --dist worksteal -m not slow tests/ops"],
+        ),
         (
             "cpu",
             0,

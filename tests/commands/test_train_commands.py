@@ -30,12 +30,18 @@ SCENES = [
     "--config.train_clip.run.batch_size=8",
     "--config.train_clip.run.log_every=2",
     "--config.train_clip.optimizer.warmup_steps=2",
+    "--config.num_labelled=32",
+    "--config.train_localizer.data.canvas_sizes=((48,48),)",
+    "--config.train_localizer.evaluation.canvas_sizes=((48,48),)",
+    "--config.train_localizer.run.num_steps=2",
+    "--config.train_localizer.run.batch_size=8",
     "--config.pretrain.data.canvas_sizes=((48,48),)",
     "--config.pretrain.run.num_steps=4",
     "--config.pretrain.run.batch_size=8",
     "--config.pretrain.run.log_every=2",
     "--config.pretrain.optimizer.warmup_steps=2",
     "--config.evaluation.canvas_sizes=((48,48),)",
+    "--config.zero_shot.canvas_sizes=((48,48),)",
 ]
 
 
@@ -61,14 +67,17 @@ def scenes_workdir(run_main, tmp_path_factory) -> Path:
 
 def test_the_synthetic_experiment_writes_metrics_a_gallery_and_events(scenes_workdir, read_events):
     results = read_results(scenes_workdir / "results.json")
-    assert set(results) == {"format", "details", "teacher", "student"}
-    for model in ("teacher", "student"):
-        for metric in ("AP50_novel", "AP50_base", "AP50_all", "top1_novel"):
+    zero_shot = ("teacher zero-shot", "student zero-shot")
+    assert set(results) == {"format", "details", "teacher", "student", *zero_shot}
+    for model in ("teacher", "student", *zero_shot):
+        for metric in ("AP50_novel", "AP50_base", "AP50_all"):
             assert 0 <= results[model][metric] <= 100
         # AP50 over all classes is a mean of novel and base, so it lies between them.
         low, high = sorted((results[model]["AP50_novel"], results[model]["AP50_base"]))
         assert low <= results[model]["AP50_all"] <= high
-        assert len(read_detections(scenes_workdir / f"detections_{model}.json")) > 100
+        file = f"detections_{model.replace(' ', '_')}.json"
+        assert len(read_detections(scenes_workdir / file)) > 100
+    assert 0 <= results["teacher"]["top1_novel"] <= 100
     for model in ("teacher", "student"):
         directory = scenes_workdir / model / "model"
         written = json.loads((directory / "self_check.json").read_text())["parameters_sha256"]

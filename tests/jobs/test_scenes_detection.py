@@ -13,6 +13,7 @@ from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import DetectionRecord
 from regionclip_jax.evaluation.counts import Coverage, count
 from regionclip_jax.jobs import scenes_detection as job
+from regionclip_jax.jobs import scenes_experiment
 from regionclip_jax.jobs.evaluate import Evaluation
 from regionclip_jax.settings import ScenesDetectionSettings
 
@@ -57,8 +58,9 @@ def mocked_jobs(monkeypatch):
         calls.append(("recall", section, localizer))
         return {"recall@100": 80.0}, COVERAGE
 
-    for name in ("train_clip", "train_localizer", "pretrain", "train_detector"):
-        monkeypatch.setattr(getattr(job, name), "run", training(name))
+    for name in ("train_clip", "train_localizer", "pretrain"):
+        monkeypatch.setattr(getattr(scenes_experiment, name), "run", training(name))
+    monkeypatch.setattr(job.train_detector, "run", training("train_detector"))
     monkeypatch.setattr(job.evaluate, "evaluate_model", evaluate_model)
     monkeypatch.setattr(job.proposal_recall, "measure", measure)
 

@@ -94,14 +94,3 @@ def test_a_report_at_the_first_step_has_no_rate(run):
     meter.started(1, None, None)
     meter.report(1, None, None)
     assert written == [(1, {"loss": 1.23456})]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0s"), (59.4, "59s"), (59.6, "1m 00s"), (185.0, "3m 05s"), (7625.0, "2h 07m"),
-        (3 * 86400.0 + 4 * 3600, "3d 04h"),
-    ],
-)  # fmt: skip
-def test_durations_are_written_in_their_two_largest_units(seconds, text):
-    assert progress.readable_seconds(seconds) == text
