@@ -26,6 +26,8 @@ class TextConfig:
     eps: float = 1e-5
     # Name in ``text.tokenizer``.
     tokenizer: str = "clip"
+    # Hidden channels of the MLPs; None: four times the width.
+    mlp_width: int | None = None
 
     def num_read(self, tokens: Int[np.ndarray, "N L"]) -> int:
         """Return the number of leading columns of ``tokens`` that decide the embeddings.

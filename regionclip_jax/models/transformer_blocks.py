@@ -48,6 +48,8 @@ class BlockSizes(Protocol):
     activation: Activation
     # Epsilon of the layer norms.
     eps: float
+    # Hidden channels of the MLPs; None: four times the width.
+    mlp_width: int | None
 
 
 def layer_norm(eps: float, dtype: jax.typing.DTypeLike) -> nn.LayerNorm:
@@ -124,7 +126,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """width -> 4 width -> width with an activation between."""
+    """width -> ``mlp_width`` -> width with an activation between."""
 
     sizes: BlockSizes
     dtype: jnp.dtype
@@ -132,9 +134,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N T width"]) -> Float[Array, "N T width"]:
         width = x.shape[-1]
+        hidden = self.sizes.mlp_width or 4 * width
         fc_init = nn.initializers.normal((2 * width) ** -0.5)
         proj_init = nn.initializers.normal(width**-0.5 * (2 * self.sizes.layers) ** -0.5)
-        x = nn.Dense(4 * width, dtype=self.dtype, kernel_init=fc_init, name="c_fc")(x)
+        x = nn.Dense(hidden, dtype=self.dtype, kernel_init=fc_init, name="c_fc")(x)
         x = ACTIVATIONS[self.sizes.activation](x)
         return nn.Dense(width, dtype=self.dtype, kernel_init=proj_init, name="c_proj")(x)
 

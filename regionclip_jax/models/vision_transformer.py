@@ -47,6 +47,8 @@ class ViTConfig:
     eps: float = 1e-5
     # Interpolation of positional embeddings at another grid than their own.
     position_resize: PositionResize = "bicubic_antialiased"
+    # Hidden channels of the MLPs; None: four times the width.
+    mlp_width: int | None = None
 
     crop_channels: ClassVar[None] = None
     has_batch_norms: ClassVar[bool] = False
