@@ -7,33 +7,28 @@ The last block's attention is replaced by each patch token's own value and outpu
 average. The projection comes last; it is linear, so pooling before it changes nothing. The class
 token of the ordinary last block remains the embedding of the whole image.
 
-If the size of each image is given, its patches are those with any pixel of it. They attend to each
-other alone, and the grid of positions is resized to them. The embedding then does not depend on the
-canvas, if the canvas ends with a whole patch.
+If the size of each image is given, padding has no effect (``models.patch_grid``).
 """
 
 import dataclasses
-from typing import ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from regionclip_jax.models.patch_grid import (
+    PatchTowerConfig,
+    PositionResize,
+    cells_and_mask,
+    resized_positions,
+)
 from regionclip_jax.models.rematerialization import RematPolicy
 from regionclip_jax.models.transformer_blocks import Activation, BlockStack, layer_norm
-from regionclip_jax.ops.normalization import real_pixels
 from regionclip_jax.structures import ImageFeatures
-
-# "bicubic_antialiased" is open_clip's rule, and "bicubic" that of Hugging Face and CLIPSelf, whose
-# cubic kernel also has other weights. OpenAI's code resizes no positions.
-PositionResize = Literal["bicubic_antialiased", "bicubic"]
-# Arguments of ``jax.image``: method, antialias.
-_RESIZING = {"bicubic_antialiased": ("bicubic", True), "bicubic": ("bicubic-pytorch", False)}
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(PatchTowerConfig):
     """Architecture of CLIP's ViT; the properties are those of ``models.towers``."""
 
     # Side of a patch in pixels.
@@ -49,20 +44,6 @@ class ViTConfig:
     position_resize: PositionResize = "bicubic_antialiased"
     # Hidden channels of the MLPs; None: four times the width.
     mlp_width: int | None = None
-
-    crop_channels: ClassVar[None] = None
-    has_batch_norms: ClassVar[bool] = False
-
-    @property
-    def stride(self) -> int:
-        return self.patch_size
-
-    def grid_size(self, resolution: int) -> int:
-        return resolution // self.patch_size
-
-    def crop_size(self, resolution: int) -> int:
-        """Return 1: a region is one RoIAligned average over the token grid."""
-        return 1
 
 
 class VisionTransformer(nn.Module):
@@ -106,32 +87,11 @@ class VisionTransformer(nn.Module):
     def _positions(
         self, height: int, width: int, cells: Int[Array, "B 2"] | None = None
     ) -> Float[Array, "#B T width"]:
-        """Positional embeddings of ``height x width`` patches; the class token's row is kept.
-
-        Args:
-            cells: (height, width) of each image's patches, over which the grid is resized; rows
-                beyond them are unused. None resizes the grid over all patches.
-        """
-        if cells is None and (height, width) == (self.grid_size, self.grid_size):
-            return self.positional_embedding[None]
-        channels = self.config.width
-        grid = self.positional_embedding[1:].reshape(self.grid_size, self.grid_size, channels)
-        shape = (height, width, channels)
-        method, antialias = _RESIZING[self.config.position_resize]
-        if cells is None:
-            rows = jax.image.resize(grid, shape, method, antialias)[None]
-        else:
-
-            def spread(scale):
-                return jax.image.scale_and_translate(
-                    grid, shape, (0, 1), scale, jnp.zeros(2), method, antialias=antialias
-                )
-
-            # A masked row has no patches.
-            rows = jax.vmap(spread)(jnp.maximum(cells, 1) / self.grid_size)
-        rows = rows.reshape(-1, height * width, channels)
-        first = jnp.broadcast_to(self.positional_embedding[:1], (len(rows), 1, channels))
-        return jnp.concatenate([first, rows], 1)
+        """Positional embeddings of ``height x width`` patches, as ``resized_positions``."""
+        rule = self.config.position_resize
+        return resized_positions(
+            self.positional_embedding, self.grid_size, height, width, cells, rule
+        )
 
     def _tokens_before_last(
         self,
@@ -157,12 +117,7 @@ class VisionTransformer(nn.Module):
         """
         patch_size = self.config.patch_size
         height, width = (side // patch_size for side in pixels.shape[1:3])
-        cells = mask = None
-        if sizes is not None:
-            cells = -(-sizes // patch_size)
-            seen = real_pixels(cells, height, width).reshape(-1, height * width)
-            # The class token is always real.
-            mask = jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)[:, None]
+        cells, mask = cells_and_mask(sizes, patch_size, height, width)
         tokens = self._tokens_before_last(pixels, cells, mask)
         last = self.blocks.last(tokens, mask)[:, 0]
         whole = self.ln_post(last) @ self.projection.astype(self.dtype)
