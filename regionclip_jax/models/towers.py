@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from regionclip_jax.models.modified_resnet import ModifiedResNet, ResNetConfig
+from regionclip_jax.models.siglip_image import SigLIPImageConfig, SigLIPImageTower
+from regionclip_jax.models.siglip_text import SigLIPTextConfig, SigLIPTextTower
 from regionclip_jax.models.text_transformer import TextConfig, TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer, ViTConfig
 from regionclip_jax.structures import ImageFeatures, Preprocessing
@@ -84,8 +86,12 @@ class Family(NamedTuple):
 IMAGE_TOWERS: dict[str, Family] = {
     "resnet": Family(ResNetConfig, ModifiedResNet),
     "vit": Family(ViTConfig, VisionTransformer),
+    "siglip": Family(SigLIPImageConfig, SigLIPImageTower),
 }
-TEXT_TOWERS: dict[str, Family] = {"clip": Family(TextConfig, TextTransformer)}
+TEXT_TOWERS: dict[str, Family] = {
+    "clip": Family(TextConfig, TextTransformer),
+    "siglip": Family(SigLIPTextConfig, SigLIPTextTower),
+}
 
 
 @dataclasses.dataclass(frozen=True)
