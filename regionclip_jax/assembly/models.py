@@ -9,9 +9,11 @@ from absl import logging
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
+from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.siglip_image import SigLIPImageConfig
 from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.backend import target_backend
@@ -26,6 +28,7 @@ from regionclip_jax.settings import (
     completed,
 )
 from regionclip_jax.steps.predict_step import FindRegions, given_boxes, proposals_of, windows
+from regionclip_jax.text.tokenizer import TokenizerSource, needs_file
 from regionclip_jax.training.initialization import draw_parameters, merge_parameters
 
 Tree = TypeVar("Tree")
@@ -78,6 +81,24 @@ def build_teacher(settings: ModelSettings) -> CLIP:
     return CLIP(clip_config(settings), dtype=compute_dtype(settings.dtype))
 
 
+def tokenizer_source(settings: ModelSettings) -> TokenizerSource:
+    """Return the tokenizer of a model; the vocabulary that it may read is that of ``init_from``.
+
+    Raises:
+        CheckpointMismatch: ``init_from`` lacks the vocabulary.
+        ConfigError: there is no ``init_from`` for a preset whose tokenizer reads a vocabulary.
+    """
+    text = clip_config(settings).text
+    if not needs_file(text.tokenizer):
+        return TokenizerSource(text.tokenizer)
+    if not settings.init_from:
+        raise ConfigError(
+            f"init_from: the preset {settings.preset!r} reads texts with the vocabulary of a "
+            "converted model; give the directory of one"
+        )
+    return tokenizer_of(settings.init_from, text)
+
+
 def initial_variables(settings: ModelSettings, seed: int) -> dict:
     """Return the initial variables of a model: those of ``init_from``, or random ones.
 
@@ -105,7 +126,8 @@ def _with_resizing_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:
     """
     preprocessing = dataclasses.replace(found.preprocessing, resize=wanted.preprocessing.resize)
     found = dataclasses.replace(found, preprocessing=preprocessing)
-    if isinstance(found.image, ViTConfig) and isinstance(wanted.image, ViTConfig):
+    with_positions = (ViTConfig, SigLIPImageConfig)
+    if isinstance(found.image, with_positions) and isinstance(wanted.image, with_positions):
         rule = wanted.image.position_resize
         image = dataclasses.replace(found.image, position_resize=rule)
         found = dataclasses.replace(found, image=image)

@@ -1,6 +1,7 @@
 """Run of every training job: resume, loop, metrics, guards, checkpoints, export."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from regionclip_jax.sharding.global_arrays import (
 )
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.train_state import TrainState
+from regionclip_jax.text.tokenizer import TokenizerSource
 from regionclip_jax.training import loop
 from regionclip_jax.training.checkpointing import TrainingCheckpoints
 from regionclip_jax.training.metrics import MetricAccumulator
@@ -111,12 +113,20 @@ def run(training: Training, workdir: Path) -> Path:
     return model
 
 
-def as_clip(architecture: CLIPConfig) -> Callable[[Path, dict, dict], None]:
-    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one."""
+def as_clip(
+    architecture: CLIPConfig, tokenizer: TokenizerSource
+) -> Callable[[Path, dict, dict], None]:
+    """Return the ``export`` of jobs that train only a CLIP, with a softmax.
+
+    Its temperature is the learned one.
+    """
 
     def export(directory: Path, variables: dict, source: dict) -> None:
         scores = default_scores(variables["params"], None)
-        save_model(directory, variables, ModelCard(architecture, source, scores=scores))
+        detection = dataclasses.replace(scores.detection, score_activation="softmax")
+        scores = dataclasses.replace(scores, detection=detection)
+        card = ModelCard(architecture, source, scores=scores)
+        save_model(directory, variables, card, tokenizer)
 
     return export
 
