@@ -37,13 +37,19 @@ def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSett
         params: of the CLIP.
         localizer: its pre-NMS candidates are 6,000 of a single level, else 1,000 of each level.
     """
-    log_scale, _ = logit_scale_and_bias(params)
-    # A bias would cancel in the softmax over classes.
+    log_scale, bias = logit_scale_and_bias(params)
     temperature = math.exp(-float(log_scale))
+    has_bias = bias is not None
     levels = len(localizer.strides) if localizer is not None else None
     return ScoreSettings(
         ProposalSettings(pre_nms_topk=6000 if levels == 1 else 1000),
-        DetectionSettings(temperature=temperature, objectness="sigmoid"),
+        DetectionSettings(
+            temperature=temperature,
+            # A bias belongs to the sigmoid of a pair. In a softmax over classes it would cancel.
+            score_activation="sigmoid" if has_bias else "softmax",
+            score_bias=float(bias) if has_bias else 0.0,
+            objectness="sigmoid",
+        ),
     )
 
 

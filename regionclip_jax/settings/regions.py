@@ -26,6 +26,7 @@ Templates = Literal["clip", "plain"]
 NmsMethod = Literal["hard", "gaussian", "linear"]
 EmbedFrom = Literal["features", "crops"]
 Objectness = Literal["reference", "sigmoid", "none"]
+ScoreActivation = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +200,13 @@ class DetectionSettings(Section):
     None as in ``ProposalSettings``.
     """
 
-    # Temperature of the softmax over classes. None: the model's own.
+    # Divisor of the cosines of regions and classes. None: the model's own.
     temperature: Temperature | None = 0.01
+    # Probabilities from cosines: "softmax" over the classes and the background, or "sigmoid" of
+    # each class alone, as SigLIP was trained. None: the model's own.
+    score_activation: ScoreActivation | None = "softmax"
+    # Summand of the cosines over the temperature; only a sigmoid depends on it. None: the model's.
+    score_bias: Score | None = 0.0
     # Embed regions from the "features" of the image (RegionCLIP) or from "crops" of its pixels
     # (plain CLIP on each region, paper figure 1). None: the model's own.
     embed_from: EmbedFrom | None = "features"
