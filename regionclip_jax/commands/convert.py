@@ -8,7 +8,8 @@
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
 also a .pkl of detectron2, or a model directory that a training wrote. No code from these files is
 run. Unused tensors are listed; mismatches are refused. Heads, activation and preprocessing are read
-from config.json (Hugging Face) or open_clip_config.json beside the source.
+from config.json (Hugging Face) or open_clip_config.json beside the source, the vocabulary of a
+SigLIP from tokenizer.json or spiece.model there.
 """
 
 import argparse
@@ -44,6 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="checkpoint to take the text tower from, for RegionCLIP files saved without one",
     )
     parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="tokenizer.json or spiece.model of a SigLIP, if it is not beside the source",
+    )
+    parser.add_argument(
         "--localizer",
         metavar="FILE",
         help="checkpoint with a proposal generator and its backbone, or a model directory with a "
@@ -69,11 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--vocabulary and --names go together")
     if options.source is None and options.text_from is not None:
         parser.error("--text-from needs --source")
+    if options.source is None and options.tokenizer is not None:
+        parser.error("--tokenizer needs --source")
     log_own_progress()
     start_devices()  # the self-check needs them
     if options.source is not None:
         conversion = convert_checkpoint(
-            options.source, options.output, tower=options.tower, text_from=options.text_from
+            options.source,
+            options.output,
+            tower=options.tower,
+            text_from=options.text_from,
+            tokenizer=options.tokenizer,
         )
         print(conversion.summary())
         print(f"self-check: {self_check.write(options.output)}")

@@ -20,7 +20,7 @@ from regionclip_jax.models.towers import CLIPConfig, TextTowerConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
 from regionclip_jax.text.clip_tokenizer import MIN_LENGTH
-from regionclip_jax.text.tokenizer import tokenizer_named
+from regionclip_jax.text.tokenizer import TokenizerSource
 from regionclip_jax.untrusted import short
 
 _REMEDY = "give a whole checkpoint of one model"
@@ -35,10 +35,10 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     """
 
     def shape(name: str, num_dims: int) -> tuple[int, ...]:
-        return _shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
+        return require_shape(tensors, name, num_dims, f"{file_name} as a CLIP (by OpenAI's names)")
 
     def count(pattern: str) -> int:
-        return _count(tensors, pattern, file_name)
+        return count_blocks(tensors, pattern, file_name)
 
     if "visual.proj" in tensors or "visual.class_embedding" in tensors:
         width, _, _, patch = shape("visual.conv1.weight", 4)
@@ -77,17 +77,25 @@ def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:
     return config
 
 
-def require_tokenizer(text: TextTowerConfig, path: Path, name: str | None) -> None:
+def require_tokenizer(
+    text: TextTowerConfig, path: Path, name: str | None, source: TokenizerSource | None = None
+) -> None:
     """Refuse a text tower whose token ids the package cannot make.
 
     Args:
         name: of the tower's tokenizer, if it is known.
+        source: the tokenizer, if it reads a file.
 
     Raises:
         CheckpointMismatch: a vocabulary of another size than the tokenizer's, or too few positions.
     """
-    num_ids = tokenizer_named(text.tokenizer).vocab_size
+    num_ids = (source or TokenizerSource(text.tokenizer)).load().vocab_size
     num_rows = getattr(text, "vocab_size", num_ids)
+    if num_rows != num_ids and source is not None and source.file is not None:
+        raise CheckpointMismatch(
+            f"{source.file}: expected the {num_rows} token ids of the embedding in {path}, found "
+            f"a vocabulary of {num_ids}; give the file of the model's own page"
+        )
     if num_rows != num_ids:
         raise CheckpointMismatch(
             f"{path}: expected an embedding of the {num_ids} token ids of CLIP's tokenizer, found "
@@ -114,11 +122,13 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
     is_clip = f"{trunk}layer1.0.conv1.weight" in tensors
 
     def width(name: str) -> int:
-        return _shape(tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)")[0]
+        return require_shape(
+            tensors, name, 4, f"{file_name} as a localizer (by detectron2's names)"
+        )[0]
 
     first, stages = ("layer1", range(1, 5)) if is_clip else ("res2", range(2, 6))
     pattern = rf"{re.escape(trunk)}{first[:-1]}%d\.([0-9]+)\."
-    blocks = [_count(tensors, pattern % stage, file_name) for stage in stages]
+    blocks = [count_blocks(tensors, pattern % stage, file_name) for stage in stages]
     config = LocalizerConfig(
         trunk="clip" if is_clip else "detectron",
         blocks=tuple(number for number in blocks if number),
@@ -127,13 +137,20 @@ def infer_localizer_config(tensors: dict[str, np.ndarray], file_name: str) -> Lo
         features=width(f"{trunk}{first}.0.conv3.weight"),
         pyramid_channels=width(f"{lateral}.weight") if has_pyramid else None,
         pyramid_norm=f"{lateral}.norm.weight" in tensors,
-        head_convs=max(1, _count(tensors, rf"{re.escape(HEAD)}conv\.conv([0-9]+)\.", file_name)),
+        head_convs=max(
+            1, count_blocks(tensors, rf"{re.escape(HEAD)}conv\.conv([0-9]+)\.", file_name)
+        ),
     )
     require_plausible(config, f"{file_name}: architecture", _REMEDY)
     return config
 
 
-def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
+def require_shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
+    """Return the shape of a tensor that determines the architecture.
+
+    Raises:
+        CheckpointMismatch: it is missing or has another rank; the message begins with ``where``.
+    """
     if name not in tensors:
         raise CheckpointMismatch(
             f"{where}: expected the tensor {name!r}, found tensors such as {sorted(tensors)[:5]}; "
@@ -148,8 +165,12 @@ def _shape(tensors, name: str, num_dims: int, where: str) -> tuple[int, ...]:
     return found
 
 
-def _count(tensors, pattern: str, file_name: str) -> int:
-    """Count the numbers from 0 that the pattern's group matches in names."""
+def count_blocks(tensors, pattern: str, file_name: str) -> int:
+    """Count the numbers from 0 that the pattern's group matches in names.
+
+    Raises:
+        CheckpointMismatch: a number is missing.
+    """
     matches = (re.match(pattern, name) for name in tensors)
     found = {match[1] for match in matches if match}
     expected = [str(number) for number in range(len(found))]

@@ -32,6 +32,7 @@ from regionclip_jax.artifacts.model_card import (
     require_heads,
 )
 from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.artifacts.tokenizer_file import choose_tokenizer
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion import (
@@ -40,6 +41,8 @@ from regionclip_jax.conversion import (
     huggingface_keys,
     localizer_keys,
     regionclip_keys,
+    siglip_configuration,
+    siglip_keys,
 )
 from regionclip_jax.conversion.architecture import (
     infer_config,
@@ -71,6 +74,8 @@ class CheckpointFamily(NamedTuple):
         infer_config: (renamed tensors, file name) -> architecture.
         origin: (path of a parameter, number of dimensions) -> its source tensor.
         configured: configuration files beside a checkpoint complete its config.
+        complete: (config, checkpoint, tensors by the file's own names) -> the config completed by
+            files beside the checkpoint, and notes; of a family that reads its own kind of files.
     """
 
     recognizes: Callable[[dict[str, np.ndarray]], bool]
@@ -78,6 +83,9 @@ class CheckpointFamily(NamedTuple):
     infer_config: Callable[[dict[str, np.ndarray], str], CLIPConfig]
     origin: Callable[[str, int], Origin]
     configured: bool = False
+    complete: (
+        Callable[[CLIPConfig, Path, dict[str, np.ndarray]], tuple[CLIPConfig, list[str]]] | None
+    ) = None
 
 
 def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
@@ -89,6 +97,13 @@ def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
 
 # The first family that recognizes a file converts it; CLIP's refuses with a message.
 FAMILIES: list[CheckpointFamily] = [
+    CheckpointFamily(
+        siglip_keys.is_siglip,
+        siglip_keys.rename,
+        siglip_keys.infer_config,
+        siglip_keys.origin,
+        complete=siglip_configuration.complete,
+    ),
     CheckpointFamily(lambda tensors: True, _to_openai, infer_config, clip_keys.origin, True),
 ]
 
@@ -125,6 +140,7 @@ def convert_checkpoint(
     *,
     tower: str = "student",
     text_from: str | Path | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Conversion:
     """Convert a CLIP or RegionCLIP checkpoint to the model directory ``output``.
 
@@ -136,10 +152,12 @@ def convert_checkpoint(
         output: directory to write; an existing model is replaced.
         tower: ``"student"`` or ``"teacher"`` of a file with both.
         text_from: another checkpoint file (any of these kinds), the source of the text tower.
+        tokenizer: vocabulary file of a SigLIP; None: the one beside the checkpoint.
 
     Raises:
         CheckpointMismatch: the file is not a checkpoint, lacks tensors, has tensors of other
-            shapes or another tokenizer than CLIP's, or its configuration is missing or another's.
+            shapes or an unknown tokenizer, or its configuration or vocabulary is missing or
+            another's.
     """
     source = Path(source)
     tensors = _read_model(source)
@@ -160,18 +178,27 @@ def convert_checkpoint(
         names |= {name: () for name in text}
         notes += [f"the text tower is that of {text_from.name}"]
     config = family.infer_config(renamed, source.name)
-    tokenizer = None
+    tokenizer_name = None
+    if family.complete is not None:
+        config, more = family.complete(config, source, tensors)
+        notes += more
     if family.configured:
         both = text_from is None
-        config, tokenizer, more = complete_config(config, source, tensors, image=True, text=both)
+        config, tokenizer_name, more = complete_config(
+            config, source, tensors, image=True, text=both
+        )
         notes += more
         if text_from is not None:
-            config, tokenizer, more = complete_config(
+            config, tokenizer_name, more = complete_config(
                 config, text_from, text_tensors, image=False, text=True
             )
             notes += more
     require_heads(config, str(source), "give the configuration file of this checkpoint")
-    require_tokenizer(config.text, text_from or source, tokenizer)
+    chosen = choose_tokenizer(config.text, text_from or source, tokenizer and Path(tokenizer))
+    config = dataclasses.replace(
+        config, text=dataclasses.replace(config.text, tokenizer=chosen.name)
+    )
+    require_tokenizer(config.text, text_from or source, tokenizer_name, chosen)
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
@@ -202,7 +229,7 @@ def convert_checkpoint(
         notes.append(
             f"a detector: {heads_card.label} taken; its localizer is for --localizer {source.name}"
         )
-    model_checkpoint.save_model(output, variables, card)
+    model_checkpoint.save_model(output, variables, card, chosen)
     # Heads of an earlier model in this directory do not fit this one.
     remove_heads(output)
     if heads is not None:

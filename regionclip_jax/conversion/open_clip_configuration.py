@@ -67,7 +67,7 @@ def read(content: JsonObject) -> Configuration:
         Tower(text_fields, _mlp_width(text)),
         model.count("embed_dim"),
         image.count("image_size"),
-        _preprocessing(content, image.count("image_size")),
+        read_preprocessing(content, image.count("image_size")),
         text.values.get("hf_tokenizer_name"),
     )
 
@@ -96,7 +96,8 @@ def _mlp_width(tower: JsonObject) -> int:
     return int(tower.count("width") * tower.number("mlp_ratio"))
 
 
-def _preprocessing(content: JsonObject, resolution: int) -> Preprocessing:
+def read_preprocessing(content: JsonObject, resolution: int) -> Preprocessing:
+    """Read ``preprocess_cfg``; a missing key has open_clip's default, which is CLIP's."""
     clip = Preprocessing(resolution)
     stated = content.part("preprocess_cfg", {"interpolation": "bicubic"})
     return Preprocessing(
