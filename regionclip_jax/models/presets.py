@@ -7,6 +7,7 @@ experiment.
 
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
+from regionclip_jax.models.siglip_presets import SIGLIP_PRESETS
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
@@ -54,6 +55,7 @@ PRESETS: dict[str, CLIPConfig] = {
     "ViT-B/16": _clip(_vit(16, 12, 768), 224, 512, _text(512)),
     "ViT-L/14": _clip(_vit(14, 24, 1024), 224, 768, _text(768)),
     "ViT-L/14@336": _clip(_vit(14, 24, 1024), 336, 768, _text(768)),
+    **SIGLIP_PRESETS,
     "tiny": _clip(_resnet((1, 1, 1, 1), 16), 224, 64, _text(128, layers=2)),
     "scenes": _clip(_resnet((1, 1, 1, 1), 16), 96, 64, _NARROW_TEXT),
     # For real images on two CPU cores.

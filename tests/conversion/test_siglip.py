@@ -1,6 +1,8 @@
 """SigLIPs of transformers and of open_clip (``golden/make_siglip.py``), converted and compared."""
 
+import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -10,15 +12,29 @@ import numpy as np
 import pytest
 
 import checkpoints
+import regionclip_jax
+from parity.siglip import compare_converted
 from regionclip_jax.artifacts.card_fields import CheckpointMismatch
-from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
-from regionclip_jax.artifacts.tokenizer_file import FILE_NAME
+from regionclip_jax.artifacts.model_checkpoint import (
+    abstract_variables,
+    flatten,
+    load_card,
+    load_model,
+    save_model,
+)
+from regionclip_jax.artifacts.tokenizer_file import FILE_NAME, tokenizer_of
+from regionclip_jax.assembly.concept_pool import cached_vocabulary, embed_names
+from regionclip_jax.assembly.models import tokenizer_source
+from regionclip_jax.assembly.training_run import as_clip
+from regionclip_jax.conversion import siglip_keys
 from regionclip_jax.conversion.archives import read_tensors
 from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.layouts import source_shape
 from regionclip_jax.models.clip import CLIP
-from regionclip_jax.models.concept_classifier import concept_logits
+from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.siglip_image import SigLIPImageConfig
 from regionclip_jax.models.siglip_text import SigLIPTextConfig
+from regionclip_jax.settings import ConfigError, ModelSettings, UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIGURATIONS = json.loads((GOLDEN / "siglip_configurations.json").read_text())
@@ -49,40 +65,13 @@ def _edit(path: Path, change) -> None:
     path.write_text(json.dumps(content))
 
 
-def compare(directory: Path, arrays, relative_error) -> dict[str, float]:
-    """Return the relative errors of a converted model against a library's outputs."""
-    variables, card = load_model(directory)
-    model, variables = CLIP(card.architecture), jax.tree.map(jnp.asarray, variables)
-
-    @jax.jit
-    def outputs(pixels, other, tokens):
-        found, others = (
-            model.apply(variables, x.transpose(0, 2, 3, 1), method=model.image_features)
-            for x in (pixels, other)
-        )
-        return found, others, model.apply(variables, tokens, method=model.encode_text)
-
-    found, other, texts = outputs(
-        jnp.array(arrays["pixels"]),
-        jnp.array(arrays["other_pixels"]),
-        jnp.array(arrays["tokens"], jnp.int32),
-    )
-    detection = card.scores.detection
-    logits = concept_logits(found.whole, texts, detection.temperature) + detection.score_bias
-    computed = {
-        "whole": found.whole, "dense": found.map, "texts": texts, "logits": logits,
-        "other_whole": other.whole, "other_dense": other.map,
-    }  # fmt: skip
-    return {name: relative_error(value, arrays[name]) for name, value in computed.items()}
-
-
 @pytest.mark.parity
 @LIBRARIES
-def test_a_converted_siglip_equals_its_library(library, published, tmp_path, relative_error):
+def test_a_converted_siglip_equals_its_library(library, published, tmp_path):
     """Largest error seen: 2e-6 of the largest value."""
     conversion = convert_checkpoint(published(library), tmp_path / "model")
     assert not conversion.unused
-    errors = compare(tmp_path / "model", np.load(GOLDEN / f"siglip_{library}.npz"), relative_error)
+    errors = compare_converted(tmp_path / "model", np.load(GOLDEN / f"siglip_{library}.npz"))
     assert max(errors.values()) < 1e-4, errors
     card = load_card(tmp_path / "model")
     vocabulary = (GOLDEN / VOCABULARIES[library]).read_bytes()
@@ -286,15 +275,95 @@ def test_a_rest_of_pixels_behind_the_last_patch_keeps_the_stated_resolution(publ
     convert_checkpoint(path, tmp_path / "model")
     variables, card = load_model(tmp_path / "model")
     assert card.architecture.preprocessing.resolution == 45
-    rng = np.random.default_rng(0)
-    pixels = jnp.array(rng.standard_normal((1, 45, 45, 3)), jnp.float32)
+    arrays = np.load(GOLDEN / "siglip_huggingface.npz")
+    pixels = np.pad(
+        arrays["pixels"].transpose(0, 2, 3, 1), ((0, 0), (0, 5), (0, 5), (0, 0)), "wrap"
+    )
     model, variables = CLIP(card.architecture), jax.tree.map(jnp.asarray, variables)
+    sizes = jnp.full((2, 2), 45)
+    features = jax.jit(
+        lambda pixels: model.apply(variables, pixels, sizes, method=model.image_features)
+    )(jnp.array(pixels))
+    np.testing.assert_allclose(features.whole, arrays["whole"], atol=1e-5)
+    np.testing.assert_allclose(features.map, arrays["dense"], atol=1e-5)
 
-    @jax.jit
-    def wholes(pixels, sizes):
-        images = ((pixels[:, :40, :40], None), (pixels, None), (pixels, sizes))
-        return [model.apply(variables, *x, method=model.image_features).whole for x in images]
 
-    alone, canvas, sized = wholes(pixels, jnp.array([[45, 45]]))
-    np.testing.assert_allclose(canvas, alone, atol=1e-5)
-    np.testing.assert_allclose(sized, alone, atol=1e-5)
+def test_a_converted_siglip_detects_by_sigmoid_scores(published, tmp_path):
+    """Regions, texts, probabilities and detections of the API; the vocabulary of an evaluation."""
+    directory = tmp_path / "model"
+    convert_checkpoint(published("huggingface"), directory)
+    model = regionclip_jax.load(directory, short_side=40, max_long_side=64)
+    names = ["cat", "red umbrella", "traffic light"]
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    boxes = np.array([[3, 5, 30, 36], [20, 2, 55, 25]], np.float32)
+    regions, texts = model.encode_regions(image, boxes), model.encode_text(names)
+    assert regions.shape == (2, 24) and texts.shape == (3, 24)
+    detection = model.scores.detection
+    assert detection.score_activation == "sigmoid" and model.config.logit_bias
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (regions, texts)]
+    logits = unit[0] @ unit[1].T / detection.temperature + detection.score_bias
+    expected = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(model.classify(regions, names), expected, rtol=1e-4)
+    found = model.detect(image, names, boxes=boxes, nms_threshold=1.0, score_threshold=0)
+    assert len(found) == 6
+    np.testing.assert_allclose(np.sort(found.scores), np.sort(expected.ravel()), rtol=1e-4)
+
+    source = tokenizer_of(directory, model.config.text)
+    arguments = (model._model, model._variables, names, "clip")
+    vocabulary = cached_vocabulary(tmp_path / "vocabulary.npz", *arguments, source)
+    np.testing.assert_array_equal(vocabulary.embeddings, texts)
+    with pytest.raises(UserError, match="expected its vocabulary"):
+        embed_names(*arguments)
+
+
+def test_jobs_take_the_vocabulary_of_the_model_they_start_from(published, tmp_path, monkeypatch):
+    directory = tmp_path / "model"
+    card = convert_checkpoint(published("huggingface"), directory).card
+    monkeypatch.setitem(PRESETS, "tiny_siglip", card.architecture)
+    source = tokenizer_source(ModelSettings(preset="tiny_siglip", init_from=str(directory)))
+    assert source == ("siglip2", directory / FILE_NAME)
+    # It reaches the processes that load data.
+    tokens = pickle.loads(pickle.dumps(source)).load()(["a cat"], 16)
+    assert tokens.shape == (1, 16) and tokens[0, -1] == 0
+    with pytest.raises(ConfigError, match="init_from: the preset 'tiny_siglip' reads texts with"):
+        tokenizer_source(ModelSettings(preset="tiny_siglip", init_from=""))
+    variables, _ = load_model(directory)
+    with pytest.raises(CheckpointMismatch, match="complete only with its vocabulary"):
+        save_model(tmp_path / "other", variables, card)
+    assert not (tmp_path / "other").exists()
+    as_clip(card.architecture, source)(tmp_path / "trained", variables, {"run": "train_clip"})
+    trained = load_card(tmp_path / "trained")
+    # The training was one with a softmax.
+    assert trained.scores.detection.score_activation == "softmax"
+    assert tokenizer_of(tmp_path / "trained", trained.architecture.text).load().vocab_size == 420
+    (tmp_path / "trained" / FILE_NAME).unlink()
+    with pytest.raises(CheckpointMismatch, match=f"{FILE_NAME}: missing"):
+        load_model(tmp_path / "trained")
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-B-16-SigLIP", "ViT-SO400M-14-SigLIP2", "ViT-gopt-16-SigLIP2-256"]
+)
+def test_the_sizes_of_a_preset_are_inferred_from_its_tensors(name):
+    """One block of each tower stands for all."""
+    preset = PRESETS[name]
+    config = dataclasses.replace(
+        preset,
+        image=dataclasses.replace(preset.image, layers=1),
+        text=dataclasses.replace(preset.text, layers=1),
+    )
+    tensors = {}
+    for path, leaf in flatten(abstract_variables(config)).items():
+        source = siglip_keys.origin(path.partition("/")[2], len(leaf.shape))
+        shape = source_shape(leaf.shape, source)
+        tensors[source.name] = np.broadcast_to(np.float32(0), shape)
+    found = siglip_keys.infer_config(tensors, "file")
+    image, text = (
+        dataclasses.replace(tower, heads=expected.heads)
+        for tower, expected in ((found.image, config.image), (found.text, config.text))
+    )
+    text = dataclasses.replace(text, tokenizer=config.text.tokenizer)
+    assert found.preprocessing.resolution == config.preprocessing.resolution
+    assert config == dataclasses.replace(
+        found, image=image, text=text, preprocessing=config.preprocessing
+    )
