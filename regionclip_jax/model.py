@@ -52,6 +52,7 @@ from regionclip_jax.settings import (
     Objectness,
     ProposalSettings,
     completed,
+    unstated,
 )
 from regionclip_jax.steps.embed_step import make_embed_regions_step
 from regionclip_jax.steps.predict_step import (
@@ -217,9 +218,9 @@ class RegionCLIP:
     ) -> Float[np.ndarray, "R C"]:
         """Return class probabilities of region embeddings.
 
-        The directory states their kind (``self.scores.detection.score_activation``). After a
-        softmax, the rest of a row to 1 is background. After SigLIP's sigmoid each class stands
-        alone, and a row has no particular sum.
+        The directory states their kind (``self.scores.detection``). After a softmax, the rest of a
+        row to 1 is background. After SigLIP's sigmoid each class stands alone, and a row has no
+        particular sum.
         """
         classes = self.vocabulary(vocabulary).embeddings
         padded, mask = _padded(classes, _FEWEST_CLASSES)
@@ -300,10 +301,8 @@ class RegionCLIP:
         """
         images, many = _listed(image)
         classes = self.vocabulary(vocabulary)
-        stated = DetectionSettings(
-            temperature=None,
-            score_activation=None,
-            score_bias=None,
+        stated = dataclasses.replace(
+            unstated(DetectionSettings),
             embed_from=embed_from,
             objectness=objectness if boxes is None else "none",
             score_threshold=score_threshold,

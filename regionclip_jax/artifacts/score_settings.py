@@ -53,6 +53,16 @@ def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSett
     )
 
 
+def softmax_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
+    """Return ``default_scores`` of a model that was trained here, with a softmax over classes.
+
+    This holds for models with a bias too: the training neither used nor changed it.
+    """
+    own = default_scores(params, localizer)
+    detection = dataclasses.replace(own.detection, score_activation="softmax")
+    return dataclasses.replace(own, detection=detection)
+
+
 def complete_scores(
     stated: ScoreSettings, params: dict, localizer: LocalizerConfig | None
 ) -> ScoreSettings:

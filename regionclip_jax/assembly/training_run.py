@@ -1,7 +1,6 @@
 """Run of every training job: resume, loop, metrics, guards, checkpoints, export."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
-from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.artifacts.score_settings import softmax_scores
 from regionclip_jax.assembly.optimization import build_mesh, build_schedule
 from regionclip_jax.assembly.training import EXAMPLES, Materials, Training
 from regionclip_jax.models.towers import CLIPConfig
@@ -116,15 +115,10 @@ def run(training: Training, workdir: Path) -> Path:
 def as_clip(
     architecture: CLIPConfig, tokenizer: TokenizerSource
 ) -> Callable[[Path, dict, dict], None]:
-    """Return the ``export`` of jobs that train only a CLIP, with a softmax.
-
-    Its temperature is the learned one.
-    """
+    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one."""
 
     def export(directory: Path, variables: dict, source: dict) -> None:
-        scores = default_scores(variables["params"], None)
-        detection = dataclasses.replace(scores.detection, score_activation="softmax")
-        scores = dataclasses.replace(scores, detection=detection)
+        scores = softmax_scores(variables["params"], None)
         card = ModelCard(architecture, source, scores=scores)
         save_model(directory, variables, card, tokenizer)
 

@@ -16,7 +16,7 @@ from regionclip_jax.artifacts.model_checkpoint import (
     save_model,
     variables_hash,
 )
-from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.artifacts.score_settings import softmax_scores
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
 from regionclip_jax.assembly import concept_pool, training_run
@@ -176,11 +176,9 @@ def _open(
         if localizer is not None:
             save_localizer(directory, localizer, card)
         concept_pool.export(pool_of_student(directory.parent), directory)
-        own = default_scores(variables["params"], card and card.architecture)
-        # The regions of the training were classified by a softmax at this temperature.
-        detection = dataclasses.replace(
-            own.detection, temperature=settings.regions.temperature, score_activation="softmax"
-        )
+        own = softmax_scores(variables["params"], card and card.architecture)
+        # The regions of the training were classified at this temperature.
+        detection = dataclasses.replace(own.detection, temperature=settings.regions.temperature)
         scores = dataclasses.replace(own, detection=detection)
         student_card = ModelCard(student.config, source, scores=scores)
         save_model(directory, variables, student_card, tokenizer)

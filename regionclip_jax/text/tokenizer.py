@@ -77,7 +77,7 @@ def tokenizer_named(name: str, file: Path | None = None) -> Tokenizer:
     if file is None:
         raise UserError(
             f"tokenizer {name!r}: expected its vocabulary ({' or '.join(FILE_NAMES)}), which a "
-            "converted model directory holds, found none; start from such a directory (init_from)"
+            "converted model directory holds, found none; start from such a directory"
         )
     return kind.build(file)
 

@@ -77,7 +77,9 @@ def test_a_single_string_and_a_context_without_a_token_are_refused():
 
 
 def test_without_its_file_the_remedy_is_named():
-    with pytest.raises(UserError, match="tokenizer.json or spiece.model.*init_from"):
+    with pytest.raises(
+        UserError, match="tokenizer.json or spiece.model.*start from such a directory"
+    ):
         tokenizer_named("siglip2")
     with pytest.raises(UserError, match="of the kind 'siglip', found one of 'siglip2'"):
         tokenizer_named("siglip", SIGLIP2)
