@@ -2,7 +2,7 @@
 
     {"proposals": {"num_proposals": 20, ...}, "detection": {"temperature": 0.07, "nms": {...}, ...}}
 
-A key that a card lacks has the value of ``default_scores``, so cards of older versions, which have
+A key that a card lacks has the value of ``softmax_scores``, so cards of older versions, which have
 none, stay readable. Keys and meanings are those of ``settings.ScoreSettings``.
 """
 
@@ -27,7 +27,7 @@ from regionclip_jax.untrusted import short
 
 
 def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
-    """Return the settings of a model that states none.
+    """Return the settings of a converted model.
 
     The numbers are the reference's for zero-shot detection with the learned temperature. The score
     is the geometric mean of two probabilities: the reference's own product with the raw logit may
@@ -54,9 +54,10 @@ def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSett
 
 
 def softmax_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
-    """Return ``default_scores`` of a model that was trained here, with a softmax over classes.
+    """Return ``default_scores`` with a softmax, also for weights with a bias.
 
-    This holds for models with a bias too: the training neither used nor changed it.
+    These are the settings of models that were trained here, which neither uses nor changes a bias,
+    and of cards of versions without a choice.
     """
     own = default_scores(params, localizer)
     detection = dataclasses.replace(own.detection, score_activation="softmax")
@@ -66,8 +67,8 @@ def softmax_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSett
 def complete_scores(
     stated: ScoreSettings, params: dict, localizer: LocalizerConfig | None
 ) -> ScoreSettings:
-    """Return the settings of a card, completed by ``default_scores``."""
-    return completed(stated, default_scores(params, localizer))
+    """Return the settings of a card, completed by ``softmax_scores``."""
+    return completed(stated, softmax_scores(params, localizer))
 
 
 def scores_to_json(section: Section) -> dict:

@@ -65,13 +65,16 @@ def test_a_card_without_scores_has_the_learned_temperature_and_probabilities():
     assert scores == ScoreSettings(ProposalSettings(1000, 1000, 0.9), expected)
 
 
-def test_a_model_with_a_bias_has_sigmoid_scores_with_it():
+def test_a_converted_model_with_a_bias_has_sigmoid_scores_with_it():
     params = PARAMS | {"logit_bias": np.array(-12.5, np.float32)}
-    detection = complete_scores(unstated(ScoreSettings), params, None).detection
+    detection = default_scores(params, None).detection
     assert (detection.score_activation, detection.score_bias) == ("sigmoid", -12.5)
     assert detection.temperature == pytest.approx(0.0772, rel=1e-5)
-    without = complete_scores(unstated(ScoreSettings), PARAMS, None).detection
+    without = default_scores(PARAMS, None).detection
     assert (without.score_activation, without.score_bias) == ("softmax", 0.0)
+    # A card of a version without the choice was read with a softmax.
+    old = complete_scores(unstated(ScoreSettings), params, None).detection
+    assert old.score_activation == "softmax" and old.temperature == detection.temperature
 
 
 def test_the_candidates_of_a_localizer_depend_on_its_levels():
