@@ -113,9 +113,13 @@ def run(training: Training, workdir: Path) -> Path:
 
 
 def as_clip(
-    architecture: CLIPConfig, tokenizer: TokenizerSource
+    architecture: CLIPConfig, tokenizer: TokenizerSource | None = None
 ) -> Callable[[Path, dict, dict], None]:
-    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one."""
+    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one.
+
+    Args:
+        tokenizer: as in ``save_model``.
+    """
 
     def export(directory: Path, variables: dict, source: dict) -> None:
         scores = softmax_scores(variables["params"], None)

@@ -11,10 +11,11 @@ whose reader is in the extra "siglip". The files are of unknown origin: their si
 of ``tokenizer.json`` only steps are accepted that such vocabularies have.
 """
 
+import contextlib
 import json
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,8 +196,23 @@ def _from_sentencepiece(content: bytes, path: Path) -> Vocabulary:
     return Vocabulary("siglip", size, pieces.encode)
 
 
-def _from_json(content: bytes, path: Path) -> Vocabulary:
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Raise any error of the library as one of the file."""
     try:
+        yield
+    # It raises plain exceptions, and its panics are no ``Exception``.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"{path}: expected the tokenizer.json of SigLIP or SigLIP 2, found another or a "
+            f"damaged file ({reason(error)}); {_REMEDY}"
+        ) from error
+
+
+def _from_json(content: bytes, path: Path) -> Vocabulary:
+    with _refusing(path):
         values = parse_json(content, path)
         _require_known(values)
         # Only ids are made here. The rules of this module replace what else the file states.
@@ -215,17 +231,10 @@ def _from_json(content: bytes, path: Path) -> Vocabulary:
         tokenizer.encode_special_tokens = True
         # A damaged table of characters shows at its first use.
         tokenizer.encode("A ﬁ photo")
-    # The library raises plain exceptions, and its panics are no ``Exception``.
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(
-            f"{path}: expected the tokenizer.json of SigLIP or SigLIP 2, found another or a "
-            f"damaged file ({reason(error)}); {_REMEDY}"
-        ) from error
 
     def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        with _refusing(path):
+            return tokenizer.encode(text, add_special_tokens=False).ids
 
     return Vocabulary(kind, len(ids), encode)
 
