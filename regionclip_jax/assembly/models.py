@@ -12,10 +12,9 @@ from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.patch_grid import PatchTowerConfig
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.models.siglip_image import SigLIPImageConfig
 from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
-from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     ConfigError,
@@ -126,8 +125,7 @@ def _with_resizing_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:
     """
     preprocessing = dataclasses.replace(found.preprocessing, resize=wanted.preprocessing.resize)
     found = dataclasses.replace(found, preprocessing=preprocessing)
-    with_positions = (ViTConfig, SigLIPImageConfig)
-    if isinstance(found.image, with_positions) and isinstance(wanted.image, with_positions):
+    if isinstance(found.image, PatchTowerConfig) and isinstance(wanted.image, PatchTowerConfig):
         rule = wanted.image.position_resize
         image = dataclasses.replace(found.image, position_resize=rule)
         found = dataclasses.replace(found, image=image)

@@ -142,6 +142,13 @@ def test_a_tokenizer_for_a_model_that_reads_none_is_refused(pico_file, tmp_path)
         )
 
 
+def test_the_text_tower_of_another_family_is_refused(published, pico_file, tmp_path):
+    siglip, other = published("open_clip"), pico_file()
+    for source, text_from in ((siglip, other), (other, siglip)):
+        with pytest.raises(CheckpointMismatch, match="text tower|text_projection"):
+            convert_checkpoint(source, tmp_path / "model", text_from=text_from)
+
+
 @LIBRARIES
 def test_without_its_configuration_the_file_is_refused(library, published, tmp_path):
     path = published(library)
