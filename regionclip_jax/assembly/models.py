@@ -172,9 +172,21 @@ def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None
 def with_own_scores(settings: EvaluationSettings, own: ScoreSettings) -> EvaluationSettings:
     """Return an evaluation whose keys that are None have the model's own values.
 
-    Only a localizer's proposals have objectness.
+    Only a localizer's proposals have objectness. Temperature and bias of a sigmoid were learned
+    together. So an evaluation that leaves the activation to the model has its temperature too, even
+    if it states another one, which is meant for a softmax.
     """
-    detection = completed(settings.detection, own.detection)
+    stated = settings.detection
+    if stated.score_activation is None and own.detection.score_activation == "sigmoid":
+        if stated.temperature not in (None, own.detection.temperature):
+            logging.info(
+                "detection.temperature: %g is for a softmax; without score_activation this model "
+                "has sigmoids at its own %g",
+                stated.temperature,
+                own.detection.temperature,
+            )
+        stated = dataclasses.replace(stated, temperature=None)
+    detection = completed(stated, own.detection)
     if settings.regions != "localizer":
         detection = dataclasses.replace(detection, objectness="none")
     proposals = completed(settings.proposals, own.proposals)

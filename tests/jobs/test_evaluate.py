@@ -32,7 +32,6 @@ from regionclip_jax.settings import (
     ConfigError,
     DetectionSettings,
     EvaluateSettings,
-    EvaluationSettings,
     NmsSettings,
 )
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
@@ -512,7 +511,11 @@ def test_a_siglip_is_evaluated_with_its_vocabulary_and_by_sigmoids(
         tmp_path / "siglip",
         tokenizer=GOLDEN / "siglip2_tokenizer.json",
     )
-    section = dataclasses.replace(config.evaluation, detection=EvaluationSettings().detection)
+    # As in the recipes: a temperature for a softmax.
+    detection = dataclasses.replace(
+        config.evaluation.detection, temperature=0.01, score_activation=None, score_bias=None
+    )
+    section = dataclasses.replace(config.evaluation, detection=detection)
     models = {"student": tmp_path / "siglip"}
     evaluation = evaluate_student(dataclasses.replace(config, models=models), section)
     own = load_card(tmp_path / "siglip").scores.detection
