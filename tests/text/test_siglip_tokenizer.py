@@ -112,6 +112,8 @@ def changed(content: dict, key: str, value) -> dict:
         ("normalizer.normalizers", [{"type": "StripAccents"}], "the step 'StripAccents'"),
         ("pre_tokenizer", {"type": "ByteLevel"}, "the step 'ByteLevel'"),
         ("pre_tokenizer.pattern", {"Regex": "(a+)+b"}, "the pattern"),
+        ("pre_tokenizer.pattern", {"Regex": "[a-z]+[a-z]+$"}, "one class of characters"),
+        ("pre_tokenizer.pattern", {"Regex": 7}, "one class of characters"),
         ("pre_tokenizer.pattern", "a", "the pattern"),
         ("model.type", "WordLevel", "model.type 'WordLevel'"),
         ("model", [], "model.type"),
@@ -126,6 +128,25 @@ def test_a_vocabulary_with_other_steps_is_refused(tmp_path, key, value, message)
     with pytest.raises(UserError, match=message) as caught:
         siglip_tokenizer.read_vocabulary(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_that_states_the_rules_itself_gives_the_same_ids(tmp_path):
+    """As conversions for other programs do."""
+    content = _content(SIGLIP)
+    own = content["normalizer"]["normalizers"]
+    punctuation = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
+    stated = [
+        {"type": "Lowercase"},
+        {"type": "Replace", "pattern": {"Regex": punctuation}, "content": ""},
+        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ]
+    content["normalizer"]["normalizers"] = stated + own
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    cases = json.loads((GOLDEN / "siglip_tokens.json").read_text())
+    tokens = tokenizer_named("siglip", path)(cases["texts"], cases["length"])
+    assert tokens.tolist() == cases["siglip"]
 
 
 @pytest.mark.parametrize(
