@@ -8,6 +8,7 @@ T5's), ``siglip2_tokenizer.json`` and ``siglip_tokens.json``. SentencePiece's an
 results may differ between versions of these libraries; the ids then differ with them.
 """
 
+import contextlib
 import io
 import json
 import string
@@ -50,14 +51,17 @@ def sentences() -> list[str]:
 
 def main() -> None:
     model = io.BytesIO()
-    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
-        for row in RULES.items():
-            rules.write("\t".join(" ".join(f"{ord(c):X}" for c in part) for part in row) + "\n")
-        rules.flush()
+    rules = "\n".join(
+        "\t".join(" ".join(f"{ord(character):X}" for character in part) for part in row)
+        for row in RULES.items()
+    )
+    # The model holds the path of the rules.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("rules.tsv").write_text(rules + "\n")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences()), model_writer=model, vocab_size=110,
             model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-            normalization_rule_tsv=rules.name,
+            normalization_rule_tsv="rules.tsv",
         )  # fmt: skip
     path = HERE / "siglip_spiece.model"
     path.write_bytes(model.getvalue())
