@@ -8,12 +8,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.siglip import compare_converted
-from regionclip_jax.artifacts.model_checkpoint import load_card
+from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_card
+from regionclip_jax.conversion import siglip_configuration, siglip_keys
 from regionclip_jax.conversion.convert import convert_checkpoint
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.text.tokenizer import tokenizer_named
@@ -122,20 +124,52 @@ def test_a_preset_equals_timm_and_open_clip(libraries, name, tmp_path):
     assert found.image.mlp_width == preset.image.mlp_width
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", [name for name in PRESETS if "SigLIP" in name])
-def test_a_preset_has_the_numbers_of_open_clips_configuration(name):
-    open_clip = pytest.importorskip("open_clip")
-    configuration = open_clip.get_model_config(name)
-    if configuration is None:
+def test_open_clips_own_model_of_a_preset_has_its_names_and_numbers(libraries, name, tmp_path):
+    """The whole model, without memory for its weights; the activation is that of its library."""
+    import open_clip
+    import torch
+
+    stated = open_clip.get_model_config(name)
+    if stated is None:
         assert name == "ViT-SO400M-14-SigLIP2-384"  # Hugging Face's name alone
         return
-    preset, image, text = PRESETS[name], configuration["vision_cfg"], configuration["text_cfg"]
-    assert configuration["embed_dim"] == preset.embed_dim == preset.image.width
-    assert image["image_size"] == preset.preprocessing.resolution
-    for field in ("vocab_size", "context_length", "width", "heads", "layers"):
-        assert text[field] == getattr(preset.text, field)
-    hidden = int(text.get("mlp_ratio", 4) * text["width"])
-    assert hidden == (preset.text.mlp_width or 4 * preset.text.width)
+    arguments = {key: value for key, value in stated.items() if key != "custom_text"}
+    with torch.device("meta"):
+        model = open_clip.model.CustomTextCLIP(**arguments)
+    tensors = {
+        key: np.broadcast_to(np.float32(0), tuple(value.shape))
+        for key, value in model.state_dict().items()
+    }
+    assert siglip_keys.is_siglip(tensors)
+    renamed, _ = siglip_keys.rename(tensors, "student")
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    content = {"model_cfg": stated, "preprocess_cfg": half}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    inferred = siglip_keys.infer_config(renamed, name)
+    found, _ = siglip_configuration.complete(inferred, tmp_path / "model.safetensors", tensors)
+
+    trunk, preset = model.visual.trunk, PRESETS[name]
+    activations = {"none": "gelu", "tanh": "gelu_tanh"}
+    image = activations[getattr(trunk.blocks[0].mlp.act, "approximate", "tanh")]
+    text = activations[model.text.transformer.resblocks[0].mlp[1].approximate]
+    assert found == dataclasses.replace(
+        preset,
+        image=dataclasses.replace(
+            preset.image, activation=image, position_resize="bicubic_antialiased"
+        ),
+        text=dataclasses.replace(preset.text, activation=text, tokenizer=inferred.text.tokenizer),
+        preprocessing=dataclasses.replace(preset.preprocessing, resize="bicubic_truncate"),
+    )
+    assert trunk.blocks[0].attn.num_heads == trunk.attn_pool.num_heads == found.image.heads
+    assert trunk.norm.eps == trunk.attn_pool.norm.eps == found.image.eps
+    assert model.text.ln_final.eps == found.text.eps
+    used = {
+        siglip_keys.origin(path.partition("/")[2], len(leaf.shape)).name
+        for path, leaf in flatten(abstract_variables(found)).items()
+    }
+    assert used == set(renamed)
 
 
 PIECES = (
