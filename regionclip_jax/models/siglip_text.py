@@ -64,7 +64,8 @@ class SigLIPTextTower(nn.Module):
         if tokens.shape[1] != self.config.context_length:
             raise ValueError(
                 f"SigLIP: expected texts of all {self.config.context_length} tokens, found "
-                f"{tokens.shape[1]}; pad them with the tokenizer"
+                f"{tokens.shape[1]}; pad them with the tokenizer; a training has "
+                "data.context_length"
             )
         x = self.token_embedding[tokens] + self.positional_embedding
         x = self.blocks(x.astype(self.dtype))
