@@ -37,7 +37,10 @@ def _recipe() -> ml_collections.ConfigDict:
         proposals=defaults(ProposalSettings),
         detection=defaults(DetectionSettings),
     )
-    config.evaluation.detection.update(objectness="none", regions_per_chunk=25)
+    # A SigLIP has its own sigmoid, other models the softmax.
+    config.evaluation.detection.update(
+        objectness="none", regions_per_chunk=25, score_activation=None, score_bias=None
+    )
     return config
 
 

@@ -8,6 +8,7 @@ from regionclip_jax.settings import UserError
 _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
     "lvis": ("faster_coco_eval",),
+    "siglip": ("sentencepiece",),
 }
 
 
@@ -19,7 +20,7 @@ def require_extra(extra: str, purpose: str) -> None:
     """Import the packages of an extra.
 
     Args:
-        extra: "concepts" or "lvis".
+        extra: "concepts", "lvis" or "siglip".
         purpose: names the work that needs the packages, for the error.
 
     Raises:

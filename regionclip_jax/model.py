@@ -26,6 +26,7 @@ from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_loca
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.score_settings import complete_scores
+from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
 from regionclip_jax.artifacts.vocabulary import (
     FILE_NAME,
     Vocabulary,
@@ -39,7 +40,7 @@ from regionclip_jax.data.loading.buckets import padded_count
 from regionclip_jax.data.loading.decoding import AnyImage
 from regionclip_jax.data.loading.letterbox import Letterbox
 from regionclip_jax.models.clip import CLIP
-from regionclip_jax.models.concept_classifier import class_probabilities
+from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.ops import arguments  # noqa: F401  (settings are arguments of jit)
 from regionclip_jax.ops.host_boxes import host_scale_boxes
@@ -51,6 +52,7 @@ from regionclip_jax.settings import (
     Objectness,
     ProposalSettings,
     completed,
+    unstated,
 )
 from regionclip_jax.steps.embed_step import make_embed_regions_step
 from regionclip_jax.steps.predict_step import (
@@ -69,7 +71,7 @@ _FEWEST_CLASSES, _FEWEST_DETECTIONS, _FEWEST_REGIONS = 16, 100, 25
 _MOST_PROGRAMS, _MOST_VOCABULARIES = 8, 32
 AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
 
-_classify = jax.jit(class_probabilities)
+_classify = jax.jit(score_classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ class RegionCLIP:
         config: ``card.architecture``.
         scores: settings of proposals and scores, as the directory states them; the arguments of
             ``detect`` and ``propose`` that are None.
-        temperature: temperature of the softmax over classes (CLIP: 0.01), that of ``scores``.
+        temperature: divisor of the cosines with class names (CLIP: 0.01), that of ``scores``.
         has_localizer: True if the model can propose regions.
     """
 
@@ -149,7 +151,12 @@ class RegionCLIP:
         )
         self._program = functools.lru_cache(_MOST_PROGRAMS)(self._build_program)
         self._embed_names = functools.lru_cache(_MOST_VOCABULARIES)(
-            functools.partial(embed_names, self._model, self._variables)
+            functools.partial(
+                embed_names,
+                self._model,
+                self._variables,
+                tokenizer=tokenizer_of(directory, self.config.text),
+            )
         )
 
     def encode_text(
@@ -209,11 +216,16 @@ class RegionCLIP:
     def classify(
         self, embeddings: Float[np.ndarray, "R D"], vocabulary: AnyVocabulary = None
     ) -> Float[np.ndarray, "R C"]:
-        """Return class probabilities of region embeddings; the rest to 1 is background."""
+        """Return class probabilities of region embeddings.
+
+        The directory states their kind (``self.scores.detection``). After a softmax, the rest of a
+        row to 1 is background. After SigLIP's sigmoid each class stands alone, and a row has no
+        particular sum.
+        """
         classes = self.vocabulary(vocabulary).embeddings
         padded, mask = _padded(classes, _FEWEST_CLASSES)
         regions, _ = _padded(np.asarray(embeddings, np.float32), _FEWEST_REGIONS)
-        probabilities = _classify(regions, padded, np.float32(self.temperature), mask)
+        probabilities = _classify(regions, padded, self.scores.detection, mask)
         return np.asarray(probabilities)[: len(embeddings), : len(classes)]
 
     def propose(
@@ -289,8 +301,8 @@ class RegionCLIP:
         """
         images, many = _listed(image)
         classes = self.vocabulary(vocabulary)
-        stated = DetectionSettings(
-            temperature=None,
+        stated = dataclasses.replace(
+            unstated(DetectionSettings),
             embed_from=embed_from,
             objectness=objectness if boxes is None else "none",
             score_threshold=score_threshold,

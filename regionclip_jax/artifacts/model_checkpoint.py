@@ -2,7 +2,8 @@
 
 The card marks a complete directory: it is removed first and written last. A directory without it is
 refused. Orbax renames ``params`` into place only when it is complete. ``digests.json`` has the
-SHA-256 of the card and of every file of ``params``. Reading compares them before it uses a file. It
+SHA-256 of the card, of every file of ``params`` and of the tokenizer's file, if there is one
+(``tokenizer_file``). Reading compares them before it uses a file. It
 runs no code from the files.
 """
 
@@ -11,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from regionclip_jax.artifacts.model_card import (
     ModelCard,
     read_card,
 )
-from regionclip_jax.files import locked_folder, replace_text
+from regionclip_jax.artifacts.tokenizer_file import stored_files
+from regionclip_jax.files import locked_folder, replace_text, replaced_file
 from regionclip_jax.models.clip import init_variables
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.sharding.barriers import barrier
+from regionclip_jax.text.tokenizer import TokenizerSource
 from regionclip_jax.untrusted import most_bytes, read_model_json, reason, short
 
 PARAMS_NAME = "params"
@@ -143,29 +146,42 @@ def traced(trace: Callable[[Any], dict], architecture: Any, where: str | Path) -
         ) from error
 
 
-def save_model(directory: str | Path, variables: dict, card: ModelCard) -> None:
+def save_model(
+    directory: str | Path,
+    variables: dict,
+    card: ModelCard,
+    tokenizer: TokenizerSource | None = None,
+) -> None:
     """Write a model directory; replace an existing model, keep other files.
 
     Every process must call it; when it returns, all of them can read the model.
 
     Args:
         variables: ``{"params", "batch_stats"}`` of ``models.clip``, whole; stored as fp32.
+        tokenizer: of the model, if it reads a file, which is copied.
 
     Raises:
-        CheckpointMismatch: the variables do not fit ``card.architecture``.
+        CheckpointMismatch: the variables do not fit ``card.architecture``, or its tokenizer reads a
+            file that is not given.
     """
     expected = abstract_variables(card.architecture)
-    save_sealed(Path(directory), variables, expected, card)
+    files = stored_files(tokenizer, card.architecture.text)
+    save_sealed(Path(directory), variables, expected, card, files)
 
 
 def save_sealed(
-    directory: Path, variables: dict, expected: dict, card: ModelCard | LocalizerCard
+    directory: Path,
+    variables: dict,
+    expected: dict,
+    card: ModelCard | LocalizerCard,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write ``params/``, digests, and then the card of a model or of a part of one.
+    """Write ``params/``, other files, digests, and then the card of a model or of a part of one.
 
     Args:
         variables: ``{"params", "batch_stats"}``.
         expected: a tree of the required shapes.
+        files: content of further files by name.
 
     Raises:
         CheckpointMismatch: as ``require_sound``; nothing is written.
@@ -189,8 +205,12 @@ def save_sealed(
         save_variables(directory / PARAMS_NAME, unflatten(as_fp32))
         if jax.process_index() == 0:
             card = dataclasses.replace(card, parameters_sha256=variables_hash(as_fp32))
-            files = [path for path in (directory / PARAMS_NAME).rglob("*") if path.is_file()]
-            digests.write_digests(directory, files, texts={FILE_NAME: card.to_json()})
+            for name, content in (files or {}).items():
+                with replaced_file(directory / name) as file:
+                    file.write(content)
+            written = [path for path in (directory / PARAMS_NAME).rglob("*") if path.is_file()]
+            written += [directory / name for name in files or {}]
+            digests.write_digests(directory, written, texts={FILE_NAME: card.to_json()})
             replace_text(card_path, card.to_json())
     barrier(f"wrote {directory}")
 

@@ -2,7 +2,7 @@
 
     {"proposals": {"num_proposals": 20, ...}, "detection": {"temperature": 0.07, "nms": {...}, ...}}
 
-A key that a card lacks has the value of ``default_scores``, so cards of older versions, which have
+A key that a card lacks has the value of ``softmax_scores``, so cards of older versions, which have
 none, stay readable. Keys and meanings are those of ``settings.ScoreSettings``.
 """
 
@@ -27,7 +27,7 @@ from regionclip_jax.untrusted import short
 
 
 def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
-    """Return the settings of a model that states none.
+    """Return the settings of a converted model.
 
     The numbers are the reference's for zero-shot detection with the learned temperature. The score
     is the geometric mean of two probabilities: the reference's own product with the raw logit may
@@ -37,21 +37,38 @@ def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSett
         params: of the CLIP.
         localizer: its pre-NMS candidates are 6,000 of a single level, else 1,000 of each level.
     """
-    log_scale, _ = logit_scale_and_bias(params)
-    # A bias would cancel in the softmax over classes.
+    log_scale, bias = logit_scale_and_bias(params)
     temperature = math.exp(-float(log_scale))
+    has_bias = bias is not None
     levels = len(localizer.strides) if localizer is not None else None
     return ScoreSettings(
         ProposalSettings(pre_nms_topk=6000 if levels == 1 else 1000),
-        DetectionSettings(temperature=temperature, objectness="sigmoid"),
+        DetectionSettings(
+            temperature=temperature,
+            # A bias belongs to the sigmoid of a pair. In a softmax over classes it would cancel.
+            score_activation="sigmoid" if has_bias else "softmax",
+            score_bias=float(bias) if has_bias else 0.0,
+            objectness="sigmoid",
+        ),
     )
+
+
+def softmax_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
+    """Return ``default_scores`` with a softmax, also for weights with a bias.
+
+    These are the settings of models that were trained here, which neither uses nor changes a bias,
+    and of cards of versions without a choice.
+    """
+    own = default_scores(params, localizer)
+    detection = dataclasses.replace(own.detection, score_activation="softmax")
+    return dataclasses.replace(own, detection=detection)
 
 
 def complete_scores(
     stated: ScoreSettings, params: dict, localizer: LocalizerConfig | None
 ) -> ScoreSettings:
-    """Return the settings of a card, completed by ``default_scores``."""
-    return completed(stated, default_scores(params, localizer))
+    """Return the settings of a card, completed by ``softmax_scores``."""
+    return completed(stated, softmax_scores(params, localizer))
 
 
 def scores_to_json(section: Section) -> dict:

@@ -28,7 +28,7 @@ from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.steps.embed_step import make_embed_text_step
 from regionclip_jax.text.names import read_names
 from regionclip_jax.text.prompts import TEMPLATES, prompts_for
-from regionclip_jax.text.tokenizer import tokenizer_named
+from regionclip_jax.text.tokenizer import Tokenizer, TokenizerSource
 
 # The small CLIP of the synthetic experiment was not trained on prompts such as "itap of my ring".
 PLAIN_TEMPLATES = ("{}", "a {}", "a photo of a {}", "there is a {}", "a picture with a {}")
@@ -58,21 +58,32 @@ def pool_names(settings: ConceptSettings, default: Sequence[str]) -> tuple[str, 
         return read_names(path)
 
 
-def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: str) -> Vocabulary:
+def embed_names(
+    model: CLIP,
+    variables: dict,
+    names: Sequence[str],
+    templates: str,
+    tokenizer: TokenizerSource | None = None,
+) -> Vocabulary:
     """Embed every name: raw text features, averaged over the templates.
 
     Source: docs/reference/text.md#concept-embeddings. An embedding does not depend on the other
     names, bit for bit, because the shape of its call depends only on its own longest prompt. Except
     for the embeddings, memory does not grow with the number of names.
 
+    Args:
+        tokenizer: of the model; None is enough for one that reads no file.
+
     Raises:
-        UserError: two names have the same tokens; see ``require_distinct``.
+        UserError: two names have the same tokens, see ``require_distinct``; or the tokenizer reads
+            a file that is not given.
     """
-    require_distinct(names, templates, model.config.text)
+    tokenize = (tokenizer or TokenizerSource(model.config.text.tokenizer)).load()
+    require_distinct(names, templates, model.config.text, tokenize)
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
     features = np.zeros((len(names), model.config.embed_dim), np.float32)
     began, done = time.monotonic(), 0
-    for rows, tokens in _calls(names, chosen, model.config.text):
+    for rows, tokens in _calls(names, chosen, model.config.text, tokenize):
         some = np.asarray(_embed_step(model)(variables, tokens), np.float32)
         some = some.reshape(-1, len(chosen), some.shape[-1])[: len(rows)]
         features[rows] = some.mean(1)
@@ -86,7 +97,9 @@ def embed_names(model: CLIP, variables: dict, names: Sequence[str], templates: s
     return Vocabulary(tuple(names), features, tuple(chosen), encoder)
 
 
-def require_distinct(names: Sequence[str], templates: str, text: TextTowerConfig) -> None:
+def require_distinct(
+    names: Sequence[str], templates: str, text: TextTowerConfig, tokenize: Tokenizer
+) -> None:
     """Refuse two names that the text tower cannot tell apart; warn of names that are cut.
 
     Names are equal to the tower if all their prompts have the same tokens: "25" and "2 5", or names
@@ -96,7 +109,7 @@ def require_distinct(names: Sequence[str], templates: str, text: TextTowerConfig
         UserError: two names have the same tokens; the message has both.
     """
     chosen = choose(_TEMPLATE_SETS, templates, "templates")
-    tokenize, length = tokenizer_named(text.tokenizer), text.context_length
+    length = text.context_length
     first: dict[bytes, str] = {}
     cut: list[str] = []
     for name in names:
@@ -133,14 +146,13 @@ def _embed_step(model: CLIP) -> Callable[[dict, np.ndarray], jax.Array]:
 
 
 def _calls(
-    names: Sequence[str], templates: Sequence[str], text: TextTowerConfig
+    names: Sequence[str], templates: Sequence[str], text: TextTowerConfig, tokenize: Tokenizer
 ) -> Iterator[tuple[list[int], Int[np.ndarray, "N L"]]]:
     """Yield rows of names and the tokens of all their prompts, in calls of few shapes.
 
     Columns without effect are cut; prompts are five times shorter than CLIP's context. The last
     call of a shape is padded with zeros.
     """
-    tokenize = tokenizer_named(text.tokenizer)
     num_tokens, step = _TOKENS_PER_CALL, _WIDTH_STEP
     if target_backend() == "cpu":
         num_tokens, step = _TOKENS_PER_CALL_ON_CPUS, _WIDTH_STEP_ON_CPUS
@@ -171,10 +183,14 @@ def cached_vocabulary(
     variables: dict,
     names: Sequence[str],
     templates: str,
+    tokenizer: TokenizerSource | None = None,
 ) -> Vocabulary:
     """Return the vocabulary of these names, cached at ``path``; embed and save missing ones.
 
     Embeddings of the file are used only if this text tower made them with these templates.
+
+    Args:
+        tokenizer: as in ``embed_names``.
 
     Raises:
         UserError: two names have the same tokens, also if one of them is cached.
@@ -194,9 +210,10 @@ def cached_vocabulary(
             known = dict(zip(found.names, found.embeddings, strict=True))
     if new := [name for name in names if name not in known]:
         if known:
-            require_distinct(names, templates, model.config.text)
+            tokenize = (tokenizer or TokenizerSource(model.config.text.tokenizer)).load()
+            require_distinct(names, templates, model.config.text, tokenize)
         logging.info("%s: embedding %d of %d names", path, len(new), len(names))
-        embedded = embed_names(model, variables, new, templates)
+        embedded = embed_names(model, variables, new, templates, tokenizer)
         known.update(zip(embedded.names, embedded.embeddings, strict=True))
     embeddings = np.stack([known[name] for name in names])
     vocabulary = Vocabulary(tuple(names), embeddings, chosen, encoder)

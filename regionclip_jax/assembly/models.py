@@ -9,6 +9,7 @@ from absl import logging
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
+from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
 from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.patch_grid import PatchTowerConfig
@@ -26,6 +27,7 @@ from regionclip_jax.settings import (
     completed,
 )
 from regionclip_jax.steps.predict_step import FindRegions, given_boxes, proposals_of, windows
+from regionclip_jax.text.tokenizer import TokenizerSource, needs_file
 from regionclip_jax.training.initialization import draw_parameters, merge_parameters
 
 Tree = TypeVar("Tree")
@@ -76,6 +78,24 @@ def build_model(settings: TrainedModelSettings, *, frozen_norm: bool) -> CLIP:
 
 def build_teacher(settings: ModelSettings) -> CLIP:
     return CLIP(clip_config(settings), dtype=compute_dtype(settings.dtype))
+
+
+def tokenizer_source(settings: ModelSettings) -> TokenizerSource:
+    """Return the tokenizer of a model; the vocabulary that it may read is that of ``init_from``.
+
+    Raises:
+        CheckpointMismatch: ``init_from`` lacks the vocabulary.
+        ConfigError: there is no ``init_from`` for a preset whose tokenizer reads a vocabulary.
+    """
+    text = clip_config(settings).text
+    if not needs_file(text.tokenizer):
+        return TokenizerSource(text.tokenizer)
+    if not settings.init_from:
+        raise ConfigError(
+            f"init_from: the preset {settings.preset!r} reads texts with the vocabulary of a "
+            "converted model; give the directory of one"
+        )
+    return tokenizer_of(settings.init_from, text)
 
 
 def initial_variables(settings: ModelSettings, seed: int) -> dict:
@@ -152,9 +172,21 @@ def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None
 def with_own_scores(settings: EvaluationSettings, own: ScoreSettings) -> EvaluationSettings:
     """Return an evaluation whose keys that are None have the model's own values.
 
-    Only a localizer's proposals have objectness.
+    Only a localizer's proposals have objectness. Temperature and bias of a sigmoid were learned
+    together. So an evaluation that leaves the activation to the model has its temperature too, even
+    if it states another one, which is meant for a softmax.
     """
-    detection = completed(settings.detection, own.detection)
+    stated = settings.detection
+    if stated.score_activation is None and own.detection.score_activation == "sigmoid":
+        if stated.temperature not in (None, own.detection.temperature):
+            logging.info(
+                "detection.temperature: %g is for a softmax; without score_activation this model "
+                "has sigmoids at its own %g",
+                stated.temperature,
+                own.detection.temperature,
+            )
+        stated = dataclasses.replace(stated, temperature=None)
+    detection = completed(stated, own.detection)
     if settings.regions != "localizer":
         detection = dataclasses.replace(detection, objectness="none")
     proposals = completed(settings.proposals, own.proposals)

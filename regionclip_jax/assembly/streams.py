@@ -23,6 +23,7 @@ from regionclip_jax.settings import (
 )
 from regionclip_jax.sharding.global_arrays import gather_json
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 _NUM_REASONS = 20
 
@@ -31,7 +32,7 @@ def stream_batches(
     settings: CaptionDataSettings,
     source,
     *,
-    tokenizer: str,
+    tokenizer: TokenizerSource,
     batch_size: int,
     seed: int,
     start_record: int,
@@ -39,7 +40,7 @@ def stream_batches(
     """Yield this process's batches from a record count on; count and limit skipped records.
 
     Args:
-        tokenizer: name of the trained model's tokenizer (``text.tokenizer``).
+        tokenizer: of the trained model.
     """
     with config_context("data"):
         counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
-from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.artifacts.score_settings import softmax_scores
 from regionclip_jax.assembly.optimization import build_mesh, build_schedule
 from regionclip_jax.assembly.training import EXAMPLES, Materials, Training
 from regionclip_jax.models.towers import CLIPConfig
@@ -38,6 +38,7 @@ from regionclip_jax.sharding.global_arrays import (
 )
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 from regionclip_jax.steps.train_state import TrainState
+from regionclip_jax.text.tokenizer import TokenizerSource
 from regionclip_jax.training import loop
 from regionclip_jax.training.checkpointing import TrainingCheckpoints
 from regionclip_jax.training.metrics import MetricAccumulator
@@ -111,12 +112,19 @@ def run(training: Training, workdir: Path) -> Path:
     return model
 
 
-def as_clip(architecture: CLIPConfig) -> Callable[[Path, dict, dict], None]:
-    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one."""
+def as_clip(
+    architecture: CLIPConfig, tokenizer: TokenizerSource | None = None
+) -> Callable[[Path, dict, dict], None]:
+    """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one.
+
+    Args:
+        tokenizer: as in ``save_model``.
+    """
 
     def export(directory: Path, variables: dict, source: dict) -> None:
-        scores = default_scores(variables["params"], None)
-        save_model(directory, variables, ModelCard(architecture, source, scores=scores))
+        scores = softmax_scores(variables["params"], None)
+        card = ModelCard(architecture, source, scores=scores)
+        save_model(directory, variables, card, tokenizer)
 
     return export
 

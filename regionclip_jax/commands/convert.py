@@ -9,8 +9,9 @@
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
 also a .pkl of detectron2, or a model directory that a training wrote. No code from these files is
 run. Unused tensors are listed; mismatches are refused. Heads, activation and preprocessing are read
-from config.json (Hugging Face) or open_clip_config.json beside the source. A ViT without one needs
---preset or --activation; OpenAI's archives and RegionCLIP's files do not.
+from config.json (Hugging Face) or open_clip_config.json beside the source, the vocabulary of a
+SigLIP from tokenizer.json or spiece.model there. A ViT without a configuration needs --preset or
+--activation; OpenAI's archives and RegionCLIP's files do not.
 """
 
 import argparse
@@ -60,6 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="activation of such a file, if the presets of its shapes agree on the rest",
     )
     parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="tokenizer.json or spiece.model of a SigLIP, if it is not beside the source",
+    )
+    parser.add_argument(
         "--localizer",
         metavar="FILE",
         help="checkpoint with a proposal generator and its backbone, or a model directory with a "
@@ -88,6 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     choice = Choice(options.preset, options.activation)
     if options.source is None and choice.flag is not None:
         parser.error("--preset and --activation need --source")
+    if options.source is None and options.tokenizer is not None:
+        parser.error("--tokenizer needs --source")
     log_own_progress()
     start_devices()  # the self-check needs them
     if options.source is not None:
@@ -97,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             tower=options.tower,
             text_from=options.text_from,
             choice=choice,
+            tokenizer=options.tokenizer,
         )
         print(conversion.summary())
         print(f"self-check: {self_check.write(options.output)}")

@@ -20,7 +20,7 @@ from regionclip_jax.models.towers import CLIPConfig, TextTowerConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
 from regionclip_jax.text.clip_tokenizer import MIN_LENGTH
-from regionclip_jax.text.tokenizer import tokenizer_named
+from regionclip_jax.text.tokenizer import TokenizerSource
 from regionclip_jax.untrusted import short
 
 _REMEDY = "give a whole checkpoint of one model"
@@ -90,17 +90,25 @@ def infer_text(tensors: dict[str, np.ndarray], file_name: str) -> TextConfig:
     )
 
 
-def require_tokenizer(text: TextTowerConfig, path: Path, name: str | None) -> None:
+def require_tokenizer(
+    text: TextTowerConfig, path: Path, name: str | None, source: TokenizerSource | None = None
+) -> None:
     """Refuse a text tower whose token ids the package cannot make.
 
     Args:
         name: of the tower's tokenizer, if it is known.
+        source: the tokenizer, if it reads a file.
 
     Raises:
         CheckpointMismatch: a vocabulary of another size than the tokenizer's, or too few positions.
     """
-    num_ids = tokenizer_named(text.tokenizer).vocab_size
+    num_ids = (source or TokenizerSource(text.tokenizer)).load().vocab_size
     num_rows = getattr(text, "vocab_size", num_ids)
+    if num_rows != num_ids and source is not None and source.file is not None:
+        raise CheckpointMismatch(
+            f"{source.file}: expected the {num_rows} token ids of the embedding in {path}, found "
+            f"a vocabulary of {num_ids}; give the file of the model's own page"
+        )
     if num_rows != num_ids:
         raise CheckpointMismatch(
             f"{path}: expected an embedding of the {num_ids} token ids of CLIP's tokenizer, found "

@@ -19,11 +19,11 @@ class Tower(NamedTuple):
 
     Attributes:
         fields: of the tower's config; those that the config lacks are not used.
-        mlp_width: hidden channels of the blocks.
+        mlp_width: hidden channels of the blocks; None: not stated.
     """
 
     fields: dict[str, Any]
-    mlp_width: int
+    mlp_width: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Configuration:
         for key in _SIZES:
             if key in numbers:
                 self._require(f"{name} tower: {key}", numbers[key], getattr(tower, key))
-        if "eps" in fields:  # a transformer
+        if "eps" in fields and stated.mlp_width is not None:  # a transformer
             what = f"{name} tower: hidden channels of the MLP"
             self._require(what, stated.mlp_width, tower.mlp_width or 4 * tower.width)
         return dataclasses.replace(tower, **numbers)

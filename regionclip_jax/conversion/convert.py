@@ -32,6 +32,7 @@ from regionclip_jax.artifacts.model_card import (
     require_heads,
 )
 from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.artifacts.tokenizer_file import choose_tokenizer
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion import (
@@ -41,6 +42,8 @@ from regionclip_jax.conversion import (
     huggingface_keys,
     localizer_keys,
     regionclip_keys,
+    siglip_configuration,
+    siglip_keys,
 )
 from regionclip_jax.conversion.architecture import (
     infer_config,
@@ -73,6 +76,9 @@ class CheckpointFamily(NamedTuple):
         infer_config: (renamed tensors, file name) -> architecture.
         origin: (path of a parameter, number of dimensions) -> its source tensor.
         configured: configuration files beside a checkpoint complete its config.
+        complete: (config, checkpoint, tensors by the file's own names, choice) -> the config
+            completed by files beside the checkpoint or by the choice; of a family that reads its
+            own kind of files.
     """
 
     recognizes: Callable[[dict[str, np.ndarray]], bool]
@@ -80,6 +86,7 @@ class CheckpointFamily(NamedTuple):
     infer_config: Callable[[dict[str, np.ndarray], str], CLIPConfig]
     origin: Callable[[str, int], Origin]
     configured: bool = False
+    complete: Callable[[CLIPConfig, Path, dict[str, np.ndarray], Choice], Completed] | None = None
 
 
 def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
@@ -91,6 +98,13 @@ def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
 
 # The first family that recognizes a file converts it; CLIP's refuses with a message.
 FAMILIES: list[CheckpointFamily] = [
+    CheckpointFamily(
+        siglip_keys.is_siglip,
+        siglip_keys.rename,
+        siglip_keys.infer_config,
+        siglip_keys.origin,
+        complete=siglip_configuration.complete,
+    ),
     CheckpointFamily(
         eva_keys.is_original, eva_keys.rename, eva_keys.infer_original, eva_keys.origin, True
     ),
@@ -134,6 +148,7 @@ def convert_checkpoint(
     tower: str = "student",
     text_from: str | Path | None = None,
     choice: Choice = NO_CHOICE,
+    tokenizer: str | Path | None = None,
 ) -> Conversion:
     """Convert a CLIP or RegionCLIP checkpoint to the model directory ``output``.
 
@@ -147,11 +162,12 @@ def convert_checkpoint(
         tower: ``"student"`` or ``"teacher"`` of a file with both.
         text_from: another checkpoint file (any of these kinds), the source of the text tower.
         choice: preset or activation of files that leave them open.
+        tokenizer: vocabulary file of a SigLIP; None: the one beside the checkpoint.
 
     Raises:
         CheckpointMismatch: the file is not a checkpoint, lacks tensors, has tensors of other
-            shapes or another tokenizer than CLIP's, or its configuration is missing or another's;
-            or a choice is missing, does not fit, or nothing is open.
+            shapes or an unknown tokenizer, or its configuration or vocabulary is missing or
+            another's; or a choice is missing, does not fit, or nothing is open.
     """
     source = Path(source)
     tensors = _read_model(source)
@@ -173,7 +189,9 @@ def convert_checkpoint(
         notes += [f"the text tower is that of {text_from.name}"]
     config = family.infer_config(renamed, source.name)
     both = text_from is None
-    if family.configured:
+    if family.complete is not None:
+        completed = [family.complete(config, source, tensors, choice)]
+    elif family.configured:
         completed = [complete_config(config, source, tensors, choice, image=True, text=both)]
         if text_from is not None:
             config = completed[0].config
@@ -190,10 +208,14 @@ def convert_checkpoint(
             f"{source}: expected no {choice.flag}, as the numbers are stated by a configuration "
             "beside it or are those of OpenAI's archives and of RegionCLIP; leave it out"
         )
-    config, tokenizer = completed[-1].config, completed[-1].tokenizer
+    config, tokenizer_name = completed[-1].config, completed[-1].tokenizer
     notes += [note for part in completed for note in part.notes]
     require_heads(config, str(source), "give the configuration file of this checkpoint")
-    require_tokenizer(config.text, text_from or source, tokenizer)
+    chosen = choose_tokenizer(config.text, text_from or source, tokenizer and Path(tokenizer))
+    config = dataclasses.replace(
+        config, text=dataclasses.replace(config.text, tokenizer=chosen.name)
+    )
+    require_tokenizer(config.text, text_from or source, tokenizer_name, chosen)
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
@@ -224,7 +246,7 @@ def convert_checkpoint(
         notes.append(
             f"a detector: {heads_card.label} taken; its localizer is for --localizer {source.name}"
         )
-    model_checkpoint.save_model(output, variables, card)
+    model_checkpoint.save_model(output, variables, card, chosen)
     # Heads of an earlier model in this directory do not fit this one.
     remove_heads(output)
     if heads is not None:

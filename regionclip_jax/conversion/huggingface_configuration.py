@@ -60,11 +60,11 @@ def read(content: JsonObject) -> Configuration:
         for name, defaults in (("vision_config", _IMAGE), ("text_config", _TEXT))
     )
     text.choice("eos_token_id", _END_TOKENS)
-    image_fields = _fields(image) | {
+    image_fields = tower_fields(image) | {
         "patch_size": image.count("patch_size"),
         "position_resize": "bicubic",
     }
-    text_fields = _fields(text) | {
+    text_fields = tower_fields(text) | {
         "vocab_size": text.count("vocab_size"),
         "context_length": text.count("max_position_embeddings"),
     }
@@ -76,7 +76,7 @@ def read(content: JsonObject) -> Configuration:
         Tower(text_fields, text.count("intermediate_size")),
         content.count("projection_dim"),
         image.count("image_size"),
-        _read_preprocessing(content.path.parent, image.count("image_size")),
+        read_preprocessing(content.path.parent, Preprocessing(image.count("image_size"))),
         JsonObject.read(tokenizer).values.get("tokenizer_class") if tokenizer.is_file() else None,
     )
 
@@ -88,7 +88,8 @@ def _tower_part(content: JsonObject, name: str, defaults: dict) -> JsonObject:
     return part
 
 
-def _fields(tower: JsonObject) -> dict:
+def tower_fields(tower: JsonObject) -> dict:
+    """Return the fields of a tower's blocks."""
     return {
         "activation": tower.choice("hidden_act", _ACTIVATIONS),
         "eps": tower.number("layer_norm_eps"),
@@ -98,7 +99,15 @@ def _fields(tower: JsonObject) -> dict:
     }
 
 
-def _read_preprocessing(folder: Path, resolution: int) -> Preprocessing:
+def read_preprocessing(folder: Path, default: Preprocessing) -> Preprocessing:
+    """Read the preprocessor's file.
+
+    Args:
+        default: mean and standard deviation of a file that states none, and the resolution.
+
+    Raises:
+        CheckpointMismatch: no such file, or a step without use here.
+    """
     path = next((folder / name for name in _PREPROCESSORS if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointMismatch(
@@ -114,9 +123,8 @@ def _read_preprocessing(folder: Path, resolution: int) -> Preprocessing:
         content.choice(key, {True: None, False: None})
     if not content.values["do_rescale"] or abs(content.number("rescale_factor") * 255 - 1) > 1e-3:
         content.refuse("rescale_factor", "1/255, with do_rescale", "no other is supported")
-    clip = Preprocessing(resolution)
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if content.values["do_normalize"]:
-        mean = content.colour("image_mean", clip.mean)
-        std = content.colour("image_std", clip.std)
-    return Preprocessing(resolution, mean, std, content.choice("resample", _RESIZE))
+        mean = content.colour("image_mean", default.mean)
+        std = content.colour("image_std", default.std)
+    return Preprocessing(default.resolution, mean, std, content.choice("resample", _RESIZE))

@@ -74,7 +74,7 @@ def read(content: JsonObject) -> Configuration:
         Tower(text_fields, _mlp_width(text)),
         model.count("embed_dim"),
         resolution,
-        _preprocessing(content, resolution),
+        read_preprocessing(content, resolution),
         text.values.get("hf_tokenizer_name"),
     )
 
@@ -132,7 +132,8 @@ def _mlp_width(tower: JsonObject) -> int:
     return int(tower.count("width") * tower.number("mlp_ratio"))
 
 
-def _preprocessing(content: JsonObject, resolution: int) -> Preprocessing:
+def read_preprocessing(content: JsonObject, resolution: int) -> Preprocessing:
+    """Read ``preprocess_cfg``; a missing key has open_clip's default, which is CLIP's."""
     clip = Preprocessing(resolution)
     stated = content.part("preprocess_cfg", {"interpolation": "bicubic"})
     return Preprocessing(

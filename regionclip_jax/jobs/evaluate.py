@@ -20,6 +20,7 @@ from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, load_l
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
 from regionclip_jax.artifacts.score_settings import complete_scores
+from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
 from regionclip_jax.artifacts.vocabulary import Vocabulary, describe_encoder, require_matching
 from regionclip_jax.assembly import concept_pool
 from regionclip_jax.assembly.models import (
@@ -65,6 +66,7 @@ from regionclip_jax.sharding.global_arrays import (
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction
 from regionclip_jax.structures import DetectionBatch
 from regionclip_jax.text.names import tokenized_text
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 _GROUND_TRUTH, _LOCALIZER = "ground_truth", "localizer"
 
@@ -289,6 +291,7 @@ class _Detector(NamedTuple):
     saw: dict[str, str]
     # Updates of its training.
     step: int
+    tokenizer: TokenizerSource
 
 
 def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detector:
@@ -317,6 +320,7 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
         classes=heads_card.source.get("classes") if heads_card else None,
         saw=saw,
         step=card.source.get("step", 0),
+        tokenizer=tokenizer_of(directory, card.architecture.text),
     )
 
 
@@ -348,7 +352,9 @@ def _vocabulary(
     """Return the class embeddings in the order of the names."""
     model, variables = detector.model, detector.variables.clip
     if not settings.vocabulary:
-        return concept_pool.cached_vocabulary(path, model, variables, names, settings.templates)
+        return concept_pool.cached_vocabulary(
+            path, model, variables, names, settings.templates, detector.tokenizer
+        )
     given = Vocabulary.load(settings.vocabulary)
     require_matching(given, describe_encoder(model.config, variables["params"]))
     rows = {tokenized_text(name): row for row, name in enumerate(given.names)}

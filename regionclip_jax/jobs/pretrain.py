@@ -16,7 +16,7 @@ from regionclip_jax.artifacts.model_checkpoint import (
     save_model,
     variables_hash,
 )
-from regionclip_jax.artifacts.score_settings import default_scores
+from regionclip_jax.artifacts.score_settings import softmax_scores
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
 from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
 from regionclip_jax.assembly import concept_pool, training_run
@@ -26,6 +26,7 @@ from regionclip_jax.assembly.models import (
     cast_matrices,
     initial_variables,
     log_dtype,
+    tokenizer_source,
     without_text_tower,
 )
 from regionclip_jax.assembly.optimization import (
@@ -150,17 +151,20 @@ def _open(
     text_tower = text_tower_hash(start["params"])
 
     how = (names, settings.concepts.templates)
+    tokenizer = tokenizer_source(settings.student)
 
     def pool_of_student(workdir: Path) -> Vocabulary:
-        return concept_pool.cached_vocabulary(workdir / VOCABULARY_NAME, student, start, *how)
+        path = workdir / VOCABULARY_NAME
+        return concept_pool.cached_vocabulary(path, student, start, *how, tokenizer)
 
     def frozen(workdir: Path) -> Frozen:
         """Return the frozen parts; the text towers are frozen, so both pools are constant."""
         teacher_pool = student_pool = pool_of_student(workdir)
         if text_tower != text_tower_hash(teacher_variables["params"]):
             teacher_pool = concept_pool.cached_vocabulary(
-                workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how
-            )
+                workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how,
+                tokenizer_source(settings.teacher),
+            )  # fmt: skip
         return Frozen(
             teacher=without_text_tower(teacher_variables, teacher.dtype),
             teacher_concepts=teacher_pool.embeddings,
@@ -172,11 +176,12 @@ def _open(
         if localizer is not None:
             save_localizer(directory, localizer, card)
         concept_pool.export(pool_of_student(directory.parent), directory)
-        own = default_scores(variables["params"], card and card.architecture)
+        own = softmax_scores(variables["params"], card and card.architecture)
         # The regions of the training were classified at this temperature.
         detection = dataclasses.replace(own.detection, temperature=settings.regions.temperature)
         scores = dataclasses.replace(own, detection=detection)
-        save_model(directory, variables, ModelCard(student.config, source, scores=scores))
+        student_card = ModelCard(student.config, source, scores=scores)
+        save_model(directory, variables, student_card, tokenizer)
 
     return Materials(
         contents={
@@ -191,7 +196,7 @@ def _open(
         batches=lambda first: stream_batches(
             settings.data,
             source,
-            tokenizer=student.config.text.tokenizer,
+            tokenizer=tokenizer,
             batch_size=settings.run.batch_size,
             seed=settings.run.seed,
             start_record=first,

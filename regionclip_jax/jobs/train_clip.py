@@ -7,7 +7,13 @@ import jax.numpy as jnp
 
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables
 from regionclip_jax.assembly import training_run
-from regionclip_jax.assembly.models import build_model, clip_config, initial_variables, log_dtype
+from regionclip_jax.assembly.models import (
+    build_model,
+    clip_config,
+    initial_variables,
+    log_dtype,
+    tokenizer_source,
+)
 from regionclip_jax.assembly.optimization import build_optimizer, build_state, image_text_loss_on
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
@@ -46,7 +52,7 @@ def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Traini
 
 def _open(settings: TrainClipSettings) -> Materials:
     source = build_image_text_source(settings.data)
-    architecture = clip_config(settings.model)
+    architecture, tokenizer = clip_config(settings.model), tokenizer_source(settings.model)
     return Materials(
         contents=content_facts(source),
         variables=lambda: initial_variables(settings.model, settings.run.seed),
@@ -54,10 +60,10 @@ def _open(settings: TrainClipSettings) -> Materials:
         batches=lambda start: stream_batches(
             settings.data,
             source,
-            tokenizer=architecture.text.tokenizer,
+            tokenizer=tokenizer,
             batch_size=settings.run.batch_size,
             seed=settings.run.seed,
             start_record=start,
         ),
-        export=training_run.as_clip(architecture),
+        export=training_run.as_clip(architecture, tokenizer),
     )

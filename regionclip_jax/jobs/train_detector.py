@@ -31,6 +31,7 @@ from regionclip_jax.assembly.models import (
     initial_variables,
     log_dtype,
     require_detector_fits,
+    tokenizer_source,
 )
 from regionclip_jax.assembly.optimization import build_optimizer, build_state_beside_text
 from regionclip_jax.assembly.training import (
@@ -154,7 +155,7 @@ def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> M
         save_heads(directory, parts, HeadsCard(heads, {**source, "classes": list(names)}))
         concept_pool.export(vocabulary(directory.parent), directory)
         card = ModelCard(model.config, source, scores=_exported_scores(settings))
-        save_model(directory, clip_part(variables), card)
+        save_model(directory, clip_part(variables), card, tokenizer_source(settings.model))
 
     return Materials(
         contents={
@@ -211,8 +212,9 @@ def _class_embeddings(
     detector = settings.detector
     if not detector.vocabulary:
         return concept_pool.cached_vocabulary(
-            workdir / VOCABULARY_NAME, model, start, names, detector.templates
-        )
+            workdir / VOCABULARY_NAME, model, start, names, detector.templates,
+            tokenizer_source(settings.model),
+        )  # fmt: skip
     given = Vocabulary.load(detector.vocabulary)
     require_matching(given, describe_encoder(model.config, start["params"]))
     there, here = ([tokenized_text(name) for name in some] for some in (given.names, names))

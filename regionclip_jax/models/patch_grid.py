@@ -76,8 +76,20 @@ def resized_positions(
     if cells is None and (height, width) == (side, side):
         return table[None]
     channels = table.shape[1]
-    grid = table[1:].reshape(side, side, channels)
-    shape = (height, width, channels)
+    rows = resized_grid(table[1:].reshape(side, side, channels), height, width, cells, rule)
+    first = jnp.broadcast_to(table[:1], (len(rows), 1, channels))
+    return jnp.concatenate([first, rows], 1)
+
+
+def resized_grid(
+    grid: Float[Array, "n n channels"],
+    height: int,
+    width: int,
+    cells: Int[Array, "B 2"] | None,
+    rule: PositionResize,
+) -> Float[Array, "#B T channels"]:
+    """Resize the positional embeddings of patches alone, as ``resized_positions``."""
+    shape = (height, width, grid.shape[2])
     method, antialias = _RESIZING[rule]
     if cells is None:
         rows = jax.image.resize(grid, shape, method, antialias)[None]
@@ -89,7 +101,5 @@ def resized_positions(
             )
 
         # A masked row has no patches.
-        rows = jax.vmap(spread)(jnp.maximum(cells, 1) / side)
-    rows = rows.reshape(-1, height * width, channels)
-    first = jnp.broadcast_to(table[:1], (len(rows), 1, channels))
-    return jnp.concatenate([first, rows], 1)
+        rows = jax.vmap(spread)(jnp.maximum(cells, 1) / grid.shape[0])
+    return rows.reshape(-1, height * width, grid.shape[2])

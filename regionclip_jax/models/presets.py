@@ -12,6 +12,7 @@ from regionclip_jax.models.eva_transformer import EVAConfig
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
 from regionclip_jax.models.open_clip_presets import OPEN_CLIP_VITS
+from regionclip_jax.models.siglip_presets import SIGLIP_PRESETS
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
@@ -71,6 +72,7 @@ PRESETS: dict[str, CLIPConfig] = {
     "EVA02-B-16": _eva(16, 12, 768, 224, text_width=512),
     "EVA02-L-14": _eva(14, 24, 1024, 224, text_width=768),
     "EVA02-L-14-336": _eva(14, 24, 1024, 336, text_width=768),
+    **SIGLIP_PRESETS,
     "tiny": _clip(_resnet((1, 1, 1, 1), 16), 224, 64, _text(128, layers=2)),
     "scenes": _clip(_resnet((1, 1, 1, 1), 16), 96, 64, _NARROW_TEXT),
     # For real images on two CPU cores.

@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from regionclip_jax.models.eva_transformer import EVAConfig, EVATransformer
 from regionclip_jax.models.modified_resnet import ModifiedResNet, ResNetConfig
+from regionclip_jax.models.siglip_image import SigLIPImageConfig, SigLIPImageTower
+from regionclip_jax.models.siglip_text import SigLIPTextConfig, SigLIPTextTower
 from regionclip_jax.models.text_transformer import TextConfig, TextTransformer
 from regionclip_jax.models.vision_transformer import VisionTransformer, ViTConfig
 from regionclip_jax.structures import ImageFeatures, Preprocessing
@@ -86,8 +88,12 @@ IMAGE_TOWERS: dict[str, Family] = {
     "resnet": Family(ResNetConfig, ModifiedResNet),
     "vit": Family(ViTConfig, VisionTransformer),
     "eva": Family(EVAConfig, EVATransformer),
+    "siglip": Family(SigLIPImageConfig, SigLIPImageTower),
 }
-TEXT_TOWERS: dict[str, Family] = {"clip": Family(TextConfig, TextTransformer)}
+TEXT_TOWERS: dict[str, Family] = {
+    "clip": Family(TextConfig, TextTransformer),
+    "siglip": Family(SigLIPTextConfig, SigLIPTextTower),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ def _numbers(settings) -> dict:
         }
     return {
         "temperature": _number(settings.temperature),
+        "score_bias": _number(settings.score_bias),
         "score_threshold": _number(settings.score_threshold),
         "nms": settings.nms,
     }

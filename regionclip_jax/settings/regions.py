@@ -26,6 +26,7 @@ Templates = Literal["clip", "plain"]
 NmsMethod = Literal["hard", "gaussian", "linear"]
 EmbedFrom = Literal["features", "crops"]
 Objectness = Literal["reference", "sigmoid", "none"]
+ScoreActivation = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +200,7 @@ class DetectionSettings(Section):
     None as in ``ProposalSettings``.
     """
 
-    # Temperature of the softmax over classes. None: the model's own.
+    # Divisor of the cosines of regions and classes. None: the model's own.
     temperature: Temperature | None = 0.01
     # Embed regions from the "features" of the image (RegionCLIP) or from "crops" of its pixels
     # (plain CLIP on each region, paper figure 1). None: the model's own.
@@ -217,6 +218,11 @@ class DetectionSettings(Section):
     # Report probabilities without objectness, which still ranks (the reference's VIS; hard NMS).
     # None: the model's own.
     report_probabilities: bool | None = False
+    # Probabilities from cosines: "softmax" over the classes and the background, or "sigmoid" of
+    # each class alone, as SigLIP was trained. None: the model's own.
+    score_activation: ScoreActivation | None = "softmax"
+    # Summand of the cosines over the temperature; only a sigmoid depends on it. None: the model's.
+    score_bias: Score | None = 0.0
     # Regions of each image that pass layer4 at once; None for all.
     regions_per_chunk: Count | None = may_change(None)
     # Implementation of RoIAlign: ops.roi_align.

@@ -26,7 +26,7 @@ def _output_channels(rank: int) -> PartitionSpec:
 # parameter at its end.
 RULES: tuple[tuple[str, PartitionSpec | Callable[[int], PartitionSpec]], ...] = (
     # One vector or number per module: batch norm, layer norm, biases, the logit scale.
-    (r"(^|/)(scale|bias|mean|var|logit_scale|logit_bias|class_embedding)$", PartitionSpec()),
+    (r"(^|/)(scale|bias|mean|var|logit_scale|logit_bias|class_embedding|probe)$", PartitionSpec()),
     (r"/token_embedding$", PartitionSpec(FSDP_AXIS, None)),
     # Embeddings of a concept pool or of classes: every region needs all of them.
     (r"_(concepts|embeddings)$", PartitionSpec()),

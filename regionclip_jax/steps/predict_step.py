@@ -3,7 +3,7 @@
 Source: paper sections 3.4 and 4.2; docs/reference/detection.md,
 docs/reference/evaluation.md#zero-shot-evaluation. Regions of each image, given or proposed -> an
 embedding of each -> softmax over the classes' cosines and the zero background logit, all over the
-temperature -> the best pairs of box and class.
+temperature (models of SigLIP's family: a sigmoid of each class) -> the best pairs of box and class.
 
 A region is embedded from "features" or from "crops". Features are cropped from the map of the whole
 image (RegionCLIP). Crops of the pixels pass the whole tower (plain CLIP, paper figure 1).
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from regionclip_jax.models.clip import CLIP, encode_crops, encode_region_maps, encode_regions
-from regionclip_jax.models.concept_classifier import class_probabilities
+from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.detector_heads import MaskHead, regress_boxes
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
@@ -134,8 +134,8 @@ def predict_regions(
     boxes = regions.boxes
     if variables.box_head is not None:
         boxes = regress_boxes(variables.box_head, embeddings, boxes)
-    probabilities = class_probabilities(
-        embeddings, variables.class_embeddings, settings.temperature, variables.class_mask
+    probabilities = score_classes(
+        embeddings, variables.class_embeddings, settings, variables.class_mask
     )
     scores, has_scores = fuse_objectness(probabilities, regions.scores, settings.objectness)
     detections = select_detections(

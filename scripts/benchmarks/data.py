@@ -23,6 +23,7 @@ from regionclip_jax.data.loading.examples import Shard
 from regionclip_jax.data.loading.pipeline import image_text_batches
 from regionclip_jax.data.prepare.read_speed import measure_reading
 from regionclip_jax.settings import CaptionDataSettings
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 # (height, width) of the synthetic images: COCO's most common sizes.
 _SIZES = ((480, 640), (480, 640), (480, 640), (640, 480), (427, 640))
@@ -91,7 +92,13 @@ def _stream(args, source, num_threads: int, num_workers: int):
     buckets = assign_buckets(settings, source)
     shard = Shard(args.batch, 0, 1)
     return image_text_batches(
-        source, settings, shard, tokenizer="clip", seed=0, start_record=0, buckets=buckets
+        source,
+        settings,
+        shard,
+        tokenizer=TokenizerSource("clip"),
+        seed=0,
+        start_record=0,
+        buckets=buckets,
     )
 
 

@@ -43,6 +43,7 @@ from regionclip_jax.data.sources.image_files import image_size
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.settings import UserError
 from regionclip_jax.text.names import read_names
+from regionclip_jax.text.siglip_tokenizer import read_vocabulary
 
 # A reader that works needs a fraction of these; a hostile file makes it need more than any limit.
 # Seconds of a loaded machine; one that computes all the time ends after _CPU_SECONDS.
@@ -127,6 +128,7 @@ READERS: dict[str, Reader] = {
     "vocabulary": Reader(Vocabulary.load, "file.npz", hostile_checkpoints.VOCABULARIES),
     "names .txt": Reader(read_names, "names.txt", hostile_checkpoints.NAMES, _FUNCTION),
     "names .json": Reader(read_names, "names.json", hostile_checkpoints.NAMES, _FUNCTION),
+    "tokenizer": Reader(read_vocabulary, "tokenizer.json", hostile_checkpoints.TOKENIZERS),
     "model directory": Reader(load_model, "model", hostile_checkpoints.DIRECTORIES),
     "image": Reader(read_any_image, "image.jpg", hostile_data.IMAGE_FILES, _IMAGE),
     "image size": Reader(image_size, "image.png", hostile_data.IMAGE_FILES, _IMAGE),

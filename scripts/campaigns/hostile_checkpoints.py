@@ -335,6 +335,48 @@ NAMES: dict[str, Maker] = {
 }
 
 
+def _tokenizer(**changes: object) -> Maker:
+    """Return a maker of a ``tokenizer.json`` of four pieces with other values of its keys."""
+    vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2, "a": 3}
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>"}
+    content = {"version": "1.0", "added_tokens": [], "normalizer": None, "model": model} | changes
+    return _bytes(lambda: json.dumps(content).encode())
+
+
+TOKENIZERS: dict[str, Maker] = {
+    "JSON 100,000 deep": _bytes(lambda: b'{"model":' * _DEEP + b"1" + b"}" * _DEEP),
+    "JSON of another type": _bytes(lambda: b'{"model": [1]}'),
+    "JSON of 72 MB": _bytes(lambda: b'{"model": "' + b"x" * (72 * _MEGABYTE) + b'"}'),
+    "a key twice": _bytes(lambda: b'{"model": {}, "model": {}}'),
+    "a slow expression": _tokenizer(
+        pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed"}
+    ),
+    "an unknown step": _tokenizer(normalizer={"type": "Exec", "content": "id"}),
+    "steps of another type": _tokenizer(normalizer={"type": "Sequence", "normalizers": [1, [2]]}),
+    "a damaged table": _tokenizer(
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "//////////8="}
+    ),
+    "ids of 2^31": _tokenizer(
+        model={"type": "BPE", "vocab": {"<pad>": 0, "<eos>": 1, "a": 2**31}, "merges": []}
+    ),
+    "negative ids": _tokenizer(
+        model={"type": "BPE", "vocab": {"<pad>": -1, "<eos>": 1}, "merges": []}
+    ),
+    "merges of no pieces": _tokenizer(
+        model={"type": "BPE", "vocab": {"<pad>": 0, "<eos>": 1}, "merges": [["x", "y"]]}
+    ),
+    "unigrams without scores": _tokenizer(
+        model={"type": "Unigram", "vocab": [["<pad>", "x"]], "unk_id": 7}
+    ),
+    "a pickle": _bytes(lambda: PICKLES["code"]),
+    "not UTF-8": _bytes(lambda: b'{"model": "\xff\xfe"}'),
+    "protobuf of lengths": _bytes(lambda: b"\x0a\xff\xff\xff\xff\x0f" * 100),
+    "empty": _bytes(lambda: b""),
+    "a pipe": fifo,
+    "a folder": lambda path: path.mkdir(),
+}
+
+
 # Model directories
 
 

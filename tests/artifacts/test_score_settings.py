@@ -23,6 +23,8 @@ STATED = ScoreSettings(
     ProposalSettings(20, 50, 0.7),
     DetectionSettings(
         temperature=0.07,
+        score_activation="sigmoid",
+        score_bias=-3.5,
         embed_from="crops",
         objectness="none",
         score_threshold=0.02,
@@ -63,6 +65,18 @@ def test_a_card_without_scores_has_the_learned_temperature_and_probabilities():
     assert scores == ScoreSettings(ProposalSettings(1000, 1000, 0.9), expected)
 
 
+def test_a_converted_model_with_a_bias_has_sigmoid_scores_with_it():
+    params = PARAMS | {"logit_bias": np.array(-12.5, np.float32)}
+    detection = default_scores(params, None).detection
+    assert (detection.score_activation, detection.score_bias) == ("sigmoid", -12.5)
+    assert detection.temperature == pytest.approx(0.0772, rel=1e-5)
+    without = default_scores(PARAMS, None).detection
+    assert (without.score_activation, without.score_bias) == ("softmax", 0.0)
+    # A card of a version without the choice was read with a softmax.
+    old = complete_scores(unstated(ScoreSettings), params, None).detection
+    assert old.score_activation == "softmax" and old.temperature == detection.temperature
+
+
 def test_the_candidates_of_a_localizer_depend_on_its_levels():
     pyramid, single = LOCALIZER_PRESETS["rn50_fpn"], LOCALIZER_PRESETS["rn50_c4"]
     assert default_scores(PARAMS, pyramid).proposals.pre_nms_topk == 1000
@@ -80,6 +94,8 @@ def test_the_candidates_of_a_localizer_depend_on_its_levels():
         ({"detection": {"temperature": "0.07"}}, r"detection\.temperature: found '0\.07'"),
         ({"detection": {"temperature": 0}}, r"detection\.temperature: found 0, which is none of"),
         ({"detection": {"temperature": math.nan}}, r"card\.json: .*NaN is no number of JSON"),
+        ({"detection": {"score_activation": "tanh"}}, r"score_activation: found 'tanh'"),
+        ({"detection": {"score_bias": -1e9}}, r"detection\.score_bias: found -1000000000"),
         ({"detection": {"objectness": "root"}}, r"detection\.objectness: found 'root'"),
         ({"detection": {"nms": {"method": True}}}, r"detection\.nms\.method: found True"),
         ({"detection": {"report_probabilities": 1}}, r"report_probabilities: found 1"),

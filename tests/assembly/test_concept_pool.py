@@ -28,7 +28,8 @@ def counted(monkeypatch):
     """Names embedded by each call of a mocked ``embed_names`` with new values in every call."""
     calls = []
 
-    def embed(model, variables, names, templates):
+    def embed(model, variables, names, templates, tokenizer):
+        assert tokenizer is None
         calls.append(tuple(names))
         return Vocabulary(
             tuple(names),
@@ -152,7 +153,8 @@ def test_calls_have_few_shapes_and_contain_every_name_once(monkeypatch):
     monkeypatch.setattr(concept_pool, "_TOKENS_PER_CALL_ON_CPUS", 256)
     monkeypatch.setattr(concept_pool, "_WIDTH_STEP_ON_CPUS", 16)
     names = [f"thing {n} " + "word " * (n % 7 * 10) for n in range(40)]
-    calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, PRESETS["RN50"].text))
+    text, tokenize = PRESETS["RN50"].text, tokenizer_named("clip")
+    calls = list(concept_pool._calls(names, concept_pool.PLAIN_TEMPLATES, text, tokenize))
     assert sorted(row for rows, _ in calls for row in rows) == list(range(40))
     assert {tokens.shape[1] for _, tokens in calls} <= {16, 32, 48, 64, 77}
     for rows, tokens in calls:
@@ -212,12 +214,14 @@ def test_two_names_never_share_an_embedding(clip, tmp_path, names, message):
 def test_a_name_that_is_cut_is_named(caplog):
     text = PRESETS["RN50"].text
     # 74 words, the full stop of the shortest prompt, start and end.
-    concept_pool.require_distinct(("cat", "word " * 74), "clip", text)
+    concept_pool.require_distinct(("cat", "word " * 74), "clip", text, tokenizer_named("clip"))
     assert "'word word" in caplog.text and "in 80 of 81 prompts" in caplog.text
     assert "1 of 2 names are longer than the 77 tokens" in caplog.text
     caplog.clear()
-    concept_pool.require_distinct(("cat", LONG, "word " * 60), "clip", text)
+    concept_pool.require_distinct(
+        ("cat", LONG, "word " * 60), "clip", text, tokenizer_named("clip")
+    )
     assert "in 81 of 81 prompts" in caplog.text and "1 of 3 names" in caplog.text
     caplog.clear()
-    concept_pool.require_distinct(("cat", "word " * 60), "clip", text)
+    concept_pool.require_distinct(("cat", "word " * 60), "clip", text, tokenizer_named("clip"))
     assert not caplog.text

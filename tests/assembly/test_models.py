@@ -158,3 +158,20 @@ def test_an_evaluation_uses_the_models_own_scores_where_it_states_none():
     assert (resolved.detection.objectness, resolved.detection.temperature) == ("reference", 0.07)
     # Given boxes have no objectness.
     assert with_own_scores(EvaluationSettings(), own).detection.objectness == "none"
+
+
+def test_a_model_with_sigmoids_has_its_own_temperature_unless_the_activation_is_stated():
+    sigmoid = DetectionSettings(0.007, score_activation="sigmoid", score_bias=-16.0)
+    own = ScoreSettings(ProposalSettings(), sigmoid)
+
+    def scored(**stated):
+        stated = DetectionSettings(**{"temperature": 0.01, "objectness": "none"} | stated)
+        found = with_own_scores(EvaluationSettings(detection=stated), own).detection
+        return found.temperature, found.score_activation, found.score_bias
+
+    assert scored(score_activation=None, score_bias=None) == (0.007, "sigmoid", -16.0)
+    assert scored(score_activation="sigmoid", score_bias=None) == (0.01, "sigmoid", -16.0)
+    assert scored() == (0.01, "softmax", 0.0)
+    softmax = dataclasses.replace(sigmoid, score_activation="softmax", score_bias=0.0)
+    own = ScoreSettings(ProposalSettings(), softmax)
+    assert scored(score_activation=None, score_bias=None) == (0.01, "softmax", 0.0)

@@ -18,6 +18,7 @@ from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.records import ImageTextRecord
 from regionclip_jax.data.sources.skipped import TooManySkipped
 from regionclip_jax.settings import ConfigError
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 
 @pytest.mark.parametrize("path", ["", "nowhere"])
@@ -92,7 +93,7 @@ def stream(section, start_record=0, batch_size=8, seed=0):
     return stream_batches(
         section,
         source,
-        tokenizer="clip",
+        tokenizer=TokenizerSource("clip"),
         batch_size=batch_size,
         seed=seed,
         start_record=start_record,

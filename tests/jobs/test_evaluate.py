@@ -1,6 +1,8 @@
 import dataclasses
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from PIL import Image
 from answers import answers
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import load_card
 from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.assembly.sources import build_boxes_source
 from regionclip_jax.assembly.streams import DetectionPass
+from regionclip_jax.conversion.convert import convert_checkpoint
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
@@ -33,6 +37,7 @@ from regionclip_jax.settings import (
 from regionclip_jax.text.categories import COCO_BASE_48, COCO_NOVEL_17
 
 SIDE = 64
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def score(section, choose=lambda batch: batch.classes, predict=None):
@@ -491,3 +496,30 @@ def test_an_invalid_annotation_file_is_refused_before_the_first_image(
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"evaluation\.path: .* found 77, which is not listed"):
         evaluate_student(config, section)
+
+
+def test_a_siglip_is_evaluated_with_its_vocabulary_and_by_sigmoids(
+    config, evaluate_student, tmp_path
+):
+    published = tmp_path / "published"
+    published.mkdir()
+    configurations = json.loads((GOLDEN / "siglip_configurations.json").read_text())
+    for name, content in configurations["huggingface"].items():
+        (published / name).write_text(json.dumps(content))
+    convert_checkpoint(
+        shutil.copy(GOLDEN / "siglip_huggingface.safetensors", published / "model.safetensors"),
+        tmp_path / "siglip",
+        tokenizer=GOLDEN / "siglip2_tokenizer.json",
+    )
+    # As in the recipes: a temperature for a softmax.
+    detection = dataclasses.replace(
+        config.evaluation.detection, temperature=0.01, score_activation=None, score_bias=None
+    )
+    section = dataclasses.replace(config.evaluation, detection=detection)
+    models = {"student": tmp_path / "siglip"}
+    evaluation = evaluate_student(dataclasses.replace(config, models=models), section)
+    own = load_card(tmp_path / "siglip").scores.detection
+    stated = evaluation.scores["detection"]
+    assert stated["score_activation"] == own.score_activation == "sigmoid"
+    assert stated["temperature"] == own.temperature and stated["score_bias"] == own.score_bias < -2
+    assert evaluation.results and evaluation.metrics["AP50_all"] >= 0

@@ -132,7 +132,8 @@ def quick_pools(monkeypatch):
     """Arguments of the requested pools by file name, where the pools are arrays of ones."""
     requested = {}
 
-    def pool(path, model, variables, names, templates):
+    def pool(path, model, variables, names, templates, tokenizer):
+        assert tokenizer == ("clip", None)
         requested[path.name] = (model.config, tuple(names), templates)
         encoder = {"parameters_sha256": text_tower_hash(variables["params"])}
         rows = np.ones((len(names), model.config.embed_dim), np.float32)
@@ -187,7 +188,7 @@ def test_the_seed_of_the_run_determines_weights_regions_and_sampling_order(
         seen["regions"] = seed
 
     def stream(section, source, *, tokenizer, batch_size, seed, start_record):
-        assert tokenizer == "clip"
+        assert tokenizer == ("clip", None)
         seen["order"] = (seed, batch_size, start_record)
 
     monkeypatch.setattr(pretrain, "initial_variables", weights)

@@ -76,7 +76,7 @@ def test_the_seed_of_the_run_determines_the_weights_and_the_sampling_order(
         seen["weights"] = seed
 
     def stream(section, source, *, tokenizer, batch_size, seed, start_record):
-        assert tokenizer == "clip"
+        assert tokenizer == ("clip", None)
         seen["order"] = (seed, batch_size, start_record)
 
     monkeypatch.setattr(train_clip, "initial_variables", weights)

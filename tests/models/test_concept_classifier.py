@@ -1,10 +1,17 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regionclip_jax.models.concept_classifier import class_probabilities, concept_logits
+from regionclip_jax.models.concept_classifier import (
+    class_probabilities,
+    concept_logits,
+    score_classes,
+)
+from regionclip_jax.settings import DetectionSettings
 
 
 def cosines_over(regions, concepts, temperature):
@@ -39,3 +46,22 @@ def test_the_background_has_a_logit_of_zero(seed):
 def test_a_zero_region_has_equal_probabilities():
     actual = class_probabilities(jnp.zeros((1, 5)), jnp.ones((3, 5)), 0.01)
     np.testing.assert_allclose(actual, [[0.25, 0.25, 0.25]])
+
+
+def test_independent_probabilities_are_the_sigmoid_of_each_logit():
+    rng = np.random.default_rng(0)
+    regions, classes = rng.standard_normal((2, 3, 5)), rng.standard_normal((4, 5))
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (regions, classes)]
+    expected = 1 / (1 + np.exp(3.5 - unit[0] @ unit[1].T / 0.2))
+    settings = DetectionSettings(temperature=0.2, score_activation="sigmoid", score_bias=-3.5)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (regions, classes)]
+    mask = jnp.array([True, False, True, True])
+    found = score_classes(*arrays, settings, mask)
+    np.testing.assert_allclose(found[..., mask], expected[..., mask], rtol=1e-5)
+    assert not found[..., 1].any()
+    # Another class changes no probability, as it would in a softmax.
+    fewer = score_classes(arrays[0], arrays[1][:1], settings)
+    np.testing.assert_allclose(fewer[..., 0], expected[..., 0], rtol=1e-5)
+    softmax = dataclasses.replace(settings, score_activation="softmax")
+    plain = class_probabilities(*arrays, 0.2, mask)
+    np.testing.assert_array_equal(score_classes(*arrays, softmax, mask), plain)

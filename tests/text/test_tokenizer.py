@@ -10,5 +10,5 @@ def test_the_tokenizer_of_every_preset_exists_and_is_built_once():
 
 
 def test_an_unknown_tokenizer_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"\['clip'\], found 'gemma'"):
+    with pytest.raises(ValueError, match=r"\['clip', 'siglip', 'siglip2'\], found 'gemma'"):
         tokenizer_named("gemma")

@@ -21,7 +21,7 @@ from regionclip_jax.data.sources.records import (
     Source,
 )
 from regionclip_jax.ops.host_boxes import host_scale_boxes
-from regionclip_jax.text.tokenizer import tokenizer_named
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 
 class Skipped(NamedTuple):
@@ -146,7 +146,7 @@ class LoadImageText:
         flip_probability: probability of a mirrored image.
         flip_directional_captions: mirror also images whose caption mentions left or right.
         seed: seeds the generator of a sample, together with the global position.
-        tokenizer: name in ``text.tokenizer``.
+        tokenizer: of the model.
         context_length: tokens a caption is cut or padded to.
     """
 
@@ -158,7 +158,7 @@ class LoadImageText:
     flip_probability: float
     flip_directional_captions: bool
     seed: int
-    tokenizer: str
+    tokenizer: TokenizerSource
     context_length: int
 
     def __call__(self, local: int) -> ImageTextExample | Skipped:
@@ -176,7 +176,7 @@ class LoadImageText:
                 image = flip_image(image)
         except RecordError as error:
             return Skipped(str(error))
-        (tokens,) = tokenizer_named(self.tokenizer)([caption], self.context_length)
+        (tokens,) = self.tokenizer.load()([caption], self.context_length)
         return ImageTextExample(image, tokens)
 
 

@@ -26,6 +26,7 @@ from regionclip_jax.data.loading.order import epoch_order, shuffled_order
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, Source
 from regionclip_jax.settings import BoxDataSettings, CaptionDataSettings, EvaluatedImages
 from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 
 def image_text_batches(
@@ -33,7 +34,7 @@ def image_text_batches(
     settings: CaptionDataSettings,
     shard: Shard,
     *,
-    tokenizer: str,
+    tokenizer: TokenizerSource,
     seed: int,
     start_record: int,
     buckets: Buckets | None = None,
@@ -45,7 +46,7 @@ def image_text_batches(
         settings: sizes, mirrors, tokens, threads and workers. Workers need a main module guarded by
             ``if __name__ == "__main__"``, and parsed absl flags (``app.run``).
         shard: the global batch and this process's part of it.
-        tokenizer: name of the model's tokenizer, see ``text.tokenizer``.
+        tokenizer: of the model.
         seed: seed of the order and of every draw; from 0 to 2**32 - 1.
         start_record: number of records consumed before, over all processes.
         buckets: buckets of this source's images. Each batch then holds images of one bucket (see

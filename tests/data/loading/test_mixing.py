@@ -10,6 +10,7 @@ from regionclip_jax.data.loading.mixing import Mixture
 from regionclip_jax.data.loading.pipeline import image_text_batches
 from regionclip_jax.data.sources.records import ImageTextRecord
 from regionclip_jax.settings import CaptionDataSettings
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 # Grain shuffles sets of a few records hundreds of times slower than large sets.
 LENGTHS = (130, 50, 110)
@@ -134,7 +135,7 @@ def stream(image, count, **changes):
         "canvas_sizes": ((16, 16),),
         "num_threads": 2,
     }
-    how = {"tokenizer": "clip", "seed": 7, "start_record": 0}
+    how = {"tokenizer": TokenizerSource("clip"), "seed": 7, "start_record": 0}
     how |= {name: changes.pop(name) for name in how if name in changes}
     shard = Shard(4, changes.pop("process_index", 0), changes.pop("process_count", 1))
     settings = CaptionDataSettings(**arguments | changes)

@@ -13,6 +13,7 @@ from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 from regionclip_jax.settings import CaptionDataSettings, EvaluatedImages
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 NUM_RECORDS = 11
 
@@ -51,7 +52,7 @@ def stream(source, **changes):
         "canvas_sizes": ((16, 16), (32, 32)),
         "num_threads": 2,
     }
-    how = {"tokenizer": "clip", "seed": 7, "start_record": 0}
+    how = {"tokenizer": TokenizerSource("clip"), "seed": 7, "start_record": 0}
     shard = {"batch_size": 4, "process_index": 0, "process_count": 1}
     for name, value in changes.items():
         known = next((part for part in (shard, how) if name in part), None)
