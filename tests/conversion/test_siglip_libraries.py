@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 def libraries():
     for name in ("torch", "transformers", "timm", "open_clip"):
         pytest.importorskip(name)
-    from parity import siglip_models
+    import siglip_models
 
     return siglip_models
 

@@ -1,6 +1,6 @@
 """Write the small SigLIPs of the parity tests: files, configurations and outputs.
 
-    PYTHONPATH=tests python tests/golden/make_siglip.py
+    PYTHONPATH=tests:. python tests/golden/make_siglip.py
 
 needs torch, transformers 5.24, timm 1.0.31, open_clip 3.3 and safetensors; it reads no network.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parity import siglip_models as models
+import siglip_models as models
 
 HERE = Path(__file__).parent
 # Vocabularies of the sizes of ``make_siglip_vocabularies.py``.
