@@ -199,8 +199,8 @@ def convert_checkpoint(
                 complete_config(config, text_from, text_tensors, choice, image=False, text=True)
             )
     elif choice.flag is not None:
-        chosen = choice.completed(config, source, image=True, text=both)
-        completed = [Completed(chosen, chosen=True)]
+        config = choice.completed(config, source, image=True, text=both)
+        completed = [Completed(config, chosen=True)]
     else:
         completed = [Completed(config)]
     if choice.flag is not None and not any(part.chosen for part in completed):
@@ -211,11 +211,9 @@ def convert_checkpoint(
     config, tokenizer_name = completed[-1].config, completed[-1].tokenizer
     notes += [note for part in completed for note in part.notes]
     require_heads(config, str(source), "give the configuration file of this checkpoint")
-    chosen = choose_tokenizer(config.text, text_from or source, tokenizer and Path(tokenizer))
-    config = dataclasses.replace(
-        config, text=dataclasses.replace(config.text, tokenizer=chosen.name)
-    )
-    require_tokenizer(config.text, text_from or source, tokenizer_name, chosen)
+    ids = choose_tokenizer(config.text, text_from or source, tokenizer and Path(tokenizer))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=ids.name))
+    require_tokenizer(config.text, text_from or source, tokenizer_name, ids)
     if "logit_scale" not in renamed:
         renamed["logit_scale"], names["logit_scale"] = DEFAULT_LOGIT_SCALE, ()
         notes.append("no logit_scale in the file: set to ln(100)")
@@ -246,7 +244,7 @@ def convert_checkpoint(
         notes.append(
             f"a detector: {heads_card.label} taken; its localizer is for --localizer {source.name}"
         )
-    model_checkpoint.save_model(output, variables, card, chosen)
+    model_checkpoint.save_model(output, variables, card, ids)
     # Heads of an earlier model in this directory do not fit this one.
     remove_heads(output)
     if heads is not None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from parity.siglip import compare_converted
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_card
 from regionclip_jax.conversion import siglip_configuration, siglip_keys
+from regionclip_jax.conversion.choices import NO_CHOICE
 from regionclip_jax.conversion.convert import convert_checkpoint
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.text.tokenizer import tokenizer_named
@@ -148,7 +149,10 @@ def test_open_clips_own_model_of_a_preset_has_its_names_and_numbers(libraries, n
     content = {"model_cfg": stated, "preprocess_cfg": half}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
     inferred = siglip_keys.infer_config(renamed, name)
-    found, _ = siglip_configuration.complete(inferred, tmp_path / "model.safetensors", tensors)
+    completed = siglip_configuration.complete(
+        inferred, tmp_path / "model.safetensors", tensors, NO_CHOICE
+    )
+    found = completed.config
 
     trunk, preset = model.visual.trunk, PRESETS[name]
     activations = {"none": "gelu", "tanh": "gelu_tanh"}
