@@ -184,7 +184,7 @@ def scenes() -> ml_collections.ConfigDict:
     _small_clip(config.train_clip)
     config.train_clip.run.num_steps = 1000
     _small_localizer(config.train_localizer)
-    config.train_localizer.run.num_steps = 600
+    config.train_localizer.run.num_steps = 500
     _small_pretraining(config.pretrain)
     config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)
     config.pretrain.run.num_steps = 300
@@ -192,7 +192,11 @@ def scenes() -> ml_collections.ConfigDict:
     _scenes_evaluation(config.zero_shot)
     config.zero_shot.update(regions="localizer", templates="plain")
     config.zero_shot.proposals.update(num_proposals=50, pre_nms_topk=200)
-    config.zero_shot.detection.update(temperature=_SCENES_TEMPERATURE, regions_per_chunk=None)
+    config.zero_shot.detection.update(
+        temperature=_SCENES_TEMPERATURE, objectness="sigmoid", regions_per_chunk=None
+    )
+    # Objects overlap by a fifth at most, and boxes of a part and of its whole by more.
+    config.zero_shot.detection.nms.threshold = 0.3
     config.evaluation.templates = "plain"
     # Every given box is named, and suppresses no other.
     config.evaluation.detection.update(

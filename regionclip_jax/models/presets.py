@@ -97,7 +97,7 @@ LOCALIZER_PRESETS: dict[str, LocalizerConfig] = {
     ),
     # On the small CLIP of the synthetic experiment.
     "scenes": LocalizerConfig(
-        trunk="clip", blocks=(1, 1, 1, 1), stem_width=16, pyramid_channels=32
+        trunk="clip", blocks=(1, 1, 1, 1), stem_width=16, pyramid_channels=64
     ),
     # A few million operations per image: for two CPU cores.
     "small": LocalizerConfig(
