@@ -13,7 +13,7 @@ from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.patch_grid import PatchTowerConfig
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
+from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, dense_kinds, kind_of
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     ConfigError,
@@ -130,6 +130,20 @@ def without_text_tower(variables: dict, dtype: jnp.dtype) -> dict:
         },
         dtype,
     )
+
+
+def require_dense(clip: CLIPConfig) -> None:
+    """Refuse a model whose cells of the map are not embeddings.
+
+    Raises:
+        ConfigError: the image tower is not a ``DenseImageTower``.
+    """
+    kind, dense = kind_of(clip.image, IMAGE_TOWERS), dense_kinds()
+    if kind not in dense:
+        raise ConfigError(
+            f"model.preset: an image tower of the family {kind!r} has no embedding of each cell of "
+            f"its map, expected one of {dense}; choose a preset of these, such as 'ViT-B/16'"
+        )
 
 
 def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None:

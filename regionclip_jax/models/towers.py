@@ -61,6 +61,15 @@ class ImageTower(Protocol):
 
 
 @runtime_checkable
+class DenseImageTower(ImageTower, Protocol):
+    """Image tower whose cells are embeddings; ``embed_crops`` averages them."""
+
+    def project(self, x: Float[Array, "... channels"]) -> Float[Array, "... D"]:
+        """Map cells of the features' map to embeddings."""
+        ...
+
+
+@runtime_checkable
 class TextTowerConfig(Protocol):
     """Sizes of a text tower, and the facts that its users need without building it."""
 
@@ -106,6 +115,13 @@ class CLIPConfig:
     def crop_size(self) -> int:
         """Side of the RoIAlign crops of the image tower."""
         return self.image.crop_size(self.preprocessing.resolution)
+
+
+def dense_kinds() -> list[str]:
+    """Return the families of image towers whose module is a ``DenseImageTower``."""
+    return [
+        name for name, family in IMAGE_TOWERS.items() if issubclass(family.module, DenseImageTower)
+    ]
 
 
 def kind_of(tower: ImageTowerConfig | TextTowerConfig, table: dict[str, Family]) -> str:

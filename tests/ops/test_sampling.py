@@ -5,7 +5,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
+from regionclip_jax.ops.sampling import (
+    box_mask,
+    grid_shapes,
+    random_boxes,
+    random_grid_cells,
+    sample_regions,
+)
 from regionclip_jax.structures import Regions
 
 seeds = st.integers(0, 2**31 - 1)
@@ -89,3 +95,44 @@ def test_images_without_pixels_have_no_boxes():
     np.testing.assert_array_equal(mask, [[True] * 3, [False] * 3])
     boxes = random_boxes(jax.random.key(0), jnp.array([[0, 0]]), 3, 8)
     np.testing.assert_array_equal(boxes, 0)
+
+
+def test_the_shapes_of_grids_are_those_of_an_enumeration():
+    expected = []
+    for m in range(1, 7):
+        expected += [(m, n) for n in range((m + 1) // 2, min(2 * m, 6) + 1)]
+    assert grid_shapes(6) == expected and len(expected) == 24
+
+
+def test_cells_of_grids_are_those_of_an_enumeration_and_all_grids_are_drawn():
+    """Identify each drawn grid by its cells, all of which are kept with 36 boxes an image."""
+    size, most = (60, 120), 36
+    draw = jax.jit(random_grid_cells, static_argnums=(2, 3))
+    keys, sizes = jax.random.split(jax.random.key(0), 500), jnp.tile(jnp.array([size]), (500, 1))
+    every = draw(keys, sizes, 6, most)
+    grids = {}
+    for m, n in grid_shapes(6):
+        ys, xs = np.arange(m + 1) * size[0] / m, np.arange(n + 1) * size[1] / n
+        cells = [(xs[j], ys[i], xs[j + 1], ys[i + 1]) for i in range(m) for j in range(n)]
+        grids[frozenset(map(tuple, np.array(cells, np.float32).tolist()))] = (m, n)
+    shapes = []
+    for boxes, mask in zip(np.asarray(every.boxes), np.asarray(every.mask), strict=True):
+        real = boxes[mask].tolist()
+        assert len({tuple(box) for box in real}) == len(real)
+        shapes.append(grids[frozenset(map(tuple, real))])
+    counts = [shapes.count(shape) for shape in grid_shapes(6)]
+    # 20.8 expected: uniform over the shapes, not over rows first.
+    assert min(counts) >= 6 and max(counts) <= 36
+
+    some = draw(keys, sizes.at[1].set(0), 6, 4)
+    assert some.boxes.shape == (500, 4, 4) and not some.mask[1].any()
+    orders = set()
+    for row, (m, n) in enumerate(shapes):
+        if row == 1:
+            continue
+        assert int(some.mask[row].sum()) == min(4, m * n)
+        real = some.boxes[row][some.mask[row]].tolist()
+        assert len({tuple(box) for box in real}) == len(real)
+        orders |= {tuple(real[0])} if (m, n) == (1, 2) else set()
+    # The order of the cells is random.
+    assert len(orders) == 2

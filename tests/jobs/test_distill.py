@@ -1,0 +1,117 @@
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from regionclip_jax.artifacts.model_card import CheckpointMismatch
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.data.sources.image_folder import ImageFolderSource
+from regionclip_jax.jobs import distill
+from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.settings import (
+    ConfigError,
+    DistillObjective,
+    DistillSettings,
+    ImageDataSettings,
+)
+
+
+@pytest.fixture(scope="module")
+def config(data, optimizer, run_section, model_section, model_directory) -> DistillSettings:
+    images = ImageDataSettings(
+        source="array_record",
+        path=data.path,
+        short_sides=None,
+        max_long_side=None,
+        canvas_sizes=data.canvas_sizes,
+        group_by_canvas=False,
+        num_threads=1,
+    )
+    patterns = ("^text/", "^logit_", "^visual/(?!blocks/)")
+    return DistillSettings(
+        model=model_section("nano_vit", model_directory("nano_vit")),
+        student_share=0.25,
+        data=images,
+        regions=DistillObjective(boxes_per_image=2, max_split=2),
+        optimizer=dataclasses.replace(optimizer, frozen_patterns=patterns),
+        run=run_section,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    """Working directory and model of a run of two steps with two checkpoints."""
+    workdir = tmp_path_factory.mktemp("distill")
+    return workdir, distill.run(config, workdir)
+
+
+def test_a_share_of_the_student_is_saved_and_another_share_without_a_step(
+    trained, config, changed, nano_weights, tmp_path, monkeypatch
+):
+    quarter, card = load_model(trained[1])
+    assert card.architecture == PRESETS["nano_vit"]
+    assert card.source == {"run": "distill", "step": 2}
+    workdir = tmp_path / "again"
+    shutil.copytree(trained[0], workdir)
+    monkeypatch.setattr(distill, "make_distill_step", None)
+    student, _ = load_model(distill.run(changed(config, {"student_share": 1.0}), workdir))
+    start, student, quarter = map(flatten, (nano_weights("nano_vit", 0), student, quarter))
+    for path, before in start.items():
+        trained_ = path.startswith("params/visual/blocks/")
+        if trained_ and "attention/q_" not in path and "attention/k_" not in path:
+            assert not np.array_equal(student[path], before), path
+        elif not trained_:
+            np.testing.assert_array_equal(student[path], before)
+            np.testing.assert_array_equal(quarter[path], before)
+        expected = 0.25 * np.float64(student[path]) + 0.75 * np.float64(before)
+        np.testing.assert_allclose(quarter[path], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_resumed_run_equals_one_without_a_stop(trained, config, tmp_path):
+    whole = flatten(load_model(trained[1])[0])
+    workdir = tmp_path / "resumed"
+    shutil.copytree(trained[0], workdir)
+    shutil.rmtree(workdir / "model")
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    parts = flatten(load_model(distill.run(config, workdir))[0])
+    for path in whole:
+        np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+
+
+def test_tensorboard_has_the_losses(trained, read_events):
+    events = read_events(trained[0])
+    assert [step for step, _ in events["loss"]] == [1, 2]
+    assert all(0 < value < 2 for _, value in events["loss"])
+    assert all(1 <= value <= 2 for _, value in events["boxes_per_image"])
+
+
+def test_a_run_from_another_start_is_not_resumed(trained, config, changed, model_directory):
+    other = changed(config, {"model.init_from": model_directory("nano_vit", 1)})
+    with pytest.raises(CheckpointMismatch, match=r"contents\.start: there"):
+        distill.run(changed(other, {"run.num_steps": 3}), trained[0])
+
+
+def test_a_resnet_and_proposals_without_a_localizer_are_refused(config, changed):
+    resnet = changed(config, {"model.preset": "nano_resnet"})
+    message = r"model\.preset: .*'resnet' has no embedding of each cell .*'vit', 'eva'"
+    with pytest.raises(ConfigError, match=message):
+        distill.build(resnet)
+    with pytest.raises(ConfigError, match=r"regions\.localizer: '' with boxes 'proposals'"):
+        distill.build(changed(config, {"regions.boxes": "proposals"}))
+
+
+def test_images_of_a_folder_are_batches(config, changed, tmp_path, scene_record):
+    """Every image of an epoch comes once; a broken file is a masked row."""
+    for i in range(7):
+        (tmp_path / f"{i}.png").write_bytes(scene_record(i, False).image)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    folder = {"data.source": "image_folder", "data.path": str(tmp_path)}
+    folder |= {"data.max_skipped_fraction": 0.2, "data.flip_probability": 0.0}
+    materials = distill.build(changed(config, folder)).open()
+    batch = next(materials.batches(0))
+    assert sorted(batch.mask.tolist()) == [False] + [True] * 7
+    assert len({image.tobytes() for image in batch.images}) == 8
+    assert jax.tree.map(lambda x: x.shape, batch.images) == (8, 64, 64, 3)
+    assert materials.contents["records"] == len(ImageFolderSource(tmp_path)) == 8
