@@ -142,6 +142,8 @@ def encode_regions(
 ) -> Float[Array, "B R D"]:
     """Embed boxes: RoIAlign, then the rest of the image tower, in rematerialised chunks.
 
+    With ``normalize_map`` of the config it is ``average_unit_cells``, whose crops need no chunks.
+
     Args:
         model: the CLIP module.
         variables: its frozen-norm variables.
@@ -154,6 +156,8 @@ def encode_regions(
             convolution's kernel gradient 20 times slower inside a loop, so chunks are unrolled
             there.
     """
+    if model.config.normalize_map:
+        return average_unit_cells(model, variables, features, boxes, roi_align_impl=roi_align_impl)
     return _apply_to_boxes(
         model, variables, features, boxes, model.embed_crops,
         regions_per_chunk, roi_align_impl, differentiated,

@@ -110,6 +110,9 @@ class CLIPConfig:
     embed_dim: int
     # True: logits have a learned summand beside their learned factor.
     logit_bias: bool = False
+    # True: a region is the average of its cells' embeddings at unit length, as CLIPSelf trains it,
+    # and the image tower is a ``DenseImageTower``. False: the embedding of its crop of the map.
+    normalize_map: bool = False
 
     @property
     def crop_size(self) -> int:

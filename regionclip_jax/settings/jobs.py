@@ -297,7 +297,7 @@ class DistillSettings(JobSettings):
     # Name of the job.
     job: Literal["distill"] = "distill"
     # Student. Its frozen start is the teacher.
-    model: TrainedModelSettings = TrainedModelSettings(preset="ViT-B/16")
+    model: TrainedModelSettings = TrainedModelSettings(preset="ViT-B/16", normalize_map=True)
     # Share of the student in the saved model; the rest is its start. 1 saves the student itself. A
     # finished run is saved again with another share.
     student_share: Share = may_change(0.7)

@@ -7,6 +7,7 @@ import pytest
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
+from regionclip_jax.assembly.models import initial_variables
 from regionclip_jax.data.sources.image_folder import ImageFolderSource
 from regionclip_jax.jobs import distill
 from regionclip_jax.models.presets import PRESETS
@@ -31,7 +32,9 @@ def config(data, optimizer, run_section, model_section, model_directory) -> Dist
     )
     patterns = ("^text/", "^logit_", "^visual/(?!blocks/)")
     return DistillSettings(
-        model=model_section("nano_vit", model_directory("nano_vit")),
+        model=dataclasses.replace(
+            model_section("nano_vit", model_directory("nano_vit")), normalize_map=True
+        ),
         student_share=0.25,
         data=images,
         regions=DistillObjective(boxes_per_image=2, max_split=2),
@@ -51,7 +54,8 @@ def test_a_share_of_the_student_is_saved_and_another_share_without_a_step(
     trained, config, changed, nano_weights, tmp_path, monkeypatch
 ):
     quarter, card = load_model(trained[1])
-    assert card.architecture == PRESETS["nano_vit"]
+    assert card.architecture == dataclasses.replace(PRESETS["nano_vit"], normalize_map=True)
+    assert card.preset == "nano_vit"
     assert card.source == {"run": "distill", "step": 2}
     workdir = tmp_path / "again"
     shutil.copytree(trained[0], workdir)
@@ -85,6 +89,14 @@ def test_tensorboard_has_the_losses(trained, read_events):
     assert [step for step, _ in events["loss"]] == [1, 2]
     assert all(0 < value < 2 for _, value in events["loss"])
     assert all(1 <= value <= 2 for _, value in events["boxes_per_image"])
+
+
+def test_a_training_that_embeds_regions_otherwise_says_so(trained, model_section, caplog):
+    section = model_section("nano_vit", trained[1])
+    for same in (False, True):
+        caplog.clear()
+        assert initial_variables(dataclasses.replace(section, normalize_map=same), seed=0)
+        assert ("normalize_map is True there and False in this recipe" in caplog.text) != same
 
 
 def test_a_run_from_another_start_is_not_resumed(trained, config, changed, model_directory):

@@ -74,7 +74,7 @@ def test_only_paths_intervals_and_memory_settings_may_change():
     fixed = fixed_on_resume(PretrainSettings())
     assert set(fixed["run"]) == {"batch_size", "seed"}
     assert set(fixed["concepts"]) == {"templates"}
-    assert set(fixed["student"]) == {"preset", "dtype"}
+    assert set(fixed["student"]) == {"preset", "normalize_map", "dtype"}
     free = {"localizer", "regions_per_chunk", "regions_per_softmax", "micro_batches"}
     free |= {"image_text_chunk", "roi_align_impl"}
     keys = {field.name for field in dataclasses.fields(PretrainObjective)}
