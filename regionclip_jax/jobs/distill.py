@@ -62,8 +62,9 @@ def build(settings: DistillSettings, assumed: Assumed | None = None) -> Training
         architecture = localizer_architecture(settings.regions.localizer, assumed)
         if architecture is None:
             raise ConfigError(
-                "regions.localizer: '' with boxes 'proposals'; give its model directory, or set "
-                "regions.boxes to 'patches'"
+                "regions.localizer: '' with boxes 'proposals'; give its model directory, or a "
+                "preset with --localizer where a recipe is only compiled, or set regions.boxes to "
+                "'patches'"
             )
     localizer = Localizer(architecture, student.dtype) if architecture else None
 

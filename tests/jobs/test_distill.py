@@ -2,21 +2,26 @@ import dataclasses
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.assembly.models import initial_variables
 from regionclip_jax.data.sources.image_folder import ImageFolderSource
 from regionclip_jax.jobs import distill
+from regionclip_jax.models.eva_transformer import EVAConfig
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.settings import (
     ConfigError,
     DistillObjective,
     DistillSettings,
     ImageDataSettings,
+    ProposalSettings,
 )
+from regionclip_jax.sharding.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,25 @@ def test_a_resumed_run_equals_one_without_a_stop(trained, config, tmp_path):
         np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
 
 
+@pytest.mark.slow
+def test_proposals_of_a_localizer_are_boxes_and_the_model_has_the_localizer(
+    config, changed, nano_localizer, tmp_path, read_events
+):
+    card, variables = nano_localizer
+    save_localizer(tmp_path / "localizer", variables, card)
+    settings = {
+        "regions.boxes": "proposals",
+        "regions.localizer": str(tmp_path / "localizer"),
+        "regions.proposals": ProposalSettings(num_proposals=6, pre_nms_topk=50),
+    }
+    model = distill.run(changed(config, settings), tmp_path / "run")
+    assert load_localizer(model)[1].architecture == card.architecture
+    assert load_model(model)[1].scores.proposals.pre_nms_topk == 1000
+    events = read_events(tmp_path / "run")
+    assert all(0 < value < 2 for _, value in events["loss"])
+    assert all(1 <= value <= 2 for _, value in events["boxes_per_image"])
+
+
 def test_tensorboard_has_the_losses(trained, read_events):
     events = read_events(trained[0])
     assert [step for step, _ in events["loss"]] == [1, 2]
@@ -114,6 +138,23 @@ def test_a_resnet_and_proposals_without_a_localizer_are_refused(config, changed)
         distill.build(changed(config, {"regions.boxes": "proposals"}))
 
 
+def test_eva_is_distilled_in_bfloat16_with_losses_and_parameters_in_float32(
+    config, changed, monkeypatch
+):
+    """Trace the step; the tests of steps compute that of a ViT."""
+    image = EVAConfig(patch_size=16, layers=1, width=16, heads=2, mlp_width=12)
+    eva = dataclasses.replace(PRESETS["nano_vit"], image=image)
+    monkeypatch.setitem(PRESETS, "nano_eva", eva)
+    model = {"model.preset": "nano_eva", "model.init_from": "", "model.dtype": "bfloat16"}
+    training = distill.build(changed(config, model))
+    state, frozen = training.abstract_state(), training.abstract_frozen()
+    assert frozen.teacher["params"]["visual"]["patch_embedding"]["kernel"].dtype == jnp.bfloat16
+    step = training.make_step(make_mesh(devices=jax.devices()[:1]))
+    after, metrics = jax.eval_shape(step, state, frozen, training.abstract_batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert metrics["loss"].dtype == jnp.float32 and metrics["loss"].shape == ()
+
+
 def test_images_of_a_folder_are_batches(config, changed, tmp_path, scene_record):
     """Every image of an epoch comes once; a broken file is a masked row."""
     for i in range(7):
@@ -125,5 +166,8 @@ def test_images_of_a_folder_are_batches(config, changed, tmp_path, scene_record)
     batch = next(materials.batches(0))
     assert sorted(batch.mask.tolist()) == [False] + [True] * 7
     assert len({image.tobytes() for image in batch.images}) == 8
-    assert jax.tree.map(lambda x: x.shape, batch.images) == (8, 64, 64, 3)
+    assert batch.images.shape == (8, 64, 64, 3)
+    folder["data.flip_probability"] = 1.0
+    mirrored = next(distill.build(changed(config, folder)).open().batches(0))
+    np.testing.assert_array_equal(mirrored.images, batch.images[:, :, ::-1])
     assert materials.contents["records"] == len(ImageFolderSource(tmp_path)) == 8

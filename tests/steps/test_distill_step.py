@@ -22,7 +22,7 @@ from regionclip_jax.steps.train_state import create_train_state, step_key
 from regionclip_jax.structures import ImageBatch, Regions
 
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
-SETTINGS = DistillObjective(boxes_per_image=3, max_split=3)
+SETTINGS = DistillObjective(boxes_per_image=3, max_split=3, crops_per_chunk=2)
 FROZEN = ("^text/", "^logit_", "^visual/(?!blocks/)")
 
 
@@ -64,7 +64,7 @@ def plain_average(cells, box):
 
 @on_accelerators
 def test_the_loss_equals_a_loop_over_images_and_boxes(start, batch, nano_configs, nano_variables):
-    """Each map is projected, normalised and sampled in NumPy. Measured: 2e-7."""
+    """Each map is projected, normalised and sampled in NumPy. Measured: 6e-8."""
     step, state, frozen = start
     model, preprocessing = CLIP(nano_configs["vit"]), nano_configs["vit"].preprocessing
     student, projection = nano_variables("vit"), nano_variables("vit")["params"]["visual"]
@@ -168,7 +168,7 @@ def test_masked_boxes_have_no_effect_on_the_loss():
 
 
 def test_eight_devices_make_the_updates_of_one(start, batch, two_updates, assert_same_update):
-    """Two devices share the parameters. Measured of the largest change: 5e-5."""
+    """Two devices share the parameters. Measured: 8e-6 of the largest change of a parameter."""
     step, state, frozen = start
     expected, metrics = two_updates(step, state, frozen, batch)
     actual, others = two_updates(step, state, frozen, batch, (8, 2))
