@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import pytest
@@ -49,3 +50,13 @@ def test_an_image_that_was_deleted_is_a_record_error(folder):
     (folder / "a.png").unlink()
     with pytest.raises(RecordError, match=r"ImageFolderSource.*a\.png: cannot be read"):
         source[0]
+
+
+def test_a_pipe_is_a_record_error_and_a_folder_with_the_ending_of_an_image_is_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "folder.jpg" / "a.png").write_bytes(b"a")
+    source = ImageFolderSource(tmp_path)
+    assert len(source) == 2 and source[0].key == "folder.jpg/a.png"
+    with pytest.raises(RecordError, match=r"pipe\.jpg: cannot be read"):
+        source[1]
