@@ -21,16 +21,8 @@ ResizeMethod = Literal["bicubic_truncate", "bicubic_uncapped", "bilinear_round"]
 CaptionSource = Literal[
     "coco_folder", "caption_table", "webdataset", "tsv_pairs", "tfds", "array_record"
 ]
-# Sources of images alone: a folder of image files, or a source of captions, which are not read.
-ImageSource = Literal[
-    "image_folder",
-    "coco_folder",
-    "caption_table",
-    "webdataset",
-    "tsv_pairs",
-    "tfds",
-    "array_record",
-]
+# A folder of image files, or a source of captions, which are not used.
+ImageSource = Literal["image_folder", CaptionSource]
 BoxSource = Literal[
     "coco_folder", "lvis_folder", "pascal_voc", "yolo_labels", "tfds", "array_record"
 ]

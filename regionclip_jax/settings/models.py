@@ -24,7 +24,7 @@ class ModelSettings(Section):
     # kernels in the type of its model.
     dtype: Dtype = "auto"
     # True: regions are averages of the map's embeddings at unit length, for models that the job
-    # "distill" wrote. ViT and EVA-02 only.
+    # "distill" wrote. A ResNet's map has no embeddings.
     normalize_map: bool = False
 
 

@@ -105,34 +105,25 @@ def test_the_shapes_of_grids_are_those_of_an_enumeration():
 
 
 def test_cells_of_grids_are_those_of_an_enumeration_and_all_grids_are_drawn():
-    """Identify each drawn grid by its cells, all of which are kept with 36 boxes an image."""
-    size, most = (60, 120), 36
+    """Find the grid of an image by the size of its cells; at most 20 of its cells are drawn."""
+    height, width = 60, 120
+    sizes = np.tile([[height, width]], (500, 1))
+    sizes[499] = 0
+    keys = jax.random.split(jax.random.key(0), 500)
     draw = jax.jit(random_grid_cells, static_argnums=(2, 3))
-    keys, sizes = jax.random.split(jax.random.key(0), 500), jnp.tile(jnp.array([size]), (500, 1))
-    every = draw(keys, sizes, 6, most)
-    grids = {}
-    for m, n in grid_shapes(6):
-        ys, xs = np.arange(m + 1) * size[0] / m, np.arange(n + 1) * size[1] / n
+    drawn = jax.tree.map(np.asarray, draw(keys, jnp.asarray(sizes), 6, 20))
+    assert drawn.boxes.shape == (500, 20, 4) and not drawn.mask[499].any()
+    shapes, firsts = [], set()
+    for boxes, mask in zip(drawn.boxes[:499], drawn.mask[:499], strict=True):
+        x1, y1, x2, y2 = boxes[0]
+        m, n = round(height / (y2 - y1)), round(width / (x2 - x1))
+        ys, xs = np.arange(m + 1) * height / m, np.arange(n + 1) * width / n
         cells = [(xs[j], ys[i], xs[j + 1], ys[i + 1]) for i in range(m) for j in range(n)]
-        grids[frozenset(map(tuple, np.array(cells, np.float32).tolist()))] = (m, n)
-    shapes = []
-    for boxes, mask in zip(np.asarray(every.boxes), np.asarray(every.mask), strict=True):
-        real = boxes[mask].tolist()
-        assert len({tuple(box) for box in real}) == len(real)
-        shapes.append(grids[frozenset(map(tuple, real))])
+        expected = set(map(tuple, np.array(cells, np.float32).tolist()))
+        real = list(map(tuple, boxes[mask].tolist()))
+        assert len(set(real)) == len(real) == min(20, m * n) and set(real) <= expected
+        shapes.append((m, n))
+        firsts |= {real[0]} if (m, n) == (1, 2) else set()
     counts = [shapes.count(shape) for shape in grid_shapes(6)]
-    # 20.8 expected: uniform over the shapes, not over rows first.
-    assert min(counts) >= 6 and max(counts) <= 36
-
-    some = draw(keys, sizes.at[1].set(0), 6, 4)
-    assert some.boxes.shape == (500, 4, 4) and not some.mask[1].any()
-    orders = set()
-    for row, (m, n) in enumerate(shapes):
-        if row == 1:
-            continue
-        assert int(some.mask[row].sum()) == min(4, m * n)
-        real = some.boxes[row][some.mask[row]].tolist()
-        assert len({tuple(box) for box in real}) == len(real)
-        orders |= {tuple(real[0])} if (m, n) == (1, 2) else set()
-    # The order of the cells is random.
-    assert len(orders) == 2
+    # 20.8 expected: uniform over the shapes, not over rows first. The order of cells is random.
+    assert sum(counts) == 499 and min(counts) >= 6 and max(counts) <= 36 and len(firsts) == 2
