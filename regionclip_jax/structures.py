@@ -50,6 +50,15 @@ class ImageFeatures:
 
 
 @flax.struct.dataclass
+class ImageBatch:
+    """Images alone, for distillation."""
+
+    images: UInt8[AnyArray, "B H W 3"]
+    sizes: Int[AnyArray, "B 2"]
+    mask: Bool[AnyArray, " B"]
+
+
+@flax.struct.dataclass
 class ImageTextBatch:
     """Images with one caption each, for contrastive training and region pretraining."""
 

@@ -42,6 +42,7 @@ EXCEPTIONS = {
         "canvas_sizes max_boxes num_threads resize_method short_sides",
     ),
     "read by every job that starts from a model": (8, "init_from"),
+    "also a number of the architecture, which models, presets and cards read": (7, "normalize_map"),
 }
 KEY_LIMITS = {key: limit for limit, keys in EXCEPTIONS.values() for key in keys.split()}
 # Function -> (limit, why more than MOST_PARAMETERS).

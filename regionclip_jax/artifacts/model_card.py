@@ -27,7 +27,14 @@ from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.presets import preset_name
 from regionclip_jax.models.text_transformer import TextConfig
-from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, Family, kind_of
+from regionclip_jax.models.towers import (
+    IMAGE_TOWERS,
+    TEXT_TOWERS,
+    CLIPConfig,
+    Family,
+    dense_kinds,
+    kind_of,
+)
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.settings import ScoreSettings
 from regionclip_jax.settings.data import ResizeMethod
@@ -228,6 +235,11 @@ def _from_format_2(values: Any, where: str) -> CLIPConfig:
         raise CheckpointMismatch(
             f"{where}.preprocessing.resize: expected one of {list(methods)}, found "
             f"{short(config.preprocessing.resize)}; {AGAIN}"
+        )
+    if config.normalize_map and (kind := kind_of(config.image, IMAGE_TOWERS)) not in dense_kinds():
+        raise CheckpointMismatch(
+            f"{where}.normalize_map: expected false for an image tower of the kind {kind!r}, "
+            f"found true; {AGAIN}"
         )
     require_heads(config, where, AGAIN)
     return config

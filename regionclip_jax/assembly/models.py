@@ -14,7 +14,7 @@ from regionclip_jax.models.clip import CLIP, init_variables
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.patch_grid import PatchTowerConfig
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, kind_of
+from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, dense_kinds, kind_of
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     ConfigError,
@@ -64,7 +64,15 @@ def log_dtype(part: str, name: str) -> None:
 
 
 def clip_config(settings: ModelSettings) -> CLIPConfig:
-    return choose(PRESETS, settings.preset, "preset")
+    """Return the architecture of a recipe's model.
+
+    Raises:
+        ConfigError: an unknown preset, or ``normalize_map`` with one whose image tower has none.
+    """
+    config = choose(PRESETS, settings.preset, "preset")
+    if settings.normalize_map:
+        require_dense(config)
+    return dataclasses.replace(config, normalize_map=settings.normalize_map)
 
 
 def build_model(settings: TrainedModelSettings, *, frozen_norm: bool) -> CLIP:
@@ -109,7 +117,14 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
         logging.warning("%s: no init_from, starts from random weights", settings.preset)
         return draw_parameters(init_variables, config, jax.random.key(seed))
     variables, card = load_model(settings.init_from)
-    if _with_resizing_of(config, card.architecture) != config:
+    if card.architecture.normalize_map != config.normalize_map:
+        logging.warning(
+            "%s: normalize_map is %s there and %s in this recipe, so regions have other embeddings",
+            settings.init_from,
+            card.architecture.normalize_map,
+            config.normalize_map,
+        )
+    if _with_rules_of(config, card.architecture) != config:
         raise CheckpointMismatch(
             f"{settings.init_from}: holds {card.label}, the recipe wants "
             f"preset {settings.preset!r}; choose the recipe of that architecture or another file"
@@ -118,13 +133,15 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
     return merge_parameters(shapes, variables, settings.init_from)
 
 
-def _with_resizing_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:
-    """Return ``found`` with the rules of ``wanted`` for images and positions at other sizes.
+def _with_rules_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:
+    """Return ``found`` with the rules of ``wanted`` for other sizes and for regions.
 
-    The weights do not depend on these rules. A model that is trained here has those of its preset.
+    The weights do not depend on these rules. A model that is trained here has those of its recipe.
     """
     preprocessing = dataclasses.replace(found.preprocessing, resize=wanted.preprocessing.resize)
-    found = dataclasses.replace(found, preprocessing=preprocessing)
+    found = dataclasses.replace(
+        found, preprocessing=preprocessing, normalize_map=wanted.normalize_map
+    )
     if isinstance(found.image, PatchTowerConfig) and isinstance(wanted.image, PatchTowerConfig):
         rule = wanted.image.position_resize
         image = dataclasses.replace(found.image, position_resize=rule)
@@ -150,6 +167,20 @@ def without_text_tower(variables: dict, dtype: jnp.dtype) -> dict:
         },
         dtype,
     )
+
+
+def require_dense(clip: CLIPConfig) -> None:
+    """Refuse a model whose cells of the map are not embeddings.
+
+    Raises:
+        ConfigError: the image tower is not a ``DenseImageTower``.
+    """
+    kind, dense = kind_of(clip.image, IMAGE_TOWERS), dense_kinds()
+    if kind not in dense:
+        raise ConfigError(
+            f"model.preset: an image tower of the family {kind!r} has no embedding of each cell of "
+            f"its map, expected one of {dense}; choose a preset of these, such as 'ViT-B/16'"
+        )
 
 
 def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None:

@@ -59,6 +59,8 @@ def build_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.Gradie
             schedule,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
+            beta2=settings.beta2,
+            epsilon=settings.epsilon,
             clip_per_tensor_norm=settings.clip_per_tensor_norm,
             no_decay_patterns=settings.no_decay_patterns,
         )

@@ -10,6 +10,7 @@ from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.array_record_format import DETECTION, IMAGE_TEXT
 from regionclip_jax.data.sources.caption_table import CaptionTableSource
 from regionclip_jax.data.sources.coco_folder import CocoCaptionsSource, CocoInstancesSource
+from regionclip_jax.data.sources.image_folder import ImageFolderSource
 from regionclip_jax.data.sources.lvis_folder import LvisInstancesSource
 from regionclip_jax.data.sources.pascal_voc import PascalVocSource
 from regionclip_jax.data.sources.skipped import describe
@@ -22,6 +23,7 @@ from regionclip_jax.settings import (
     CaptionDataSettings,
     ConfigError,
     EvaluatedImages,
+    ImageDataSettings,
     choose,
     config_context,
 )
@@ -56,6 +58,20 @@ def build_image_text_source(settings: CaptionDataSettings):
         mixture = Mixture(sources, [part.weight for part in settings.mixture])
     logging.info("mixture: of %d records %s", sum(mixture.shares), mixture.shares)
     return mixture
+
+
+def build_image_source(settings: ImageDataSettings):
+    """Return a source of images alone, or one with captions that are not read."""
+    if settings.source != "image_folder":
+        choice = SourceChoice(
+            settings.source, settings.path, settings.split, settings.max_skipped_fraction
+        )
+        return open_image_text_source(choice, "data")
+    _require_path(settings.path, settings.source, "data.path")
+    with config_context("data"):
+        source = ImageFolderSource(settings.path)
+    _introduce(source, "data.path")
+    return source
 
 
 def open_image_text_source(settings: CaptionDataSettings | SourceChoice, key: str):

@@ -10,7 +10,11 @@ from absl import logging
 from regionclip_jax.data.loading.batching import BatchError
 from regionclip_jax.data.loading.buckets import Buckets
 from regionclip_jax.data.loading.examples import Shard
-from regionclip_jax.data.loading.pipeline import detection_batches, image_text_batches
+from regionclip_jax.data.loading.pipeline import (
+    detection_batches,
+    image_batches,
+    image_text_batches,
+)
 from regionclip_jax.data.sources.boxed_images import BoxedImages
 from regionclip_jax.data.sources.records import known_sizes
 from regionclip_jax.data.sources.skipped import SkipCounter
@@ -19,10 +23,11 @@ from regionclip_jax.settings import (
     CaptionDataSettings,
     ConfigError,
     EvaluatedImages,
+    ImageDataSettings,
     config_context,
 )
 from regionclip_jax.sharding.global_arrays import gather_json
-from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.structures import DetectionBatch, ImageBatch, ImageTextBatch
 from regionclip_jax.text.tokenizer import TokenizerSource
 
 _NUM_REASONS = 20
@@ -56,7 +61,26 @@ def stream_batches(
     return counted(stream, counter, lambda batch, texts: len(batch.mask), "data")
 
 
-def assign_buckets(settings: CaptionDataSettings | BoxDataSettings, source) -> Buckets | None:
+def stream_images(
+    settings: ImageDataSettings, source, *, batch_size: int, seed: int, start_record: int
+) -> Iterator[ImageBatch]:
+    """Yield batches of images alone; all else as ``stream_batches``."""
+    with config_context("data"):
+        counter = SkipCounter(settings.max_skipped_fraction, settings.min_skipped_records)
+        stream = image_batches(
+            source,
+            settings,
+            Shard(batch_size, jax.process_index(), jax.process_count()),
+            seed=seed,
+            start_record=start_record,
+            buckets=assign_buckets(settings, source),
+        )
+    return counted(stream, counter, lambda batch, texts: len(batch.mask), "data")
+
+
+def assign_buckets(
+    settings: CaptionDataSettings | ImageDataSettings | BoxDataSettings, source
+) -> Buckets | None:
     """Return the bucket of each image; None without grouping or without known sizes."""
     if not settings.group_by_canvas or len(settings.canvas_sizes) == 1:
         return None

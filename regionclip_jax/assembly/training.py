@@ -22,11 +22,12 @@ from regionclip_jax.settings import (
     BoxDataSettings,
     CaptionDataSettings,
     EvaluatedImages,
+    ImageDataSettings,
     TrainingSettings,
     choose,
 )
 from regionclip_jax.steps.train_state import TrainState
-from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.structures import DetectionBatch, ImageBatch, ImageTextBatch
 
 # (state, frozen, batch) -> (state, metrics). Metrics are scalars or pairs (sum, count). EXAMPLES
 # may hold a tree of arrays [B, ...] with a row for each image, which ``Materials.draw`` reads.
@@ -96,17 +97,20 @@ class Training:
         """Return the abstract state."""
         return jax.eval_shape(self.initial_state, self.abstract_variables())
 
-    def abstract_batch(self) -> ImageTextBatch | DetectionBatch:
+    def abstract_batch(self) -> ImageBatch | ImageTextBatch | DetectionBatch:
         """Return an abstract global batch on the largest canvas of the recipe."""
         data, size = self.settings.data, self.settings.run.batch_size
         canvas = largest_canvas(data)
+        images = {
+            "images": array(size, *canvas, 3, dtype=jnp.uint8),
+            "sizes": array(size, 2, dtype=jnp.int32),
+            "mask": array(size, dtype=jnp.bool_),
+        }
+        if isinstance(data, ImageDataSettings):
+            return ImageBatch(**images)
         if isinstance(data, CaptionDataSettings):
-            return ImageTextBatch(
-                images=array(size, *canvas, 3, dtype=jnp.uint8),
-                sizes=array(size, 2, dtype=jnp.int32),
-                tokens=array(size, data.context_length, dtype=jnp.int32),
-                mask=array(size, dtype=jnp.bool_),
-            )
+            tokens = array(size, data.context_length, dtype=jnp.int32)
+            return ImageTextBatch(tokens=tokens, **images)
         detector = getattr(self.settings, "detector", None)
         return abstract_boxes(size, canvas, data.max_boxes, detector and detector.mask_size)
 
@@ -116,7 +120,7 @@ def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 def largest_canvas(
-    data: CaptionDataSettings | BoxDataSettings | EvaluatedImages,
+    data: CaptionDataSettings | ImageDataSettings | BoxDataSettings | EvaluatedImages,
 ) -> tuple[int, int]:
     return max(data.canvas_sizes, key=lambda size: size[0] * size[1])
 

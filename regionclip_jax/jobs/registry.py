@@ -34,6 +34,7 @@ JOBS = {
     ),
     "train_clip": Job(settings.TrainClipSettings, "regionclip_jax.jobs.train_clip"),
     "pretrain": Job(settings.PretrainSettings, "regionclip_jax.jobs.pretrain"),
+    "distill": Job(settings.DistillSettings, "regionclip_jax.jobs.distill"),
     "train_localizer": Job(settings.TrainLocalizerSettings, "regionclip_jax.jobs.train_localizer"),
     "train_detector": Job(settings.TrainDetectorSettings, "regionclip_jax.jobs.train_detector"),
     "evaluate": Job(settings.EvaluateSettings, "regionclip_jax.jobs.evaluate"),

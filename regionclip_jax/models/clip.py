@@ -18,8 +18,8 @@ from regionclip_jax.models.rematerialization import RematPolicy
 from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, CLIPConfig, kind_of
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.chunks import map_chunks
-from regionclip_jax.ops.crops import crop_and_resize
-from regionclip_jax.ops.normalization import normalize_crops
+from regionclip_jax.ops.crops import crop_and_letterbox, crop_and_resize
+from regionclip_jax.ops.normalization import normalize_crops, unit_length
 from regionclip_jax.ops.roi_align import map_for_many, roi_align
 from regionclip_jax.structures import AnyArray, ImageFeatures
 
@@ -80,6 +80,10 @@ class CLIP(nn.Module):
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         return self.visual.embed_crops(crops)
 
+    def project(self, x: Float[Array, "... channels"]) -> Float[Array, "... D"]:
+        """Map cells of the features' map to embeddings; only of a ``DenseImageTower``."""
+        return self.visual.project(x)
+
     def crop_features(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N p p out"]:
         """Return the maps of crops for a mask head; ``pool_crops`` completes ``embed_crops``.
 
@@ -138,6 +142,8 @@ def encode_regions(
 ) -> Float[Array, "B R D"]:
     """Embed boxes: RoIAlign, then the rest of the image tower, in rematerialised chunks.
 
+    With ``normalize_map`` of the config it is ``average_unit_cells``, whose crops need no chunks.
+
     Args:
         model: the CLIP module.
         variables: its frozen-norm variables.
@@ -150,10 +156,41 @@ def encode_regions(
             convolution's kernel gradient 20 times slower inside a loop, so chunks are unrolled
             there.
     """
+    if model.config.normalize_map:
+        return average_unit_cells(model, variables, features, boxes, roi_align_impl=roi_align_impl)
     return _apply_to_boxes(
         model, variables, features, boxes, model.embed_crops,
         regions_per_chunk, roi_align_impl, differentiated,
     )  # fmt: skip
+
+
+def average_unit_cells(
+    model: CLIP,
+    variables: dict,
+    features: ImageFeatures,
+    boxes: Float[Array, "B R 4"],
+    *,
+    roi_align_impl: str = "auto",
+) -> Float[Array, "B R D"]:
+    """Embed boxes by one RoIAlign average of the map's embeddings at unit length, in fp32.
+
+    The method of CLIPSelf; docs/reference/distillation.md#student. Unlike in ``encode_regions``,
+    cells with long embeddings do not dominate a region.
+
+    Args:
+        model, variables, features, boxes, roi_align_impl: as in ``encode_regions``; the image tower
+            is a ``DenseImageTower``.
+    """
+    cells = model.apply(variables, features.map, method=model.project)
+    averages = roi_align(
+        unit_length(cells),
+        boxes,
+        1,
+        1 / model.stride,
+        extents=features.cells,
+        implementation=roi_align_impl,
+    )
+    return averages[:, :, 0, 0]
 
 
 def encode_regions_and_images(
@@ -242,10 +279,36 @@ def encode_crops(
         sizes: (height, width) of each image's real pixels.
         boxes: canvas pixels; a box without pixels gives the embedding of a black image.
     """
+    return _encode_pixels(
+        model, variables, images, sizes, boxes, crop_and_resize, regions_per_chunk
+    )
+
+
+def encode_letterboxed_crops(
+    model: CLIP,
+    variables: dict,
+    images: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    boxes: Float[Array, "B R 4"],
+    *,
+    regions_per_chunk: int | None = None,
+) -> Float[Array, "B R D"]:
+    """Embed boxes as ``encode_crops``, but with their aspect ratio, in the middle of black squares.
+
+    Source: docs/reference/distillation.md#crops.
+    """
+    return _encode_pixels(
+        model, variables, images, sizes, boxes, crop_and_letterbox, regions_per_chunk
+    )
+
+
+def _encode_pixels(
+    model, variables, images, sizes, boxes, crop, regions_per_chunk
+) -> Float[Array, "B R D"]:
     preprocessing = model.config.preprocessing
 
     def embed(chunk):
-        crops = crop_and_resize(images, chunk, sizes, preprocessing.resolution)
+        crops = crop(images, chunk, sizes, preprocessing.resolution)
         crops = normalize_crops(crops, preprocessing)
         return _apply_to_crops(model, variables, crops, model.encode_image)
 

@@ -112,5 +112,6 @@ LOCALIZER_PRESETS: dict[str, LocalizerConfig] = {
 
 
 def preset_name(config: CLIPConfig) -> str | None:
-    """Return the name of the preset that equals ``config``, or None."""
+    """Return the name of the preset that equals ``config`` but for ``normalize_map``, or None."""
+    config = dataclasses.replace(config, normalize_map=False)
     return next((name for name, preset in PRESETS.items() if preset == config), None)

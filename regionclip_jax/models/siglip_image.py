@@ -176,6 +176,10 @@ class SigLIPImageTower(nn.Module):
         dense = self.head.dense(tokens).reshape(num, height, width, channels)
         return ImageFeatures(dense, self.head(tokens, mask), cells)
 
+    def project(self, x: Float[Array, "... width"]) -> Float[Array, "... D"]:
+        """Return cells of the map as they are: they are embeddings."""
+        return x.astype(self.dtype)
+
     def embed_crops(self, crops: Float[Array, "N P P width"]) -> Float[Array, "N D"]:
         """Average crops of the map of embeddings; not normalised."""
         return crops.mean((1, 2)).astype(self.dtype)

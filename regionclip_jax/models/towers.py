@@ -63,6 +63,15 @@ class ImageTower(Protocol):
 
 
 @runtime_checkable
+class DenseImageTower(ImageTower, Protocol):
+    """Image tower whose cells are embeddings; ``embed_crops`` averages them."""
+
+    def project(self, x: Float[Array, "... channels"]) -> Float[Array, "... D"]:
+        """Map cells of the features' map to embeddings."""
+        ...
+
+
+@runtime_checkable
 class TextTowerConfig(Protocol):
     """Sizes of a text tower, and the facts that its users need without building it."""
 
@@ -107,11 +116,21 @@ class CLIPConfig:
     embed_dim: int
     # True: logits have a learned summand beside their learned factor.
     logit_bias: bool = False
+    # True: a region is the average of its cells' embeddings at unit length, as CLIPSelf trains it,
+    # and the image tower is a ``DenseImageTower``. False: the embedding of its crop of the map.
+    normalize_map: bool = False
 
     @property
     def crop_size(self) -> int:
         """Side of the RoIAlign crops of the image tower."""
         return self.image.crop_size(self.preprocessing.resolution)
+
+
+def dense_kinds() -> list[str]:
+    """Return the families of image towers whose module is a ``DenseImageTower``."""
+    return [
+        name for name, family in IMAGE_TOWERS.items() if issubclass(family.module, DenseImageTower)
+    ]
 
 
 def kind_of(tower: ImageTowerConfig | TextTowerConfig, table: dict[str, Family]) -> str:

@@ -120,11 +120,15 @@ class VisionTransformer(nn.Module):
         cells, mask = cells_and_mask(sizes, patch_size, height, width)
         tokens = self._tokens_before_last(pixels, cells, mask)
         last = self.blocks.last(tokens, mask)[:, 0]
-        whole = self.ln_post(last) @ self.projection.astype(self.dtype)
+        whole = self.project(self.ln_post(last))
         dense = self.ln_post(self.blocks.last_values_only(tokens[:, 1:]))
         dense = dense.reshape(pixels.shape[0], height, width, self.config.width)
         return ImageFeatures(dense, whole, cells)
 
+    def project(self, x: Float[Array, "... width"]) -> Float[Array, "... D"]:
+        """Map tokens after the last norm, or averages of them, to embeddings; not normalised."""
+        return x.astype(self.dtype) @ self.projection.astype(self.dtype)
+
     def embed_crops(self, crops: Float[Array, "N P P width"]) -> Float[Array, "N D"]:
         """Average and project crops of the dense map; not normalised."""
-        return crops.mean((1, 2)).astype(self.dtype) @ self.projection.astype(self.dtype)
+        return self.project(crops.mean((1, 2)))

@@ -122,6 +122,13 @@ def clip_boxes(boxes: Float[Array, "*B R 4"], sizes: Int[Array, "*B 2"]) -> Floa
     return jnp.clip(boxes, 0.0, limit)
 
 
+def enlarge_boxes(boxes: Float[Array, "*B R 4"], factor: float) -> Float[Array, "*B R 4"]:
+    """Multiply widths and heights by ``factor``; centres stay."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    added = (factor - 1) / 2 * (high - low)
+    return jnp.concatenate([low - added, high + added], -1)
+
+
 def scale_boxes(
     boxes: Float[Array, "*B R 4"], scales: Float[Array, "*B 2"]
 ) -> Float[Array, "*B R 4"]:

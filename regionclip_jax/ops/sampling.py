@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from regionclip_jax.structures import Regions
 
@@ -84,6 +84,51 @@ def grid_boxes(sizes: Int[Array, "B 2"], sides: tuple[float, ...]) -> Float[Arra
         shares.append(np.stack([x, y, x + side, y + side], -1).reshape(-1, 4))
     image_sides = jnp.tile(sizes[:, None, ::-1].astype(jnp.float32), 2)
     return jnp.asarray(np.concatenate(shares), jnp.float32) * image_sides
+
+
+def grid_shapes(max_split: int) -> list[tuple[int, int]]:
+    """Return all (rows, columns) up to ``max_split``, neither more than twice the other."""
+    numbers = range(1, max_split + 1)
+    return [(m, n) for m in numbers for n in numbers if m <= 2 * n and n <= 2 * m]
+
+
+def random_grid_cells(
+    keys: Key[Array, " B"], sizes: Int[Array, "B 2"], max_split: int, num_boxes: int
+) -> Regions:
+    """Draw one grid for each image, and at most ``num_boxes`` of its cells, in random order.
+
+    Source: docs/reference/distillation.md#boxes. All of ``grid_shapes`` are equally likely.
+
+    Args:
+        keys: one for each image.
+        sizes: (height, width) of each image's real pixels.
+        max_split: largest number of rows and of columns.
+        num_boxes: R.
+
+    Returns:
+        Cells with scores of 0; masked if the grid has fewer, or the image no pixels.
+    """
+    shapes = grid_shapes(max_split)
+    most = max(max_split**2, num_boxes)
+    lines = np.zeros((len(shapes), most, 4), np.float32)
+    for row, (m, n) in enumerate(shapes):
+        y, x = np.meshgrid(np.arange(m), np.arange(n), indexing="ij")
+        lines[row, : m * n] = np.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4)
+    counts = np.array([(n, m, n, m) for m, n in shapes], np.float32)
+    real = np.arange(most) < counts[:, :2].prod(1, keepdims=True)
+
+    def draw(key, size):
+        shape_key, order_key = jax.random.split(key)
+        shape = jax.random.randint(shape_key, (), 0, len(shapes))
+        # Products are exact, so that a line between two pixels gets no fraction.
+        boxes = jnp.asarray(lines)[shape] * jnp.tile(size[::-1].astype(jnp.float32), 2)
+        boxes = boxes / jnp.asarray(counts)[shape]
+        mask = jnp.asarray(real)[shape] & (size > 0).all()
+        cells = Regions(boxes=boxes, scores=jnp.zeros(most), mask=mask)
+        one = jax.tree.map(lambda x: x[None], cells)
+        return jax.tree.map(lambda x: x[0], sample_regions(order_key, one, num_boxes))
+
+    return jax.vmap(draw)(keys, sizes)
 
 
 def box_mask(sizes: Int[Array, "B 2"], num_boxes: int) -> Bool[Array, "B R"]:

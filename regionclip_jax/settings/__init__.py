@@ -12,6 +12,7 @@ from regionclip_jax.settings.data import (
     CaptionDataSettings,
     EvaluatedClasses,
     EvaluatedImages,
+    ImageDataSettings,
     LoadingSettings,
     MixturePart,
 )
@@ -31,6 +32,7 @@ from regionclip_jax.settings.fields import (
 )
 from regionclip_jax.settings.jobs import (
     ConceptSettings,
+    DistillSettings,
     EvaluateSettings,
     EvaluationSettings,
     JobSettings,
@@ -56,6 +58,7 @@ from regionclip_jax.settings.models import (
 from regionclip_jax.settings.regions import (
     DetectionSettings,
     DetectorObjective,
+    DistillObjective,
     EmbedFrom,
     LocalizerObjective,
     NmsMethod,
@@ -74,12 +77,15 @@ __all__ = [
     "Count",
     "DetectionSettings",
     "DetectorObjective",
+    "DistillObjective",
+    "DistillSettings",
     "Dtype",
     "EmbedFrom",
     "EvaluateSettings",
     "EvaluatedClasses",
     "EvaluatedImages",
     "EvaluationSettings",
+    "ImageDataSettings",
     "JobSettings",
     "RematPolicy",
     "LoadingSettings",

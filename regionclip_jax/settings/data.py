@@ -21,6 +21,8 @@ ResizeMethod = Literal["bicubic_truncate", "bicubic_uncapped", "bilinear_round"]
 CaptionSource = Literal[
     "coco_folder", "caption_table", "webdataset", "tsv_pairs", "tfds", "array_record"
 ]
+# A folder of image files, or a source of captions, which are not used.
+ImageSource = Literal["image_folder", CaptionSource]
 BoxSource = Literal[
     "coco_folder", "lvis_folder", "pascal_voc", "yolo_labels", "tfds", "array_record"
 ]
@@ -100,6 +102,23 @@ class CaptionDataSettings(LoadingSettings):
                 f"path: {self.path!r} beside mixture, which has its own paths; set path to '' or "
                 "mixture to ()"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataSettings(LoadingSettings):
+    """Images alone, as batches."""
+
+    # "image_folder", or a source of images with captions, which are not used: docs/data_sources.md.
+    source: ImageSource = "coco_folder"
+    # Folder (or table, or .tsv file) of the source.
+    path: str = may_change("")
+    # Split of a COCO folder or of TFDS, e.g. "train2017"; "" for the other sources.
+    split: str = ""
+    # As in the settings of captions. Equal numbers give the longest side of every image.
+    short_sides: tuple[Side, ...] | None = (1024,)
+    max_long_side: Side | None = 1024
+    # As in the settings of captions.
+    resize_method: ResizeMethod = "bicubic_truncate"
 
 
 @dataclasses.dataclass(frozen=True)

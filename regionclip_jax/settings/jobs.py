@@ -8,6 +8,7 @@ from regionclip_jax.settings.data import (
     CaptionDataSettings,
     EvaluatedClasses,
     EvaluatedImages,
+    ImageDataSettings,
 )
 from regionclip_jax.settings.fields import (
     ConfigError,
@@ -36,6 +37,7 @@ from regionclip_jax.settings.models import (
 from regionclip_jax.settings.regions import (
     DetectionSettings,
     DetectorObjective,
+    DistillObjective,
     LocalizerObjective,
     PretrainObjective,
     ProposalSettings,
@@ -68,6 +70,10 @@ class OptimizerSettings(Section):
     warmup_steps: Whole = 1000
     # Momentum of sgd, beta1 of adamw.
     momentum: Momentum = 0.9
+    # Adamw only: decay of the mean of squared gradients.
+    beta2: Momentum = 0.999
+    # Adamw only: summand of the root of that mean.
+    epsilon: Positive = 1e-8
     # Weight decay.
     weight_decay: NotNegative = 1e-4
     # Largest L2 norm of each gradient tensor; None for no clipping.
@@ -285,6 +291,39 @@ class PretrainSettings(JobSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillSettings(JobSettings):
+    """Distillation of a CLIP's embeddings of crops into its dense map; CLIPSelf on ViT-B/16."""
+
+    # Name of the job.
+    job: Literal["distill"] = "distill"
+    # Student. Its frozen start is the teacher.
+    model: TrainedModelSettings = TrainedModelSettings(preset="ViT-B/16", normalize_map=True)
+    # Share of the student in the saved model; the rest is its start. 1 saves the student itself. A
+    # finished run is saved again with another share.
+    student_share: Share = may_change(0.7)
+    # COCO's images, most of which are 4:3, 3:4 or longer.
+    data: ImageDataSettings = ImageDataSettings(
+        canvas_sizes=((768, 1024), (1024, 768), (1024, 1024)), flip_probability=0.0
+    )
+    regions: DistillObjective = DistillObjective()
+    # Only blocks are trained. The queries and keys of the last one have no gradient, so weight
+    # decay alone would change them.
+    optimizer: OptimizerSettings = OptimizerSettings(
+        kind="adamw", learning_rate=1e-5, schedule="cosine", boundaries=(), beta2=0.98,
+        epsilon=1e-6, weight_decay=0.1, no_decay_patterns=("bias$", "scale$"),
+        frozen_patterns=(
+            "^text/", "^logit_", "^visual/(?!blocks/)", "/block11/attention/[qk]_proj/",
+        ),
+    )  # fmt: skip
+    # Six epochs of COCO's 118,287 images.
+    run: RunSettings = RunSettings(num_steps=44_358, batch_size=16)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainLocalizerSettings(JobSettings):
     """Training of a region proposal network; the defaults are the reference's on COCO."""
 
@@ -341,7 +380,11 @@ class TrainDetectorSettings(JobSettings):
 
 
 TrainingSettings = (
-    TrainClipSettings | PretrainSettings | TrainLocalizerSettings | TrainDetectorSettings
+    TrainClipSettings
+    | PretrainSettings
+    | DistillSettings
+    | TrainLocalizerSettings
+    | TrainDetectorSettings
 )
 
 

@@ -23,6 +23,9 @@ class ModelSettings(Section):
     # losses are always float32. A teacher's kernels are stored in this type; a frozen localizer's
     # kernels in the type of its model.
     dtype: Dtype = "auto"
+    # True: regions are averages of the map's embeddings at unit length, for models that the job
+    # "distill" wrote. A ResNet's map has no embeddings.
+    normalize_map: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

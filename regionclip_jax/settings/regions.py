@@ -1,7 +1,7 @@
 """Settings of regions: proposals, suppression, the objectives of the steps, and detection."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from regionclip_jax.settings.fields import (
     ConfigError,
@@ -9,6 +9,7 @@ from regionclip_jax.settings.fields import (
     NotNegative,
     PartOfSide,
     Positive,
+    Range,
     Score,
     Section,
     Share,
@@ -115,6 +116,48 @@ class PretrainObjective(Section):
                 f"{self.proposals.num_proposals}; lower the one or raise the other"
             )
         require_ascending(self, "box_sides")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillObjective(Section):
+    """Boxes of distillation from the teacher's crops (CLIPSelf; docs/reference/distillation.md)."""
+
+    # Source of the boxes: "patches", the cells of a random grid, or "proposals" of a localizer.
+    boxes: Literal["patches", "proposals"] = "patches"
+    # Boxes sampled from each image, at most.
+    boxes_per_image: Count = 20
+    # Patches only: largest number of rows and of columns of a grid. Neither number is more than
+    # twice the other.
+    max_split: Annotated[int, Range(1, 64, noun="a whole number")] = 6
+    # Proposals only: model directory of the localizer.
+    localizer: str = may_change("")
+    # Proposals only: those of an image, from which the boxes are sampled.
+    proposals: ProposalSettings = ProposalSettings(num_proposals=300, nms_threshold=0.5)
+    # Proposals only: a box with a smaller area than a square of the first side, or a larger one
+    # than that of the second, is dropped. In pixels of the canvas.
+    box_sides: tuple[Side, Side] = (8, 1024)
+    # Proposals only: the teacher's crop is this many times as wide and as high as the box.
+    crop_scale: Positive = 1.5
+    # Crops of each image that pass the teacher at once; None for all.
+    crops_per_chunk: Count | None = may_change(None)
+    # Implementation of RoIAlign: ops.roi_align.
+    roi_align_impl: RoiAlignImpl = may_change("auto")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_stated(self.proposals, "proposals")
+        require_ascending(self, "box_sides")
+        proposed = self.proposals.num_proposals or 0
+        if self.boxes == "proposals" and self.boxes_per_image > proposed:
+            raise ConfigError(
+                f"boxes_per_image: {self.boxes_per_image} cannot be sampled from "
+                f"proposals.num_proposals {proposed}; lower the one or raise the other"
+            )
+        if self.boxes == "patches" and self.localizer:
+            raise ConfigError(
+                f"localizer: {self.localizer!r} with boxes 'patches', which need none; set boxes "
+                "to 'proposals', or localizer to ''"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

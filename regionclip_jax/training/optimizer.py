@@ -28,6 +28,8 @@ def make_optimizer(
     *,
     weight_decay: float,
     momentum: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
     clip_per_tensor_norm: float | None = None,
     no_decay_patterns: Sequence[str] = (),
 ) -> optax.GradientTransformation:
@@ -38,6 +40,7 @@ def make_optimizer(
         schedule: updates done -> learning rate.
         weight_decay: factor on theta; 0 for none.
         momentum: momentum of SGD, beta1 of AdamW.
+        beta2, epsilon: of AdamW.
         clip_per_tensor_norm: largest L2 norm of each gradient tensor; None for no clipping.
         no_decay_patterns: parameters whose path matches one of these are not decayed.
 
@@ -55,7 +58,7 @@ def make_optimizer(
     if kind == "sgd":
         parts += [decay, optax.trace(decay=momentum)]
     elif kind == "adamw":
-        parts += [optax.scale_by_adam(b1=momentum), decay]
+        parts += [optax.scale_by_adam(momentum, beta2, epsilon), decay]
     else:
         raise ValueError(f"optimizer: kind must be one of 'sgd', 'adamw', found {kind!r}")
     optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))

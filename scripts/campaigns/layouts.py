@@ -19,6 +19,7 @@ from PIL import Image
 from regionclip_jax.assembly.sources import (
     SourceChoice,
     build_boxes_source,
+    build_image_source,
     open_image_text_source,
 )
 from regionclip_jax.data.loading.captions import choose_caption
@@ -32,6 +33,7 @@ from regionclip_jax.data.sources.array_record_format import (
 )
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, RecordError
 from regionclip_jax.ops.host_boxes import host_scale_boxes
+from regionclip_jax.settings import ImageDataSettings
 
 Entry = tuple[bytes, ...]
 _SIZE = (48, 64)  # height, width
@@ -93,6 +95,22 @@ def _read_images(folder: Path) -> dict[str, Any]:
         )
         for path in folder.iterdir()
     }
+
+
+def _write_image_folder(folder: Path, entries: list[Entry]) -> None:
+    for number, (data,) in enumerate(entries):
+        (folder / f"{number}.jpg").write_bytes(data)
+
+
+def _read_image_folder(folder: Path) -> dict[str, Any]:
+    source = build_image_source(ImageDataSettings(source="image_folder", path=str(folder)))
+
+    def use(index: int) -> np.ndarray:
+        return decode_image_of(source[index], repr(source))
+
+    # The order is that of names, so the tenth comes after the first.
+    names = sorted((path.stem for path in folder.iterdir()), key=lambda stem: f"{stem}.jpg")
+    return {name: _or_skipped(lambda index=index: use(index)) for index, name in enumerate(names)}
 
 
 def _or_skipped(use: Callable[[], Any]) -> Any:
@@ -316,6 +334,7 @@ def _read_voc(folder: Path) -> dict[str, Any]:
 
 LAYOUTS = {
     "images": Layout(_image_entries, _write_images, _read_images),
+    "image folder": Layout(_image_entries, _write_image_folder, _read_image_folder),
     "prepared captions": Layout(_caption_entries, _write_prepared(IMAGE_TEXT), _read_captions),
     "prepared boxes": Layout(
         _box_entries, _write_prepared(DETECTION), _read_boxes("array_record", False)

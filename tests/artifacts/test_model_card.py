@@ -26,6 +26,16 @@ def test_a_card_is_unchanged_by_json(name):
     assert ModelCard.from_json(card.to_json()) == card
 
 
+def test_a_card_states_the_rule_of_regions_and_has_its_preset():
+    config = dataclasses.replace(PRESETS["ViT-B/32"], normalize_map=True)
+    card = ModelCard(config, {"run": "distill"})
+    assert card.preset == "ViT-B/32" and ModelCard.from_json(card.to_json()) == card
+    content = json.loads(ModelCard(PRESETS["RN50"], {}).to_json())
+    content["architecture"]["normalize_map"] = True
+    with pytest.raises(CheckpointMismatch, match="normalize_map: expected false .*'resnet'"):
+        ModelCard.from_json(json.dumps(content))
+
+
 def test_the_card_of_a_model_without_a_preset_names_none():
     config = dataclasses.replace(PRESETS["RN50"], embed_dim=7)
     card = ModelCard(config, {"run": "mine"})

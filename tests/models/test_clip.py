@@ -1,5 +1,6 @@
 """Embeddings of regions and of whole images."""
 
+import dataclasses
 import functools
 
 import jax
@@ -120,3 +121,20 @@ def test_bf16_embeddings_are_close_to_fp32(nano_configs, nano_variables, relativ
     for half, full in zip(actual, expected, strict=True):
         assert half.dtype == jnp.bfloat16
         assert relative_error(np.asarray(half, np.float32), full) < 5e-2
+
+
+def test_with_a_normalized_map_a_region_is_the_mean_of_unit_cells(nano_configs, nano_variables):
+    """Compare boxes on the grid, whose samples are the centres of cells, and an image's extent."""
+    model = CLIP(dataclasses.replace(nano_configs["vit"], normalize_map=True))
+    variables, rng = nano_variables("vit"), np.random.default_rng(0)
+    # One cell is much longer than the others.
+    cells = rng.normal(size=(1, 4, 4, 64)).astype(np.float32)
+    cells[0, 1, 1] *= 50
+    boxes = np.array([[[0, 16, 32, 48], [32, 0, 48, 16], [0, 0, 64, 64]]], np.float32)
+    features = ImageFeatures(jnp.asarray(cells), None, jnp.array([[4, 4]]))
+    found = jax.jit(encode_regions, static_argnums=0)(model, variables, features, boxes)
+    embeddings = cells[0] @ np.asarray(variables["params"]["visual"]["projection"])
+    unit = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    expected = [unit[1:3, 0:2], unit[0:1, 2:3], unit]
+    for row, part in zip(found[0], expected, strict=True):
+        np.testing.assert_allclose(row, part.mean((0, 1)), rtol=1e-4, atol=1e-6)

@@ -15,6 +15,7 @@ from parity.ops import compare_iou
 from regionclip_jax.ops.boxes import (
     box_area,
     clip_boxes,
+    enlarge_boxes,
     exact_threshold,
     intersection_and_union,
     iou_exceeds,
@@ -138,3 +139,9 @@ def test_a_valid_box_is_finite_with_both_sides_above_the_minimum():
     boxes = [[0, 0, 2, 2], [0, 0, 1, 2], [0, 0, 2, 1], [2, 2, 0, 0], [0, 0, np.inf, 2]]
     boxes = jnp.array([*boxes, [0, 0, np.nan, 2], [0, 0, 0, 0]], jnp.float32)
     assert valid_boxes(boxes).tolist() == [True, True, True, False, False, False, False]
+
+
+def test_enlarged_boxes_keep_their_centres():
+    boxes = jnp.array([[[10.0, 20.0, 30.0, 24.0]]])
+    np.testing.assert_allclose(enlarge_boxes(boxes, 1.5), [[[5, 19, 35, 25]]])
+    np.testing.assert_array_equal(enlarge_boxes(boxes, 1.0), boxes)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from regionclip_jax.ops.crops import crop_and_resize
+from regionclip_jax.ops.crops import crop_and_letterbox, crop_and_resize
 
 crop = jax.jit(crop_and_resize, static_argnames="output_size")
 
@@ -50,6 +50,33 @@ def test_crops_equal_pillows_to_the_rounding_of_bytes(seed, smooth):
     )
     difference = np.abs(np.asarray(actual[0]) - expected)
     assert difference.max() < 1.15 and difference.mean() < 0.4
+
+
+def test_letterboxed_crops_equal_pillows_in_the_middle_of_black_squares():
+    """Compare like the crops above. Boxes are wide, high, square, a line, and empty."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(64, 192, (64, 96, 3), np.uint8)
+    boxes = np.array(
+        [[3, 5, 70, 26], [80.5, 2.2, 89, 61], [10, 10, 41, 41], [5, 5, 83, 6], [9, 9, 9, 20]],
+        np.float32,
+    )
+    letterbox = jax.jit(crop_and_letterbox, static_argnames="output_size")
+    actual = letterbox(
+        jnp.asarray(image)[None], jnp.asarray(boxes)[None], jnp.array([[61, 83]]), output_size=33
+    )
+    # (height, width) of the resized box and its first row and column; 80.5 to 83 is 3 wide.
+    layouts = [((10, 33), (11, 0)), ((33, 2), (0, 15)), ((33, 33), (0, 0)), ((1, 33), (16, 0))]
+    for crop_, (x1, y1, x2, y2), ((h, w), (top, left)) in zip(
+        np.array(actual[0]), boxes[:4], layouts, strict=False
+    ):
+        box = (int(x1), int(y1), min(83, int(np.ceil(x2))), min(61, int(np.ceil(y2))))
+        piece = Image.fromarray(image[:61, :83]).crop(box)
+        expected = np.asarray(piece.resize((w, h), Image.Resampling.BICUBIC), np.float32)
+        inner = (slice(top, top + h), slice(left, left + w))
+        assert np.abs(crop_[inner] - expected).max() < 1.15
+        crop_[inner] = 0
+        assert not crop_.any()
+    assert not np.asarray(actual[0, 4]).any()
 
 
 def test_a_box_of_the_output_size_is_cropped_unchanged():

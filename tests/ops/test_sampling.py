@@ -5,7 +5,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from regionclip_jax.ops.sampling import box_mask, random_boxes, sample_regions
+from regionclip_jax.ops.sampling import (
+    box_mask,
+    grid_shapes,
+    random_boxes,
+    random_grid_cells,
+    sample_regions,
+)
 from regionclip_jax.structures import Regions
 
 seeds = st.integers(0, 2**31 - 1)
@@ -89,3 +95,35 @@ def test_images_without_pixels_have_no_boxes():
     np.testing.assert_array_equal(mask, [[True] * 3, [False] * 3])
     boxes = random_boxes(jax.random.key(0), jnp.array([[0, 0]]), 3, 8)
     np.testing.assert_array_equal(boxes, 0)
+
+
+def test_the_shapes_of_grids_are_those_of_an_enumeration():
+    expected = []
+    for m in range(1, 7):
+        expected += [(m, n) for n in range((m + 1) // 2, min(2 * m, 6) + 1)]
+    assert grid_shapes(6) == expected and len(expected) == 24
+
+
+def test_cells_of_grids_are_those_of_an_enumeration_and_all_grids_are_drawn():
+    """Find the grid of an image by the size of its cells; at most 20 of its cells are drawn."""
+    height, width = 60, 120
+    sizes = np.tile([[height, width]], (500, 1))
+    sizes[499] = 0
+    keys = jax.random.split(jax.random.key(0), 500)
+    draw = jax.jit(random_grid_cells, static_argnums=(2, 3))
+    drawn = jax.tree.map(np.asarray, draw(keys, jnp.asarray(sizes), 6, 20))
+    assert drawn.boxes.shape == (500, 20, 4) and not drawn.mask[499].any()
+    shapes, firsts = [], set()
+    for boxes, mask in zip(drawn.boxes[:499], drawn.mask[:499], strict=True):
+        x1, y1, x2, y2 = boxes[0]
+        m, n = round(height / (y2 - y1)), round(width / (x2 - x1))
+        ys, xs = np.arange(m + 1) * height / m, np.arange(n + 1) * width / n
+        cells = [(xs[j], ys[i], xs[j + 1], ys[i + 1]) for i in range(m) for j in range(n)]
+        expected = set(map(tuple, np.array(cells, np.float32).tolist()))
+        real = list(map(tuple, boxes[mask].tolist()))
+        assert len(set(real)) == len(real) == min(20, m * n) and set(real) <= expected
+        shapes.append((m, n))
+        firsts |= {real[0]} if (m, n) == (1, 2) else set()
+    counts = [shapes.count(shape) for shape in grid_shapes(6)]
+    # 20.8 expected: uniform over the shapes, not over rows first. The order of cells is random.
+    assert sum(counts) == 499 and min(counts) >= 6 and max(counts) <= 36 and len(firsts) == 2

@@ -17,6 +17,7 @@ from regionclip_jax.jobs.registry import JOBS
 from regionclip_jax.settings import (
     Count,
     DetectionSettings,
+    DistillSettings,
     NmsSettings,
     ProposalSettings,
     ScoreSettings,
@@ -46,6 +47,8 @@ def training_recipes(stem: str, variant: str):
 
 def localizer_of(settings) -> str | None:
     """Return the name of the localizer preset for a training recipe, or None."""
+    if isinstance(settings, DistillSettings):
+        return "rn50_fpn" if settings.regions.boxes == "proposals" else None
     if not isinstance(settings, TrainDetectorSettings):
         return None
     return "rn50_c4" if settings.detector.proposals.pre_nms_topk == 6000 else "rn50_fpn"

@@ -11,6 +11,7 @@ from regionclip_jax.settings import (
     ConfigError,
     DetectionSettings,
     DetectorObjective,
+    DistillObjective,
     LocalizerObjective,
     MixturePart,
     NmsSettings,
@@ -74,7 +75,7 @@ def test_only_paths_intervals_and_memory_settings_may_change():
     fixed = fixed_on_resume(PretrainSettings())
     assert set(fixed["run"]) == {"batch_size", "seed"}
     assert set(fixed["concepts"]) == {"templates"}
-    assert set(fixed["student"]) == {"preset", "dtype"}
+    assert set(fixed["student"]) == {"preset", "normalize_map", "dtype"}
     free = {"localizer", "regions_per_chunk", "regions_per_softmax", "micro_batches"}
     free |= {"image_text_chunk", "roi_align_impl"}
     keys = {field.name for field in dataclasses.fields(PretrainObjective)}
@@ -114,6 +115,13 @@ def test_only_paths_intervals_and_memory_settings_may_change():
             {"proposals": ProposalSettings(nms_threshold=None)},
             r"proposals\.nms_threshold: None",
         ),
+        (
+            DistillObjective,
+            {"boxes": "proposals", "boxes_per_image": 301},
+            r"boxes_per_image: 301 .*proposals\.num_proposals 300",
+        ),
+        (DistillObjective, {"localizer": "rpn"}, "localizer: 'rpn' with boxes 'patches'"),
+        (DistillObjective, {"box_sides": (9, 8)}, r"box_sides: .* found \(9, 8\)"),
         (RecallSettings, {"proposals": ProposalSettings(pre_nms_topk=None)}, "pre_nms_topk: None"),
         (DetectionSettings, {"temperature": 0.0}, "temperature: .* from 1e-06 to .* found 0.0"),
         (LocalizerObjective, {"negative_below": 0.8}, "negative_below: 0.8 with positive_from 0.7"),

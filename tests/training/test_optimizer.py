@@ -107,3 +107,26 @@ def test_a_pattern_that_matches_nothing_is_refused():
 def test_an_unknown_kind_is_refused():
     with pytest.raises((ValueError, TypeError), match="'sgd'.*'adamw'"):
         optimizer.make_optimizer("lamb", lambda step: 0.1, weight_decay=0.0)
+
+
+def test_two_adamw_steps_equal_the_formula_with_their_own_beta2_and_epsilon():
+    params, gradients = tree(0), [tree(1, 1e-2), tree(2, 1e-2)]
+    adamw = optimizer.make_optimizer(
+        "adamw",
+        optax.constant_schedule(0.1),
+        weight_decay=0.3,
+        beta2=0.98,
+        epsilon=1e-3,
+        no_decay_patterns=["scale$"],
+    )
+    actual, _ = train(adamw, params, gradients)
+    for keys, start in jax.tree_util.tree_leaves_with_path(params):
+        expected, mean, square = np.float64(start), 0.0, 0.0
+        decay = 0.3 if "kernel" in str(keys) else 0.0
+        for step, gradient in enumerate(gradients, start=1):
+            g = np.float64(dict(jax.tree_util.tree_leaves_with_path(gradient))[keys])
+            mean, square = 0.9 * mean + 0.1 * g, 0.98 * square + 0.02 * g**2
+            direction = mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.98**step)) + 1e-3)
+            expected = expected - 0.1 * (direction + decay * expected)
+        found = dict(jax.tree_util.tree_leaves_with_path(actual))[keys]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -5,12 +5,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from regionclip_jax.data.loading.buckets import Size, smallest_canvas
-from regionclip_jax.data.loading.examples import DetectionExample, ImageTextExample, Skipped
-from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.data.loading.examples import (
+    DetectionExample,
+    ImageExample,
+    ImageTextExample,
+    Skipped,
+)
+from regionclip_jax.structures import DetectionBatch, ImageBatch, ImageTextBatch
 
 
 class BatchError(ValueError):
     """Valid records that do not fit the static shapes of a batch: a limit must be raised."""
+
+
+def batch_images(
+    examples: Sequence[ImageExample | Skipped], canvas_sizes: Sequence[Size]
+) -> tuple[ImageBatch, list[str]]:
+    """Stack images on the smallest common canvas; returns and errors as ``batch_image_text``."""
+    images, sizes, mask = _stack_images(examples, canvas_sizes)
+    return ImageBatch(images=images, sizes=sizes, mask=mask), _texts(examples)
 
 
 def batch_image_text(

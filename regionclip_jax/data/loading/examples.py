@@ -30,6 +30,12 @@ class Skipped(NamedTuple):
     text: str
 
 
+class ImageExample(NamedTuple):
+    """``image`` uint8 [h, w, 3]."""
+
+    image: np.ndarray
+
+
 class ImageTextExample(NamedTuple):
     """``image`` uint8 [h, w, 3] and ``tokens`` int32 [L]."""
 
@@ -178,6 +184,36 @@ class LoadImageText:
             return Skipped(str(error))
         (tokens,) = self.tokenizer.load()([caption], self.context_length)
         return ImageTextExample(image, tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadImage:
+    """Map from local position to image; a pure function of seed and position.
+
+    Args:
+        source: image-text records, whose texts are not read.
+        order, buckets, flip_probability, seed: as in ``LoadImageText``.
+    """
+
+    source: Source[ImageTextRecord]
+    order: grain.MapDataset[int]
+    buckets: Buckets | None
+    shard: Shard
+    images: ImageLoading
+    flip_probability: float
+    seed: int
+
+    def __call__(self, local: int) -> ImageExample | Skipped:
+        position = self.shard.global_position(local)
+        rng = np.random.default_rng((self.seed, position))
+        index = self.order[position]
+        canvases = None if self.buckets is None else (self.buckets.canvas(index),)
+        name = repr(self.source)
+        try:
+            image, _ = self.images.load(self.source[index], name, rng=rng, canvas_sizes=canvases)
+        except RecordError as error:
+            return Skipped(str(error))
+        return ImageExample(flip_image(image) if rng.random() < self.flip_probability else image)
 
 
 @dataclasses.dataclass(frozen=True)

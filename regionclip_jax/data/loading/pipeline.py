@@ -14,18 +14,29 @@ from collections.abc import Iterator, Sequence
 
 import grain
 
-from regionclip_jax.data.loading.batching import batch_detection, batch_image_text
+from regionclip_jax.data.loading.batching import batch_detection, batch_image_text, batch_images
 from regionclip_jax.data.loading.buckets import Buckets, Size, check_canvases
 from regionclip_jax.data.loading.detection_examples import (
     DetectionAugmentation,
     LoadTrainingDetection,
 )
-from regionclip_jax.data.loading.examples import ImageLoading, LoadDetection, LoadImageText, Shard
+from regionclip_jax.data.loading.examples import (
+    ImageLoading,
+    LoadDetection,
+    LoadImage,
+    LoadImageText,
+    Shard,
+)
 from regionclip_jax.data.loading.mixing import Mixture
 from regionclip_jax.data.loading.order import epoch_order, shuffled_order
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord, Source
-from regionclip_jax.settings import BoxDataSettings, CaptionDataSettings, EvaluatedImages
-from regionclip_jax.structures import DetectionBatch, ImageTextBatch
+from regionclip_jax.settings import (
+    BoxDataSettings,
+    CaptionDataSettings,
+    EvaluatedImages,
+    ImageDataSettings,
+)
+from regionclip_jax.structures import DetectionBatch, ImageBatch, ImageTextBatch
 from regionclip_jax.text.tokenizer import TokenizerSource
 
 
@@ -71,12 +82,8 @@ def image_text_batches(
         if buckets is not None:
             raise ValueError("a mixture draws records by its weights: it takes no buckets")
         order = source.order(seed)
-    elif buckets is None:
-        order = shuffled_order(0, len(source), seed)
     else:
-        order = epoch_order(
-            len(source), seed=seed, batch_size=shard.batch_size, buckets=buckets.numbers
-        )
+        order = _order(source, shard, seed, buckets)
     load = LoadImageText(
         source,
         order,
@@ -91,6 +98,33 @@ def image_text_batches(
     )
     return (
         batch_image_text(group, canvases, settings.context_length)
+        for group, canvases in _load_endlessly(load, settings, start_record)
+    )
+
+
+def image_batches(
+    source: Source[ImageTextRecord],
+    settings: ImageDataSettings,
+    shard: Shard,
+    *,
+    seed: int,
+    start_record: int,
+    buckets: Buckets | None = None,
+) -> Iterator[tuple[ImageBatch, list[str]]]:
+    """Stream batches of images alone, without end; all else as :func:`image_text_batches`.
+
+    Args:
+        source: records with or without captions.
+    """
+    images = ImageLoading(
+        settings.short_sides, settings.max_long_side, settings.resize_method, settings.canvas_sizes
+    )
+    _check(source, shard, images, buckets)
+    _check_start(start_record, shard.batch_size)
+    order = _order(source, shard, seed, buckets)
+    load = LoadImage(source, order, buckets, shard, images, settings.flip_probability, seed)
+    return (
+        batch_images(group, canvases)
         for group, canvases in _load_endlessly(load, settings, start_record)
     )
 
@@ -166,6 +200,15 @@ def detection_training_batches(
     )
 
 
+def _order(
+    source: Source, shard: Shard, seed: int, buckets: Buckets | None
+) -> grain.MapDataset[int]:
+    """Return the order of a source's records, in batches of one bucket each if there are any."""
+    if buckets is None:
+        return shuffled_order(0, len(source), seed)
+    return epoch_order(len(source), seed=seed, batch_size=shard.batch_size, buckets=buckets.numbers)
+
+
 def _check_start(start_record: int, batch_size: int) -> None:
     if start_record < 0 or start_record % batch_size:
         raise ValueError(
@@ -202,8 +245,8 @@ def _check(source: Source, shard: Shard, images: ImageLoading, buckets: Buckets 
 
 
 def _load_endlessly(
-    load: LoadImageText | LoadTrainingDetection,
-    settings: CaptionDataSettings | BoxDataSettings,
+    load: LoadImageText | LoadImage | LoadTrainingDetection,
+    settings: CaptionDataSettings | ImageDataSettings | BoxDataSettings,
     start_record: int,
 ) -> Iterator[tuple[list, Sequence[Size]]]:
     """Yield the examples of each batch, and the canvases that it may have: one with buckets."""
@@ -220,7 +263,7 @@ def _load_endlessly(
 
 
 def _load_groups(
-    load: LoadImageText | LoadDetection | LoadTrainingDetection,
+    load: LoadImageText | LoadImage | LoadDetection | LoadTrainingDetection,
     positions: range,
     num_threads: int,
     num_workers: int,

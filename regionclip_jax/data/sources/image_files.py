@@ -33,7 +33,7 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _FIRST_SIDEWAYS = 5
-_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def present_files(folder: pathlib.Path, names: Iterable[str]) -> set[str]:
@@ -132,14 +132,14 @@ def list_images(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir():
-            some = sorted(p for p in path.iterdir() if p.suffix.lower() in _ENDINGS)
+            some = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
         elif path.exists():
             some = [path]
         else:
             some = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
         if not some:
             raise FileNotFoundError(
-                f"{name}: expected an image, a folder with images ({', '.join(_ENDINGS)}), or a "
+                f"{name}: expected an image, a folder with images ({', '.join(ENDINGS)}), or a "
                 "pattern such as 'photos/*.jpg', found none"
             )
         found += some
