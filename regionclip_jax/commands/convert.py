@@ -9,9 +9,8 @@
 The source may be an OpenAI archive, a RegionCLIP or plain .pth file, or safetensors; a localizer
 also a .pkl of detectron2, or a model directory that a training wrote. No code from these files is
 run. Unused tensors are listed; mismatches are refused. Heads, activation and preprocessing are read
-from config.json (Hugging Face) or open_clip_config.json beside the source, the vocabulary of a
-SigLIP from tokenizer.json or spiece.model there. A ViT without a configuration needs --preset or
---activation; OpenAI's archives and RegionCLIP's files do not.
+from config.json (Hugging Face) or open_clip_config.json beside the source. A ViT without one needs
+--preset or --activation; OpenAI's archives and RegionCLIP's files do not.
 """
 
 import argparse
@@ -52,18 +51,18 @@ def main(arguments: list[str] | None = None) -> int:
     open_numbers.add_argument(
         "--preset",
         metavar="NAME",
-        help="architecture of a ViT whose file states no heads, activation and preprocessing "
-        "(models/presets.py; docs/using_models.md lists them by published model)",
+        help="model of a file without configuration: docs/using_models.md",
     )
     open_numbers.add_argument(
         "--activation",
         choices=tuple(ACTIVATIONS),
-        help="activation of such a file, if the presets of its shapes agree on the rest",
+        metavar="NAME",
+        help="of such a file, if the presets of its sizes agree",
     )
     parser.add_argument(
         "--tokenizer",
         metavar="FILE",
-        help="tokenizer.json or spiece.model of a SigLIP, if it is not beside the source",
+        help="vocabulary of a SigLIP, if it is not beside the source",
     )
     parser.add_argument(
         "--localizer",
