@@ -21,27 +21,28 @@ pytestmark = pytest.mark.command
 NUM_STEPS = 26
 
 SCENES = [
-    "--config.scenes.side=48",
+    "--config.scenes.side=64",
     "--config.scenes.num_closeups=32",
     "--config.scenes.num_scenes=32",
     "--config.scenes.num_test=16",
-    "--config.train_clip.data.canvas_sizes=((48,48),)",
+    "--config.train_clip.data.canvas_sizes=((64,64),)",
     "--config.train_clip.run.num_steps=4",
     "--config.train_clip.run.batch_size=8",
     "--config.train_clip.run.log_every=2",
     "--config.train_clip.optimizer.warmup_steps=2",
     "--config.num_labelled=32",
-    "--config.train_localizer.data.canvas_sizes=((48,48),)",
-    "--config.train_localizer.evaluation.canvas_sizes=((48,48),)",
+    "--config.train_localizer.data.canvas_sizes=((64,64),)",
+    "--config.train_localizer.evaluation.canvas_sizes=((64,64),)",
     "--config.train_localizer.run.num_steps=2",
     "--config.train_localizer.run.batch_size=8",
-    "--config.pretrain.data.canvas_sizes=((48,48),)",
+    "--config.train_localizer.optimizer.warmup_steps=1",
+    "--config.pretrain.data.canvas_sizes=((64,64),)",
     "--config.pretrain.run.num_steps=4",
     "--config.pretrain.run.batch_size=8",
     "--config.pretrain.run.log_every=2",
     "--config.pretrain.optimizer.warmup_steps=2",
-    "--config.evaluation.canvas_sizes=((48,48),)",
-    "--config.zero_shot.canvas_sizes=((48,48),)",
+    "--config.evaluation.canvas_sizes=((64,64),)",
+    "--config.zero_shot.canvas_sizes=((64,64),)",
 ]
 
 
