@@ -53,6 +53,7 @@ INPUTS = {
 # Files and folders that the documents tell the reader to bring.
 BROUGHT = [
     "RN50.pt", "ViT-B-16.pt", "b32_400m.pt", "rpn_lvis_866.pth", "R-50.pkl", "photos/a.jpg",
+    "siglip2/model.safetensors", "siglip2/tokenizer.json",
     "boxes.json", "test.json", "pictures/a.jpg",
     "data/coco/annotations/captions_train2017.json",
     "data/coco/annotations/instances_train2017.json",
