@@ -322,6 +322,7 @@ def test_the_quickstart_passes_its_arguments_on(tmp_path, arguments):
     ]
 
 
+QUICK = "cpu -n 2 --dist worksteal -m not slow"
 # Mock of the environment's python that prints a platform and records the calls of pytest.
 TEST_PYTHON = """#!/bin/bash
 [ "$1" != -c ] || { echo "$PLATFORM"; exit; }
@@ -339,8 +340,9 @@ case "$*" in *"-m gpu"*) exit "$GPU_STATUS" ;; esac
             ["tests/ops"],
             0,
             "quick tests",
-            ["cpu -n 2 --dist worksteal -m not slow tests/ops"],
+            [f"{QUICK} tests/ops"],
         ),
+        ("cpu", 0, [], 0, "quick tests", [f"{QUICK} tests/ops", f"{QUICK} --ignore=tests/ops"]),
         (
             "cpu",
             0,
