@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a library computes for pixels (NCHW) and tokens; the dense map is [B, h, w, D]."""
+    """Outputs of a library for pixels (NCHW) and tokens; the dense map is [B, h, w, D]."""
 
     whole: np.ndarray
     dense: np.ndarray

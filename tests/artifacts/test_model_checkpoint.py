@@ -230,7 +230,7 @@ def test_arrays_that_state_more_than_their_files_are_not_read(tmp_path, monkeypa
 
 
 def test_an_architecture_that_no_model_has_names_the_card():
-    # Which sizes cannot be traced depends on the version of flax.
+    # Each version of flax refuses other sizes, and all refuse a text tower for images.
     other = dataclasses.replace(RESNET, image=RESNET.text)
     with pytest.raises(CheckpointMismatch, match=r"card\.json: no model has the architecture"):
         model_checkpoint.traced(model_checkpoint.abstract_variables, other, "model/card.json")

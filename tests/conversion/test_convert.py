@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 # Relative to the largest magnitude, for float32 on a CPU with other summation orders than torch.
 TOLERANCE = 1e-4
-# What OpenAI's archives hold beside the weights.
+# Bookkeeping beside the weights in OpenAI's archives.
 OPENAI_NUMBERS = {
     name: np.array(number)
     for name, number in (("input_resolution", 64), ("context_length", 77), ("vocab_size", 49408))

@@ -14,7 +14,7 @@ from regionclip_jax.conversion.layouts import build_variables
 from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
 from regionclip_jax.models.towers import CLIPConfig
 
-# Of the grid of the positions, and of another one with unequal sides.
+# Kinds of arrays: at the grid of the positions, and at another one with unequal sides.
 SIZES = ("own", "other")
 
 
