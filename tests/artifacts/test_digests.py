@@ -1,5 +1,6 @@
 """Digests of files, and what they find in a model directory with all its parts."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -46,8 +47,8 @@ def test_missing_longer_and_changed_files_are_named(tmp_path, monkeypatch, part)
     (tmp_path / "unlisted").write_text("of somebody else")
     assert digests.find_damage(tmp_path) == []
     content = json.loads((tmp_path / "digests.json").read_text())["files"]
-    assert list(content) == ["a", "b", "deep/c", "later"] and content["a"]["sha256"] == []
-    assert len(content["deep/c"]["sha256"]) == -(-2304 // part)
+    assert list(content) == ["a", "b", "deep/c", "later"] and content["a"]["crc32"] == []
+    assert len(content["deep/c"]["crc32"]) == -(-2304 // part)
 
     flip_bit(tmp_path / "deep" / "c", 8 * 2303)
     (tmp_path / "b").write_bytes(b"texts")
@@ -65,16 +66,42 @@ def test_missing_longer_and_changed_files_are_named(tmp_path, monkeypatch, part)
 
 def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
     digests.write_digests(tmp_path, write(tmp_path))
-    sha256 = digests._sha256
+    digest = digests._digest
 
-    def bad_block(path, start):
+    def bad_block(path, start, function):
         if path.name == "c":
             raise OSError(5, "Input/output error")
-        return sha256(path, start)
+        return digest(path, start, function)
 
-    monkeypatch.setattr(digests, "_sha256", bad_block)
+    monkeypatch.setattr(digests, "_digest", bad_block)
     (found,) = digests.find_damage(tmp_path)
     assert found.startswith(f"{tmp_path / 'deep' / 'c'}: cannot be read ([Errno 5]")
+
+
+def test_digests_of_format_1_are_checked(tmp_path):
+    """Folders of earlier versions have SHA-256."""
+    files = write(tmp_path)
+    entries = {
+        path.relative_to(tmp_path).as_posix(): {
+            "bytes": len(path.read_bytes()),
+            "sha256": [hashlib.sha256(path.read_bytes()).hexdigest()] if path.name != "a" else [],
+        }
+        for path in files
+    }
+    content = json.dumps({"format": 1, "files": entries})
+    (tmp_path / "digests.json").write_text(content, encoding="utf-8")
+    assert digests.find_damage(tmp_path) == []
+    flip_bit(tmp_path / "deep" / "c", 5)
+    (found,) = digests.find_damage(tmp_path)
+    assert found.startswith(f"{tmp_path / 'deep' / 'c'}: changed since it was written")
+
+
+def test_the_digest_of_a_part_is_its_crc_32(tmp_path):
+    (tmp_path / "file").write_bytes(b"123456789")
+    digests.write_digests(tmp_path, [tmp_path / "file"])
+    content = json.loads((tmp_path / "digests.json").read_text())
+    # The check value of the CRC-32 of zlib, gzip and PNG.
+    assert content == {"format": 2, "files": {"file": {"bytes": 9, "crc32": ["cbf43926"]}}}
 
 
 def test_a_folder_without_digests_is_not_checked(tmp_path):
