@@ -11,6 +11,7 @@ whose reader is in the extra "siglip". The files are of unknown origin: their si
 of ``tokenizer.json`` only steps are accepted that such vocabularies have.
 """
 
+import base64
 import contextlib
 import json
 import re
@@ -268,5 +269,21 @@ def _require_steps(step: Any, known: set[str], inner: str) -> None:
         regex = pattern.get("Regex", " ") if isinstance(pattern, dict) else None
         if not isinstance(regex, str) or not _SIMPLE_REGEX.fullmatch(regex):
             raise ValueError(f"the pattern {short(pattern)}, expected one class of characters")
+    if kind == "Precompiled":
+        _require_table(step.get("precompiled_charsmap"))
     for part in step.get(inner, []) if kind == "Sequence" else []:
         _require_steps(part, known, inner)
+
+
+def _require_table(text: Any) -> None:
+    """Refuse a table of characters that states another size of its trie than it has.
+
+    The library reserves the stated size first, and ends the process if memory lacks.
+    """
+    try:
+        table = base64.b64decode(text, validate=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the table {short(text)} of characters") from error
+    stated = int.from_bytes(table[:4], "little")
+    if stated % 4 or not 4 <= stated <= len(table) - 4:
+        raise ValueError(f"a table of {len(table)} bytes with a trie of {stated}")
