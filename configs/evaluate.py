@@ -112,8 +112,12 @@ def scenes() -> ml_collections.ConfigDict:
         num_threads=2,
         max_skipped_fraction=0.01,
     )
-    config.evaluation.proposals.update(num_proposals=50, pre_nms_topk=200)
-    config.evaluation.detection.update(temperature=0.07, regions_per_chunk=None)
+    # The numbers of the experiment's own detection.
+    config.evaluation.proposals.update(num_proposals=50, pre_nms_topk=200, voting_threshold=0.4)
+    config.evaluation.detection.update(
+        temperature=0.07, objectness="sigmoid", regions_per_chunk=None
+    )
+    config.evaluation.detection.nms.threshold = 0.3
     return config
 
 

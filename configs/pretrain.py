@@ -112,7 +112,7 @@ def _small_pretraining(config: ml_collections.ConfigDict) -> None:
         images_per_group=None,
         regions_per_chunk=None,
     )
-    config.regions.proposals.num_proposals = 64
+    config.regions.proposals.update(num_proposals=64, voting_threshold=0.4)
 
 
 def _scenes_captions(data: ml_collections.ConfigDict) -> None:
@@ -191,7 +191,7 @@ def scenes() -> ml_collections.ConfigDict:
     _scenes_evaluation(config.evaluation)
     _scenes_evaluation(config.zero_shot)
     config.zero_shot.update(regions="localizer", templates="plain")
-    config.zero_shot.proposals.update(num_proposals=50, pre_nms_topk=200)
+    config.zero_shot.proposals.update(num_proposals=50, pre_nms_topk=200, voting_threshold=0.4)
     config.zero_shot.detection.update(
         temperature=_SCENES_TEMPERATURE, objectness="sigmoid", regions_per_chunk=None
     )
@@ -231,7 +231,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
         templates="plain",
         regions_per_chunk=None,
     )
-    detector.detector.proposals.update(num_proposals=50, pre_nms_topk=200)
+    detector.detector.proposals.update(num_proposals=50, pre_nms_topk=200, voting_threshold=0.4)
     _scenes_training(detector)
     detector.run.num_steps = 90
     _scenes_evaluation(detector.evaluation)

@@ -345,7 +345,7 @@ class RegionCLIP:
         self, num_proposals: int | None, nms_threshold: float | None
     ) -> ProposalSettings:
         self.require_localizer()
-        stated = ProposalSettings(num_proposals, None, nms_threshold)
+        stated = ProposalSettings(num_proposals, None, nms_threshold, None)
         return completed(stated, self.scores.proposals)
 
     def require_localizer(self) -> Localizer:

@@ -293,6 +293,7 @@ def propose(
         pre_nms_topk=proposals.pre_nms_topk,
         num_proposals=proposals.num_proposals,
         nms_threshold=proposals.nms_threshold,
+        voting_threshold=proposals.voting_threshold,
     )
 
 

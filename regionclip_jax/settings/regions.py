@@ -44,6 +44,9 @@ class ProposalSettings(Section):
     pre_nms_topk: Count | None = 1000
     # IoU above which the lower-scored of two proposals is suppressed. None: the model's own.
     nms_threshold: Share | None = 0.9
+    # IoU above which a candidate votes for the box of a proposal, with its objectness as weight
+    # (ops.proposals). 1, where none votes, is the reference's. None: the model's own.
+    voting_threshold: Share | None = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

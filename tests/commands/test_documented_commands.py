@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -73,6 +74,7 @@ LOCALIZER = [
     *SHORT, *small("data"), *small("evaluation"), "--config.evaluation.proposals.pre_nms_topk=50",
     "--config.evaluation.proposals.num_proposals=20",
 ]  # fmt: skip
+DISTILL = [*SHORT, *small("data"), "--config.regions.crops_per_chunk=4"]
 SIDES = ["--short_side", "48", "--max_long_side", "96"]
 
 
@@ -159,6 +161,17 @@ def conceptual_captions(tars: Path, tables: Path) -> None:
     (tables / "text0.tsv").write_text("".join(captions))
 
 
+def siglip(folder: Path) -> None:
+    """Write a small SigLIP 2 as a reader downloads it."""
+    folder.mkdir()
+    golden = ROOT / "tests" / "golden"
+    shutil.copy(golden / "siglip_huggingface.safetensors", folder / "model.safetensors")
+    shutil.copy(golden / "siglip2_tokenizer.json", folder / "tokenizer.json")
+    configurations = json.loads((golden / "siglip_configurations.json").read_text())
+    for name, content in configurations["huggingface"].items():
+        write_json(folder / name, content)
+
+
 def draw(shapes: dict) -> dict:
     """Draw variables with NumPy; compiling the initialisers takes longer."""
     rng = np.random.default_rng(0)
@@ -187,6 +200,10 @@ def reader(tmp_path_factory) -> Path:
         write_json(root / name, {"images": images, "annotations": boxes(4, 2), "categories": own})
     clip = draw(flatten(abstract_variables(PRESETS["tiny"])))
     write_safetensors(root / "RN50.pt", source_tensors(clip, clip_keys.origin))
+    for file, preset in (("ViT-B-16.pt", "ViT-B/16"), ("b32_400m.pt", "ViT-B/32")):
+        vit = draw(flatten(abstract_variables(PRESETS[preset])))
+        write_safetensors(root / file, source_tensors(vit, clip_keys.origin))
+    siglip(root / "siglip2")
     write_safetensors(root / "rpn_lvis_866.pth", make_state_dict("tiny_rpn_fpn"))
     write_safetensors(root / "tuned.pth", make_state_dict("tiny_finetune"))
     rn50 = LOCALIZER_PRESETS["rn50_fpn"]
@@ -232,6 +249,12 @@ RUN = [
     ("docs/training_detectors.md", "train_detector.py:small", DETECTOR,
      "workdir/small_detector/results.json"),
     ("docs/index.md", "--describe", [], None),
+    ("docs/distillation.md", "--source ViT-B-16.pt", [], "checkpoints/clip_vitb16/card.json"),
+    ("docs/distillation.md", "vitb16_patches", DISTILL, "workdir/distill/model/card.json"),
+    ("docs/distillation.md", "vitb16_proposals", DISTILL,
+     "workdir/distill_proposals/model/card.json"),
+    ("docs/using_models.md", "--source b32_400m.pt", [], "checkpoints/metaclip_b32/card.json"),
+    ("docs/using_models.md", "--source siglip2", [], "checkpoints/siglip2_b16/card.json"),
 ]  # fmt: skip
 
 

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, strategies
 
 from marks import on_accelerators
 from parity.comparison import assert_equal_to_reference
 from parity.ops import PROPOSAL_CASES, compare_all_proposals, compare_proposals_of
 from regionclip_jax.ops.anchors import cell_anchors, grid_anchors
-from regionclip_jax.ops.proposals import select_proposals
+from regionclip_jax.ops.host_boxes import host_pairwise_iou
+from regionclip_jax.ops.proposals import select_proposals, vote
 
 RATIOS = (0.5, 1.0, 2.0)
 ANCHORS = np.array([[0, 0, 8, 8], [0, 0, 8, 9], [20, 20, 30, 30], [4, 0, 12, 8]], np.float32)
@@ -167,3 +169,47 @@ def test_lists_of_different_lengths_are_refused():
             logits, deltas, anchors[:1], jnp.array([[64, 64]]),
             pre_nms_topk=100, num_proposals=20, nms_threshold=0.5,
         )  # fmt: skip
+
+
+@pytest.mark.property
+@given(
+    seed=strategies.integers(0, 2**32 - 1),
+    count=strategies.integers(1, 12),
+    threshold=strategies.sampled_from([0.0, 0.3, 0.5, 0.9]),
+    low=strategies.sampled_from([-1.0, -200.0]),
+)
+def test_votes_are_the_weighted_means_of_a_plain_loop(seed, count, threshold, low):
+    draws = np.random.default_rng(seed)
+    corners = draws.uniform(0, 20, (12, 2))
+    boxes = np.concatenate([corners, corners + draws.uniform(5, 15, (12, 2))], 1)
+    logits = draws.uniform(low, low + 4, 12)
+    mask = np.arange(12) < count
+    boxes[~mask] = np.nan  # as of candidates that are not finite
+    chosen = draws.integers(0, count, 5)
+    voted = vote(
+        jnp.asarray(boxes[chosen], jnp.float32), jnp.asarray(boxes, jnp.float32),
+        jnp.asarray(logits, jnp.float32), jnp.asarray(mask), voting_threshold=threshold,
+    )  # fmt: skip
+    for box, found in zip(boxes[chosen], np.asarray(voted), strict=True):
+        overlaps = host_pairwise_iou(box[None], boxes[mask])[0]
+        voters = overlaps > threshold
+        weights = 1 / (1 + np.exp(-logits[mask][voters]))
+        expected = (weights[:, None] * boxes[mask][voters]).sum(0) / weights.sum()
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_candidates_vote_for_the_boxes_of_proposals():
+    """The first two anchors have an IoU of 8/9, all others one below 0.4."""
+    plain, scores, mask = select([1.0, 2, -3, 0], num_proposals=3)
+    voted = select([1.0, 2, -3, 0], num_proposals=3, voting_threshold=0.5)
+    assert voted[1:] == (scores, mask)
+    weights = 1 / (1 + np.exp([-1.0, -2.0]))
+    expected = weights @ ANCHORS[:2] / weights.sum()
+    np.testing.assert_allclose(voted[0], [expected, *plain[1:]], rtol=1e-6)
+    assert select([1.0, 2, -3, 0], size=(0, 0), voting_threshold=0.5)[0].tolist() == [[0] * 4] * 4
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_voting_threshold_that_is_no_iou_is_refused(threshold):
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
+        select([1.0, 2, -3, 0], voting_threshold=threshold)
