@@ -163,12 +163,17 @@ def check(settings: EvaluationSettings) -> None:
 
 
 def report(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
-    """Print the metrics, what they count, and the errors; draw these; write all to TensorBoard."""
-    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-    print(comparison_table(metrics))
+    """Print the metrics, what they count, and the errors; ``show`` these."""
+    print(comparison_table({name: evaluation.metrics for name, evaluation in evaluations.items()}))
     print(coverage_text({n: e.coverage for n, e in evaluations.items()}))
     for name, evaluation in evaluations.items():
         print(f"errors of {name}: {evaluation.errors.text()}", flush=True)
+    show(workdir, evaluations, image)
+
+
+def show(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
+    """Draw the errors; write metrics, image and errors to TensorBoard."""
+    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     chart = error_chart.draw({name: evaluation.errors for name, evaluation in evaluations.items()})
     write_png(workdir / "errors.png", chart)
     steps = {name: evaluation.step for name, evaluation in evaluations.items()}

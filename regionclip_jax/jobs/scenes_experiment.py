@@ -19,6 +19,7 @@ from regionclip_jax.evaluation import case_gallery
 from regionclip_jax.jobs import evaluate, pretrain, train_clip, train_localizer
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.stages import Stages, readable_seconds
+from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.settings import (
     ScenesDetectionSettings,
     ScenesExperimentSettings,
@@ -176,10 +177,30 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         "trained here from random",
     )
     write_png(workdir / "regions.png", image)
-    evaluate.report(workdir, evaluations, image)
+    evaluate.show(workdir, evaluations, image)
+    print(_summary(evaluations))
     print(spent_text(seconds))
     print(f"numbers: {workdir / 'results.json'}")
     print(f"images: {workdir / 'regions.png'}, {workdir / 'errors.png'}\n{_NEXT}", flush=True)
+
+
+def _summary(evaluations: dict) -> str:
+    """Return a table of AP50 in ten lines, with what the detections of both models lose to."""
+    models = ("teacher", "student")
+    kinds = {"given boxes": "", "detection": f" {ZERO_SHOT}"}
+    columns = {
+        model: {
+            f"AP50 of {kind}, {group}": evaluations[f"{model}{suffix}"].metrics.get(f"AP50_{group}")
+            for kind, suffix in kinds.items()
+            for group in ("novel", "base", "all")
+        }
+        for model in models
+    }
+    errors = [
+        f"detection of the {model}: {evaluations[f'{model} {ZERO_SHOT}'].errors.text()}"
+        for model in models
+    ]
+    return "\n".join([comparison_table(columns), *errors])
 
 
 def spent_text(seconds: dict[str, float]) -> str:

@@ -62,7 +62,7 @@ def scenes_workdir(run_main, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("scenes")
     done = run_main("configs/pretrain.py", workdir, *SCENES)
     assert done.returncode == 0, done.stderr
-    assert "AP50_novel" in done.stdout and "results.json" in done.stdout
+    assert "AP50 of detection, novel" in done.stdout and "results.json" in done.stdout
     return workdir
 
 

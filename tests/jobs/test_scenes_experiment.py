@@ -196,7 +196,10 @@ def test_results_a_gallery_and_the_recipe_are_written(mocked_jobs, config, tmp_p
     models = {"teacher", "student", "teacher zero-shot", "student zero-shot"}
     assert set(details["errors"]) == models
     printed = capsys.readouterr().out
-    assert "errors of student: no objects" in printed and "next: your own images" in printed
+    assert "next: your own images" in printed
+    assert "AP50 of given boxes, novel     40.0     60.0       +20.0" in printed
+    assert "AP50 of detection, novel       10.0     20.0       +10.0" in printed
+    assert "detection of the student: no objects" in printed
     assert str(tmp_path / "results.json") in printed
 
 
