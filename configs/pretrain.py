@@ -182,12 +182,12 @@ def scenes() -> ml_collections.ConfigDict:
     """The synthetic experiment: about 8 minutes on 2 CPU cores, no download."""
     config = defaults(ScenesExperimentSettings)
     _small_clip(config.train_clip)
-    config.train_clip.run.num_steps = 1000
+    config.train_clip.run.num_steps = 900
     _small_localizer(config.train_localizer)
-    config.train_localizer.run.num_steps = 500
+    config.train_localizer.run.num_steps = 400
     _small_pretraining(config.pretrain)
     config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)
-    config.pretrain.run.num_steps = 300
+    config.pretrain.run.num_steps = 375
     _scenes_evaluation(config.evaluation)
     _scenes_evaluation(config.zero_shot)
     config.zero_shot.update(regions="localizer", templates="plain")
