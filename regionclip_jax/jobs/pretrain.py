@@ -34,6 +34,7 @@ from regionclip_jax.assembly.optimization import (
     build_optimizer,
     build_state_beside_text,
     image_text_loss_on,
+    require_learned_sigmoid,
 )
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
@@ -141,6 +142,8 @@ def _open(
     source = build_image_text_source(settings.data)
     seed = settings.run.seed
     start = initial_variables(settings.student, seed, logit_bias=student.config.logit_bias)
+    if settings.regions.has_sigmoid:
+        require_learned_sigmoid(settings.optimizer, start["params"])
     teacher_variables = start
     # A sigmoid may have given the student a bias, which its own start as the teacher lacks.
     same_bias = teacher.config.logit_bias == student.config.logit_bias

@@ -13,7 +13,12 @@ from regionclip_jax.assembly.models import (
     log_dtype,
     tokenizer_source,
 )
-from regionclip_jax.assembly.optimization import build_optimizer, build_state, image_text_loss_on
+from regionclip_jax.assembly.optimization import (
+    build_optimizer,
+    build_state,
+    image_text_loss_on,
+    require_learned_sigmoid,
+)
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
 from regionclip_jax.assembly.training import Assumed, Materials, Training
@@ -54,9 +59,16 @@ def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Traini
 def _open(settings: TrainClipSettings, architecture: CLIPConfig) -> Materials:
     source = build_image_text_source(settings.data)
     tokenizer, sigmoid = tokenizer_source(settings.model), settings.has_sigmoid
+
+    def variables() -> dict:
+        start = initial_variables(settings.model, settings.run.seed, logit_bias=sigmoid)
+        if sigmoid:
+            require_learned_sigmoid(settings.optimizer, start["params"])
+        return start
+
     return Materials(
         contents=content_facts(source),
-        variables=lambda: initial_variables(settings.model, settings.run.seed, logit_bias=sigmoid),
+        variables=variables,
         frozen=lambda workdir: {},
         batches=lambda start: stream_batches(
             settings.data,

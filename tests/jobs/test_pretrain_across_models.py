@@ -18,7 +18,7 @@ from regionclip_jax.assembly.training import EXAMPLES
 from regionclip_jax.jobs import pretrain
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.settings import ConceptSettings, PretrainSettings
+from regionclip_jax.settings import ConceptSettings, ConfigError, PretrainSettings
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.pretrain_step import embed_with_student
 
@@ -92,6 +92,17 @@ def test_pools_of_other_names_are_refused_naming_both(settings_of, monkeypatch, 
     message = str(caught.value)
     assert "student and teacher hold 4 and 4 names, in row 1 'dog' and 'cow'" in message
     assert "student: nano_siglip" in message and "teacher: nano_vit" in message
+
+
+def test_a_frozen_scale_is_refused_if_the_student_has_no_bias(settings_of, changed):
+    patterns = ("^text/", "^logit_scale")
+    how = SIGMOIDS | {"optimizer.frozen_patterns": patterns}
+    fresh = changed(settings_of("nano_siglip", "nano_vit"), how)
+    with pytest.raises(ConfigError, match=r"frozen_patterns: \['\^logit_scale'\] freeze scale 10"):
+        pretrain.build(fresh, concepts=NAMES).open()
+    # A SigLIP has learned its own.
+    learned = changed(settings_of("nano_vit", "nano_siglip"), how)
+    assert pretrain.build(learned, concepts=NAMES).open()
 
 
 @pytest.mark.slow
