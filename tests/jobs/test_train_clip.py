@@ -51,7 +51,7 @@ def test_a_sigmoid_gives_the_model_a_bias_and_sigmoid_scores(config, changed, tm
     sigmoid = changed(config, {"image_text_activation": "sigmoid"})
     variables, card = load_model(train_clip.run(sigmoid, tmp_path))
     assert card.architecture == dataclasses.replace(PRESETS["nano_vit"], logit_bias=True)
-    assert abs(variables["params"]["logit_bias"] + 10) < 1 and card.preset == "nano_vit"
+    assert abs(variables["params"]["logit_bias"] + 10) < 1
     detection = card.scores.detection
     assert detection.score_activation == "sigmoid"
     assert detection.score_bias == pytest.approx(float(variables["params"]["logit_bias"]))
