@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
@@ -20,9 +21,16 @@ from regionclip_jax.models.clip import (
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.patch_grid import PatchTowerConfig
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, dense_kinds, kind_of
+from regionclip_jax.models.towers import (
+    IMAGE_TOWERS,
+    CLIPConfig,
+    TextTowerConfig,
+    dense_kinds,
+    kind_of,
+)
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
+    CaptionDataSettings,
     ConfigError,
     DetectorObjective,
     EvaluationSettings,
@@ -120,6 +128,22 @@ def tokenizer_source(settings: ModelSettings) -> TokenizerSource:
             "converted model; give the directory of one"
         )
     return tokenizer_of(settings.init_from, text)
+
+
+def require_caption_length(data: CaptionDataSettings, text: TextTowerConfig) -> None:
+    """Refuse captions that the text tower cannot read as they are cut and padded.
+
+    Raises:
+        ConfigError: more tokens than the tower has positions, or fewer for one that reads padding.
+    """
+    length, longest = data.context_length, text.context_length
+    reads_padding = text.num_read(np.zeros((1, longest), np.int32)) == longest
+    if length > longest or (reads_padding and length < longest):
+        raise ConfigError(
+            f"data.context_length: {length} tokens of a caption, expected "
+            f"{'exactly' if reads_padding else 'at most'} the {longest} of the text tower; set it "
+            f"to {longest}"
+        )
 
 
 def initial_variables(settings: ModelSettings, seed: int, *, logit_bias: bool = False) -> dict:

@@ -26,6 +26,7 @@ from regionclip_jax.assembly.models import (
     cast_matrices,
     initial_variables,
     log_dtype,
+    require_caption_length,
     tokenizer_source,
     without_text_tower,
 )
@@ -89,6 +90,7 @@ def build(
     student = build_model(
         settings.student, frozen_norm=True, logit_bias=settings.regions.has_sigmoid
     )
+    require_caption_length(settings.data, student.config.text)
     teacher = build_teacher(settings.teacher)
     optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
     architecture = localizer_architecture(settings.regions.localizer, assumed)

@@ -11,6 +11,7 @@ from regionclip_jax.assembly.models import (
     build_model,
     initial_variables,
     log_dtype,
+    require_caption_length,
     tokenizer_source,
 )
 from regionclip_jax.assembly.optimization import (
@@ -38,6 +39,7 @@ def build(settings: TrainClipSettings, assumed: Assumed | None = None) -> Traini
     """Describe the training; no shape depends on a file, so ``assumed`` is not used."""
     sigmoid = settings.has_sigmoid
     model = build_model(settings.model, frozen_norm=False, logit_bias=sigmoid)
+    require_caption_length(settings.data, model.config.text)
     optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
 
     def make_step(mesh):

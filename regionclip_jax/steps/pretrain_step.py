@@ -66,8 +66,8 @@ class StudentEmbeddings:
     regions: Float[Array, "B R D"]
     images: Float[Array, "B D"]
     texts: Float[Array, "B D"]
-    # Learned temperature and bias of the sigmoid losses, the same in all rows: one of each would be
-    # no row of a micro-batch. None without such a loss.
+    # Learned temperature and bias of the sigmoid losses, repeated for every image, as micro-batches
+    # split rows. None without such a loss.
     temperature: Float[Array, " B"] | None = None
     bias: Float[Array, " B"] | None = None
 

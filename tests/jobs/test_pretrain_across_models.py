@@ -54,14 +54,11 @@ def check_pools(workdir, teacher, student):
         assert len({row.tobytes() for row in pool.embeddings}) == len(NAMES)
 
 
-@pytest.mark.parametrize(
-    ("teacher", "student"),
-    [("nano_vit", "nano_siglip"), ("nano_siglip", "nano_eva"), ("nano_eva", "nano_vit")],
-)
-def test_any_teacher_and_any_student_trace_with_sigmoids(
-    settings_of, changed, nano_presets, teacher, student
-):
-    settings = changed(settings_of(teacher, student), SIGMOIDS | {"regions.micro_batches": 2})
+def test_a_step_of_two_families_traces_with_sigmoids(settings_of, changed):
+    """The slow tests below run such steps."""
+    settings = changed(
+        settings_of("nano_siglip", "nano_eva"), SIGMOIDS | {"regions.micro_batches": 2}
+    )
     training = pretrain.build(settings, pretrain.Assumed(num_names=5))
     state = training.abstract_state()
     assert {"logit_scale", "logit_bias"} < state.params.keys()
@@ -92,6 +89,14 @@ def test_pools_of_other_names_are_refused_naming_both(settings_of, monkeypatch, 
     message = str(caught.value)
     assert "student and teacher hold 4 and 4 names, in row 1 'dog' and 'cow'" in message
     assert "student: nano_siglip" in message and "teacher: nano_vit" in message
+
+
+@pytest.mark.parametrize("length", [16, 77])
+def test_captions_of_another_length_than_siglips_are_refused(settings_of, changed, length):
+    wrong = changed(settings_of("nano_eva", "nano_siglip"), {"data.context_length": length})
+    message = f"data.context_length: {length} tokens of a caption, expected exactly the 24"
+    with pytest.raises(ConfigError, match=message):
+        pretrain.build(wrong, concepts=NAMES)
 
 
 def test_a_frozen_scale_is_refused_if_the_student_has_no_bias(settings_of, changed):
