@@ -6,8 +6,11 @@
   --config=configs/pretrain.py:rn50_cc3m     the paper's RN50 on CC3M as TSV pairs
   --config=configs/pretrain.py:rn50x4_cc3m   the paper's RN50x4
   --config=configs/pretrain.py:vitb16_coco   ViT-B/16 on a COCO folder
+  --config=configs/pretrain.py:eva02_b16_coco    EVA-02-CLIP B/16, the same
+  --config=configs/pretrain.py:siglip2_b16_coco  SigLIP 2 B/16 with sigmoid losses, the same
 
-The recipes of the paper are what the reference's pretrain.sh and its yaml files set
+Teacher and student may be of different families: give each its preset and init_from. The recipes of
+the paper are what the reference's pretrain.sh and its yaml files set
 (docs/reference/configuration.md#pretraining-keys). A recipe
 states what differs from the defaults of regionclip_jax/settings; --describe prints all keys with
 their meanings.
@@ -46,11 +49,11 @@ def rn50x4_cc3m() -> ml_collections.ConfigDict:
     return config
 
 
-def vitb16_coco() -> ml_collections.ConfigDict:
-    """Not a recipe of the paper: its reference never got its ViT branch to work."""
+def _patches_on_coco(preset: str, init_from: str, *frozen: str) -> ml_collections.ConfigDict:
+    """Pretraining of a tower of 12 blocks on patches of 16 pixels, with its frozen first parts."""
     config = rn50_coco()
     for model in (config.student, config.teacher):
-        model.update(preset="ViT-B/16", init_from="checkpoints/clip_vitb16")
+        model.update(preset=preset, init_from=init_from)
     config.optimizer.update(
         kind="adamw",
         learning_rate=1e-5,
@@ -58,13 +61,9 @@ def vitb16_coco() -> ml_collections.ConfigDict:
         no_decay_patterns=("bias$", "ln_"),
         # The first half of the blocks, as the ResNet recipe freezes its first stages.
         frozen_patterns=(
-            "visual/patch_embedding",
-            "visual/class_embedding",
-            "visual/positional_embedding",
-            "visual/ln_pre",
+            *(f"visual/{part}" for part in frozen),
             "visual/blocks/block[0-5]/",
             "^text/",
-            "^logit_scale",
         ),
     )
     # Self-attention over an 800 x 1344 canvas would have 4,200 patches, not the 196 of the grid.
@@ -75,6 +74,36 @@ def vitb16_coco() -> ml_collections.ConfigDict:
         canvas_sizes=((448, 608), (608, 448), (448, 752), (752, 448), (752, 752)),
         flip_directional_captions=False,
     )
+    return config
+
+
+def vitb16_coco() -> ml_collections.ConfigDict:
+    """Not a recipe of the paper: its reference never got its ViT branch to work."""
+    parts = ("patch_embedding", "class_embedding", "positional_embedding", "ln_pre")
+    config = _patches_on_coco("ViT-B/16", "checkpoints/clip_vitb16", *parts)
+    config.optimizer.frozen_patterns += ("^logit_scale",)
+    return config
+
+
+def eva02_b16_coco() -> ml_collections.ConfigDict:
+    """The losses of the paper on the backbone of CLIPSelf; not a published recipe."""
+    parts = ("patch_embedding", "class_embedding", "positional_embedding")
+    config = _patches_on_coco("EVA02-B-16", "checkpoints/eva02_b16", *parts)
+    config.optimizer.frozen_patterns += ("^logit_scale",)
+    return config
+
+
+def siglip2_b16_coco() -> ml_collections.ConfigDict:
+    """Both contrastive losses are SigLIP's sigmoid; not a published recipe.
+
+    The positions of the weights for 512 pixels are nearest to these canvases.
+    """
+    parts = ("patch_embedding", "positional_embedding")
+    config = _patches_on_coco("ViT-B-16-SigLIP2-512", "checkpoints/siglip2_b16_512", *parts)
+    # Scale and bias are trained.
+    config.optimizer.no_decay_patterns += ("^logit_", "probe$")
+    config.data.context_length = 64
+    config.regions.update(region_activation="sigmoid", image_text_activation="sigmoid")
     return config
 
 
@@ -242,7 +271,16 @@ def scenes_detection() -> ml_collections.ConfigDict:
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (scenes, scenes_detection, rn50_coco, rn50_cc3m, rn50x4_cc3m, vitb16_coco)
+    for recipe in (
+        scenes,
+        scenes_detection,
+        rn50_coco,
+        rn50_cc3m,
+        rn50x4_cc3m,
+        vitb16_coco,
+        eva02_b16_coco,
+        siglip2_b16_coco,
+    )
 }
 
 

@@ -84,9 +84,9 @@ def one_line(*mistakes: type[Exception], prefix: str = "error") -> Callable:
 
     def decorate(main: Callable[..., int | None]) -> Callable[..., int | None]:
         @functools.wraps(main)
-        def run(*arguments):
+        def run(*arguments, **options):
             try:
-                return main(*arguments)
+                return main(*arguments, **options)
             except Exception as error:
                 explained = explain(error, *mistakes)
                 if explained is None:

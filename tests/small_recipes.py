@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ from regionclip_jax.artifacts.model_checkpoint import (
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
+from regionclip_jax.models.eva_transformer import EVAConfig
 from regionclip_jax.models.modified_resnet import ResNetConfig
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.siglip_image import SigLIPImageConfig
+from regionclip_jax.models.siglip_text import SigLIPTextConfig
 from regionclip_jax.models.text_transformer import TextConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
+from regionclip_jax.text.tokenizer import TokenizerSource
 
 SIDE, LENGTH, NUM_RECORDS = 64, 24, 24
 
@@ -32,12 +37,22 @@ NANO = {
     "nano_resnet": CLIPConfig(
         ResNetConfig((1, 1, 1, 1), 8, 4), _TEXT, Preprocessing(64), embed_dim=20
     ),
+    "nano_eva": CLIPConfig(EVAConfig(16, 1, 16, 2, 12), _TEXT, Preprocessing(48), embed_dim=10),
+    "nano_siglip": CLIPConfig(
+        SigLIPImageConfig(8, 1, 24, 3),
+        SigLIPTextConfig(420, LENGTH, width=16, heads=2, layers=1, tokenizer="siglip2"),
+        Preprocessing(32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        embed_dim=24,
+        logit_bias=True,
+    ),
 }
+# Of the 420 ids of nano_siglip's text tower.
+_VOCABULARY = Path(__file__).parent / "golden" / "siglip2_tokenizer.json"
 
 
 @pytest.fixture(scope="session")
 def nano_presets():
-    """Register the presets ``nano_vit`` (D 12) and ``nano_resnet`` (D 20) for recipes."""
+    """Register the presets of ``NANO`` for recipes."""
     with pytest.MonkeyPatch.context() as patch:
         for name, preset in NANO.items():
             patch.setitem(PRESETS, name, preset)
@@ -54,6 +69,7 @@ def nano_weights():
         def value(path, shape):
             name = path.rsplit("/", 1)[-1]
             constants = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0, "logit_scale": 2.6}
+            constants["logit_bias"] = -4.0
             if name in constants:
                 return np.full(shape, constants[name], np.float32)
             fan_in = float(np.prod(shape[:-1])) if name == "kernel" else 1.0
@@ -74,7 +90,8 @@ def model_directory(tmp_path_factory, nano_presets, nano_weights):
         directory = folder / f"{preset}-{seed}"
         if directory not in made:
             card = ModelCard(NANO[preset], {"run": "test"})
-            save_model(directory, nano_weights(preset, seed), card)
+            tokenizer = TokenizerSource(NANO[preset].text.tokenizer, _VOCABULARY)
+            save_model(directory, nano_weights(preset, seed), card, tokenizer)
             made[directory] = True
         return str(directory)
 

@@ -158,3 +158,11 @@ def test_the_documents_list_every_status():
     _, _, section = text.partition("## Exit statuses")
     listed = re.findall(r"^\| (\d+) \|", section.partition("\n## ")[0], re.MULTILINE)
     assert sorted(map(int, listed)) == sorted([0, *ExitStatus, 130, 137, 143])
+
+
+def test_a_command_takes_arguments_by_name_as_the_scripts_give_them():
+    @one_line()
+    def main(arguments=None, default_topology=None):
+        return 0 if default_topology == "h100:8" else 1
+
+    assert main(default_topology="h100:8") == 0

@@ -56,8 +56,8 @@ def default_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSett
 def softmax_scores(params: dict, localizer: LocalizerConfig | None) -> ScoreSettings:
     """Return ``default_scores`` with a softmax, also for weights with a bias.
 
-    These are the settings of models that were trained here, which neither uses nor changes a bias,
-    and of cards of versions without a choice.
+    These are the settings of models that were trained here with a softmax, which neither uses nor
+    changes a bias, and of cards of versions without a choice.
     """
     own = default_scores(params, localizer)
     detection = dataclasses.replace(own.detection, score_activation="softmax")

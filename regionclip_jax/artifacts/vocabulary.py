@@ -194,6 +194,27 @@ def require_matching(vocabulary: Vocabulary, encoder: dict) -> None:
         )
 
 
+def require_same_names(student: Vocabulary, teacher: Vocabulary) -> None:
+    """Refuse pools whose rows are not the same names: distributions over them do not compare.
+
+    Raises:
+        CheckpointMismatch: a row differs, or the number of rows; the message has both.
+    """
+    if student.names == teacher.names:
+        return
+    numbers = f"{len(student.names)} and {len(teacher.names)} names"
+    pairs = zip(student.names, teacher.names, strict=False)
+    for row, (own, other) in enumerate(pairs):
+        if own != other:
+            numbers = f"{numbers}, in row {row} {short(own)} and {short(other)}"
+            break
+    raise CheckpointMismatch(
+        f"the concept pools of student and teacher hold {numbers}: expected the same names in the "
+        f"same order; student: {_describe(student.encoder)}; teacher: "
+        f"{_describe(teacher.encoder)}; embed the names of one list with both"
+    )
+
+
 def _describe(encoder: dict) -> str:
     architecture = encoder.get("architecture")
     if architecture is None:

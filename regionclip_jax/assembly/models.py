@@ -5,18 +5,32 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
-from regionclip_jax.models.clip import CLIP, init_variables
+from regionclip_jax.models.clip import (
+    CLIP,
+    SIGMOID_BIAS,
+    SIGMOID_SCALE,
+    init_variables,
+    with_initial_bias,
+)
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.patch_grid import PatchTowerConfig
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.models.towers import IMAGE_TOWERS, CLIPConfig, dense_kinds, kind_of
+from regionclip_jax.models.towers import (
+    IMAGE_TOWERS,
+    CLIPConfig,
+    TextTowerConfig,
+    dense_kinds,
+    kind_of,
+)
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
+    CaptionDataSettings,
     ConfigError,
     DetectorObjective,
     EvaluationSettings,
@@ -63,8 +77,11 @@ def log_dtype(part: str, name: str) -> None:
     )
 
 
-def clip_config(settings: ModelSettings) -> CLIPConfig:
+def clip_config(settings: ModelSettings, *, logit_bias: bool = False) -> CLIPConfig:
     """Return the architecture of a recipe's model.
+
+    Args:
+        logit_bias: the model has a bias, also if its preset has none.
 
     Raises:
         ConfigError: an unknown preset, or ``normalize_map`` with one whose image tower has none.
@@ -72,12 +89,19 @@ def clip_config(settings: ModelSettings) -> CLIPConfig:
     config = choose(PRESETS, settings.preset, "preset")
     if settings.normalize_map:
         require_dense(config)
-    return dataclasses.replace(config, normalize_map=settings.normalize_map)
+    return dataclasses.replace(
+        config,
+        normalize_map=settings.normalize_map,
+        logit_bias=logit_bias or config.logit_bias,
+    )
 
 
-def build_model(settings: TrainedModelSettings, *, frozen_norm: bool) -> CLIP:
+def build_model(
+    settings: TrainedModelSettings, *, frozen_norm: bool, logit_bias: bool = False
+) -> CLIP:
+    """Build a trained model; ``logit_bias`` as in ``clip_config``."""
     return CLIP(
-        clip_config(settings),
+        clip_config(settings, logit_bias=logit_bias),
         frozen_norm,
         compute_dtype(settings.dtype),
         settings.remat,
@@ -106,13 +130,32 @@ def tokenizer_source(settings: ModelSettings) -> TokenizerSource:
     return tokenizer_of(settings.init_from, text)
 
 
-def initial_variables(settings: ModelSettings, seed: int) -> dict:
+def require_caption_length(data: CaptionDataSettings, text: TextTowerConfig) -> None:
+    """Refuse captions that the text tower cannot read as they are cut and padded.
+
+    Raises:
+        ConfigError: more tokens than the tower has positions, or fewer for one that reads padding.
+    """
+    length, longest = data.context_length, text.context_length
+    reads_padding = text.num_read(np.zeros((1, longest), np.int32)) == longest
+    if length > longest or (reads_padding and length < longest):
+        raise ConfigError(
+            f"data.context_length: {length} tokens of a caption, expected "
+            f"{'exactly' if reads_padding else 'at most'} the {longest} of the text tower; set it "
+            f"to {longest}"
+        )
+
+
+def initial_variables(settings: ModelSettings, seed: int, *, logit_bias: bool = False) -> dict:
     """Return the initial variables of a model: those of ``init_from``, or random ones.
+
+    Args:
+        logit_bias: as in ``clip_config``.
 
     Raises:
         CheckpointMismatch: ``init_from`` holds another architecture than ``preset``.
     """
-    config = clip_config(settings)
+    config = clip_config(settings, logit_bias=logit_bias)
     if not settings.init_from:
         logging.warning("%s: no init_from, starts from random weights", settings.preset)
         return draw_parameters(init_variables, config, jax.random.key(seed))
@@ -124,13 +167,39 @@ def initial_variables(settings: ModelSettings, seed: int) -> dict:
             card.architecture.normalize_map,
             config.normalize_map,
         )
-    if _with_rules_of(config, card.architecture) != config:
+    found = card.architecture
+    if not clip_config(settings).logit_bias:
+        # Of a preset without a bias: the training decides whether the model has one.
+        found = dataclasses.replace(found, logit_bias=config.logit_bias)
+        variables = variables | {"params": _with_bias_of(config, variables["params"], settings)}
+    if _with_rules_of(config, found) != config:
         raise CheckpointMismatch(
             f"{settings.init_from}: holds {card.label}, the recipe wants "
             f"preset {settings.preset!r}; choose the recipe of that architecture or another file"
         )
     shapes = jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
     return merge_parameters(shapes, variables, settings.init_from)
+
+
+def _with_bias_of(config: CLIPConfig, params: dict, settings: ModelSettings) -> dict:
+    """Return parameters with a bias, or without one, as the architecture has it."""
+    has_bias = "logit_bias" in params
+    if config.logit_bias and not has_bias:
+        logging.info(
+            "%s: has no logit bias, starts with scale %g and bias %g",
+            settings.init_from,
+            SIGMOID_SCALE,
+            SIGMOID_BIAS,
+        )
+        return with_initial_bias(params)
+    if has_bias and not config.logit_bias:
+        logging.warning(
+            "%s: has a logit bias, which this training does not use; the model that it writes has "
+            "none",
+            settings.init_from,
+        )
+        return {name: value for name, value in params.items() if name != "logit_bias"}
+    return params
 
 
 def _with_rules_of(wanted: CLIPConfig, found: CLIPConfig) -> CLIPConfig:

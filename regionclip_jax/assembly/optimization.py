@@ -1,6 +1,7 @@
 """Build the mesh, the optimizer, the train state and the image-text loss from settings."""
 
 import functools
+import re
 from collections.abc import Callable
 
 import optax
@@ -11,6 +12,7 @@ from regionclip_jax.losses.image_text_blockwise import (
     chunked_image_text_loss,
     ring_image_text_loss,
 )
+from regionclip_jax.models.clip import SIGMOID_BIAS, SIGMOID_SCALE, logit_scale_and_bias
 from regionclip_jax.settings import ConfigError, OptimizerSettings, choose, config_context
 from regionclip_jax.sharding.mesh import DATA_AXIS, FSDP_AXIS, make_mesh, require_divisible
 from regionclip_jax.steps.train_state import TrainState, create_train_state
@@ -90,6 +92,27 @@ def build_state_beside_text(
             "add '^text/'"
         )
     return state
+
+
+def require_learned_sigmoid(settings: OptimizerSettings, params: dict) -> None:
+    """Refuse a sigmoid loss whose scale or bias would stay at SigLIP's initial value.
+
+    Raises:
+        ConfigError: the parameters have that bias, and a pattern freezes it or the scale.
+    """
+    _, bias = logit_scale_and_bias(params)
+    names = ("logit_scale", "logit_bias")
+    frozen = [
+        pattern
+        for pattern in settings.frozen_patterns
+        if any(re.search(pattern, name) for name in names)
+    ]
+    if frozen and float(bias) == SIGMOID_BIAS:
+        raise ConfigError(
+            f"optimizer.frozen_patterns: {frozen} freeze scale {SIGMOID_SCALE:g} or bias "
+            f"{SIGMOID_BIAS:g}, from which a model without a bias starts to learn a sigmoid; take "
+            "them out"
+        )
 
 
 def image_text_loss_on(mesh: Mesh, chunk: int | None) -> ImageTextLoss:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.results import write_settings
-from regionclip_jax.artifacts.score_settings import softmax_scores
+from regionclip_jax.artifacts.score_settings import default_scores, softmax_scores
 from regionclip_jax.assembly.optimization import build_mesh, build_schedule
 from regionclip_jax.assembly.training import EXAMPLES, Materials, Training
 from regionclip_jax.models.towers import CLIPConfig
@@ -113,16 +113,17 @@ def run(training: Training, workdir: Path) -> Path:
 
 
 def as_clip(
-    architecture: CLIPConfig, tokenizer: TokenizerSource | None = None
+    architecture: CLIPConfig, tokenizer: TokenizerSource | None = None, *, sigmoid: bool = False
 ) -> Callable[[Path, dict, dict], None]:
     """Return the ``export`` of jobs that train only a CLIP; its temperature is the learned one.
 
     Args:
         tokenizer: as in ``save_model``.
+        sigmoid: the loss was a sigmoid with the model's bias, so scores are sigmoids too.
     """
 
     def export(directory: Path, variables: dict, source: dict) -> None:
-        scores = softmax_scores(variables["params"], None)
+        scores = (default_scores if sigmoid else softmax_scores)(variables["params"], None)
         card = ModelCard(architecture, source, scores=scores)
         save_model(directory, variables, card, tokenizer)
 

@@ -16,9 +16,9 @@ from regionclip_jax.artifacts.model_checkpoint import (
     save_model,
     variables_hash,
 )
-from regionclip_jax.artifacts.score_settings import softmax_scores
+from regionclip_jax.artifacts.score_settings import default_scores, softmax_scores
 from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
-from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
+from regionclip_jax.artifacts.vocabulary import Vocabulary, require_same_names, text_tower_hash
 from regionclip_jax.assembly import concept_pool, training_run
 from regionclip_jax.assembly.models import (
     build_model,
@@ -26,6 +26,7 @@ from regionclip_jax.assembly.models import (
     cast_matrices,
     initial_variables,
     log_dtype,
+    require_caption_length,
     tokenizer_source,
     without_text_tower,
 )
@@ -34,6 +35,7 @@ from regionclip_jax.assembly.optimization import (
     build_optimizer,
     build_state_beside_text,
     image_text_loss_on,
+    require_learned_sigmoid,
 )
 from regionclip_jax.assembly.sources import build_image_text_source
 from regionclip_jax.assembly.streams import stream_batches
@@ -48,9 +50,14 @@ from regionclip_jax.assembly.training import (
 )
 from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.models.clip import CLIP
-from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.localizer import Localizer, LocalizerConfig
 from regionclip_jax.reporting.region_labels import draw_labelled_regions
-from regionclip_jax.settings import ModelSettings, PretrainSettings
+from regionclip_jax.settings import (
+    ModelSettings,
+    PretrainObjective,
+    PretrainSettings,
+    ScoreSettings,
+)
 from regionclip_jax.steps.pretrain_step import Frozen, make_labelling_step
 
 
@@ -80,7 +87,10 @@ def build(
         assumed: replaces the localizer and the concept pool if only shapes are needed.
         concepts: names of the pool if the recipe names no file.
     """
-    student = build_model(settings.student, frozen_norm=True)
+    student = build_model(
+        settings.student, frozen_norm=True, logit_bias=settings.regions.has_sigmoid
+    )
+    require_caption_length(settings.data, student.config.text)
     teacher = build_teacher(settings.teacher)
     optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
     architecture = localizer_architecture(settings.regions.localizer, assumed)
@@ -132,12 +142,15 @@ def _open(
     settings: PretrainSettings, student: CLIP, teacher: CLIP, concepts: Sequence[str]
 ) -> Materials:
     source = build_image_text_source(settings.data)
-    start = initial_variables(settings.student, settings.run.seed)
-    teacher_variables = (
-        start
-        if _origin(settings.teacher) == _origin(settings.student)
-        else initial_variables(settings.teacher, settings.run.seed)
-    )
+    seed = settings.run.seed
+    start = initial_variables(settings.student, seed, logit_bias=student.config.logit_bias)
+    if settings.regions.has_sigmoid:
+        require_learned_sigmoid(settings.optimizer, start["params"])
+    teacher_variables = start
+    # A sigmoid may have given the student a bias, which its own start as the teacher lacks.
+    same_bias = teacher.config.logit_bias == student.config.logit_bias
+    if not same_bias or _origin(settings.teacher) != _origin(settings.student):
+        teacher_variables = initial_variables(settings.teacher, seed)
     localizer = card = None
     if settings.regions.localizer:
         localizer, card = load_localizer(settings.regions.localizer)
@@ -165,6 +178,7 @@ def _open(
                 workdir / "teacher_vocabulary.npz", teacher, teacher_variables, *how,
                 tokenizer_source(settings.teacher),
             )  # fmt: skip
+            require_same_names(student_pool, teacher_pool)
         return Frozen(
             teacher=without_text_tower(teacher_variables, teacher.dtype),
             teacher_concepts=teacher_pool.embeddings,
@@ -176,10 +190,7 @@ def _open(
         if localizer is not None:
             save_localizer(directory, localizer, card)
         concept_pool.export(pool_of_student(directory.parent), directory)
-        own = softmax_scores(variables["params"], card and card.architecture)
-        # The regions of the training were classified at this temperature.
-        detection = dataclasses.replace(own.detection, temperature=settings.regions.temperature)
-        scores = dataclasses.replace(own, detection=detection)
+        scores = _scores(settings.regions, variables["params"], card and card.architecture)
         student_card = ModelCard(student.config, source, scores=scores)
         save_model(directory, variables, student_card, tokenizer)
 
@@ -204,6 +215,17 @@ def _open(
         export=export,
         draw=functools.partial(draw_labelled_regions, concepts=names),
     )
+
+
+def _scores(
+    regions: PretrainObjective, params: dict, localizer: LocalizerConfig | None
+) -> ScoreSettings:
+    """Return the settings of the student's scores: regions as the training classified them."""
+    if regions.region_activation == "sigmoid":
+        return default_scores(params, localizer)
+    own = softmax_scores(params, localizer)
+    detection = dataclasses.replace(own.detection, temperature=regions.temperature)
+    return dataclasses.replace(own, detection=detection)
 
 
 def _origin(model: ModelSettings) -> tuple[str, str]:

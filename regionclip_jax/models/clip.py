@@ -23,6 +23,11 @@ from regionclip_jax.ops.normalization import normalize_crops, unit_length
 from regionclip_jax.ops.roi_align import map_for_many, roi_align
 from regionclip_jax.structures import AnyArray, ImageFeatures
 
+# SigLIP's initial factor and summand of the cosines, also those of a model that gets a sigmoid
+# loss without having a bias.
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
+_SOFTMAX_SCALE = 1 / 0.07
+
 
 class CLIP(nn.Module):
     """The two towers, the logit scale and, if the config has one, the logit bias.
@@ -50,10 +55,10 @@ class CLIP(nn.Module):
         text = TEXT_TOWERS[kind_of(c.text, TEXT_TOWERS)].module
         self.text = text(c.text, c.embed_dim, self.dtype, self.remat)
         constant = nn.initializers.constant
-        self.logit_scale = self.param("logit_scale", constant(np.log(1 / 0.07)), ())
+        scale = SIGMOID_SCALE if c.logit_bias else _SOFTMAX_SCALE
+        self.logit_scale = self.param("logit_scale", constant(np.log(scale)), ())
         if c.logit_bias:
-            # SigLIP's initial value.
-            self.logit_bias = self.param("logit_bias", constant(-10.0), ())
+            self.logit_bias = self.param("logit_bias", constant(SIGMOID_BIAS), ())
 
     @property
     def stride(self) -> int:
@@ -122,6 +127,17 @@ def logit_scale_and_bias(params: dict) -> tuple[AnyArray, AnyArray | None]:
     The summand is None for models without one. A softmax over classes does not depend on it.
     """
     return params["logit_scale"], params.get("logit_bias")
+
+
+def with_initial_bias(params: dict) -> dict:
+    """Return the parameters of a model with a bias, which start as SigLIP's do if it had none.
+
+    The scale starts anew with the bias, as a scale that a softmax learned belongs to no bias.
+    """
+    if "logit_bias" in params:
+        return params
+    start = {"logit_scale": np.log(SIGMOID_SCALE), "logit_bias": SIGMOID_BIAS}
+    return params | {name: np.asarray(value, np.float32) for name, value in start.items()}
 
 
 def whole_image_boxes(sizes: Int[Array, "B 2"]) -> Float[Array, "B 4"]:

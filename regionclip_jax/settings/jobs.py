@@ -41,6 +41,7 @@ from regionclip_jax.settings.regions import (
     LocalizerObjective,
     PretrainObjective,
     ProposalSettings,
+    ScoreActivation,
     ScoreSettings,
     Templates,
 )
@@ -240,6 +241,8 @@ class TrainClipSettings(JobSettings):
     job: Literal["train_clip"] = "train_clip"
     # As regions.image_text_chunk of pretraining.
     image_text_chunk: Count | None = may_change(None)
+    # As regions.image_text_activation of pretraining.
+    image_text_activation: ScoreActivation = "softmax"
     model: TrainedModelSettings = TrainedModelSettings()
     # The whole image on CLIP's canvas: a crop could remove objects that the caption names.
     data: CaptionDataSettings = CaptionDataSettings(
@@ -255,6 +258,11 @@ class TrainClipSettings(JobSettings):
     def __post_init__(self):
         super().__post_init__()
         self.optimizer.require_shorter_warmup(self.run.num_steps)
+
+    @property
+    def has_sigmoid(self) -> bool:
+        """True if the loss is SigLIP's, which learns a bias beside the temperature."""
+        return self.image_text_activation == "sigmoid"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ class PretrainObjective(Section):
     # Shortest and longest side of random boxes, as fractions of the image's; None draws like the
     # reference, with many very thin or very large boxes.
     box_sides: tuple[PartOfSide, PartOfSide] | None = None
-    # Temperature of the student's losses.
+    # Temperature of the student's losses, but for sigmoids.
     temperature: Temperature = 0.01
     # Temperature of the teacher's labels; fixed in the reference, independent of the student's.
     teacher_temperature: Temperature = 0.01
@@ -93,6 +93,15 @@ class PretrainObjective(Section):
     image_text_weight: NotNegative = 1.0
     distillation_weight: NotNegative = 1.0
     contrastive_weight: NotNegative = 1.0
+    # Contrastive loss of regions: "softmax" over the labels of a group (the paper's), or "sigmoid"
+    # of each region and concept alone, with the student's learned temperature and bias.
+    region_activation: ScoreActivation = "softmax"
+    # Sigmoid of regions only: number of concepts with which a group is compared, its labels and
+    # random others, on average; None for the whole pool.
+    sigmoid_concepts: Count | None = 100
+    # Image-text loss: "softmax" (CLIP's), or "sigmoid" of each pair of the global batch alone
+    # (SigLIP's), with the student's learned temperature and bias.
+    image_text_activation: ScoreActivation = "softmax"
     # Padding of the canvas: "invisible" to features and losses; with "reference" it leaks into
     # features, and the global feature covers the whole canvas.
     padding: Literal["invisible", "reference"] = "invisible"
@@ -119,6 +128,11 @@ class PretrainObjective(Section):
                 f"{self.proposals.num_proposals}; lower the one or raise the other"
             )
         require_ascending(self, "box_sides")
+
+    @property
+    def has_sigmoid(self) -> bool:
+        """True if a loss depends on the student's learned temperature and bias."""
+        return "sigmoid" in (self.region_activation, self.image_text_activation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,9 +28,15 @@ from regionclip_jax.losses.concept_alignment import (
     mean_over_groups,
 )
 from regionclip_jax.losses.concept_contrastive import concept_contrastive_losses, count_targets
+from regionclip_jax.losses.concept_sigmoid import concept_sigmoid_losses, draw_concepts
 from regionclip_jax.losses.distillation import distillation_losses
 from regionclip_jax.losses.image_text import ImageTextLoss, image_text_loss
-from regionclip_jax.models.clip import CLIP, encode_regions, encode_regions_and_images
+from regionclip_jax.models.clip import (
+    CLIP,
+    encode_regions,
+    encode_regions_and_images,
+    logit_scale_and_bias,
+)
 from regionclip_jax.models.concept_classifier import concept_logits
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.ops.chunks import map_chunks
@@ -60,6 +66,19 @@ class StudentEmbeddings:
     regions: Float[Array, "B R D"]
     images: Float[Array, "B D"]
     texts: Float[Array, "B D"]
+    # Learned temperature and bias of the sigmoid losses, repeated for every image, as micro-batches
+    # split rows. None without such a loss.
+    temperature: Float[Array, " B"] | None = None
+    bias: Float[Array, " B"] | None = None
+
+
+@flax.struct.dataclass
+class SigmoidContrast:
+    """Inputs of the sigmoid loss of regions, beside those of its softmax form."""
+
+    key: PRNGKeyArray
+    temperature: Float[Array, ""]
+    bias: Float[Array, ""]
 
 
 def find_regions(
@@ -184,7 +203,14 @@ def embed_with_student(
     )
     # The text tower is frozen in the paper's recipe, so its backward pass is then removed.
     texts = student.apply(variables, batch.tokens, method=student.encode_text)
-    return StudentEmbeddings(regions, images, texts)
+    embeddings = StudentEmbeddings(regions, images, texts)
+    if not settings.has_sigmoid:
+        return embeddings
+    log_scale, bias = logit_scale_and_bias(variables["params"])
+    temperature = jnp.broadcast_to(jnp.exp(-log_scale), batch.mask.shape)
+    return embeddings.replace(
+        temperature=temperature, bias=jnp.broadcast_to(bias, batch.mask.shape)
+    )
 
 
 def region_losses(
@@ -192,8 +218,11 @@ def region_losses(
     labels: PseudoLabels,
     frozen: Frozen,
     settings: PretrainObjective,
+    sigmoid: SigmoidContrast | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return distillation and concept contrast, each the mean over kept regions, then over groups.
+
+    The contrast is that of the paper, or with ``sigmoid`` the sum over pairs.
 
     Memory beyond the embeddings: ``B * regions_per_softmax * C`` logits of student and teacher,
     forward and backward, ``B * C`` counts of labels, and both pools at unit length.
@@ -203,8 +232,17 @@ def region_losses(
     counts = count_targets(
         group_regions(labels.targets, settings.images_per_group), keep, num_concepts
     )
+    compared = counts
+    if sigmoid is not None:
+        compared = draw_concepts(sigmoid.key, counts, settings.sigmoid_concepts)
     # One row per image, so that chunks of regions work for any size of the groups.
-    counts = jnp.repeat(counts, embeddings.shape[0] // counts.shape[0], axis=0)[:, None]
+    compared = jnp.repeat(compared, embeddings.shape[0] // counts.shape[0], axis=0)[:, None]
+
+    def contrast(embeddings, logits, targets):
+        if sigmoid is None:
+            return concept_contrastive_losses(logits, targets, compared)
+        cosines = concept_logits(embeddings, frozen.student_concepts, sigmoid.temperature)
+        return concept_sigmoid_losses(cosines + sigmoid.bias, targets, compared)
 
     def of_each(chunk):
         embeddings, teacher_embeddings, targets = chunk
@@ -214,7 +252,7 @@ def region_losses(
         )
         return (
             distillation_losses(logits, teacher_logits),
-            concept_contrastive_losses(logits, targets, counts),
+            contrast(embeddings, logits, targets),
         )
 
     chunked = embeddings, labels.embeddings, labels.targets
@@ -232,11 +270,22 @@ def pretrain_losses(
     frozen: Frozen,
     settings: PretrainObjective,
     image_text: ImageTextLoss = image_text_loss,
+    key: PRNGKeyArray | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """Return the three losses, unweighted, by name."""
-    distillation, contrastive = region_losses(embeddings.regions, labels, frozen, settings)
+    """Return the three losses, unweighted, by name.
+
+    Args:
+        key: of the concepts that a sigmoid draws; the softmax draws none.
+    """
+    sigmoid = None
+    if settings.region_activation == "sigmoid":
+        sigmoid = SigmoidContrast(key, embeddings.temperature[0], embeddings.bias[0])
+    distillation, contrastive = region_losses(embeddings.regions, labels, frozen, settings, sigmoid)
+    line = settings.temperature, None
+    if settings.image_text_activation == "sigmoid":
+        line = embeddings.temperature[0], embeddings.bias[0]
     return {
-        "image_text": image_text(embeddings.images, embeddings.texts, mask, settings.temperature),
+        "image_text": image_text(embeddings.images, embeddings.texts, mask, *line),
         "distillation": distillation,
         "contrastive": contrastive,
     }
@@ -305,8 +354,13 @@ def make_labelling_step(
             variables = model_variables(params, state.frozen_params, state.batch_stats)
             return embed_with_student(student, variables, *part, settings)
 
+        # The regions have the keys 0 and 1.
+        drawn = jax.random.fold_in(key, 2)
+
         def loss(embeddings):
-            losses = pretrain_losses(embeddings, batch.mask, labels, frozen, settings, image_text)
+            losses = pretrain_losses(
+                embeddings, batch.mask, labels, frozen, settings, image_text, drawn
+            )
             return sum(weights[name] * loss for name, loss in losses.items()), losses
 
         whole = batch, regions.boxes

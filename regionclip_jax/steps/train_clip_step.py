@@ -21,11 +21,15 @@ def make_train_clip_step(
     model: CLIP,
     optimizer: optax.GradientTransformation,
     image_text: ImageTextLoss = image_text_loss,
+    *,
+    sigmoid: bool = False,
 ) -> Callable[[TrainState, ImageTextBatch], tuple[TrainState, dict]]:
     """Build the step. ``model`` has ``frozen_norm=False``; the caller applies ``jax.jit``.
 
     Args:
         image_text: the form of the loss: plain, or one of ``losses.image_text_blockwise``.
+        sigmoid: SigLIP's loss, of a model with a bias, without CLIP's limit of the scale; False is
+            the softmax.
     """
 
     def step(state: TrainState, batch: ImageTextBatch) -> tuple[TrainState, dict]:
@@ -36,10 +40,11 @@ def make_train_clip_step(
             (images, texts), updated = model.apply(
                 variables, pixels, batch.tokens, mutable=["batch_stats"]
             )
-            # The loss is a softmax, which does not depend on a bias.
-            log_scale, _ = logit_scale_and_bias(variables["params"])
-            temperature = jnp.exp(-jnp.minimum(log_scale, math.log(MAX_LOGIT_SCALE)))
-            loss = image_text(images, texts, batch.mask, temperature)
+            log_scale, bias = logit_scale_and_bias(variables["params"])
+            if not sigmoid:
+                log_scale, bias = jnp.minimum(log_scale, math.log(MAX_LOGIT_SCALE)), None
+            temperature = jnp.exp(-log_scale)
+            loss = image_text(images, texts, batch.mask, temperature, bias)
             return loss, (updated["batch_stats"], temperature)
 
         (loss, (batch_stats, temperature)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(

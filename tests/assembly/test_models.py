@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.artifacts.model_checkpoint import flatten, load_card
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
+from regionclip_jax.artifacts.model_checkpoint import flatten, load_card, save_model
 from regionclip_jax.assembly import models
 from regionclip_jax.assembly.models import (
     build_model,
@@ -114,6 +114,26 @@ def test_rules_for_other_sizes_are_those_of_the_preset(model_section, model_dire
     card.write_text(text.replace("quick_gelu", "gelu"))
     with pytest.raises(CheckpointMismatch, match="the recipe wants preset 'nano_vit'"):
         initial_variables(model_section("nano_vit", directory), seed=0)
+
+
+def test_a_bias_is_added_for_a_sigmoid_and_left_out_without_one(
+    model_section, model_directory, tmp_path, caplog
+):
+    """A preset without a bias has one if its training is a sigmoid: SigLIP's start, or a file's."""
+    section = model_section("nano_vit", model_directory("nano_vit"))
+    variables = initial_variables(section, seed=0, logit_bias=True)
+    assert variables["params"]["logit_scale"] == np.float32(np.log(10))
+    assert variables["params"]["logit_bias"] == -10
+    config = build_model(section, frozen_norm=True, logit_bias=True).config
+    assert config == dataclasses.replace(PRESETS["nano_vit"], logit_bias=True)
+
+    learned = variables | {"params": variables["params"] | {"logit_bias": np.float32(-7)}}
+    save_model(tmp_path, learned, ModelCard(config, {"run": "test"}))
+    section = model_section("nano_vit", tmp_path)
+    again = initial_variables(section, seed=0, logit_bias=True)
+    assert again["params"]["logit_bias"] == -7
+    assert "logit_bias" not in initial_variables(section, seed=0)["params"]
+    assert "has a logit bias, which this training does not use" in caplog.text
 
 
 def test_a_directory_of_another_architecture_is_refused_naming_both(model_section, model_directory):

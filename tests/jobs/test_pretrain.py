@@ -179,7 +179,8 @@ def test_the_seed_of_the_run_determines_weights_regions_and_sampling_order(
 ):
     seen = {"weights": []}
 
-    def weights(section, seed):
+    def weights(section, seed, *, logit_bias=False):
+        assert not logit_bias
         seen["weights"].append(seed)
         return nano_weights(section.preset, 0)
 

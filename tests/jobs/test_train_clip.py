@@ -46,6 +46,17 @@ def test_both_towers_and_the_temperature_are_trained(trained, nano_weights):
     assert card.scores.detection.temperature == pytest.approx(learned, rel=1e-6)
 
 
+@pytest.mark.slow
+def test_a_sigmoid_gives_the_model_a_bias_and_sigmoid_scores(config, changed, tmp_path):
+    sigmoid = changed(config, {"image_text_activation": "sigmoid"})
+    variables, card = load_model(train_clip.run(sigmoid, tmp_path))
+    assert card.architecture == dataclasses.replace(PRESETS["nano_vit"], logit_bias=True)
+    assert abs(variables["params"]["logit_bias"] + 10) < 1
+    detection = card.scores.detection
+    assert detection.score_activation == "sigmoid"
+    assert detection.score_bias == pytest.approx(float(variables["params"]["logit_bias"]))
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -72,7 +83,8 @@ def test_the_seed_of_the_run_determines_the_weights_and_the_sampling_order(
 ):
     seen = {}
 
-    def weights(section, seed):
+    def weights(section, seed, *, logit_bias):
+        assert not logit_bias
         seen["weights"] = seed
 
     def stream(section, source, *, tokenizer, batch_size, seed, start_record):

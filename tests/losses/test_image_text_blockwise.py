@@ -50,43 +50,51 @@ def form_of(name: str):
 
 
 @functools.cache
-def value_and_gradients(form=image_text_loss):
-    """Return a function to the loss and the gradients of images, texts and the logit scale."""
+def value_and_gradients(form=image_text_loss, kind="softmax"):
+    """Return a function to the loss and the gradients of images, texts, logit scale and bias."""
 
-    def loss(images, texts, log_scale, mask):
-        return form(images, texts, mask, jnp.exp(-log_scale))
+    def loss(images, texts, log_scale, bias, mask):
+        bias = None if kind == "softmax" else bias
+        return form(images, texts, mask, jnp.exp(-log_scale), bias)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
 
 
 def draw(seed: int, num_real: int):
     rng = np.random.default_rng(seed)
     images, noise = rng.standard_normal((2, NUM_ROWS, WIDTH)).astype(np.float32)
     mask = rng.permutation(NUM_ROWS) < num_real
-    return images, images + noise, np.float32(rng.uniform(0, np.log(100))), mask
+    log_scale, bias = np.float32(rng.uniform(0, np.log(100))), np.float32(rng.uniform(-15, 2))
+    return images, images + noise, log_scale, bias, mask
 
 
 @pytest.mark.property
-@pytest.mark.parametrize("name", MAKE_FORM)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, "softmax") for name in MAKE_FORM]
+    + [(name, "sigmoid") for name in ("chunk 5", "ring over two axes")],
+)
 @given(seed=st.integers(0, 2**32 - 1), num_real=st.integers(1, NUM_ROWS))
-def test_every_form_equals_the_plain_loss_and_its_gradients(name, seed, num_real):
-    """Test masked rows and temperatures from 1 to CLIP's 0.01, with the gradient of the scale."""
+def test_every_form_equals_the_plain_loss_and_its_gradients(name, kind, seed, num_real):
+    """Test masked rows, temperatures from 1 to CLIP's 0.01, and the gradients of both numbers."""
     arguments = draw(seed, num_real)
-    expected, expected_gradients = value_and_gradients()(*arguments)
-    loss, gradients = value_and_gradients(form_of(name))(*arguments)
+    expected, expected_gradients = value_and_gradients(image_text_loss, kind)(*arguments)
+    loss, gradients = value_and_gradients(form_of(name), kind)(*arguments)
     # The tolerance is the rounding of differences of logits of up to 100.
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=2e-5)
     for actual, plain in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(actual, plain, rtol=1e-4, atol=2e-5)
     for gradient in gradients[:2]:
-        np.testing.assert_array_equal(gradient[~arguments[3]], 0)
+        np.testing.assert_array_equal(gradient[~arguments[-1]], 0)
+    assert (gradients[3] == 0) == (kind == "softmax")
 
 
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("name", ["chunk 5", "ring of 8"])
-def test_without_a_real_row_the_loss_and_its_gradients_are_zero(name):
+def test_without_a_real_row_the_loss_and_its_gradients_are_zero(name, kind):
     zeros = np.zeros((NUM_ROWS, WIDTH), np.float32)
-    loss, gradients = value_and_gradients(form_of(name))(
-        zeros, zeros, np.float32(4), np.zeros(NUM_ROWS, bool)
+    loss, gradients = value_and_gradients(form_of(name), kind)(
+        zeros, zeros, np.float32(4), np.float32(-10), np.zeros(NUM_ROWS, bool)
     )
     assert loss == 0
     for gradient in gradients:
@@ -98,7 +106,7 @@ def temporary_bytes(form, num_rows: int, sharding=None) -> int:
     rows = jax.ShapeDtypeStruct((num_rows, WIDTH), jnp.float32, sharding=sharding)
     mask = jax.ShapeDtypeStruct((num_rows,), jnp.bool_, sharding=sharding)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
-    compiled = value_and_gradients(form).lower(rows, rows, scale, mask).compile()
+    compiled = value_and_gradients(form).lower(rows, rows, scale, scale, mask).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

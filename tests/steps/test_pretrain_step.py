@@ -10,12 +10,13 @@ import pytest
 
 from marks import on_accelerators
 from regionclip_jax.losses.image_text_blockwise import ring_image_text_loss
-from regionclip_jax.models.clip import CLIP
+from regionclip_jax.models.clip import CLIP, with_initial_bias
 from regionclip_jax.models.localizer import Localizer, propose
 from regionclip_jax.settings import PretrainObjective, ProposalSettings
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.steps.pretrain_step import (
     Frozen,
+    SigmoidContrast,
     embed_with_student,
     find_regions,
     label_with_teacher,
@@ -255,6 +256,47 @@ def test_micro_batches_make_the_updates_of_a_whole_batch(
         assert_same_update(state, actual, expected)
 
 
+@pytest.mark.slow
+def test_sigmoids_learn_scale_and_bias_alike_in_micro_batches_and_in_a_ring(
+    start, nano_configs, nano_variables, pair_batch, two_updates, assert_same_update
+):
+    """The student has a bias and starts as SigLIP, the teacher has none. Measured: 1.5e-6
+    of the largest change of a parameter."""
+    _, _, frozen = start("vit")
+    teacher = CLIP(nano_configs["vit"])
+    student = CLIP(dataclasses.replace(nano_configs["vit"], logit_bias=True))
+    variables = nano_variables("vit")
+    variables = variables | {"params": with_initial_bias(variables["params"])}
+    state = create_train_state(variables, ("^text/", "embedding"), OPTIMIZER)
+    settings = dataclasses.replace(
+        SETTINGS,
+        region_activation="sigmoid",
+        image_text_activation="sigmoid",
+        sigmoid_concepts=6,
+    )
+    make = functools.partial(make_pretrain_step, student, teacher, OPTIMIZER, seed=1)
+    step = jax.jit(make(settings=settings))
+    expected, expected_metrics = two_updates(step, state, frozen, pair_batch)
+
+    mesh = make_mesh(fsdp=2, devices=jax.devices()[:4])
+    ring = functools.partial(ring_image_text_loss, chunk=1, mesh=mesh, axis=("data", "fsdp"))
+    settings = dataclasses.replace(settings, micro_batches=2, regions_per_softmax=2)
+    in_parts = make(settings=settings, image_text=ring)
+    actual, metrics = two_updates(in_parts, state, frozen, pair_batch, (4, 2))
+    for one, other in zip(expected_metrics, metrics, strict=True):
+        for name, value in one.items():
+            assert other[name] == pytest.approx(float(value), rel=1e-4), name
+    assert_same_update(state, actual, expected)
+    for name in ("logit_scale", "logit_bias"):
+        moved = [float(after.params[name] - state.params[name]) for after in (expected, actual)]
+        assert moved[0] != 0 and moved[1] == pytest.approx(moved[0], rel=1e-3)
+
+    for _ in range(8):
+        state, last = step(state.replace(step=jnp.zeros_like(state.step)), frozen, pair_batch)
+    for name in ("loss_image_text", "loss_contrastive"):
+        assert last[name] < 0.8 * expected_metrics[0][name], name
+
+
 def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
     start, pair_batch, reference_localizer, nano_configs
 ):
@@ -282,26 +324,32 @@ def test_a_localizers_proposals_are_sampled_and_the_student_learns_from_them(
     assert last["loss"] < first["loss"]
 
 
-def objective(regions_per_softmax, images_per_group):
-    """Return a jitted function to labels, region losses and gradients of regions and concepts."""
+def objective(regions_per_softmax, images_per_group, activation="softmax"):
+    """Return a jitted function to labels, region losses and gradients of regions and concepts.
+
+    Further gradients are those of the sigmoid's temperature and bias.
+    """
     settings = dataclasses.replace(
         SETTINGS,
         regions_per_softmax=regions_per_softmax,
         images_per_group=images_per_group,
         teacher_temperature=0.2,
+        sigmoid_concepts=25,
     )
 
-    def losses(student, teacher, mask, student_concepts, teacher_concepts):
+    def losses(student, teacher, mask, student_concepts, teacher_concepts, line):
         frozen = Frozen(None, teacher_concepts, student_concepts)
         labels = jax.lax.stop_gradient(name_regions(teacher, mask, frozen, settings))
-        distillation, contrastive = region_losses(student, labels, frozen, settings)
+        sigmoid = SigmoidContrast(jax.random.key(5), *line) if activation == "sigmoid" else None
+        distillation, contrastive = region_losses(student, labels, frozen, settings, sigmoid)
         return distillation + 2 * contrastive, (distillation, contrastive, labels)
 
-    return jax.jit(jax.value_and_grad(losses, (0, 3), has_aux=True))
+    return jax.jit(jax.value_and_grad(losses, (0, 3, 5), has_aux=True))
 
 
 def draw_embeddings(num_images=4, num_regions=7, num_concepts=40):
-    """Return embeddings of student and teacher in two widths, a mask, and their concepts."""
+    """Return embeddings of student and teacher in two widths, a mask, their concepts, and the
+    sigmoid's temperature and bias."""
     rng = np.random.default_rng(0)
     shape = num_images, num_regions
     mask = rng.random(shape) < 0.8
@@ -309,45 +357,60 @@ def draw_embeddings(num_images=4, num_regions=7, num_concepts=40):
     mask[2] = False
     arrays = (rng.standard_normal((*shape, 6)), rng.standard_normal((*shape, 5)))
     pools = (rng.standard_normal((num_concepts, 6)), rng.standard_normal((num_concepts, 5)))
-    return *map(np.float32, arrays), mask, *map(np.float32, pools)
+    line = np.float32(0.2), np.float32(-1.5)
+    return *map(np.float32, arrays), mask, *map(np.float32, pools), line
 
 
 @pytest.mark.property
-@pytest.mark.parametrize(("regions_per_softmax", "images_per_group"), [(1, 2), (3, None), (2, 1)])
+@pytest.mark.parametrize(
+    ("regions_per_softmax", "images_per_group", "activation"),
+    [
+        (1, 2, "softmax"),
+        (3, None, "softmax"),
+        (2, 1, "softmax"),
+        # The next test has a quick case.
+        pytest.param(2, None, "sigmoid", marks=pytest.mark.slow),
+    ],
+)
 def test_regions_compared_a_few_at_a_time_give_the_same_labels_losses_and_gradients(
-    regions_per_softmax, images_per_group
+    regions_per_softmax, images_per_group, activation
 ):
     """Test chunks that divide the seven regions of an image, and chunks that do not."""
     arrays = draw_embeddings()
-    (_, (*expected, labels)), expected_gradients = objective(None, images_per_group)(*arrays)
-    (_, (*actual, actual_labels)), gradients = objective(regions_per_softmax, images_per_group)(
-        *arrays
-    )
+    whole = objective(None, images_per_group, activation)
+    (_, (*expected, labels)), expected_gradients = whole(*arrays)
+    in_chunks = objective(regions_per_softmax, images_per_group, activation)
+    (_, (*actual, actual_labels)), gradients = in_chunks(*arrays)
     assert 0 < labels.keep.sum() < arrays[2].sum()
     np.testing.assert_array_equal(actual_labels.targets, labels.targets)
     np.testing.assert_array_equal(actual_labels.keep, labels.keep)
     np.testing.assert_allclose(actual_labels.confidence, labels.confidence, rtol=1e-5)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
-    for gradient, plain in zip(gradients, expected_gradients, strict=True):
+    pairs = zip(*map(jax.tree.leaves, (gradients, expected_gradients)), strict=True)
+    for gradient, plain in pairs:
         np.testing.assert_allclose(gradient, plain, rtol=1e-4, atol=1e-6)
+    assert (np.array(gradients[2]) != 0).all() == (activation == "sigmoid")
 
 
-def test_sharded_concepts_give_the_same_results_and_are_never_gathered():
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_sharded_concepts_give_the_same_results_and_are_never_gathered(activation):
     """Shard images over two devices and concepts over four, which exchange scalars per region."""
     arrays = draw_embeddings(num_concepts=64)
-    (_, (*expected, labels)), (expected_gradient, _) = objective(None, 2)(*arrays)
+    whole = objective(None, 2, activation)
+    (_, (*expected, labels)), (expected_gradient, _, expected_line) = whole(*arrays)
     mesh = jax.make_mesh((2, 4), ("data", "concepts"), (jax.sharding.AxisType.Auto,) * 2)
-    axes = ("data",) * 3 + ("concepts",) * 2
+    axes = ("data",) * 3 + ("concepts",) * 2 + (None,)
     sharded = [
-        jax.device_put(x, jax.NamedSharding(mesh, jax.P(axis)))
+        jax.device_put(x, jax.NamedSharding(mesh, jax.P() if axis is None else jax.P(axis)))
         for x, axis in zip(arrays, axes, strict=True)
     ]
-    compiled = objective(3, 2).lower(*sharded).compile()
-    (_, (*actual, actual_labels)), (gradient, _) = compiled(*sharded)
+    compiled = objective(3, 2, activation).lower(*sharded).compile()
+    (_, (*actual, actual_labels)), (gradient, _, line) = compiled(*sharded)
     np.testing.assert_array_equal(actual_labels.targets, labels.targets)
     np.testing.assert_array_equal(actual_labels.keep, labels.keep)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(line, expected_line, rtol=1e-4, atol=1e-6)
     gathered = re.findall(r"= (.*?) all-gather(?:-start)?\(", compiled.as_text())
     sizes = [np.prod([int(n) for n in shape.split(",")]) for line in gathered
              for shape in re.findall(r"\[([\d,]+)\]", line)]  # fmt: skip
