@@ -9,6 +9,7 @@ _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
     "lvis": ("faster_coco_eval",),
     "siglip": ("sentencepiece",),
+    "supervision": ("supervision",),
 }
 
 
@@ -20,7 +21,7 @@ def require_extra(extra: str, purpose: str) -> None:
     """Import the packages of an extra.
 
     Args:
-        extra: "concepts", "lvis" or "siglip".
+        extra: "concepts", "lvis", "siglip" or "supervision".
         purpose: names the work that needs the packages, for the error.
 
     Raises:

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
@@ -39,6 +39,7 @@ from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.data.loading.buckets import padded_count
 from regionclip_jax.data.loading.decoding import AnyImage
 from regionclip_jax.data.loading.letterbox import Letterbox
+from regionclip_jax.detected import Detected, Proposed
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.localizer import Localizer
@@ -72,31 +73,6 @@ _MOST_PROGRAMS, _MOST_VOCABULARIES = 8, 32
 AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
 
 _classify = jax.jit(score_classes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Detected:
-    """Detections of one image, best first."""
-
-    boxes: Float[np.ndarray, "K 4"]  # xyxy, pixels of the given image
-    # Probabilities, 0 to 1; with objectness "reference" a product that may exceed 1.
-    scores: Float[np.ndarray, " K"]
-    classes: Int[np.ndarray, " K"]  # rows of the vocabulary
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposed:
-    """Proposals of a localizer for one image, best first."""
-
-    boxes: Float[np.ndarray, "R 4"]  # xyxy, pixels of the given image
-    logits: Float[np.ndarray, " R"]  # objectness, before a sigmoid
-
-    def __len__(self) -> int:
-        return len(self.logits)
 
 
 class RegionCLIP:
@@ -329,15 +305,26 @@ class RegionCLIP:
                     f"boxes: {len(given)} arrays, expected one for each of {len(images)} images"
                 )
         detected = []
-        for _, detections, row in self._run(
+        for example, detections, row in self._run(
             images, given, settings, proposals, classes.embeddings, "detections"
         ):
             # The best detections are the same for any larger number of them.
             real = detections.mask[row] & (np.arange(detections.mask.shape[1]) < most)
             indices = detections.classes[row][real]
-            names = tuple(classes.names[k] for k in indices)
+            height, width = (
+                round(side / scale)
+                for side, scale in zip(example.image.shape[:2], example.scale.tolist(), strict=True)
+            )
             detected.append(
-                Detected(detections.boxes[row][real], detections.scores[row][real], indices, names)
+                Detected(
+                    detections.boxes[row][real],
+                    detections.scores[row][real],
+                    indices,
+                    tuple(classes.names[k] for k in indices),
+                    classes.names,
+                    (height, width),
+                    settings.gives_probabilities,
+                )
             )
         return detected if many else detected[0]
 
