@@ -13,6 +13,7 @@ sizes, so that each function is compiled once for each size.
 import collections
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
@@ -78,6 +79,8 @@ _classify = jax.jit(score_classes)
 class RegionCLIP:
     """Loaded model directory that encodes and detects; ``load`` returns one.
 
+    Threads may share one.
+
     Attributes:
         card: architecture and origin of the weights.
         config: ``card.architecture``.
@@ -125,6 +128,8 @@ class RegionCLIP:
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
         )
+        # Threads that ask for the same program or names wait for one of them.
+        self._making = threading.Lock()
         self._program = functools.lru_cache(_MOST_PROGRAMS)(self._build_program)
         self._embed_names = functools.lru_cache(_MOST_VOCABULARIES)(
             functools.partial(
@@ -167,7 +172,9 @@ class RegionCLIP:
         if isinstance(names, Vocabulary):
             require_matching(names, self._encoder)
             return names
-        return self._embed_names(check_names(names, "names"), templates)
+        names = check_names(names, "names")
+        with self._making:
+            return self._embed_names(names, templates)
 
     def encode_regions(
         self, image: AnyImage, boxes: Float[np.ndarray, "R 4"]
@@ -350,7 +357,8 @@ class RegionCLIP:
 
     def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
         """Return (resized image, part of its batch's prediction, row) in the given order."""
-        program = self._program(jax.tree.structure((settings, proposals)), part)
+        with self._making:
+            program = self._program(jax.tree.structure((settings, proposals)), part)
         # A trained detector refines its localizer's boxes, but not given ones.
         box_head = None if proposals is None else self._box_head
         classes, mask = _padded(embeddings, _FEWEST_CLASSES)
