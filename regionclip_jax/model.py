@@ -38,8 +38,9 @@ from regionclip_jax.assembly.concept_pool import embed_names
 from regionclip_jax.assembly.devices import cache_programs, start_devices
 from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.data.loading.buckets import padded_count
-from regionclip_jax.data.loading.decoding import AnyImage
+from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.letterbox import Letterbox
+from regionclip_jax.data.loading.tiles import merge_tiles, tile_boxes
 from regionclip_jax.detected import Detected, Proposed
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import score_classes
@@ -71,6 +72,7 @@ _REGIONS_PER_CHUNK = 25
 _FEWEST_CLASSES, _FEWEST_DETECTIONS, _FEWEST_REGIONS = 16, 100, 25
 # Least recently used programs and vocabularies beyond these numbers are dropped from memory.
 _MOST_PROGRAMS, _MOST_VOCABULARIES = 8, 32
+_BATCHES_OF_TILES = 8
 AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
 
 _classify = jax.jit(score_classes)
@@ -334,6 +336,65 @@ class RegionCLIP:
                 )
             )
         return detected if many else detected[0]
+
+    def detect_tiles(
+        self,
+        image: AnyImage,
+        vocabulary: AnyVocabulary = None,
+        *,
+        tile: int,
+        overlap: float = 0.2,
+        merge_threshold: float = 0.5,
+        **settings,
+    ) -> Detected:
+        """Detect small objects of a large image: in each of its tiles, and in the whole image.
+
+        Detections of the tiles move to the image and are merged (``data.loading.tiles``).
+
+        Args:
+            image, vocabulary: as in ``detect``; one image.
+            tile: side of the square tiles, in pixels of the image. Each is resized like an image.
+            overlap: share of the side that neighbours have in common, at least.
+            merge_threshold: share of the smaller area that two detections of a class and of
+                different tiles may have in common, before the lower-scored one is suppressed.
+            settings: arguments of ``detect``, but for ``boxes``.
+
+        Raises:
+            CheckpointMismatch, ValueError: as ``detect``; a tile, an overlap or a threshold that is
+                none.
+        """
+        if not 0 <= merge_threshold <= 1:
+            raise ValueError(f"merge_threshold: found {merge_threshold}, expected 0 to 1")
+        if "boxes" in settings:
+            raise ValueError("boxes: given regions need no tiles, give them to detect")
+        pixels = read_any_image(image)
+        places = tile_boxes(*pixels.shape[:2], tile, overlap)
+        # The whole image is one more tile: an object may be larger than the others.
+        every = [self.detect(pixels, vocabulary, **settings)]
+        if len(places) == 1:
+            return every[0]
+        # Some batches at a time: all resized tiles together take more memory than the image.
+        together = _BATCHES_OF_TILES * self._batch_size
+        for start in range(0, len(places), together):
+            some = places[start : start + together]
+            crops = [pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in some]
+            every += self.detect(crops, vocabulary, **settings)
+        corners = np.array([(0, 0), *((x, y) for x, y, _, _ in places)], np.float32)
+        of_tile = np.repeat(np.arange(len(every)), [len(found) for found in every])
+        boxes = np.concatenate([found.boxes for found in every]) + np.tile(corners, 2)[of_tile]
+        scores = np.concatenate([found.scores for found in every])
+        classes = np.concatenate([found.classes for found in every])
+        kept = merge_tiles(boxes, scores, classes, of_tile, merge_threshold)
+        most = settings.get("max_detections")
+        kept = kept[: self.scores.detection.max_detections if most is None else most]
+        names = every[0].vocabulary
+        return dataclasses.replace(
+            every[0],
+            boxes=boxes[kept],
+            scores=scores[kept],
+            classes=classes[kept],
+            names=tuple(names[row] for row in classes[kept]),
+        )
 
     def _proposals(
         self, num_proposals: int | None, nms_threshold: float | None

@@ -21,6 +21,7 @@ from regionclip_jax import __version__, load
 from regionclip_jax.commands.detection_files import DetectionFiles
 from regionclip_jax.commands.image_run import ImageRun, InputImage
 from regionclip_jax.commands.options import add_require_platform, start
+from regionclip_jax.data.loading.tiles import tile_boxes
 from regionclip_jax.data.sources.image_files import list_images, relative_names
 from regionclip_jax.failures import one_line
 from regionclip_jax.files import locked_folder
@@ -31,6 +32,7 @@ from regionclip_jax.text.names import resolve_names
 
 # Scores above this are drawn if --score states no other bound.
 _DRAWN_SCORE = 0.5
+_OVERLAP = 0.2  # of tiles
 # With several images at once, images of one canvas are looked for among this many batches.
 _BATCHES_TOGETHER = 4
 
@@ -73,13 +75,21 @@ def main(arguments: list[str] | None = None) -> int:
         help="use of the localizer's objectness in the scores (default: the model directory's); "
         "scores of the reference may exceed 1",
     )  # fmt: skip
+    parser.add_argument(
+        "--tile", type=int, help="also detect in square tiles of this many pixels, for large images"
+    )
+    parser.add_argument("--overlap", type=float, help="share that neighbours share (default: 0.2)")
     parser.add_argument("--batch_size", type=int, default=1, help="images computed at once")
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
     add_require_platform(parser)
     options = parser.parse_args(arguments)
+    if options.overlap is not None and options.tile is None:
+        raise ValueError("--overlap: found no --tile, expected both")
+    if options.tile is not None:
+        tile_boxes(1, 1, options.tile, _overlap(options))  # refuses values that no image has
     for name in ("batch_size", "max_boxes"):
-        if (getattr(options, name) or 1) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name}: found {getattr(options, name)}, expected 1 or more")
     start(options)
     paths = list_images(options.images, without=options.output)
@@ -115,6 +125,8 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
             "folder": common_folder(paths[0], names[0]),
             "score_above": settings.score_threshold if options.score is None else options.score,
             "objectness": options.objectness or settings.objectness,
+            "tile": options.tile,
+            "overlap": None if options.tile is None else _overlap(options),
         },
         len(paths),
     )
@@ -122,17 +134,23 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     def save() -> None:
         files.save(run.skipped, run.is_complete())
 
-    together = 1 if options.batch_size == 1 else _BATCHES_TOGETHER * options.batch_size
+    # Tiles of one image fill batches.
+    one_by_one = options.batch_size == 1 or options.tile is not None
+    together = 1 if one_by_one else _BATCHES_TOGETHER * options.batch_size
     run = ImageRun(paths, save, together)
 
     def process(images: list[InputImage]) -> list[str]:
-        every = model.detect(
-            [image.pixels for image in images],
-            classes,
-            objectness=options.objectness,
-            score_threshold=options.score,
-            max_detections=None if options.best_names else options.max_boxes,
-        )
+        stated = {
+            "objectness": options.objectness,
+            "score_threshold": options.score,
+            "max_detections": None if options.best_names else options.max_boxes,
+        }
+        pixels = [image.pixels for image in images]
+        if options.tile is None:
+            every = model.detect(pixels, classes, **stated)
+        else:
+            tiles = {"tile": options.tile, "overlap": _overlap(options)}
+            every = [model.detect_tiles(one, classes, **tiles, **stated) for one in pixels]
         return [write(*one) for one in zip(images, every, strict=True)]
 
     def write(image: InputImage, found: Detected) -> str:
@@ -153,6 +171,10 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     with locked_folder(output):
         files.begin()
         return run.run(process, files.describe)
+
+
+def _overlap(options) -> float:
+    return _OVERLAP if options.overlap is None else options.overlap
 
 
 def require_new(written: Sequence[Path], read: Sequence[Path]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regionclip_jax.commands import detect
 from regionclip_jax.commands.detection_files import DetectionFiles
 from regionclip_jax.commands.embed_regions import read_boxes
 from regionclip_jax.commands.image_run import ImageRun
@@ -47,10 +48,12 @@ class Model:
         )
         return [one] * len(images)
 
-def run(output, images):
+def run(output, images, **more):
     options = types.SimpleNamespace(
-        output=output, objectness=None, score=0.5, max_boxes=3, best_names=False, batch_size=1
+        output=output, objectness=None, score=0.5, max_boxes=3, best_names=False, batch_size=1,
+        tile=None, overlap=None,
     )
+    vars(options).update(more)
     return detect.detect_all(Model(), list_images([images]), ["cat"], options)
 """
 SEVEN = [f"{letter}.png" for letter in "abcdefg"]
@@ -236,6 +239,31 @@ def test_results_are_named_by_the_path_below_the_common_folder(tmp_path, monkeyp
     assert [path.as_posix() for path in several] == ["a/x.jpg", "b/x.jpg", "b/c/x.png"]
     assert list_images(["**/x.*"], without="found/") == sorted(several)
     assert len(list_images(["."])) == 4 and len(list_images(["found"], without="found")) == 1
+
+
+def test_tiles_are_those_of_the_flags_and_stand_in_the_dataset(photos, tmp_path, capsys):
+    module = {"event": ""}
+    exec(CODE, module)
+    tiles = []
+    module["Model"].detect_tiles = lambda self, image, classes, tile, overlap, **settings: (
+        tiles.append((tile, overlap)) or self.detect([image], classes)[0]
+    )
+    for overlap, used in ((None, 0.2), (0.0, 0.0)):
+        more = {"tile": 16, "overlap": overlap, "batch_size": 4}
+        assert module["run"](tmp_path / "out", str(photos), **more) == 0
+        assert tiles[-7:] == [(16, used)] * 7
+        content = detections(tmp_path / "out")
+        assert (content["tile"], content["overlap"]) == (16, used)
+    arguments = ["--checkpoint", "none", "--images", str(photos), "--output", str(tmp_path / "no")]
+    for flags, message in (
+        (["--overlap", "0.2"], "--overlap: found no --tile"),
+        (["--tile", "0"], "tile: found 0"),
+        (["--tile", "9", "--overlap", "1"], "overlap: found 1.0"),
+        (["--batch_size", "0"], "--batch_size: found 0"),
+        (["--max_boxes", "-1"], "--max_boxes: found -1"),
+    ):
+        assert detect.main([*arguments, *flags]) == 1
+        assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_an_image_is_never_overwritten(photos, capsys):
