@@ -368,9 +368,10 @@ class RegionCLIP:
         if "boxes" in settings:
             raise ValueError("boxes: given regions need no tiles, give them to detect")
         pixels = read_any_image(image)
-        places = tile_boxes(*pixels.shape[:2], tile, overlap)
+        height, width = pixels.shape[:2]
+        places = tile_boxes(height, width, tile, overlap)
         # The whole image is one more tile: an object may be larger than the others.
-        every = [self.detect(pixels, vocabulary, **settings)]
+        every = _listed(self.detect(pixels, vocabulary, **settings))[0]
         if len(places) == 1:
             return every[0]
         # Some batches at a time: all resized tiles together take more memory than the image.
@@ -378,7 +379,7 @@ class RegionCLIP:
         for start in range(0, len(places), together):
             some = places[start : start + together]
             crops = [pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in some]
-            every += self.detect(crops, vocabulary, **settings)
+            every += _listed(self.detect(crops, vocabulary, **settings))[0]
         corners = np.array([(0, 0), *((x, y) for x, y, _, _ in places)], np.float32)
         of_tile = np.repeat(np.arange(len(every)), [len(found) for found in every])
         boxes = np.concatenate([found.boxes for found in every]) + np.tile(corners, 2)[of_tile]

@@ -13,6 +13,7 @@ from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
+from regionclip_jax.assembly.devices import DeviceError
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.settings import (
@@ -143,6 +144,10 @@ def test_invalid_names_are_refused(model, names, message):
 def test_a_folder_without_a_model_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(CheckpointMismatch, match="convert_checkpoint.py"):
         regionclip_jax.load(tmp_path)
+    # Devices of another platform are refused before anything is read.
+    other = "tpu" if jax.default_backend() != "tpu" else "gpu"
+    with pytest.raises(DeviceError, match=f"require_platform: expected {other}, found "):
+        regionclip_jax.load(tmp_path, require_platform=other)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         regionclip_jax.lode  # noqa: B018
 

@@ -261,6 +261,7 @@ def test_tiles_are_those_of_the_flags_and_stand_in_the_dataset(photos, tmp_path,
         (["--tile", "9", "--overlap", "1"], "overlap: found 1.0"),
         (["--batch_size", "0"], "--batch_size: found 0"),
         (["--max_boxes", "-1"], "--max_boxes: found -1"),
+        (["--require_platform", "tpu"], "require_platform: expected tpu, found "),
     ):
         assert detect.main([*arguments, *flags]) == 1
         assert f"error: {message}" in capsys.readouterr().err
