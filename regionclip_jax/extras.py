@@ -10,6 +10,7 @@ _MODULES = {
     "lvis": ("faster_coco_eval",),
     "siglip": ("sentencepiece",),
     "supervision": ("supervision",),
+    "video": ("av",),
 }
 
 
@@ -21,7 +22,7 @@ def require_extra(extra: str, purpose: str) -> None:
     """Import the packages of an extra.
 
     Args:
-        extra: "concepts", "lvis", "siglip" or "supervision".
+        extra: a key of ``_MODULES``.
         purpose: names the work that needs the packages, for the error.
 
     Raises:

@@ -6,23 +6,27 @@
 Proposals and scores have the settings of the model directory. A score is a probability, unless
 --objectness is "reference". The model directory needs a localizer (regionclip convert --localizer
 FILE or DIR). OUTPUT gets detections.json (a COCO dataset with scores), detections.jsonl (a line
-for each image as it is done), and NAME.png for every image NAME with a detection to draw. The exit
-status is 1 if an image is missing.
+for each image as it is done), NAME.png for every image NAME with a detection to draw, and NAME.mp4
+for every video. The exit status is 1 if an image is missing.
 """
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from regionclip_jax import __version__, load
 from regionclip_jax.commands.detection_files import DetectionFiles
 from regionclip_jax.commands.image_run import ImageRun, InputImage
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.tiles import tile_boxes
-from regionclip_jax.data.sources.image_files import list_images, relative_names
+from regionclip_jax.data.loading.video import VIDEO_ENDINGS, VideoWriter, frame_rate, is_video
+from regionclip_jax.data.sources.image_files import ENDINGS, list_images, relative_names
+from regionclip_jax.extras import require_extra
 from regionclip_jax.failures import one_line
 from regionclip_jax.files import locked_folder
 from regionclip_jax.model import Detected, RegionCLIP
@@ -47,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", metavar="DIR", required=True, help="model directory")
     parser.add_argument(
         "--images", metavar="PATH", nargs="+", required=True,
-        help="files, folders (at any depth) or globs",
+        help="images and videos: files, folders (at any depth) or globs",
     )  # fmt: skip
     parser.add_argument(
         "--classes",
@@ -79,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--tile", type=int, help="also detect in square tiles of this many pixels, for large images"
     )
     parser.add_argument("--overlap", type=float, help="share that neighbours share (default: 0.2)")
+    parser.add_argument("--every", type=int, default=1, help="use each such frame of a video")
     parser.add_argument("--batch_size", type=int, default=1, help="images computed at once")
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
@@ -88,11 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError("--overlap: found no --tile, expected both")
     if options.tile is not None:
         tile_boxes(1, 1, options.tile, _overlap(options))  # refuses values that no image has
-    for name in ("batch_size", "max_boxes"):
+    for name in ("batch_size", "max_boxes", "every"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name}: found {getattr(options, name)}, expected 1 or more")
     start(options)
-    paths = list_images(options.images, without=options.output)
+    endings = (*ENDINGS, *VIDEO_ENDINGS)
+    paths = list_images(options.images, without=options.output, endings=endings)
+    if any(map(is_video, paths)):
+        require_extra("video", "reading videos")
     classes = options.classes
     if classes is not None and not classes.endswith(".npz"):
         classes = resolve_names(classes)
@@ -112,7 +120,8 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     output = Path(options.output)
     names = relative_names(paths)
     # The name with its ending, so that a.jpg and a.png do not overwrite each other.
-    drawn_files = [output / f"{name}.png" for name in names]
+    endings = ["mp4" if is_video(path) else "png" for path in paths]
+    drawn_files = [output / f"{n}.{ending}" for n, ending in zip(names, endings, strict=True)]
     require_new(drawn_files, paths)
     output.mkdir(parents=True, exist_ok=True)
     settings = model.scores.detection
@@ -137,7 +146,8 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     # Tiles of one image fill batches.
     one_by_one = options.batch_size == 1 or options.tile is not None
     together = 1 if one_by_one else _BATCHES_TOGETHER * options.batch_size
-    run = ImageRun(paths, save, together)
+    run = ImageRun(paths, save, together, options.every)
+    videos = _AnnotatedVideos(paths, drawn_files, options.every)
 
     def process(images: list[InputImage]) -> list[str]:
         stated = {
@@ -157,20 +167,56 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
         if options.best_names:
             found = found.rows(best_names(found.boxes)[: options.max_boxes])
         score = _DRAWN_SCORE if options.score is None else options.score
-        name = names[image.number]
-        is_drawn = len(found) > 0 and found.scores[0] > score
+        is_drawn = image.frame is not None or (len(found) > 0 and found.scores[0] > score)
+        drawn = drawn_files[image.number]
         with run.writing:
-            if is_drawn:
-                drawn = found.draw(image.pixels, score=score)
-                write_png(drawn_files[image.number], np.asarray(drawn))
-            files.add(str(paths[image.number]), name, f"{name}.png" if is_drawn else None, found)
+            if image.frame is not None:
+                videos.write(image, found.draw(image.pixels, score=score, legend=False))
+            elif is_drawn:
+                write_png(drawn, np.asarray(found.draw(image.pixels, score=score)))
+            files.add(
+                paths[image.number],
+                names[image.number],
+                drawn.relative_to(output).as_posix() if is_drawn else None,
+                found,
+                image,
+            )
             if files.is_due():
                 save()
         return f"{len(found)} detections"
 
     with locked_folder(output):
         files.begin()
-        return run.run(process, files.describe)
+        with contextlib.closing(videos):
+            return run.run(process, files.describe)
+
+
+class _AnnotatedVideos:
+    """Annotated videos, one after the other.
+
+    Args:
+        read, written: paths of all images and videos, and of their annotated ones.
+        every: the part of the frames that is written, so that seconds stay seconds.
+    """
+
+    def __init__(self, read: Sequence[Path], written: Sequence[Path], every: int):
+        self._read, self._written, self._every = read, written, every
+        self._number, self._writer = -1, None
+
+    def write(self, image: InputImage, drawn: Image.Image) -> None:
+        if image.number != self._number:
+            self.close()
+            rate = frame_rate(self._read[image.number]) / self._every
+            self._number = image.number
+            self._writer = VideoWriter(self._written[image.number], rate)
+        assert self._writer is not None
+        self._writer.write(np.asarray(drawn))
+
+    def close(self) -> None:
+        """End the last video."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def _overlap(options) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regionclip_jax.artifacts.coco_datasets import coco_annotations, coco_categories, coco_image
+from regionclip_jax.commands.image_run import InputImage
 from regionclip_jax.files import names_path, replace_text
 from regionclip_jax.model import Detected
 
@@ -41,14 +42,17 @@ class DetectionFiles:
         with names_path(self._lines):
             self._file = open(self._lines, "wb", buffering=0)
 
-    def add(self, file: str, file_name: str, drawn: str | None, found: Detected) -> None:
+    def add(
+        self, path: Path, name: str, drawn: str | None, found: Detected, image: InputImage
+    ) -> None:
         """Write the line of an image.
 
         Args:
-            file: path of the image, as given.
-            file_name: its path below the folder that holds all images.
+            path: of the image or video, as given.
+            name: its path below the folder that holds all images.
             drawn: name of the annotated image, if there is one.
             found: its detections.
+            image: states the frame of a video.
         """
         image_id = len(self._images) + 1
         annotations = coco_annotations(
@@ -64,9 +68,14 @@ class DetectionFiles:
         ]
         assert found.size is not None
         height, width = found.size
+        frame, file_name = {}, name
+        if image.frame is not None:
+            frame = {"frame": image.frame, "time": image.time}
+            file_name = f"{name}/frame_{image.frame:06d}.png"
         self._append(
             {
-                "file": file,
+                "file": str(path),
+                **frame,
                 "height": height,
                 "width": width,
                 "drawn": drawn,

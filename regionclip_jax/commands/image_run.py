@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from regionclip_jax.data.loading.decoding import read_any_image
+from regionclip_jax.data.loading.video import is_video, read_frames
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.failures import ExitStatus, explain, report
 from regionclip_jax.reporting.stages import readable_seconds
@@ -25,15 +26,18 @@ _MOST_WAITING_PIXELS = 2**27
 
 @dataclasses.dataclass(frozen=True)
 class InputImage:
-    """Image of a file.
+    """Image of a file, or frame of a video.
 
     Attributes:
         number: of the file.
         pixels: RGB uint8 [H, W, 3].
+        frame, time: number of the frame from 0, and its seconds; None for an image file.
     """
 
     number: int
     pixels: np.ndarray
+    frame: int | None = None
+    time: float | None = None
 
 
 class ImageRun:
@@ -48,14 +52,20 @@ class ImageRun:
         save: writes what is not yet on the disk.
         together: number of images that ``process`` gets at once, fewer if they are large. Images
             that are not yet processed are lost at an error or a signal.
+        every: each such frame of videos is an image; None: videos are no images.
     """
 
     def __init__(
-        self, paths: Sequence[Path], save: Callable[[], None] = lambda: None, together: int = 1
+        self,
+        paths: Sequence[Path],
+        save: Callable[[], None] = lambda: None,
+        together: int = 1,
+        every: int | None = None,
     ):
         self.skipped: list[str] = []
         self.writing = threading.Lock()
-        self._paths, self._save, self._together = paths, save, together
+        self._paths, self._save = paths, save
+        self._together, self._every = together, every
         self._num_done = 0
         self._finished: set[int] = set()  # numbers of paths that are done or skipped
 
@@ -115,11 +125,15 @@ class ImageRun:
         for some in self._batches():
             for one, said in zip(some, process(some), strict=True):
                 self._num_done += 1
-                self._finished.add(one.number)
+                name = self._paths[one.number].name
+                if one.frame is None:
+                    self._finished.add(one.number)
+                else:
+                    name += f" frame {one.frame}"
                 spent = time.monotonic() - began
                 left = spent / (one.number + 1) * (len(self._paths) - one.number - 1)
                 print(
-                    f"{one.number + 1}/{len(self._paths)} {self._paths[one.number].name}: {said} | "
+                    f"{one.number + 1}/{len(self._paths)} {name}: {said} | "
                     f"{self._num_done / spent:.2f} images/s | {readable_seconds(left)} left",
                     flush=True,
                 )
@@ -129,20 +143,38 @@ class ImageRun:
         waiting: list[InputImage] = []
         num_pixels = 0
         for number, path in enumerate(self._paths):
-            try:
-                pixels = read_any_image(path)
-            except (RecordError, OSError) as error:
-                self.skipped.append(str(error))
+            for image in self._read(number, path):
+                waiting.append(image)
+                num_pixels += image.pixels.shape[0] * image.pixels.shape[1]
+                if len(waiting) == self._together or num_pixels >= _MOST_WAITING_PIXELS:
+                    yield waiting
+                    waiting, num_pixels = [], 0
+            if self._every is not None and is_video(path):
+                if waiting:
+                    yield waiting
+                    waiting, num_pixels = [], 0
                 self._finished.add(number)
-                print(f"skipped: {error}", file=sys.stderr)
-                continue
-            waiting.append(InputImage(number, pixels))
-            num_pixels += pixels.shape[0] * pixels.shape[1]
-            if len(waiting) == self._together or num_pixels >= _MOST_WAITING_PIXELS:
-                yield waiting
-                waiting, num_pixels = [], 0
         if waiting:
             yield waiting
+
+    def _read(self, number: int, path: Path) -> Iterator[InputImage]:
+        """Yield the images of a file; count and print those that cannot be read."""
+        try:
+            if self._every is None or not is_video(path):
+                yield InputImage(number, read_any_image(path))
+                return
+            for frame in read_frames(path, self._every):
+                if isinstance(frame, RecordError):
+                    self._skip(frame)
+                else:
+                    yield InputImage(number, frame.pixels, frame.number, frame.time)
+        except (RecordError, OSError) as error:
+            self._skip(error)
+            self._finished.add(number)
+
+    def _skip(self, error: Exception) -> None:
+        self.skipped.append(str(error))
+        print(f"skipped: {error}", file=sys.stderr)
 
     def _summary(self, describe: Callable[[], str], stopped: str) -> str:
         """Return the last line."""

@@ -17,7 +17,7 @@ from PIL import Image
 from regionclip_jax.commands import detect
 from regionclip_jax.commands.detection_files import DetectionFiles
 from regionclip_jax.commands.embed_regions import read_boxes
-from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax.commands.image_run import ImageRun, InputImage
 from regionclip_jax.data.sources.image_files import list_images, relative_names
 from regionclip_jax.failures import ExitStatus
 from regionclip_jax.files import locked_folder
@@ -51,11 +51,12 @@ class Model:
 def run(output, images, **more):
     options = types.SimpleNamespace(
         output=output, objectness=None, score=0.5, max_boxes=3, best_names=False, batch_size=1,
-        tile=None, overlap=None,
+        tile=None, overlap=None, every=1,
     )
     vars(options).update(more)
     return detect.detect_all(Model(), list_images([images]), ["cat"], options)
 """
+PIXELS = np.zeros((30, 40, 3), np.uint8)
 SEVEN = [f"{letter}.png" for letter in "abcdefg"]
 
 
@@ -177,7 +178,7 @@ def test_a_line_that_the_disk_does_not_take_leaves_the_lines_before_it(tmp_path,
         np.array([[0, 0, 9, 9]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int32),
         ("cat",), ("cat",), (30, 40),
     )  # fmt: skip
-    files.add("a.png", "a.png", None, found)
+    files.add(Path("a.png"), "a.png", None, found, InputImage(0, PIXELS))
     whole = (tmp_path / "detections.jsonl").read_bytes()
 
     class Full(io.FileIO):
@@ -189,7 +190,7 @@ def test_a_line_that_the_disk_does_not_take_leaves_the_lines_before_it(tmp_path,
     files._file = Full(tmp_path / "detections.jsonl", "r+")
     files._file.seek(0, os.SEEK_END)
     with pytest.raises(OSError, match=r"No space left on device.*detections\.jsonl"):
-        files.add("b.png", "b.png", None, found)
+        files.add(Path("b.png"), "b.png", None, found, InputImage(1, PIXELS))
     assert (tmp_path / "detections.jsonl").read_bytes() == whole
 
 
