@@ -25,7 +25,7 @@ from regionclip_jax.commands.image_run import ImageRun, InputImage
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.tiles import tile_boxes
 from regionclip_jax.data.loading.video import VIDEO_ENDINGS, VideoWriter, frame_rate, is_video
-from regionclip_jax.data.sources.image_files import ENDINGS, list_images, relative_names
+from regionclip_jax.data.sources.image_files import COMMAND_ENDINGS, list_images, relative_names
 from regionclip_jax.extras import require_extra
 from regionclip_jax.failures import one_line
 from regionclip_jax.files import locked_folder
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name}: found {getattr(options, name)}, expected 1 or more")
     start(options)
-    endings = (*ENDINGS, *VIDEO_ENDINGS)
+    endings = (*COMMAND_ENDINGS, *VIDEO_ENDINGS)
     paths = list_images(options.images, without=options.output, endings=endings)
     if any(map(is_video, paths)):
         require_extra("video", "reading videos")

@@ -34,6 +34,8 @@ _TRANSPOSITIONS = {
 }
 _FIRST_SIDEWAYS = 5
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Listed for commands even if they cannot be read here: the error then says what to install.
+COMMAND_ENDINGS = (*ENDINGS, ".avif", ".heic", ".heif")
 
 
 def present_files(folder: pathlib.Path, names: Iterable[str]) -> set[str]:
@@ -126,7 +128,7 @@ def list_images(
     given: Sequence[str],
     *,
     without: str | os.PathLike | None = None,
-    endings: tuple[str, ...] = ENDINGS,
+    endings: tuple[str, ...] = COMMAND_ENDINGS,
 ) -> list[Path]:
     """Return the files of paths, folders (at any depth) and glob patterns, each once.
 
