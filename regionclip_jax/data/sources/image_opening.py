@@ -89,7 +89,7 @@ def opened_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
 @functools.cache
 def readable_formats() -> tuple[str, ...]:
     """Return the formats that this process reads; the first call registers pillow-heif."""
-    formats = list(FORMATS)
+    formats: list[str] = list(FORMATS)
     if features.check("avif"):
         formats.append("AVIF")
     try:
