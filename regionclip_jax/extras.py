@@ -9,6 +9,8 @@ _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
     "lvis": ("faster_coco_eval",),
     "siglip": ("sentencepiece",),
+    "supervision": ("supervision",),
+    "video": ("av",),
 }
 
 
@@ -20,7 +22,7 @@ def require_extra(extra: str, purpose: str) -> None:
     """Import the packages of an extra.
 
     Args:
-        extra: "concepts", "lvis" or "siglip".
+        extra: a key of ``_MODULES``.
         purpose: names the work that needs the packages, for the error.
 
     Raises:

@@ -13,13 +13,14 @@ sizes, so that each function is compiled once for each size.
 import collections
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
@@ -37,8 +38,10 @@ from regionclip_jax.assembly.concept_pool import embed_names
 from regionclip_jax.assembly.devices import cache_programs, start_devices
 from regionclip_jax.assembly.models import compute_dtype
 from regionclip_jax.data.loading.buckets import padded_count
-from regionclip_jax.data.loading.decoding import AnyImage
+from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.letterbox import Letterbox
+from regionclip_jax.data.loading.tiles import merge_tiles, tile_boxes
+from regionclip_jax.detected import Detected, Proposed
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.localizer import Localizer
@@ -69,38 +72,16 @@ _REGIONS_PER_CHUNK = 25
 _FEWEST_CLASSES, _FEWEST_DETECTIONS, _FEWEST_REGIONS = 16, 100, 25
 # Least recently used programs and vocabularies beyond these numbers are dropped from memory.
 _MOST_PROGRAMS, _MOST_VOCABULARIES = 8, 32
+_BATCHES_OF_TILES = 8
 AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
 
 _classify = jax.jit(score_classes)
 
 
-@dataclasses.dataclass(frozen=True)
-class Detected:
-    """Detections of one image, best first."""
-
-    boxes: Float[np.ndarray, "K 4"]  # xyxy, pixels of the given image
-    # Probabilities, 0 to 1; with objectness "reference" a product that may exceed 1.
-    scores: Float[np.ndarray, " K"]
-    classes: Int[np.ndarray, " K"]  # rows of the vocabulary
-    names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposed:
-    """Proposals of a localizer for one image, best first."""
-
-    boxes: Float[np.ndarray, "R 4"]  # xyxy, pixels of the given image
-    logits: Float[np.ndarray, " R"]  # objectness, before a sigmoid
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-
 class RegionCLIP:
     """Loaded model directory that encodes and detects; ``load`` returns one.
+
+    Threads may share one.
 
     Attributes:
         card: architecture and origin of the weights.
@@ -149,6 +130,8 @@ class RegionCLIP:
         self._embed_regions = jax.jit(
             make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
         )
+        # Threads that ask for the same program or names wait for one of them.
+        self._making = threading.Lock()
         self._program = functools.lru_cache(_MOST_PROGRAMS)(self._build_program)
         self._embed_names = functools.lru_cache(_MOST_VOCABULARIES)(
             functools.partial(
@@ -191,7 +174,9 @@ class RegionCLIP:
         if isinstance(names, Vocabulary):
             require_matching(names, self._encoder)
             return names
-        return self._embed_names(check_names(names, "names"), templates)
+        names = check_names(names, "names")
+        with self._making:
+            return self._embed_names(names, templates)
 
     def encode_regions(
         self, image: AnyImage, boxes: Float[np.ndarray, "R 4"]
@@ -329,17 +314,88 @@ class RegionCLIP:
                     f"boxes: {len(given)} arrays, expected one for each of {len(images)} images"
                 )
         detected = []
-        for _, detections, row in self._run(
+        for example, detections, row in self._run(
             images, given, settings, proposals, classes.embeddings, "detections"
         ):
             # The best detections are the same for any larger number of them.
             real = detections.mask[row] & (np.arange(detections.mask.shape[1]) < most)
             indices = detections.classes[row][real]
-            names = tuple(classes.names[k] for k in indices)
+            height, width = (
+                round(side / scale)
+                for side, scale in zip(example.image.shape[:2], example.scale.tolist(), strict=True)
+            )
             detected.append(
-                Detected(detections.boxes[row][real], detections.scores[row][real], indices, names)
+                Detected(
+                    detections.boxes[row][real],
+                    detections.scores[row][real],
+                    indices,
+                    tuple(classes.names[k] for k in indices),
+                    classes.names,
+                    (height, width),
+                    settings.gives_probabilities,
+                )
             )
         return detected if many else detected[0]
+
+    def detect_tiles(
+        self,
+        image: AnyImage,
+        vocabulary: AnyVocabulary = None,
+        *,
+        tile: int,
+        overlap: float = 0.2,
+        merge_threshold: float = 0.5,
+        **settings,
+    ) -> Detected:
+        """Detect small objects of a large image: in each of its tiles, and in the whole image.
+
+        Detections of the tiles move to the image and are merged (``data.loading.tiles``).
+
+        Args:
+            image, vocabulary: as in ``detect``; one image.
+            tile: side of the square tiles, in pixels of the image. Each is resized like an image.
+            overlap: share of the side that neighbours have in common, at least.
+            merge_threshold: share of the smaller area that two detections of a class and of
+                different tiles may have in common, before the lower-scored one is suppressed.
+            settings: arguments of ``detect``, but for ``boxes``.
+
+        Raises:
+            CheckpointMismatch, ValueError: as ``detect``; a tile, an overlap or a threshold that is
+                none.
+        """
+        if not 0 <= merge_threshold <= 1:
+            raise ValueError(f"merge_threshold: found {merge_threshold}, expected 0 to 1")
+        if "boxes" in settings:
+            raise ValueError("boxes: given regions need no tiles, give them to detect")
+        pixels = read_any_image(image)
+        height, width = pixels.shape[:2]
+        places = tile_boxes(height, width, tile, overlap)
+        # The whole image is one more tile: an object may be larger than the others.
+        every = _listed(self.detect(pixels, vocabulary, **settings))[0]
+        if len(places) == 1:
+            return every[0]
+        # Some batches at a time: all resized tiles together take more memory than the image.
+        together = _BATCHES_OF_TILES * self._batch_size
+        for start in range(0, len(places), together):
+            some = places[start : start + together]
+            crops = [pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in some]
+            every += _listed(self.detect(crops, vocabulary, **settings))[0]
+        corners = np.array([(0, 0), *((x, y) for x, y, _, _ in places)], np.float32)
+        of_tile = np.repeat(np.arange(len(every)), [len(found) for found in every])
+        boxes = np.concatenate([found.boxes for found in every]) + np.tile(corners, 2)[of_tile]
+        scores = np.concatenate([found.scores for found in every])
+        classes = np.concatenate([found.classes for found in every])
+        kept = merge_tiles(boxes, scores, classes, of_tile, merge_threshold)
+        most = settings.get("max_detections")
+        kept = kept[: self.scores.detection.max_detections if most is None else most]
+        names = every[0].vocabulary
+        return dataclasses.replace(
+            every[0],
+            boxes=boxes[kept],
+            scores=scores[kept],
+            classes=classes[kept],
+            names=tuple(names[row] for row in classes[kept]),
+        )
 
     def _proposals(
         self, num_proposals: int | None, nms_threshold: float | None
@@ -363,7 +419,8 @@ class RegionCLIP:
 
     def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
         """Return (resized image, part of its batch's prediction, row) in the given order."""
-        program = self._program(jax.tree.structure((settings, proposals)), part)
+        with self._making:
+            program = self._program(jax.tree.structure((settings, proposals)), part)
         # A trained detector refines its localizer's boxes, but not given ones.
         box_head = None if proposals is None else self._box_head
         classes, mask = _padded(embeddings, _FEWEST_CLASSES)

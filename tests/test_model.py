@@ -13,6 +13,7 @@ from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, save
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
+from regionclip_jax.assembly.devices import DeviceError
 from regionclip_jax.data.loading.decoding import read_any_image
 from regionclip_jax.data.sources.records import RecordError
 from regionclip_jax.settings import (
@@ -143,6 +144,10 @@ def test_invalid_names_are_refused(model, names, message):
 def test_a_folder_without_a_model_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(CheckpointMismatch, match="convert_checkpoint.py"):
         regionclip_jax.load(tmp_path)
+    # Devices of another platform are refused before anything is read.
+    other = "tpu" if jax.default_backend() != "tpu" else "gpu"
+    with pytest.raises(DeviceError, match=f"require_platform: expected {other}, found "):
+        regionclip_jax.load(tmp_path, require_platform=other)
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         regionclip_jax.lode  # noqa: B018
 
@@ -244,6 +249,38 @@ def test_a_trained_detector_moves_proposals_but_not_given_boxes_with_its_own_set
     np.testing.assert_allclose(predictions.scores, expected, atol=1e-4)
     given = detector.detect(image, NAMES, boxes=BOXES, nms_threshold=1.0)
     assert np.abs(given.boxes[:, None] - BOXES).max(-1).min(1).max() < 1e-3
+
+
+def test_tiles_of_an_image_are_detected_and_merged(detector, image):
+    """The detections are those of the crops, moved, and of the whole, without duplicates."""
+    large = np.tile(image, (2, 2, 1))[:110, :160]
+    found = detector.detect_tiles(large, NAMES, tile=90, overlap=0.0)
+    assert found.size == (110, 160) and 0 < len(found) <= 100
+    assert (np.diff(found.scores) <= 0).all() and found.vocabulary == tuple(NAMES)
+    assert found.names == tuple(NAMES[k] for k in found.classes)
+    places = [(0, 0), (70, 0), (0, 20), (70, 20)]
+    crops = [large[y : y + 90, x : x + 90] for x, y in places]
+    alone = [detector.detect(large, NAMES), *detector.detect(crops, NAMES)]
+    every = [
+        (*(box + np.array([x, y, x, y], np.float32)).tolist(), round(float(score), 5))
+        for (x, y), some in zip([(0, 0), *places], alone, strict=True)
+        for box, score in zip(some.boxes, some.scores, strict=True)
+    ]
+    rows = [
+        (*box, round(float(score), 5))
+        for box, score in zip(found.boxes.tolist(), found.scores, strict=True)
+    ]
+    assert set(rows) <= set(every) and len(rows) < len(every)
+    assert rows[0][4] == max(row[4] for row in every)
+    assert len(detector.detect_tiles(large, NAMES, tile=90, max_detections=3)) == 3
+    # An image within a tile is detected as ever.
+    small = detector.detect_tiles(image, NAMES, tile=90)
+    np.testing.assert_array_equal(small.boxes, detector.detect(image, NAMES).boxes)
+    for wrong in ({"tile": 0}, {"tile": 9, "overlap": 1}, {"tile": 9, "merge_threshold": -1}):
+        with pytest.raises(ValueError, match=": found "):
+            detector.detect_tiles(image, NAMES, **wrong)
+    with pytest.raises(ValueError, match="boxes: "):
+        detector.detect_tiles(image, NAMES, tile=9, boxes=BOXES)
 
 
 def test_regions_can_be_proposed_without_names(detector, image):

@@ -1,43 +1,58 @@
-"""Detect objects by name, and write JSON and annotated images.
+"""Detect objects by name; write a COCO dataset, JSON lines and annotated images.
 
     regionclip detect --checkpoint checkpoints/clip_rn50 --images photos/ \\
         --classes "cat, remote control" --output found
 
 Proposals and scores have the settings of the model directory. A score is a probability, unless
 --objectness is "reference". The model directory needs a localizer (regionclip convert --localizer
-FILE or DIR). OUTPUT gets detections.json, which always holds the images done so far, and NAME.png
-for every image NAME with a detection. The exit status is 1 if an image is missing.
+FILE or DIR). OUTPUT gets detections.json (a COCO dataset with scores), detections.jsonl (a line
+for each image as it is done), NAME.png for every image NAME with a detection to draw, and NAME.mp4
+for every video. The exit status is 1 if an image is missing.
 """
 
 import argparse
-import dataclasses
-import json
-import time
+import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from regionclip_jax import load
-from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax import __version__, load
+from regionclip_jax.commands.detection_files import DetectionFiles
+from regionclip_jax.commands.image_run import ImageRun, InputImage
 from regionclip_jax.commands.options import add_require_platform, start
-from regionclip_jax.data.sources.image_files import list_images, relative_names
+from regionclip_jax.data.loading.tiles import tile_boxes
+from regionclip_jax.data.loading.video import VIDEO_ENDINGS, VideoWriter, frame_rate, is_video
+from regionclip_jax.data.sources.image_files import COMMAND_ENDINGS, list_images, relative_names
+from regionclip_jax.extras import require_extra
 from regionclip_jax.failures import one_line
-from regionclip_jax.files import locked_folder, replace_text
+from regionclip_jax.files import locked_folder
 from regionclip_jax.model import Detected, RegionCLIP
-from regionclip_jax.reporting.drawing import CLASS_COLOURS, Mark, draw_marks, score_text
+from regionclip_jax.reporting.detection_drawing import best_names
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.text.names import resolve_names
+
+# Scores above this are drawn if --score states no other bound.
+_DRAWN_SCORE = 0.5
+_OVERLAP = 0.2  # of tiles
+# With several images at once, images of one canvas are looked for among this many batches.
+_BATCHES_TOGETHER = 4
 
 
 @one_line(ValueError)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s --checkpoint DIR --images PATH ... --output DIR [--classes NAMES] [FLAGS]",
     )
     parser.add_argument("--checkpoint", metavar="DIR", required=True, help="model directory")
     parser.add_argument(
-        "--images", metavar="PATH", nargs="+", required=True, help="files, folders or globs"
-    )
+        "--images", metavar="PATH", nargs="+", required=True,
+        help="images and videos: files, folders (at any depth) or globs",
+    )  # fmt: skip
     parser.add_argument(
         "--classes",
         metavar="NAMES",
@@ -45,29 +60,55 @@ def main(arguments: list[str] | None = None) -> int:
         "categories), or a vocabulary .npz; default: the model directory's own vocabulary.npz",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
-    parser.add_argument("--score", type=float, default=0.5, help="keep scores above this")
-    parser.add_argument("--max_boxes", type=int, default=30, help="most boxes of an image")
     parser.add_argument(
-        "--all_names",
+        "--score",
+        type=float,
+        help="keep, and draw, scores above this (default: keep above the model directory's, draw "
+        f"above {_DRAWN_SCORE})",
+    )
+    parser.add_argument(
+        "--max_boxes", type=int, help="most detections of an image (default: the directory's)"
+    )
+    parser.add_argument(
+        "--best_names",
         action="store_true",
-        help="keep several names of one box (default: the best of each box)",
+        help="keep only the best name of each box, as annotated images show it",
     )
     parser.add_argument(
         "--objectness", choices=("reference", "sigmoid", "none"),
         help="use of the localizer's objectness in the scores (default: the model directory's); "
         "scores of the reference may exceed 1",
     )  # fmt: skip
+    parser.add_argument(
+        "--tile", type=int, help="also detect in square tiles of this many pixels, for large images"
+    )
+    parser.add_argument("--overlap", type=float, help="share that neighbours share (default: 0.2)")
+    parser.add_argument("--every", type=int, default=1, help="use each such frame of a video")
+    parser.add_argument("--batch_size", type=int, default=1, help="images computed at once")
     parser.add_argument("--short_side", type=int, default=800, help="pixels to resize to")
     parser.add_argument("--max_long_side", type=int, default=1333)
     add_require_platform(parser)
     options = parser.parse_args(arguments)
+    if options.overlap is not None and options.tile is None:
+        raise ValueError("--overlap: found no --tile, expected both")
+    if options.tile is not None:
+        tile_boxes(1, 1, options.tile, _overlap(options))  # refuses values that no image has
+    for name in ("batch_size", "max_boxes", "every"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise ValueError(f"--{name}: found {getattr(options, name)}, expected 1 or more")
     start(options)
-    paths = list_images(options.images)
+    endings = (*COMMAND_ENDINGS, *VIDEO_ENDINGS)
+    paths = list_images(options.images, without=options.output, endings=endings)
+    if any(map(is_video, paths)):
+        require_extra("video", "reading videos")
     classes = options.classes
     if classes is not None and not classes.endswith(".npz"):
         classes = resolve_names(classes)
     model = load(
-        options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
+        options.checkpoint,
+        short_side=options.short_side,
+        max_long_side=options.max_long_side,
+        batch_size=options.batch_size,
     )
     model.vocabulary(classes)
     model.require_localizer()
@@ -77,105 +118,126 @@ def main(arguments: list[str] | None = None) -> int:
 def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     """Detect on every image; return the exit status of ``ImageRun``."""
     output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
     names = relative_names(paths)
+    # The name with its ending, so that a.jpg and a.png do not overwrite each other.
+    endings = ["mp4" if is_video(path) else "png" for path in paths]
+    drawn_files = [output / f"{n}.{ending}" for n, ending in zip(names, endings, strict=True)]
+    require_new(drawn_files, paths)
+    output.mkdir(parents=True, exist_ok=True)
     settings = model.scores.detection
-    if options.objectness is not None:
-        settings = dataclasses.replace(settings, objectness=options.objectness)
-    report = _Report(
-        output / "detections.json",
+    files = DetectionFiles(
+        output,
+        tuple(model.vocabulary(classes).names),
         {
+            "description": f"detections of regionclip_jax {__version__}",
             "checkpoint": {"directory": str(model.directory), **model.card.source},
-            "classes": list(model.vocabulary(classes).names),
-            "boxes": "x1, y1, x2, y2 in pixels of the image, rotated as its EXIF data says",
-            "score_above": options.score,
-            "objectness": settings.objectness,
-            "num_images": len(paths),
+            "folder": common_folder(paths[0], names[0]),
+            "score_above": settings.score_threshold if options.score is None else options.score,
+            "objectness": options.objectness or settings.objectness,
+            "tile": options.tile,
+            "overlap": None if options.tile is None else _overlap(options),
         },
+        len(paths),
     )
-    run = ImageRun(paths, report.save)
-    report.skipped = run.skipped
 
-    def process(number: int, image: np.ndarray) -> str:
-        found = model.detect(image, classes, objectness=options.objectness)
-        kept = choose(found, options.score, options.max_boxes, options.all_names)
-        # The name with its ending, so that a.jpg and a.png do not overwrite each other.
-        drawn = f"{names[number]}.png" if kept else None
+    def save() -> None:
+        files.save(run.skipped, run.is_complete())
+
+    # Tiles of one image fill batches.
+    one_by_one = options.batch_size == 1 or options.tile is not None
+    together = 1 if one_by_one else _BATCHES_TOGETHER * options.batch_size
+    run = ImageRun(paths, save, together, options.every)
+    videos = _AnnotatedVideos(paths, drawn_files, options.every)
+
+    def process(images: list[InputImage]) -> list[str]:
+        stated = {
+            "objectness": options.objectness,
+            "score_threshold": options.score,
+            "max_detections": None if options.best_names else options.max_boxes,
+        }
+        pixels = [image.pixels for image in images]
+        if options.tile is None:
+            every = model.detect(pixels, classes, **stated)
+        else:
+            tiles = {"tile": options.tile, "overlap": _overlap(options)}
+            every = [model.detect_tiles(one, classes, **tiles, **stated) for one in pixels]
+        return [write(*one) for one in zip(images, every, strict=True)]
+
+    def write(image: InputImage, found: Detected) -> str:
+        if options.best_names:
+            found = found.rows(best_names(found.boxes)[: options.max_boxes])
+        score = _DRAWN_SCORE if options.score is None else options.score
+        is_drawn = image.frame is not None or (len(found) > 0 and found.scores[0] > score)
+        drawn = drawn_files[image.number]
         with run.writing:
-            if drawn:
-                marks = [
-                    Mark(
-                        found.boxes[k].tolist(),
-                        f"{found.names[k]} {score_text(found.scores[k], settings)}",
-                        colour=CLASS_COLOURS[found.classes[k] % len(CLASS_COLOURS)],
-                    )
-                    for k in reversed(kept)
-                ]
-                write_png(output / drawn, draw_marks(image, marks))
-            detections = [
-                {
-                    "box": [round(v, 2) for v in found.boxes[k].tolist()],
-                    "score": round(float(found.scores[k]), 6),
-                    "class": found.names[k],
-                }
-                for k in kept
-            ]
-            report.add({"file": str(paths[number]), "drawn": drawn, "detections": detections})
-        return f"{len(kept)} detections"
+            if image.frame is not None:
+                videos.write(image, found.draw(image.pixels, score=score, legend=False))
+            elif is_drawn:
+                write_png(drawn, np.asarray(found.draw(image.pixels, score=score)))
+            files.add(
+                paths[image.number],
+                names[image.number],
+                drawn.relative_to(output).as_posix() if is_drawn else None,
+                found,
+                image,
+            )
+            if files.is_due():
+                save()
+        return f"{len(found)} detections"
 
     with locked_folder(output):
-        return run.run(process, report.describe)
+        files.begin()
+        with contextlib.closing(videos):
+            return run.run(process, files.describe)
 
 
-class _Report:
-    """The file detections.json, valid at any time, with the images done so far.
+class _AnnotatedVideos:
+    """Annotated videos, one after the other.
 
-    Writing takes longer with every image. So a write waits until ten times the duration of the last
-    one has passed. A process that is killed loses the images of that time at most.
+    Args:
+        read, written: paths of all images and videos, and of their annotated ones.
+        every: the part of the frames that is written, so that seconds stay seconds.
     """
 
-    def __init__(self, path: Path, head: dict):
-        self.skipped: list[str] = []
-        self._path, self._head = path, head
-        self._images: list[dict] = []
-        self._next_write, self._num_written = 0.0, -1
+    def __init__(self, read: Sequence[Path], written: Sequence[Path], every: int):
+        self._read, self._written, self._every = read, written, every
+        self._number, self._writer = -1, None
 
-    def add(self, image: dict) -> None:
-        self._images.append(image)
-        if time.monotonic() >= self._next_write:
-            self.save()
+    def write(self, image: InputImage, drawn: Image.Image) -> None:
+        if image.number != self._number:
+            self.close()
+            rate = frame_rate(self._read[image.number]) / self._every
+            self._number = image.number
+            self._writer = VideoWriter(self._written[image.number], rate)
+        assert self._writer is not None
+        self._writer.write(np.asarray(drawn))
 
-    def save(self) -> None:
-        """Write the images that are not in the file."""
-        num_known = len(self._images) + len(self.skipped)
-        if num_known == self._num_written:
-            return
-        began = time.monotonic()
-        content = {
-            **self._head,
-            "complete": num_known == self._head["num_images"],
-            "images": self._images,
-            "skipped": self.skipped,
-        }
-        replace_text(self._path, json.dumps(content, indent=1) + "\n")
-        ended = time.monotonic()
-        self._next_write, self._num_written = ended + 10 * (ended - began), num_known
-
-    def describe(self) -> str:
-        total = sum(len(image["detections"]) for image in self._images)
-        return f"{total} detections: {self._path}"
+    def close(self) -> None:
+        """End the last video."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
-def choose(found: Detected, score: float, max_boxes: int, all_names: bool) -> list[int]:
-    """Return the rows to keep, best first.
+def _overlap(options) -> float:
+    return _OVERLAP if options.overlap is None else options.overlap
 
-    Like the reference's visualizer, keep only the best of several names of the same box, unless
-    ``all_names`` is set.
+
+def require_new(written: Sequence[Path], read: Sequence[Path]) -> None:
+    """Refuse to write over an image that is read.
+
+    Raises:
+        ValueError: a path is in both.
     """
-    kept, seen = [], set()
-    for row in range(len(found)):
-        box = tuple(found.boxes[row].tolist())
-        if found.scores[row] > score and (all_names or box not in seen):
-            kept.append(row)
-        seen.add(box)
-    return kept[:max_boxes]
+    inputs = {path.resolve() for path in read}
+    for path in written:
+        if path.resolve() in inputs:
+            raise ValueError(
+                f"--output: the annotated image {path} would replace one of the images; give "
+                "another folder"
+            )
+
+
+def common_folder(path: Path, name: str) -> str:
+    """Return the folder below which a path has this name."""
+    return str(Path(os.path.abspath(path)).parents[name.count("/")])

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from regionclip_jax import load
-from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax.commands.image_run import ImageRun, InputImage
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.sources.image_files import image_size, list_images, relative_names
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_require_platform(parser)
     options = parser.parse_args(arguments)
     start(options)
-    paths = list_images(options.images)
+    paths = list_images(options.images, without=options.output)
     given = None
     if options.boxes is not None:
         given = read_boxes(options.boxes, paths)
@@ -111,13 +111,14 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
     names = relative_names(paths)
     run = ImageRun(paths)
 
-    def process(number: int, image: np.ndarray) -> str:
-        boxes = None if given is None else given[number]
-        arrays = features_of(model, image, boxes, classes, options.num_proposals)
+    def process(images: list[InputImage]) -> list[str]:
+        (image,) = images
+        boxes = None if given is None else given[image.number]
+        arrays = features_of(model, image.pixels, boxes, classes, options.num_proposals)
         # The name with its ending, so that a.jpg and a.png do not overwrite each other.
-        with run.writing, replaced_file(output / f"{names[number]}.npz") as file:
+        with run.writing, replaced_file(output / f"{names[image.number]}.npz") as file:
             np.savez(file, **arrays)
-        return f"{len(arrays['boxes'])} regions"
+        return [f"{len(arrays['boxes'])} regions"]
 
     with locked_folder(output):
         return run.run(process, lambda: f"one .npz file each: {output}")

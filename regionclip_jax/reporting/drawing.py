@@ -4,6 +4,7 @@ Colour and line style (dashed = wrong) both encode the kind of a mark, for black
 and colour-blind readers. The colours are those of Okabe and Ito.
 """
 
+import colorsys
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from regionclip_jax.reporting.lettering import draw_text, text_height, text_width
-from regionclip_jax.settings import DetectionSettings
 
 Kind = Literal["right", "wrong", "unjudged"]
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -22,14 +22,17 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "wrong": (206, 84, 0),
     "unjudged": (0, 102, 170),
 }
-# Colours of the classes, repeated in this order: Okabe and Ito's and similar ones, dark enough for
+# Colours of the first classes: Okabe and Ito's and similar ones, dark enough for
 # white letters.
 CLASS_COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 102, 170), (206, 84, 0), (0, 128, 96), (170, 60, 130), (140, 100, 0), (90, 60, 160),
     (0, 120, 150), (176, 32, 48), (70, 110, 20), (110, 80, 60),
 )  # fmt: skip
+# Luminance of a colour that has the contrast 4.5 with white letters (WCAG 2.1), and a little less.
+_MOST_LUMINANCE = 0.18
 _HALO = (255, 255, 255)
 _LABEL_TEXT = (255, 255, 255)
+_LEGEND_TEXT = (31, 36, 43)
 _DASH = 5  # in line widths: dash and gap
 Rectangle = tuple[float, float, float, float]
 
@@ -85,9 +88,54 @@ def draw_marks(
     return np.asarray(canvas).copy()
 
 
-def score_text(score: float, settings: DetectionSettings) -> str:
+def class_colour(row: int) -> tuple[int, int, int]:
+    """Return the colour of a class by its row in the vocabulary; every class has its own.
+
+    After ``CLASS_COLOURS`` follow hues in steps of the golden ratio, dark enough for white letters.
+    """
+    if row < len(CLASS_COLOURS):
+        return CLASS_COLOURS[row]
+    hue = (row * (math.sqrt(5) - 1) / 2) % 1
+    value = 0.85 - 0.3 * ((row * 0.7548776662) % 1)
+    while True:
+        colour = colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * ((row * 0.5698402910) % 1), value)
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+        if 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] <= _MOST_LUMINANCE:
+            red, green, blue = (round(255 * c) for c in colour)
+            return red, green, blue
+        value *= 0.97
+
+
+def add_legend(
+    image: UInt8[np.ndarray, "H W 3"], entries: Sequence[tuple[str, tuple[int, int, int]]]
+) -> UInt8[np.ndarray, "H2 W 3"]:
+    """Return the image with a strip below it that has a text and a colour for each class.
+
+    Args:
+        entries: text and colour, in order; a text that is wider than the image is cut.
+    """
+    height, width = image.shape[:2]
+    letters = letter_size((width, height))
+    line, gap = text_height(letters) + letters // 2, letters
+    places, x, row = [], gap, 0
+    for text, _ in entries:
+        needed = letters + gap // 2 + text_width(text, letters)
+        if x > gap and x + needed + gap > width:
+            x, row = gap, row + 1
+        places.append((x, row))
+        x += needed + 2 * gap
+    strip = Image.new("RGB", (width, (row + 1) * line + letters // 2), _HALO)
+    draw = ImageDraw.Draw(strip)
+    for (text, colour), (x, row) in zip(entries, places, strict=True):
+        middle = letters // 4 + (row + 0.5) * line
+        draw.rectangle((x, middle - letters / 2, x + letters, middle + letters / 2), fill=colour)
+        draw_text(draw, (x + letters + gap // 2, middle), text, _LEGEND_TEXT, letters)
+    return np.concatenate([image, np.asarray(strip)])
+
+
+def score_text(score: float, is_probability: bool) -> str:
     """Return a score for a label: a percentage if it is a probability, else a plain number."""
-    return f"{score:.0%}" if settings.gives_probabilities else f"{score:.2f}"
+    return f"{score:.0%}" if is_probability else f"{score:.2f}"
 
 
 def line_width(size: tuple[int, int]) -> int:

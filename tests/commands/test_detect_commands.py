@@ -1,5 +1,6 @@
 """Detection commands: JSON, PNG and NPZ files from images and class names."""
 
+import contextlib
 import json
 import os
 import runpy
@@ -11,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+import regionclip_jax
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.commands import detect
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--short_side", "64", "--max_long_side", "128"]
@@ -53,7 +58,7 @@ def test_a_folder_of_images_gives_json_and_annotated_images(checkpoint, photos, 
         [
             sys.executable, ROOT / "scripts" / "detect.py", "--checkpoint", checkpoint,
             "--images", photos, "--classes", "cat, remote control", "--output", tmp_path / "out",
-            "--score", "0.1", "--max_boxes", "7", "--objectness", "sigmoid", *SIZES,
+            "--score", "0.1", "--max_boxes", "7", "--best_names", "--objectness", "sigmoid", *SIZES,
         ],
         capture_output=True,
         text=True,
@@ -66,30 +71,80 @@ def test_a_folder_of_images_gives_json_and_annotated_images(checkpoint, photos, 
     assert "devices: cpu, 1 x " in done.stderr.splitlines()[0]
     assert "skipped: " in done.stderr and "broken.jpg" in done.stderr
     assert "images/s" in done.stdout and "3 images" in done.stdout and "1 skipped" in done.stdout
-    content = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert [Path(p["file"]).name for p in content["images"]] == ["a.png", "b.jpg", "c.png"]
-    assert content["classes"] == ["cat", "remote control"] and len(content["skipped"]) == 1
-    first = content["images"][0]
+    dataset = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in dataset["images"]] == ["a.png", "b.jpg", "c.png"]
+    assert [c["name"] for c in dataset["categories"]] == ["cat", "remote control"]
+    assert dataset["info"]["complete"] and len(dataset["info"]["skipped"]) == 1
+    assert dataset["info"]["folder"] == str(photos)
+    lines = (tmp_path / "out" / "detections.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert len(lines) == 3 and first["file"] == str(photos / "a.png")
     assert 0 < len(first["detections"]) <= 7
     boxes = [tuple(d["box"]) for d in first["detections"]]
     assert len(set(boxes)) == len(boxes)  # each box has one name
     for detection in first["detections"]:
         x1, y1, x2, y2 = detection["box"]
         assert 0 <= x1 < x2 <= 90 and 0 <= y1 < y2 <= 60
-        assert detection["class"] in content["classes"] and detection["score"] > 0.1
+        assert detection["class"] in ("cat", "remote control") and detection["score"] > 0.1
     annotated = Image.open(tmp_path / "out" / first["drawn"])
-    assert annotated.size == (90, 60)
+    assert annotated.width == 4 * 90 and annotated.height > 4 * 60  # enlarged, with a legend
+
+
+def test_the_dataset_is_one_of_coco_and_has_the_detections_of_the_api(
+    checkpoint, photos, tmp_path, capsys, monkeypatch
+):
+    """No flag of scores: the directory's settings, as ``model.detect`` has them."""
+    (photos / "deep" / "er").mkdir(parents=True)
+    shutil.copy(photos / "a.png", photos / "deep" / "er" / "a.png")
+    for name in ("b.jpg", "c.png"):  # one canvas, so one program
+        (photos / name).unlink()
+    out = tmp_path / "out"
+    model = regionclip_jax.load(checkpoint, short_side=64, max_long_side=128, batch_size=2)
+    monkeypatch.setattr(detect, "load", lambda *_, batch_size, **__: model)
+    arguments = ["--checkpoint", checkpoint, "--images", str(photos), "--classes", "cat, dog"]
+    arguments += ["--output", str(out), *SIZES]
+    assert detect.main([*arguments, "--batch_size", "2"]) == 1
+    with contextlib.redirect_stdout(None):
+        dataset = COCO(str(out / "detections.json"))
+    assert len(set(dataset.anns)) == len(dataset.dataset["annotations"]) and 0 not in dataset.anns
+    names = [image["file_name"] for image in dataset.dataset["images"]]
+    assert names == ["a.png", "deep/er/a.png"]
+    folder = Path(dataset.dataset["info"]["folder"])
+    for image in dataset.dataset["images"]:
+        with Image.open(folder / image["file_name"]) as opened:
+            assert (image["width"], image["height"]) == opened.size
+        found = model.detect(folder / image["file_name"], ["cat", "dog"])
+        entries = dataset.imgToAnns[image["id"]]
+        assert len(entries) == len(found) > 0
+        assert dataset.dataset["info"]["score_above"] == model.scores.detection.score_threshold
+        corners = np.array([entry["bbox"] for entry in entries])
+        corners[:, 2:] += corners[:, :2]
+        np.testing.assert_allclose(corners, found.boxes, atol=0.02)
+        np.testing.assert_allclose([e["score"] for e in entries], found.scores, atol=2e-5)
+        assert all(entry["area"] == round(np.prod(entry["bbox"][2:]), 2) for entry in entries)
+        categories = [dataset.cats[entry["category_id"]]["name"] for entry in entries]
+        assert tuple(categories) == found.names
+    results = [
+        {k: e[k] for k in ("image_id", "category_id", "bbox", "score")}
+        for e in dataset.anns.values()
+    ]
+    with contextlib.redirect_stdout(None):
+        judged = COCOeval(dataset, dataset.loadRes(results), "bbox")
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    assert judged.stats[1] > 0.9  # the detections against themselves
 
 
 def test_a_single_file_without_an_image_is_an_error(checkpoint, photos, tmp_path, capsys):
     arguments = ["--checkpoint", checkpoint, "--classes", "cat", *SIZES]
     arguments += ["--output", str(tmp_path / "out"), "--images"]
-    detect = command("detect")
-    assert detect([*arguments, str(photos / "broken.jpg")]) == 1
+    run = command("detect")
+    assert run([*arguments, str(photos / "broken.jpg")]) == 1
     assert "broken.jpg" in capsys.readouterr().err
-    assert detect([*arguments, str(photos / "*.gif")]) == 1
+    assert run([*arguments, str(photos / "*.gif")]) == 1
     assert "found none" in capsys.readouterr().err
-    assert detect([*arguments, str(photos / "[ab].*")]) == 0
+    assert run([*arguments, str(photos / "[ab].*")]) == 0
 
 
 @pytest.mark.parametrize(
@@ -163,15 +218,16 @@ def test_a_complete_directory_detects_its_own_classes_without_more_flags(
     assert "2 names, D = 32" in capsys.readouterr().out
     vocabulary = Vocabulary.load(path)
     assert vocabulary.names == ("cat", "remote control") and len(vocabulary.templates) == 81
-    detect = ["--checkpoint", str(directory), "--images", str(photos / "a.png"), *SIZES]
+    arguments = ["--checkpoint", str(directory), "--images", str(photos / "a.png"), *SIZES]
     vocabulary.save(directory / "vocabulary.npz")
-    detect += ["--output", str(tmp_path / "out"), "--score", "0"]
-    assert command("detect")(detect) == 0
+    arguments += ["--output", str(tmp_path / "out"), "--score", "0"]
+    assert command("detect")(arguments) == 0
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
-    assert content["classes"] == ["cat", "remote control"] and content["objectness"] == "sigmoid"
+    assert [c["name"] for c in content["categories"]] == ["cat", "remote control"]
+    assert content["info"]["objectness"] == "sigmoid"
     # Every score is a probability, though this localizer's logits exceed 100.
-    scores = [d["score"] for image in content["images"] for d in image["detections"]]
-    assert len(scores) == 30 and all(0 < score < 1 for score in scores)
+    scores = [annotation["score"] for annotation in content["annotations"]]
+    assert len(scores) > 30 and all(0 < score < 1 for score in scores)
 
 
 def test_a_model_without_a_localizer_is_refused_before_the_first_image(

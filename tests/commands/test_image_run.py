@@ -1,6 +1,7 @@
 """A command over images that is stopped, meets a full disk, or gets images of one name."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from regionclip_jax.commands import detect
+from regionclip_jax.commands.detection_files import DetectionFiles
 from regionclip_jax.commands.embed_regions import read_boxes
-from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax.commands.image_run import ImageRun, InputImage
 from regionclip_jax.data.sources.image_files import list_images, relative_names
 from regionclip_jax.failures import ExitStatus
 from regionclip_jax.files import locked_folder
+from regionclip_jax.model import Detected
 
 ROOT = Path(__file__).parents[2]
 # The command with a detector that finds one box, and an event at the fifth image.
@@ -34,19 +38,25 @@ class Model:
     scores, seen = types.SimpleNamespace(detection=DetectionSettings()), 0
     def vocabulary(self, names):
         return types.SimpleNamespace(names=("cat",))
-    def detect(self, image, classes, **_):
-        self.seen += 1
+    def detect(self, images, classes, **_):
+        self.seen += len(images)
         if self.seen == 5:
             exec(event)
         box = np.array([[0, 0, 9, 9]], np.float32)
-        return Detected(box, np.ones(1, np.float32), np.zeros(1, int), ("cat",))
+        one = Detected(
+            box, np.ones(1, np.float32), np.zeros(1, int), ("cat",), ("cat",), (30, 40)
+        )
+        return [one] * len(images)
 
-def run(output, images):
+def run(output, images, **more):
     options = types.SimpleNamespace(
-        output=output, objectness=None, score=0.5, max_boxes=3, all_names=False
+        output=output, objectness=None, score=0.5, max_boxes=3, best_names=False, batch_size=1,
+        tile=None, overlap=None, every=1,
     )
+    vars(options).update(more)
     return detect.detect_all(Model(), list_images([images]), ["cat"], options)
 """
+PIXELS = np.zeros((30, 40, 3), np.uint8)
 SEVEN = [f"{letter}.png" for letter in "abcdefg"]
 
 
@@ -60,9 +70,12 @@ def photos(tmp_path) -> Path:
 
 
 def detections(folder: Path) -> dict:
+    """Return the facts of the dataset with its images, all of which have lines."""
     content = json.loads((folder / "detections.json").read_text())
-    content["names"] = [Path(image["file"]).name for image in content["images"]]
-    return content
+    names = [image["file_name"] for image in content["images"]]
+    lines = [json.loads(x) for x in (folder / "detections.jsonl").read_text().splitlines()]
+    assert [Path(line["file"]).name for line in lines][: len(names)] == names
+    return {**content["info"], "names": names, "lines": lines}
 
 
 @pytest.mark.command
@@ -83,6 +96,7 @@ def test_a_stopped_command_leaves_what_it_has_found(photos, tmp_path, number):
     if number == signal.SIGKILL:  # the last images may wait for the next write
         assert done.returncode == -signal.SIGKILL
         assert content["names"] == SEVEN[: len(content["names"])] != []
+        assert len(content["lines"]) == 4
         return
     assert content["names"] == SEVEN[:4]
     assert done.returncode == 128 + signal.SIGTERM and done.stderr == ""
@@ -98,13 +112,13 @@ def test_a_signal_after_the_last_image_keeps_the_last_line(photos, tmp_path):
     code = CODE + textwrap.dedent(f"""
         import threading
         event = ""
-        class Report(detect._Report):
+        class Report(detect.DetectionFiles):
             def describe(self):
                 if threading.current_thread() is threading.main_thread():
                     os.kill(os.getpid(), signal.SIGTERM)
                     time.sleep(0.1)  # the thread that reads signals waits for the line
                 return super().describe()
-        detect._Report = Report
+        detect.DetectionFiles = Report
         sys.exit(run({str(out)!r}, {str(photos)!r}))
     """)
     done = subprocess.run(
@@ -144,6 +158,7 @@ def test_a_full_disk_and_broken_images_are_said_in_the_last_line(photos, tmp_pat
     assert capsys.readouterr().out.splitlines()[-1].startswith("6 images, 1 skipped, 6 detections")
 
     # The file that a full disk does not take is that of the fifth image.
+    assert (tmp_path / "out" / "detections.jsonl").read_bytes().count(b"\n") == 6
     full = tmp_path / "full"
     full.mkdir()
     (full / f"f.png.png.partial-{os.getpid()}").symlink_to("/dev/full")
@@ -156,12 +171,53 @@ def test_a_full_disk_and_broken_images_are_said_in_the_last_line(photos, tmp_pat
     assert line.startswith("stopped by an error: 4 images, 1 skipped, 2 missing (")
 
 
+def test_a_line_that_the_disk_does_not_take_leaves_the_lines_before_it(tmp_path, monkeypatch):
+    files = DetectionFiles(tmp_path, ("cat",), {}, 2)
+    files.begin()
+    found = Detected(
+        np.array([[0, 0, 9, 9]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int32),
+        ("cat",), ("cat",), (30, 40),
+    )  # fmt: skip
+    files.add(Path("a.png"), "a.png", None, found, InputImage(0, PIXELS))
+    whole = (tmp_path / "detections.jsonl").read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if len(data) < 20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[: len(data) // 2])
+
+    files._file = Full(tmp_path / "detections.jsonl", "r+")
+    files._file.seek(0, os.SEEK_END)
+    with pytest.raises(OSError, match=r"No space left on device.*detections\.jsonl"):
+        files.add(Path("b.png"), "b.png", None, found, InputImage(1, PIXELS))
+    assert (tmp_path / "detections.jsonl").read_bytes() == whole
+
+
+def test_several_images_at_once_are_lost_together_and_named(photos, capsys):
+    """Three images wait for each other, and a broken one does not count."""
+    (photos / "b.png").write_bytes(b"no image")
+    run, seen = ImageRun([photos / name for name in SEVEN], together=3), []
+
+    def process(images):
+        seen.append([SEVEN[image.number] for image in images])
+        if len(seen) == 2:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", "out")
+        return ["done"] * len(images)
+
+    assert run.run(process, lambda: "in out") == ExitStatus.NO_SPACE
+    assert seen == [["a.png", "c.png", "d.png"], ["e.png", "f.png", "g.png"]]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("stopped by an error: 3 images, 1 skipped, 3 missing (")
+    assert f"({photos}/e.png" in last and not run.is_complete()
+
+
 def test_a_last_write_that_fails_is_one_line_with_its_status(photos, capsys):
     def save():
         raise OSError(errno.EDQUOT, "Disk quota exceeded", "out/detections.json")
 
     run = ImageRun([photos / "a.png"], save)
-    assert run.run(lambda number, image: "1 detection", lambda: "in out") == ExitStatus.NO_SPACE
+    assert run.run(lambda images: ["1 detection"], lambda: "in out") == ExitStatus.NO_SPACE
     said = capsys.readouterr()
     assert said.err.startswith("error: out/detections.json: Disk quota exceeded; ")
     assert said.err.count("\n") == 1
@@ -177,6 +233,49 @@ def test_results_are_named_by_the_path_below_the_common_folder(tmp_path, monkeyp
     paths = list_images(["a", "b", str(tmp_path / "a" / "x.jpg"), "./a/../b/x.jpg", "b/c/x.png"])
     assert relative_names(paths) == ["a/x.jpg", "b/x.jpg", "b/c/x.png"]
     assert relative_names([Path("a/x.jpg")]) == ["x.jpg"]
+    # Folders at any depth, without the results of an earlier run.
+    (tmp_path / "found" / "b").mkdir(parents=True)
+    (tmp_path / "found" / "b" / "x.jpg.png").touch()
+    several = list_images(["."], without="found")
+    assert [path.as_posix() for path in several] == ["a/x.jpg", "b/x.jpg", "b/c/x.png"]
+    assert list_images(["**/x.*"], without="found/") == sorted(several)
+    assert len(list_images(["."])) == 4 and len(list_images(["found"], without="found")) == 1
+
+
+def test_tiles_are_those_of_the_flags_and_stand_in_the_dataset(photos, tmp_path, capsys):
+    module = {"event": ""}
+    exec(CODE, module)
+    tiles = []
+    module["Model"].detect_tiles = lambda self, image, classes, tile, overlap, **settings: (
+        tiles.append((tile, overlap)) or self.detect([image], classes)[0]
+    )
+    for overlap, used in ((None, 0.2), (0.0, 0.0)):
+        more = {"tile": 16, "overlap": overlap, "batch_size": 4}
+        assert module["run"](tmp_path / "out", str(photos), **more) == 0
+        assert tiles[-7:] == [(16, used)] * 7
+        content = detections(tmp_path / "out")
+        assert (content["tile"], content["overlap"]) == (16, used)
+    arguments = ["--checkpoint", "none", "--images", str(photos), "--output", str(tmp_path / "no")]
+    for flags, message in (
+        (["--overlap", "0.2"], "--overlap: found no --tile"),
+        (["--tile", "0"], "tile: found 0"),
+        (["--tile", "9", "--overlap", "1"], "overlap: found 1.0"),
+        (["--batch_size", "0"], "--batch_size: found 0"),
+        (["--max_boxes", "-1"], "--max_boxes: found -1"),
+        (["--require_platform", "tpu"], "require_platform: expected tpu, found "),
+    ):
+        assert detect.main([*arguments, *flags]) == 1
+        assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_an_image_is_never_overwritten(photos, capsys):
+    """The annotated image of x.png would be x.png.png, another image of the folder."""
+    module = {"event": ""}
+    exec(CODE, module)
+    (photos / "a.png.png").write_bytes((photos / "a.png").read_bytes())
+    with pytest.raises(ValueError, match="a.png.png would replace one of the images"):
+        module["run"](photos, str(photos / "*.png"))
+    assert not (photos / "detections.json").exists()
 
 
 BOX = [0, 0, 9, 9]

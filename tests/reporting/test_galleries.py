@@ -118,8 +118,7 @@ def test_the_file_holds_the_page(tmp_path):
 
 
 def test_only_a_probability_is_shown_as_a_percentage():
-    assert score_text(0.394, DetectionSettings(objectness="sigmoid")) == "39%"
-    assert score_text(0.394, DetectionSettings(objectness="none")) == "39%"
-    assert score_text(3.94, DetectionSettings(objectness="reference")) == "3.94"
-    vis = DetectionSettings(objectness="reference", report_probabilities=True)
-    assert score_text(0.394, vis) == "39%"
+    for objectness, is_probability in (("sigmoid", True), ("none", True), ("reference", False)):
+        assert DetectionSettings(objectness=objectness).gives_probabilities == is_probability
+    assert DetectionSettings(objectness="reference", report_probabilities=True).gives_probabilities
+    assert score_text(0.394, True) == "39%" and score_text(3.94, False) == "3.94"

@@ -34,6 +34,8 @@ _TRANSPOSITIONS = {
 }
 _FIRST_SIDEWAYS = 5
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Listed for commands even if they cannot be read here: the error then says what to install.
+COMMAND_ENDINGS = (*ENDINGS, ".avif", ".heic", ".heif")
 
 
 def present_files(folder: pathlib.Path, names: Iterable[str]) -> set[str]:
@@ -122,24 +124,42 @@ def size_mismatch(found: Size, annotated: Size) -> str | None:
     return text + "one of them belongs to another image; give the image that was annotated"
 
 
-def list_images(given: Sequence[str]) -> list[Path]:
-    """Return the files of paths, folders (not recursive) and glob patterns, each once.
+def list_images(
+    given: Sequence[str],
+    *,
+    without: str | os.PathLike | None = None,
+    endings: tuple[str, ...] = COMMAND_ENDINGS,
+) -> list[Path]:
+    """Return the files of paths, folders (at any depth) and glob patterns, each once.
+
+    Links to folders are not followed.
+
+    Args:
+        given: a pattern with ``**`` has any depth too.
+        without: a folder of results, of which nothing is listed unless it is given itself.
+        endings: of the files in a folder, in lower case.
 
     Raises:
         FileNotFoundError: one of them matches no file.
     """
+    results = None if without is None else os.path.abspath(without)
     found: list[Path] = []
     for name in given:
         path = Path(name)
         if path.is_dir():
-            some = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
+            some = []
+            for folder, inner, files in os.walk(path):
+                inner[:] = sorted(f for f in inner if os.path.abspath(Path(folder, f)) != results)
+                some += [Path(folder, f) for f in sorted(files) if f.lower().endswith(endings)]
         elif path.exists():
             some = [path]
         else:
             some = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+            if results is not None:
+                some = [p for p in some if not os.path.abspath(p).startswith(results + os.sep)]
         if not some:
             raise FileNotFoundError(
-                f"{name}: expected an image, a folder with images ({', '.join(ENDINGS)}), or a "
+                f"{name}: expected an image, a folder with images ({', '.join(endings)}), or a "
                 "pattern such as 'photos/*.jpg', found none"
             )
         found += some

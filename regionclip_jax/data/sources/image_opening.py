@@ -5,19 +5,31 @@ Pillow gives to Ghostscript. The bounds of this module hold for every image that
 """
 
 import contextlib
+import functools
+import importlib
 import io
 import pathlib
 import re
 import warnings
 from collections.abc import Iterator
 
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, features
 
 from regionclip_jax.untrusted import open_regular
 
 # Their readers start no process. JPEG includes the several images of one file that
 # cameras write (MPO).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Read as well where Pillow has the library (AVIF), or pillow-heif is installed (HEIF, the extra
+# ``heic``). The brands that such files begin with tell why one cannot be opened.
+_BRANDS = {
+    "AVIF": (b"avif", b"avis"),
+    "HEIF": (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"),
+}
+_REMEDIES = {
+    "AVIF": "this Pillow reads no AVIF: install a newer one, or convert the file",
+    "HEIF": 'HEIC needs pip install -e ".[heic]", or convert the file',
+}
 # More than nearly all cameras produce. A thread that decodes an image takes up to 16 bytes for each
 # pixel, so 2.1 GB beside the encoded file; docs/hostile_files.md has the formats.
 MOST_PIXELS = 2**27
@@ -63,19 +75,50 @@ def opened_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
             with warnings.catch_warnings():
                 # Pillow warns of many pixels, and of each damaged tag.
                 warnings.filterwarnings("ignore", module=r"PIL\.")
-                image = Image.open(reader, formats=FORMATS)
+                image = Image.open(reader, formats=readable_formats())
         except UnidentifiedImageError:
-            what = f"none of the formats {', '.join(FORMATS)}, or damaged"
-            raise ValueError(f"{what}: convert or replace it") from None
+            what = f"none of the formats {', '.join(readable_formats())}, or damaged"
+            remedy = _missing_format(reader) or "convert or replace it"
+            raise ValueError(f"{what}: {remedy}") from None
         with image:
             _require_plausible(image, file)
             reader.header = None
             yield image
 
 
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Return the formats that this process reads; the first call registers pillow-heif."""
+    formats: list[str] = list(FORMATS)
+    if features.check("avif"):
+        formats.append("AVIF")
+    try:
+        heif = importlib.import_module("pillow_heif")
+    except ImportError:
+        pass
+    else:
+        # Further images of a file are not used, and cost time and memory.
+        heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+        formats.append("HEIF")
+    return tuple(formats)
+
+
+def _missing_format(reader: io.BufferedIOBase) -> str | None:
+    """Return the remedy for a format that another installation reads; None for any other file."""
+    try:
+        reader.seek(0)
+        head = reader.read(12)
+    except (OSError, ValueError):
+        return None
+    for name, brands in _BRANDS.items():
+        if head[4:8] == b"ftyp" and head[8:] in brands and name not in readable_formats():
+            return _REMEDIES[name]
+    return None
+
+
 def read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image; 1 if it has none or cannot be read."""
-    if image.format == "TIFF":  # Pillow turns it already
+    if image.format in ("TIFF", "HEIF"):  # Pillow and libheif turn it already
         return 1
     if any(len(image.info.get(key, "")) > _MOST_EXIF for key in _EXIF_KEYS):
         return 1

@@ -6,11 +6,13 @@ import sys
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import regionclip_jax
 from regionclip_jax.data.loading.decoding import decode_image, read_any_image
+from regionclip_jax.data.sources import image_opening
 from regionclip_jax.data.sources.image_files import image_size, read_image
 from regionclip_jax.data.sources.image_opening import FORMATS, MOST_BYTES, MOST_PIXELS
 from regionclip_jax.data.sources.records import RecordError
@@ -92,7 +94,7 @@ def test_other_formats_are_refused_and_start_no_process(data, tmp_path, monkeypa
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(
-        RecordError, match="none of the formats BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"
+        RecordError, match="none of the formats BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP.*: convert or"
     ):
         decode_image(data, source="S", key="K")
     assert image_size(data) is None and not (tmp_path / "started").exists()
@@ -203,3 +205,55 @@ def test_decoding_takes_16_bytes_a_pixel_at_most(tmp_path):
     command = [sys.executable, "-c", _MEASURE, *sorted(map(str, tmp_path.iterdir()))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert 4 < float(done.stdout) < 19
+
+
+def picture() -> Image.Image:
+    """Image of 64 x 48 whose left half is red."""
+    image = Image.new("RGB", (64, 48), (0, 0, 200))
+    image.paste((200, 0, 0), (0, 0, 32, 48))
+    return image
+
+
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+
+
+@pytest.mark.parametrize(
+    "file_format", [pytest.param("AVIF", marks=needs_avif), "HEIF"], ids=["AVIF", "HEIC"]
+)
+def test_images_of_phones_are_read_and_turned_where_their_libraries_are(file_format):
+    if file_format == "HEIF":
+        pytest.importorskip("pillow_heif", reason="needs the extra heic")
+        assert "HEIF" in image_opening.readable_formats()
+    data = encoded(picture(), file_format, quality=90)
+    assert image_size(data) == (48, 64)
+    pixels = decode_image(data, source="S", key="K").astype(int)
+    assert np.abs(pixels - np.asarray(picture())).mean() < 10
+    # A camera that lay on its side: viewers turn it by 270 degrees.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = picture().transpose(Image.Transpose.ROTATE_90)
+    data = encoded(turned, file_format, quality=90, exif=exif.tobytes())
+    assert image_size(data) == (48, 64)
+    pixels = decode_image(data, source="S", key="K").astype(int)
+    assert np.abs(pixels - np.asarray(picture())).mean() < 10
+    for cut in (data[:40], data[: len(data) // 2], data[:-300]):
+        with pytest.raises(RecordError):
+            decode_image(cut, source="S", key="K")
+
+
+@pytest.mark.parametrize(("name", "brand"), [("AVIF", b"avif"), ("HEIF", b"heic")])
+def test_a_format_without_its_library_is_refused_with_the_command_that_installs_it(
+    name, brand, monkeypatch
+):
+    monkeypatch.setattr(image_opening, "readable_formats", lambda: FORMATS)
+    data = b"\0\0\0\x1cftyp" + brand + bytes(60)
+    with pytest.raises(RecordError, match={"AVIF": "newer one", "HEIF": r"\.\[heic\]"}[name]):
+        decode_image(data, source="S", key="K")
+
+
+def test_the_pixels_of_every_format_are_bounded_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(image_opening, "MOST_PIXELS", 64 * 48 - 1)
+    for file_format in image_opening.readable_formats():
+        data = encoded(picture(), file_format)
+        with pytest.raises(RecordError, match="48 x 64 .* are more than 3071 pixels"):
+            decode_image(data, source="S", key="K")
