@@ -158,6 +158,11 @@ def block_kinds() -> list[str]:
     ]
 
 
+def num_blocks(tower: ImageTowerConfig) -> int:
+    """Return the number of blocks that have maps; 0 for a family without such blocks."""
+    return tower.layers if kind_of(tower, IMAGE_TOWERS) in block_kinds() else 0
+
+
 def kind_of(tower: ImageTowerConfig | TextTowerConfig, table: dict[str, Family]) -> str:
     """Return the name of a tower's family in ``IMAGE_TOWERS`` or ``TEXT_TOWERS``.
 

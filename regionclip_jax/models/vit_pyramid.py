@@ -58,8 +58,6 @@ class PyramidConfig:
     width: int
     # Channels of the pyramid's levels and of the heads' convolutions.
     channels: int = 256
-    # Channels of the box head's two dense layers.
-    hidden: int = 1024
 
 
 @flax.struct.dataclass
@@ -118,11 +116,14 @@ class ConvStack(nn.Module):
 
 
 class RegionHead(nn.Module):
-    """Embedding and box deltas of a region; the embedding has no negative numbers."""
+    """Embedding and box deltas of a region.
+
+    Convolutions and two dense layers are shared, then each output has one of its own. The dense
+    layers have the width of the embedding, which has no negative numbers.
+    """
 
     embed_dim: int
     channels: int
-    hidden: int
     frozen_norm: bool
     dtype: jnp.dtype
 
@@ -133,9 +134,11 @@ class RegionHead(nn.Module):
         """Return embeddings, not normalised, and deltas in units of ``BOX_HEAD_WEIGHTS``, fp32."""
         convs = ConvStack(self.channels, _BOX_CONVS, self.frozen_norm, self.dtype, name="convs")
         x = convs(crops).reshape(len(crops), -1)
+        dense = functools.partial(nn.Dense, self.embed_dim, dtype=self.dtype)
         for index in range(2):
-            x = relu(nn.Dense(self.hidden, dtype=self.dtype, name=f"fc{index}")(x))
-        embeddings = relu(nn.Dense(self.embed_dim, dtype=self.dtype, name="embedding")(x))
+            x = relu(dense(name=f"fc{index}")(x))
+        embeddings = relu(dense(name="embedding")(x))
+        x = relu(dense(name="delta_fc")(x))
         init = nn.initializers.normal(0.001)
         deltas = nn.Dense(4, kernel_init=init, name="deltas")(x.astype(jnp.float32))
         return embeddings.astype(jnp.float32), deltas
@@ -159,9 +162,7 @@ class PyramidHeads(nn.Module):
         self.neck = Neck(c.width, self.frozen_norm, self.dtype)
         self.pyramid = FPN(c.channels, True, self.frozen_norm, self.dtype)
         self.rpn = RPNHead(len(ASPECT_RATIOS), _RPN_CONVS, self.dtype)
-        self.region_head = RegionHead(
-            self.embed_dim, c.channels, c.hidden, self.frozen_norm, self.dtype
-        )
+        self.region_head = RegionHead(self.embed_dim, c.channels, self.frozen_norm, self.dtype)
         # The text embedding of the background; it replaces its zeros before training.
         self.background = self.param(
             "background_embedding", nn.initializers.zeros, (self.embed_dim,)
@@ -194,12 +195,18 @@ class PyramidHeads(nn.Module):
         """Return embeddings and deltas of crops of ``BOX_CELLS``, as ``RegionHead``."""
         return self.region_head(crops)
 
+    def cosines(
+        self, embeddings: Float[Array, "*regions D"], classes: Float[Array, "C D"]
+    ) -> Float[Array, "*regions C+1"]:
+        """Return the cosines of any embeddings of regions with the classes and the background."""
+        classes = jnp.concatenate([classes, self.background[None]])
+        return concept_logits(embeddings, classes, 1.0)
+
     def logits(
         self, embeddings: Float[Array, "*regions D"], classes: Float[Array, "C D"]
     ) -> Float[Array, "*regions C+1"]:
-        """Return the cosines with the classes and the background, times the learned factor."""
-        classes = jnp.concatenate([classes, self.background[None]])
-        return concept_logits(embeddings, classes, 1.0) * self.logit_factor
+        """Return the cosines of embeddings of ``embed``, times the learned factor."""
+        return self.cosines(embeddings, classes) * self.logit_factor
 
     def draw_masks(self, crops: Float[Array, "N h w c"]) -> Float[Array, "N 2*h 2*w"]:
         """Return logits of object masks from crops of ``MASK_CELLS``; only with masks."""
@@ -297,14 +304,18 @@ def propose_from_pyramid(
 
 
 def crop_from_pyramid(
-    pyramid: Pyramid, boxes: Float[Array, "B R 4"], side: int, roi_align_impl: str
+    pyramid: Pyramid, boxes: Float[Array, "B R 4"], side: int, implementation: str
 ) -> Float[Array, "B R P P c"]:
-    """Crop boxes (canvas pixels) to ``side`` cells from the levels of their sizes."""
+    """Crop boxes (canvas pixels) to ``side`` cells from the levels of their sizes.
+
+    Args:
+        implementation: as in ``ops.roi_align``.
+    """
     return roi_align_levels(
         pyramid.levels[:-1],
         boxes,
         side,
         pyramid.strides[:-1],
         extents=pyramid.cells[:-1],
-        implementation=roi_align_impl,
+        implementation=implementation,
     )

@@ -28,7 +28,7 @@ from regionclip_jax.ops.roi_align import roi_align
 from regionclip_jax.ops.roi_align_levels import level_of_boxes, roi_align_levels
 from regionclip_jax.settings import ProposalSettings
 
-CONFIG = PyramidConfig((1, 2, 3, 4), 24, channels=6, hidden=10)
+CONFIG = PyramidConfig((1, 2, 3, 4), 24, channels=6)
 TOWERS = {
     "vit": ViTConfig(patch_size=16, layers=5, width=24, heads=2),
     "eva": EVAConfig(patch_size=14, layers=5, width=24, heads=3, mlp_width=20),
@@ -53,7 +53,7 @@ def random_like(shapes: dict, seed: int) -> dict:
     )
 
 
-@pytest.fixture(scope="module", params=TOWERS)
+@pytest.fixture(scope="module", params=["vit", pytest.param("eva", marks=pytest.mark.slow)])
 def parts(request, nano_configs):
     """A CLIP with its variables, and heads with masks with theirs."""
     config = dataclasses.replace(nano_configs["vit"], image=TOWERS[request.param])
