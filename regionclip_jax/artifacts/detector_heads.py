@@ -62,6 +62,26 @@ class HeadsCard:
     def to_json(self) -> str:
         return part_to_json(self)
 
+    @classmethod
+    def from_json(cls, text: str | bytes, path: str | Path = FILE_NAME) -> "HeadsCard":
+        """Parse a card; ``path`` is the file that errors name.
+
+        Raises:
+            CheckpointMismatch: not JSON, another format number, or other fields.
+        """
+        fields = part_from_card(text, path, HeadsConfig)
+        config = fields["architecture"]
+        if config.pyramid is not None:
+            # A card holds the inner config as an object.
+            pyramid = read_fields(PyramidConfig, config.pyramid, f"{path}: architecture.pyramid")
+            fields["architecture"] = dataclasses.replace(config, pyramid=pyramid)
+        classes = fields["source"].get("classes", [])
+        if not fits(list[str], classes):
+            raise CheckpointMismatch(
+                f"{path}: source.classes: expected names, found {short(classes)}; {AGAIN}"
+            )
+        return cls(**fields)
+
 
 def pyramid_heads(
     config: HeadsConfig, *, frozen_norm: bool = True, dtype: jnp.dtype = jnp.float32
@@ -173,15 +193,4 @@ def load_heads_card(directory: str | Path) -> HeadsCard:
             "train one with configs/train_detector.py (a folder without a card was never finished)"
         )
     require_intact(folder, {FILE_NAME})
-    fields = part_from_card(read_card(path), path, HeadsConfig)
-    config = fields["architecture"]
-    if config.pyramid is not None:
-        # A card holds the inner config as an object.
-        pyramid = read_fields(PyramidConfig, config.pyramid, f"{path}: architecture.pyramid")
-        fields["architecture"] = dataclasses.replace(config, pyramid=pyramid)
-    classes = fields["source"].get("classes", [])
-    if not fits(list[str], classes):
-        raise CheckpointMismatch(
-            f"{path}: source.classes: expected names, found {short(classes)}; {AGAIN}"
-        )
-    return HeadsCard(**fields)
+    return HeadsCard.from_json(read_card(path), path)

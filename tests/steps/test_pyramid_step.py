@@ -55,7 +55,7 @@ def objective(with_masks: bool) -> DetectorObjective:
 
 @pytest.fixture(scope="module", params=["vit", pytest.param("eva", marks=pytest.mark.slow)])
 def trained(request, nano_configs, box_batch):
-    """Model, heads, start, state after ten steps, frozen parts, and the metrics of all steps.
+    """Model, heads, start, state after ten steps, frozen parts, metrics of all steps, and the step.
 
     The ViT's detector has masks and computes in fp32, that of EVA has none and bf16.
     """
@@ -83,12 +83,12 @@ def trained(request, nano_configs, box_batch):
     for _ in range(10):
         state, of_step = step(state, frozen, box_batch)
         metrics.append(jax.device_get(of_step))
-    return model, heads.clone(frozen_norm=True), start, state, frozen, metrics
+    return model, heads.clone(frozen_norm=True), start, state, frozen, metrics, step
 
 
 @on_accelerators
 def test_losses_fall_and_the_tower_stays(trained):
-    _, heads, start, state, _, metrics = trained
+    _, heads, start, state, _, metrics, _ = trained
     names = ["loss", "loss_objectness", "loss_classification"]
     names += ["loss_mask"] if heads.with_masks else []
     for name in names:
@@ -115,7 +115,7 @@ def predict_with(trained, find):
 
     Programs depend on the counts and choices of the settings alone. ``changes`` replace variables.
     """
-    model, heads, _, state, frozen, _ = trained
+    model, heads, _, state, frozen, *_ = trained
     variables = state.variables
     own = {name: tree[PYRAMID_HEADS] for name, tree in variables.items()}
     usual = DetectorVariables(clip_part(variables), frozen.class_embeddings, pyramid_heads=own)
@@ -179,3 +179,24 @@ def test_fusion_moves_scores_of_trained_and_other_classes_by_their_exponents(tra
         scores(0.1, 0.8), own ** (1 - exponents) * tower**exponents, rtol=1e-4
     )
     np.testing.assert_array_equal(scores(0.0, 0.8)[np.asarray(base)], own[np.asarray(base)])
+
+
+@pytest.mark.property
+def test_several_devices_make_the_updates_of_one(
+    trained, box_batch, two_updates, assert_same_update
+):
+    """Live norms use the global batch, over canvases and over regions."""
+    _, heads, _, state, frozen, _, step = trained
+    if not heads.with_masks:
+        pytest.skip("roundings of bf16 depend on the shards")
+    # Adam divides a gradient by its own size, so its first updates would show rounding.
+    state = state.replace(step=jnp.int32(10))
+    (expected, losses), (found, metrics) = (
+        two_updates(step, state, frozen, box_batch, mesh) for mesh in (None, (8, 4))
+    )
+    for one, several in zip(losses, metrics, strict=True):
+        norms = [float(step_metrics.pop("gradient_norm")) for step_metrics in (one, several)]
+        np.testing.assert_allclose(*norms, rtol=1e-3)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+    assert_same_update(state, found, expected, tolerance=0.05)
