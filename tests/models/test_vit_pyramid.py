@@ -64,7 +64,6 @@ def parts(request, nano_configs):
 
 
 def test_a_transposed_convolution_equals_a_loop():
-    """Measured: 2e-7."""
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 3, 4, 5)), rng.normal(size=(2, 2, 5, 6))
     bias = rng.normal(size=6)
@@ -134,7 +133,6 @@ def test_levels_and_heads_have_the_strides_of_the_patches(parts):
 
 
 def test_the_canvas_changes_no_level_of_an_image(parts):
-    """Measured: 3e-6 of the largest number."""
     stride = parts[0].stride
     height, width = 4 * stride, 3 * stride
     images = images_of(height, width)
@@ -160,10 +158,7 @@ def test_the_canvas_changes_no_level_of_an_image(parts):
 
 
 def test_maps_of_blocks_are_those_of_shorter_towers(parts):
-    """The map of block i is the input of block i + 1, which a tower of i + 2 blocks has last.
-
-    Measured: 0.
-    """
+    """The map of block i is the input of block i + 1, which a tower of i + 2 blocks has last."""
     model, clip, *_ = parts
     images = images_of(3 * model.stride, 2 * model.stride)
     pixels, sizes = images / 255.0, jnp.array([images.shape[1:3]])

@@ -242,7 +242,6 @@ def test_the_box_of_the_whole_image_is_mapped_to_the_whole_original(height, widt
 
 
 def test_fused_probabilities_are_products_of_powers_and_an_exponent_of_zero_changes_nothing():
-    """Measured: 6e-8 of the products."""
     rng = np.random.default_rng(0)
     own, others = (rng.dirichlet(np.ones(6), (2, 3)).astype(np.float32)[..., :5] for _ in range(2))
     own[0, 0, 1] = others[0, 0, 1] = 0  # A class that does not exist.

@@ -152,7 +152,7 @@ def test_detections_have_scores_boxes_and_masks(trained, box_batch):
 
 
 def test_fusion_moves_scores_of_trained_and_other_classes_by_their_exponents(trained, box_batch):
-    """Scores of one region are the products of powers. Measured: 2e-6 in fp32."""
+    """Scores of one region are the products of powers."""
     every = dataclasses.replace(
         SETTINGS, max_detections=5, nms=dataclasses.replace(SETTINGS.nms, threshold=1.0)
     )
