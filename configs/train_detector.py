@@ -4,11 +4,14 @@
   --config=configs/train_detector.py:lvis_ovd_rn50    LVIS's 866 base classes, tested on all 1203
   --config=configs/train_detector.py:coco80_rn50      all 80 classes of COCO
   --config=configs/train_detector.py:lvis1203_rn50    all 1203 of LVIS
+  --config=configs/train_detector.py:coco_ovd_vitb16  on a frozen EVA-02, F-ViT; also _vitl14
+  --config=configs/train_detector.py:lvis_ovd_vitb16  the same with masks, on LVIS's base classes
   --config=configs/train_detector.py:scenes           in the synthetic scenes of configs/pretrain.py
   --config=configs/train_detector.py:small            a small model on small images, no GPU
 
 also with _rn50x4. Numbers are the reference's (docs/reference/configuration.md#recognition), for 16
-images on any number of devices. A recipe states what differs from the defaults of
+images on any number of devices. Those of F-ViT are in docs/reference/training_detectors.md#f-vit,
+for 64 images. A recipe states what differs from the defaults of
 regionclip_jax/settings; --describe prints all keys with their meanings.
 """
 
@@ -68,6 +71,85 @@ def coco80_rn50() -> ml_collections.ConfigDict:
 def lvis1203_rn50() -> ml_collections.ConfigDict:
     config = lvis_ovd_rn50()
     config.data.classes = "all"
+    return config
+
+
+def _with_pyramid(config, side: int) -> ml_collections.ConfigDict:
+    """F-ViT's detector on a frozen ViT, with large-scale jitter on one square canvas."""
+    config.data.update(
+        short_sides=None,
+        max_long_side=None,
+        jitter=(0.1, 2.0),
+        canvas_sizes=((side, side),),
+        group_by_canvas=False,
+    )
+    config.detector.update(
+        localizer="",
+        # The initial one; it is learned.
+        temperature=0.02,
+        # The cross entropy divided by the number of regions.
+        focal_gamma=0.0,
+        regions_per_chunk=None,
+    )
+    config.detector.proposals.pre_nms_topk = 2000
+    config.optimizer.update(
+        kind="adamw",
+        learning_rate=1e-4,
+        weight_decay=0.1,
+        clip_global_norm=1.0,
+        frozen_patterns=("^visual/", "^text/", "^logit_", "background_embedding$"),
+        warmup_steps=250,
+    )
+    config.run.batch_size = 64
+    config.evaluation.update(short_side=side, max_long_side=side, canvas_sizes=((side, side),))
+    config.evaluation.detection.update(objectness="none", base_fusion=0.1)
+    config.evaluation.detection.nms.method = "hard"
+    return config
+
+
+def coco_ovd_vitb16() -> ml_collections.ConfigDict:
+    config = _with_pyramid(coco_ovd_rn50(), side=640)
+    # Model directory that the job "distill" wrote, or a converted EVA-02-CLIP.
+    config.model.update(
+        preset="EVA02-B-16", init_from="checkpoints/clipself_evab16", normalize_map=True
+    )
+    config.detector.update(pyramid_blocks=(3, 5, 7, 11), background_weight=0.6)
+    # Three epochs of the 107,761 images with a base class.
+    config.optimizer.boundaries = ()
+    config.run.num_steps = 5052
+    config.evaluation.detection.update(
+        temperature=1 / 75, novel_fusion=0.8, score_threshold=0.01, max_detections=100
+    )
+    config.evaluation.detection.nms.threshold = 0.4
+    return config
+
+
+def coco_ovd_vitl14() -> ml_collections.ConfigDict:
+    """EVA-02 L/14 of 336 pixels; levels have strides of 3.5 to 56 pixels."""
+    side = 896
+    config = coco_ovd_vitb16()
+    config.model.update(preset="EVA02-L-14-336", init_from="checkpoints/clipself_eval14")
+    config.detector.pyramid_blocks = (6, 10, 14, 23)
+    config.data.canvas_sizes = ((side, side),)
+    config.evaluation.update(short_side=side, max_long_side=side, canvas_sizes=((side, side),))
+    return config
+
+
+def lvis_ovd_vitb16() -> ml_collections.ConfigDict:
+    """With a mask head."""
+    config = _with_pyramid(lvis_ovd_rn50(), side=1024)
+    config.model.update(
+        preset="EVA02-B-16", init_from="checkpoints/clipself_evab16", normalize_map=True
+    )
+    config.detector.update(pyramid_blocks=(3, 5, 7, 11), background_weight=0.9)
+    config.data.repeat_threshold = None
+    # 48 epochs of the 100,170 images, and the rate lowered after 32 and 44 of them.
+    config.optimizer.boundaries = (50_085, 68_867)
+    config.run.num_steps = 75_128
+    config.evaluation.detection.update(
+        temperature=0.02, novel_fusion=0.6, score_threshold=1e-4, max_detections=300
+    )
+    config.evaluation.detection.nms.threshold = 0.5
     return config
 
 
@@ -173,7 +255,17 @@ def _with_rn50x4(recipe):
 
 RECIPES = {
     recipe.__name__: recipe
-    for recipe in (coco_ovd_rn50, lvis_ovd_rn50, coco80_rn50, lvis1203_rn50, scenes, small)
+    for recipe in (
+        coco_ovd_rn50,
+        lvis_ovd_rn50,
+        coco80_rn50,
+        lvis1203_rn50,
+        coco_ovd_vitb16,
+        coco_ovd_vitl14,
+        lvis_ovd_vitb16,
+        scenes,
+        small,
+    )
 }
 RECIPES |= {f"{name}x4": _with_rn50x4(r) for name, r in RECIPES.items() if name.endswith("rn50")}
 

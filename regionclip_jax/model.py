@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
+from regionclip_jax.artifacts.detector_heads import has_heads, load_heads, open_pyramid
 from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
@@ -45,6 +45,7 @@ from regionclip_jax.detected import Detected, Proposed
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.vit_pyramid import PyramidHeads
 from regionclip_jax.ops import arguments  # noqa: F401  (settings are arguments of jit)
 from regionclip_jax.ops.host_boxes import host_scale_boxes
 from regionclip_jax.settings import (
@@ -64,8 +65,9 @@ from regionclip_jax.steps.predict_step import (
     make_predict_step,
     proposals_of,
 )
+from regionclip_jax.steps.pyramid_predict_step import make_pyramid_predict_step
 from regionclip_jax.structures import DetectionBatch
-from regionclip_jax.text.names import check_names
+from regionclip_jax.text.names import check_names, names_among
 
 _REGIONS_PER_CHUNK = 25
 # Programs are compiled for these counts and their doubles. Padding is cut off the results.
@@ -110,20 +112,30 @@ class RegionCLIP:
         self._localizer: Localizer | None = None
         self._localizer_variables = None
         architecture = None
+        # Module of the heads on a pyramid, if the directory has such a detector.
+        self._pyramid: PyramidHeads | None = None
+        self._pyramid_variables = None
+        self._trained_names: Sequence[str] = ()
         if (self.directory / FOLDER_NAME).exists():
             localizer, card = load_localizer(directory)
             architecture = card.architecture
             self._localizer = Localizer(architecture, self._model.dtype)
             self._localizer_variables = jax.device_put(localizer)
-        self.has_localizer = self._localizer is not None
         self.scores = complete_scores(self.card.scores, variables["params"], architecture)
         temperature = self.scores.detection.temperature
         assert temperature is not None
         self.temperature = temperature
         self._box_head = None
         if has_heads(directory):
-            heads, _ = load_heads(directory)
-            self._box_head = jax.device_put({"params": heads["box_head"]})
+            heads, heads_card = load_heads(directory)
+            pyramid = open_pyramid(heads, heads_card, self.config, directory, self._model.dtype)
+            if pyramid is None:
+                self._box_head = jax.device_put({"params": heads["params"]["box_head"]})
+            else:
+                self._pyramid, own = pyramid
+                self._pyramid_variables = jax.device_put(own)
+                self._trained_names = heads_card.source.get("classes", ())
+        self.has_localizer = self._localizer is not None or self._pyramid is not None
         resize = self.config.preprocessing.resize
         self._letterbox = Letterbox(short_side, max_long_side, resize)
         self._batch_size = batch_size
@@ -238,7 +250,7 @@ class RegionCLIP:
         proposed = []
         # Only the regions of the prediction are requested, so XLA computes nothing else.
         for example, regions, row in self._run(
-            images, None, settings, proposals, no_classes, "regions"
+            images, None, settings, proposals, no_classes, (), "regions"
         ):
             real = regions.mask[row]
             boxes = host_scale_boxes(regions.boxes[row][real], 1 / example.scale)
@@ -315,7 +327,7 @@ class RegionCLIP:
                 )
         detected = []
         for example, detections, row in self._run(
-            images, given, settings, proposals, classes.embeddings, "detections"
+            images, given, settings, proposals, classes.embeddings, classes.names, "detections"
         ):
             # The best detections are the same for any larger number of them.
             real = detections.mask[row] & (np.arange(detections.mask.shape[1]) < most)
@@ -400,7 +412,8 @@ class RegionCLIP:
     def _proposals(
         self, num_proposals: int | None, nms_threshold: float | None
     ) -> ProposalSettings:
-        self.require_localizer()
+        if self._pyramid is None:
+            self.require_localizer()
         stated = ProposalSettings(num_proposals, None, nms_threshold, None)
         return completed(stated, self.scores.proposals)
 
@@ -417,19 +430,23 @@ class RegionCLIP:
             )
         return self._localizer
 
-    def _run(self, images, boxes, settings, proposals, embeddings, part: str) -> list[tuple]:
+    def _run(self, images, boxes, settings, proposals, embeddings, names, part: str) -> list[tuple]:
         """Return (resized image, part of its batch's prediction, row) in the given order."""
         with self._making:
             program = self._program(jax.tree.structure((settings, proposals)), part)
         # A trained detector refines its localizer's boxes, but not given ones.
         box_head = None if proposals is None else self._box_head
         classes, mask = _padded(embeddings, _FEWEST_CLASSES)
+        trained = np.zeros(len(classes), bool)
+        trained[: len(names)] = names_among(names, self._trained_names)
         variables = DetectorVariables(
             self._variables,
             jnp.asarray(classes),
             self._localizer_variables,
             box_head,
             class_mask=jnp.asarray(mask),
+            pyramid_heads=self._pyramid_variables,
+            trained_classes=jnp.asarray(trained),
         )
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
@@ -457,6 +474,10 @@ class RegionCLIP:
         """
 
         def step(settings, proposals, variables: DetectorVariables, batch: DetectionBatch):
+            if self._pyramid is not None:
+                find = given_boxes if proposals is None else proposals
+                predict = make_pyramid_predict_step(self._model, self._pyramid, settings, find)
+                return getattr(predict(variables, batch), part)
             find = given_boxes
             if proposals is not None:
                 find = proposals_of(self.require_localizer(), proposals)

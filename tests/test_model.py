@@ -230,7 +230,8 @@ def test_a_trained_detector_moves_proposals_but_not_given_boxes_with_its_own_set
     card, variables = nano_localizer
     save_localizer(tmp_path, variables, card)
     deltas = {"kernel": np.zeros((32, 4), np.float32), "bias": np.eye(4, dtype=np.float32)[0]}
-    save_heads(tmp_path, {"box_head": {"deltas": deltas}}, HeadsCard(HeadsConfig(32, None), {}))
+    heads = {"params": {"box_head": {"deltas": deltas}}, "batch_stats": {}}
+    save_heads(tmp_path, heads, HeadsCard(HeadsConfig(32, None), {}))
     detector = regionclip_jax.load(tmp_path, short_side=64, max_long_side=128)
     predictions = detector.detect(image, NAMES)
     proposals = detector.propose(image).boxes

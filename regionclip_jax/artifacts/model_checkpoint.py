@@ -343,6 +343,7 @@ _PARTS = {
     "logit_bias": "temperature of the model",
     "box_head": "box head",
     "mask_head": "mask head",
+    "pyramid_heads": "feature pyramid",
 }
 
 

@@ -1,13 +1,15 @@
 """Build models and their initial variables from settings; resolve the computation type."""
 
 import dataclasses
-from typing import TypeVar
+import typing
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from regionclip_jax.artifacts.detector_heads import HeadsConfig
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
@@ -25,9 +27,12 @@ from regionclip_jax.models.towers import (
     IMAGE_TOWERS,
     CLIPConfig,
     TextTowerConfig,
+    block_kinds,
     dense_kinds,
     kind_of,
+    num_blocks,
 )
+from regionclip_jax.models.vit_pyramid import PyramidConfig
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.settings import (
     CaptionDataSettings,
@@ -259,6 +264,7 @@ def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None
         ConfigError: masks without maps of regions, or a random image tower without batch norms.
     """
     lacks_maps = settings.with_masks and clip.image.crop_channels is None
+    lacks_maps = lacks_maps and not settings.pyramid_blocks
     lacks_norms = settings.image_tower == "random" and not clip.image.has_batch_norms
     if lacks_maps or lacks_norms:
         kind = kind_of(clip.image, IMAGE_TOWERS)
@@ -267,6 +273,27 @@ def require_detector_fits(settings: DetectorObjective, clip: CLIPConfig) -> None
             "masks nor batch norms for a random image tower; choose a ResNet, or "
             "detector.mask_size None and image_tower 'pretrained'"
         )
+
+
+def heads_config(settings: DetectorObjective, clip: CLIPConfig) -> HeadsConfig:
+    """Return the sizes of the heads of a detector.
+
+    Raises:
+        ConfigError: a pyramid on a tower without maps of blocks, or with fewer blocks.
+    """
+    blocks = settings.pyramid_blocks
+    if not blocks:
+        channels = clip.image.crop_channels if settings.with_masks else None
+        return HeadsConfig(clip.embed_dim, channels)
+    kind, layers = kind_of(clip.image, IMAGE_TOWERS), num_blocks(clip.image)
+    if max(blocks) >= layers:
+        raise ConfigError(
+            f"detector.pyramid_blocks: {blocks} with an image tower of the family {kind!r}, which "
+            f"has {layers} blocks with maps; expected smaller numbers, or a family of "
+            f"{block_kinds()}"
+        )
+    pyramid = PyramidConfig(typing.cast(Any, blocks), typing.cast(Any, clip.image).width)
+    return HeadsConfig(clip.embed_dim, pyramid.channels if settings.with_masks else None, pyramid)
 
 
 def with_own_scores(settings: EvaluationSettings, own: ScoreSettings) -> EvaluationSettings:

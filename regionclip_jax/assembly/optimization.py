@@ -56,7 +56,7 @@ def build_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedul
 def build_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.GradientTransformation:
     schedule = build_schedule(settings, num_steps)
     with config_context("optimizer"):
-        return make_optimizer(
+        optimizer = make_optimizer(
             settings.kind,
             schedule,
             weight_decay=settings.weight_decay,
@@ -66,6 +66,9 @@ def build_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.Gradie
             clip_per_tensor_norm=settings.clip_per_tensor_norm,
             no_decay_patterns=settings.no_decay_patterns,
         )
+    if settings.clip_global_norm is None:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(settings.clip_global_norm), optimizer)
 
 
 def build_state(

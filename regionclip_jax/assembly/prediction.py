@@ -14,6 +14,7 @@ from regionclip_jax.assembly.training import abstract_boxes, array, largest_canv
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
+from regionclip_jax.models.vit_pyramid import PyramidHeads
 from regionclip_jax.settings import (
     DetectionSettings,
     EvaluationSettings,
@@ -22,6 +23,7 @@ from regionclip_jax.settings import (
     choose,
 )
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction, make_predict_step
+from regionclip_jax.steps.pyramid_predict_step import make_pyramid_predict_step
 from regionclip_jax.structures import DetectionBatch
 
 
@@ -34,13 +36,21 @@ class AbstractPrediction(NamedTuple):
 
 
 def build_step(
-    settings: EvaluationSettings, model: CLIP, localizer: Localizer | None
+    settings: EvaluationSettings,
+    model: CLIP,
+    localizer: Localizer | None,
+    heads: PyramidHeads | None = None,
 ) -> Callable[[DetectorVariables, DetectionBatch], Prediction]:
     """Build the step of an evaluation: ``(variables, batch) -> Prediction``.
 
     Args:
         localizer: only read if ``settings.regions`` is "localizer".
+        heads: those on a pyramid, which propose regions if there is no localizer.
     """
+    if heads is not None:
+        own = settings.regions == "localizer" and localizer is None
+        find = settings.proposals if own else build_find_regions(settings, localizer)
+        return make_pyramid_predict_step(model, heads, settings.detection, find)
     find_regions = build_find_regions(settings, localizer)
     return make_predict_step(model, settings.detection, find_regions)
 

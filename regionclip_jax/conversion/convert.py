@@ -248,7 +248,7 @@ def convert_checkpoint(
     # Heads of an earlier model in this directory do not fit this one.
     remove_heads(output)
     if heads is not None:
-        save_heads(output, heads, heads_card)
+        save_heads(output, {"params": heads, "batch_stats": {}}, heads_card)
     return _conversion(card, tensors, taken, notes)
 
 

@@ -15,7 +15,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
+from regionclip_jax.artifacts.detector_heads import (
+    has_heads,
+    has_pyramid,
+    load_heads,
+    open_pyramid,
+)
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, load_localizer_card
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
 from regionclip_jax.artifacts.results import write_detections, write_results
@@ -45,6 +50,7 @@ from regionclip_jax.evaluation.evaluators import (
 )
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.vit_pyramid import PyramidHeads
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.reporting.writers import write_evaluation
@@ -65,7 +71,7 @@ from regionclip_jax.sharding.global_arrays import (
 )
 from regionclip_jax.steps.predict_step import DetectorVariables, Prediction
 from regionclip_jax.structures import DetectionBatch
-from regionclip_jax.text.names import tokenized_text
+from regionclip_jax.text.names import names_among, tokenized_text
 from regionclip_jax.text.tokenizer import TokenizerSource
 
 _GROUND_TRUTH, _LOCALIZER = "ground_truth", "localizer"
@@ -99,7 +105,9 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
         # All models, before the first is evaluated.
         load_card(path)
         if settings.evaluation.regions == _LOCALIZER:
-            load_localizer_card(settings.evaluation.localizer or path)
+            where = settings.evaluation.localizer or path
+            if settings.evaluation.localizer or not has_pyramid(path):
+                load_localizer_card(where)
     evaluations = {
         name: evaluate_model(
             Path(path),
@@ -208,6 +216,12 @@ def evaluate_model(
     """
     detector = _load(directory, settings, dtype)
     settings = with_own_scores(settings, detector.scores)
+    if settings.detection.fuses and detector.heads is None:
+        raise ConfigError(
+            "evaluation.detection.base_fusion, novel_fusion: only a detector on a pyramid has "
+            f"the scores of a frozen tower beside its own, and {directory} has no pyramid; set "
+            "both to None"
+        )
     source = build_boxes_source(settings, "evaluation", keep_file=True)
     dataset = open_dataset(source, settings.class_split, detector.classes, settings.classes)
     given_boxes = settings.regions == _GROUND_TRUTH
@@ -215,7 +229,7 @@ def evaluate_model(
         dataset,
         max_detections=settings.detection.max_detections,
         given_boxes=given_boxes,
-        with_masks=detector.variables.mask_head is not None,
+        with_masks=detector.with_masks,
         save=lambda results: _save(detections_path, results),
     )
     batches = DetectionPass(settings, source)
@@ -226,9 +240,12 @@ def evaluate_model(
     )
     require_consistent({"evaluation": {"records": len(source), "classes": dataset.names}})
     vocabulary = _vocabulary(settings, dataset.names, detector, vocabulary_path)
-    variables = detector.variables.replace(class_embeddings=vocabulary.embeddings)
+    variables = detector.variables.replace(
+        class_embeddings=vocabulary.embeddings,
+        trained_classes=names_among(dataset.names, detector.classes or ()),
+    )
     mesh = build_mesh(settings.batch_size, "evaluation.batch_size")
-    predict_step = build_step(settings, detector.model, detector.localizer)
+    predict_step = build_step(settings, detector.model, detector.localizer, detector.heads)
     # Each process needs only its own rows.
     step = compile_barrier(jax.jit(predict_step, out_shardings=batch_sharding(mesh)))
     variables, clock = replicate(variables, mesh), _Clock()
@@ -297,6 +314,12 @@ class _Detector(NamedTuple):
     # Updates of its training.
     step: int
     tokenizer: TokenizerSource
+    # Heads on a pyramid, if the detector has them.
+    heads: PyramidHeads | None = None
+
+    @property
+    def with_masks(self) -> bool:
+        return self.variables.mask_head is not None or bool(self.heads and self.heads.with_masks)
 
 
 def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detector:
@@ -305,18 +328,25 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
     heads, heads_card = load_heads(directory) if has_heads(directory) else (None, None)
     saw = {"boxes": settings.regions.replace("_", " "), "weights": _origin(directory, card)}
     parts: dict[str, Any] = {}
-    localizer, architecture = None, None
-    if settings.regions == _LOCALIZER:
+    localizer, architecture, pyramid = None, None, None
+    if heads is not None and heads_card is not None:
+        pyramid = open_pyramid(heads, heads_card, card.architecture, directory, model.dtype)
+    if settings.regions == _LOCALIZER and pyramid is not None and not settings.localizer:
+        saw["boxes"] = "proposals of the detector's pyramid"
+    elif settings.regions == _LOCALIZER:
         where = settings.localizer or directory
         parts["localizer"], localizer_card = load_localizer(where)
         architecture = localizer_card.architecture
         localizer = Localizer(architecture, model.dtype)
         saw["boxes"] = f"proposals of {_origin(where, localizer_card)}"
     if heads is not None and settings.regions != _GROUND_TRUTH:
-        parts["box_head"] = {"params": heads["box_head"]}
         saw["boxes"] += ", moved by the detector's box head"
-        if "mask_head" in heads:
-            parts["mask_head"] = {"params": heads["mask_head"]}
+    if pyramid is not None:
+        parts["pyramid_heads"] = pyramid[1]
+    elif heads is not None and settings.regions != _GROUND_TRUTH:
+        parts["box_head"] = {"params": heads["params"]["box_head"]}
+        if "mask_head" in heads["params"]:
+            parts["mask_head"] = {"params": heads["params"]["mask_head"]}
     return _Detector(
         model=model,
         localizer=localizer,
@@ -326,6 +356,7 @@ def _load(directory: Path, settings: EvaluationSettings, dtype: str) -> _Detecto
         saw=saw,
         step=card.source.get("step", 0),
         tokenizer=tokenizer_of(directory, card.architecture.text),
+        heads=pyramid and pyramid[0],
     )
 
 

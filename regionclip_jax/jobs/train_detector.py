@@ -1,14 +1,19 @@
 """Train an open-vocabulary detector on base classes, and test it also on novel ones."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 
-from regionclip_jax.artifacts.detector_heads import HeadsCard, HeadsConfig, init_heads, save_heads
+from regionclip_jax.artifacts.detector_heads import (
+    HeadsCard,
+    HeadsConfig,
+    init_heads,
+    pyramid_heads,
+    save_heads,
+)
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer, save_localizer
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import (
@@ -28,6 +33,7 @@ from regionclip_jax.assembly.models import (
     build_model,
     cast_matrices,
     clip_config,
+    heads_config,
     initial_variables,
     log_dtype,
     require_detector_fits,
@@ -45,7 +51,8 @@ from regionclip_jax.assembly.training import (
 from regionclip_jax.data.sources.fingerprint import content_facts
 from regionclip_jax.jobs import evaluate
 from regionclip_jax.models.clip import CLIP, init_variables
-from regionclip_jax.models.localizer import Localizer
+from regionclip_jax.models.localizer import Localizer, LocalizerConfig
+from regionclip_jax.models.vit_pyramid import PYRAMID_HEADS
 from regionclip_jax.settings import (
     ConfigError,
     EvaluateSettings,
@@ -53,22 +60,26 @@ from regionclip_jax.settings import (
     TrainDetectorSettings,
 )
 from regionclip_jax.steps.detector_step import (
-    BOX_HEAD,
-    MASK_HEAD,
     FrozenDetectorParts,
     clip_part,
+    heads_part,
     make_detector_step,
 )
+from regionclip_jax.steps.pyramid_step import make_pyramid_step
+from regionclip_jax.steps.train_state import TrainState
 from regionclip_jax.text.names import tokenized_text
 from regionclip_jax.text.prompts import prepare_class_name
 from regionclip_jax.training.initialization import draw_parameters
+
+# The text of the background's embedding in the softmax of a detector on a pyramid.
+_BACKGROUND = "background"
 
 
 def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
     """Train, evaluate if the recipe has images for it, and return the detector's directory.
 
-    The directory is complete: CLIP with the trained image tower, the heads, the localizer, the
-    embeddings of the trained classes, and the settings of scores.
+    The directory is complete: CLIP with the trained image tower, the heads, the localizer unless
+    the heads have a pyramid, the embeddings of the trained classes, and the settings of scores.
     """
     log_dtype("model and localizer", settings.model.dtype)
     if settings.evaluation.path:
@@ -98,31 +109,38 @@ def build(settings: TrainDetectorSettings, assumed: Assumed | None = None) -> Tr
     """
     detector, clip = settings.detector, clip_config(settings.model)
     require_detector_fits(detector, clip)
-    architecture = localizer_architecture(_localizer_directory(settings), assumed)
-    if architecture is None:
-        raise ConfigError(
-            "detector.localizer: a detector needs a localizer; name a model directory that has "
-            "one, or a preset with --localizer where a recipe is only compiled"
-        )
+    architecture = _localizer(settings, assumed)
     model = build_model(settings.model, frozen_norm=detector.image_tower == "pretrained")
-    localizer = Localizer(architecture, model.dtype)
     optimizer = build_optimizer(settings.optimizer, settings.run.num_steps)
-    heads = HeadsConfig(clip.embed_dim, clip.image.crop_channels if detector.with_masks else None)
+    heads = heads_config(detector, clip)
+    pyramid = pyramid_heads(heads, frozen_norm=False, dtype=model.dtype)
+
+    def make_step(mesh):
+        seed = settings.run.seed
+        if pyramid is not None:
+            return make_pyramid_step(model, pyramid, optimizer, detector, seed=seed)
+        localizer = Localizer(architecture, model.dtype)
+        return make_detector_step(model, localizer, optimizer, detector, seed=seed)
 
     def shapes() -> dict:
         added = jax.eval_shape(lambda: init_heads(heads, jax.random.key(0)))
-        variables = abstract_variables(clip)
-        return {**variables, "params": variables["params"] | added}
+        return _joined(abstract_variables(clip), added)
+
+    def initial_state(variables: dict) -> TrainState:
+        state = build_state_beside_text(settings.optimizer, variables, optimizer)
+        if pyramid is not None and "visual" in state.params:
+            raise ConfigError(
+                f"optimizer.frozen_patterns: {list(settings.optimizer.frozen_patterns)} leave "
+                "parameters of the image tower to train, but a pyramid stands on a frozen tower; "
+                "add '^visual/'"
+            )
+        return state
 
     return Training(
         settings=settings,
         dtype=jnp.dtype(model.dtype),
-        make_step=lambda mesh: make_detector_step(
-            model, localizer, optimizer, detector, seed=settings.run.seed
-        ),
-        initial_state=functools.partial(
-            build_state_beside_text, settings.optimizer, optimizer=optimizer
-        ),
+        make_step=make_step,
+        initial_state=initial_state,
         abstract_variables=shapes,
         abstract_frozen=lambda: FrozenDetectorParts(
             abstract_frozen_localizer(architecture, model.dtype),
@@ -136,9 +154,33 @@ def _localizer_directory(settings: TrainDetectorSettings) -> str:
     return settings.detector.localizer or settings.model.init_from
 
 
+def _localizer(settings: TrainDetectorSettings, assumed: Assumed | None) -> LocalizerConfig | None:
+    """Return the architecture of the localizer; None for a pyramid, which proposes itself.
+
+    Raises:
+        ConfigError: there is no localizer.
+    """
+    if settings.detector.pyramid_blocks:
+        return None
+    architecture = localizer_architecture(_localizer_directory(settings), assumed)
+    if architecture is None:
+        raise ConfigError(
+            "detector.localizer: a detector needs a localizer; name a model directory that has "
+            "one, or a preset with --localizer where a recipe is only compiled"
+        )
+    return architecture
+
+
+def _joined(clip: dict, heads: dict) -> dict:
+    """Return the variables of CLIP and heads as one tree."""
+    return {name: clip[name] | heads[name] for name in ("params", "batch_stats")}
+
+
 def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> Materials:
     training_set = detection_data.build_training_set(settings.data, settings.detector.mask_size)
-    localizer, localizer_card = load_localizer(_localizer_directory(settings))
+    localizer = localizer_card = None
+    if heads.pyramid is None:
+        localizer, localizer_card = load_localizer(_localizer_directory(settings))
     start = initial_variables(settings.model, settings.run.seed)
     names = tuple(prepare_class_name(name) for name in training_set.category_names)
 
@@ -150,9 +192,10 @@ def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> M
         return FrozenDetectorParts(cast_matrices(localizer, model.dtype), embeddings)
 
     def export(directory: Path, variables: dict, source: dict) -> None:
-        save_localizer(directory, localizer, localizer_card)
-        parts = {k: v for k, v in variables["params"].items() if k in (BOX_HEAD, MASK_HEAD)}
-        save_heads(directory, parts, HeadsCard(heads, {**source, "classes": list(names)}))
+        if localizer_card is not None:
+            save_localizer(directory, localizer, localizer_card)
+        card = HeadsCard(heads, {**source, "classes": list(names)})
+        save_heads(directory, heads_part(variables), card)
         concept_pool.export(vocabulary(directory.parent), directory)
         card = ModelCard(model.config, source, scores=_exported_scores(settings))
         save_model(directory, clip_part(variables), card, tokenizer_source(settings.model))
@@ -162,9 +205,9 @@ def _open(settings: TrainDetectorSettings, model: CLIP, heads: HeadsConfig) -> M
             **content_facts(training_set),
             "classes": names,
             "text_tower": text_tower_hash(start["params"]),
-            "localizer": variables_hash(localizer),
+            **({} if localizer is None else {"localizer": variables_hash(localizer)}),
         },
-        variables=lambda: _start_variables(settings, start, heads),
+        variables=lambda: _start_variables(settings, start, heads, model),
         frozen=frozen,
         batches=lambda first: detection_data.stream(
             settings.data,
@@ -186,8 +229,10 @@ def _exported_scores(settings: TrainDetectorSettings) -> ScoreSettings:
     return dataclasses.replace(scores, detection=detection)
 
 
-def _start_variables(settings: TrainDetectorSettings, start: dict, heads: HeadsConfig) -> dict:
-    """Return CLIP's variables with the heads' parameters."""
+def _start_variables(
+    settings: TrainDetectorSettings, start: dict, heads: HeadsConfig, model: CLIP
+) -> dict:
+    """Return CLIP's variables with the heads' variables."""
     tower_key, heads_key = jax.random.split(jax.random.key(settings.run.seed))
     variables = start
     if settings.detector.image_tower == "random":
@@ -197,8 +242,17 @@ def _start_variables(settings: TrainDetectorSettings, start: dict, heads: HeadsC
             "params": start["params"] | {"visual": fresh["params"]["visual"]},
             "batch_stats": fresh["batch_stats"],
         }
-    params = variables["params"] | draw_parameters(init_heads, heads, heads_key)
-    return {"params": params, "batch_stats": variables["batch_stats"]}
+    added = draw_parameters(init_heads, heads, heads_key)
+    if heads.pyramid is not None:
+        detector = settings.detector
+        background = concept_pool.embed_names(
+            model, start, (_BACKGROUND,), detector.templates, tokenizer_source(settings.model)
+        )
+        added["params"][PYRAMID_HEADS] |= {
+            "background_embedding": jnp.asarray(background.embeddings[0]),
+            "logit_factor": jnp.asarray(1 / detector.temperature, jnp.float32),
+        }
+    return _joined(variables, added)
 
 
 def _class_embeddings(

@@ -82,6 +82,12 @@ class CLIP(nn.Module):
         """
         return self.visual.features(pixels, sizes)
 
+    def features_and_blocks(
+        self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"], blocks: tuple[int, ...]
+    ) -> tuple[ImageFeatures, list[Float[Array, "B h w channels"]]]:
+        """Compute the features and the maps of blocks; only of a ``BlockImageTower``."""
+        return self.visual.features_and_blocks(pixels, sizes, blocks)
+
     def embed_crops(self, crops: Float[Array, "N P P channels"]) -> Float[Array, "N D"]:
         return self.visual.embed_crops(crops)
 

@@ -86,3 +86,24 @@ class Conv(nn.Module):
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return x
+
+
+class TransposedConv(nn.Module):
+    """Transposed 2x2 convolution of stride 2 with a bias: a map of twice the sides. NHWC.
+
+    ``kernel`` is [2, 2, in, out]; torch keeps [in, out, 2, 2]. The windows do not overlap, so the
+    convolution is a matrix product from each cell to its four output cells.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N 2*H 2*W features"]:
+        num, height, width, channels = x.shape
+        init = nn.initializers.he_normal(in_axis=2, out_axis=3, batch_axis=(0, 1))
+        kernel = self.param("kernel", init, (2, 2, channels, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = jnp.einsum("nhwc,ijcf->nhiwjf", x.astype(self.dtype), kernel.astype(self.dtype))
+        x = x.reshape(num, 2 * height, 2 * width, self.features)
+        return x + bias.astype(self.dtype)

@@ -19,6 +19,7 @@ from regionclip_jax.models.patch_grid import (
     PatchTowerConfig,
     PositionResize,
     cells_and_mask,
+    chosen_maps,
     resized_positions,
 )
 from regionclip_jax.models.rematerialization import RematPolicy
@@ -215,6 +216,15 @@ class EVATransformer(nn.Module):
         Args:
             sizes: (height, width) of each image; None treats the canvas as the image.
         """
+        return self.features_and_blocks(pixels, sizes, ())[0]
+
+    def features_and_blocks(
+        self,
+        pixels: Float[Array, "B H W 3"],
+        sizes: Int[Array, "B 2"] | None,
+        blocks: tuple[int, ...],
+    ) -> tuple[ImageFeatures, list[Float[Array, "B h w width"]]]:
+        """Compute ``features``, and the maps of blocks as ``models.towers.BlockImageTower``."""
         c = self.config
         patches = self.patch_embedding(pixels.astype(self.dtype))
         num, height, width, channels = patches.shape
@@ -231,10 +241,12 @@ class EVATransformer(nn.Module):
         )
         tokens = tokens + positions.astype(self.dtype)
         rotation = rotary_positions(c, height, width, cells)
-        tokens = self.blocks.all_but_last(tokens, mask, rotation)
-        whole = self.project(self.ln_post(self.blocks.last(tokens, mask, rotation)[:, 0]))
-        dense = self.ln_post(self.blocks.last_values_only(tokens[:, 1:]))
-        return ImageFeatures(dense.reshape(num, height, width, channels), whole, cells)
+        inputs = self.blocks.inputs(tokens, mask, rotation)
+        whole = self.project(self.ln_post(self.blocks.last(inputs[-1], mask, rotation)[:, 0]))
+        last = self.blocks.last_values_only(inputs[-1][:, 1:])
+        shape = (num, height, width, channels)
+        maps = chosen_maps(inputs, last, blocks, shape)
+        return ImageFeatures(self.ln_post(last).reshape(shape), whole, cells), maps
 
     def project(self, x: Float[Array, "... width"]) -> Float[Array, "... D"]:
         """Map tokens after the last norm, or averages of them, to embeddings; not normalised."""

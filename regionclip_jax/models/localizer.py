@@ -29,7 +29,7 @@ from regionclip_jax.ops.normalization import (
     normalize_images,
     real_pixels,
 )
-from regionclip_jax.ops.proposals import select_proposals
+from regionclip_jax.ops.proposals import propose_from_cells
 from regionclip_jax.settings import ProposalSettings
 from regionclip_jax.structures import Preprocessing, Regions
 
@@ -281,20 +281,8 @@ def propose(
     height, width = images.shape[1:3]
     logits, deltas = localizer.apply(variables, images, sizes)
     real = real_anchors(config, sizes, height, width)
-    logits = [
-        jnp.where(exists, level, -jnp.inf) for exists, level in zip(real, logits, strict=True)
-    ]
     anchors = level_anchors(config, height, width)
-    return select_proposals(
-        logits,
-        deltas,
-        anchors,
-        sizes,
-        pre_nms_topk=proposals.pre_nms_topk,
-        num_proposals=proposals.num_proposals,
-        nms_threshold=proposals.nms_threshold,
-        voting_threshold=proposals.voting_threshold,
-    )
+    return propose_from_cells(logits, deltas, anchors, real, sizes, proposals)
 
 
 def init_localizer(config: LocalizerConfig, key: PRNGKeyArray) -> dict:

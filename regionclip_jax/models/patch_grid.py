@@ -58,6 +58,24 @@ def cells_and_mask(
     return cells, jnp.pad(seen, ((0, 0), (1, 0)), constant_values=True)[:, None]
 
 
+def chosen_maps(
+    inputs: list[Float[Array, "B T channels"]],
+    last: Float[Array, "B patches channels"],
+    blocks: tuple[int, ...],
+    shape: tuple[int, int, int, int],
+) -> list[Float[Array, "B h w channels"]]:
+    """Return the patches' outputs of chosen blocks as maps.
+
+    Args:
+        inputs: of every block, the class token first.
+        last: patches after the last block without its attention.
+        blocks: numbers of blocks from 0.
+        shape: of a map.
+    """
+    outputs = [*(tokens[:, 1:] for tokens in inputs[1:]), last]
+    return [outputs[number].reshape(shape) for number in blocks]
+
+
 def resized_positions(
     table: Float[Array, "N channels"],
     side: int,

@@ -72,6 +72,24 @@ class DenseImageTower(ImageTower, Protocol):
 
 
 @runtime_checkable
+class BlockImageTower(DenseImageTower, Protocol):
+    """Image tower of patches whose blocks have maps, for a feature pyramid."""
+
+    def features_and_blocks(
+        self,
+        pixels: Float[Array, "B H W 3"],
+        sizes: Int[Array, "B 2"] | None,
+        blocks: tuple[int, ...],
+    ) -> tuple[ImageFeatures, list[Float[Array, "B h w channels"]]]:
+        """Compute the features, and the patches' outputs of blocks, numbered from 0.
+
+        The output of the last block is that without attention, before any norm, as in the dense
+        form.
+        """
+        ...
+
+
+@runtime_checkable
 class TextTowerConfig(Protocol):
     """Sizes of a text tower, and the facts that its users need without building it."""
 
@@ -131,6 +149,18 @@ def dense_kinds() -> list[str]:
     return [
         name for name, family in IMAGE_TOWERS.items() if issubclass(family.module, DenseImageTower)
     ]
+
+
+def block_kinds() -> list[str]:
+    """Return the families of image towers whose module is a ``BlockImageTower``."""
+    return [
+        name for name, family in IMAGE_TOWERS.items() if issubclass(family.module, BlockImageTower)
+    ]
+
+
+def num_blocks(tower: ImageTowerConfig) -> int:
+    """Return the number of blocks that have maps; 0 for a family without such blocks."""
+    return tower.layers if kind_of(tower, IMAGE_TOWERS) in block_kinds() else 0
 
 
 def kind_of(tower: ImageTowerConfig | TextTowerConfig, table: dict[str, Family]) -> str:

@@ -193,12 +193,14 @@ class BlockStack(nn.Module):
             x = block(x, mask, *more)
         return x
 
-    def all_but_last(
+    def inputs(
         self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None, *more
-    ) -> Float[Array, "N T width"]:
+    ) -> list[Float[Array, "N T width"]]:
+        """Return the input of every block; all but the first are outputs of the block before."""
+        inputs = [x]
         for block in self.block[:-1]:
-            x = block(x, mask, *more)
-        return x
+            inputs.append(block(inputs[-1], mask, *more))
+        return inputs
 
     def last(
         self, x: Float[Array, "N T width"], mask: Bool[Array, "#N #T T"] | None = None, *more

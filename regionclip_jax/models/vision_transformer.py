@@ -20,6 +20,7 @@ from regionclip_jax.models.patch_grid import (
     PatchTowerConfig,
     PositionResize,
     cells_and_mask,
+    chosen_maps,
     resized_positions,
 )
 from regionclip_jax.models.rematerialization import RematPolicy
@@ -93,19 +94,19 @@ class VisionTransformer(nn.Module):
             self.positional_embedding, self.grid_size, height, width, cells, rule
         )
 
-    def _tokens_before_last(
+    def _block_inputs(
         self,
         pixels: Float[Array, "B H W 3"],
         cells: Int[Array, "B 2"] | None,
         mask: Bool[Array, "B 1 T"] | None,
-    ) -> Float[Array, "B T width"]:
+    ) -> list[Float[Array, "B T width"]]:
         patches = self.patch_embedding(pixels.astype(self.dtype))
         num, height, width, channels = patches.shape
         patches = patches.reshape(num, height * width, channels)
         first = jnp.broadcast_to(self.class_embedding.astype(self.dtype), (num, 1, channels))
         tokens = jnp.concatenate([first, patches], 1)
         tokens = self.ln_pre(tokens + self._positions(height, width, cells).astype(self.dtype))
-        return self.blocks.all_but_last(tokens, mask)
+        return self.blocks.inputs(tokens, mask)
 
     def features(
         self, pixels: Float[Array, "B H W 3"], sizes: Int[Array, "B 2"] | None = None
@@ -115,15 +116,24 @@ class VisionTransformer(nn.Module):
         Args:
             sizes: (height, width) of each image; None treats the canvas as the image.
         """
+        return self.features_and_blocks(pixels, sizes, ())[0]
+
+    def features_and_blocks(
+        self,
+        pixels: Float[Array, "B H W 3"],
+        sizes: Int[Array, "B 2"] | None,
+        blocks: tuple[int, ...],
+    ) -> tuple[ImageFeatures, list[Float[Array, "B h w width"]]]:
+        """Compute ``features``, and the maps of blocks as ``models.towers.BlockImageTower``."""
         patch_size = self.config.patch_size
         height, width = (side // patch_size for side in pixels.shape[1:3])
         cells, mask = cells_and_mask(sizes, patch_size, height, width)
-        tokens = self._tokens_before_last(pixels, cells, mask)
-        last = self.blocks.last(tokens, mask)[:, 0]
-        whole = self.project(self.ln_post(last))
-        dense = self.ln_post(self.blocks.last_values_only(tokens[:, 1:]))
-        dense = dense.reshape(pixels.shape[0], height, width, self.config.width)
-        return ImageFeatures(dense, whole, cells)
+        inputs = self._block_inputs(pixels, cells, mask)
+        whole = self.project(self.ln_post(self.blocks.last(inputs[-1], mask)[:, 0]))
+        last = self.blocks.last_values_only(inputs[-1][:, 1:])
+        shape = (pixels.shape[0], height, width, self.config.width)
+        maps = chosen_maps(inputs, last, blocks, shape)
+        return ImageFeatures(self.ln_post(last).reshape(shape), whole, cells), maps
 
     def project(self, x: Float[Array, "... width"]) -> Float[Array, "... D"]:
         """Map tokens after the last norm, or averages of them, to embeddings; not normalised."""

@@ -29,7 +29,7 @@ def cell_anchors(
 
 
 def grid_anchors(
-    height: int, width: int, stride: int, cells: Float[np.ndarray, "A 4"]
+    height: int, width: int, stride: int | float, cells: Float[np.ndarray, "A 4"]
 ) -> Float[np.ndarray, "anchors 4"]:
     """Return the anchors of one feature map, ordered by row, column and anchor of the cell.
 

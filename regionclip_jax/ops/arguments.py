@@ -38,6 +38,8 @@ def _numbers(settings) -> dict:
     return {
         "temperature": _number(settings.temperature),
         "score_bias": _number(settings.score_bias),
+        "base_fusion": _number(settings.base_fusion),
+        "novel_fusion": _number(settings.novel_fusion),
         "score_threshold": _number(settings.score_threshold),
         "nms": settings.nms,
     }

@@ -54,6 +54,20 @@ def fuse_objectness(
     return jnp.sqrt(probabilities * objectness[..., None]), mask
 
 
+def fuse_probabilities(
+    probabilities: Float[Array, "*B R C"],
+    others: Float[Array, "*B R C"],
+    exponents: Float[Array, " C"],
+) -> Float[Array, "*B R C"]:
+    """Return ``probabilities ** (1 - w) * others ** w`` with a w for each class.
+
+    Source: docs/reference/training_detectors.md#score-fusion. A class with w = 0 keeps its
+    probabilities, bit for bit.
+    """
+    fused = probabilities ** (1 - exponents) * others**exponents
+    return jnp.where(exponents == 0, probabilities, fused)
+
+
 @functools.partial(jax.jit, static_argnames="max_detections")
 def select_detections(
     boxes: Float[Array, "B R 4"],

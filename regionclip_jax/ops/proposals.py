@@ -20,7 +20,35 @@ from regionclip_jax.ops.boxes import (
     valid_boxes,
 )
 from regionclip_jax.ops.nms import nms_by_group
+from regionclip_jax.settings import ProposalSettings
 from regionclip_jax.structures import AnyArray, Number, Regions
+
+
+def propose_from_cells(
+    logits: list[Float[Array, "B _"]],
+    deltas: list[Float[Array, "B _ 4"]],
+    anchors: list[Float[AnyArray, "_ 4"]],
+    real: list[Bool[Array, "B _"]],
+    sizes: Int[Array, "B 2"],
+    proposals: ProposalSettings,
+) -> Regions:
+    """Apply ``select_proposals`` to the anchors of each image's own cells.
+
+    Args:
+        logits, deltas, anchors, sizes: as in ``select_proposals``.
+        real: anchors of the image's own cells, per level; others propose nothing.
+    """
+    logits = [jnp.where(own, level, -jnp.inf) for own, level in zip(real, logits, strict=True)]
+    return select_proposals(
+        logits,
+        deltas,
+        anchors,
+        sizes,
+        pre_nms_topk=proposals.pre_nms_topk,
+        num_proposals=proposals.num_proposals,
+        nms_threshold=proposals.nms_threshold,
+        voting_threshold=proposals.voting_threshold,
+    )
 
 
 def select_proposals(

@@ -79,6 +79,8 @@ class OptimizerSettings(Section):
     weight_decay: NotNegative = 1e-4
     # Largest L2 norm of each gradient tensor; None for no clipping.
     clip_per_tensor_norm: Positive | None = None
+    # Largest L2 norm of the gradients of all tensors together; None for no clipping.
+    clip_global_norm: Positive | None = None
     # Parameters whose path matches one of these regular expressions are not decayed.
     no_decay_patterns: tuple[str, ...] = ()
     # Parameters whose path matches one of these regular expressions are not trained.
@@ -376,6 +378,12 @@ class TrainDetectorSettings(JobSettings):
     def __post_init__(self):
         super().__post_init__()
         self.optimizer.require_shorter_warmup(self.run.num_steps)
+        if self.evaluation.detection.fuses and not self.detector.pyramid_blocks:
+            raise ConfigError(
+                "evaluation.detection.base_fusion, novel_fusion: the scores of a detector whose "
+                "tower is trained cannot be fused with those of a frozen one; set both to None, or "
+                "detector.pyramid_blocks"
+            )
 
     @property
     def scores(self) -> ScoreSettings:

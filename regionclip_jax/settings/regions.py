@@ -209,13 +209,17 @@ class DetectorObjective(Section):
     # Image tower: "pretrained" (model.init_from's, frozen norms), or "random" with live batch norms
     # and the text tower of model.init_from, as the baseline of pretraining.
     image_tower: Literal["pretrained", "random"] = "pretrained"
+    # Four blocks of a frozen ViT, from 0 and ascending, whose maps become a feature pyramid with a
+    # proposal network and heads of its own (F-ViT); () refines and classifies the regions of the
+    # tower itself.
+    pyramid_blocks: tuple[Count, ...] = ()
     # Regions sampled from each image.
     samples_per_image: Count = 512
     # Largest share of positives among them.
     positive_fraction: Share = 0.25
     # IoU with ground truth from which a region is positive.
     positive_iou: Share = 0.5
-    # Temperature of the softmax over classes.
+    # Temperature of the softmax over classes; with a pyramid the initial one, which is learned.
     temperature: Temperature = 0.01
     # Weight of background regions in the classification loss.
     background_weight: NotNegative = 0.2
@@ -236,6 +240,23 @@ class DetectorObjective(Section):
     def __post_init__(self):
         super().__post_init__()
         require_stated(self.proposals, "proposals")
+        blocks = self.pyramid_blocks
+        if blocks and (len(blocks) != 4 or list(blocks) != sorted(set(blocks))):
+            raise ConfigError(
+                f"pyramid_blocks: expected four ascending numbers of blocks, found {blocks}; "
+                "F-ViT has (3, 5, 7, 11) of 12 blocks, (6, 10, 14, 23) of 24"
+            )
+        if blocks and (self.localizer or self.image_tower == "random"):
+            raise ConfigError(
+                f"pyramid_blocks: {blocks} with localizer {self.localizer!r} and image_tower "
+                f"{self.image_tower!r}; a pyramid has a proposal network of its own on a frozen "
+                "tower: set localizer to '' and image_tower to 'pretrained'"
+            )
+        if blocks and self.regions_per_chunk is not None:
+            raise ConfigError(
+                f"regions_per_chunk: {self.regions_per_chunk} with a pyramid, whose heads have "
+                "live norms, which need all regions at once; set it to None"
+            )
         if self.image_tower == "random" and self.regions_per_chunk is not None:
             raise ConfigError(
                 f"regions_per_chunk: {self.regions_per_chunk} with a random image tower, whose "
@@ -283,10 +304,21 @@ class DetectionSettings(Section):
     score_activation: ScoreActivation | None = "softmax"
     # Summand of the cosines over the temperature; only a sigmoid depends on it. None: the model's.
     score_bias: Score | None = 0.0
+    # Exponent of the frozen tower's own probability in the score of a class that the detector was
+    # trained on, and of any other ("novel") class; the rest to 1 is the exponent of the detector's
+    # probability. Only for a detector on a pyramid, whose ``temperature`` is that of the tower's
+    # probability. None: the model's own.
+    base_fusion: Share | None = 0.0
+    novel_fusion: Share | None = 0.0
     # Regions of each image that pass layer4 at once; None for all.
     regions_per_chunk: Count | None = may_change(None)
     # Implementation of RoIAlign: ops.roi_align.
     roi_align_impl: RoiAlignImpl = may_change("auto")
+
+    @property
+    def fuses(self) -> bool:
+        """True if scores depend on a frozen tower's own probabilities."""
+        return bool(self.base_fusion or self.novel_fusion)
 
     @property
     def gives_probabilities(self) -> bool:

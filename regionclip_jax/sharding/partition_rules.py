@@ -27,11 +27,12 @@ def _output_channels(rank: int) -> PartitionSpec:
 RULES: tuple[tuple[str, PartitionSpec | Callable[[int], PartitionSpec]], ...] = (
     # One vector or number per module: batch norm, layer norm, biases, the logit scale.
     (r"(^|/)(scale|bias|mean|var|logit_scale|logit_bias|class_embedding|probe)$", PartitionSpec()),
+    (r"/(background_embedding|logit_factor)$", PartitionSpec()),
     (r"/token_embedding$", PartitionSpec(FSDP_AXIS, None)),
     # Embeddings of a concept pool or of classes: every region needs all of them.
     (r"_(concepts|embeddings)$", PartitionSpec()),
     # A detector's heads have too few outputs to shard: four per box, one per cell.
-    (r"(^|/)(box_head/deltas|mask_head/predictor)/kernel$", PartitionSpec()),
+    (r"(^|/)(box_head/deltas|region_head/deltas|mask_head/predictor)/kernel$", PartitionSpec()),
     (r"/(positional_embedding|projection)$", _LAST),
     # The 2,730 outputs of EVA-02-L's gates are seldom a multiple of the devices.
     (r"/mlp/(gate|value)/kernel$", PartitionSpec(FSDP_AXIS, None)),

@@ -17,13 +17,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt8
 
 from regionclip_jax.losses.detector_heads import box_regression_loss, classification_loss, mask_loss
 from regionclip_jax.models.clip import CLIP, encode_region_maps, encode_regions
 from regionclip_jax.models.concept_classifier import concept_logits, with_background
 from regionclip_jax.models.detector_heads import BoxHead, MaskHead
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.models.vit_pyramid import PYRAMID_HEADS
 from regionclip_jax.ops.mask_targets import mask_targets
 from regionclip_jax.ops.matching import match_boxes, sample_examples
 from regionclip_jax.ops.normalization import normalize_images
@@ -33,6 +34,7 @@ from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_
 from regionclip_jax.structures import DetectionBatch, Regions
 
 BOX_HEAD, MASK_HEAD = "box_head", "mask_head"
+HEADS = (BOX_HEAD, MASK_HEAD, PYRAMID_HEADS)
 
 
 @flax.struct.dataclass
@@ -94,8 +96,18 @@ def label_and_sample(
 
 def clip_part(variables: dict) -> dict:
     """Return CLIP's variables among a detector's."""
-    params = {k: v for k, v in variables["params"].items() if k not in (BOX_HEAD, MASK_HEAD)}
-    return {"params": params, "batch_stats": variables["batch_stats"]}
+    return {
+        name: {branch: part for branch, part in tree.items() if branch not in HEADS}
+        for name, tree in variables.items()
+    }
+
+
+def heads_part(variables: dict) -> dict:
+    """Return the variables of the heads among a detector's."""
+    return {
+        name: {branch: part for branch, part in tree.items() if branch in HEADS}
+        for name, tree in variables.items()
+    }
 
 
 def embed_samples(
@@ -190,21 +202,30 @@ def detector_losses(
 
 
 def _mask_loss(variables, maps, batch, samples) -> Float[Array, ""]:
-    if batch.object_masks is None:
-        raise ValueError("masks are trained, but the batch has no object_masks")
     cut = maps.shape[1]
     logits = MaskHead(dtype=maps.dtype).apply(
         {"params": variables["params"][MASK_HEAD]}, maps.reshape(-1, *maps.shape[2:])
     )
-    select = jax.vmap(lambda masks, rows: masks[rows])
-    matched = select(batch.object_masks, samples.matched[:, :cut])
     targets = mask_targets(
-        matched.reshape(-1, *matched.shape[2:]),
+        matched_masks(batch, samples, cut),
         samples.target_boxes[:, :cut].reshape(-1, 4),
         samples.boxes[:, :cut].reshape(-1, 4),
         logits.shape[-1],
     )
     return mask_loss(logits, targets, samples.is_positive[:, :cut].reshape(-1))
+
+
+def matched_masks(batch: DetectionBatch, samples: Samples, cut: int) -> UInt8[Array, "N P P"]:
+    """Return the object masks that the first ``cut`` samples of each image are matched with.
+
+    Raises:
+        ValueError: the batch has no masks.
+    """
+    if batch.object_masks is None:
+        raise ValueError("masks are trained, but the batch has no object_masks")
+    select = jax.vmap(lambda masks, rows: masks[rows])
+    matched = select(batch.object_masks, samples.matched[:, :cut])
+    return matched.reshape(-1, *matched.shape[2:])
 
 
 def make_detector_step(

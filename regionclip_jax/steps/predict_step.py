@@ -24,6 +24,7 @@ from regionclip_jax.models.clip import CLIP, encode_crops, encode_region_maps, e
 from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.detector_heads import MaskHead, regress_boxes
 from regionclip_jax.models.localizer import Localizer, propose
+from regionclip_jax.ops.chunks import map_chunks
 from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
 from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.ops.sampling import box_mask, grid_boxes
@@ -44,6 +45,10 @@ class DetectorVariables:
     mask_head: Any = None
     # Classes that exist; the others are never detected. None: all.
     class_mask: Bool[AnyArray, " C"] | None = None
+    # Variables of ``PyramidHeads``, which replace the localizer and both heads.
+    pyramid_heads: Any = None
+    # Classes that a detector on a pyramid was trained on. None: none of them.
+    trained_classes: Bool[AnyArray, " C"] | None = None
 
 
 @flax.struct.dataclass
@@ -128,8 +133,7 @@ def predict_regions(
         sizes,
         regions.boxes,
         embed_from=settings.embed_from,
-        regions_per_chunk=settings.regions_per_chunk,
-        roi_align_impl=settings.roi_align_impl,
+        **region_options(settings),
     )
     boxes = regions.boxes
     if variables.box_head is not None:
@@ -137,17 +141,7 @@ def predict_regions(
     probabilities = score_classes(
         embeddings, variables.class_embeddings, settings, variables.class_mask
     )
-    scores, has_scores = fuse_objectness(probabilities, regions.scores, settings.objectness)
-    detections = select_detections(
-        boxes,
-        scores,
-        regions.mask & has_scores,
-        sizes,
-        score_threshold=settings.score_threshold,
-        nms=settings.nms,
-        max_detections=settings.max_detections,
-        reported_scores=probabilities if settings.report_probabilities else None,
-    )
+    detections = best_detections(settings, regions, boxes, probabilities, sizes)
     predictions = to_original_pixels(detections, sizes, scales)
     if variables.mask_head is not None:
         masks = _draw_masks(model, settings, variables, images, sizes, detections.boxes)
@@ -156,6 +150,31 @@ def predict_regions(
         detections=predictions,
         regions=regions,
         most_probable_class=probabilities.argmax(-1),
+    )
+
+
+def best_detections(
+    settings: DetectionSettings,
+    regions: Regions,
+    boxes: Float[Array, "B R 4"],
+    probabilities: Float[Array, "B R C"],
+    sizes: Int[Array, "B 2"],
+) -> Detections:
+    """Return the best distinct pairs of box and class, in canvas pixels.
+
+    Args:
+        regions: their objectness and mask; ``boxes`` are theirs, perhaps moved.
+    """
+    scores, has_scores = fuse_objectness(probabilities, regions.scores, settings.objectness)
+    return select_detections(
+        boxes,
+        scores,
+        regions.mask & has_scores,
+        sizes,
+        score_threshold=settings.score_threshold,
+        nms=settings.nms,
+        max_detections=settings.max_detections,
+        reported_scores=probabilities if settings.report_probabilities else None,
     )
 
 
@@ -171,12 +190,24 @@ def _draw_masks(model, settings, variables, images, sizes, boxes) -> Float[Array
         variables.clip,
         features,
         boxes,
-        regions_per_chunk=settings.regions_per_chunk,
-        roi_align_impl=settings.roi_align_impl,
+        **region_options(settings),
     )
     flat = maps.reshape(-1, *maps.shape[2:])
     logits = MaskHead(dtype=maps.dtype).apply(variables.mask_head, flat)
     return jax.nn.sigmoid(logits).reshape(*maps.shape[:2], *logits.shape[1:])
+
+
+def region_options(settings: DetectionSettings) -> dict[str, Any]:
+    """Return the arguments of ``models.clip.encode_regions`` that the settings state."""
+    return {
+        "regions_per_chunk": settings.regions_per_chunk,
+        "roi_align_impl": settings.roi_align_impl,
+    }
+
+
+def in_chunks(function: Callable, boxes: Float[Array, "B R 4"], settings: DetectionSettings):
+    """Apply a function of boxes to as many of each image at once as the settings state."""
+    return map_chunks(function, boxes, settings.regions_per_chunk)
 
 
 def given_boxes(variables: DetectorVariables, batch: DetectionBatch) -> Regions:

@@ -23,6 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
 from regionclip_jax.text.clip_tokenizer import clean
 from regionclip_jax.text.prompts import fill_template, prepare_class_name
 from regionclip_jax.untrusted import read_bytes, read_large_json, reason
@@ -88,6 +91,12 @@ def check_names(names: Sequence[str], where: str) -> tuple[str, ...]:
 def tokenized_text(name: str) -> str:
     """Return the text of a name that the tokenizer sees. Names that share it share an embedding."""
     return clean(fill_template("{}", prepare_class_name(name)))
+
+
+def names_among(names: Sequence[str], known: Sequence[str]) -> Bool[np.ndarray, " N"]:
+    """Return True for each name whose text, as the tokenizer sees it, is that of a known one."""
+    texts = {tokenized_text(name) for name in known}
+    return np.array([tokenized_text(name) in texts for name in names], bool)
 
 
 def match_names(names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

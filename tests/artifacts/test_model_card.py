@@ -15,6 +15,7 @@ from regionclip_jax.artifacts.model_card import (
 from regionclip_jax.artifacts.model_checkpoint import load_card
 from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
 from regionclip_jax.models.vision_transformer import ViTConfig
+from regionclip_jax.models.vit_pyramid import PyramidConfig
 from regionclip_jax.structures import Preprocessing
 
 
@@ -134,16 +135,22 @@ def test_a_field_newer_than_the_card_has_its_default():
         part_from_card(json.dumps(card), "model.json", Grown)
 
 
-def read_part(config_class: type):
-    return lambda text: part_from_card(text, "a/card.json", config_class)
-
-
 CARDS = {
     "resnet": (ModelCard(PRESETS["RN50"], {"file": "a.pt", "sha256": "00"}), ModelCard.from_json),
     "vit": (ModelCard(PRESETS["ViT-B/32"], {"run": "a"}), ModelCard.from_json),
     "localizer": (LocalizerCard(LOCALIZER_PRESETS["rn50_fpn"], {}), LocalizerCard.from_json),
-    "heads": (HeadsCard(HeadsConfig(64, 8), {}), read_part(HeadsConfig)),
+    "heads": (HeadsCard(HeadsConfig(64, 8), {"classes": ["cat"]}), HeadsCard.from_json),
+    "pyramid": (
+        HeadsCard(HeadsConfig(64, 8, PyramidConfig((3, 5, 7, 11), 768)), {}),
+        HeadsCard.from_json,
+    ),
 }
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_is_read_as_it_was_written(name):
+    card, read = CARDS[name]
+    assert read(card.to_json()) == card
 
 
 @pytest.mark.property
@@ -191,6 +198,19 @@ def test_a_localizer_of_other_stages_is_refused(blocks, channels):
     content["architecture"] |= {"blocks": blocks, "pyramid_channels": channels}
     with pytest.raises(CheckpointMismatch, match=r"card\.json: architecture\.blocks: expected"):
         LocalizerCard.from_json(json.dumps(content))
+
+
+def test_heads_cards_of_older_versions_have_no_pyramid_and_odd_ones_are_refused():
+    content = json.loads(HeadsCard(HeadsConfig(64, None), {}).to_json())
+    del content["architecture"]["pyramid"]
+    assert HeadsCard.from_json(json.dumps(content)).architecture == HeadsConfig(64, None)
+    pyramid = {"from_blocks": [3, 5, 7], "width": 768}
+    for changes, key in (
+        ({"architecture": content["architecture"] | {"pyramid": pyramid}}, "pyramid.from_blocks"),
+        ({"source": {"classes": ["cat", 3]}}, "source.classes"),
+    ):
+        with pytest.raises(CheckpointMismatch, match=rf"card\.json: .*{key}: expected"):
+            HeadsCard.from_json(json.dumps(content | changes))
 
 
 @pytest.mark.parametrize(

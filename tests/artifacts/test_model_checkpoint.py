@@ -163,7 +163,8 @@ def test_infinities_of_a_localizer_and_of_heads_name_their_part(tmp_path, nano_l
     deltas = {"kernel": np.zeros((32, 4), np.float32), "bias": np.full(4, np.nan, np.float32)}
     with pytest.raises(CheckpointMismatch, match=r"deltas/bias \(box head\): 4 of 4 numbers"):
         heads = HeadsCard(HeadsConfig(32, None), {})
-        save_heads(tmp_path, {"box_head": {"deltas": deltas}}, heads)
+        variables = {"params": {"box_head": {"deltas": deltas}}, "batch_stats": {}}
+        save_heads(tmp_path, variables, heads)
     assert not list(tmp_path.iterdir())
 
 

@@ -92,4 +92,4 @@ def test_a_localizer_and_heads_of_format_1_load(directory):
     assert card.architecture.pyramid_channels == 4 and card.source["classes"] == ["cat"]
     assert all(np.isfinite(leaf).all() for leaf in flatten(variables).values())
     heads, card = load_heads(directory)
-    assert set(heads) == {"box_head"} and card.source["classes"] == ["cat"]
+    assert set(heads["params"]) == {"box_head"} and card.source["classes"] == ["cat"]

@@ -1,6 +1,8 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -71,3 +73,15 @@ def test_the_image_text_loss_is_plain_without_a_chunk_and_a_ring_on_several_devi
         assert loss is form
     else:
         assert loss.func is form and loss.keywords["chunk"] == chunk
+
+
+def test_the_norm_of_all_gradients_together_is_bounded(optimizer):
+    """Gradients (3, 4) and (12,) have the norm 13 together; without a bound they stay."""
+    settings = dataclasses.replace(optimizer, learning_rate=1.0, momentum=0.0)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    gradients = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])}
+    for bound, factor in ((None, 1.0), (26.0, 1.0), (1.3, 0.1)):
+        built = build_optimizer(dataclasses.replace(settings, clip_global_norm=bound), 10)
+        updates, _ = built.update(gradients, built.init(params), params)
+        np.testing.assert_allclose(updates["a"], [-3 * factor, -4 * factor], rtol=1e-6)
+        np.testing.assert_allclose(updates["b"], [-12 * factor], rtol=1e-6)

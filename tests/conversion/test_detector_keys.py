@@ -48,7 +48,8 @@ def test_converted_heads_compute_the_formulas_of_torchs_layouts(
     tmp_path, detector, write_safetensors
 ):
     conversion = convert_checkpoint(write_safetensors(detector), tmp_path / "out")
-    heads, card = load_heads(tmp_path / "out")
+    loaded, card = load_heads(tmp_path / "out")
+    heads = loaded["params"]
     assert card.source["file"].endswith(".pth") and card.label == "box and mask heads"
     assert any("box and mask heads taken" in note for note in conversion.notes)
     # Class embeddings are made from names.

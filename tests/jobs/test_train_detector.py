@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 import regionclip_jax
 from regionclip_jax import settings as sections
@@ -220,7 +219,7 @@ def test_a_detector_is_a_complete_model_directory(detector, model_directory, loc
         )
         assert np.array_equal(value, start[path]) != moved, path
     heads, heads_card = load_heads(directory)
-    assert set(heads) == {"box_head"} and heads_card.source["run"] == "train_detector"
+    assert set(heads["params"]) == {"box_head"} and heads_card.source["run"] == "train_detector"
     assert heads_card.source["classes"] == [name for name in SHAPES if name in BASE_SHAPES]
     copied, original = params_of(directory), params_of(localizer[0])
     assert all(np.array_equal(copied[path], original[path]) for path in original)
@@ -365,40 +364,6 @@ def test_an_evaluation_that_cannot_run_is_refused_before_the_training(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def masked_folder(tmp_path) -> str:
-    """Eight images in the COCO layout, where the left halves of gray squares are the objects."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "annotations").mkdir()
-    images, annotations = [], []
-    for image_id in range(1, 9):
-        x, y, side = (int(v) for v in rng.integers((2, 2, 24), (24, 24, 38)))
-        pixels = np.zeros((64, 64, 3), np.uint8)
-        pixels[y : y + side, x : x + side] = 150
-        Image.fromarray(pixels).save(tmp_path / "train" / f"{image_id}.png")
-        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": 64, "width": 64})
-        half = [x, y, x + side / 2, y, x + side / 2, y + side, x, y + side]
-        annotations.append(
-            {
-                "id": image_id,
-                "image_id": image_id,
-                "category_id": 1,
-                "bbox": [x, y, side, side],
-                "area": side * side / 2,
-                "iscrowd": 0,
-                "segmentation": [half],
-            }
-        )
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "square"}],
-    }
-    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
-    return str(tmp_path)
-
-
 def test_a_detector_with_a_mask_head_writes_masks_and_their_ap(
     detector_config, changed, masked_folder, tmp_path
 ):
@@ -418,7 +383,10 @@ def test_a_detector_with_a_mask_head_writes_masks_and_their_ap(
     workdir = tmp_path / "run"
     directory = train_detector.run(config, workdir)
     heads, card = load_heads(directory)
-    assert set(heads) == {"box_head", "mask_head"} and card.architecture.mask_channels == 8 * 32
+    assert (
+        set(heads["params"]) == {"box_head", "mask_head"}
+        and card.architecture.mask_channels == 8 * 32
+    )
     metrics = read_results(workdir / "results.json")["detector"]
     assert {"mask_AP", "mask_AP50"} <= set(metrics)
     predictions = read_detections(workdir / "detections_detector.json")

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regionclip_jax.ops.detections import fuse_objectness, select_detections, to_original_pixels
+from regionclip_jax.ops.detections import (
+    fuse_objectness,
+    fuse_probabilities,
+    select_detections,
+    to_original_pixels,
+)
 from regionclip_jax.settings import NmsSettings
 from regionclip_jax.structures import Detections
 
@@ -234,3 +239,14 @@ def test_the_box_of_the_whole_image_is_mapped_to_the_whole_original(height, widt
     selected = to_original_pixels(whole, jnp.array(size[None], jnp.int32), scales)
     np.testing.assert_allclose(selected.boxes[0, 0], [0, 0, width, height], rtol=3e-7)
     assert (selected.boxes[0, 0] <= np.array([0, 0, width, height])).all()
+
+
+def test_fused_probabilities_are_products_of_powers_and_an_exponent_of_zero_changes_nothing():
+    rng = np.random.default_rng(0)
+    own, others = (rng.dirichlet(np.ones(6), (2, 3)).astype(np.float32)[..., :5] for _ in range(2))
+    own[0, 0, 1] = others[0, 0, 1] = 0  # A class that does not exist.
+    exponents = np.array([0.0, 0.8, 0.1, 1.0, 0.0], np.float32)
+    found = fuse_probabilities(jnp.asarray(own), jnp.asarray(others), jnp.asarray(exponents))
+    np.testing.assert_allclose(found, own ** (1 - exponents) * others**exponents, rtol=1e-5)
+    np.testing.assert_array_equal(found[..., [0, 4]], own[..., [0, 4]])
+    assert found[0, 0, 1] == 0

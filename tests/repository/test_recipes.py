@@ -49,7 +49,7 @@ def localizer_of(settings) -> str | None:
     """Return the name of the localizer preset for a training recipe, or None."""
     if isinstance(settings, DistillSettings):
         return "rn50_fpn" if settings.regions.boxes == "proposals" else None
-    if not isinstance(settings, TrainDetectorSettings):
+    if not isinstance(settings, TrainDetectorSettings) or settings.detector.pyramid_blocks:
         return None
     return "rn50_c4" if settings.detector.proposals.pre_nms_topk == 6000 else "rn50_fpn"
 
@@ -139,8 +139,10 @@ def test_the_recipes_of_the_papers_tables_leave_no_number_to_the_model(variant):
     own = ScoreSettings(ProposalSettings(7, 7, 0.7), DetectionSettings(0.7, max_detections=7))
     detection = evaluation.detection
     assert completed(evaluation.proposals, own.proposals) == ProposalSettings(1000, 1000, 0.9)
-    # Only a model with a sigmoid has another activation.
-    softmax = dataclasses.replace(detection, score_activation="softmax", score_bias=0.0)
+    # Only a model with a sigmoid has another activation, and only a pyramid fuses scores.
+    softmax = dataclasses.replace(
+        detection, score_activation="softmax", score_bias=0.0, base_fusion=0.0, novel_fusion=0.0
+    )
     assert completed(detection, own.detection) == softmax
     assert detection.temperature == 0.01 and detection.nms == NmsSettings()
     assert detection.objectness == ("reference" if "_rpn" in variant else "none")

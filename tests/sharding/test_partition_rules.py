@@ -11,6 +11,7 @@ from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten
 from regionclip_jax.models.localizer import LocalizerConfig
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.vit_pyramid import PyramidConfig
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.sharding.partition_rules import parameter_shardings
 
@@ -46,6 +47,9 @@ def test_localizers_heads_and_optimizer_states_are_covered(mesh):
     shapes = abstract_localizer(LocalizerConfig(blocks=(3, 4, 6, 3), pyramid_channels=256))
     assert sharded_fraction(shapes, parameter_shardings(shapes, mesh)) < 0.51
     heads = jax.eval_shape(lambda: init_heads(HeadsConfig(1024, 2048), jax.random.key(0)))
+    assert sharded_fraction(heads, parameter_shardings(heads, mesh)) < 0.51
+    pyramid = HeadsConfig(512, 256, PyramidConfig((3, 5, 7, 11), 768))
+    heads = jax.eval_shape(lambda: init_heads(pyramid, jax.random.key(0)))
     assert sharded_fraction(heads, parameter_shardings(heads, mesh)) < 0.51
     state = jax.eval_shape(optax.adamw(1e-3).init, abstract_variables(PRESETS["scenes"])["params"])
     assert sharded_fraction(state, parameter_shardings(state, mesh)) < 0.52

@@ -13,7 +13,7 @@ from regionclip_jax.sharding.global_arrays import (
 )
 from regionclip_jax.sharding.mesh import make_mesh
 from regionclip_jax.sharding.partition_rules import parameter_shardings
-from regionclip_jax.structures import ImageTextBatch
+from regionclip_jax.structures import DetectionBatch, ImageTextBatch
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,28 @@ def pair_batch() -> ImageTextBatch:
     tokens[:, 0], tokens[:, 1], tokens[:, 2] = 598, 20 + np.arange(8), 599
     batch = ImageTextBatch(images=images, sizes=sizes, tokens=tokens, mask=np.ones(8, bool))
     return jax.tree.map(jnp.asarray, batch)
+
+
+@pytest.fixture(scope="session")
+def box_batch() -> DetectionBatch:
+    """Batch of eight images of 64 pixels; the last row is padding, and one image has no box."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 30, (8, 3, 2))
+    boxes = np.concatenate([low, low + rng.uniform(15, 30, low.shape)], -1).astype(np.float32)
+    mask = np.arange(8) < 7
+    box_mask = (rng.random((8, 3)) < 0.7) & mask[:, None]
+    box_mask[:, 0], box_mask[3] = mask, False
+    return DetectionBatch(
+        images=rng.integers(0, 255, (8, 64, 64, 3), dtype=np.uint8) * mask[:, None, None, None],
+        sizes=np.where(mask[:, None], 64, 0).astype(np.int32) * np.ones((8, 2), np.int32),
+        boxes=boxes * box_mask[..., None],
+        classes=rng.integers(0, 5, (8, 3)).astype(np.int32) * box_mask,
+        box_mask=box_mask,
+        image_ids=np.arange(8, dtype=np.int32),
+        scales=np.ones((8, 2), np.float32),
+        mask=mask,
+        object_masks=np.ones((8, 3, 4, 4), np.uint8) * box_mask[..., None, None],
+    )
 
 
 @pytest.fixture(scope="session")
