@@ -20,7 +20,7 @@ IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "text", "title")
 JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".txt", *JSON_LINES)
-# Rows used to find the columns when they have no names.
+# Rows used to find the columns when they have no names, or the keys of JSON lines.
 NUM_PROBED = 100
 # Far longer than a caption with its columns; a further part would only be ignored.
 LONGEST_LINE = 2**20
@@ -99,7 +99,20 @@ def named_columns(header: list[str]) -> tuple[int | None, int | None]:
 def _read_json_lines(
     lines: Iterable[str | None], find_columns: FindColumns
 ) -> Iterator[tuple[int, Row]]:
-    keys: tuple[str | None, str] | None = None
+    entries = _json_entries(lines)
+    first = list(itertools.islice(entries, NUM_PROBED))
+    names = _usual_keys([entry for _, entry in first if entry])
+    if not names:
+        yield from ((number, (None, None)) for number, _ in itertools.chain(first, entries))
+        return
+    image, caption, _ = find_columns(names, [])
+    for number, entry in itertools.chain(first, entries):
+        name = None if image is None else entry.get(names[image])
+        yield number, (name, entry.get(names[caption]))
+
+
+def _json_entries(lines: Iterable[str | None]) -> Iterator[tuple[int, dict]]:
+    """Yield line number and object of every line; a broken line has none of the keys."""
     for number, line in enumerate(lines, start=1):
         if line is not None and not line.strip():
             continue
@@ -107,14 +120,20 @@ def _read_json_lines(
             entry = None if line is None else json.loads(line)
         except (ValueError, RecursionError):
             entry = None
-        if not isinstance(entry, dict):
-            yield number, (None, None)
-            continue
-        if keys is None:
-            names = list(entry)
-            image, caption, _ = find_columns(names, [])
-            keys = None if image is None else names[image], names[caption]
-        yield number, (None if keys[0] is None else entry.get(keys[0]), entry.get(keys[1]))
+        yield number, entry if isinstance(entry, dict) else {}
+
+
+def _usual_keys(entries: list[dict]) -> list[str]:
+    """Return the keys of some entries, without rarer names of the same column.
+
+    So one damaged line, even the first, does not decide which keys have files and captions.
+    """
+    counts = collections.Counter(key for entry in entries for key in entry)
+    rare: set[str] = set()
+    for column in (IMAGE_COLUMNS, CAPTION_COLUMNS):
+        known = {key: count for key, count in counts.items() if key.strip().lower() in column}
+        rare |= {key for key, count in known.items() if count < max(known.values())}
+    return [key for key in counts if key not in rare]
 
 
 def _read_delimited(

@@ -142,3 +142,23 @@ def test_valid_rows_between_any_other_rows_are_read(name, junk):
         captions = contents(CaptionTableSource(path, max_skipped_fraction=1.0))
     for i in range(3):
         assert f"caption {i}" in captions[f"{i}.jpg"]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        '{"imag\\u0001": "a.jpg", "caption": "one"}',
+        '{"image": "a.jpg", "text": "one"}',
+        '{"path": "a.jpg", "caption": "one"}',
+        '{"caption": "a.jpg", "image": ["one"]}',
+        '{"x": 1}',
+        "{}",
+    ],
+)
+def test_a_damaged_first_json_line_does_not_choose_the_keys(folder, first):
+    """A campaign of mutated records found tables that were refused for it."""
+    good = '{"image": "b.jpg", "caption": "two"}\n' * 2
+    source = CaptionTableSource(
+        table(folder, first + "\n" + good, "t.jsonl"), max_skipped_fraction=0.5
+    )
+    assert source[0].captions == ("two", "two") and len(source) == 1
