@@ -200,9 +200,13 @@ def reader(tmp_path_factory) -> Path:
         write_json(root / name, {"images": images, "annotations": boxes(4, 2), "categories": own})
     clip = draw(flatten(abstract_variables(PRESETS["tiny"])))
     write_safetensors(root / "RN50.pt", source_tensors(clip, clip_keys.origin))
-    for file, preset in (("ViT-B-16.pt", "ViT-B/16"), ("b32_400m.pt", "ViT-B/32")):
+    # Only OpenAI's files have these, and so need no preset.
+    numbers = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    for file, preset, more in (("ViT-B-16.pt", "ViT-B/16", numbers),
+                               ("b32_400m.pt", "ViT-B/32", {})):  # fmt: skip
         vit = draw(flatten(abstract_variables(PRESETS[preset])))
-        write_safetensors(root / file, source_tensors(vit, clip_keys.origin))
+        tensors = source_tensors(vit, clip_keys.origin)
+        write_safetensors(root / file, tensors | {k: np.array(v) for k, v in more.items()})
     siglip(root / "siglip2")
     write_safetensors(root / "rpn_lvis_866.pth", make_state_dict("tiny_rpn_fpn"))
     write_safetensors(root / "tuned.pth", make_state_dict("tiny_finetune"))
