@@ -208,7 +208,7 @@ def _small_localizer(config: ml_collections.ConfigDict) -> None:
 
 
 def scenes() -> ml_collections.ConfigDict:
-    """The synthetic experiment: about 8 minutes on 2 CPU cores, no download."""
+    """The synthetic experiment: nine to ten minutes on 2 CPU cores, no download."""
     config = defaults(ScenesExperimentSettings)
     _small_clip(config.train_clip)
     config.train_clip.run.num_steps = 900
