@@ -46,7 +46,7 @@ NANO = {
         logit_bias=True,
     ),
 }
-# Of the 420 ids of nano_siglip's text tower.
+# It has the 420 ids of nano_siglip's text tower.
 _VOCABULARY = Path(__file__).parent / "golden" / "siglip2_tokenizer.json"
 
 

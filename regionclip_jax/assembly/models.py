@@ -174,7 +174,7 @@ def initial_variables(settings: ModelSettings, seed: int, *, logit_bias: bool = 
         )
     found = card.architecture
     if not clip_config(settings).logit_bias:
-        # Of a preset without a bias: the training decides whether the model has one.
+        # A preset without a bias leaves it to the training whether the model has one.
         found = dataclasses.replace(found, logit_bias=config.logit_bias)
         variables = variables | {"params": _with_bias_of(config, variables["params"], settings)}
     if _with_rules_of(config, found) != config:

@@ -170,6 +170,32 @@ def _embed_with_live_norm(model, variables, pixels, batch, samples, settings):
     return embeddings, maps, updated["batch_stats"]
 
 
+def sample_losses(
+    logits: Float[Array, "B S _"],
+    deltas: Float[Array, "B S 4"],
+    samples: Samples,
+    settings: DetectorObjective,
+) -> dict[str, Float[Array, ""]]:
+    """Return the losses of classes and boxes of sampled regions, by name.
+
+    Args:
+        logits: of the classes and, last, the background.
+        deltas: in units of ``BOX_HEAD_WEIGHTS``.
+    """
+    return {
+        "classification": classification_loss(
+            logits,
+            samples.classes,
+            samples.mask,
+            background_weight=settings.background_weight,
+            focal_gamma=settings.focal_gamma,
+        ),
+        "box_regression": box_regression_loss(
+            deltas, samples.boxes, samples.target_boxes, samples.is_positive, samples.mask
+        ),
+    }
+
+
 def detector_losses(
     model: CLIP,
     variables: dict,
@@ -184,18 +210,7 @@ def detector_losses(
     )
     logits = with_background(concept_logits(embeddings, class_embeddings, settings.temperature))
     deltas = BoxHead().apply({"params": variables["params"][BOX_HEAD]}, embeddings)
-    losses = {
-        "classification": classification_loss(
-            logits,
-            samples.classes,
-            samples.mask,
-            background_weight=settings.background_weight,
-            focal_gamma=settings.focal_gamma,
-        ),
-        "box_regression": box_regression_loss(
-            deltas, samples.boxes, samples.target_boxes, samples.is_positive, samples.mask
-        ),
-    }
+    losses = sample_losses(logits, deltas, samples, settings)
     if settings.with_masks:
         losses["mask"] = _mask_loss(variables, maps, batch, samples)
     return losses, logits, batch_stats

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from regionclip_jax.losses.detector_heads import box_regression_loss, classification_loss, mask_loss
+from regionclip_jax.losses.detector_heads import mask_loss
 from regionclip_jax.losses.rpn import anchor_regression_loss, objectness_loss
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.vit_pyramid import (
@@ -40,6 +40,7 @@ from regionclip_jax.steps.detector_step import (
     clip_part,
     label_and_sample,
     matched_masks,
+    sample_losses,
 )
 from regionclip_jax.steps.localizer_step import label_anchors
 from regionclip_jax.steps.train_state import TrainState, apply_gradients, model_variables, step_key
@@ -87,18 +88,7 @@ def _region_losses(
     crops = crop_from_pyramid(pyramid, samples.boxes, BOX_CELLS, settings.roi_align_impl)
     embeddings, deltas = live.regions(heads.embed, crops)
     logits = live(heads.logits, embeddings, class_embeddings)
-    losses = {
-        "classification": classification_loss(
-            logits,
-            samples.classes,
-            samples.mask,
-            background_weight=settings.background_weight,
-            focal_gamma=settings.focal_gamma,
-        ),
-        "box_regression": box_regression_loss(
-            deltas, samples.boxes, samples.target_boxes, samples.is_positive, samples.mask
-        ),
-    }
+    losses = sample_losses(logits, deltas, samples, settings)
     if settings.with_masks:
         # Positives come first, so only the first rows can need a mask.
         cut = settings.max_positives
