@@ -115,6 +115,9 @@ def _small_clip(config: ml_collections.ConfigDict) -> None:
     """Whole-image training of a CLIP that learns in minutes on two CPU cores."""
     config.model.preset = "scenes"
     _scenes_captions(config.data)
+    # Objects of the close-ups become about as large as those of the scenes are in the student's
+    # images, and steps are faster.
+    config.data.update(canvas_sizes=((64, 64),), short_sides=(64,), max_long_side=64)
     _scenes_training(config)
     config.optimizer.update(
         learning_rate=2e-3,
@@ -211,12 +214,12 @@ def scenes() -> ml_collections.ConfigDict:
     """The synthetic experiment: nine to ten minutes on 2 CPU cores, no download."""
     config = defaults(ScenesExperimentSettings)
     _small_clip(config.train_clip)
-    config.train_clip.run.num_steps = 900
+    config.train_clip.run.num_steps = 1500
     _small_localizer(config.train_localizer)
-    config.train_localizer.run.num_steps = 400
+    config.train_localizer.run.num_steps = 350
     _small_pretraining(config.pretrain)
     config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)
-    config.pretrain.run.num_steps = 375
+    config.pretrain.run.num_steps = 300
     _scenes_evaluation(config.evaluation)
     _scenes_evaluation(config.zero_shot)
     config.zero_shot.update(regions="localizer", templates="plain")
@@ -241,10 +244,10 @@ def scenes_detection() -> ml_collections.ConfigDict:
     # Fewer images and steps than in the single jobs, to stay under ten minutes.
     config.scenes.num_test = 300
     _small_clip(config.train_clip)
-    config.train_clip.run.num_steps = 1000
+    config.train_clip.run.num_steps = 1100
 
     _small_localizer(config.train_localizer)
-    config.train_localizer.run.num_steps = 150
+    config.train_localizer.run.num_steps = 225
 
     _small_pretraining(config.pretrain)
     config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)
