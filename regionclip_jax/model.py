@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -459,9 +459,8 @@ class RegionCLIP:
             by_canvas[self._letterbox.canvas(example)].append((number, example))
         results = {}
         for members in by_canvas.values():
-            for start in range(0, len(members), self._batch_size):
-                some = members[start : start + self._batch_size]
-                batch = self._letterbox.batch([example for _, example in some], self._batch_size)
+            for some in _full_or_single(members, self._batch_size):
+                batch = self._letterbox.batch([example for _, example in some])
                 answer = jax.device_get(program(settings, proposals, variables, batch))
                 for row, (number, example) in enumerate(some):
                     results[number] = (example, answer, row)
@@ -501,7 +500,8 @@ def load(
         dtype: "float32"; "bfloat16", faster but less precise; or "auto": bfloat16 on GPUs and TPUs,
             float32 on CPUs.
         short_side, max_long_side: limits of the resize in pixels, as in the reference's detection.
-        batch_size: number of images of a list that are processed at once if they share a canvas.
+        batch_size: number of images of a list that are processed at once if they share a canvas;
+            the rest of a canvas is processed one by one.
         require_platform: "cpu", "gpu" or "tpu"; None computes on what JAX finds.
 
     Compiled programs are kept on the disk (``assembly.devices.cache_programs``).
@@ -527,6 +527,15 @@ def _padded(
     """Return rows padded with zeros to a ``padded_count``, and the mask of the given ones."""
     padding = padded_count(len(rows), fewest) - len(rows)
     return np.pad(rows, ((0, padding), (0, 0))), np.arange(len(rows) + padding) < len(rows)
+
+
+def _full_or_single(members: list, size: int) -> Iterator[list]:
+    """Yield full batches, then the rest one by one: two programs, and no row of padding."""
+    num_full = len(members) // size * size
+    for start in range(0, num_full, size):
+        yield members[start : start + size]
+    for member in members[num_full:]:
+        yield [member]
 
 
 def _listed(image) -> tuple[list, bool]:

@@ -52,14 +52,13 @@ class Letterbox:
         """Return the smallest canvas that holds the image; all images of a batch need the same."""
         return smallest_canvas(self._images.canvas_sizes, *example.image.shape[:2])
 
-    def batch(self, examples: Sequence[DetectionExample], size: int = 1) -> DetectionBatch:
-        """Return a batch of images of one canvas, padded to ``size`` images.
+    def batch(self, examples: Sequence[DetectionExample]) -> DetectionBatch:
+        """Return a batch of images of one canvas.
 
         Rows of boxes are padded to one of few numbers, so that few programs are compiled.
         """
         rows = padded_count(max(len(example.boxes) for example in examples), _FEWEST_ROWS)
-        padding = [None] * (size - len(examples))
-        return batch_detection([*examples, *padding], [self.canvas(examples[0])], rows)[0]
+        return batch_detection(examples, [self.canvas(examples[0])], rows)[0]
 
 
 def canvas_sizes(short_side: int, max_long_side: int) -> tuple[Size, ...]:
