@@ -33,7 +33,6 @@ from regionclip_jax.ops.proposals import propose_from_cells
 from regionclip_jax.settings import ProposalSettings
 from regionclip_jax.structures import Preprocessing, Regions
 
-ANCHOR_SIZES = (32, 64, 128, 256, 512)
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 # A trunk has no positional embedding, so the resolution has no effect.
 _OF_CLIP = Preprocessing(resolution=224)
@@ -54,6 +53,8 @@ class LocalizerConfig:
     pyramid_channels: int | None = None
     pyramid_norm: bool = False
     head_convs: int = 1
+    # In canvas pixels; with a pyramid one for each of its levels.
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
 
     @property
     def variant(self) -> str:
@@ -71,11 +72,11 @@ class LocalizerConfig:
         return tuple(2 ** (level + 2) for level in range(len(self.blocks) + 1))
 
     @property
-    def anchor_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Anchor sizes of each level: all on one level, or one on each of the pyramid's five."""
+    def level_anchor_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Anchor sizes of each level: all on one level, or one on each of the pyramid's."""
         if self.pyramid_channels is None:
-            return (ANCHOR_SIZES,)
-        return tuple((size,) for size in ANCHOR_SIZES)
+            return (self.anchor_sizes,)
+        return tuple((size,) for size in self.anchor_sizes)
 
     @property
     def canvas_divisor(self) -> int:
@@ -186,7 +187,7 @@ class Localizer(nn.Module):
             )
         if c.pyramid_channels is not None:
             self.pyramid = FPN(c.pyramid_channels, c.pyramid_norm, self.frozen_norm, self.dtype)
-        num_anchors = len(c.anchor_sizes[0]) * len(ASPECT_RATIOS)
+        num_anchors = len(c.level_anchor_sizes[0]) * len(ASPECT_RATIOS)
         self.head = RPNHead(num_anchors, c.head_convs, self.dtype)
 
     def feature_levels(
@@ -233,7 +234,7 @@ def level_anchors(
     """Return the anchors of every level of a canvas, in the order of a localizer's outputs."""
     return [
         grid_anchors(-(-height // stride), -(-width // stride), stride, _cell(sizes))
-        for stride, sizes in zip(config.strides, config.anchor_sizes, strict=True)
+        for stride, sizes in zip(config.strides, config.level_anchor_sizes, strict=True)
     ]
 
 
@@ -243,7 +244,7 @@ def real_anchors(
     """Return True for the anchors of the image's own cells, False for those of the padding."""
     levels = []
     for cells, stride, anchor_sizes in zip(
-        config.level_cells(sizes), config.strides, config.anchor_sizes, strict=True
+        config.level_cells(sizes), config.strides, config.level_anchor_sizes, strict=True
     ):
         real = real_pixels(cells, -(-height // stride), -(-width // stride))
         levels.append(real.reshape(len(sizes), -1).repeat(len(_cell(anchor_sizes)), axis=1))
