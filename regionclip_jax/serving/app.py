@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -39,7 +38,7 @@ _HEADERS = {
 _DISCARD_SECONDS = 2
 
 
-def make_app(model: RegionCLIP, detections: Detections, host: str, limits: Limits) -> Starlette:
+def make_app(model: RegionCLIP, detections: Detections, host: str, limits: Limits) -> ASGIApp:
     """Return the application.
 
     Args:
@@ -71,9 +70,8 @@ def make_app(model: RegionCLIP, detections: Detections, host: str, limits: Limit
 
     routes = [Route(url, _page_file(*file)) for url, file in read_page_files().items()]
     routes += [Route("/settings", settings), Route("/detect", detect, methods=["POST"])]
-    return Starlette(
+    app = Starlette(
         routes=routes,
-        middleware=[Middleware(_Guard, host=host)],
         exception_handlers={
             Refused: _refuse,
             ClientDisconnect: _say_nothing,
@@ -81,6 +79,8 @@ def make_app(model: RegionCLIP, detections: Detections, host: str, limits: Limit
             Exception: _report_bug,
         },
     )
+    app.router.redirect_slashes = False
+    return _Guard(app, host)
 
 
 def _page_file(content: bytes, kind: str) -> Callable:

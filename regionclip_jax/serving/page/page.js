@@ -3,6 +3,7 @@ import { drawBoxes, objectAt } from "./drawing.js";
 const $ = (id) => document.getElementById(id);
 const ANNOUNCE_MS = 600;
 const HINT_SECONDS = 4;
+const TIP_GAP = 12;
 const LEAST_SIDE = 320; // smaller images are enlarged, as the package draws them
 
 let settings = null;
@@ -191,7 +192,9 @@ function showResults(answer) {
   $("results").hidden = false;
   applyThreshold();
   clearTimeout(announcing);
-  say(`${counted(shown().length)} found in ${answer.seconds.toFixed(1)} s.`);
+  const number = shown().length;
+  const found = number ? `${counted(number)} found` : "No object found with this score";
+  say(`${found}, in ${answer.seconds.toFixed(1)} s.`);
 }
 
 function listRow(object) {
@@ -251,7 +254,7 @@ function applyThreshold() {
   const best = objects[0];
   $("none").hidden = visible.size > 0;
   $("lower").hidden = visible.size > 0 || !best;
-  $("export").hidden = visible.size === 0;
+  $("list").hidden = $("export").hidden = visible.size === 0;
   $("json").hidden = true;
   $("copy").textContent = "Copy COCO JSON";
   $("none").textContent = best
@@ -278,10 +281,11 @@ function activate(object, x = null, y = null) {
     `${object.name}\nscore ${score}\n` +
     `${Math.round(width)} × ${Math.round(height)} at ${Math.round(left)}, ${Math.round(top)}`;
   const frame = $("frame");
-  const at = [x ?? (object.box[0] + object.box[2] / 2) * frame.clientWidth,
-    y ?? (object.box[1] + object.box[3] / 2) * frame.clientHeight];
-  tip.style.left = `${Math.max(4, Math.min(at[0] + 14, frame.clientWidth - tip.offsetWidth - 4))}px`;
-  tip.style.top = `${Math.max(4, Math.min(at[1] + 14, frame.clientHeight - tip.offsetHeight - 4))}px`;
+  // Beside the pointer, or beside the box.
+  const right = (x ?? (object.box[0] + object.box[2]) * frame.clientWidth) + TIP_GAP;
+  const below = y === null ? object.box[1] * frame.clientHeight : y + TIP_GAP;
+  tip.style.left = `${Math.max(4, Math.min(right, frame.clientWidth - tip.offsetWidth - 4))}px`;
+  tip.style.top = `${Math.max(4, Math.min(below, frame.clientHeight - tip.offsetHeight - 4))}px`;
 }
 
 function redraw() {
