@@ -20,7 +20,7 @@ from regionclip_jax.model import RegionCLIP
 from regionclip_jax.reporting.detection_drawing import DRAWN_SCORE
 from regionclip_jax.serving.detections import Detections
 from regionclip_jax.serving.forms import read_upload
-from regionclip_jax.serving.limits import Limits, Refused
+from regionclip_jax.serving.limits import DISCARD_SECONDS, Limits, Refused
 from regionclip_jax.serving.page import read_page_files
 from regionclip_jax.untrusted import short
 
@@ -35,7 +35,6 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
-_DISCARD_SECONDS = 2
 
 
 def make_app(model: RegionCLIP, detections: Detections, host: str, limits: Limits) -> ASGIApp:
@@ -210,6 +209,6 @@ class _Exchange:
         if "expect" in self._headers:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DISCARD_SECONDS):
+            async with asyncio.timeout(DISCARD_SECONDS):
                 while not self._is_received:
                     await self.receive()

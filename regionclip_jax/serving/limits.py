@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# Time in which a refused client may still send, so that it reads the answer.
+DISCARD_SECONDS = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -13,7 +16,7 @@ class Limits:
         words, word_characters: number of words, and characters of each.
         requests: uploads that are received, wait or are in detection at once.
         connections: open connections at once.
-        head_seconds: time for the head of a request.
+        head_bytes, head_seconds: of the head of a request.
         idle_seconds: time without a byte of an upload.
         upload_seconds: time for a whole upload.
         ending_seconds: time that running requests get when the server ends.
@@ -25,6 +28,7 @@ class Limits:
     word_characters: int = 100
     requests: int = 8
     connections: int = 128
+    head_bytes: int = 2**14
     head_seconds: float = 10
     idle_seconds: float = 10
     upload_seconds: float = 60

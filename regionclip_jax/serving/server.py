@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from regionclip_jax.serving.limits import Limits
+from regionclip_jax.serving.limits import DISCARD_SECONDS, Limits
 from regionclip_jax.settings import UserError
 
 
@@ -92,7 +92,8 @@ def serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=limits.ending_seconds,  # type: ignore[arg-type]
+        h11_max_incomplete_event_size=limits.head_bytes,
+        timeout_graceful_shutdown=limits.ending_seconds,
     )
     _Server(config, announce).run([listening])
 
@@ -117,17 +118,20 @@ class _Protocol(H11Protocol):
         super().__init__(**arguments)
         self._limits = limits
         self._waiting: asyncio.TimerHandle | None = None
+        self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
-            most = self._limits.connections
+        most = self._limits.connections
+        if len(self.connections) > 2 * most:
+            transport.abort()
+        elif len(self.connections) > most:
             self._refuse(503, f"the server has {most} open connections; try again later")
-            return
-        self._wait_for_head()
+        else:
+            self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._is_refused or self.transport.is_closing():
             return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
@@ -140,7 +144,8 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, f"{msg} Expected HTTP/1.1 with a head of at most 64 KiB.")
+        most = self._limits.head_bytes
+        self._refuse(400, f"{msg} Expected HTTP/1.1 with a head of at most {most} bytes.")
 
     def _wait_for_head(self) -> None:
         if self._waiting is None:
@@ -169,4 +174,8 @@ class _Protocol(H11Protocol):
         )
         for event in events:
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        # A client that still sends loses the answer if the connection is closed at once.
+        self._stop_waiting()
+        self._is_refused = True
+        self.transport.write_eof()
+        self.loop.call_later(DISCARD_SECONDS, self.transport.close)
