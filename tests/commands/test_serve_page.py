@@ -17,7 +17,6 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from regionclip_jax.reporting.drawing import class_colour
@@ -108,8 +107,13 @@ def tab_to(driver: webdriver.Chrome, identifier: str) -> None:
     raise AssertionError(f"Tab does not reach {identifier}")
 
 
-def rows(driver: webdriver.Chrome) -> list[WebElement]:
-    return driver.find_elements(By.CSS_SELECTOR, "#list li:not([hidden]) button")
+def rows(driver: webdriver.Chrome) -> list[list[str]]:
+    """Return name and score of the rows that are shown."""
+    code = """
+        const rows = document.querySelectorAll("#list li:not([hidden]) button");
+        return [...rows].map((row) => row.innerText.split("\\n"));
+    """
+    return driver.execute_script(code)
 
 
 def find(driver: webdriver.Chrome, photo: Path) -> None:
@@ -166,13 +170,12 @@ def test_an_image_is_searched_with_the_keyboard_alone(url, photo, screenshots):
         requests = len(driver.execute_script("return performance.getEntriesByType('resource')"))
         tab_to(driver, "threshold")
         press(driver, Keys.HOME)
-        texts = [row.text.split("\n") for row in rows(driver)]
         names = {category["id"]: category["name"] for category in dataset["categories"]}
         expected = [
             [names[annotation["category_id"]], label]
             for annotation, label in zip(dataset["annotations"], answer["labels"], strict=True)
         ]
-        assert len(expected) > 3 and texts == expected
+        assert len(expected) > 3 and rows(driver) == expected
         label = driver.find_element(By.ID, "boxes").get_attribute("aria-label")
         assert label.startswith(f"Boxes: {expected[0][0]} {expected[0][1]}")
 
@@ -197,7 +200,7 @@ def test_an_image_is_searched_with_the_keyboard_alone(url, photo, screenshots):
         assert pixel(driver, *inside) == (*colour, 255)
         driver.save_screenshot(str(screenshots / "desktop_focus.png"))
         press(driver, Keys.ARROW_DOWN)
-        assert driver.switch_to.active_element.text == rows(driver)[1].text
+        assert driver.switch_to.active_element.text.split("\n") == expected[1]
         press(driver, Keys.ESCAPE)
         assert not tip.is_displayed()
 
@@ -237,7 +240,7 @@ def test_the_page_fits_a_phone_and_a_tap_shows_a_score(url, photo, screenshots):
 
 def test_errors_are_announced_and_the_page_goes_on(url, photo, tmp_path, screenshots):
     damaged = tmp_path / "damaged.png"
-    damaged.write_bytes(photo.read_bytes()[:200])
+    damaged.write_bytes(photo.read_bytes()[:20])
     with browser(DESKTOP, url) as driver:
         error = driver.find_element(By.ID, "error")
         assert error.get_attribute("role") == "alert" and not error.is_displayed()
@@ -251,7 +254,6 @@ def test_errors_are_announced_and_the_page_goes_on(url, photo, tmp_path, screens
         wait(driver, lambda: "'cat' more than once" in error.text)
         driver.save_screenshot(str(screenshots / "desktop_error.png"))
         assert not driver.find_element(By.ID, "results").is_displayed()
-        press(driver, Keys.CONTROL, "a")
         driver.find_element(By.ID, "words").clear()
         driver.find_element(By.ID, "file").send_keys(str(damaged))
         wait(driver, lambda: "cannot show it" in driver.find_element(By.ID, "name").text)

@@ -2,6 +2,7 @@
 // class, and labels that avoid each other.
 
 const HALO = "#ffffff";
+const MOST_COVERED = 0.3; // share of a label
 
 /**
  * Draw the boxes of an image on the canvas that covers it.
@@ -24,19 +25,20 @@ export function drawBoxes(canvas, objects, active) {
   const letters = Math.max(12, Math.round(Math.min(side / 21, 10 + side / 60)));
   context.font = `600 ${letters}px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif`;
   context.textBaseline = "middle";
+  const marks = objects.map((object) => {
+    const [x, y, w, h] = object.box;
+    const box = inside([x * width, y * height, (x + w) * width, (y + h) * height], width, height);
+    return { object, box, line: object === active ? line + 1 : line, label: null };
+  });
+  placeLabels(context, marks, active, letters, width, height);
   // The best are drawn last, on top, and the active one above all.
-  const ordered = objects.filter((object) => object !== active).reverse();
-  if (active && objects.includes(active)) ordered.push(active);
-  const placed = [];
-  for (const pass of [drawBox, drawLabel]) {
-    for (const object of ordered) {
-      context.globalAlpha = active && object !== active ? 0.3 : 1;
-      const [x, y, w, h] = object.box;
-      const rectangle = inside([x * width, y * height, (x + w) * width, (y + h) * height], width, height);
-      pass(context, object, rectangle, object === active ? line + 1 : line, letters, placed, width, height);
+  marks.reverse().sort((a, b) => (a.object === active) - (b.object === active));
+  for (const draw of [drawBox, drawLabel]) {
+    for (const mark of marks) {
+      context.globalAlpha = active && mark.object !== active ? 0.3 : 1;
+      draw(context, mark);
     }
   }
-  context.globalAlpha = 1;
 }
 
 /** Return the smallest object at a point (shares of the image), or null. */
@@ -55,7 +57,7 @@ function inside([x1, y1, x2, y2], width, height) {
   return [left, top, Math.min(Math.max(x2, left + 1), width), Math.min(Math.max(y2, top + 1), height)];
 }
 
-function drawBox(context, object, [x1, y1, x2, y2], line) {
+function drawBox(context, { object, box: [x1, y1, x2, y2], line }) {
   for (const [colour, thickness] of [[HALO, line + 2], [object.colour, line]]) {
     context.strokeStyle = colour;
     context.lineWidth = thickness;
@@ -63,33 +65,48 @@ function drawBox(context, object, [x1, y1, x2, y2], line) {
   }
 }
 
-function drawLabel(context, object, rectangle, line, letters, placed, width, height) {
-  const pad = Math.max(3, Math.floor(letters / 4));
-  const size = [Math.min(context.measureText(object.text).width + 2 * pad, width), letters + 2 * pad];
-  const [x, y] = labelCorner(rectangle, size, line, placed, width, height);
-  placed.push([x, y, x + size[0], y + size[1]]);
+function drawLabel(context, { object, label }) {
+  if (label === null) return;
+  const [x, y, w, h, pad] = label;
   context.fillStyle = object.colour;
   context.beginPath();
-  context.roundRect(x, y, size[0], size[1], pad);
+  context.roundRect(x, y, w, h, pad);
   context.fill();
   context.fillStyle = HALO;
-  context.fillText(object.text, x + pad, y + size[1] / 2 + 1, size[0] - 2 * pad);
+  context.fillText(object.text, x + pad, y + h / 2 + 1, w - 2 * pad);
 }
 
-/** Return a label's corner above, in or below its box, with the least overlap. */
-function labelCorner([x1, y1, x2, y2], [w, h], line, placed, width, height) {
+/** Place the labels, the best first; one that others would mostly cover is left out. */
+function placeLabels(context, marks, active, letters, width, height) {
+  const pad = Math.max(3, Math.floor(letters / 4));
+  const placed = [];
+  const order = [...marks].sort((a, b) => (b.object === active) - (a.object === active));
+  for (const mark of order) {
+    const w = Math.min(context.measureText(mark.object.text).width + 2 * pad, width);
+    const h = letters + 2 * pad;
+    const corners = labelCorners(mark, w, h, width, height);
+    const covered = corners.map((corner) => coveredArea(corner, w, h, placed));
+    const least = Math.min(...covered);
+    if (least > MOST_COVERED * w * h) continue;
+    const [x, y] = corners[covered.indexOf(least)];
+    placed.push([x, y, x + w, y + h]);
+    mark.label = [x, y, w, h, pad];
+  }
+}
+
+/** Return the corners that a label may have: above, in or below its box. */
+function labelCorners({ box: [x1, y1, x2, y2], line }, w, h, width, height) {
   const clamped = (x) => Math.min(Math.max(x, 0), Math.max(width - w, 0));
-  let corners = [y1 - h - 1, y1 + line + 1, y2 - line - 1 - h, y2 + 2].flatMap((y) => [
-    [clamped(x1), y],
-    [clamped(x2 - w), y],
-  ]);
-  corners = corners.filter(([, y]) => y >= 0 && y + h <= height);
-  if (corners.length === 0) corners = [[clamped(x1), 0]];
-  const covered = ([x, y]) =>
-    placed.reduce((sum, [left, top, right, bottom]) => {
-      const across = Math.min(x + w, right) - Math.max(x, left);
-      const down = Math.min(y + h, bottom) - Math.max(y, top);
-      return sum + Math.max(across, 0) * Math.max(down, 0);
-    }, 0);
-  return corners.reduce((best, corner) => (covered(corner) < covered(best) ? corner : best));
+  const tops = [y1 - h - 1, y1 + line + 1, y2 - line - 1 - h, y2 + 2];
+  const corners = tops.flatMap((y) => [[clamped(x1), y], [clamped(x2 - w), y]]);
+  const fitting = corners.filter(([, y]) => y >= 0 && y + h <= height);
+  return fitting.length ? fitting : [[clamped(x1), 0]];
+}
+
+function coveredArea([x, y], w, h, placed) {
+  return placed.reduce((sum, [left, top, right, bottom]) => {
+    const across = Math.min(x + w, right) - Math.max(x, left);
+    const down = Math.min(y + h, bottom) - Math.max(y, top);
+    return sum + Math.max(across, 0) * Math.max(down, 0);
+  }, 0);
 }

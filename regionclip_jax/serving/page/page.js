@@ -4,13 +4,14 @@ const $ = (id) => document.getElementById(id);
 const ANNOUNCE_MS = 600;
 const HINT_SECONDS = 4;
 const TIP_GAP = 12;
-const LEAST_SIDE = 320; // smaller images are enlarged, as the package draws them
+const LEAST_SIDE = 640; // smaller images are enlarged by a whole number
 
 let settings = null;
 let file = null; // the chosen image
 let dataset = null; // COCO's format, all detections
 let objects = []; // of the dataset, best first, with the row of the list
 let active = null; // the emphasized object
+let stop = null; // the object whose row Tab reaches; arrow keys go to the others
 let running = null; // AbortController of the request
 let clock = 0;
 let announcing = 0;
@@ -51,14 +52,11 @@ async function choose(chosen) {
   URL.revokeObjectURL($("image").src);
   const image = $("image");
   image.hidden = false;
-  image.style.width = "";
-  $("frame").style.width = $("frame").style.aspectRatio = "";
   image.src = URL.createObjectURL(file);
   image.alt = `The chosen image, ${file.name}`;
   try {
     await image.decode();
-    const larger = Math.ceil(LEAST_SIDE / Math.max(image.naturalWidth, image.naturalHeight));
-    if (larger > 1) image.style.width = `${larger * image.naturalWidth}px`;
+    sizeFrame(image.naturalWidth, image.naturalHeight);
     $("name").textContent = `${file.name}, ${image.naturalWidth} × ${image.naturalHeight}`;
   } catch {
     image.hidden = true;
@@ -70,9 +68,10 @@ async function choose(chosen) {
   else $("words").focus({ preventScroll: true });
 }
 
-/** Give the frame the shape of an image that the browser cannot show. */
+/** Give the frame the shape of an image, as large as the window allows. */
 function sizeFrame(width, height) {
-  $("frame").style.width = "min(100%, 640px)";
+  const shown = width * Math.max(1, Math.ceil(LEAST_SIDE / Math.max(width, height)));
+  $("frame").style.width = `min(${shown}px, 100%, calc(var(--tallest) * ${width / height}))`;
   $("frame").style.aspectRatio = `${width} / ${height}`;
 }
 
@@ -157,7 +156,7 @@ function setBusy(busy) {
 function clearResults() {
   dataset = null;
   objects = [];
-  active = null;
+  activate(null);
   $("results").hidden = true;
   $("json").hidden = true;
   $("list").replaceChildren();
@@ -191,7 +190,6 @@ function showResults(answer) {
   slider.value = String(settings.drawn_score);
   $("results").hidden = false;
   applyThreshold();
-  clearTimeout(announcing);
   const number = shown().length;
   const found = number ? `${counted(number)} found` : "No object found with this score";
   say(`${found}, in ${answer.seconds.toFixed(1)} s.`);
@@ -212,20 +210,30 @@ function listRow(object) {
   score.className = "score";
   score.textContent = object.label;
   button.append(swatch, word, score);
-  button.addEventListener("focus", () => activate(object));
+  button.addEventListener("focus", () => {
+    setStop(object);
+    activate(object);
+  });
   button.addEventListener("blur", () => activate(null));
   button.addEventListener("pointerenter", () => activate(object));
   button.addEventListener("pointerleave", () => activate(null));
   button.addEventListener("click", () => activate(object));
   button.addEventListener("keydown", (event) => {
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (!step) return;
-    event.preventDefault();
     const visible = shown();
-    visible[visible.indexOf(object) + step]?.row.firstChild.focus();
+    const here = visible.indexOf(object);
+    const places = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: visible.length - 1 };
+    if (!(event.key in places)) return;
+    event.preventDefault();
+    visible[places[event.key]]?.row.firstChild.focus();
   });
   row.append(button);
   return row;
+}
+
+/** Make one row the one that Tab reaches, so that a long list is one step of Tab. */
+function setStop(object) {
+  stop = object;
+  for (const one of objects) one.row.firstChild.tabIndex = one === object ? 0 : -1;
 }
 
 function threshold() {
@@ -247,7 +255,8 @@ function scoreText(score) {
 function applyThreshold() {
   const visible = new Set(shown());
   for (const object of objects) object.row.hidden = !visible.has(object);
-  if (active && !visible.has(active)) active = null;
+  if (active && !visible.has(active)) activate(null);
+  if (!visible.has(stop)) setStop(visible.values().next().value ?? null);
   const text = `${scoreText(threshold())}, ${visible.size} of ${objects.length}`;
   $("shown").textContent = text;
   $("threshold").setAttribute("aria-valuetext", text);
@@ -344,6 +353,7 @@ function save() {
 // Messages.
 
 function say(text) {
+  clearTimeout(announcing); // an older text would replace this one
   $("status").textContent = text;
 }
 
