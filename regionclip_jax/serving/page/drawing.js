@@ -80,14 +80,13 @@ function drawLabel(context, { object, label }) {
 function placeLabels(context, marks, active, letters, width, height) {
   const pad = Math.max(3, Math.floor(letters / 4));
   const placed = [];
-  const order = [...marks].sort((a, b) => (b.object === active) - (a.object === active));
-  for (const mark of order) {
+  for (const mark of marks) {
     const w = Math.min(context.measureText(mark.object.text).width + 2 * pad, width);
     const h = letters + 2 * pad;
     const corners = labelCorners(mark, w, h, width, height);
     const covered = corners.map((corner) => coveredArea(corner, w, h, placed));
     const least = Math.min(...covered);
-    if (least > MOST_COVERED * w * h) continue;
+    if (least > MOST_COVERED * w * h && mark.object !== active) continue;
     const [x, y] = corners[covered.indexOf(least)];
     placed.push([x, y, x + w, y + h]);
     mark.label = [x, y, w, h, pad];
