@@ -66,7 +66,10 @@ def _run(options: argparse.Namespace) -> int:
         def announce() -> None:
             print(f"{options.model}: {url_of(listening, options.host)} (Ctrl-C ends)", flush=True)
             if not _is_loopback(options.host):
-                print("everyone who reaches this address can use the page", file=sys.stderr)
+                print(
+                    "there is no password: everyone who reaches this machine can use the page",
+                    file=sys.stderr,
+                )
 
         try:
             serve(make_app(model, detections, options.host, limits), listening, limits, announce)

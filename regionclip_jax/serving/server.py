@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import logging
 import socket
 from collections.abc import Callable
 
@@ -77,6 +78,9 @@ def serve(
         listening: from ``listen``.
         announce: called when requests are answered.
     """
+
+    # Its warnings of damaged forms are in the answers.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
     def make_protocol(**arguments) -> asyncio.Protocol:
         return _Protocol(limits, **arguments)

@@ -59,10 +59,12 @@ async function choose(chosen) {
     sizeFrame(image.naturalWidth, image.naturalHeight);
     $("name").textContent = `${file.name}, ${image.naturalWidth} × ${image.naturalHeight}`;
   } catch {
+    if (file !== chosen) return; // another image replaced this one
     image.hidden = true;
     sizeFrame(4, 3);
     $("name").textContent = `${file.name}: this browser cannot show it, the server may read it`;
   }
+  if (file !== chosen) return;
   say(`${file.name} is chosen.`);
   if ($("words").value.trim()) find();
   else $("words").focus({ preventScroll: true });
