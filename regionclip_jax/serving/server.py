@@ -1,6 +1,7 @@
 """Listen on a port, and run the application on it until a signal."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -181,5 +182,6 @@ class _Protocol(H11Protocol):
         # A client that still sends loses the answer if the connection is closed at once.
         self._stop_waiting()
         self._is_refused = True
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # the client is gone
+            self.transport.write_eof()
         self.loop.call_later(DISCARD_SECONDS, self.transport.close)

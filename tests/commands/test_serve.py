@@ -104,8 +104,8 @@ def attacked(nano_directory):
 @pytest.mark.slow
 def test_fifty_uploads_at_once(attacked):
     url, check = attacked
-    large = png(1500, 1500)
-    assert len(large) > 2**22
+    large = png(1000, 1000)
+    assert len(large) > 2**21
     with concurrent.futures.ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(lambda _: upload(url, large), range(50)))
     statuses = [answer.status_code for answer in answers]
