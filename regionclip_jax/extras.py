@@ -8,6 +8,7 @@ from regionclip_jax.settings import UserError
 _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
     "lvis": ("faster_coco_eval",),
+    "serve": ("h11", "python_multipart", "starlette", "uvicorn"),
     "siglip": ("sentencepiece",),
     "supervision": ("supervision",),
     "video": ("av",),

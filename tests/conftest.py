@@ -147,6 +147,20 @@ def nano_localizer():
 
 
 @pytest.fixture(scope="session")
+def nano_directory(tmp_path_factory, nano_variables, nano_configs, nano_localizer) -> Path:
+    """Model directory of the nano ResNet with a localizer."""
+    from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
+    from regionclip_jax.artifacts.model_card import ModelCard
+    from regionclip_jax.artifacts.model_checkpoint import save_model
+
+    directory = tmp_path_factory.mktemp("models") / "nano"
+    save_model(directory, nano_variables("resnet"), ModelCard(nano_configs["resnet"], {}))
+    card, variables = nano_localizer
+    save_localizer(directory, variables, card)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def nano_configs():
     """Two architectures for training in tests: a ResNet and a ViT for images of 64 pixels."""
     from regionclip_jax.models.modified_resnet import ResNetConfig

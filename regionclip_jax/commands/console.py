@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("train", "run a recipe that trains: pretraining, a localizer, a detector"),
     "evaluate": ("evaluate", "run a recipe that evaluates"),
     "detect": ("detect", "find objects by name in images"),
+    "serve": ("serve", "serve a web page that finds objects by name in an image"),
     "embed regions": ("embed_regions", "write the embeddings of image regions"),
     "embed names": ("embed_names", "write the embeddings of names: a vocabulary"),
     "convert": ("convert", "turn PyTorch checkpoints into a model directory"),

@@ -30,12 +30,10 @@ from regionclip_jax.extras import require_extra
 from regionclip_jax.failures import one_line
 from regionclip_jax.files import locked_folder
 from regionclip_jax.model import Detected, RegionCLIP
-from regionclip_jax.reporting.detection_drawing import best_names
+from regionclip_jax.reporting.detection_drawing import DRAWN_SCORE, best_names
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.text.names import resolve_names
 
-# Scores above this are drawn if --score states no other bound.
-_DRAWN_SCORE = 0.5
 _OVERLAP = 0.2  # of tiles
 # With several images at once, images of one canvas are looked for among this many batches.
 _BATCHES_TOGETHER = 4
@@ -64,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--score",
         type=float,
         help="keep, and draw, scores above this (default: keep above the model directory's, draw "
-        f"above {_DRAWN_SCORE})",
+        f"above {DRAWN_SCORE})",
     )
     parser.add_argument(
         "--max_boxes", type=int, help="most detections of an image (default: the directory's)"
@@ -166,7 +164,7 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
     def write(image: InputImage, found: Detected) -> str:
         if options.best_names:
             found = found.rows(best_names(found.boxes)[: options.max_boxes])
-        score = _DRAWN_SCORE if options.score is None else options.score
+        score = DRAWN_SCORE if options.score is None else options.score
         is_drawn = image.frame is not None or (len(found) > 0 and found.scores[0] > score)
         drawn = drawn_files[image.number]
         with run.writing:

@@ -7,6 +7,8 @@ from jaxtyping import Float, UInt8
 
 from regionclip_jax.reporting.drawing import Mark, add_legend, class_colour, draw_marks, score_text
 
+# Scores above this are drawn unless a user chooses another bound.
+DRAWN_SCORE = 0.5
 # Letters are unreadable on smaller images, which are enlarged by a whole number.
 _LEAST_SIDE = 320
 

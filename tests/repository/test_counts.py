@@ -12,7 +12,8 @@ CALLED_FROM_OUTSIDE = {
     "persistent_load",  # pickle
     "repr_bytes", "repr_int",  # reprlib
     "write_audios", "write_histograms", "write_hparams", "write_summaries", "write_videos",  # CLU
-    "to_coco", "_repr_html_",  # public API, notebooks
+    "_repr_html_",  # notebooks
+    "send_400_response",  # uvicorn
     "read_detections",  # reader of a file format that evaluations write
 }  # fmt: skip
 

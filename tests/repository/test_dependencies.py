@@ -22,7 +22,9 @@ SPDX = {
     "MIT License": "MIT",
 }
 # Read in the licence files of packages whose metadata do not name the licence.
-WITHOUT_METADATA = {"faster-coco-eval": "Apache-2.0", "scipy": "BSD-3-Clause"}
+WITHOUT_METADATA = {
+    "faster-coco-eval": "Apache-2.0", "pysocks": "BSD-3-Clause", "scipy": "BSD-3-Clause",
+}  # fmt: skip
 
 
 def setup() -> ConfigParser:

@@ -28,13 +28,14 @@ OTHERS = {
     "scripts/tpu_pod.sh": "needs Google Cloud; test_launchers.py runs it with stand-ins",
     "sbatch": "needs Slurm; test_launchers.py runs the script with stand-ins",
     "regionclip COMMAND": "stands for any command",
+    "regionclip serve": "runs until Ctrl-C; test_serve.py runs it",
     "docker": "needs a container engine and a GPU",
     "pip": "needs a package index",
     "python -m pip": "needs a package index",
     "python3 -m venv": "makes an environment",
     ".venv/bin/": "a tool of developers, which the CI runs",
     "img2dataset": "another project's command, which downloads",
-    "curl": "downloads",
+    "curl": "downloads, or asks a server",
     **dict.fromkeys(("mkdir", "cd", "unzip", "rm", "sed", "export"), "of the shell"),
 }
 # Placeholders of a reader's own paths.

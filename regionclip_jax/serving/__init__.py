@@ -1,0 +1,1 @@
+"""A web page for one model, and the server behind it (the extra ``serve``)."""
