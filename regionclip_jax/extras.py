@@ -7,6 +7,7 @@ from regionclip_jax.settings import UserError
 # Extra of setup.cfg -> modules of its packages.
 _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
+    "hub": ("huggingface_hub",),
     "lvis": ("faster_coco_eval",),
     "siglip": ("sentencepiece",),
     "supervision": ("supervision",),

@@ -42,6 +42,7 @@ from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.letterbox import Letterbox
 from regionclip_jax.data.loading.tiles import merge_tiles, tile_boxes
 from regionclip_jax.detected import Detected, Proposed
+from regionclip_jax.hub import local_directory
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.localizer import Localizer
@@ -498,6 +499,8 @@ def load(
     """Load a model directory (written by scripts/convert_checkpoint.py or a training job).
 
     Args:
+        directory: the model directory, or ``hf://owner/name`` or ``hf://owner/name@revision`` on
+            the Hugging Face Hub (``hub``).
         dtype: "float32"; "bfloat16", faster but less precise; or "auto": bfloat16 on GPUs and TPUs,
             float32 on CPUs.
         short_side, max_long_side: limits of the resize in pixels, as in the reference's detection.
@@ -509,11 +512,12 @@ def load(
     Raises:
         DeviceError: JAX's devices are of another platform, or do not start.
         CheckpointMismatch: there is no complete model, or its arrays do not match its card.
+        HubError: the Hub has no such model, or does not answer and the cache has no copy.
     """
     start_devices(require_platform)
     cache_programs()
     return RegionCLIP(
-        directory,
+        local_directory(directory),
         dtype=dtype,
         short_side=short_side,
         max_long_side=max_long_side,

@@ -13,6 +13,7 @@ import argparse
 
 from regionclip_jax.export.weights import WEIGHT_FORMATS, export_weights
 from regionclip_jax.failures import one_line
+from regionclip_jax.hub import local_directory
 from regionclip_jax.reporting.progress import log_own_progress
 
 
@@ -21,12 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="model directory")
+    parser.add_argument("model", metavar="MODEL", help="model directory, or hf://owner/name")
     parser.add_argument("--format", choices=tuple(WEIGHT_FORMATS), required=True)
     parser.add_argument("--output", metavar="PATH", required=True, help="directory or file")
     options = parser.parse_args(arguments)
     log_own_progress()
-    exported = export_weights(options.model, options.format, options.output)
+    exported = export_weights(local_directory(options.model), options.format, options.output)
     print(exported.summary())
     print(f"written: {options.output}")
     return 0
