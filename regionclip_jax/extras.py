@@ -9,7 +9,9 @@ _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
     "hub": ("huggingface_hub",),
     "lvis": ("faster_coco_eval",),
+    "onnx": ("jax2onnx",),
     "siglip": ("sentencepiece",),
+    "stablehlo": ("flatbuffers",),
     "supervision": ("supervision",),
     "video": ("av",),
 }
