@@ -440,7 +440,7 @@ class RegionCLIP:
         variables = self._detector_variables(classes, mask, names)
         if proposals is None:
             # A trained detector refines its localizer's boxes, but not given ones.
-            variables = variables.replace(box_head=None)
+            variables = dataclasses.replace(variables, box_head=None)
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
             own = np.zeros((0, 4), np.float32) if boxes is None else boxes[number]

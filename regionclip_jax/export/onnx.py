@@ -2,12 +2,13 @@
 
 Three files: ``image.onnx`` embeds a whole image, ``text.onnx`` a text, and ``regions.onnx`` embeds
 boxes of an image and scores them. Proposals and non-maximum suppression are not among them:
-jax2onnx 0.13 has no conversion of the scatters in their loops (``ops.nms``).
+jax2onnx 0.13 has no conversion of the scatters in their loops over a batch (``ops.nms``).
 """
 
 import dataclasses
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from regionclip_jax.artifacts.card_fields import CheckpointMismatch
 from regionclip_jax.artifacts.vocabulary import Vocabulary
-from regionclip_jax.export.programs import check_canvas, describe, describe_input
+from regionclip_jax.export.programs import check_canvas, describe, describe_input, require_counts
 from regionclip_jax.extras import require_extra
 from regionclip_jax.files import replace_text, replaced_file
 from regionclip_jax.model import RegionCLIP
@@ -46,6 +47,8 @@ def to_onnx(
         NotImplementedError: jax2onnx has no conversion of an operation.
     """
     require_extra("onnx", "--format onnx")
+    # It warns of parts for libraries that no model here uses.
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     jax2onnx = importlib.import_module("jax2onnx")
     _register_stack()
     # A traced program has jax's own operations only. Otherwise jax2onnx replaces functions of flax
@@ -108,14 +111,13 @@ def write_onnx(
 
     Raises:
         MissingExtra: jax2onnx is not installed.
-        CheckpointMismatch: the model has heads on a feature pyramid, jax2onnx cannot convert a
-            tower, or ``output`` is a file.
+        CheckpointMismatch: jax2onnx cannot convert a tower, or ``output`` is a file.
         ValueError: a number that no program has.
     """
     if output.exists() and not output.is_dir():
         raise CheckpointMismatch(f"--output: expected a directory, found the file {output}")
-    if num_boxes < 1:
-        raise ValueError(f"--num_boxes: expected 1 or more, found {num_boxes}")
+    rows = vocabulary if isinstance(vocabulary, int) else None
+    require_counts(num_boxes=num_boxes, num_names=rows)
     parts = [_image_program(model), _text_program(model)]
     parts.append(_region_program(model, vocabulary, side, num_boxes))
     paths = []

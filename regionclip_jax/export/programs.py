@@ -65,13 +65,11 @@ def detection_program(
         CheckpointMismatch: the model has no localizer, or the side is no multiple of 32.
         ValueError: a number below 1, or a negative threshold.
     """
-    for name, count in (
-        ("num_names", vocabulary),
-        ("max_boxes", max_detections),
-        ("num_proposals", num_proposals),
-    ):
-        if isinstance(count, int) and count < 1:
-            raise ValueError(f"--{name}: expected 1 or more, found {count}")
+    require_counts(
+        num_names=vocabulary if isinstance(vocabulary, int) else None,
+        max_boxes=max_detections,
+        num_proposals=num_proposals,
+    )
     if score_threshold is not None and not score_threshold >= 0:  # other rows have the score 0
         raise ValueError(f"--score: expected 0 or more, found {score_threshold}")
     check_canvas(side)
@@ -121,6 +119,17 @@ def detection_program(
         inputs["embeddings"] = jax.ShapeDtypeStruct((vocabulary, width), jnp.float32)
         return Program(call, inputs, settings, None)
     return Program(call, inputs, settings, vocabulary)
+
+
+def require_counts(**counts: int | None) -> None:
+    """Refuse a count below 1, by the name of its option.
+
+    Raises:
+        ValueError: see above.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"--{name}: expected 1 or more, found {count}")
 
 
 def check_canvas(side: int) -> None:

@@ -65,6 +65,8 @@ def require_equal(outputs, found) -> None:
     np.testing.assert_allclose(boxes[real], found.boxes, rtol=0, atol=1e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parity
 def test_a_program_detects_what_the_package_detects(model, images, tmp_path):
     pytest.importorskip("flatbuffers")
     vocabulary = model.vocabulary(NAMES, templates="plain")

@@ -15,6 +15,7 @@ from regionclip_jax.artifacts.card_fields import CheckpointMismatch
 from regionclip_jax.artifacts.detector_heads import load_heads
 from regionclip_jax.artifacts.localizer_checkpoint import load_localizer
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
+from regionclip_jax.commands.export import main as export
 from regionclip_jax.conversion import (
     detector_keys,
     eva_keys,
@@ -44,8 +45,8 @@ def require_same_tensors(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize(
     ("tower", "output_format", "file"),
     [
-        ("resnet", "openclip", "open_clip_model.safetensors"),
-        ("vit", "openclip", "open_clip_model.safetensors"),
+        pytest.param("resnet", "openclip", "open_clip_model.safetensors", marks=pytest.mark.slow),
+        pytest.param("vit", "openclip", "open_clip_model.safetensors", marks=pytest.mark.slow),
         ("vit", "safetensors", "model.safetensors"),
         ("resnet", "regionclip_pth", "model.pth"),
     ],
@@ -133,6 +134,7 @@ def test_open_clips_siglips_are_those_with_timms_activation(tmp_path):
     assert exact == 9 + 9
 
 
+@pytest.mark.slow
 def test_a_detector_exports_to_the_names_of_the_reference(tmp_path):
     """``tiny_finetune`` is the state dict of the reference's own detector."""
     reference = make_state_dict("tiny_finetune")
@@ -198,9 +200,9 @@ def test_an_archive_of_torch_holds_scalars_and_aligned_numbers(tmp_path):
     ],
 )
 def test_a_format_without_the_architecture_is_refused(
-    tower, changes, output_format, message, small_configs, save_random, tmp_path
+    tower, changes, output_format, message, nano_configs, save_random, tmp_path
 ):
-    config = small_configs[tower]
+    config = nano_configs[tower]
     if "heads" in changes:
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, **changes))
     elif "activation" in changes:
@@ -213,7 +215,11 @@ def test_a_format_without_the_architecture_is_refused(
     assert not (tmp_path / "exported.pth").exists()
 
 
-def test_a_model_is_not_exported_over_itself(small_configs, save_random):
-    directory = save_random(small_configs["vit"])
-    with pytest.raises(CheckpointMismatch, match="expected another directory"):
-        export_weights(directory, "openclip", directory)
+def test_the_command_exports_and_names_the_error(nano_configs, save_random, tmp_path, capsys):
+    directory = save_random(nano_configs["vit"])
+    arguments = [str(directory), "--format", "openclip", "--output"]
+    assert export([*arguments, str(tmp_path / "exported")]) == 0
+    out = capsys.readouterr().out
+    assert "open_clip_model.safetensors" in out and "tensors: 61" in out
+    assert export([*arguments, str(directory)]) == 1
+    assert "expected another directory than that of the model" in capsys.readouterr().err
