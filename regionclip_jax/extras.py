@@ -7,9 +7,12 @@ from regionclip_jax.settings import UserError
 # Extra of setup.cfg -> modules of its packages.
 _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
+    "hub": ("huggingface_hub",),
     "lvis": ("faster_coco_eval",),
+    "onnx": ("jax2onnx",),
     "serve": ("h11", "python_multipart", "starlette", "uvicorn"),
     "siglip": ("sentencepiece",),
+    "stablehlo": ("flatbuffers",),
     "supervision": ("supervision",),
     "video": ("av",),
 }

@@ -42,6 +42,7 @@ from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.letterbox import Letterbox
 from regionclip_jax.data.loading.tiles import merge_tiles, tile_boxes
 from regionclip_jax.detected import Detected, Proposed
+from regionclip_jax.hub import local_directory
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.localizer import Localizer
@@ -61,6 +62,7 @@ from regionclip_jax.settings import (
 from regionclip_jax.steps.embed_step import make_embed_regions_step
 from regionclip_jax.steps.predict_step import (
     DetectorVariables,
+    Prediction,
     given_boxes,
     make_predict_step,
     proposals_of,
@@ -434,20 +436,11 @@ class RegionCLIP:
         """Return (resized image, part of its batch's prediction, row) in the given order."""
         with self._making:
             program = self._program(jax.tree.structure((settings, proposals)), part)
-        # A trained detector refines its localizer's boxes, but not given ones.
-        box_head = None if proposals is None else self._box_head
         classes, mask = _padded(embeddings, _FEWEST_CLASSES)
-        trained = np.zeros(len(classes), bool)
-        trained[: len(names)] = names_among(names, self._trained_names)
-        variables = DetectorVariables(
-            self._variables,
-            jnp.asarray(classes),
-            self._localizer_variables,
-            box_head,
-            class_mask=jnp.asarray(mask),
-            pyramid_heads=self._pyramid_variables,
-            trained_classes=jnp.asarray(trained),
-        )
+        variables = self._detector_variables(classes, mask, names)
+        if proposals is None:
+            # A trained detector refines its localizer's boxes, but not given ones.
+            variables = dataclasses.replace(variables, box_head=None)
         by_canvas = collections.defaultdict(list)
         for number, image in enumerate(images):
             own = np.zeros((0, 4), np.float32) if boxes is None else boxes[number]
@@ -466,6 +459,67 @@ class RegionCLIP:
                     results[number] = (example, answer, row)
         return [results[number] for number in range(len(images))]
 
+    def _detector_variables(self, classes, mask, names: Sequence[str]) -> DetectorVariables:
+        trained = np.zeros(len(classes), bool)
+        trained[: len(names)] = names_among(names, self._trained_names)
+        return DetectorVariables(
+            self._variables,
+            jnp.asarray(classes),
+            self._localizer_variables,
+            self._box_head,
+            class_mask=jnp.asarray(mask),
+            pyramid_heads=self._pyramid_variables,
+            trained_classes=jnp.asarray(trained),
+        )
+
+    def detection_function(
+        self,
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        num_proposals: int | None = None,
+    ) -> tuple[Callable[[DetectorVariables, DetectionBatch], Prediction], DetectionSettings]:
+        """Return ``detect`` as a function of arrays with constant settings, and the settings.
+
+        Args:
+            score_threshold, max_detections, num_proposals: as of ``detect``.
+
+        Raises:
+            CheckpointMismatch: the model has no localizer.
+        """
+        stated = dataclasses.replace(
+            unstated(DetectionSettings),
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            regions_per_chunk=_REGIONS_PER_CHUNK,
+        )
+        settings = completed(stated, self.scores.detection)
+        proposals = self._proposals(num_proposals, None)
+        return functools.partial(self._predict, settings, proposals), settings
+
+    @property
+    def clip(self) -> tuple[CLIP, dict]:
+        """Module of both towers, and its variables."""
+        return self._model, self._variables
+
+    def detector_variables(self, vocabulary: Vocabulary) -> DetectorVariables:
+        """Return the first argument of ``detection_function`` for the classes of a vocabulary."""
+        mask = np.ones(len(vocabulary.names), bool)
+        return self._detector_variables(vocabulary.embeddings, mask, vocabulary.names)
+
+    def _predict(
+        self, settings, proposals, variables: DetectorVariables, batch: DetectionBatch
+    ) -> Prediction:
+        if self._pyramid is not None:
+            find = given_boxes if proposals is None else proposals
+            return make_pyramid_predict_step(self._model, self._pyramid, settings, find)(
+                variables, batch
+            )
+        find = given_boxes
+        if proposals is not None:
+            find = proposals_of(self.require_localizer(), proposals)
+        return make_predict_step(self._model, settings, find)(variables, batch)
+
     def _build_program(self, structure: Hashable, part: str) -> Callable:
         """Build the program of one structure of settings: their counts and choices.
 
@@ -473,14 +527,7 @@ class RegionCLIP:
         """
 
         def step(settings, proposals, variables: DetectorVariables, batch: DetectionBatch):
-            if self._pyramid is not None:
-                find = given_boxes if proposals is None else proposals
-                predict = make_pyramid_predict_step(self._model, self._pyramid, settings, find)
-                return getattr(predict(variables, batch), part)
-            find = given_boxes
-            if proposals is not None:
-                find = proposals_of(self.require_localizer(), proposals)
-            return getattr(make_predict_step(self._model, settings, find)(variables, batch), part)
+            return getattr(self._predict(settings, proposals, variables, batch), part)
 
         return jax.jit(step)
 
@@ -497,6 +544,8 @@ def load(
     """Load a model directory (written by scripts/convert_checkpoint.py or a training job).
 
     Args:
+        directory: the model directory, or ``hf://owner/name`` or ``hf://owner/name@revision`` on
+            the Hugging Face Hub (``hub``).
         dtype: "float32"; "bfloat16", faster but less precise; or "auto": bfloat16 on GPUs and TPUs,
             float32 on CPUs.
         short_side, max_long_side: limits of the resize in pixels, as in the reference's detection.
@@ -509,11 +558,12 @@ def load(
     Raises:
         DeviceError: JAX's devices are of another platform, or do not start.
         CheckpointMismatch: there is no complete model, or its arrays do not match its card.
+        HubError: the Hub has no such model, or does not answer and the cache has no copy.
     """
     start_devices(require_platform)
     cache_programs()
     return RegionCLIP(
-        directory,
+        local_directory(directory),
         dtype=dtype,
         short_side=short_side,
         max_long_side=max_long_side,

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 
 from regionclip_jax.artifacts.card_fields import CheckpointMismatch, fits
 from regionclip_jax.artifacts.model_checkpoint import load_card
+from regionclip_jax.artifacts.model_files import SELF_CHECK_NAME
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.scenes.dataset import SceneImages, draw_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
@@ -32,7 +33,7 @@ from regionclip_jax.sharding.barriers import barrier
 from regionclip_jax.text.names import check_names
 from regionclip_jax.untrusted import read_model_json, reason, short
 
-FILE_NAME = "self_check.json"
+FILE_NAME = SELF_CHECK_NAME
 FORMAT = 1
 # Cosines in fp32 differ by 1e-6 between machines, scores by 1e-4, and both by 0.1 between models.
 TOLERANCE = 1e-3

@@ -14,6 +14,8 @@ COMMANDS = {
     "embed regions": ("embed_regions", "write the embeddings of image regions"),
     "embed names": ("embed_names", "write the embeddings of names: a vocabulary"),
     "convert": ("convert", "turn PyTorch checkpoints into a model directory"),
+    "export": ("export", "write a model for other programs: weights, or a program"),
+    "push": ("push", "write a model directory to the Hugging Face Hub"),
     "concepts": ("concepts", "count the concepts that captions name"),
     "prepare": ("prepare", "write images and captions or boxes as shards for training"),
     "doctor": ("doctor", "check the installation and model directories"),

@@ -66,3 +66,18 @@ def take_heads(
         },
     }
     return heads, HeadsConfig(embed_dim, layer4_channels), used
+
+
+def from_heads(heads: dict) -> dict[str, np.ndarray]:
+    """Return the tensors of which ``take_heads`` makes these parameters."""
+    deltas = heads["box_head"]["deltas"]
+    tensors = {f"{_BOX}.weight": deltas["kernel"].T, f"{_BOX}.bias": deltas["bias"]}
+    if "mask_head" in heads:
+        deconv, predictor = heads["mask_head"]["deconv"], heads["mask_head"]["predictor"]
+        tensors |= {
+            f"{_DECONV}.weight": deconv["kernel"].transpose(2, 3, 0, 1),
+            f"{_DECONV}.bias": deconv["bias"],
+            f"{_PREDICTOR}.weight": predictor["kernel"].T[:, :, None, None],
+            f"{_PREDICTOR}.bias": predictor["bias"],
+        }
+    return tensors

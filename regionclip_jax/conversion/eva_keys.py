@@ -34,6 +34,8 @@ NOTE = (
 
 _HEAD_WIDTH = 64
 _TRUNK = "visual.trunk."
+# open_clip keeps them outside of either tower.
+_OUTSIDE = ("logit_scale", "logit_bias")
 # Names of the original repository in a block -> timm's.
 _RENAMED = {
     "attn.q_bias": "attn.q_proj.bias",
@@ -117,6 +119,20 @@ def rename(
             tensor = tensor[0, 0] if new_name == "visual.cls_token" else tensor[0]
         renamed[new_name], names[new_name] = tensor, own_names[name]
     return renamed, names
+
+
+def to_open_clip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename the tensors of ``rename`` to those of open_clip with a trunk of timm."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith("visual."):
+            own_name = _TRUNK + name.removeprefix("visual.")
+        else:
+            own_name = name if name in _OUTSIDE else f"text.{name}"
+        if name in _SINGLE.values():
+            tensor = tensor.reshape(1, -1, tensor.shape[-1])
+        renamed[own_name] = tensor
+    return renamed
 
 
 def infer_original(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:

@@ -1,19 +1,21 @@
-"""Configuration files of Hugging Face's CLIP.
+"""Configuration files of Hugging Face's CLIP, read and written.
 
 Source: ``CLIPVisionConfig``, ``CLIPTextConfig`` and ``CLIPImageProcessor`` of transformers 5.24.
 Their values replace missing ones: transformers leaves out what equals its default.
 """
 
 from pathlib import Path
+from typing import Any
 
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.conversion.configuration import Configuration, Tower
 from regionclip_jax.conversion.json_object import JsonObject
+from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.models.transformer_blocks import Activation
 from regionclip_jax.structures import Preprocessing
 
 FILE_NAME = "config.json"
-_PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _BLOCKS = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _IMAGE = _BLOCKS | {
     "hidden_size": 768,
@@ -108,14 +110,14 @@ def read_preprocessing(folder: Path, default: Preprocessing) -> Preprocessing:
     Raises:
         CheckpointMismatch: no such file, or a step without use here.
     """
-    path = next((folder / name for name in _PREPROCESSORS if (folder / name).is_file()), None)
+    path = next((folder / name for name in PREPROCESSORS if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointMismatch(
-            f"{folder}: expected {' or '.join(_PREPROCESSORS)} beside {FILE_NAME}, which states "
+            f"{folder}: expected {' or '.join(PREPROCESSORS)} beside {FILE_NAME}, which states "
             "mean and standard deviation, found neither; download it from the model's page"
         )
     content = JsonObject.read(path)
-    if path.name == _PREPROCESSORS[1]:
+    if path.name == PREPROCESSORS[1]:
         content = content.part("image_processor", needed=True)
     defaults = {"resample": 3, "rescale_factor": 1 / 255, "do_rescale": True, "do_normalize": True}
     content.values = defaults | content.values
@@ -128,3 +130,73 @@ def read_preprocessing(folder: Path, default: Preprocessing) -> Preprocessing:
         mean = content.colour("image_mean", default.mean)
         std = content.colour("image_std", default.std)
     return Preprocessing(default.resolution, mean, std, content.choice("resample", _RESIZE))
+
+
+def to_json(config: CLIPConfig, model_type: str) -> dict[str, Any]:
+    """Return the content of ``config.json`` of a CLIP or a SigLIP whose towers are ViTs.
+
+    Args:
+        model_type: "clip" or "siglip".
+    """
+    image, text = tower_to_json(config.image), tower_to_json(config.text)
+    image |= {
+        "image_size": config.preprocessing.resolution,
+        "patch_size": config.image.patch_size,
+        "model_type": f"{model_type}_vision_model",
+    }
+    text |= {
+        "vocab_size": config.text.vocab_size,
+        "max_position_embeddings": config.text.context_length,
+        "model_type": f"{model_type}_text_model",
+    }
+    return {"model_type": model_type, "vision_config": image, "text_config": text}
+
+
+def clip_to_json(config: CLIPConfig) -> dict[str, Any]:
+    """Return the content of ``config.json`` of a CLIP: what ``read`` reads."""
+    content = to_json(config, "clip")
+    # The last two ids of the vocabulary are CLIP's start and end token.
+    end = config.text.vocab_size - 1
+    content["text_config"] |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    for part in (content, content["vision_config"], content["text_config"]):
+        part["projection_dim"] = config.embed_dim
+    return content | {"architectures": ["CLIPModel"]}
+
+
+def tower_to_json(tower: Any) -> dict[str, Any]:
+    """Return what ``tower_fields`` reads, and the hidden channels of the MLPs."""
+    activations = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
+    return {
+        "hidden_act": activations[tower.activation],
+        "layer_norm_eps": tower.eps,
+        "num_attention_heads": tower.heads,
+        "hidden_size": tower.width,
+        "num_hidden_layers": tower.layers,
+        "intermediate_size": tower.mlp_width or 4 * tower.width,
+    }
+
+
+def preprocessing_to_json(preprocessing: Preprocessing, model_type: str) -> dict[str, Any]:
+    """Return the content of the preprocessor's file; arguments as of ``to_json``."""
+    numbers = {method: number for number, method in _RESIZE.items()}
+    side = {"height": preprocessing.resolution, "width": preprocessing.resolution}
+    content = {
+        "do_resize": True,
+        # The other methods are bicubic too, and differ in the size of the result.
+        "resample": numbers.get(preprocessing.resize, 3),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_convert_rgb": True,
+    }
+    if model_type == "siglip":
+        return content | {"image_processor_type": "SiglipImageProcessor", "size": side}
+    shortest = {"shortest_edge": preprocessing.resolution}
+    return content | {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": shortest,
+        "do_center_crop": True,
+        "crop_size": side,
+    }

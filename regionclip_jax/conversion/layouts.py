@@ -1,4 +1,4 @@
-"""Torch tensors to parameters: source tensor, layout, and checks of shape and type.
+"""Torch tensors to parameters and back: source tensor, layout, and checks of shape and type.
 
 The map goes from our tree to the file: each leaf has one source tensor (its ``Origin``). So a
 comparison of names finds both missing and unused tensors.
@@ -55,6 +55,35 @@ def to_parameter(tensor: np.ndarray, where: Origin) -> np.ndarray:
     elif where.layout is Layout.LINEAR:
         tensor = tensor.T
     return np.array(tensor, np.float32, order="C")
+
+
+def to_tensor(parameter: np.ndarray, layout: Layout) -> np.ndarray:
+    """Convert a parameter to torch's layout; a third of a packed tensor stays a third."""
+    if layout is Layout.CONVOLUTION:
+        return parameter.transpose(3, 2, 0, 1)
+    return parameter.T if layout is Layout.LINEAR else parameter
+
+
+def to_tensors(variables: dict, origin: Callable[[str, int], Origin]) -> dict[str, np.ndarray]:
+    """Return the torch tensors by name of which ``build_variables`` makes these variables.
+
+    Args:
+        variables: ``{"params", "batch_stats"}`` of arrays.
+        origin: as in ``build_variables``.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    thirds: dict[str, dict[int, np.ndarray]] = {}
+    for path, leaf in model_checkpoint.flatten(variables).items():
+        array = np.asarray(leaf)
+        source = origin(path.partition("/")[2], array.ndim)
+        tensor = to_tensor(array, source.layout)
+        if source.third is None:
+            tensors[source.name] = tensor
+        else:
+            thirds.setdefault(source.name, {})[source.third] = tensor
+    for name, parts in thirds.items():
+        tensors[name] = np.concatenate([parts[third] for third in range(3)])
+    return tensors
 
 
 def build_variables(

@@ -76,6 +76,11 @@ def to_bare_names(
     return {bare: tensors[name] for bare, name in names.items()}, names
 
 
+def to_offline_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename the localizer's tensors to those beside a recognition tower."""
+    return {f"{_OFFLINE}{name}": tensor for name, tensor in tensors.items()}
+
+
 # Names of an ImageNet ResNet (MSRA's R-50.pkl) in Caffe2 and in detectron2.
 _CAFFE2 = [
     (r"conv1_w", "stem.conv1.weight"),

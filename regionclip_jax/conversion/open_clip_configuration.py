@@ -1,15 +1,21 @@
-"""``open_clip_config.json``.
+"""``open_clip_config.json``, read and written.
 
 Source: ``CLIPVisionCfg``, ``CLIPTextCfg`` and ``PreprocessCfg`` of open_clip 3.3. Their values
 replace missing ones. A key that no tower here follows is refused, unless its value has no effect.
 """
 
 import dataclasses
+from typing import Any, NoReturn
 
+from regionclip_jax.artifacts.card_fields import CheckpointMismatch
 from regionclip_jax.conversion.configuration import Configuration, Tower
 from regionclip_jax.conversion.json_object import JsonObject
-from regionclip_jax.models.modified_resnet import layer4_channels
+from regionclip_jax.models.eva_transformer import EVAConfig
+from regionclip_jax.models.modified_resnet import ResNetConfig, layer4_channels
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.models.text_transformer import TextConfig
+from regionclip_jax.models.towers import CLIPConfig
+from regionclip_jax.models.vision_transformer import ViTConfig
 from regionclip_jax.structures import Preprocessing
 
 FILE_NAME = "open_clip_config.json"
@@ -49,6 +55,8 @@ _RESIZE = {
     "random": "bicubic_truncate",
     "bilinear": "bilinear_round",
 }
+# Epsilon of the layer norms that open_clip's files leave out.
+_EPS = 1e-5
 
 
 def read(content: JsonObject) -> Configuration:
@@ -122,7 +130,7 @@ def _fields(tower: JsonObject, quick_gelu: bool) -> dict:
     layers = tower.values["layers"]
     return {
         "activation": "quick_gelu" if quick_gelu else plain,
-        "eps": tower.part("norm_kwargs", {"eps": 1e-5}).number("eps"),
+        "eps": tower.part("norm_kwargs", {"eps": _EPS}).number("eps"),
         "width": tower.count("width"),
         "layers": tuple(layers) if isinstance(layers, list) else tower.count("layers"),
     }
@@ -141,4 +149,93 @@ def read_preprocessing(content: JsonObject, resolution: int) -> Preprocessing:
         stated.colour("mean", clip.mean),
         stated.colour("std", clip.std),
         stated.choice("interpolation", _RESIZE),
+    )
+
+
+def to_json(config: CLIPConfig) -> dict[str, Any]:
+    """Return the content of the file of a CLIP: what ``read`` reads.
+
+    Raises:
+        CheckpointMismatch: open_clip has no such model.
+    """
+    text = config.text
+    if not isinstance(text, TextConfig):
+        refuse(f"a text tower {type(text).__name__} beside this image tower")
+    activations = {text.activation}
+    match config.image:
+        case ResNetConfig() as image:
+            head_width, rest = divmod(layer4_channels(image.width), image.heads)
+            if rest:
+                refuse(f"{image.heads} heads of {layer4_channels(image.width)} channels")
+            vision = {"layers": list(image.layers), "width": image.width, "head_width": head_width}
+            vision["patch_size"] = None
+        case ViTConfig() as image:
+            activations.add(image.activation)
+            vision = tower_to_json(image) | {"patch_size": image.patch_size}
+            vision["head_width"] = image.width // vision.pop("heads")
+        case EVAConfig():
+            vision = {"timm_model_name": _timm_trunk(config), "timm_model_pretrained": False}
+            vision |= _TIMM_FIXED | {"timm_proj": None}
+        case image:
+            refuse(f"an image tower {type(image).__name__} beside CLIP's text tower")
+    if "quick_gelu" in activations and len(activations) > 1:
+        refuse("QuickGELU in one of two towers")
+    model = {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": "quick_gelu" in activations,
+        "vision_cfg": {"image_size": config.preprocessing.resolution, **vision},
+        "text_cfg": tower_to_json(text)
+        | {"context_length": text.context_length, "vocab_size": text.vocab_size},
+    }
+    if isinstance(config.image, EVAConfig):
+        model["custom_text"] = True
+    return model_to_json(config, model)
+
+
+def model_to_json(config: CLIPConfig, model: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a file, from that of its key ``model_cfg``."""
+    if config.logit_bias:
+        model |= {"init_logit_bias": -10}
+    names = {method: name for name, method in reversed(_RESIZE.items())}
+    preprocessing = {
+        "mean": list(config.preprocessing.mean),
+        "std": list(config.preprocessing.std),
+        # The other methods are bicubic too, and differ in the size of the result.
+        "interpolation": names.get(config.preprocessing.resize, "bicubic"),
+    }
+    return {"model_cfg": model, "preprocess_cfg": preprocessing}
+
+
+def tower_to_json(tower: Any) -> dict[str, Any]:
+    """Return the numbers of the blocks of a ViT or a text tower."""
+    hidden = tower.mlp_width or 4 * tower.width
+    values = {"layers": tower.layers, "width": tower.width, "heads": tower.heads}
+    ratio = hidden / tower.width
+    # open_clip rounds the product down.
+    values["mlp_ratio"] = (
+        ratio if int(ratio * tower.width) == hidden else (hidden + 0.5) / tower.width
+    )
+    if tower.eps != _EPS:
+        values["norm_kwargs"] = {"eps": tower.eps}
+    if tower.activation == "gelu_tanh":
+        values["act_kwargs"] = {"approximate": "tanh"}
+    return values
+
+
+def _timm_trunk(config: CLIPConfig) -> str:
+    """Return the name of the trunk of timm with the numbers of an EVA-02."""
+    for name, preset_name in _TIMM_TRUNKS.items():
+        preset = PRESETS[preset_name]
+        rule = config.image.position_resize
+        same = dataclasses.replace(preset.image, position_resize=rule) == config.image
+        if same and preset.preprocessing.resolution == config.preprocessing.resolution:
+            return name
+    refuse(f"another EVA-02 than {', '.join(_TIMM_TRUNKS)}, as a trunk of timm states its sizes")
+
+
+def refuse(what: str) -> NoReturn:
+    """Refuse a model that open_clip does not have."""
+    raise CheckpointMismatch(
+        f"format openclip: expected a model that open_clip has, found {what}; choose another "
+        "--format (docs/export.md has a table)"
     )

@@ -1,4 +1,4 @@
-"""Renaming of RegionCLIP's and open_clip's prefixes to OpenAI's bare names.
+"""Renaming between RegionCLIP's and open_clip's prefixes and OpenAI's bare names.
 
 Source: docs/reference/checkpoints.md#prefixes. A RegionCLIP file may hold a student
 (``backbone.``), a teacher (``teacher_backbone.``), a text tower (``lang_encoder.``) and parts of a
@@ -58,3 +58,15 @@ def to_openai(
             continue
         renamed[new_name], names[new_name] = tensor, (name,)
     return renamed, names
+
+
+def from_openai(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename tensors to those of a student with its text tower; the logit scale keeps its name."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if name.startswith("visual."):
+            name = TOWERS["student"] + name.removeprefix("visual.")
+        elif name != "logit_scale":
+            name = f"{_TEXT_PREFIXES[0]}{name}"
+        renamed[name] = tensor
+    return renamed

@@ -1,6 +1,7 @@
-"""Reader of safetensors: eight bytes of header length, a JSON header, then the numbers."""
+"""Safetensors: eight bytes of header length, a JSON header, then the numbers."""
 
 import itertools
+import json
 import math
 import struct
 from pathlib import Path
@@ -12,6 +13,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.zip_archives import damaged
 from regionclip_jax.conversion.restricted_pickle import is_sizes
 from regionclip_jax.conversion.torch_pickle import DTYPES
+from regionclip_jax.files import replaced_file
 from regionclip_jax.untrusted import MAX_JSON_BYTES, parse_json, reason, short
 
 _DTYPES = {
@@ -75,6 +77,25 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             "is the model's weights file"
         )
     return arrays
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write tensors as fp32, in the order of their names; the file appears whole.
+
+    The metadata names PyTorch's layout, which transformers asks for.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        begin, end = end, end + 4 * tensor.size
+        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    # The numbers begin at a multiple of their size.
+    text += b" " * (-len(text) % 8)
+    with replaced_file(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in sorted(tensors.items()):
+            file.write(np.ascontiguousarray(tensor, "<f4"))
 
 
 def _read_entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:

@@ -10,6 +10,7 @@ a tanh, which Hugging Face has throughout (docs/reference/towers.md#siglip).
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from regionclip_jax.conversion.choices import Choice
 from regionclip_jax.conversion.configuration import Configuration, Tower
 from regionclip_jax.conversion.configuration_files import Completed
 from regionclip_jax.conversion.json_object import JsonObject
+from regionclip_jax.models.siglip_image import SigLIPImageConfig
+from regionclip_jax.models.siglip_presets import SIGLIP_PRESETS
+from regionclip_jax.models.siglip_text import SigLIPTextConfig
 from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.structures import Preprocessing
 
@@ -40,6 +44,8 @@ _TEXT = _BLOCKS | {"vocab_size": 32000, "max_position_embeddings": 64}
 _TRUNK = re.compile(r"vit_([a-z0-9]+)_patch([0-9]+)_siglip_([0-9]+)")
 # Size in a trunk's name -> its heads.
 _TRUNK_HEADS = {"base": 12, "large": 16, "so400m": 16, "giantopt": 16}
+# The same sizes in the names of presets.
+_PRESET_SIZES = {"B": "base", "L": "large", "SO400M": "so400m", "gopt": "giantopt"}
 # Trunks whose activation timm leaves at its default.
 _EXACT_GELU = re.compile(
     r"vit_(base_patch16_siglip_(224|256|384|512)|large_patch16_siglip_(256|384)"
@@ -194,3 +200,72 @@ def _require_supported(tower: JsonObject, fixed: dict, read: set[str]) -> None:
     for key, value in tower.values.items():
         if key not in fixed and key not in read and value not in (None, False):
             tower.refuse(key, "no such key", "no tower here has it")
+
+
+def is_siglip(config: CLIPConfig) -> bool:
+    """Return whether both towers are SigLIP's."""
+    images, texts = isinstance(config.image, SigLIPImageConfig), config.text
+    return images and isinstance(texts, SigLIPTextConfig)
+
+
+def to_huggingface_json(config: CLIPConfig) -> dict[str, Any]:
+    """Return the content of Hugging Face's ``config.json`` of a SigLIP."""
+    content = huggingface_configuration.to_json(config, "siglip")
+    content["text_config"]["projection_size"] = config.embed_dim
+    content["vision_config"]["vision_use_head"] = True
+    return content | {"architectures": ["SiglipModel"]}
+
+
+def to_open_clip_json(config: CLIPConfig) -> dict[str, Any]:
+    """Return the content of ``open_clip_config.json`` of a SigLIP.
+
+    Raises:
+        CheckpointMismatch: timm has no trunk with this tower's numbers.
+    """
+    text: Any = config.text
+    text_cfg = open_clip_configuration.tower_to_json(text) | {
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        # For a directory, open_clip reads the tokenizer's files beside this one.
+        "hf_tokenizer_name": text.tokenizer,
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+        **_OPEN_CLIP_TEXT,
+    }
+    del text_cfg["proj_type"]
+    vision_cfg = {
+        "image_size": config.preprocessing.resolution,
+        "timm_model_name": _trunk_name(config),
+        "timm_model_pretrained": False,
+        **_OPEN_CLIP_IMAGE,
+    }
+    model = {"embed_dim": config.embed_dim, "custom_text": True}
+    model |= {"vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    return open_clip_configuration.model_to_json(config, model)
+
+
+def _trunk_name(config: CLIPConfig) -> str:
+    """Return the name of the trunk of timm with the numbers of an image tower."""
+    image: Any = config.image
+    own = {"activation": image.activation, "position_resize": image.position_resize}
+    resolution = config.preprocessing.resolution
+    for name, preset in SIGLIP_PRESETS.items():
+        sizes: Any = preset.image
+        if (
+            dataclasses.replace(sizes, **own) == image
+            and preset.preprocessing.resolution == resolution
+        ):
+            size = _PRESET_SIZES[name.split("-")[1]]
+            trunk = f"vit_{size}_patch{image.patch_size}_siglip_{resolution}"
+            break
+    else:
+        open_clip_configuration.refuse(
+            f"a SigLIP of {image.layers} blocks of {image.width} channels for {resolution} pixels, "
+            "which no trunk of timm is"
+        )
+    activation = "gelu" if _EXACT_GELU.fullmatch(trunk) else "gelu_tanh"
+    if image.activation != activation:
+        open_clip_configuration.refuse(
+            f"the activation {image.activation} where timm's {trunk} has {activation}, so that "
+            "embeddings would differ"
+        )
+    return trunk

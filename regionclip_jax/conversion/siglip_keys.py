@@ -17,6 +17,7 @@ from regionclip_jax.artifacts.card_fields import CheckpointMismatch, require_pla
 from regionclip_jax.conversion import clip_keys, huggingface_keys
 from regionclip_jax.conversion.architecture import count_blocks, require_shape
 from regionclip_jax.conversion.layouts import DENSE, NORM, Layout, Origin
+from regionclip_jax.conversion.renaming import Renaming
 from regionclip_jax.models.presets import openai_heads
 from regionclip_jax.models.siglip_image import SigLIPImageConfig
 from regionclip_jax.models.siglip_text import SigLIPTextConfig
@@ -28,38 +29,48 @@ _TRUNK = "visual.trunk."
 _HUGGINGFACE_HEAD = "vision_model.head."
 _HUGGINGFACE_PATCHES = "vision_model.embeddings.patch_embedding.weight"
 # Names that Hugging Face's CLIP does not have.
-_HUGGINGFACE = [
-    (r"vision_model\.embeddings\.patch_embedding\.bias", "visual.conv1.bias"),
-    (r"vision_model\.head\.probe", "visual.attn_pool.probe"),
-    (r"vision_model\.head\.attention\.(in_proj_\w+|out_proj\.\w+)", r"visual.attn_pool.\1"),
-    (r"vision_model\.head\.layernorm\.(\w+)", r"visual.attn_pool.ln.\1"),
-    (r"vision_model\.head\.mlp\.fc1\.(\w+)", r"visual.attn_pool.mlp.c_fc.\1"),
-    (r"vision_model\.head\.mlp\.fc2\.(\w+)", r"visual.attn_pool.mlp.c_proj.\1"),
-    (r"text_model\.head\.(\w+)", r"text_projection.\1"),
-    (r"logit_bias", "logit_bias"),
-]
-_OPEN_CLIP = [
-    (r"visual\.trunk\.patch_embed\.proj\.(\w+)", r"visual.conv1.\1"),
-    (r"visual\.trunk\.pos_embed", "visual.positional_embedding"),
-    (r"visual\.trunk\.norm\.(\w+)", r"visual.ln_post.\1"),
-    (r"visual\.trunk\.attn_pool\.latent", "visual.attn_pool.probe"),
-    (r"visual\.trunk\.attn_pool\.proj\.(\w+)", r"visual.attn_pool.out_proj.\1"),
-    (r"visual\.trunk\.attn_pool\.norm\.(\w+)", r"visual.attn_pool.ln.\1"),
-    (r"visual\.trunk\.attn_pool\.mlp\.fc1\.(\w+)", r"visual.attn_pool.mlp.c_fc.\1"),
-    (r"visual\.trunk\.attn_pool\.mlp\.fc2\.(\w+)", r"visual.attn_pool.mlp.c_proj.\1"),
-    (r"text\.(.+)", r"\1"),
-    (r"(logit_scale|logit_bias)", r"\1"),
-]
-_BLOCK = re.compile(r"visual\.trunk\.blocks\.(\d+)\.(.+)\.(weight|bias)")
+_HUGGINGFACE = Renaming(
+    [
+        ("vision_model.embeddings.patch_embedding.bias", "visual.conv1.bias"),
+        ("vision_model.head.probe", "visual.attn_pool.probe"),
+        ("vision_model.head.attention.in_proj_*", "visual.attn_pool.in_proj_*"),
+        ("vision_model.head.attention.out_proj.*", "visual.attn_pool.out_proj.*"),
+        ("vision_model.head.layernorm.*", "visual.attn_pool.ln.*"),
+        ("vision_model.head.mlp.fc1.*", "visual.attn_pool.mlp.c_fc.*"),
+        ("vision_model.head.mlp.fc2.*", "visual.attn_pool.mlp.c_proj.*"),
+        ("text_model.head.*", "text_projection.*"),
+        ("logit_bias", "logit_bias"),
+    ]
+)
 _IN_BLOCK = {
-    "norm1": "ln_1.",
-    "norm2": "ln_2.",
-    "attn.qkv": "attn.in_proj_",
-    "attn.proj": "attn.out_proj.",
-    "mlp.fc1": "mlp.c_fc.",
-    "mlp.fc2": "mlp.c_proj.",
+    "norm1.": "ln_1.",
+    "norm2.": "ln_2.",
+    "attn.qkv.": "attn.in_proj_",
+    "attn.proj.": "attn.out_proj.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
 }
-_PACKED_QUERY = re.compile(r"visual\.trunk\.attn_pool\.q\.(weight|bias)")
+_OPEN_CLIP = Renaming(
+    [
+        ("visual.trunk.patch_embed.proj.*", "visual.conv1.*"),
+        ("visual.trunk.pos_embed", "visual.positional_embedding"),
+        ("visual.trunk.norm.*", "visual.ln_post.*"),
+        ("visual.trunk.attn_pool.latent", "visual.attn_pool.probe"),
+        ("visual.trunk.attn_pool.proj.*", "visual.attn_pool.out_proj.*"),
+        ("visual.trunk.attn_pool.norm.*", "visual.attn_pool.ln.*"),
+        ("visual.trunk.attn_pool.mlp.fc1.*", "visual.attn_pool.mlp.c_fc.*"),
+        ("visual.trunk.attn_pool.mlp.fc2.*", "visual.attn_pool.mlp.c_proj.*"),
+        *(
+            (f"visual.trunk.blocks.*.{theirs}*", f"visual.transformer.resblocks.*.{ours}*")
+            for theirs, ours in _IN_BLOCK.items()
+        ),
+        ("logit_scale", "logit_scale"),
+        ("logit_bias", "logit_bias"),
+        ("text.**", "**"),
+    ]
+)
+# timm keeps q apart from k and v.
+_PACKED_QUERY = Renaming([("visual.trunk.attn_pool.q.*", "visual.attn_pool.in_proj_*")])
 
 # (pattern of a parameter path, name of the module among the renamed tensors, names of the leaves)
 _MODULES = [
@@ -104,11 +115,11 @@ def rename(
         )
     if huggingface_keys.is_huggingface(tensors):
         renamed, names = huggingface_keys.to_openai(tensors)
-        _rename_modules(tensors, _HUGGINGFACE, renamed, names)
+        for name, tensor in tensors.items():
+            if new_name := _HUGGINGFACE.inwards(name):
+                renamed[new_name], names[new_name] = tensor, (name,)
     else:
-        renamed, names = {}, {}
-        _rename_modules(tensors, _OPEN_CLIP, renamed, names)
-        _rename_trunk(tensors, renamed, names)
+        renamed, names = _from_open_clip(tensors)
     shapes = {"logit_scale": (), "logit_bias": (), "visual.attn_pool.probe": (-1,)}
     for name, shape in shapes.items():
         if name in renamed and (shape or renamed[name].size == 1):
@@ -119,36 +130,49 @@ def rename(
     return renamed, names
 
 
-def _rename_modules(tensors, modules, renamed: dict, names: dict) -> None:
-    for name, tensor in tensors.items():
-        for pattern, replacement in modules:
-            if match := re.fullmatch(pattern, name):
-                new_name = match.expand(replacement)
-                renamed[new_name], names[new_name] = tensor, (name,)
+def _from_open_clip(tensors: dict[str, np.ndarray]) -> tuple[dict, dict]:
+    """Rename tensors and pack the head's q, k and v.
 
-
-def _rename_trunk(tensors, renamed: dict, names: dict) -> None:
-    """Rename the blocks of the trunk and pack the head's q, k and v.
-
-    Any other tensor keeps its name, so that the file is refused for it.
+    Any other tensor of the trunk keeps its name, so that the file is refused for it.
     """
-    known = {name for own_names in names.values() for name in own_names}
+    renamed, names = {}, {}
     for name, tensor in tensors.items():
-        new_name, used = None, (name,)
-        if match := _BLOCK.fullmatch(name):
-            block, module, leaf = match.groups()
-            new_name = name
-            if module in _IN_BLOCK:
-                new_name = f"visual.transformer.resblocks.{block}.{_IN_BLOCK[module]}{leaf}"
-        elif match := _PACKED_QUERY.fullmatch(name):
-            used = (name, name.replace(".q.", ".kv."))
-            if used[1] in tensors:
-                new_name = f"visual.attn_pool.in_proj_{match[1]}"
+        new_name, used = _OPEN_CLIP.inwards(name), (name,)
+        if packed := _PACKED_QUERY.inwards(name):
+            keys = name.replace(".q.", ".kv.")
+            if keys in tensors:
+                new_name, used = packed, (name, keys)
                 tensor = np.concatenate([tensors[part] for part in used])
-        elif name.startswith(_TRUNK) and name not in known and ".attn_pool.kv." not in name:
+        elif new_name is None and name.startswith(_TRUNK) and ".attn_pool.kv." not in name:
             new_name = name
         if new_name is not None:
             renamed[new_name], names[new_name] = tensor, used
+    return renamed, names
+
+
+def to_huggingface(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename tensors by the names of ``origin`` to Hugging Face's."""
+    own = {_HUGGINGFACE.outwards(name): tensor for name, tensor in tensors.items()}
+    own.pop(None, None)
+    for name in ("logit_scale", "logit_bias"):
+        tensors = tensors | {name: tensors[name].reshape(1)}
+        own[name] = tensors[name]
+    own[f"{_HUGGINGFACE_HEAD}probe"] = own[f"{_HUGGINGFACE_HEAD}probe"].reshape(1, 1, -1)
+    return huggingface_keys.from_openai(tensors) | own
+
+
+def to_open_clip(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rename tensors by the names of ``origin`` to open_clip's and timm's."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if query := _PACKED_QUERY.outwards(name):
+            width = len(tensor) // 3
+            renamed[query], renamed[query.replace(".q.", ".kv.")] = tensor[:width], tensor[width:]
+        elif own_name := _OPEN_CLIP.outwards(name):
+            renamed[own_name] = tensor
+    for name, shape in ((f"{_TRUNK}attn_pool.latent", (1, 1, -1)), (f"{_TRUNK}pos_embed", None)):
+        renamed[name] = renamed[name].reshape(shape) if shape else renamed[name][None]
+    return renamed
 
 
 def infer_config(tensors: dict[str, np.ndarray], file_name: str) -> CLIPConfig:

@@ -65,7 +65,7 @@ class TextTransformer(nn.Module):
         """
         length = tokens.shape[1]
         x = self.token_embedding[tokens] + self.positional_embedding[:length]
-        causal = jnp.tril(jnp.ones((1, length, length), bool))
+        causal = jnp.asarray(np.tril(np.ones((1, length, length), bool)))
         x = self.ln_final(self.blocks(x.astype(self.dtype), causal))
         ends = jnp.take_along_axis(x, tokens.argmax(-1)[:, None, None], axis=1)[:, 0]
         return ends @ self.projection.astype(self.dtype)

@@ -38,11 +38,16 @@ class BytePairEncoder:
         return self._tokenizer.encode(text).ids
 
 
-def _build_tokenizer() -> Tokenizer:
+def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return the ids of all tokens but start and end, and the merged pairs by priority."""
     merges = _read_merges()
     symbols = _byte_symbols()
     tokens = [*symbols, *(symbol + _WORD_END for symbol in symbols), *map("".join, merges)]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _build_tokenizer() -> Tokenizer:
+    vocabulary, merges = vocabulary_and_merges()
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=_WORD_END))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

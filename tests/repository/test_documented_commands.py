@@ -5,6 +5,7 @@
 
 import argparse
 import functools
+import importlib
 import os
 import runpy
 import typing
@@ -77,10 +78,24 @@ def reason_not_parsed(command: Command) -> str | None:
     return next((why for start, why in OTHERS.items() if line.startswith(start)), None)
 
 
+def subcommand(command: Command) -> str | None:
+    """Return the module of `regionclip NAME`, for the commands that no script has."""
+    if command.words[0] != "regionclip" or len(command.words) < 2:
+        return None
+    return {"export": "export", "push": "push"}.get(command.words[1])
+
+
 @functools.cache
 def parse(command: Command) -> argparse.Namespace:
     """Return the options of a Python script, as its own parser reads them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        main = runpy.run_path(str(ROOT / "scripts" / f"{command.script}.py"))["main"]
+    return parsed_by(main, command.arguments)
 
+
+def parsed_by(main: typing.Callable, arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command's function, which does not run."""
     real = argparse.ArgumentParser.parse_args
 
     def parse_args(self, *arguments):
@@ -88,10 +103,8 @@ def parse(command: Command) -> argparse.Namespace:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        patch.syspath_prepend(str(ROOT / "scripts"))
-        main = runpy.run_path(str(ROOT / "scripts" / f"{command.script}.py"))["main"]
         with pytest.raises(Parsed) as caught:
-            main(command.arguments)
+            main(arguments)
     return caught.value.args[0]
 
 
@@ -145,7 +158,7 @@ def require_present(folder: Path, paths: list[str], command: Command) -> None:
 def test_every_command_is_parsed_or_has_a_reason_not_to_be():
     assert len(COMMANDS) > 60
     for command in COMMANDS:
-        if command.is_main or command.is_fragment or command.script:
+        if command.is_main or command.is_fragment or command.script or subcommand(command):
             continue
         assert reason_not_parsed(command), f"{command}: add a parser or a reason"
         if command.words[0].startswith("scripts/"):
@@ -184,6 +197,14 @@ def test_a_documented_script_parses_and_its_files_are_known(command, folder):
         value = getattr(options, name, None)
         paths = value if isinstance(value, list) else [value] if value else []
         require_present(folder, [str(path) for path in paths], command)
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if subcommand(c) and len(c.words) > 2], ids=ids
+)
+def test_a_documented_subcommand_parses(command):
+    module = importlib.import_module(f"regionclip_jax.commands.{subcommand(command)}")
+    parsed_by(module.main, list(command.words[2:]))
 
 
 def test_a_path_that_nothing_writes_and_a_wrong_option_are_found(folder):

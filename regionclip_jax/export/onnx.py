@@ -1,0 +1,241 @@
+"""Towers and region recognition as ONNX, through jax2onnx (extra ``onnx``).
+
+Three files: ``image.onnx`` embeds a whole image, ``text.onnx`` a text, and ``regions.onnx`` embeds
+boxes of an image and scores them. Proposals and non-maximum suppression are not among them:
+jax2onnx 0.13 has no conversion of the scatters in their loops over a batch (``ops.nms``).
+"""
+
+import dataclasses
+import importlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from regionclip_jax.artifacts.card_fields import CheckpointMismatch
+from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.export.programs import check_canvas, describe, describe_input, require_counts
+from regionclip_jax.extras import require_extra
+from regionclip_jax.files import replace_text, replaced_file
+from regionclip_jax.model import RegionCLIP
+from regionclip_jax.models.concept_classifier import score_classes
+from regionclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, kind_of
+from regionclip_jax.ops.backend import tracing_for
+from regionclip_jax.ops.normalization import normalize_images
+from regionclip_jax.steps.predict_step import embed_boxes
+from regionclip_jax.untrusted import reason
+
+
+def to_onnx(
+    function: Callable, inputs: dict[str, jax.ShapeDtypeStruct], outputs: list[str]
+) -> bytes:
+    """Return the ONNX model of a function of arrays of fixed shapes.
+
+    Args:
+        function: its constants are weights of the model.
+        inputs: shapes and types by name, in order.
+        outputs: names, in order.
+
+    Raises:
+        MissingExtra: jax2onnx is not installed.
+        NotImplementedError: jax2onnx has no conversion of an operation.
+    """
+    require_extra("onnx", "--format onnx")
+    # It warns of parts for libraries that no model here uses.
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
+    jax2onnx = importlib.import_module("jax2onnx")
+    _register_stack()
+    # A traced program has jax's own operations only. Otherwise jax2onnx replaces functions of flax
+    # and jax.numpy while it traces, and those replacements take other arguments.
+    with tracing_for("cpu"):
+        traced = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(function)(*inputs.values()))
+    model = jax2onnx.to_onnx(
+        traced,
+        [*inputs.values()],
+        input_names=[*inputs],
+        output_names=outputs,
+    )
+    return model.SerializeToString()
+
+
+def _register_stack() -> None:
+    """Add the conversion of ``stack``, an operation of jax that jax2onnx 0.13 does not know."""
+    plugins = importlib.import_module("jax2onnx.plugins.plugin_system")
+    onnx_ir = importlib.import_module("onnx_ir")
+    plugins.import_all_plugins()
+    if "stack" in plugins.PLUGIN_REGISTRY:
+        return
+
+    class Stack(plugins.PrimitiveLeafPlugin):
+        """Unsqueeze each input, then concatenate."""
+
+        def lower(self, ctx: Any, eqn: Any) -> None:
+            axis, (out,) = eqn.params["axis"], eqn.outvars
+            axes = ctx.builder.const_i64(ctx.fresh_name("stack_axes"), [axis])
+            parts = []
+            for variable in eqn.invars:
+                value = ctx.get_value_for_var(variable, name_hint=ctx.fresh_name("stack_in"))
+                part = ctx.builder.Unsqueeze(value, axes, _outputs=[ctx.fresh_name("stack_part")])
+                shape = list(variable.aval.shape)
+                part.type, part.shape = value.type, onnx_ir.Shape([*shape[:axis], 1, *shape[axis:]])
+                parts.append(part)
+            result = ctx.builder.Concat(*parts, axis=axis, _outputs=[ctx.fresh_name("stack")])
+            result.type, result.shape = parts[0].type, onnx_ir.Shape(out.aval.shape)
+            ctx.bind_value_for_var(out, result)
+
+    plugins.register_primitive(
+        jaxpr_primitive="stack", jax_doc="", onnx=[], since="0", context="primitives.lax",
+        component="stack", testcases=[],
+    )(Stack)  # fmt: skip
+
+
+def write_onnx(
+    model: RegionCLIP,
+    vocabulary: Vocabulary | int,
+    side: int,
+    num_boxes: int,
+    output: Path,
+) -> tuple[Path, ...]:
+    """Write the three programs and ``model.json`` to the directory ``output``; return the paths.
+
+    Args:
+        vocabulary: classes of ``regions.onnx``; or the number of rows of an input of embeddings.
+        side: of the canvas of ``regions.onnx``, in pixels.
+        num_boxes: rows of its boxes.
+
+    Raises:
+        MissingExtra: jax2onnx is not installed.
+        CheckpointMismatch: jax2onnx cannot convert a tower, or ``output`` is a file.
+        ValueError: a number that no program has.
+    """
+    if output.exists() and not output.is_dir():
+        raise CheckpointMismatch(f"--output: expected a directory, found the file {output}")
+    rows = vocabulary if isinstance(vocabulary, int) else None
+    require_counts(num_boxes=num_boxes, num_names=rows)
+    parts = [_image_program(model), _text_program(model)]
+    parts.append(_region_program(model, vocabulary, side, num_boxes))
+    paths = []
+    for part in parts:
+        try:
+            content = to_onnx(part.call, part.inputs, [*part.outputs])
+        # jax2onnx raises errors of several types for what it cannot convert.
+        except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+            raise CheckpointMismatch(
+                f"{model.directory}: format onnx: {part.what}: jax2onnx cannot convert it "
+                f"({reason(error)}); use --format stablehlo"
+            ) from error
+        paths.append(output / f"{part.name}.onnx")
+        with replaced_file(paths[-1]) as file:
+            file.write(content)
+    paths.append(output / "model.json")
+    replace_text(paths[-1], json.dumps(_describe(model, vocabulary, parts), indent=1) + "\n")
+    return tuple(paths)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A program: its file, the part of the model for errors, function, and shapes by name."""
+
+    name: str
+    what: str
+    call: Callable
+    inputs: dict[str, jax.ShapeDtypeStruct]
+    outputs: dict[str, str]
+
+
+def _image_program(model: RegionCLIP) -> _Part:
+    clip, variables = model.clip
+    preprocessing = model.config.preprocessing
+    side = preprocessing.resolution
+
+    def embed(image: UInt8[Array, "H W 3"]) -> Float[Array, " D"]:
+        pixels = normalize_images(image[None], jnp.array([[side, side]]), preprocessing)
+        return clip.apply(variables, pixels, method=clip.encode_image)[0]
+
+    kind = kind_of(model.config.image, IMAGE_TOWERS)
+    inputs = {"image": jax.ShapeDtypeStruct((side, side, 3), jnp.uint8)}
+    outputs = {"embedding": "of the whole image, not normalised"}
+    return _Part("image", f"image tower of the kind {kind!r}", embed, inputs, outputs)
+
+
+def _text_program(model: RegionCLIP) -> _Part:
+    clip, variables = model.clip
+    text = model.config.text
+
+    def embed(tokens: Int[Array, " L"]) -> Float[Array, " D"]:
+        return clip.apply(variables, tokens[None], method=clip.encode_text)[0]
+
+    kind = kind_of(text, TEXT_TOWERS)
+    inputs = {"tokens": jax.ShapeDtypeStruct((text.context_length,), jnp.int32)}
+    outputs = {"embedding": "of the text, not normalised"}
+    return _Part("text", f"text tower of the kind {kind!r}", embed, inputs, outputs)
+
+
+def _region_program(
+    model: RegionCLIP, vocabulary: Vocabulary | int, side: int, num_boxes: int
+) -> _Part:
+    clip, variables = model.clip
+    settings = model.scores.detection
+    check_canvas(side)
+
+    def recognise(
+        image: UInt8[Array, "H W 3"],
+        size: Int[Array, "2"],
+        boxes: Float[Array, "R 4"],
+        classes: Float[Array, "C D"] | None = None,
+    ) -> tuple[Float[Array, "R D"], Float[Array, "R C"]]:
+        embeddings = embed_boxes(
+            clip, variables, image[None], size[None], boxes[None], embed_from="features",
+            regions_per_chunk=None, roi_align_impl="matmul",
+        )[0]  # fmt: skip
+        mask = None
+        if classes is None:
+            assert isinstance(vocabulary, Vocabulary)
+            classes = jnp.asarray(vocabulary.embeddings)
+        else:
+            mask = jnp.any(classes != 0, axis=1)
+        return embeddings, score_classes(embeddings, classes, settings, mask)
+
+    inputs = {
+        "image": jax.ShapeDtypeStruct((side, side, 3), jnp.uint8),
+        "size": jax.ShapeDtypeStruct((2,), jnp.int32),
+        "boxes": jax.ShapeDtypeStruct((num_boxes, 4), jnp.float32),
+    }
+    if isinstance(vocabulary, int):
+        shape = (vocabulary, model.config.embed_dim)
+        inputs["embeddings"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    outputs = {
+        "region_embeddings": "of the boxes, not normalised",
+        "probabilities": "of the classes, for each box",
+    }
+    kind = kind_of(model.config.image, IMAGE_TOWERS)
+    what = f"regions of the image tower of the kind {kind!r}"
+    return _Part("regions", what, recognise, inputs, outputs)
+
+
+_MEANINGS = {
+    "image": "image.onnx: RGB at the resolution of the tower; regions.onnx: RGB on a canvas, the "
+    "image in the top left corner, zeros elsewhere; the program normalises it",
+    "size": "height and width of the image on the canvas",
+    "boxes": "x1, y1, x2, y2 in pixels of the canvas",
+    "tokens": "ids of the model's tokenizer",
+    "embeddings": "text embeddings of the classes, not normalised; a row of zeros is no class",
+}
+
+
+def _describe(model: RegionCLIP, vocabulary: Vocabulary | int, parts: list[_Part]) -> dict:
+    programs = [
+        {
+            "file": f"{part.name}.onnx",
+            "inputs": [describe_input(name, one) for name, one in part.inputs.items()],
+            "outputs": [{"name": n, "meaning": text} for n, text in part.outputs.items()],
+        }
+        for part in parts
+    ]
+    return describe(model, vocabulary) | {"programs": programs, "inputs": _MEANINGS}
