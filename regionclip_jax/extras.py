@@ -8,9 +8,11 @@ from regionclip_jax.settings import UserError
 _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
     "lvis": ("faster_coco_eval",),
+    "mlflow": ("mlflow",),
     "siglip": ("sentencepiece",),
     "supervision": ("supervision",),
     "video": ("av",),
+    "wandb": ("wandb",),
 }
 
 

@@ -15,6 +15,7 @@ NOTICE = ROOT / "third_party" / "NOTICE"
 SPDX = {
     "Apache 2.0": "Apache-2.0",
     "Apache License": "Apache-2.0",
+    "Apache License, Version 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD 2-Clause License": "BSD-2-Clause",
     "3-Clause BSD License": "BSD-3-Clause",
@@ -22,7 +23,15 @@ SPDX = {
     "MIT License": "MIT",
 }
 # Read in the licence files of packages whose metadata do not name the licence.
-WITHOUT_METADATA = {"faster-coco-eval": "Apache-2.0", "scipy": "BSD-3-Clause"}
+WITHOUT_METADATA = {
+    "databricks-sdk": "Apache-2.0",
+    "faster-coco-eval": "Apache-2.0",
+    "gitdb": "BSD-3-Clause",
+    "mlflow-skinny": "Apache-2.0",
+    "pyasn1-modules": "BSD-2-Clause",
+    "scipy": "BSD-3-Clause",
+    "sqlparse": "BSD-3-Clause",
+}
 
 
 def setup() -> ConfigParser:
@@ -136,5 +145,5 @@ def test_the_notice_states_the_licence_of_every_package():
             [package, ranges.get(package) or "any", first_lock[package], found[1]],
         )
     if lines != expected:
-        print("\n".join(f"  {a:26}{b:20}{c:7}{d}" for a, b, c, d in expected))
+        print("\n".join(f"  {a + '  ':26}{b:20}{c:7}{d}" for a, b, c, d in expected))
     assert lines == expected
