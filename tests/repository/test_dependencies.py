@@ -20,13 +20,17 @@ SPDX = {
     "BSD 2-Clause License": "BSD-2-Clause",
     "3-Clause BSD License": "BSD-3-Clause",
     "FreeBSD": "BSD-2-Clause",
+    "MIT Licence": "MIT",
     "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
 }
 # Read in the licence files of packages whose metadata do not name the licence.
 WITHOUT_METADATA = {
     "databricks-sdk": "Apache-2.0",
     "faster-coco-eval": "Apache-2.0",
     "gitdb": "BSD-3-Clause",
+    "jinja2": "BSD-3-Clause",
+    "mergedeep": "MIT",
     "mlflow-skinny": "Apache-2.0",
     "pyasn1-modules": "BSD-2-Clause",
     "scipy": "BSD-3-Clause",
@@ -117,11 +121,11 @@ def licence(package: str) -> tuple[str, str] | None:
 
 def test_the_notice_states_the_licence_of_every_package():
     """A failure prints the lines as they should be."""
-    order = ["core", "build", "test", "types", "gpu", "tpu"]
+    order = ["core", "build", "test", "docs", "types", "gpu", "tpu"]
     assert sorted(order) == locks()
     ranges = {
         canonicalize_name(requirement.name): str(requirement.specifier)
-        for name in ["", "test", "types"]
+        for name in ["", "test", "docs", "types"]
         for requirement in requirements(name)
     }
     lines = [
