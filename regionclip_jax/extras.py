@@ -9,12 +9,14 @@ _MODULES = {
     "concepts": ("HanTa.HanoverTagger", "simplemma"),
     "hub": ("huggingface_hub",),
     "lvis": ("faster_coco_eval",),
+    "mlflow": ("mlflow",),
     "onnx": ("jax2onnx",),
     "serve": ("h11", "python_multipart", "starlette", "uvicorn"),
     "siglip": ("sentencepiece",),
     "stablehlo": ("flatbuffers",),
     "supervision": ("supervision",),
     "video": ("av",),
+    "wandb": ("wandb",),
 }
 
 

@@ -16,6 +16,7 @@ import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -287,9 +288,11 @@ class RegionCLIP:
             objectness: use of the localizer's objectness: "sigmoid", "none", or "reference", whose
                 scores may exceed 1 (see ``ops.detections``). Given boxes have none.
             score_threshold: detections with a score up to this are dropped.
-            nms, nms_threshold: "hard", or soft: "gaussian", "linear"; within a class.
+            nms: "hard", or soft: "gaussian", "linear"; within a class.
+            nms_threshold: IoU from which a box suppresses another.
             max_detections: largest number of detections of each image.
-            num_proposals, proposal_nms_threshold: proposals of the localizer.
+            num_proposals: largest number of the localizer's proposals.
+            proposal_nms_threshold: IoU from which a proposal suppresses another.
             embed_from: "features", or "crops": each region alone through the image tower.
             report_probabilities: report class probabilities as scores; objectness still ranks and
                 thresholds (the reference's VIS; hard NMS only).
@@ -359,19 +362,20 @@ class RegionCLIP:
         tile: int,
         overlap: float = 0.2,
         merge_threshold: float = 0.5,
-        **settings,
+        **settings: Any,
     ) -> Detected:
         """Detect small objects of a large image: in each of its tiles, and in the whole image.
 
         Detections of the tiles move to the image and are merged (``data.loading.tiles``).
 
         Args:
-            image, vocabulary: as in ``detect``; one image.
+            image: one image, as in ``detect``.
+            vocabulary: as in ``detect``.
             tile: side of the square tiles, in pixels of the image. Each is resized like an image.
             overlap: share of the side that neighbours have in common, at least.
             merge_threshold: share of the smaller area that two detections of a class and of
                 different tiles may have in common, before the lower-scored one is suppressed.
-            settings: arguments of ``detect``, but for ``boxes``.
+            **settings: arguments of ``detect``, but for ``boxes``.
 
         Raises:
             CheckpointMismatch, ValueError: as ``detect``; a tile, an overlap or a threshold that is
@@ -548,7 +552,8 @@ def load(
             the Hugging Face Hub (``hub``).
         dtype: "float32"; "bfloat16", faster but less precise; or "auto": bfloat16 on GPUs and TPUs,
             float32 on CPUs.
-        short_side, max_long_side: limits of the resize in pixels, as in the reference's detection.
+        short_side: length in pixels that the short side of an image is resized to.
+        max_long_side: largest length in pixels of the long side, which limits the resize.
         batch_size: number of images of a list that are processed at once if they share a canvas;
             the rest of a canvas is processed one by one.
         require_platform: "cpu", "gpu" or "tpu"; None computes on what JAX finds.

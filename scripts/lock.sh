@@ -17,7 +17,7 @@ lock() {
 
 lock test setup.cfg --extra test "$@"
 lock core setup.cfg --constraints locks/test.txt "$@"
-for extra in types gpu tpu; do
+for extra in docs types gpu tpu; do
   lock "$extra" setup.cfg --extra "$extra" --constraints locks/test.txt "$@"
 done
 # Package managers build distributions without wheels, and this package, with it.

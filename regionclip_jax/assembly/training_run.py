@@ -18,6 +18,7 @@ from regionclip_jax.models.towers import CLIPConfig
 from regionclip_jax.reporting.progress import Progress
 from regionclip_jax.reporting.region_labels import BackgroundImages
 from regionclip_jax.reporting.tables import as_markdown, parameters_text, settings_text
+from regionclip_jax.reporting.trackers import check_tracker
 from regionclip_jax.reporting.writers import make_writer
 from regionclip_jax.settings import (
     ConfigError,
@@ -59,7 +60,9 @@ def run(training: Training, workdir: Path) -> Path:
         ConfigError: the run has more than ``run.num_steps`` steps, or the batch does not divide
             among the devices.
         InconsistentHosts: processes of this run found different data.
+        MissingExtra, TrackerError: the tracker did not start.
     """
+    check_tracker(training.settings.tracker)
     settings, materials = training.settings, training.open()
     run = settings.run
     require_consistent({"contents": materials.contents})
@@ -189,6 +192,7 @@ def _run_steps(
             workdir,
             just_logging=not is_first_process,
             first_step=start_step + 1 if start_step else 0,
+            tracker=settings.tracker,
         )
         stack.enter_context(contextlib.closing(writer))
         images = stack.enter_context(contextlib.closing(BackgroundImages(writer.write_images)))

@@ -53,6 +53,7 @@ from regionclip_jax.models.localizer import Localizer
 from regionclip_jax.models.vit_pyramid import PyramidHeads
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.tables import comparison_table
+from regionclip_jax.reporting.trackers import check_tracker
 from regionclip_jax.reporting.writers import write_evaluation
 from regionclip_jax.settings import (
     ConfigError,
@@ -100,6 +101,7 @@ class Evaluation(NamedTuple):
 
 def run(settings: EvaluateSettings, workdir: Path) -> dict:
     """Evaluate every model of the recipe on the same images, and write ``results.json``."""
+    check_tracker(settings.tracker)
     log_dtype("evaluation", settings.dtype)
     for path in settings.models.values():
         # All models, before the first is evaluated.
@@ -145,7 +147,7 @@ def run(settings: EvaluateSettings, workdir: Path) -> dict:
             rate = evaluation.images_per_second
             print(f"{name}: {', '.join(f'{k}: {v}' for k, v in evaluation.saw.items())}"
                   + (f", {rate:.1f} images/s" if rate else ""))  # fmt: skip
-        report(workdir, evaluations, image)
+        report(workdir, evaluations, image, settings.tracker)
         print("AP50 lost to each kind of error:")
         print(comparison_table({n: e.errors.lost["all"] for n, e in evaluations.items()}))
     return metrics
@@ -170,25 +172,28 @@ def check(settings: EvaluationSettings) -> None:
     DetectionPass(settings, source)
 
 
-def report(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
+def report(
+    workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray, tracker: str | None
+) -> None:
     """Print the metrics, what they count, and the errors; ``show`` these."""
     print(comparison_table({name: evaluation.metrics for name, evaluation in evaluations.items()}))
     print(coverage_text({n: e.coverage for n, e in evaluations.items()}))
     for name, evaluation in evaluations.items():
         print(f"errors of {name}: {evaluation.errors.text()}", flush=True)
-    show(workdir, evaluations, image)
+    show(workdir, evaluations, image, tracker)
 
 
-def show(workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray) -> None:
-    """Draw the errors; write metrics, image and errors to TensorBoard."""
+def show(
+    workdir: Path, evaluations: Mapping[str, Evaluation], image: np.ndarray, tracker: str | None
+) -> None:
+    """Draw the errors; write metrics, image and errors to TensorBoard and the tracker."""
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     chart = error_chart.draw({name: evaluation.errors for name, evaluation in evaluations.items()})
     write_png(workdir / "errors.png", chart)
     steps = {name: evaluation.step for name, evaluation in evaluations.items()}
     images = {"regions": image, "errors": chart}
-    write_evaluation(
-        workdir, metrics, steps, {n: i[None].astype(np.float32) / 255 for n, i in images.items()}
-    )
+    batches = {name: image[None].astype(np.float32) / 255 for name, image in images.items()}
+    write_evaluation(workdir, metrics, steps, batches, tracker=tracker)
 
 
 def evaluate_model(

@@ -19,10 +19,10 @@ from regionclip_jax.evaluation.counts import coverage_text
 from regionclip_jax.jobs import evaluate, proposal_recall, train_detector
 from regionclip_jax.jobs.scenes_experiment import (
     ZERO_SHOT,
+    as_part,
     spent_text,
     train_models,
     with_data,
-    with_seed,
 )
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.stages import Stages
@@ -43,9 +43,7 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
     trained = train_models(settings, workdir, stages, student="regionclip")
     teacher, student, localizer = trained.teacher, trained.student, trained.localizer
     data = workdir / "data"
-    detector_config = with_data(
-        with_seed(settings.train_detector, settings.seed), data / "labelled"
-    )
+    detector_config = with_data(as_part(settings.train_detector, settings), data / "labelled")
     models, labels = {}, {RANDOM: teacher, CLIP: teacher, REGIONCLIP: student}
     for name, origin in labels.items():
         models[name] = stages.run(
@@ -134,7 +132,7 @@ def _write(settings, workdir: Path, evaluation, evaluations, metrics, recall, se
     write_png(workdir / "detections.png", image)
     print(comparison_table({"localizer": found}))
     print(coverage_text({"localizer": coverage}))
-    evaluate.report(workdir, evaluations, image)
+    evaluate.report(workdir, evaluations, image, settings.tracker)
     print(spent_text(seconds))
     print(f"numbers: {workdir / 'results.json'}")
     print(f"images: {workdir / 'detections.png'}, {workdir / 'errors.png'}", flush=True)

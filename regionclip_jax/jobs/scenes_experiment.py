@@ -72,15 +72,15 @@ def train_models(
     data = workdir / "data"
     stages.run("drawing", lambda: draw(settings.scenes, data, settings.num_labelled))
 
-    clip = with_data(with_seed(settings.train_clip, settings.seed), data / "whole_images")
+    clip = with_data(as_part(settings.train_clip, settings), data / "whole_images")
     teacher = stages.run("teacher", lambda: train_clip.run(clip, workdir / "teacher"))
     start = {"init_from": str(teacher)}
 
-    boxes = with_data(with_seed(settings.train_localizer, settings.seed), data / "labelled")
+    boxes = with_data(as_part(settings.train_localizer, settings), data / "labelled")
     boxes = dataclasses.replace(boxes, localizer=dataclasses.replace(boxes.localizer, **start))
     localizer = stages.run("localizer", lambda: train_localizer.run(boxes, workdir / "localizer"))
 
-    captions = with_data(with_seed(settings.pretrain, settings.seed), data / "scenes")
+    captions = with_data(as_part(settings.pretrain, settings), data / "scenes")
     captions = dataclasses.replace(
         captions,
         student=dataclasses.replace(captions.student, **start),
@@ -177,7 +177,7 @@ def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
         "trained here from random",
     )
     write_png(workdir / "regions.png", image)
-    evaluate.show(workdir, evaluations, image)
+    evaluate.show(workdir, evaluations, image, settings.tracker)
     print(_summary(evaluations))
     print(spent_text(seconds))
     print(f"numbers: {workdir / 'results.json'}")
@@ -209,9 +209,10 @@ def spent_text(seconds: dict[str, float]) -> str:
     return f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}"
 
 
-def with_seed(settings, seed: int):
-    """Return training settings with another seed."""
-    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, seed=seed))
+def as_part(settings, whole: ScenesExperimentSettings | ScenesDetectionSettings):
+    """Return training settings with the seed and the tracker of the whole experiment."""
+    run = dataclasses.replace(settings.run, seed=whole.seed)
+    return dataclasses.replace(settings, run=run, tracker=whole.tracker)
 
 
 def with_data(settings, path: Path):

@@ -89,6 +89,7 @@ def run(settings: TrainDetectorSettings, workdir: Path) -> Path:
         evaluate.run(
             EvaluateSettings(
                 matmul_precision=settings.matmul_precision,
+                tracker=settings.tracker,
                 models={"detector": str(directory)},
                 dtype=settings.model.dtype,
                 evaluation=settings.evaluation,

@@ -60,7 +60,8 @@ def run(settings: TrainLocalizerSettings, workdir: Path) -> Path:
             write_results(workdir / "results.json", {"localizer": found}, details=details)
             print(comparison_table({"localizer": found}))
             print(coverage_text({"localizer": coverage}), flush=True)
-            write_evaluation(workdir, {"localizer": found}, {"localizer": settings.run.num_steps})
+            steps = {"localizer": settings.run.num_steps}
+            write_evaluation(workdir, {"localizer": found}, steps, tracker=settings.tracker)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Write to TensorBoard and the log through CLU's writer interface, without TensorFlow.
+"""Write to TensorBoard, the log and a tracker through CLU's interface, without TensorFlow.
 
 ``clu.metric_writers`` imports TensorFlow for one of its classes, the writer of event files. If
 TensorFlow is not installed, this module registers its own writer (over tensorboardX) under the
@@ -19,27 +19,44 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from tensorboardX import RecordWriter, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from regionclip_jax.reporting.pixels import separate_images
+from regionclip_jax.reporting.trackers import TrackerError, start_tracker
 
 _MODULE = "clu.metric_writers.summary_writer"
 
 
-def make_writer(workdir: str | Path | None, *, just_logging: bool, first_step: int | None = None):
-    """Return a ``clu.metric_writers.MetricWriter`` for log and TensorBoard.
+def make_writer(
+    workdir: str | Path | None,
+    *,
+    just_logging: bool,
+    first_step: int | None = None,
+    tracker: str | None = None,
+):
+    """Return a ``clu.metric_writers.MetricWriter`` for log, TensorBoard and tracker.
 
     It writes to the buffer of a file at once, from any thread; ``flush`` waits for the disk.
 
     Args:
         workdir: directory of the event files; None for the log alone.
-        just_logging: write no event files (processes other than the first).
+        just_logging: write no event files and to no tracker (processes other than the first).
         first_step: see ``EventFileWriter``.
+        tracker: as ``trackers.start_tracker``; None for no tracker.
+
+    Raises:
+        MissingExtra, TrackerError: as ``trackers.start_tracker``.
     """
     install_summary_writer_bridge()
     from clu import metric_writers  # only now: its import needs the bridge
 
     writers = [metric_writers.LoggingWriter()]
     if workdir is not None and not just_logging:
+        # The tracker first: if it does not start, there is no new event file.
+        if tracker is not None:
+            writers.append(start_tracker(tracker, workdir))
         writers.append(EventFileWriter(workdir, first_step))
     return metric_writers.MultiWriter(writers)
 
@@ -49,16 +66,26 @@ def write_evaluation(
     metrics: Mapping[str, Mapping[str, float | None]],
     steps: Mapping[str, int],
     images: Mapping[str, np.ndarray] | None = None,
+    *,
+    tracker: str | None,
 ) -> None:
     """Write the metrics of models to TensorBoard, each at the step that its weights belong to.
+
+    A tracker that does not start is an error in the log: the metrics are computed already.
 
     Args:
         workdir: directory of the event files.
         metrics: model -> metric -> value; None is left out.
         steps: updates of each model's training.
         images: written at the last of the steps.
+        tracker: as in ``make_writer``.
     """
-    with contextlib.closing(make_writer(workdir, just_logging=False)) as writer:
+    try:
+        writer = make_writer(workdir, just_logging=False, tracker=tracker)
+    except TrackerError as error:
+        logging.error("%s", error)
+        writer = make_writer(workdir, just_logging=False)
+    with contextlib.closing(writer):
         for name, values in metrics.items():
             known = {f"{name}/{key}": value for key, value in values.items() if value is not None}
             writer.write_scalars(steps[name], known)
@@ -115,26 +142,13 @@ class EventFileWriter:
             self._write(step, summary=summary.scalar(name, float(np.asarray(value))))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Write images [H, W, C] or [N, H, W, C], C = 1 or 3: uint8, or floats in [0, 1].
+        """Write images as ``pixels.separate_images`` takes them.
 
         Raises:
             ValueError: another shape.
         """
-        for name, value in images.items():
-            pixels = np.asarray(value)
-            if pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3):
-                raise ValueError(
-                    f"image {name!r}: expected [H, W, C] or [N, H, W, C] with C = 1 or 3, found "
-                    f"shape {pixels.shape}"
-                )
-            if np.issubdtype(pixels.dtype, np.floating):
-                pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255)
-            pixels = pixels.astype(np.uint8)
-            if pixels.ndim == 3:
-                self._write(step, summary=summary.image(name, pixels, dataformats="HWC"))
-                continue
-            for i, image in enumerate(pixels):
-                self._write(step, summary=summary.image(f"{name}/{i}", image, dataformats="HWC"))
+        for name, pixels in separate_images(images).items():
+            self._write(step, summary=summary.image(name, pixels, dataformats="HWC"))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():

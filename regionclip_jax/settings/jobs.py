@@ -229,6 +229,9 @@ class JobSettings(Section):
     # jax_default_matmul_precision: "default" (fast) or "highest" (with dtype "float32": parity with
     # the reference, also on accelerators).
     matmul_precision: MatmulPrecision = may_change("default")
+    # Service that gets metrics, images and settings beside TensorBoard: "wandb" (Weights & Biases)
+    # or "mlflow", each with the extra of its name; None for none.
+    tracker: Literal["wandb", "mlflow"] | None = may_change(None)
 
 
 # Stem and layer1 (FREEZE_AT 2), every batch norm, the text tower and its temperature.

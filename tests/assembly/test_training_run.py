@@ -15,6 +15,7 @@ from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatte
 from regionclip_jax.assembly import optimization, training_run
 from regionclip_jax.assembly.training import Materials, Training
 from regionclip_jax.models.presets import PRESETS
+from regionclip_jax.reporting.trackers import TrackerError
 from regionclip_jax.settings import ConfigError, MixturePart, TrainClipSettings, as_plain
 from regionclip_jax.sharding.global_arrays import replicate
 from regionclip_jax.sharding.mesh import make_mesh
@@ -107,6 +108,39 @@ def test_a_resumed_run_equals_one_without_a_stop(train, recipe, changed, tmp_pat
     assert train.started == [0, 0, 4 * 8]
     for path in whole:
         np.testing.assert_array_equal(whole[path], parts[path], err_msg=path)
+
+
+@pytest.mark.slow
+def test_a_run_of_a_tracker_goes_on_with_the_training_or_ends_with_its_error(
+    train, recipe, changed, tmp_path, monkeypatch
+) -> None:
+    pytest.importorskip("mlflow", reason="needs the extra mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    tracked = changed(recipe, {"tracker": "mlflow", "run.log_every": 1})
+    workdir, ids = tmp_path / "run", []
+    for num_steps in (2, 4):
+        train(changed(tracked, {"run.num_steps": num_steps}), workdir=workdir)
+        ids.append(json.loads((workdir / "tracker.json").read_text())["mlflow"])
+    assert ids[0] == ids[1]
+    run = MlflowClient().get_run(ids[0])
+    assert run.info.status == "FINISHED" and run.data.params["run.num_steps"] == "2"
+    history = MlflowClient().get_metric_history(ids[0], "loss")
+    assert [metric.step for metric in history] == [1, 2, 3, 4]
+
+    failed = tmp_path / "failed"
+    with pytest.raises(NonFiniteMetric):
+        train(tracked, workdir=failed, broken_from=16)
+    run_id = json.loads((failed / "tracker.json").read_text())["mlflow"]
+    assert MlflowClient().get_run(run_id).info.status == "FAILED"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackerError, match="mlflow did not start"):
+        train(tracked, workdir=tmp_path / "unreachable")
+    assert checkpoints(tmp_path / "unreachable") == []
 
 
 def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(

@@ -15,16 +15,34 @@ NOTICE = ROOT / "third_party" / "NOTICE"
 SPDX = {
     "Apache 2.0": "Apache-2.0",
     "Apache License": "Apache-2.0",
+    "Apache License, Version 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD 2-Clause License": "BSD-2-Clause",
+    "BSD 3-Clause License": "BSD-3-Clause",
     "3-Clause BSD License": "BSD-3-Clause",
     "FreeBSD": "BSD-2-Clause",
+    "ISC license": "ISC",
+    "MIT Licence": "MIT",
     "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
 }
 # Read in the licence files of packages whose metadata do not name the licence.
 WITHOUT_METADATA = {
-    "faster-coco-eval": "Apache-2.0", "pysocks": "BSD-3-Clause", "scipy": "BSD-3-Clause",
-}  # fmt: skip
+    "databricks-sdk": "Apache-2.0",
+    "faster-coco-eval": "Apache-2.0",
+    "gitdb": "BSD-3-Clause",
+    "ipython-pygments-lexers": "BSD-3-Clause",
+    "jinja2": "BSD-3-Clause",
+    "mergedeep": "MIT",
+    "mlflow-skinny": "Apache-2.0",
+    "nest-asyncio2": "BSD-2-Clause",
+    "prompt-toolkit": "BSD-3-Clause",
+    "ptyprocess": "ISC",
+    "pyasn1-modules": "BSD-2-Clause",
+    "pysocks": "BSD-3-Clause",
+    "scipy": "BSD-3-Clause",
+    "sqlparse": "BSD-3-Clause",
+}
 
 
 def setup() -> ConfigParser:
@@ -110,11 +128,11 @@ def licence(package: str) -> tuple[str, str] | None:
 
 def test_the_notice_states_the_licence_of_every_package():
     """A failure prints the lines as they should be."""
-    order = ["core", "build", "test", "types", "gpu", "tpu"]
+    order = ["core", "build", "test", "docs", "types", "gpu", "tpu"]
     assert sorted(order) == locks()
     ranges = {
         canonicalize_name(requirement.name): str(requirement.specifier)
-        for name in ["", "test", "types"]
+        for name in ["", "test", "docs", "types"]
         for requirement in requirements(name)
     }
     lines = [
@@ -138,5 +156,5 @@ def test_the_notice_states_the_licence_of_every_package():
             [package, ranges.get(package) or "any", first_lock[package], found[1]],
         )
     if lines != expected:
-        print("\n".join(f"  {a:26}{b:20}{c:7}{d}" for a, b, c, d in expected))
+        print("\n".join(f"  {a + '  ':26}{b:20}{c:7}{d}" for a, b, c, d in expected))
     assert lines == expected

@@ -46,6 +46,7 @@ INPUTS = {
     "benchmark": ["path"],
     "benchmark_text": ["captions"],
     "build_concepts": ["captions"],
+    "build_site": [],
     "convert_checkpoint": ["source", "trunk", "localizer", "text_from"],
     "detect": ["checkpoint", "images"],
     "doctor": ["directory"],
