@@ -20,6 +20,7 @@ from regionclip_jax.reporting.drawing import class_colour
 from regionclip_jax.serving import page
 from regionclip_jax.serving.app import make_app
 from regionclip_jax.serving.detections import Detections
+from regionclip_jax.serving.forms import Upload
 from regionclip_jax.serving.limits import Limits
 
 PAGE = Path(page.__file__).parent
@@ -351,6 +352,15 @@ def test_an_upload_that_stops_or_trickles_ends(open_client, photo, limits):
     response = asyncio.run(run())
     assert "send it again" in refused(response, 408)
     assert response.headers["connection"] == "close"
+
+
+def test_an_upload_whose_client_is_gone_is_not_computed(served_model):
+    async def is_gone() -> bool:
+        return True
+
+    # Its image would be refused.
+    upload = Upload(b"no image", "a.png", ("cat",))
+    assert asyncio.run(Detections(served_model, Limits()).detect(upload, is_gone)) is None
 
 
 def test_other_requests_are_answered_during_a_detection(open_client, served_model, photo):
