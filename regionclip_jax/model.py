@@ -418,10 +418,18 @@ class RegionCLIP:
     def _proposals(
         self, num_proposals: int | None, nms_threshold: float | None
     ) -> ProposalSettings:
-        if self._pyramid is None:
-            self.require_localizer()
+        self.require_proposals()
         stated = ProposalSettings(num_proposals, None, nms_threshold, None)
         return completed(stated, self.scores.proposals)
+
+    def require_proposals(self) -> None:
+        """Refuse a model that cannot propose regions.
+
+        Raises:
+            CheckpointMismatch: it has neither a localizer nor heads on a pyramid.
+        """
+        if not self.has_localizer:
+            self.require_localizer()
 
     def require_localizer(self) -> Localizer:
         """Return the localizer.

@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         batch_size=options.batch_size,
     )
     model.vocabulary(classes)
-    model.require_localizer()
+    model.require_proposals()
     return detect_all(model, paths, classes, options)
 
 

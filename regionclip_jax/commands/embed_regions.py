@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.checkpoint, short_side=options.short_side, max_long_side=options.max_long_side
     )
     if given is None:
-        model.require_localizer()
+        model.require_proposals()
     return extract_all(model, paths, given, classes, options)
 
 

@@ -58,8 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         model = load(
             options.model, short_side=options.short_side, max_long_side=options.max_long_side
         )
-        if not model.has_localizer:
-            model.require_localizer()
+        model.require_proposals()
         limits = Limits()
         detections = Detections(model, limits)
 

@@ -101,7 +101,7 @@ def command(tmp_path, monkeypatch):
         def vocabulary(self, names):
             return types.SimpleNamespace(names=("cat",))
 
-        def require_localizer(self):
+        def require_proposals(self):
             pass
 
         def detect(self, images, classes, **_):

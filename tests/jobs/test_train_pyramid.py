@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import regionclip_jax
 import small_recipes
@@ -15,7 +17,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.results import read_results
 from regionclip_jax.assembly import models as assembly
-from regionclip_jax.commands import doctor
+from regionclip_jax.commands import detect, doctor
 from regionclip_jax.jobs import evaluate, train_detector
 from regionclip_jax.models.eva_transformer import EVAConfig
 from regionclip_jax.models.presets import PRESETS
@@ -162,6 +164,18 @@ def test_the_public_api_detects_proposes_and_classifies_given_boxes(detector):
     np.testing.assert_allclose(given.boxes, np.tile(boxes, (2, 1)), atol=1e-3)
     with pytest.raises(ValueError, match="embed_from 'crops': heads on a pyramid"):
         model.detect(image, embed_from="crops")
+
+
+@pytest.mark.slow
+def test_the_command_detects_with_a_detector_on_a_pyramid(detector, tmp_path):
+    """It has no localizer of its own kind, and needs none."""
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tmp_path / "image.png")
+    arguments = ["--images", tmp_path / "image.png", "--output", tmp_path / "found"]
+    sizes = ["--short_side", 64, "--max_long_side", 64, "--score", 0]
+    arguments = ["--checkpoint", detector[0], *arguments, *sizes]
+    assert detect.main([str(argument) for argument in arguments]) == 0
+    line = json.loads((tmp_path / "found" / "detections.jsonl").read_text())
+    assert line["detections"]
 
 
 @pytest.mark.slow
