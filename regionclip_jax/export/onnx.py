@@ -2,7 +2,7 @@
 
 Three files: ``image.onnx`` embeds a whole image, ``text.onnx`` a text, and ``regions.onnx`` embeds
 boxes of an image and scores them. Proposals and non-maximum suppression are not among them:
-jax2onnx 0.13 has no conversion of the scatters in their loops over a batch (``ops.nms``).
+jax2onnx 0.13 has no conversion of their loops over a batch (``ops.nms``).
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ def to_onnx(
 
     Raises:
         MissingExtra: jax2onnx is not installed.
-        NotImplementedError: jax2onnx has no conversion of an operation.
+        RuntimeError: jax2onnx has no conversion of an operation.
     """
     require_extra("onnx", "--format onnx")
     # It warns of parts for libraries that no model here uses.
@@ -125,7 +125,7 @@ def write_onnx(
         try:
             content = to_onnx(part.call, part.inputs, [*part.outputs])
         # jax2onnx raises errors of several types for what it cannot convert.
-        except (NotImplementedError, TypeError, ValueError, KeyError) as error:
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise CheckpointMismatch(
                 f"{model.directory}: format onnx: {part.what}: jax2onnx cannot convert it "
                 f"({reason(error)}); use --format stablehlo"
