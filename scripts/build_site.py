@@ -26,6 +26,9 @@ CONTENT = (
     "README.md",
     "SECURITY.md",
     "docs",
+    "examples/detect.ipynb",
+    "examples/own_detector.ipynb",
+    "examples/pretrain_own_captions.ipynb",
     "tests/golden/README.md",
     "third_party/NOTICE",
 )
