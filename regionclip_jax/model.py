@@ -494,7 +494,9 @@ class RegionCLIP:
         """Return ``detect`` as a function of arrays with constant settings, and the settings.
 
         Args:
-            score_threshold, max_detections, num_proposals: as of ``detect``.
+            score_threshold: as of ``detect``.
+            max_detections: as of ``detect``.
+            num_proposals: as of ``detect``.
 
         Raises:
             CheckpointMismatch: the model has no localizer.
