@@ -84,7 +84,7 @@ def test_a_pushed_model_loads_from_the_hub_and_then_from_the_cache(
              if path.is_file()}  # fmt: skip
     assert found == files.keys() - {"README.md", "evil.py"}
     assert model.card == load_card(model_directory)
-    assert model.has_localizer and "cache" not in logged(caplog)
+    assert model.has_localizer and "copy in the cache" not in logged(caplog)
 
     hub.status = 503
     with caplog.at_level(logging.WARNING):

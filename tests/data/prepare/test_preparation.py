@@ -327,7 +327,8 @@ def test_a_shard_with_a_damaged_note_is_written_again(tmp_path, encoded):
     text = " ".join(note.read_text().split())
     assert '"sides": [ 1' in text
     note.write_text(text.replace('"sides": [ 1', '"sides": [ 2', 1))
-    run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(0.5, 2))
+    # The shard of broken images alone may be counted before the first.
+    run(TsvPairsSource(path), tmp_path / "set", counter=SkipCounter(1.0, 2))
     prepared = ArrayRecordSource(tmp_path / "set")
     assert [tuple(size) for size in prepared.sizes()] == [prepared[i].size for i in range(8)]
 
