@@ -86,6 +86,7 @@ def serve(
     def make_protocol(**arguments) -> asyncio.Protocol:
         return _Protocol(limits, **arguments)
 
+    # uvicorn states a class for ``http``, and only calls it.
     config = uvicorn.Config(
         app,
         http=make_protocol,  # type: ignore[arg-type]
