@@ -128,14 +128,6 @@ class LocalizerCard:
                 f"{path}: architecture.blocks: expected {' or '.join(map(str, stages))} numbers, "
                 f"found {list(config.blocks)}; {AGAIN}"
             )
-        levels = len(config.strides)
-        number = len(config.anchor_sizes)
-        if number == 0 or levels not in (1, number):
-            raise CheckpointMismatch(
-                f"{path}: architecture.anchor_sizes: expected "
-                f"{'numbers' if levels == 1 else f'{levels} numbers, one for each level'}, found "
-                f"{list(config.anchor_sizes)}; {AGAIN}"
-            )
         return cls(**fields)
 
 

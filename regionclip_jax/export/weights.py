@@ -194,11 +194,7 @@ def _write_regionclip(directory: Path, config: CLIPConfig, output: Path) -> Expo
         variables, card = load_localizer(directory)
         localizer = to_tensors(variables, localizer_keys.origins(card.architecture))
         tensors |= localizer_keys.to_offline_names(localizer)
-        sizes = [list(level) for level in card.architecture.level_anchor_sizes]
-        notes.append(
-            f"the localizer has the names offline_*: {card.architecture.variant}; "
-            f"MODEL.ANCHOR_GENERATOR.SIZES {sizes}"
-        )
+        notes.append(f"the localizer has the names offline_*: {card.architecture.variant}")
     write_torch_archive(output, tensors)
     return Exported((output,), len(tensors), tuple(notes))
 

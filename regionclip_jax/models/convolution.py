@@ -57,6 +57,7 @@ class Conv(nn.Module):
     strides: int = 1
     dtype: jnp.dtype = jnp.float32
     use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
     @nn.compact
     def __call__(
@@ -69,7 +70,7 @@ class Conv(nn.Module):
         size, step = self.kernel_size, self.strides
         before, after = blocks
         shape = (size, size, x.shape[-1] // before**2, self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         # A kernel of one cell reads no neighbours.
         x = x if size == 1 else zero_outside(x, cells, before)
         if blocks == (1, 1):

@@ -49,7 +49,9 @@ class FPN(nn.Module):
         return [*levels, levels[-1][:, ::2, ::2]]
 
     def _convolve(self, x, cells: Cells, kernel_size: int, name: str):
-        conv = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, name=name)
+        # The sum of the stages keeps about their scale; he_normal would double each variance.
+        init = nn.initializers.lecun_uniform()
+        conv = Conv(self.channels, kernel_size, 1, self.dtype, not self.norm, init, name=name)
         if not self.norm:
             return conv(x, cells)
         norm = BatchNorm(self.channels, self.frozen_norm, name=f"{name}_norm")

@@ -33,6 +33,7 @@ from regionclip_jax.ops.proposals import propose_from_cells
 from regionclip_jax.settings import ProposalSettings
 from regionclip_jax.structures import Preprocessing, Regions
 
+ANCHOR_SIZES = (32, 64, 128, 256, 512)
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 # A trunk has no positional embedding, so the resolution has no effect.
 _OF_CLIP = Preprocessing(resolution=224)
@@ -53,8 +54,6 @@ class LocalizerConfig:
     pyramid_channels: int | None = None
     pyramid_norm: bool = False
     head_convs: int = 1
-    # In canvas pixels; with a pyramid one for each of its levels.
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
 
     @property
     def variant(self) -> str:
@@ -72,11 +71,11 @@ class LocalizerConfig:
         return tuple(2 ** (level + 2) for level in range(len(self.blocks) + 1))
 
     @property
-    def level_anchor_sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Anchor sizes of each level: all on one level, or one on each of the pyramid's."""
+    def anchor_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Anchor sizes of each level: all on one level, or one on each of the pyramid's five."""
         if self.pyramid_channels is None:
-            return (self.anchor_sizes,)
-        return tuple((size,) for size in self.anchor_sizes)
+            return (ANCHOR_SIZES,)
+        return tuple((size,) for size in ANCHOR_SIZES)
 
     @property
     def canvas_divisor(self) -> int:
@@ -148,11 +147,14 @@ class RPNHead(nn.Module):
     ) -> tuple[Float[Array, "B anchors"], Float[Array, "B anchors 4"]]:
         """Return logits and deltas in the order of ``ops.anchors``: row, column, cell's anchor."""
         num, channels = features.shape[0], features.shape[-1]
+        # The first deltas are near zero. From the larger kernels of the other convolutions, the
+        # deltas are several times an anchor's side, and are not learned in a short training.
+        init = nn.initializers.normal(0.01)
         x = features
         for index in range(self.num_convs):
-            x = relu(Conv(channels, 3, 1, self.dtype, True, name=f"conv{index}")(x, cells))
-        logits = Conv(self.num_anchors, 1, 1, self.dtype, True, name="objectness")(x)
-        deltas = Conv(4 * self.num_anchors, 1, 1, self.dtype, True, name="deltas")(x)
+            x = relu(Conv(channels, 3, 1, self.dtype, True, init, name=f"conv{index}")(x, cells))
+        logits = Conv(self.num_anchors, 1, 1, self.dtype, True, init, name="objectness")(x)
+        deltas = Conv(4 * self.num_anchors, 1, 1, self.dtype, True, init, name="deltas")(x)
         return (
             logits.reshape(num, -1).astype(jnp.float32),
             deltas.reshape(num, -1, 4).astype(jnp.float32),
@@ -187,7 +189,7 @@ class Localizer(nn.Module):
             )
         if c.pyramid_channels is not None:
             self.pyramid = FPN(c.pyramid_channels, c.pyramid_norm, self.frozen_norm, self.dtype)
-        num_anchors = len(c.level_anchor_sizes[0]) * len(ASPECT_RATIOS)
+        num_anchors = len(c.anchor_sizes[0]) * len(ASPECT_RATIOS)
         self.head = RPNHead(num_anchors, c.head_convs, self.dtype)
 
     def feature_levels(
@@ -234,7 +236,7 @@ def level_anchors(
     """Return the anchors of every level of a canvas, in the order of a localizer's outputs."""
     return [
         grid_anchors(-(-height // stride), -(-width // stride), stride, _cell(sizes))
-        for stride, sizes in zip(config.strides, config.level_anchor_sizes, strict=True)
+        for stride, sizes in zip(config.strides, config.anchor_sizes, strict=True)
     ]
 
 
@@ -244,7 +246,7 @@ def real_anchors(
     """Return True for the anchors of the image's own cells, False for those of the padding."""
     levels = []
     for cells, stride, anchor_sizes in zip(
-        config.level_cells(sizes), config.strides, config.level_anchor_sizes, strict=True
+        config.level_cells(sizes), config.strides, config.anchor_sizes, strict=True
     ):
         real = real_pixels(cells, -(-height // stride), -(-width // stride))
         levels.append(real.reshape(len(sizes), -1).repeat(len(_cell(anchor_sizes)), axis=1))

@@ -95,14 +95,10 @@ LOCALIZER_PRESETS: dict[str, LocalizerConfig] = {
     "clip_rn50_fpn": LocalizerConfig(
         trunk="clip", blocks=(3, 4, 6, 3), stem_width=64, pyramid_channels=256
     ),
-    # On the small CLIP of the synthetic experiment, with anchors as large as its objects.
+    # On the small CLIP of the synthetic experiment.
     "scenes": LocalizerConfig(
-        trunk="clip",
-        blocks=(1, 1, 1, 1),
-        stem_width=16,
-        pyramid_channels=64,
-        anchor_sizes=(32, 48, 128, 256, 512),
-    ),  # fmt: skip
+        trunk="clip", blocks=(1, 1, 1, 1), stem_width=16, pyramid_channels=64
+    ),
     # A few million operations per image: for two CPU cores.
     "small": LocalizerConfig(
         blocks=(1, 1, 2, 1),

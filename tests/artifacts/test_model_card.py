@@ -192,23 +192,6 @@ def test_the_deepest_and_widest_presets_are_plausible():
         require_plausible(config, "preset", "")
 
 
-@pytest.mark.parametrize(("preset", "sizes"), [("rn50_c4", []), ("rn50_fpn", [32, 64])])
-def test_a_localizer_with_another_number_of_anchor_sizes_is_refused(preset, sizes):
-    content = json.loads(LocalizerCard(LOCALIZER_PRESETS[preset], {}).to_json())
-    content["architecture"]["anchor_sizes"] = sizes
-    with pytest.raises(CheckpointMismatch, match=r"card\.json: architecture\.anchor_sizes: exp"):
-        LocalizerCard.from_json(json.dumps(content))
-
-
-def test_a_localizer_keeps_its_anchor_sizes_and_an_older_card_has_the_references():
-    text = LocalizerCard(LOCALIZER_PRESETS["scenes"], {}).to_json()
-    assert LocalizerCard.from_json(text).architecture.level_anchor_sizes[:2] == ((32,), (48,))
-    older = json.loads(text)
-    del older["architecture"]["anchor_sizes"]
-    sizes = LocalizerCard.from_json(json.dumps(older)).architecture.anchor_sizes
-    assert sizes == (32, 64, 128, 256, 512)
-
-
 @pytest.mark.parametrize(("blocks", "channels"), [([], None), ([1] * 5, None), ([1, 1], 8)])
 def test_a_localizer_of_other_stages_is_refused(blocks, channels):
     content = json.loads(LocalizerCard(LOCALIZER_PRESETS["rn50_fpn"], {}).to_json())

@@ -12,8 +12,15 @@ from parity import localizers
 from parity.comparison import assert_equal_to_reference
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer
 from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
-from regionclip_jax.models.localizer import Localizer, LocalizerConfig, propose
+from regionclip_jax.models.localizer import (
+    Localizer,
+    LocalizerConfig,
+    init_localizer,
+    propose,
+)
+from regionclip_jax.models.presets import LOCALIZER_PRESETS
 from regionclip_jax.settings import ProposalSettings
+from regionclip_jax.training.initialization import draw_parameters
 
 NANO = LocalizerConfig(
     blocks=(2, 1, 1, 1), stem_width=3, bottleneck_width=2, features=4, pyramid_channels=5
@@ -170,6 +177,25 @@ def test_variants_without_golden_arrays_equal_the_formula(name, relative_error):
         expected_logits, expected_deltas = plain.head(features, config.head_convs)
         assert relative_error(logits[level][0], expected_logits) < 1e-5
         assert relative_error(deltas[level][0], expected_deltas) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["scenes", "small"])
+def test_a_new_localizer_has_deltas_near_zero_and_kernels_of_the_references_scale(name):
+    """With the initial kernels of the other convolutions, deltas were near 6 and not learned."""
+    config = LOCALIZER_PRESETS[name]
+    variables = draw_parameters(init_localizer, config, jax.random.key(0))
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    (_, deltas), _ = Localizer(config, frozen_norm=False).apply(
+        variables, jnp.asarray(image), jnp.array([[64, 64]]), mutable=["batch_stats"]
+    )
+    assert all(abs(level).max() < 0.5 for level in deltas)
+    kernels = {p: x for p, x in flatten(variables["params"]).items() if p.endswith("kernel")}
+    for path, kernel in kernels.items():
+        fan_in = np.prod(kernel.shape[:-1])
+        if path.startswith("head/"):
+            assert np.std(kernel) == pytest.approx(0.01, rel=0.2), path
+        elif path.startswith("pyramid/"):
+            assert np.abs(kernel).max() == pytest.approx((3 / fan_in) ** 0.5, rel=0.01), path
 
 
 @pytest.mark.property
