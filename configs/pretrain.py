@@ -109,6 +109,10 @@ def siglip2_b16_coco() -> ml_collections.ConfigDict:
 
 # The small CLIP learns a temperature near this one; CLIP learned 0.01.
 _SCENES_TEMPERATURE = 0.07
+# Objects overlap by a fifth at most: proposals that overlap by half are of one object.
+_SCENES_PROPOSALS = dict(
+    num_proposals=50, pre_nms_topk=200, nms_threshold=0.5, voting_threshold=0.4
+)
 
 
 def _small_clip(config: ml_collections.ConfigDict) -> None:
@@ -214,16 +218,16 @@ def scenes() -> ml_collections.ConfigDict:
     """The synthetic experiment: nine to ten minutes on 2 CPU cores, no download."""
     config = defaults(ScenesExperimentSettings)
     _small_clip(config.train_clip)
-    config.train_clip.run.num_steps = 1500
+    config.train_clip.run.num_steps = 1700
     _small_localizer(config.train_localizer)
-    config.train_localizer.run.num_steps = 350
+    config.train_localizer.run.num_steps = 220
     _small_pretraining(config.pretrain)
     config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)
     config.pretrain.run.num_steps = 300
     _scenes_evaluation(config.evaluation)
     _scenes_evaluation(config.zero_shot)
     config.zero_shot.update(regions="localizer", templates="plain")
-    config.zero_shot.proposals.update(num_proposals=50, pre_nms_topk=200, voting_threshold=0.4)
+    config.zero_shot.proposals.update(_SCENES_PROPOSALS)
     config.zero_shot.detection.update(
         temperature=_SCENES_TEMPERATURE, objectness="sigmoid", regions_per_chunk=None
     )
@@ -247,7 +251,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
     config.train_clip.run.num_steps = 1100
 
     _small_localizer(config.train_localizer)
-    config.train_localizer.run.num_steps = 225
+    config.train_localizer.run.num_steps = 200
 
     _small_pretraining(config.pretrain)
     config.pretrain.regions.proposals.update(num_proposals=30, pre_nms_topk=200)
@@ -263,7 +267,7 @@ def scenes_detection() -> ml_collections.ConfigDict:
         templates="plain",
         regions_per_chunk=None,
     )
-    detector.detector.proposals.update(num_proposals=50, pre_nms_topk=200, voting_threshold=0.4)
+    detector.detector.proposals.update(_SCENES_PROPOSALS)
     _scenes_training(detector)
     detector.run.num_steps = 90
     _scenes_evaluation(detector.evaluation)
