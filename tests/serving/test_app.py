@@ -363,6 +363,39 @@ def test_an_upload_whose_client_is_gone_is_not_computed(served_model):
     assert asyncio.run(Detections(served_model, Limits()).detect(upload, is_gone)) is None
 
 
+def test_a_detection_over_its_time_is_answered_and_keeps_the_server_busy(
+    open_client, served_model, photo
+):
+    async def run():
+        async with open_client(Limits(detection_seconds=0.3)) as client:
+
+            def detect(words: bytes) -> asyncio.Task:
+                body = whole(photo, words)
+                return asyncio.create_task(client.post("/detect", content=body, headers=HEAD))
+
+            # The thread of detections waits for this lock before it embeds a new word.
+            with served_model._making:
+                late = detect(b"late word")
+                await asyncio.sleep(0.1)
+                waiting = detect(b"cat")
+                answers = [await late, await waiting, await detect(b"cat")]
+                assert (await client.get("/settings")).status_code == 200
+            # The late detection and the first of a new word may take a while.
+            for _ in range(600):
+                answers.append(await detect(b"cat"))
+                if answers[-1].status_code == 200:
+                    break
+                await asyncio.sleep(0.1)
+            return answers
+
+    late, waiting, new, *_, answered = asyncio.run(run())
+    assert answered.status_code == 200
+    assert "takes more than 0.3 seconds" in refused(late, 504)
+    for busy in (waiting, new):
+        assert "busy with a detection of more than 0.3 seconds" in refused(busy, 503)
+        assert 1 <= int(busy.headers["retry-after"]) <= 60
+
+
 def test_other_requests_are_answered_during_a_detection(open_client, served_model, photo):
     async def run():
         async with open_client(Limits()) as client:
