@@ -26,7 +26,9 @@ from regionclip_jax.serving.limits import Limits
 PAGE = Path(page.__file__).parent
 FILES = {
     "/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript",
-    "/drawing.js": "text/javascript", "/icon.svg": "image/svg+xml",
+    "/drawing.js": "text/javascript", "/messages.js": "text/javascript",
+    "/requests.js": "text/javascript", "/results.js": "text/javascript",
+    "/icon.svg": "image/svg+xml",
 }  # fmt: skip
 BOUNDARY = b"12345"
 HEAD = {"content-type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
@@ -239,6 +241,11 @@ def test_page_files_have_strict_headers(client, url):
     assert policy.startswith("default-src 'none'; script-src 'self';") and "unsafe" not in policy
     assert response.headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in response.headers
+
+
+def test_every_file_of_the_page_is_served():
+    files = {f"/{path.name}" for path in PAGE.glob("*.*") if path.suffix != ".py"}
+    assert set(FILES) == files - {"/index.html"} | {"/"} == set(page.read_page_files())
 
 
 def test_the_page_names_no_other_address_and_has_no_code_in_its_markup():
