@@ -28,7 +28,7 @@ from regionclip_jax.assembly.models import tokenizer_source
 from regionclip_jax.assembly.training_run import as_clip
 from regionclip_jax.conversion import siglip_keys
 from regionclip_jax.conversion.archives import read_tensors
-from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 from regionclip_jax.conversion.layouts import source_shape
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
