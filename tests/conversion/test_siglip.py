@@ -316,7 +316,7 @@ def test_a_converted_siglip_detects_by_sigmoid_scores(published, tmp_path):
     np.testing.assert_allclose(np.sort(found.scores), np.sort(expected.ravel()), rtol=1e-4)
 
     source = tokenizer_of(directory, model.config.text)
-    arguments = (model._model, model._variables, names, "clip")
+    arguments = (*model.clip, names, "clip")
     vocabulary = cached_vocabulary(tmp_path / "vocabulary.npz", *arguments, source)
     np.testing.assert_array_equal(vocabulary.embeddings, texts)
     with pytest.raises(UserError, match="expected its vocabulary"):

@@ -93,7 +93,7 @@ def test_an_upload_gives_the_detections_of_the_api_in_the_colours_of_its_drawing
 def test_one_new_word_is_embedded_alone_and_compiles_nothing(client, served_model, photo):
     """The embeddings are those of a list that is embedded at once, bit for bit."""
     assert send(client, whole(photo, b"ant, bee")).status_code == 200
-    sizes = served_model._program(*_program_key(served_model))._cache_size()
+    sizes = served_model._predictor._program(*_program_key(served_model))._cache_size()
     asked: list[tuple[str, ...]] = []
     embed = served_model._embed_names
     served_model._embed_names = lambda names, templates: (
@@ -104,7 +104,7 @@ def test_one_new_word_is_embedded_alone_and_compiles_nothing(client, served_mode
     finally:
         served_model._embed_names = embed
     assert asked == [("wasp",)]
-    assert served_model._program(*_program_key(served_model))._cache_size() == sizes
+    assert served_model._predictor._program(*_program_key(served_model))._cache_size() == sizes
     found = served_model.detect(np.asarray(Image.open(io.BytesIO(photo))), ["ant", "wasp", "bee"])
     scores = [annotation["score"] for annotation in answer["dataset"]["annotations"]]
     np.testing.assert_array_equal(
@@ -114,12 +114,12 @@ def test_one_new_word_is_embedded_alone_and_compiles_nothing(client, served_mode
 
 def _program_key(model) -> tuple:
     keys = []
-    make = model._program
-    model._program = lambda *key: keys.append(key) or make(*key)
+    make = model._predictor._program
+    model._predictor._program = lambda *key: keys.append(key) or make(*key)
     try:
         model.detect(np.zeros((60, 60, 3), np.uint8), ["ant"])
     finally:
-        model._program = make
+        model._predictor._program = make
     return keys[0]
 
 
