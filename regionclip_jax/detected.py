@@ -140,7 +140,7 @@ def merge_detections(
     every: Sequence[Detected],
     corners: Sequence[tuple[int, int]],
     merge_threshold: float,
-    max_detections: int | None,
+    most: int | None,
 ) -> Detected:
     """Return the detections of an image and of its tiles as those of the image.
 
@@ -148,14 +148,14 @@ def merge_detections(
         every: detections of the image, then those of each tile.
         corners: x and y of the upper left corner of each of them, in pixels of the image.
         merge_threshold: as of ``data.loading.tiles.merge_tiles``.
-        max_detections: largest number of detections.
+        most: largest number of detections.
     """
     number = np.repeat(np.arange(len(every)), [len(found) for found in every])
     moves = np.tile(np.asarray(corners, np.float32), 2)[number]
     boxes = np.concatenate([found.boxes for found in every]) + moves
     scores = np.concatenate([found.scores for found in every])
     classes = np.concatenate([found.classes for found in every])
-    kept = merge_tiles(boxes, scores, classes, number, merge_threshold)[:max_detections]
+    kept = merge_tiles(boxes, scores, classes, number, merge_threshold)[:most]
     image = every[0]
     return dataclasses.replace(
         image,

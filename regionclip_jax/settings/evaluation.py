@@ -25,9 +25,9 @@ class RecallSettings(EvaluatedImages):
         require_stated(self.proposals, "proposals")
 
 
-def own_detection(regions_per_chunk: int) -> DetectionSettings:
-    """Return settings that the directory of the evaluated model completes."""
-    return dataclasses.replace(unstated(DetectionSettings), regions_per_chunk=regions_per_chunk)
+def own_detection(chunk: int) -> DetectionSettings:
+    """Return settings that the evaluated model's directory completes, with regions in chunks."""
+    return dataclasses.replace(unstated(DetectionSettings), regions_per_chunk=chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ class EvaluationSettings(EvaluatedImages):
     # Sides of the windows as fractions of the image's.
     window_sides: tuple[PartOfSide, ...] = ()
     # Scoring and suppression of the regions.
-    detection: DetectionSettings = own_detection(regions_per_chunk=25)
+    detection: DetectionSettings = own_detection(chunk=25)
 
     def __post_init__(self):
         super().__post_init__()

@@ -192,7 +192,7 @@ class TrainDetectorSettings(JobSettings):
     # Evaluation of the detector at the end, with the classes of the test; evaluation.path "" skips
     # it. Proposals and temperature that are None are those of the training, objectness "none".
     evaluation: EvaluationSettings = may_change(
-        EvaluationSettings(regions="localizer", detection=own_detection(regions_per_chunk=100))
+        EvaluationSettings(regions="localizer", detection=own_detection(chunk=100))
     )
 
     def __post_init__(self):
