@@ -11,6 +11,7 @@ from PIL import Image
 
 from regionclip_jax.artifacts.coco_datasets import coco_annotations, coco_categories, coco_image
 from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
+from regionclip_jax.data.loading.tiles import merge_tiles
 from regionclip_jax.extras import require_extra
 from regionclip_jax.reporting.detection_drawing import best_names, draw_detections
 from regionclip_jax.reporting.drawing import class_colour, score_text
@@ -133,6 +134,36 @@ class Detected:
             f"<table><caption>{len(self)} detections{more}</caption>"
             f"<tr>{head}</tr>{''.join(rows)}</table>"
         )
+
+
+def merge_detections(
+    every: Sequence[Detected],
+    corners: Sequence[tuple[int, int]],
+    merge_threshold: float,
+    most: int | None,
+) -> Detected:
+    """Return the detections of an image and of its tiles as those of the image.
+
+    Args:
+        every: detections of the image, then those of each tile.
+        corners: x and y of the upper left corner of each of them, in pixels of the image.
+        merge_threshold: as of ``data.loading.tiles.merge_tiles``.
+        most: largest number of detections.
+    """
+    number = np.repeat(np.arange(len(every)), [len(found) for found in every])
+    moves = np.tile(np.asarray(corners, np.float32), 2)[number]
+    boxes = np.concatenate([found.boxes for found in every]) + moves
+    scores = np.concatenate([found.scores for found in every])
+    classes = np.concatenate([found.classes for found in every])
+    kept = merge_tiles(boxes, scores, classes, number, merge_threshold)[:most]
+    image = every[0]
+    return dataclasses.replace(
+        image,
+        boxes=boxes[kept],
+        scores=scores[kept],
+        classes=classes[kept],
+        names=tuple(image.vocabulary[row] for row in classes[kept]),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,22 +10,17 @@ Boxes are xyxy in pixels of the given image. Images are resized and letterboxed 
 sizes, so that each function is compiled once for each size.
 """
 
-import collections
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from regionclip_jax.artifacts.detector_heads import has_heads, load_heads, open_pyramid
-from regionclip_jax.artifacts.localizer_checkpoint import FOLDER_NAME, load_localizer
-from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.artifacts.score_settings import complete_scores
 from regionclip_jax.artifacts.tokenizer_file import tokenizer_of
@@ -38,18 +33,18 @@ from regionclip_jax.artifacts.vocabulary import (
 from regionclip_jax.assembly.concept_pool import embed_names
 from regionclip_jax.assembly.devices import cache_programs, start_devices
 from regionclip_jax.assembly.models import compute_dtype
-from regionclip_jax.data.loading.buckets import padded_count
+from regionclip_jax.data.loading.buckets import padded_count, padded_rows
 from regionclip_jax.data.loading.decoding import AnyImage, read_any_image
 from regionclip_jax.data.loading.letterbox import Letterbox
-from regionclip_jax.data.loading.tiles import merge_tiles, tile_boxes
-from regionclip_jax.detected import Detected, Proposed
+from regionclip_jax.data.loading.tiles import tile_boxes
+from regionclip_jax.detected import Detected, Proposed, merge_detections
 from regionclip_jax.hub import local_directory
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.concept_classifier import score_classes
 from regionclip_jax.models.localizer import Localizer
-from regionclip_jax.models.vit_pyramid import PyramidHeads
 from regionclip_jax.ops import arguments  # noqa: F401  (settings are arguments of jit)
 from regionclip_jax.ops.host_boxes import host_scale_boxes
+from regionclip_jax.predictor import FEWEST_CLASSES, Predictor
 from regionclip_jax.settings import (
     DetectionSettings,
     EmbedFrom,
@@ -61,22 +56,15 @@ from regionclip_jax.settings import (
     unstated,
 )
 from regionclip_jax.steps.embed_step import make_embed_regions_step
-from regionclip_jax.steps.predict_step import (
-    DetectorVariables,
-    Prediction,
-    given_boxes,
-    make_predict_step,
-    proposals_of,
-)
-from regionclip_jax.steps.pyramid_predict_step import make_pyramid_predict_step
+from regionclip_jax.steps.predict_step import DetectorVariables, Prediction
 from regionclip_jax.structures import DetectionBatch
-from regionclip_jax.text.names import check_names, names_among
+from regionclip_jax.text.names import check_names
 
 _REGIONS_PER_CHUNK = 25
 # Programs are compiled for these counts and their doubles. Padding is cut off the results.
-_FEWEST_CLASSES, _FEWEST_DETECTIONS, _FEWEST_REGIONS = 16, 100, 25
-# Least recently used programs and vocabularies beyond these numbers are dropped from memory.
-_MOST_PROGRAMS, _MOST_VOCABULARIES = 8, 32
+_FEWEST_DETECTIONS, _FEWEST_REGIONS = 100, 25
+# Least recently used vocabularies beyond this number are dropped from memory.
+_MOST_VOCABULARIES = 32
 _BATCHES_OF_TILES = 8
 AnyVocabulary = Vocabulary | Sequence[str] | str | Path | None
 
@@ -109,51 +97,32 @@ class RegionCLIP:
         self.directory = Path(directory)
         variables, self.card = load_model(directory)
         self.config = self.card.architecture
-        self._model = CLIP(self.config, dtype=compute_dtype(dtype))
-        self._variables = jax.device_put(variables)
+        model = CLIP(self.config, dtype=compute_dtype(dtype))
         self._encoder = describe_encoder(self.config, variables["params"])
-        self._localizer: Localizer | None = None
-        self._localizer_variables = None
-        architecture = None
-        # Module of the heads on a pyramid, if the directory has such a detector.
-        self._pyramid: PyramidHeads | None = None
-        self._pyramid_variables = None
-        self._trained_names: Sequence[str] = ()
-        if (self.directory / FOLDER_NAME).exists():
-            localizer, card = load_localizer(directory)
-            architecture = card.architecture
-            self._localizer = Localizer(architecture, self._model.dtype)
-            self._localizer_variables = jax.device_put(localizer)
-        self.scores = complete_scores(self.card.scores, variables["params"], architecture)
-        temperature = self.scores.detection.temperature
-        assert temperature is not None
-        self.temperature = temperature
-        self._box_head = None
-        if has_heads(directory):
-            heads, heads_card = load_heads(directory)
-            pyramid = open_pyramid(heads, heads_card, self.config, directory, self._model.dtype)
-            if pyramid is None:
-                self._box_head = jax.device_put({"params": heads["params"]["box_head"]})
-            else:
-                self._pyramid, own = pyramid
-                self._pyramid_variables = jax.device_put(own)
-                self._trained_names = heads_card.source.get("classes", ())
-        self.has_localizer = self._localizer is not None or self._pyramid is not None
         resize = self.config.preprocessing.resize
         self._letterbox = Letterbox(short_side, max_long_side, resize)
         self._batch_size = batch_size
-        self._embed_regions = jax.jit(
-            make_embed_regions_step(self._model, regions_per_chunk=_REGIONS_PER_CHUNK)
+        self._predictor = Predictor(
+            self.directory, model, jax.device_put(variables), self._letterbox, batch_size
         )
-        # Threads that ask for the same program or names wait for one of them.
+        self.has_localizer = self._predictor.has_proposals
+        localizer = self._predictor.localizer
+        self.scores = complete_scores(
+            self.card.scores,
+            variables["params"],
+            None if localizer is None else localizer.config,
+        )
+        temperature = self.scores.detection.temperature
+        assert temperature is not None
+        self.temperature = temperature
+        self._embed_regions = jax.jit(
+            make_embed_regions_step(model, regions_per_chunk=_REGIONS_PER_CHUNK)
+        )
+        # Threads that ask for the same names wait for one of them.
         self._making = threading.Lock()
-        self._program = functools.lru_cache(_MOST_PROGRAMS)(self._build_program)
         self._embed_names = functools.lru_cache(_MOST_VOCABULARIES)(
             functools.partial(
-                embed_names,
-                self._model,
-                self._variables,
-                tokenizer=tokenizer_of(directory, self.config.text),
+                embed_names, *self.clip, tokenizer=tokenizer_of(directory, self.config.text)
             )
         )
 
@@ -209,7 +178,8 @@ class RegionCLIP:
         """
         example = self._letterbox.load(image, boxes)
         batch = self._letterbox.batch([example])
-        embeddings = self._embed_regions(self._variables, batch.images, batch.sizes, batch.boxes)
+        _, variables = self.clip
+        embeddings = self._embed_regions(variables, batch.images, batch.sizes, batch.boxes)
         # Cut on the host: a device would compile a program for each number of boxes.
         return np.asarray(embeddings, np.float32)[0, : len(example.boxes)]
 
@@ -223,8 +193,8 @@ class RegionCLIP:
         particular sum.
         """
         classes = self.vocabulary(vocabulary).embeddings
-        padded, mask = _padded(classes, _FEWEST_CLASSES)
-        regions, _ = _padded(np.asarray(embeddings, np.float32), _FEWEST_REGIONS)
+        padded, mask = padded_rows(classes, FEWEST_CLASSES)
+        regions, _ = padded_rows(np.asarray(embeddings, np.float32), _FEWEST_REGIONS)
         probabilities = _classify(regions, padded, self.scores.detection, mask)
         return np.asarray(probabilities)[: len(embeddings), : len(classes)]
 
@@ -252,7 +222,7 @@ class RegionCLIP:
         no_classes = np.zeros((1, self.config.embed_dim), np.float32)
         proposed = []
         # Only the regions of the prediction are requested, so XLA computes nothing else.
-        for example, regions, row in self._run(
+        for example, regions, row in self._predictor.run(
             images, None, settings, proposals, no_classes, (), "regions"
         ):
             real = regions.mask[row]
@@ -331,7 +301,7 @@ class RegionCLIP:
                     f"boxes: {len(given)} arrays, expected one for each of {len(images)} images"
                 )
         detected = []
-        for example, detections, row in self._run(
+        for example, detections, row in self._predictor.run(
             images, given, settings, proposals, classes.embeddings, classes.names, "detections"
         ):
             # The best detections are the same for any larger number of them.
@@ -398,22 +368,10 @@ class RegionCLIP:
             some = places[start : start + together]
             crops = [pixels[y1:y2, x1:x2] for x1, y1, x2, y2 in some]
             every += _listed(self.detect(crops, vocabulary, **settings))[0]
-        corners = np.array([(0, 0), *((x, y) for x, y, _, _ in places)], np.float32)
-        of_tile = np.repeat(np.arange(len(every)), [len(found) for found in every])
-        boxes = np.concatenate([found.boxes for found in every]) + np.tile(corners, 2)[of_tile]
-        scores = np.concatenate([found.scores for found in every])
-        classes = np.concatenate([found.classes for found in every])
-        kept = merge_tiles(boxes, scores, classes, of_tile, merge_threshold)
+        corners = [(0, 0), *((x, y) for x, y, _, _ in places)]
         most = settings.get("max_detections")
-        kept = kept[: self.scores.detection.max_detections if most is None else most]
-        names = every[0].vocabulary
-        return dataclasses.replace(
-            every[0],
-            boxes=boxes[kept],
-            scores=scores[kept],
-            classes=classes[kept],
-            names=tuple(names[row] for row in classes[kept]),
-        )
+        most = self.scores.detection.max_detections if most is None else most
+        return merge_detections(every, corners, merge_threshold, most)
 
     def _proposals(
         self, num_proposals: int | None, nms_threshold: float | None
@@ -437,52 +395,7 @@ class RegionCLIP:
         Raises:
             CheckpointMismatch: the model has none.
         """
-        if self._localizer is None:
-            raise CheckpointMismatch(
-                f"{self.directory}: has no localizer to find regions with; add one with "
-                "scripts/convert_checkpoint.py --localizer FILE_OR_DIR, or give boxes"
-            )
-        return self._localizer
-
-    def _run(self, images, boxes, settings, proposals, embeddings, names, part: str) -> list[tuple]:
-        """Return (resized image, part of its batch's prediction, row) in the given order."""
-        with self._making:
-            program = self._program(jax.tree.structure((settings, proposals)), part)
-        classes, mask = _padded(embeddings, _FEWEST_CLASSES)
-        variables = self._detector_variables(classes, mask, names)
-        if proposals is None:
-            # A trained detector refines its localizer's boxes, but not given ones.
-            variables = dataclasses.replace(variables, box_head=None)
-        by_canvas = collections.defaultdict(list)
-        for number, image in enumerate(images):
-            own = np.zeros((0, 4), np.float32) if boxes is None else boxes[number]
-            try:
-                example = self._letterbox.load(image, own)
-            except ValueError as error:
-                where = f"image {number}: " if len(images) > 1 else ""
-                raise ValueError(f"{where}{error}") from error
-            by_canvas[self._letterbox.canvas(example)].append((number, example))
-        results = {}
-        for members in by_canvas.values():
-            for some in _full_or_single(members, self._batch_size):
-                batch = self._letterbox.batch([example for _, example in some])
-                answer = jax.device_get(program(settings, proposals, variables, batch))
-                for row, (number, example) in enumerate(some):
-                    results[number] = (example, answer, row)
-        return [results[number] for number in range(len(images))]
-
-    def _detector_variables(self, classes, mask, names: Sequence[str]) -> DetectorVariables:
-        trained = np.zeros(len(classes), bool)
-        trained[: len(names)] = names_among(names, self._trained_names)
-        return DetectorVariables(
-            self._variables,
-            jnp.asarray(classes),
-            self._localizer_variables,
-            self._box_head,
-            class_mask=jnp.asarray(mask),
-            pyramid_heads=self._pyramid_variables,
-            trained_classes=jnp.asarray(trained),
-        )
+        return self._predictor.require_localizer()
 
     def detection_function(
         self,
@@ -509,41 +422,17 @@ class RegionCLIP:
         )
         settings = completed(stated, self.scores.detection)
         proposals = self._proposals(num_proposals, None)
-        return functools.partial(self._predict, settings, proposals), settings
+        return functools.partial(self._predictor.predict, settings, proposals), settings
 
     @property
     def clip(self) -> tuple[CLIP, dict]:
         """Module of both towers, and its variables."""
-        return self._model, self._variables
+        return self._predictor.model, self._predictor.variables
 
     def detector_variables(self, vocabulary: Vocabulary) -> DetectorVariables:
         """Return the first argument of ``detection_function`` for the classes of a vocabulary."""
         mask = np.ones(len(vocabulary.names), bool)
-        return self._detector_variables(vocabulary.embeddings, mask, vocabulary.names)
-
-    def _predict(
-        self, settings, proposals, variables: DetectorVariables, batch: DetectionBatch
-    ) -> Prediction:
-        if self._pyramid is not None:
-            find = given_boxes if proposals is None else proposals
-            return make_pyramid_predict_step(self._model, self._pyramid, settings, find)(
-                variables, batch
-            )
-        find = given_boxes
-        if proposals is not None:
-            find = proposals_of(self.require_localizer(), proposals)
-        return make_predict_step(self._model, settings, find)(variables, batch)
-
-    def _build_program(self, structure: Hashable, part: str) -> Callable:
-        """Build the program of one structure of settings: their counts and choices.
-
-        Thresholds and the temperature are its arguments (``ops.arguments``).
-        """
-
-        def step(settings, proposals, variables: DetectorVariables, batch: DetectionBatch):
-            return getattr(self._predict(settings, proposals, variables, batch), part)
-
-        return jax.jit(step)
+        return self._predictor.detector_variables(vocabulary.embeddings, mask, vocabulary.names)
 
 
 def load(
@@ -584,23 +473,6 @@ def load(
         max_long_side=max_long_side,
         batch_size=batch_size,
     )
-
-
-def _padded(
-    rows: Float[np.ndarray, "N D"], fewest: int
-) -> tuple[Float[np.ndarray, "P D"], Bool[np.ndarray, " P"]]:
-    """Return rows padded with zeros to a ``padded_count``, and the mask of the given ones."""
-    padding = padded_count(len(rows), fewest) - len(rows)
-    return np.pad(rows, ((0, padding), (0, 0))), np.arange(len(rows) + padding) < len(rows)
-
-
-def _full_or_single(members: list, size: int) -> Iterator[list]:
-    """Yield full batches, then the rest one by one: two programs, and no row of padding."""
-    num_full = len(members) // size * size
-    for start in range(0, num_full, size):
-        yield members[start : start + size]
-    for member in members[num_full:]:
-        yield [member]
 
 
 def _listed(image) -> tuple[list, bool]:

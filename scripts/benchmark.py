@@ -5,6 +5,7 @@
   python scripts/benchmark.py detect --images=1    detection of images and its stages
   python scripts/benchmark.py text                 the text tower
   python scripts/benchmark.py data --path=data/coco --split=train2017   reading and resizing
+  python scripts/benchmark.py folder --batch=8     the command detect on a folder of images
 
 --torch alternates PyTorch's calls with ours and prints the ratio of their time to ours. The first
 call (compilation) is reported separately; the median of the repeats is printed with the lowest and
@@ -18,12 +19,13 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks import data, detection, ops, pretraining, text
+from benchmarks import data, detection, folder, ops, pretraining, text
 from benchmarks.machine import describe_machine, find_peak
 from benchmarks.timing import run_rows
 from regionclip_jax.settings import ConfigError
 
-_MODES = {"ops": ops, "pretrain": pretraining, "detect": detection, "text": text, "data": data}
+_MODES = {"ops": ops, "pretrain": pretraining, "detect": detection, "text": text}
+_HOST_MODES = {"data": data, "folder": folder}  # whole runs, without a counterpart in PyTorch
 
 _Help = argparse.ArgumentDefaultsHelpFormatter
 
@@ -36,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     machine = describe_machine()
     print(f"{args.what} on {machine['device']}, {machine['cpus_allowed']} CPU cores")
     try:
-        result = data.measure(args) if args.what == "data" else measure_computing(args)
+        host = _HOST_MODES.get(args.what)
+        result = measure_computing(args) if host is None else host.measure(args)
     except ConfigError as error:
         sys.exit(f"benchmark: {error}")
     if args.json:
@@ -57,12 +60,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     modes = parser.add_subparsers(dest="what", required=True)
-    for name, module in _MODES.items():
+    for name, module in (_MODES | _HOST_MODES).items():
         mode = modes.add_parser(name, description=module.__doc__, formatter_class=_Help)
         module.add_arguments(mode)
         mode.add_argument("--repeats", type=int, default=5)
         mode.add_argument("--json", metavar="FILE", type=Path, help="write all numbers")
-        if name != "data":
+        if name in _MODES:
             mode.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
             mode.add_argument("--torch", action="store_true", help="alternate with PyTorch")
             mode.add_argument(

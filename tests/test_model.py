@@ -377,7 +377,7 @@ def test_other_thresholds_names_counts_and_images_need_no_other_program(detector
 
 
 def test_programs_and_vocabularies_in_memory_are_bounded(detector):
-    for cached in (detector._program, detector._embed_names):
+    for cached in (detector._predictor._program, detector._embed_names):
         assert 0 < cached.cache_info().maxsize <= 32
 
 

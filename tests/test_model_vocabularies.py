@@ -7,10 +7,12 @@ import pytest
 
 import regionclip_jax
 from regionclip_jax import model as public
+from regionclip_jax import predictor
 from regionclip_jax.artifacts.localizer_checkpoint import save_localizer
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
+from regionclip_jax.data.loading.buckets import padded_rows
 
 MOST = 1203  # LVIS
 BOXES = np.array([[5, 5, 40, 50], [0, 0, 60, 60], [20, 5, 30, 55]], np.float32)
@@ -42,13 +44,17 @@ def words(detector):
     return make
 
 
+def unpadded(rows, fewest: int):
+    return rows, np.ones(len(rows), bool)
+
+
 def test_padding_changes_no_probability(detector, words, monkeypatch):
     """Sums of another length are rounded in another order: measured 3e-7, relative."""
     regions = np.random.default_rng(2).standard_normal((7, 32)).astype(np.float32)
     for count in (1, 5, 16, 17, MOST):
         padded = detector.classify(regions, words(count))
         with monkeypatch.context() as patch:
-            patch.setattr(public, "_padded", lambda rows, _: (rows, np.ones(len(rows), bool)))
+            patch.setattr(public, "padded_rows", unpadded)
             exact = detector.classify(regions, words(count))
         assert padded.shape == exact.shape == (7, count)
         np.testing.assert_allclose(padded, exact, rtol=1e-6)
@@ -60,21 +66,21 @@ def test_vocabularies_of_1_to_1203_words_need_8_programs(detector, image, words,
     Two of these programs are compiled here, and their detections are those of the one that is
     compiled for exactly this number of words.
     """
-    shapes = {public._padded(words(n).embeddings, 16)[0].shape for n in range(1, MOST + 1)}
+    shapes = {padded_rows(words(n).embeddings, 16)[0].shape for n in range(1, MOST + 1)}
     assert sorted(rows for rows, _ in shapes) == [16 * 2**k for k in range(8)]
     programs = {}
-    make = detector._program
+    make = detector._predictor._program
 
     def noted(*key):
         programs[key] = make(*key)
         return programs[key]
 
-    monkeypatch.setattr(detector, "_program", noted)
+    monkeypatch.setattr(detector._predictor, "_program", noted)
     padded = {n: detector.detect(image, words(n), boxes=BOXES) for n in (1, 3, 16, 20)}
     (program,) = programs.values()
     assert program._cache_size() == 2
     with monkeypatch.context() as patch:
-        patch.setattr(public, "_padded", lambda rows, _: (rows, np.ones(len(rows), bool)))
+        patch.setattr(predictor, "padded_rows", unpadded)
         exact = detector.detect(image, words(20), boxes=BOXES)
     assert program._cache_size() == 3
     found = padded[20]

@@ -12,7 +12,7 @@ import pytest
 import regionclip_jax
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_card
-from regionclip_jax.conversion import clip_keys, convert
+from regionclip_jax.conversion import clip_keys, convert_clip
 from regionclip_jax.conversion.choices import Choice
 from regionclip_jax.conversion.layouts import Layout, Origin, source_shape
 from regionclip_jax.jobs import pretrain
@@ -86,13 +86,13 @@ def origin(path: str, num_dims: int) -> Origin:
 def registered(monkeypatch):
     monkeypatch.setitem(IMAGE_TOWERS, "average", Family(AverageConfig, AverageTower))
     monkeypatch.setitem(PRESETS, "average", CONFIG)
-    family = convert.CheckpointFamily(
+    family = convert_clip.CheckpointFamily(
         lambda tensors: "visual.average.weight" in tensors,
         lambda tensors, tower: (tensors, {name: (name,) for name in tensors}),
         lambda tensors, file_name: CONFIG,
         origin,
     )
-    monkeypatch.setattr(convert, "FAMILIES", [family, *convert.FAMILIES])
+    monkeypatch.setattr(convert_clip, "FAMILIES", [family, *convert_clip.FAMILIES])
 
 
 def test_its_pretraining_traces_with_the_preset():
@@ -129,7 +129,7 @@ def checkpoint(tmp_path, monkeypatch):
         source = origin(path.partition("/")[2], len(leaf.shape))
         shape = source_shape(leaf.shape, source)
         tensors.setdefault(source.name, rng.standard_normal(shape).astype(np.float32))
-    monkeypatch.setattr(convert, "read_tensors", lambda path: tensors)
+    monkeypatch.setattr(convert_clip, "read_tensors", lambda path: tensors)
     file = tmp_path / "average.pth"
     file.write_bytes(b"weights")
     return file, tensors
@@ -139,16 +139,16 @@ def test_a_preset_of_its_sizes_can_be_chosen(tmp_path, checkpoint, monkeypatch):
     other = dataclasses.replace(CONFIG, preprocessing=Preprocessing(32))
     monkeypatch.setitem(PRESETS, "other_pixels", other)
     choice = Choice("other_pixels")
-    conversion = convert.convert_checkpoint(checkpoint[0], tmp_path / "model", choice=choice)
+    conversion = convert_clip.convert_checkpoint(checkpoint[0], tmp_path / "model", choice=choice)
     assert conversion.card.preset == "other_pixels"
     with pytest.raises(CheckpointMismatch, match="choose --preset of average .*, other_pixels"):
-        convert.convert_checkpoint(checkpoint[0], tmp_path / "model", choice=Choice("RN50"))
+        convert_clip.convert_checkpoint(checkpoint[0], tmp_path / "model", choice=Choice("RN50"))
 
 
 def test_a_converted_model_embeds_regions(tmp_path, checkpoint):
     """A region of one colour has that colour's embedding, with the model's own mean and std."""
     file, tensors = checkpoint
-    convert.convert_checkpoint(file, tmp_path / "model")
+    convert_clip.convert_checkpoint(file, tmp_path / "model")
     card = load_card(tmp_path / "model")
     assert card.architecture == CONFIG and card.preset == "average"
 

@@ -1,6 +1,6 @@
 """Detections as a dataset in COCO's JSON format, with a score for each annotation.
 
-CVAT, Label Studio, FiftyOne, supervision and pycocotools open such a file beside its images.
+docs/using_models.md#use-from-the-shell names programs that open such a file.
 """
 
 from collections.abc import Sequence

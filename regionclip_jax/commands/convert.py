@@ -18,12 +18,9 @@ import argparse
 from regionclip_jax import self_check
 from regionclip_jax.assembly.devices import start_devices
 from regionclip_jax.conversion.choices import Choice
-from regionclip_jax.conversion.convert import (
-    convert_checkpoint,
-    convert_localizer,
-    convert_trunk,
-    convert_vocabulary,
-)
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
+from regionclip_jax.conversion.convert_localizer import convert_localizer, convert_trunk
+from regionclip_jax.conversion.convert_vocabulary import convert_vocabulary
 from regionclip_jax.failures import one_line
 from regionclip_jax.models.transformer_blocks import ACTIVATIONS
 from regionclip_jax.reporting.progress import log_own_progress

@@ -29,7 +29,7 @@ from regionclip_jax.data.sources.image_files import COMMAND_ENDINGS, list_images
 from regionclip_jax.extras import require_extra
 from regionclip_jax.failures import one_line
 from regionclip_jax.files import locked_folder
-from regionclip_jax.model import Detected, RegionCLIP
+from regionclip_jax.model import AnyVocabulary, Detected, RegionCLIP
 from regionclip_jax.reporting.detection_drawing import DRAWN_SCORE, best_names
 from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.text.names import resolve_names
@@ -41,6 +41,15 @@ _BATCHES_TOGETHER = 4
 
 @one_line(ValueError)
 def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    start(options)
+    paths = list_inputs(options)
+    model, classes = open_model(options)
+    return detect_all(model, paths, classes, options)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options; refuse numbers that none can have."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,6 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="keep only the best name of each box, as annotated images show it",
     )
     parser.add_argument(
+        "--no_drawing", action="store_true", help="write no annotated images and videos"
+    )
+    parser.add_argument(
         "--objectness", choices=("reference", "sigmoid", "none"),
         help="use of the localizer's objectness in the scores (default: the model directory's); "
         "scores of the reference may exceed 1",
@@ -94,11 +106,20 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("batch_size", "max_boxes", "every"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name}: found {getattr(options, name)}, expected 1 or more")
-    start(options)
+    return options
+
+
+def list_inputs(options: argparse.Namespace) -> list[Path]:
+    """Return the paths of images and videos."""
     endings = (*COMMAND_ENDINGS, *VIDEO_ENDINGS)
     paths = list_images(options.images, without=options.output, endings=endings)
     if any(map(is_video, paths)):
         require_extra("video", "reading videos")
+    return paths
+
+
+def open_model(options: argparse.Namespace) -> tuple[RegionCLIP, AnyVocabulary]:
+    """Return a model that proposes regions, and its classes."""
     classes = options.classes
     if classes is not None and not classes.endswith(".npz"):
         classes = resolve_names(classes)
@@ -110,17 +131,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     model.vocabulary(classes)
     model.require_proposals()
-    return detect_all(model, paths, classes, options)
+    return model, classes
 
 
-def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
+def detect_all(
+    model: RegionCLIP, paths: list[Path], classes: AnyVocabulary, options: argparse.Namespace
+) -> int:
     """Detect on every image; return the exit status of ``ImageRun``."""
     output = Path(options.output)
     names = relative_names(paths)
     # The name with its ending, so that a.jpg and a.png do not overwrite each other.
     endings = ["mp4" if is_video(path) else "png" for path in paths]
     drawn_files = [output / f"{n}.{ending}" for n, ending in zip(names, endings, strict=True)]
-    require_new(drawn_files, paths)
+    if not options.no_drawing:
+        require_new(drawn_files, paths)
     output.mkdir(parents=True, exist_ok=True)
     settings = model.scores.detection
     files = DetectionFiles(
@@ -165,10 +189,11 @@ def detect_all(model: RegionCLIP, paths: list[Path], classes, options) -> int:
         if options.best_names:
             found = found.rows(best_names(found.boxes)[: options.max_boxes])
         score = DRAWN_SCORE if options.score is None else options.score
-        is_drawn = image.frame is not None or (len(found) > 0 and found.scores[0] > score)
+        is_shown = image.frame is not None or (len(found) > 0 and found.scores[0] > score)
+        is_drawn = is_shown and not options.no_drawing
         drawn = drawn_files[image.number]
         with run.writing:
-            if image.frame is not None:
+            if is_drawn and image.frame is not None:
                 videos.write(image, found.draw(image.pixels, score=score, legend=False))
             elif is_drawn:
                 write_png(drawn, np.asarray(found.draw(image.pixels, score=score)))

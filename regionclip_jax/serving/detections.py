@@ -29,7 +29,7 @@ class Detections:
 
     Args:
         model: has a localizer.
-        limits: states the number of requests at once.
+        limits: states the number of requests at once, and the time of a detection.
     """
 
     def __init__(self, model: RegionCLIP, limits: Limits):
@@ -41,6 +41,7 @@ class Detections:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "detection")
         self._turn = asyncio.Lock()
         self._num_admitted = 0
+        self._late: asyncio.Future | None = None  # the last detection over its time
         self._is_running = False
         self._seconds = 1.0  # of the last detection
 
@@ -49,8 +50,9 @@ class Detections:
         """Count a request while the context is open.
 
         Raises:
-            Refused: 503: as many requests as allowed are open.
+            Refused: 503: as many requests as allowed are open, or a detection is over its time.
         """
+        self._require_in_time()
         if self._num_admitted >= self._limits.requests:
             seconds = math.ceil(self._seconds * self._num_admitted)
             raise Refused(
@@ -63,6 +65,16 @@ class Detections:
             yield
         finally:
             self._num_admitted -= 1
+
+    def _require_in_time(self) -> None:
+        """Refuse while a detection is over its time: the thread computes it to its end."""
+        if self._late is not None and not self._late.done():
+            raise Refused(
+                503,
+                "the server is busy with a detection of more than "
+                f"{self._limits.detection_seconds:g} seconds; try again later",
+                _MOST_RETRY_SECONDS,
+            )
 
     def is_running(self) -> bool:
         """Return True while the thread is in a detection."""
@@ -78,7 +90,8 @@ class Detections:
             The answer as JSON (docs/serving.md), or None if no one waits for it.
 
         Raises:
-            Refused: 422: the image or the words cannot be used.
+            Refused: 422: the image or the words cannot be used; 503: an earlier detection is over
+                its time; 504: this one is.
         """
         if not upload.names and self._own is None:
             raise Refused(
@@ -87,11 +100,23 @@ class Detections:
                 "of the objects, separated by commas",
             )
         async with self._turn:
+            self._require_in_time()
             if await is_gone():
                 return None
-            running = self._thread.submit(self._answer, upload)
-            # The next request waits for the thread, also if this one is cancelled.
-            return await asyncio.shield(asyncio.wrap_future(running))
+            running = asyncio.wrap_future(self._thread.submit(self._answer, upload))
+            # asyncio reports an error as a bug if no one has asked for it.
+            running.add_done_callback(asyncio.Future.exception)
+            # Neither the end of the time nor a cancelled request ends what the thread computes.
+            done, _ = await asyncio.wait([running], timeout=self._limits.detection_seconds)
+            if done:
+                return running.result()
+            self._late = running
+            raise Refused(
+                504,
+                f"the detection takes more than {self._limits.detection_seconds:g} seconds, the "
+                "limit; it goes on, and the server is busy until it ends; then send the request "
+                "again: its words and programs are kept",
+            )
 
     def _answer(self, upload: Upload) -> dict:
         self._is_running = True

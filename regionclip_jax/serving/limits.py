@@ -19,6 +19,8 @@ class Limits:
         head_bytes, head_seconds: of the head of a request.
         idle_seconds: time without a byte of an upload.
         upload_seconds: time for a whole upload.
+        detection_seconds: time until a detection is answered: decoding, embedding of new words,
+            compiling, computing. A hundred new words alone take minutes on a few CPU cores.
         ending_seconds: time that running requests get when the server ends.
     """
 
@@ -32,6 +34,7 @@ class Limits:
     head_seconds: float = 10
     idle_seconds: float = 10
     upload_seconds: float = 60
+    detection_seconds: float = 600
     ending_seconds: int = 5
 
 

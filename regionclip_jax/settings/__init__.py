@@ -15,7 +15,9 @@ from regionclip_jax.settings.data import (
     ImageDataSettings,
     LoadingSettings,
     MixturePart,
+    ScenesSettings,
 )
+from regionclip_jax.settings.evaluation import EvaluationSettings, RecallSettings
 from regionclip_jax.settings.fields import (
     ConfigError,
     Count,
@@ -31,18 +33,12 @@ from regionclip_jax.settings.fields import (
     unstated,
 )
 from regionclip_jax.settings.jobs import (
-    ConceptSettings,
     DistillSettings,
     EvaluateSettings,
-    EvaluationSettings,
     JobSettings,
-    OptimizerSettings,
     PretrainSettings,
-    RecallSettings,
-    RunSettings,
     ScenesDetectionSettings,
     ScenesExperimentSettings,
-    ScenesSettings,
     TrainClipSettings,
     TrainDetectorSettings,
     TrainingSettings,
@@ -68,6 +64,7 @@ from regionclip_jax.settings.regions import (
     ProposalSettings,
     ScoreSettings,
 )
+from regionclip_jax.settings.training import ConceptSettings, OptimizerSettings, RunSettings
 
 __all__ = [
     "BoxDataSettings",

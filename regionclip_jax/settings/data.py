@@ -1,4 +1,4 @@
-"""Settings of data: sources, image sizes, batches, and limits of skipped records."""
+"""Settings of data: sources, image sizes, batches, limits of skipped records, and scenes."""
 
 import dataclasses
 from typing import Literal
@@ -6,8 +6,10 @@ from typing import Literal
 from regionclip_jax.settings.fields import (
     ConfigError,
     Count,
+    PartOfSide,
     Positive,
     Section,
+    Seed,
     Share,
     Side,
     Tokens,
@@ -196,3 +198,34 @@ class EvaluatedImages(Section):
     num_threads: Workers = 8
     # The run stops if more than this share of the images, or of the annotations, is skipped.
     max_skipped_fraction: Share = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesSettings(Section):
+    """Synthetic scenes (data.scenes)."""
+
+    # Seed of every draw.
+    seed: Seed = 0
+    # Side of the square images in pixels.
+    side: Side = 96
+    # Close-ups of single objects, like the web images of a CLIP.
+    num_closeups: Count = 8000
+    # Scenes of several smaller objects, for pretraining RegionCLIP.
+    num_scenes: Count = 6000
+    # Held-out scenes for the test.
+    num_test: Count = 800
+    # Smallest and largest number of objects of an image, and their size as a share of the side.
+    closeup_objects: tuple[Count, Count] = (1, 1)
+    closeup_sizes: tuple[PartOfSide, PartOfSide] = (0.4, 0.95)
+    scene_objects: tuple[Count, Count] = (2, 4)
+    scene_sizes: tuple[PartOfSide, PartOfSide] = (0.3, 0.55)
+    # Largest overlap of two objects, as a share of the smaller one.
+    overlap: Share = 0.2
+    # Probability that an object has its category's typical colour, and likewise its texture.
+    typicality: Share = 0.8
+    # Number of distractor lines behind the objects.
+    clutter: Whole = 5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_ascending(self, "closeup_objects", "closeup_sizes", "scene_objects", "scene_sizes")

@@ -6,27 +6,18 @@ from typing import Literal
 from regionclip_jax.settings.data import (
     BoxDataSettings,
     CaptionDataSettings,
-    EvaluatedClasses,
-    EvaluatedImages,
     ImageDataSettings,
+    ScenesSettings,
 )
+from regionclip_jax.settings.evaluation import EvaluationSettings, RecallSettings, own_detection
 from regionclip_jax.settings.fields import (
     ConfigError,
     Count,
-    Momentum,
-    NotNegative,
-    PartOfSide,
-    Positive,
     Section,
     Seed,
     Share,
-    Side,
-    Whole,
     completed,
     may_change,
-    require_ascending,
-    require_stated,
-    unstated,
 )
 from regionclip_jax.settings.models import (
     Dtype,
@@ -40,186 +31,12 @@ from regionclip_jax.settings.regions import (
     DistillObjective,
     LocalizerObjective,
     PretrainObjective,
-    ProposalSettings,
     ScoreActivation,
     ScoreSettings,
-    Templates,
 )
+from regionclip_jax.settings.training import ConceptSettings, OptimizerSettings, RunSettings
 
 MatmulPrecision = Literal["default", "high", "highest", "tensorfloat32", "float32", "bfloat16"]
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerSettings(Section):
-    """Optimizer, schedule and frozen parameters; the defaults are those of the paper's pretraining.
-
-    Rates are for the recipe's batch size and are not scaled to another.
-    """
-
-    # "sgd" (the reference's, coupled decay) or "adamw".
-    kind: Literal["sgd", "adamw"] = "sgd"
-    # Peak of the learning rate.
-    learning_rate: NotNegative = 0.002
-    # "multistep" or "cosine".
-    schedule: Literal["multistep", "cosine"] = "multistep"
-    # Multistep only: steps at which the rate is multiplied by gamma.
-    boundaries: tuple[Whole, ...] = (300_000, 525_000)
-    gamma: Positive = 0.1
-    # Multistep only: initial factor of the warm-up.
-    warmup_factor: Share = 0.001
-    # Steps of linear warm-up.
-    warmup_steps: Whole = 1000
-    # Momentum of sgd, beta1 of adamw.
-    momentum: Momentum = 0.9
-    # Adamw only: decay of the mean of squared gradients.
-    beta2: Momentum = 0.999
-    # Adamw only: summand of the root of that mean.
-    epsilon: Positive = 1e-8
-    # Weight decay.
-    weight_decay: NotNegative = 1e-4
-    # Largest L2 norm of each gradient tensor; None for no clipping.
-    clip_per_tensor_norm: Positive | None = None
-    # Largest L2 norm of the gradients of all tensors together; None for no clipping.
-    clip_global_norm: Positive | None = None
-    # Parameters whose path matches one of these regular expressions are not decayed.
-    no_decay_patterns: tuple[str, ...] = ()
-    # Parameters whose path matches one of these regular expressions are not trained.
-    frozen_patterns: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        super().__post_init__()
-        if list(self.boundaries) != sorted(set(self.boundaries)):
-            raise ConfigError(
-                f"boundaries: expected steps that increase, found {self.boundaries}; sort them"
-            )
-
-    def require_shorter_warmup(self, num_steps: int) -> None:
-        """Refuse a cosine schedule whose warm-up is not shorter than the run.
-
-        Raises:
-            ConfigError: it is not.
-        """
-        if self.schedule == "cosine" and self.warmup_steps >= num_steps:
-            raise ConfigError(
-                f"optimizer.warmup_steps: {self.warmup_steps} steps of warm-up in a run of "
-                f"{num_steps}; lower it, or raise run.num_steps"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings(Section):
-    """Length, batch size, and intervals of a run."""
-
-    # Number of updates. A run with a cosine schedule cannot change it on resume.
-    num_steps: Count = may_change(600_000)
-    # Images of the global batch, which is sharded over all devices.
-    batch_size: Count = 96
-    # Devices that share one copy of parameters and optimizer state; 1: each device has its own.
-    fsdp: Count = may_change(1)
-    # Seed of every random draw of the run.
-    seed: Seed = 0
-    # Steps between two log lines.
-    log_every: Count = may_change(50)
-    # Steps between two checkpoints, and number of newest checkpoints to keep.
-    checkpoint_every: Count = may_change(5000)
-    checkpoints_to_keep: Count = may_change(3)
-
-
-@dataclasses.dataclass(frozen=True)
-class ConceptSettings(Section):
-    """Concept pool."""
-
-    # Text file, one name per line (a count after a tab or comma is ignored), e.g. the nouns of the
-    # captions (paper: 4,764 from COCO's); "" for the names of the synthetic scenes.
-    names_file: str = may_change("")
-    # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
-    templates: Templates = "clip"
-
-
-@dataclasses.dataclass(frozen=True)
-class RecallSettings(EvaluatedImages):
-    """Average recall of a localizer's proposals."""
-
-    # Proposals of the localizer.
-    proposals: ProposalSettings = ProposalSettings(pre_nms_topk=6000, nms_threshold=0.7)
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_stated(self.proposals, "proposals")
-
-
-def _own_detection(regions_per_chunk: int) -> DetectionSettings:
-    return dataclasses.replace(unstated(DetectionSettings), regions_per_chunk=regions_per_chunk)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSettings(EvaluatedImages):
-    """Zero-shot recognition of given boxes, or detection, with the official metrics.
-
-    In ``proposals`` and ``detection``, None is the number of the evaluated model's directory; any
-    other value replaces it.
-    """
-
-    # Classes of the data, or of its split, that compete for every region: "all", as in the
-    # reference, or those "with_boxes" in the evaluated images. A class without a box, such as a
-    # parent category that an export tool lists, can only take regions from the others.
-    classes: EvaluatedClasses = "all"
-    # Class embeddings (.npz); "" embeds the data's class names with the model's text tower.
-    vocabulary: str = ""
-    # "clip" for the 81 prompts of the paper, "plain" for a few short ones.
-    templates: Templates = "clip"
-    # Source of the regions: "ground_truth", "localizer" or (sliding) "windows".
-    regions: Literal["ground_truth", "localizer", "windows"] = "ground_truth"
-    # Model directory of the localizer; "" uses the evaluated model's.
-    localizer: str = ""
-    # Proposals of the localizer.
-    proposals: ProposalSettings = unstated(ProposalSettings)
-    # Sides of the windows as fractions of the image's.
-    window_sides: tuple[PartOfSide, ...] = ()
-    # Scoring and suppression of the regions.
-    detection: DetectionSettings = _own_detection(regions_per_chunk=25)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.detection.objectness not in (None, "none") and self.regions != "localizer":
-            raise ConfigError(
-                f"detection.objectness: {self.detection.objectness!r} with regions "
-                f"{self.regions!r}, which have no objectness; set it to 'none', or regions to "
-                "'localizer'"
-            )
-        if self.regions == "windows" and not self.window_sides:
-            raise ConfigError("window_sides: (), expected shares of the image's side: (0.3, 0.5)")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScenesSettings(Section):
-    """Synthetic scenes (data.scenes)."""
-
-    # Seed of every draw.
-    seed: Seed = 0
-    # Side of the square images in pixels.
-    side: Side = 96
-    # Close-ups of single objects, like the web images of a CLIP.
-    num_closeups: Count = 8000
-    # Scenes of several smaller objects, for pretraining RegionCLIP.
-    num_scenes: Count = 6000
-    # Held-out scenes for the test.
-    num_test: Count = 800
-    # Smallest and largest number of objects of an image, and their size as a share of the side.
-    closeup_objects: tuple[Count, Count] = (1, 1)
-    closeup_sizes: tuple[PartOfSide, PartOfSide] = (0.4, 0.95)
-    scene_objects: tuple[Count, Count] = (2, 4)
-    scene_sizes: tuple[PartOfSide, PartOfSide] = (0.3, 0.55)
-    # Largest overlap of two objects, as a share of the smaller one.
-    overlap: Share = 0.2
-    # Probability that an object has its category's typical colour, and likewise its texture.
-    typicality: Share = 0.8
-    # Number of distractor lines behind the objects.
-    clutter: Whole = 5
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_ascending(self, "closeup_objects", "closeup_sizes", "scene_objects", "scene_sizes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +192,7 @@ class TrainDetectorSettings(JobSettings):
     # Evaluation of the detector at the end, with the classes of the test; evaluation.path "" skips
     # it. Proposals and temperature that are None are those of the training, objectness "none".
     evaluation: EvaluationSettings = may_change(
-        EvaluationSettings(regions="localizer", detection=_own_detection(regions_per_chunk=100))
+        EvaluationSettings(regions="localizer", detection=own_detection(chunk=100))
     )
 
     def __post_init__(self):

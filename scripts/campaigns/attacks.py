@@ -31,12 +31,9 @@ from regionclip_jax.assembly.sources import (
     build_boxes_source,
     open_image_text_source,
 )
-from regionclip_jax.conversion.convert import (
-    convert_checkpoint,
-    convert_localizer,
-    convert_trunk,
-    convert_vocabulary,
-)
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
+from regionclip_jax.conversion.convert_localizer import convert_localizer, convert_trunk
+from regionclip_jax.conversion.convert_vocabulary import convert_vocabulary
 from regionclip_jax.data.loading.captions import choose_caption
 from regionclip_jax.data.loading.decoding import decode_image_of, read_any_image
 from regionclip_jax.data.sources.image_files import image_size

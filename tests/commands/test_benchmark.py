@@ -71,6 +71,21 @@ def test_the_data_benchmark_states_the_cores_that_a_step_needs(benchmark, coco_f
     assert given["cores_needed"] == pytest.approx(60 / given["rows"][0]["items_per_s"])
 
 
+@pytest.mark.slow
+def test_the_folder_benchmark_compares_batches_and_drawing_with_single_images(benchmark):
+    results = benchmark(
+        "folder", "--preset=scenes", "--localizer=small", "--images=5", "--batch=2",
+        "--short_side=64", "--max_long_side=96", "--repeats=1",
+    )  # fmt: skip
+    names = [row["name"] for row in results["rows"]]
+    assert names == ["batch 1", "batch 2", "batch 2, --no_drawing", "decoding alone, one core"]
+    single = results["rows"][0]["ours"]["median_s"]
+    for row in results["rows"]:
+        assert row["items_per_s"] == pytest.approx(5 / row["ours"]["median_s"])
+        assert row["ratio"] == pytest.approx(single / row["ours"]["median_s"])
+    assert 0 <= results["drawn"] <= 5
+
+
 def test_missing_pytorch_is_a_one_line_error(environment):
     if all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
         pytest.skip("PyTorch is here")

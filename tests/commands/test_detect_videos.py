@@ -139,6 +139,8 @@ def test_images_and_videos_of_a_folder_give_one_dataset_and_annotated_videos(
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 6 and frames[0].shape[1] >= 320  # enlarged
     assert (np.abs(frames[3].astype(int) - CLASS_COLOURS[0]).max(-1) < 40).any()
+    assert command("--output", str(tmp_path / "undrawn"), "--no_drawing") == 0
+    assert not list((tmp_path / "undrawn").glob("*.mp4"))
 
 
 def test_broken_frames_are_skipped_and_counted(command, tmp_path, capsys):

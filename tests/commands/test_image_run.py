@@ -51,7 +51,7 @@ class Model:
 def run(output, images, **more):
     options = types.SimpleNamespace(
         output=output, objectness=None, score=0.5, max_boxes=3, best_names=False, batch_size=1,
-        tile=None, overlap=None, every=1,
+        tile=None, overlap=None, every=1, no_drawing=False,
     )
     vars(options).update(more)
     return detect.detect_all(Model(), list_images([images]), ["cat"], options)
@@ -276,6 +276,21 @@ def test_an_image_is_never_overwritten(photos, capsys):
     with pytest.raises(ValueError, match="a.png.png would replace one of the images"):
         module["run"](photos, str(photos / "*.png"))
     assert not (photos / "detections.json").exists()
+
+
+def test_without_drawing_only_the_two_files_are_written(photos, capsys):
+    module = {"event": ""}
+    exec(CODE, module)
+    (photos / "a.png.png").write_bytes((photos / "a.png").read_bytes())
+    before = {path.name for path in photos.iterdir()}
+    assert module["run"](photos, str(photos / "*.png"), no_drawing=True) == 0
+    written = {path.name for path in photos.iterdir()} - before
+    assert {name for name in written if "lock" not in name} == {
+        "detections.json",
+        "detections.jsonl",
+    }
+    found = detections(photos)
+    assert found["complete"] and {line["drawn"] for line in found["lines"]} == {None}
 
 
 BOX = [0, 0, 9, 9]

@@ -16,7 +16,7 @@ from regionclip_jax.artifacts.localizer_checkpoint import (
 )
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
-from regionclip_jax.conversion.convert import convert_localizer, convert_trunk
+from regionclip_jax.conversion.convert_localizer import convert_localizer, convert_trunk
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 NORM = ("weight", "bias", "running_mean", "running_var")

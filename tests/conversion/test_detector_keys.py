@@ -6,7 +6,7 @@ import pytest
 
 from regionclip_jax.artifacts.detector_heads import has_heads, load_heads
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 from regionclip_jax.models.detector_heads import BoxHead, MaskHead
 
 

@@ -20,7 +20,7 @@ from regionclip_jax.conversion import eva_keys
 from regionclip_jax.conversion.archives import read_tensors
 from regionclip_jax.conversion.choices import NO_CHOICE
 from regionclip_jax.conversion.configuration_files import complete_config
-from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 from regionclip_jax.conversion.layouts import source_shape
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.eva_transformer import rotary_positions

@@ -11,9 +11,9 @@ import pytest
 
 from checkpoints import write_safetensors
 from regionclip_jax.artifacts.model_card import CheckpointMismatch
-from regionclip_jax.conversion import convert
 from regionclip_jax.conversion.architecture import infer_config
 from regionclip_jax.conversion.archives import read_tensors
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 
 ZEROS = bytes(2**25)
 
@@ -138,7 +138,7 @@ def test_a_number_of_a_block_without_those_before_it_is_refused(
 ):
     path = write_safetensors(clip_tensors("nano_clip") | {name: np.zeros(2, np.float32)})
     with pytest.raises(CheckpointMismatch, match=r"expected blocks numbered from 0 to .*, found"):
-        convert.convert_checkpoint(path, tmp_path / "model")
+        convert_checkpoint(path, tmp_path / "model")
 
 
 def test_more_blocks_than_any_model_has_are_refused(tmp_path, clip_tensors):

@@ -19,7 +19,7 @@ from checkpoints import to_huggingface, write_safetensors
 from regionclip_jax.artifacts.model_checkpoint import load_model
 from regionclip_jax.conversion.choices import NO_CHOICE, Choice
 from regionclip_jax.conversion.configuration_files import complete_config
-from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
 from regionclip_jax.models.open_clip_presets import OPEN_CLIP_VITS
 from regionclip_jax.models.presets import PRESETS

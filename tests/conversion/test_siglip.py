@@ -28,7 +28,7 @@ from regionclip_jax.assembly.models import tokenizer_source
 from regionclip_jax.assembly.training_run import as_clip
 from regionclip_jax.conversion import siglip_keys
 from regionclip_jax.conversion.archives import read_tensors
-from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 from regionclip_jax.conversion.layouts import source_shape
 from regionclip_jax.models.clip import CLIP
 from regionclip_jax.models.presets import PRESETS
@@ -316,7 +316,7 @@ def test_a_converted_siglip_detects_by_sigmoid_scores(published, tmp_path):
     np.testing.assert_allclose(np.sort(found.scores), np.sort(expected.ravel()), rtol=1e-4)
 
     source = tokenizer_of(directory, model.config.text)
-    arguments = (model._model, model._variables, names, "clip")
+    arguments = (*model.clip, names, "clip")
     vocabulary = cached_vocabulary(tmp_path / "vocabulary.npz", *arguments, source)
     np.testing.assert_array_equal(vocabulary.embeddings, texts)
     with pytest.raises(UserError, match="expected its vocabulary"):

@@ -17,7 +17,7 @@ from parity.siglip import compare_converted
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, flatten, load_card
 from regionclip_jax.conversion import siglip_configuration, siglip_keys
 from regionclip_jax.conversion.choices import NO_CHOICE
-from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.text.tokenizer import tokenizer_named
 

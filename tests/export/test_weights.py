@@ -25,7 +25,8 @@ from regionclip_jax.conversion import (
 )
 from regionclip_jax.conversion.archives import read_tensors
 from regionclip_jax.conversion.choices import NO_CHOICE
-from regionclip_jax.conversion.convert import convert_checkpoint, convert_localizer
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
+from regionclip_jax.conversion.convert_localizer import convert_localizer
 from regionclip_jax.conversion.json_object import JsonObject
 from regionclip_jax.conversion.torch_archive import write_torch_archive
 from regionclip_jax.export.weights import export_weights

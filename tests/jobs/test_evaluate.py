@@ -16,7 +16,7 @@ from regionclip_jax.artifacts.results import read_detections, read_results
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.assembly.sources import build_boxes_source
 from regionclip_jax.assembly.streams import DetectionPass
-from regionclip_jax.conversion.convert import convert_checkpoint
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
 from regionclip_jax.data.prepare.writers import write_array_record
 from regionclip_jax.data.scenes.vocabulary import SHAPES
 from regionclip_jax.data.sources.array_record import ArrayRecordSource

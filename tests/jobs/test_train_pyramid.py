@@ -17,7 +17,7 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.results import read_results
 from regionclip_jax.assembly import models as assembly
-from regionclip_jax.commands import detect, doctor
+from regionclip_jax.commands import detect, doctor, embed_regions
 from regionclip_jax.jobs import evaluate, train_detector
 from regionclip_jax.models.eva_transformer import EVAConfig
 from regionclip_jax.models.presets import PRESETS
@@ -176,6 +176,37 @@ def test_the_command_detects_with_a_detector_on_a_pyramid(detector, tmp_path):
     assert detect.main([str(argument) for argument in arguments]) == 0
     line = json.loads((tmp_path / "found" / "detections.jsonl").read_text())
     assert line["detections"]
+
+
+@pytest.mark.slow
+def test_the_command_embeds_regions_of_a_detector_on_a_pyramid(detector, tmp_path):
+    """Proposals and detections are its heads', features the frozen tower's."""
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    model = regionclip_jax.load(detector[0], short_side=64, max_long_side=64)
+    sizes = ["--short_side", "64", "--max_long_side", "64"]
+
+    def embed(name: str, *flags: str) -> dict:
+        arguments = ["--checkpoint", str(detector[0]), "--images", str(tmp_path / "image.png")]
+        assert (
+            embed_regions.main([*arguments, "--output", str(tmp_path / name), *sizes, *flags]) == 0
+        )
+        arrays = dict(np.load(tmp_path / name / "image.png.npz"))
+        assert len(arrays["boxes"]) > 0
+        expected = model.encode_regions(pixels, arrays["boxes"])
+        np.testing.assert_array_equal(arrays["features"], expected)
+        return arrays
+
+    proposed = model.propose(pixels, num_proposals=9)
+    arrays = embed("proposals", "--num_proposals", "9")
+    np.testing.assert_array_equal(arrays["boxes"], proposed.boxes)
+    np.testing.assert_array_equal(arrays["logits"], proposed.logits)
+    found = model.detect(pixels, ["cat", "dog"])
+    arrays = embed("detections", "--classes", "cat, dog")
+    np.testing.assert_array_equal(arrays["boxes"], found.boxes)
+    np.testing.assert_array_equal(arrays["scores"], found.scores)
+    assert arrays["probabilities"].shape == (len(found), 2)
+    assert arrays["names"].tolist() == ["cat", "dog"]
 
 
 @pytest.mark.slow

@@ -26,7 +26,9 @@ from regionclip_jax.serving.limits import Limits
 PAGE = Path(page.__file__).parent
 FILES = {
     "/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript",
-    "/drawing.js": "text/javascript", "/icon.svg": "image/svg+xml",
+    "/drawing.js": "text/javascript", "/messages.js": "text/javascript",
+    "/requests.js": "text/javascript", "/results.js": "text/javascript",
+    "/icon.svg": "image/svg+xml",
 }  # fmt: skip
 BOUNDARY = b"12345"
 HEAD = {"content-type": f"multipart/form-data; boundary={BOUNDARY.decode()}"}
@@ -91,7 +93,7 @@ def test_an_upload_gives_the_detections_of_the_api_in_the_colours_of_its_drawing
 def test_one_new_word_is_embedded_alone_and_compiles_nothing(client, served_model, photo):
     """The embeddings are those of a list that is embedded at once, bit for bit."""
     assert send(client, whole(photo, b"ant, bee")).status_code == 200
-    sizes = served_model._program(*_program_key(served_model))._cache_size()
+    sizes = served_model._predictor._program(*_program_key(served_model))._cache_size()
     asked: list[tuple[str, ...]] = []
     embed = served_model._embed_names
     served_model._embed_names = lambda names, templates: (
@@ -102,7 +104,7 @@ def test_one_new_word_is_embedded_alone_and_compiles_nothing(client, served_mode
     finally:
         served_model._embed_names = embed
     assert asked == [("wasp",)]
-    assert served_model._program(*_program_key(served_model))._cache_size() == sizes
+    assert served_model._predictor._program(*_program_key(served_model))._cache_size() == sizes
     found = served_model.detect(np.asarray(Image.open(io.BytesIO(photo))), ["ant", "wasp", "bee"])
     scores = [annotation["score"] for annotation in answer["dataset"]["annotations"]]
     np.testing.assert_array_equal(
@@ -112,12 +114,12 @@ def test_one_new_word_is_embedded_alone_and_compiles_nothing(client, served_mode
 
 def _program_key(model) -> tuple:
     keys = []
-    make = model._program
-    model._program = lambda *key: keys.append(key) or make(*key)
+    make = model._predictor._program
+    model._predictor._program = lambda *key: keys.append(key) or make(*key)
     try:
         model.detect(np.zeros((60, 60, 3), np.uint8), ["ant"])
     finally:
-        model._program = make
+        model._predictor._program = make
     return keys[0]
 
 
@@ -241,6 +243,11 @@ def test_page_files_have_strict_headers(client, url):
     assert "access-control-allow-origin" not in response.headers
 
 
+def test_every_file_of_the_page_is_served():
+    files = {f"/{path.name}" for path in PAGE.glob("*.*") if path.suffix != ".py"}
+    assert set(FILES) == files - {"/index.html"} | {"/"} == set(page.read_page_files())
+
+
 def test_the_page_names_no_other_address_and_has_no_code_in_its_markup():
     for path in PAGE.iterdir():
         if path.suffix not in (".html", ".css", ".js", ".svg"):
@@ -361,6 +368,39 @@ def test_an_upload_whose_client_is_gone_is_not_computed(served_model):
     # Its image would be refused.
     upload = Upload(b"no image", "a.png", ("cat",))
     assert asyncio.run(Detections(served_model, Limits()).detect(upload, is_gone)) is None
+
+
+def test_a_detection_over_its_time_is_answered_and_keeps_the_server_busy(
+    open_client, served_model, photo
+):
+    async def run():
+        async with open_client(Limits(detection_seconds=0.3)) as client:
+
+            def detect(words: bytes) -> asyncio.Task:
+                body = whole(photo, words)
+                return asyncio.create_task(client.post("/detect", content=body, headers=HEAD))
+
+            # The thread of detections waits for this lock before it embeds a new word.
+            with served_model._making:
+                late = detect(b"late word")
+                await asyncio.sleep(0.1)
+                waiting = detect(b"cat")
+                answers = [await late, await waiting, await detect(b"cat")]
+                assert (await client.get("/settings")).status_code == 200
+            # The late detection and the first of a new word may take a while.
+            for _ in range(600):
+                answers.append(await detect(b"cat"))
+                if answers[-1].status_code == 200:
+                    break
+                await asyncio.sleep(0.1)
+            return answers
+
+    late, waiting, new, *_, answered = asyncio.run(run())
+    assert answered.status_code == 200
+    assert "takes more than 0.3 seconds" in refused(late, 504)
+    for busy in (waiting, new):
+        assert "busy with a detection of more than 0.3 seconds" in refused(busy, 503)
+        assert 1 <= int(busy.headers["retry-after"]) <= 60
 
 
 def test_other_requests_are_answered_during_a_detection(open_client, served_model, photo):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from regionclip_jax import settings as sections
 from regionclip_jax.assembly import concept_pool, detection_data
-from regionclip_jax.conversion.convert import convert_vocabulary
+from regionclip_jax.conversion.convert_vocabulary import convert_vocabulary
 from regionclip_jax.data.sources import yolo_labels
 from regionclip_jax.text.concepts import write_concepts
 from regionclip_jax.text.names import (
@@ -35,8 +35,8 @@ def trained_classes(path):
 def converted_names(path):
     rows = {"": np.ones((len(read_names(path)), 2), np.float32)}
     with (
-        mock.patch("regionclip_jax.conversion.convert.read_tensors", lambda _: rows),
-        mock.patch("regionclip_jax.conversion.convert.file_sha256", lambda _: ""),
+        mock.patch("regionclip_jax.conversion.convert_vocabulary.read_tensors", lambda _: rows),
+        mock.patch("regionclip_jax.conversion.convert_vocabulary.origin_of", lambda _: {}),
     ):
         return convert_vocabulary("emb.pth", path, path.parent / "converted").names
 

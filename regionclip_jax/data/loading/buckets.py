@@ -6,7 +6,7 @@ A canvas is ``(height, width)``; an image lies in its top left corner, the rest 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from regionclip_jax.data.loading.transforms import resized_size
 from regionclip_jax.data.sources.records import RecordError
@@ -23,6 +23,14 @@ def padded_count(count: int, fewest: int) -> int:
     while padded < count:
         padded *= 2
     return padded
+
+
+def padded_rows(
+    rows: Float[np.ndarray, "N D"], fewest: int
+) -> tuple[Float[np.ndarray, "P D"], Bool[np.ndarray, " P"]]:
+    """Return rows padded with zeros to a ``padded_count``, and the mask of the given ones."""
+    padding = padded_count(len(rows), fewest) - len(rows)
+    return np.pad(rows, ((0, padding), (0, 0))), np.arange(len(rows) + padding) < len(rows)
 
 
 def smallest_canvas(canvas_sizes: Sequence[Size], height: int, width: int) -> Size | None:

@@ -8,6 +8,9 @@ _FILES = {
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
     "/drawing.js": ("drawing.js", "text/javascript"),
+    "/messages.js": ("messages.js", "text/javascript"),
+    "/requests.js": ("requests.js", "text/javascript"),
+    "/results.js": ("results.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 

@@ -10,7 +10,8 @@ from regionclip_jax.artifacts.model_card import CheckpointMismatch
 from regionclip_jax.artifacts.model_checkpoint import load_card, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion.choices import Choice
-from regionclip_jax.conversion.convert import convert_checkpoint, convert_vocabulary
+from regionclip_jax.conversion.convert_clip import convert_checkpoint
+from regionclip_jax.conversion.convert_vocabulary import convert_vocabulary
 from regionclip_jax.models.clip import CLIP, logit_scale_and_bias
 from regionclip_jax.models.presets import PRESETS
 from regionclip_jax.models.text_transformer import TextConfig

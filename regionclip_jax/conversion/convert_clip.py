@@ -1,4 +1,4 @@
-"""Conversion of checkpoints to model directories: read, rename, check, save.
+"""Conversion of CLIP and RegionCLIP checkpoints: read, rename, check, save.
 
 Every tensor of the towers is used, or the file is refused; others are listed as unused. Every
 parameter has its tensor, or the file is refused.
@@ -7,8 +7,6 @@ eps 1e-5 (docs/reference/checkpoints.md#layouts, docs/reference/towers.md#frozen
 """
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,53 +15,28 @@ import numpy as np
 
 from regionclip_jax.artifacts import model_checkpoint
 from regionclip_jax.artifacts.detector_heads import HeadsCard, remove_heads, save_heads
-from regionclip_jax.artifacts.localizer_checkpoint import (
-    abstract_localizer,
-    abstract_trunk,
-    load_localizer,
-    save_localizer,
-    save_trunk,
-)
-from regionclip_jax.artifacts.model_card import (
-    CheckpointMismatch,
-    LocalizerCard,
-    ModelCard,
-    architecture_to_json,
-    require_heads,
-)
+from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard, require_heads
 from regionclip_jax.artifacts.score_settings import default_scores
 from regionclip_jax.artifacts.tokenizer_file import choose_tokenizer
-from regionclip_jax.artifacts.vocabulary import FILE_NAME as VOCABULARY_NAME
-from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.conversion import (
     clip_keys,
     detector_keys,
     eva_keys,
     huggingface_keys,
-    localizer_keys,
     regionclip_keys,
     siglip_configuration,
     siglip_keys,
 )
-from regionclip_jax.conversion.architecture import (
-    infer_config,
-    infer_localizer_config,
-    require_tokenizer,
-)
+from regionclip_jax.conversion.architecture import infer_config, require_tokenizer
 from regionclip_jax.conversion.archives import BARE_TENSOR, read_tensors
 from regionclip_jax.conversion.choices import NO_CHOICE, Choice
 from regionclip_jax.conversion.configuration_files import Completed, complete_config
 from regionclip_jax.conversion.layouts import Origin, build_variables
+from regionclip_jax.conversion.report import Conversion, is_bookkeeping, origin_of, report
 from regionclip_jax.models.towers import CLIPConfig
-from regionclip_jax.text.names import read_names
 
 # RegionCLIP drops the logit scale and divides by the temperature 0.01, the inverse of CLIP's limit.
 DEFAULT_LOGIT_SCALE = np.array(np.log(100.0), np.float32)
-# Bookkeeping beside the weights in CLIP's files: docs/reference/checkpoints.md#prefixes.
-_BOOKKEEPING = re.compile(
-    r"(.*\.)?(num_batches_tracked|input_resolution|context_length|vocab_size|position_ids|attn_mask"
-    r"|pixel_mean|pixel_std|cell_anchors\.\d+|rope\.freqs_(cos|sin))"
-)
 
 
 class CheckpointFamily(NamedTuple):
@@ -113,32 +86,6 @@ FAMILIES: list[CheckpointFamily] = [
     ),
     CheckpointFamily(lambda tensors: True, _to_openai, infer_config, clip_keys.origin, True),
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Conversion:
-    """Report of a conversion; ``bookkeeping`` and ``unused`` are tensors that were not used."""
-
-    card: ModelCard | LocalizerCard
-    num_used: int
-    bookkeeping: tuple[str, ...]
-    unused: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def summary(self) -> str:
-        """Return a text of the architecture, the counts, and the unused tensors by prefix."""
-        lines = [
-            f"architecture: {self.card.label}",
-            f"tensors: {self.num_used} used, {len(self.bookkeeping)} of bookkeeping, "
-            f"{len(self.unused)} others unused",
-        ]
-        groups: dict[str, list[str]] = {}
-        for name in self.unused:
-            groups.setdefault(name.split(".")[0], []).append(name)
-        for first, names in sorted(groups.items()):
-            shown = names[0] if len(names) == 1 else f"{first}.* ({len(names)}): {names[0]} ..."
-            lines.append(f"unused: {shown}")
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
 def convert_checkpoint(
@@ -227,7 +174,7 @@ def convert_checkpoint(
     )
     _require_all_used(source, renamed.keys() - used)
     taken = {own_name for name in used for own_name in names[name]}
-    origin = {"file": source.name, "sha256": file_sha256(source)}
+    origin = origin_of(source)
     scores = default_scores(variables["params"], None)
     # The localizer may be attached later, and its levels decide.
     scores = dataclasses.replace(
@@ -249,147 +196,7 @@ def convert_checkpoint(
     remove_heads(output)
     if heads is not None:
         save_heads(output, {"params": heads, "batch_stats": {}}, heads_card)
-    return _conversion(card, tensors, taken, notes)
-
-
-def convert_localizer(source: str | Path, output: str | Path) -> Conversion:
-    """Convert the localizer of a detectron2 checkpoint into the model directory ``output``.
-
-    Args:
-        source: RegionCLIP's ``rpn_*.pth`` or another R-CNN of detectron2, with its backbone and
-            proposal generator; or a fine-tuned RegionCLIP, with its ``offline_`` ones; or a model
-            directory with a localizer, which is copied.
-        output: a model directory, whose localizer is replaced; or a new directory for it alone.
-
-    Raises:
-        CheckpointMismatch: the file has no localizer, lacks tensors of it, or has tensors of other
-            shapes.
-    """
-    source = Path(source)
-    if source.is_dir():
-        variables, card = load_localizer(source)
-        save_localizer(output, variables, card)
-        num_tensors = len(model_checkpoint.flatten(variables))
-        return Conversion(card, num_tensors, (), (), (f"copied from {source}",))
-    tensors = regionclip_keys.strip_common_prefix(read_tensors(source))
-    renamed, names = localizer_keys.to_bare_names(tensors, source.name)
-    config = infer_localizer_config(renamed, source.name)
-    variables, used = build_variables(
-        model_checkpoint.traced(abstract_localizer, config, source.name),
-        localizer_keys.origins(config),
-        renamed,
-        where=f"{source.name} as a localizer, {config.variant}",
-        remedy="check that the file is one whole R-CNN of detectron2 with a ResNet of bottlenecks "
-        "and five sizes and three ratios of anchors",
-    )
-    card = LocalizerCard(config, {"file": source.name, "sha256": file_sha256(source)})
-    save_localizer(output, variables, card)
-    return _conversion(card, tensors, {names[name] for name in used}, notes=[])
-
-
-def convert_trunk(source: str | Path, output: str | Path) -> Conversion:
-    """Convert an ImageNet ResNet to ``output/trunk``, an initialisation for a localizer.
-
-    Args:
-        source: detectron2's ``ImageNetPretrained/MSRA/R-50.pkl`` or another ResNet of bottlenecks
-            with Caffe2's names. Its first 1x1 convolution strides and its input is BGR, as in the
-            reference's localizers. (Torchvision's ResNet strides in the 3x3 convolution and reads
-            RGB: its shapes fit, but its features differ.)
-        output: a directory; an existing trunk is replaced.
-
-    Raises:
-        CheckpointMismatch: the file has other names, lacks tensors, or has tensors of other shapes.
-    """
-    source = Path(source)
-    tensors = read_tensors(source)
-    renamed, names = localizer_keys.trunk_from_caffe2(tensors)
-    if not renamed:
-        raise CheckpointMismatch(
-            f"{source}: expected an ImageNet ResNet with Caffe2's names (conv1_w, "
-            f"res2_0_branch2a_w), found tensors such as {list(tensors)[:3]}; give detectron2's "
-            "ImageNetPretrained/MSRA/R-50.pkl (torchvision's ResNet strides elsewhere and would "
-            "not compute the same)"
-        )
-    config = infer_localizer_config(renamed, source.name)
-    variables, used = build_variables(
-        model_checkpoint.traced(abstract_trunk, config, source.name),
-        # The rules of a localizer have paths that begin with ``trunk/``.
-        lambda path, num_dims: localizer_keys.origins(config)(f"trunk/{path}", num_dims),
-        renamed,
-        where=f"{source.name} as a ResNet of blocks {config.blocks}",
-        remedy="check that the file is one whole ResNet of bottlenecks",
-    )
-    card = LocalizerCard(config, {"file": source.name, "sha256": file_sha256(source)})
-    save_trunk(output, variables, card)
-    return _conversion(card, tensors, {names[name] for name in used if name in names}, notes=[])
-
-
-def convert_vocabulary(
-    source: str | Path, names_path: str | Path, output: str | Path
-) -> Vocabulary:
-    """Convert a bare ``[C, D]`` embedding file and its names to ``output/vocabulary.npz``.
-
-    Args:
-        source: file of one tensor, such as RegionCLIP's ``*_emb.pth``: raw, not normalised.
-        names_path: file of names (``text.names``), in the order of the rows.
-        output: a model directory with the same D; or a new directory for the vocabulary alone.
-
-    Raises:
-        CheckpointMismatch: the file holds more than one tensor, the names are no list of names, or
-            a number differs.
-    """
-    source, names_path, output = Path(source), Path(names_path), Path(output)
-    tensors = read_tensors(source)
-    if len(tensors) != 1:
-        raise CheckpointMismatch(
-            f"{source}: expected one tensor of embeddings [C, D], found {len(tensors)} tensors "
-            f"such as {list(tensors)[:3]}; a model's file goes to --source"
-        )
-    (embeddings,) = tensors.values()
-    try:
-        names = read_names(names_path)
-    except ValueError as error:
-        raise CheckpointMismatch(str(error)) from error
-    if embeddings.ndim != 2 or len(names) != len(embeddings):
-        raise CheckpointMismatch(
-            f"{names_path}: expected one name for each row of {source.name} (shape "
-            f"{embeddings.shape}), found {len(names)} names; give the list the embeddings were "
-            "made from"
-        )
-    architecture = None
-    if (output / "card.json").exists():
-        card = model_checkpoint.load_card(output)
-        architecture = architecture_to_json(card.architecture)
-        if card.architecture.embed_dim != embeddings.shape[1]:
-            raise CheckpointMismatch(
-                f"{source}: expected embeddings of width D = {card.architecture.embed_dim}, that "
-                f"of the model in {output} ({card.label}), found "
-                f"{embeddings.shape[1]}; give embeddings of this model, or another --output"
-            )
-    encoder = {
-        "architecture": architecture,
-        "parameters_sha256": None,
-        "source": {"file": source.name, "sha256": file_sha256(source)},
-    }
-    vocabulary = Vocabulary(names, np.array(embeddings, np.float32, order="C"), (), encoder)
-    vocabulary.save(output / VOCABULARY_NAME)
-    return vocabulary
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _conversion(card, tensors, taken: set[str], notes: list[str]) -> Conversion:
-    left = [name for name in tensors if name not in taken]
-    return Conversion(
-        card,
-        len(taken),
-        tuple(name for name in left if _BOOKKEEPING.fullmatch(name)),
-        tuple(name for name in left if not _BOOKKEEPING.fullmatch(name)),
-        tuple(notes),
-    )
+    return report(card, tensors, taken, notes)
 
 
 def _read_model(path: Path) -> dict[str, np.ndarray]:
@@ -405,7 +212,7 @@ def _read_model(path: Path) -> dict[str, np.ndarray]:
 
 def _require_all_used(path: Path, unused: set[str]) -> None:
     """Refuse towers with further tensors, such as layer scales: they compute something else."""
-    unused = {name for name in unused if not _BOOKKEEPING.fullmatch(name)}
+    unused = {name for name in unused if not is_bookkeeping(name)}
     if unused:
         raise CheckpointMismatch(
             f"{path}: expected towers of CLIP's tensors alone, found {len(unused)} others such as "
