@@ -89,6 +89,8 @@ def eva02_b16_coco() -> ml_collections.ConfigDict:
     """The losses of the paper on the backbone of CLIPSelf; not a published recipe."""
     parts = ("patch_embedding", "class_embedding", "positional_embedding")
     config = _patches_on_coco("EVA02-B-16", "checkpoints/eva02_b16", *parts)
+    # As the converted weights.
+    config.student.normalize_map = config.teacher.normalize_map = True
     config.optimizer.frozen_patterns += ("^logit_scale",)
     return config
 

@@ -236,13 +236,23 @@ def _from_format_2(values: Any, where: str) -> CLIPConfig:
             f"{where}.preprocessing.resize: expected one of {list(methods)}, found "
             f"{short(config.preprocessing.resize)}; {AGAIN}"
         )
-    if config.normalize_map and (kind := kind_of(config.image, IMAGE_TOWERS)) not in dense_kinds():
-        raise CheckpointMismatch(
-            f"{where}.normalize_map: expected false for an image tower of the kind {kind!r}, "
-            f"found true; {AGAIN}"
-        )
+    if config.normalize_map:
+        require_embeddings(config.image, where, AGAIN)
     require_heads(config, where, AGAIN)
     return config
+
+
+def require_embeddings(tower: Any, where: str, remedy: str) -> None:
+    """Refuse ``normalize_map`` with an image tower whose map has no embeddings.
+
+    Raises:
+        CheckpointMismatch: names the kind of the tower.
+    """
+    if (kind := kind_of(tower, IMAGE_TOWERS)) not in dense_kinds():
+        raise CheckpointMismatch(
+            f"{where}: normalize_map: expected false for an image tower of the kind {kind!r}, "
+            f"whose map has no embeddings, found true; {remedy}"
+        )
 
 
 def require_heads(config: CLIPConfig, where: str, remedy: str) -> None:

@@ -62,6 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="vocabulary of a SigLIP, if it is not beside the source",
     )
     parser.add_argument(
+        "--normalize-map",
+        action=argparse.BooleanOptionalAction,
+        help="regions are averages of the map's cells at unit length, as in CLIPSelf and models "
+        "trained by it (default: EVA-02 alone)",
+    )
+    parser.add_argument(
         "--localizer",
         metavar="FILE",
         help="checkpoint with a proposal generator and its backbone, or a model directory with a "
@@ -92,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--preset and --activation need --source")
     if options.source is None and options.tokenizer is not None:
         parser.error("--tokenizer needs --source")
+    if options.source is None and options.normalize_map is not None:
+        parser.error("--normalize-map needs --source")
     log_own_progress()
     start_devices()  # the self-check needs them
     if options.source is not None:
@@ -102,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             text_from=options.text_from,
             choice=choice,
             tokenizer=options.tokenizer,
+            normalize_map=options.normalize_map,
         )
         print(conversion.summary())
         print(f"self-check: {self_check.write(options.output)}")

@@ -15,7 +15,12 @@ import numpy as np
 
 from regionclip_jax.artifacts import model_checkpoint
 from regionclip_jax.artifacts.detector_heads import HeadsCard, remove_heads, save_heads
-from regionclip_jax.artifacts.model_card import CheckpointMismatch, ModelCard, require_heads
+from regionclip_jax.artifacts.model_card import (
+    CheckpointMismatch,
+    ModelCard,
+    require_embeddings,
+    require_heads,
+)
 from regionclip_jax.artifacts.score_settings import default_scores
 from regionclip_jax.artifacts.tokenizer_file import choose_tokenizer
 from regionclip_jax.conversion import (
@@ -52,6 +57,7 @@ class CheckpointFamily(NamedTuple):
         complete: (config, checkpoint, tensors by the file's own names, choice) -> the config
             completed by files beside the checkpoint or by the choice; of a family that reads its
             own kind of files.
+        normalize_map: regions are averages of cells at unit length, if nothing else is chosen.
     """
 
     recognizes: Callable[[dict[str, np.ndarray]], bool]
@@ -60,6 +66,7 @@ class CheckpointFamily(NamedTuple):
     origin: Callable[[str, int], Origin]
     configured: bool = False
     complete: Callable[[CLIPConfig, Path, dict[str, np.ndarray], Choice], Completed] | None = None
+    normalize_map: bool = False
 
 
 def _to_openai(tensors: dict[str, np.ndarray], tower: str) -> tuple[dict, dict]:
@@ -78,11 +85,22 @@ FAMILIES: list[CheckpointFamily] = [
         siglip_keys.origin,
         complete=siglip_configuration.complete,
     ),
+    # CLIPSelf made the regions of EVA-02, from normalised maps.
     CheckpointFamily(
-        eva_keys.is_original, eva_keys.rename, eva_keys.infer_original, eva_keys.origin, True
+        eva_keys.is_original,
+        eva_keys.rename,
+        eva_keys.infer_original,
+        eva_keys.origin,
+        configured=True,
+        normalize_map=True,
     ),
     CheckpointFamily(
-        eva_keys.is_timm, eva_keys.rename, eva_keys.infer_config, eva_keys.origin, True
+        eva_keys.is_timm,
+        eva_keys.rename,
+        eva_keys.infer_config,
+        eva_keys.origin,
+        configured=True,
+        normalize_map=True,
     ),
     CheckpointFamily(lambda tensors: True, _to_openai, infer_config, clip_keys.origin, True),
 ]
@@ -96,6 +114,7 @@ def convert_checkpoint(
     text_from: str | Path | None = None,
     choice: Choice = NO_CHOICE,
     tokenizer: str | Path | None = None,
+    normalize_map: bool | None = None,
 ) -> Conversion:
     """Convert a CLIP or RegionCLIP checkpoint to the model directory ``output``.
 
@@ -110,11 +129,13 @@ def convert_checkpoint(
         text_from: another checkpoint file (any of these kinds), the source of the text tower.
         choice: preset or activation of files that leave them open.
         tokenizer: vocabulary file of a SigLIP; None: the one beside the checkpoint.
+        normalize_map: regions are averages of cells at unit length; None: as the family's paper.
 
     Raises:
         CheckpointMismatch: the file is not a checkpoint, lacks tensors, has tensors of other
             shapes or an unknown tokenizer, or its configuration or vocabulary is missing or
-            another's; or a choice is missing, does not fit, or nothing is open.
+            another's; or a choice is missing, does not fit, or nothing is open; or
+            ``normalize_map`` is chosen for a tower whose map has no embeddings.
     """
     source = Path(source)
     tensors = _read_model(source)
@@ -158,6 +179,13 @@ def convert_checkpoint(
     config, tokenizer_name = completed[-1].config, completed[-1].tokenizer
     notes += [note for part in completed for note in part.notes]
     require_heads(config, str(source), "give the configuration file of this checkpoint")
+    if normalize_map is None:
+        normalize_map = family.normalize_map
+    elif normalize_map:
+        require_embeddings(config.image, str(source), "leave out --normalize-map")
+    config = dataclasses.replace(config, normalize_map=normalize_map)
+    if normalize_map:
+        notes.append("regions are averages of cells at unit length")
     ids = choose_tokenizer(config.text, text_from or source, tokenizer and Path(tokenizer))
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=ids.name))
     require_tokenizer(config.text, text_from or source, tokenizer_name, ids)

@@ -278,6 +278,18 @@ def test_a_bare_vit_needs_a_choice(tmp_path, clip_tensors, write_safetensors, mo
     assert config.preprocessing == TINY_VIT.preprocessing
 
 
+def test_regions_at_unit_length_are_chosen_for_a_vit_and_refused_for_a_resnet(
+    tmp_path, clip_tensors, write_safetensors, pico_file
+):
+    vit = write_safetensors(clip_tensors("vit_tiny") | OPENAI_NUMBERS, "model.pt")
+    assert not convert_checkpoint(vit, tmp_path / "model").card.architecture.normalize_map
+    convert_checkpoint(vit, tmp_path / "model", normalize_map=True)
+    assert load_card(tmp_path / "model").architecture.normalize_map
+    with pytest.raises(CheckpointMismatch, match="normalize_map: expected false.*'resnet'"):
+        convert_checkpoint(pico_file(), tmp_path / "other", normalize_map=True)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_choice_is_refused_where_nothing_is_open(tmp_path, clip_tensors, write_safetensors):
     source = write_safetensors(clip_tensors("vit_tiny") | OPENAI_NUMBERS, "model.pt")
     with pytest.raises(CheckpointMismatch, match="expected no --activation gelu, .*leave it out"):

@@ -85,7 +85,10 @@ def test_every_scheme_of_names_gives_the_same_weights(tmp_path, tensors, write_s
     rule = "bicubic_antialiased" if scheme == "timm" else "bicubic"
     image = dataclasses.replace(config.image, position_resize=rule)
     text = dataclasses.replace(config.text, vocab_size=49408)
-    assert card.architecture == dataclasses.replace(config, image=image, text=text)
+    assert any("unit length" in note for note in conversion.notes)
+    assert card.architecture == dataclasses.replace(
+        config, image=image, text=text, normalize_map=True
+    )
     assert text.activation == "gelu" and image.eps == 1e-6 and image.rotary_grid == 16
     assert card.architecture.preprocessing == Preprocessing(50, resize="bicubic_truncate")
     jax.tree.map(
@@ -93,6 +96,16 @@ def test_every_scheme_of_names_gives_the_same_weights(tmp_path, tensors, write_s
     )
     blocks = (tree["params"]["text"]["blocks"] for tree in (variables, expected))
     jax.tree.map(np.testing.assert_array_equal, *blocks)
+
+
+def test_regions_are_not_averages_at_unit_length_if_the_user_says_so(
+    tmp_path, tensors, write_safetensors
+):
+    conversion = convert_checkpoint(
+        write_safetensors(tensors), tmp_path / "model", normalize_map=False
+    )
+    assert not conversion.card.architecture.normalize_map
+    assert not any("unit length" in note for note in conversion.notes)
 
 
 def test_a_model_in_half_precision_detects_by_name(tmp_path, tensors, write_safetensors):
