@@ -12,12 +12,13 @@ let file = null; // the chosen image
 let running = null; // AbortController of the request
 let clock = 0;
 
+/** Read the settings of the server; return false, with an error shown, if it does not answer. */
 async function start() {
   try {
     settings = await readSettings();
   } catch {
-    showError("The server does not answer. Start it again, then reload this page.");
-    return;
+    showError("The server does not answer. Start it again, then try again.");
+    return false;
   }
   $("about").textContent = `${settings.model} · ${settings.device.split(",")[0].toUpperCase()}`;
   $("about").title = `${settings.device}; regionclip_jax ${settings.version}`;
@@ -26,6 +27,7 @@ async function start() {
     $("hint").textContent =
       `Separate names with commas. Leave it empty for the ${settings.own_names} names of the model.`;
   }
+  return true;
 }
 
 // The image.
@@ -77,12 +79,13 @@ function sizeFrame(width, height) {
 
 async function find() {
   hideError();
+  if (!settings && !(await start())) return;
   if (!file) {
     showError("Choose an image first.");
     $("file").focus();
     return;
   }
-  if (!$("words").value.trim() && !settings?.own_names) {
+  if (!$("words").value.trim() && !settings.own_names) {
     showError("Type what to look for, such as: cat, remote control");
     $("words").focus();
     return;

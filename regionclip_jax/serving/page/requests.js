@@ -3,8 +3,11 @@
 /** Refusal of the server; the message states what it found and expected. */
 export class Refusal extends Error {}
 
+/** Return the settings of the server; throw if it does not answer with them. */
 export async function readSettings() {
-  return (await fetch("settings")).json();
+  const response = await fetch("settings");
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  return response.json();
 }
 
 /**
