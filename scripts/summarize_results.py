@@ -12,6 +12,7 @@ import statistics
 from pathlib import Path
 
 from regionclip_jax.artifacts.results import read_results, write_results
+from regionclip_jax.reporting.tables import runs_table
 
 METRICS = ("AP50_novel", "AP50_base", "AP50_all", "top1_novel", "top1_base", "top1_all")
 _NOT_MODELS = ("format", "details")
@@ -42,17 +43,10 @@ def main():
         for metric in METRICS
         if all(run[model].get(metric) is not None for run in runs for model in models)
     ]
-    heads = [*models, *(["difference" if len(models) == 2 else " - ".join(compared[::-1])]
-                        if compared else [])]  # fmt: skip
-    print(f"| {len(runs)} runs, mean ± standard deviation | {' | '.join(heads)} |")
-    print("|---" + "|---:" * len(heads) + "|")
-    for metric in metrics:
-        values = {model: [run[model][metric] for run in runs] for model in models}
-        cells = [_cell(values[model]) for model in models]
-        if compared:
-            before, after = (values[model] for model in compared)
-            cells.append(_cell([b - a for a, b in zip(before, after, strict=True)], signed=True))
-        print(f"| {metric} | {' | '.join(cells)} |")
+    columns = {model: model for model in models}
+    if compared:
+        columns["difference" if len(models) == 2 else " - ".join(compared[::-1])] = tuple(compared)
+    print(runs_table(runs, columns, metrics))
 
     if arguments.write:
         means = {
@@ -63,11 +57,6 @@ def main():
         details = {"what": f"means of {len(runs)} runs", "runs": runs}
         write_results(arguments.write, means, details=details)
         print(f"\nwritten: {arguments.write}")
-
-
-def _cell(values: list[float], signed: bool = False) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{'+' if signed else ''}.1f} ± {spread:.1f}"
 
 
 if __name__ == "__main__":
