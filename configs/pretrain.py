@@ -263,7 +263,7 @@ def scenes_vit() -> ml_collections.ConfigDict:
     _scenes_training(distill)
     distill.run.num_steps = 300
     distill.optimizer.frozen_patterns = (
-        "^text/", "^logit_", "^visual/(?!blocks/)", "/block3/attention/[qk]_proj/",
+        "^text/", "^logit_", "^visual/(?!blocks/)", "/block2/attention/[qk]_proj/",
     )  # fmt: skip
 
     for model in (config.train_clip.model, config.pretrain.student, config.pretrain.teacher):

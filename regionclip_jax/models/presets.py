@@ -75,8 +75,8 @@ PRESETS: dict[str, CLIPConfig] = {
     **SIGLIP_PRESETS,
     "tiny": _clip(_resnet((1, 1, 1, 1), 16), 224, 64, _text(128, layers=2)),
     "scenes": _clip(_resnet((1, 1, 1, 1), 16), 96, 64, _NARROW_TEXT),
-    # The same with a ViT; its heads of 32 channels are two for one of OpenAI's.
-    "scenes_vit": _clip(ViTConfig(8, 4, 128, heads=4), 64, 64, _NARROW_TEXT),
+    # The same with a ViT; its heads have 32 channels, not 64.
+    "scenes_vit": _clip(ViTConfig(8, 3, 128, heads=4), 64, 64, _NARROW_TEXT),
     # For real images on two CPU cores.
     "small": _clip(_resnet((1, 1, 2, 1), 16), 128, 128, _NARROW_TEXT),
 }
