@@ -8,13 +8,11 @@ with --compare. --write stores the means, and each run with its recipe, in one r
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
 from regionclip_jax.artifacts.results import read_results, write_results
-from regionclip_jax.reporting.tables import runs_table
+from regionclip_jax.reporting.runs import mean_metrics, runs_table
 
-METRICS = ("AP50_novel", "AP50_base", "AP50_all", "top1_novel", "top1_base", "top1_all")
 _NOT_MODELS = ("format", "details")
 
 
@@ -38,24 +36,15 @@ def main():
     if compared and (unknown := set(compared) - set(models)):
         parser.error(f"--compare: {sorted(unknown)} are none of the models {models}")
 
-    metrics = [
-        metric
-        for metric in METRICS
-        if all(run[model].get(metric) is not None for run in runs for model in models)
-    ]
-    columns = {model: model for model in models}
+    differences = {}
     if compared:
-        columns["difference" if len(models) == 2 else " - ".join(compared[::-1])] = tuple(compared)
-    print(runs_table(runs, columns, metrics))
+        head = "difference" if len(models) == 2 else " - ".join(compared[::-1])
+        differences[head] = tuple(compared)
+    print(runs_table(runs, models, differences))
 
     if arguments.write:
-        means = {
-            model: {metric: statistics.mean(run[model][metric] for run in runs)
-                    for metric in metrics}
-            for model in models
-        }  # fmt: skip
         details = {"what": f"means of {len(runs)} runs", "runs": runs}
-        write_results(arguments.write, means, details=details)
+        write_results(arguments.write, mean_metrics(runs, models), details=details)
         print(f"\nwritten: {arguments.write}")
 
 

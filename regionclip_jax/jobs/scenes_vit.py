@@ -8,7 +8,6 @@ would replace the map that RegionCLIP trained by the embeddings of crops. No tra
 """
 
 import dataclasses
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from regionclip_jax.data.scenes.vocabulary import CONCEPTS, NOVEL_SHAPES
 from regionclip_jax.jobs import distill, evaluate, pretrain, train_clip
 from regionclip_jax.jobs.evaluate import Evaluation
 from regionclip_jax.jobs.scenes_experiment import as_part, draw, spent_text, with_data
+from regionclip_jax.reporting.runs import mean_metrics, runs_table
 from regionclip_jax.reporting.stages import Stages
-from regionclip_jax.reporting.tables import comparison_table, runs_table
+from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.settings import PretrainSettings, ScenesViTSettings, as_plain
 
 CLIP, CROPS, REGIONCLIP, CLIPSELF, BOTH = (
@@ -30,9 +30,6 @@ _FOLDERS = {CLIP: "clip", REGIONCLIP: "regionclip", CLIPSELF: "clipself", BOTH: 
 # Seconds on two idle CPU cores, for the remaining time.
 _DRAWING = {"drawing": 25.0}
 _USUAL = {CLIP: 240.0, REGIONCLIP: 70.0, CLIPSELF: 90.0, BOTH: 70.0, "evaluation": 50.0}
-_SHOWN = (
-    "AP50_novel", "AP50_base", "AP50_all", "top1_novel", "top1_base", "top1"
-)  # fmt: skip
 
 
 def run(settings: ScenesViTSettings, workdir: Path) -> dict:
@@ -48,9 +45,10 @@ def run(settings: ScenesViTSettings, workdir: Path) -> dict:
         if jax.process_index() == 0:
             found = {name: each.metrics for name, each in evaluations[seed].items()}
             print(f"seed {seed}:\n{comparison_table(found)}", flush=True)
-    means = _means(evaluations)
+    runs = [{n: each.metrics for n, each in found.items()} for found in evaluations.values()]
+    means = mean_metrics(runs, list(runs[0]))
     if jax.process_index() == 0:
-        _write(settings, workdir, evaluations, means, stages.seconds)
+        _write(settings, workdir, evaluations, runs, means, stages.seconds)
     return means
 
 
@@ -117,25 +115,14 @@ def _evaluate(
     }
 
 
-def _means(evaluations: Mapping[int, Mapping[str, Evaluation]]) -> dict[str, dict[str, float]]:
-    first = next(iter(evaluations.values()))
-    return {
-        name: {
-            metric: statistics.mean(found[name].metrics[metric] for found in evaluations.values())
-            for metric in _SHOWN
-        }
-        for name in first
-    }
-
-
 def _write(
     settings: ScenesViTSettings,
     workdir: Path,
     evaluations: Mapping[int, Mapping[str, Evaluation]],
+    runs: list[dict],
     means: Mapping[str, Mapping[str, float]],
     seconds: Mapping[str, float],
 ) -> None:
-    runs = [{n: each.metrics for n, each in found.items()} for found in evaluations.values()]
     details = {
         "what": "held-out drawn scenes, in percent: zero-shot recognition of ground-truth boxes, "
         "means over the seeds; weights trained here from random, so the numbers say nothing about "
@@ -146,19 +133,28 @@ def _write(
         "runs": [
             {
                 "seed": seed,
-                "metrics": {n: e.metrics for n, e in found.items()},
+                "metrics": run,
                 "per_category": {n: e.per_category for n, e in found.items()},
                 "most_confused": {n: e.confused for n, e in found.items()},
                 "counts": {n: e.coverage.as_json() for n, e in found.items()},
             }
-            for seed, found in evaluations.items()
+            for run, (seed, found) in zip(runs, evaluations.items(), strict=True)
         ],
         "config": as_plain(settings),
     }
     write_results(workdir / "results.json", means, details=details)
     trained = [name for name in _FOLDERS if name != CLIP]
     print(f"recognition of given boxes by the models of seeds {settings.seeds}:")
-    print(runs_table(runs, {name: name for name in means}, _SHOWN))
-    print(f"\n{runs_table(runs, {f'{n} - {CLIP}': (CLIP, n) for n in trained}, _SHOWN)}")
-    print(spent_text(dict(seconds)))
+    print(runs_table(runs, list(means), {}))
+    print(f"\n{runs_table(runs, [], {f'{n} - {CLIP}': (CLIP, n) for n in trained})}")
+    print(spent_text(_by_seed(seconds)))
     print(f"numbers: {workdir / 'results.json'}", flush=True)
+
+
+def _by_seed(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the sums of the stages' seconds by the part of their names before the colon."""
+    sums: dict[str, float] = {}
+    for name, value in seconds.items():
+        part = name.partition(":")[0]
+        sums[part] = sums.get(part, 0.0) + value
+    return sums

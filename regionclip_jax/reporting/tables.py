@@ -1,8 +1,7 @@
 """Text of a run: tables of metrics, its settings, its parameters."""
 
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from clu import parameter_overview
 
@@ -57,40 +56,6 @@ def _difference(values: list[float | None]) -> str:
 def _aligned(row: list[str], widths: list[int]) -> list[str]:
     first, *rest = zip(row, widths, strict=True)
     return [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
-
-
-def runs_table(
-    runs: Sequence[Mapping[str, Mapping[str, float]]],
-    columns: Mapping[str, str | tuple[str, str]],
-    metrics: Sequence[str],
-) -> str:
-    """Compare the models of several runs, as Markdown: mean and standard deviation.
-
-    Args:
-        runs: metrics by model, which every run has.
-        columns: heading -> model, or two models: the second minus the first of the same run.
-        metrics: rows.
-    """
-    title = f"{len(runs)} run{'s' * (len(runs) != 1)}, mean ± standard deviation"
-    lines = [f"| {title} | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
-    for metric in metrics:
-        cells = []
-        for column in columns.values():
-            if isinstance(column, str):
-                cells.append(_mean_and_deviation([run[column][metric] for run in runs]))
-                continue
-            before, after = column
-            differences = [run[after][metric] - run[before][metric] for run in runs]
-            cells.append(_mean_and_deviation(differences, sign="+"))
-        lines.append(f"| {metric} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _mean_and_deviation(values: list[float], sign: str = "") -> str:
-    mean = f"{statistics.mean(values):{sign}.{_DIGITS}f}"
-    # One value has no deviation.
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{mean} ± {deviation:.{_DIGITS}f}"
 
 
 def settings_text(settings: Mapping[str, object]) -> str:

@@ -14,6 +14,7 @@ from regionclip_jax.data.sources.array_record import ArrayRecordSource
 from regionclip_jax.data.sources.records import DetectionRecord, ImageTextRecord
 from regionclip_jax.jobs import scenes_vit as job
 from regionclip_jax.jobs.evaluate import Evaluation
+from regionclip_jax.reporting.runs import METRICS
 from regionclip_jax.settings import ConfigError, ScenesViTSettings
 
 MODELS = [job.CLIP, job.CROPS, job.REGIONCLIP, job.CLIPSELF, job.BOTH]
@@ -48,7 +49,7 @@ def mocked_jobs(monkeypatch, tmp_path):
         calls.append(("evaluate", section, directory))
         value = AP50[directory.parent.name] + int(directory.parents[1].name.removeprefix("seed"))
         value += 50 * (section.detection.embed_from == "crops")
-        metrics = dict.fromkeys(job._SHOWN, value)
+        metrics = dict.fromkeys(METRICS, value)
         return Evaluation(metrics, {}, [], no_errors(), [], {}, None, {})
 
     for module in (job.train_clip, job.pretrain, job.distill):
@@ -112,7 +113,7 @@ def test_means_runs_and_a_table_of_all_seeds_are_written(mocked_jobs, config, tm
     assert {name: results[name] for name in means} == means
     details = results["details"]
     assert [run["seed"] for run in details["runs"]] == [3, 5]
-    assert [run["metrics"][job.CLIP]["top1"] for run in details["runs"]] == [13.0, 15.0]
+    assert [run["metrics"][job.CLIP]["top1_all"] for run in details["runs"]] == [13.0, 15.0]
     assert "seed 5: evaluation" in details["seconds"]
     assert details["config"]["seeds"] == [3, 5]
     printed = capsys.readouterr().out

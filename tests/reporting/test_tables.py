@@ -28,27 +28,6 @@ def test_no_models_are_refused():
         tables.comparison_table({})
 
 
-RUNS = [
-    {"CLIP": {"AP": 10.0, "top1": 1.0}, "student": {"AP": 14.0, "top1": 2.0}},
-    {"CLIP": {"AP": 20.0, "top1": 1.0}, "student": {"AP": 26.0, "top1": 2.0}},
-]
-
-
-def test_runs_are_listed_with_mean_and_deviation_and_differences_within_runs():
-    columns = {"CLIP": "CLIP", "gain": ("CLIP", "student")}
-    assert tables.runs_table(RUNS, columns, ["AP", "top1"]).splitlines() == [
-        "| 2 runs, mean ± standard deviation | CLIP | gain |",
-        "|---|---:|---:|",
-        "| AP | 15.0 ± 7.1 | +5.0 ± 1.4 |",
-        "| top1 | 1.0 ± 0.0 | +1.0 ± 0.0 |",
-    ]
-
-
-def test_one_run_has_no_deviation():
-    text = tables.runs_table(RUNS[:1], {"CLIP": "CLIP"}, ["AP"])
-    assert "| 1 run, mean" in text and text.endswith("| AP | 10.0 ± 0.0 |")
-
-
 def test_settings_are_one_line_each():
     text = tables.settings_text({"data": {"batch": 8, "mix": [1, 2]}, "name": "tiny", "x": {}})
     assert text == "data:\n  batch: 8\n  mix: [1, 2]\nname: tiny\nx: {}"
