@@ -249,10 +249,10 @@ def scenes_vit() -> ml_collections.ConfigDict:
     config = defaults(ScenesViTSettings)
     _small_clip(config.train_clip)
     config.train_clip.optimizer.learning_rate = 1e-3
-    config.train_clip.run.num_steps = 1800
+    config.train_clip.run.num_steps = 1500
 
     _small_pretraining(config.pretrain)
-    config.pretrain.run.num_steps = 300
+    config.pretrain.run.num_steps = 120
     config.pretrain.optimizer.frozen_patterns = ("^text/", "^logit_scale")
 
     distill = config.distill
@@ -261,7 +261,7 @@ def scenes_vit() -> ml_collections.ConfigDict:
     distill.regions.update(max_split=3, boxes_per_image=6)
     distill.student_share = 1.0
     _scenes_training(distill)
-    distill.run.num_steps = 300
+    distill.run.num_steps = 200
     distill.optimizer.frozen_patterns = (
         "^text/", "^logit_", "^visual/(?!blocks/)", "/block2/attention/[qk]_proj/",
     )  # fmt: skip

@@ -132,6 +132,7 @@ def test_no_seed_and_the_same_seed_twice_are_refused(seeds):
 @pytest.mark.slow
 def test_a_few_steps_train_and_evaluate_all_models_and_a_second_run_keeps_them(tmp_path):
     recipe = few(configs.scenes_vit())
+    recipe.seeds = (3,)
     for part in (recipe.train_clip, recipe.pretrain, recipe.distill):
         part.optimizer.warmup_steps = 0
         part.run.update(num_steps=2, batch_size=4, log_every=1, checkpoint_every=1)
@@ -146,10 +147,9 @@ def test_a_few_steps_train_and_evaluate_all_models_and_a_second_run_keeps_them(t
     means = job.run(settings, tmp_path)
     assert list(means) == MODELS
     assert all(0 <= value <= 100 for metrics in means.values() for value in metrics.values())
-    for seed in (3, 5):
-        for name in AP50:
-            _, card = load_model(tmp_path / f"seed{seed}" / name / "model")
-            assert card.architecture.normalize_map and card.source["step"] == 2
+    for name in AP50:
+        _, card = load_model(tmp_path / "seed3" / name / "model")
+        assert card.architecture.normalize_map and card.source["step"] == 2
     written = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("checkpoints/*"))]
     assert job.run(settings, tmp_path) == means
     assert [p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("checkpoints/*"))] == written
