@@ -130,19 +130,23 @@ def test_no_seed_and_the_same_seed_twice_are_refused(seeds):
 
 
 @pytest.mark.slow
-def test_a_few_steps_train_and_evaluate_all_models_and_a_second_run_keeps_them(tmp_path):
+def test_a_few_steps_train_and_evaluate_all_models(tmp_path):
     recipe = few(configs.scenes_vit())
     recipe.seeds = (3,)
     for part in (recipe.train_clip, recipe.pretrain, recipe.distill):
         part.optimizer.warmup_steps = 0
-        part.run.update(num_steps=2, batch_size=4, log_every=1, checkpoint_every=1)
+        part.run.update(num_steps=2, batch_size=8, log_every=1, checkpoint_every=1)
     for part in (recipe.train_clip.model, recipe.pretrain.student, recipe.pretrain.teacher):
         part.preset = "nano_vit"
     recipe.distill.model.preset = "nano_vit"
+    patterns = recipe.distill.optimizer.frozen_patterns
+    recipe.distill.optimizer.frozen_patterns = tuple(
+        p.replace("block2", "block0") for p in patterns
+    )
     for part in (recipe.train_clip.data, recipe.pretrain.data, recipe.distill.data):
         part.update(canvas_sizes=((48, 48),), num_threads=1)
     recipe.train_clip.data.update(short_sides=None, max_long_side=None)
-    recipe.evaluation.update(canvas_sizes=((48, 48),), batch_size=4)
+    recipe.evaluation.update(canvas_sizes=((48, 48),), batch_size=8)
     settings = recipes.resolve(ScenesViTSettings, recipe)
     means = job.run(settings, tmp_path)
     assert list(means) == MODELS
@@ -150,6 +154,3 @@ def test_a_few_steps_train_and_evaluate_all_models_and_a_second_run_keeps_them(t
     for name in AP50:
         _, card = load_model(tmp_path / "seed3" / name / "model")
         assert card.architecture.normalize_map and card.source["step"] == 2
-    written = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("checkpoints/*"))]
-    assert job.run(settings, tmp_path) == means
-    assert [p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("checkpoints/*"))] == written
