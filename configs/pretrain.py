@@ -2,6 +2,7 @@
 
   --config=configs/pretrain.py               the synthetic experiment
   --config=configs/pretrain.py:scenes_detection  the same, continued to trained detectors
+  --config=configs/pretrain.py:scenes_vit    CLIP, RegionCLIP, CLIPSelf and both of a small ViT
   --config=configs/pretrain.py:rn50_coco     the paper's RN50 on a COCO folder
   --config=configs/pretrain.py:rn50_cc3m     the paper's RN50 on CC3M as TSV pairs
   --config=configs/pretrain.py:rn50x4_cc3m   the paper's RN50x4
@@ -23,6 +24,7 @@ from regionclip_jax.settings import (
     PretrainSettings,
     ScenesDetectionSettings,
     ScenesExperimentSettings,
+    ScenesViTSettings,
 )
 
 
@@ -204,6 +206,15 @@ def _scenes_evaluation(evaluation: ml_collections.ConfigDict) -> None:
     )
 
 
+def _scenes_recognition(evaluation: ml_collections.ConfigDict) -> None:
+    evaluation.templates = "plain"
+    # Every given box is named, and suppresses no other.
+    evaluation.detection.update(
+        temperature=_SCENES_TEMPERATURE, score_threshold=0.0, regions_per_chunk=None
+    )
+    evaluation.detection.nms.threshold = 1.0
+
+
 def _small_localizer(config: ml_collections.ConfigDict) -> None:
     # The small CLIP's trunk, with a pyramid.
     config.localizer.preset = "scenes"
@@ -235,12 +246,38 @@ def scenes() -> ml_collections.ConfigDict:
     )
     # Objects overlap by a fifth at most, and boxes of a part and of its whole by more.
     config.zero_shot.detection.nms.threshold = 0.3
-    config.evaluation.templates = "plain"
-    # Every given box is named, and suppresses no other.
-    config.evaluation.detection.update(
-        temperature=_SCENES_TEMPERATURE, score_threshold=0.0, regions_per_chunk=None
-    )
-    config.evaluation.detection.nms.threshold = 1.0
+    _scenes_recognition(config.evaluation)
+    return config
+
+
+def scenes_vit() -> ml_collections.ConfigDict:
+    """RegionCLIP, CLIPSelf and both from the same small CLIP, a ViT, for three seeds."""
+    config = defaults(ScenesViTSettings)
+    _small_clip(config.train_clip)
+    config.train_clip.optimizer.learning_rate = 1e-3
+    config.train_clip.run.num_steps = 1500
+
+    _small_pretraining(config.pretrain)
+    config.pretrain.run.num_steps = 120
+    config.pretrain.optimizer.frozen_patterns = ("^text/", "^logit_scale")
+
+    distill = config.distill
+    _scenes_images(distill.data)
+    # Most objects are as large as a cell of these grids.
+    distill.regions.update(max_split=3, boxes_per_image=6)
+    distill.student_share = 1.0
+    _scenes_training(distill)
+    distill.run.num_steps = 200
+    distill.optimizer.frozen_patterns = (
+        "^text/", "^logit_", "^visual/(?!blocks/)", "/block2/attention/[qk]_proj/",
+    )  # fmt: skip
+
+    for model in (config.train_clip.model, config.pretrain.student, config.pretrain.teacher):
+        # One way to pool a region for all, that of CLIPSelf, so that only the weights differ.
+        model.update(preset="scenes_vit", normalize_map=True)
+    distill.model.preset = "scenes_vit"
+    _scenes_evaluation(config.evaluation)
+    _scenes_recognition(config.evaluation)
     return config
 
 
@@ -283,6 +320,7 @@ RECIPES = {
     for recipe in (
         scenes,
         scenes_detection,
+        scenes_vit,
         rn50_coco,
         rn50_cc3m,
         rn50x4_cc3m,

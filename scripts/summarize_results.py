@@ -8,12 +8,11 @@ with --compare. --write stores the means, and each run with its recipe, in one r
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
 from regionclip_jax.artifacts.results import read_results, write_results
+from regionclip_jax.reporting.runs import mean_metrics, runs_table
 
-METRICS = ("AP50_novel", "AP50_base", "AP50_all", "top1_novel", "top1_base", "top1_all")
 _NOT_MODELS = ("format", "details")
 
 
@@ -37,37 +36,16 @@ def main():
     if compared and (unknown := set(compared) - set(models)):
         parser.error(f"--compare: {sorted(unknown)} are none of the models {models}")
 
-    metrics = [
-        metric
-        for metric in METRICS
-        if all(run[model].get(metric) is not None for run in runs for model in models)
-    ]
-    heads = [*models, *(["difference" if len(models) == 2 else " - ".join(compared[::-1])]
-                        if compared else [])]  # fmt: skip
-    print(f"| {len(runs)} runs, mean ± standard deviation | {' | '.join(heads)} |")
-    print("|---" + "|---:" * len(heads) + "|")
-    for metric in metrics:
-        values = {model: [run[model][metric] for run in runs] for model in models}
-        cells = [_cell(values[model]) for model in models]
-        if compared:
-            before, after = (values[model] for model in compared)
-            cells.append(_cell([b - a for a, b in zip(before, after, strict=True)], signed=True))
-        print(f"| {metric} | {' | '.join(cells)} |")
+    differences = {}
+    if compared:
+        head = "difference" if len(models) == 2 else " - ".join(compared[::-1])
+        differences[head] = tuple(compared)
+    print(runs_table(runs, models, differences))
 
     if arguments.write:
-        means = {
-            model: {metric: statistics.mean(run[model][metric] for run in runs)
-                    for metric in metrics}
-            for model in models
-        }  # fmt: skip
         details = {"what": f"means of {len(runs)} runs", "runs": runs}
-        write_results(arguments.write, means, details=details)
+        write_results(arguments.write, mean_metrics(runs, models), details=details)
         print(f"\nwritten: {arguments.write}")
-
-
-def _cell(values: list[float], signed: bool = False) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{'+' if signed else ''}.1f} ± {spread:.1f}"
 
 
 if __name__ == "__main__":

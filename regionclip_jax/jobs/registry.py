@@ -32,6 +32,7 @@ JOBS = {
     "scenes_detection": Job(
         settings.ScenesDetectionSettings, "regionclip_jax.jobs.scenes_detection"
     ),
+    "scenes_vit": Job(settings.ScenesViTSettings, "regionclip_jax.jobs.scenes_vit"),
     "train_clip": Job(settings.TrainClipSettings, "regionclip_jax.jobs.train_clip"),
     "pretrain": Job(settings.PretrainSettings, "regionclip_jax.jobs.pretrain"),
     "distill": Job(settings.DistillSettings, "regionclip_jax.jobs.distill"),

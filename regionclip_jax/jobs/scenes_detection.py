@@ -43,7 +43,9 @@ def run(settings: ScenesDetectionSettings, workdir: Path) -> dict:
     trained = train_models(settings, workdir, stages, student="regionclip")
     teacher, student, localizer = trained.teacher, trained.student, trained.localizer
     data = workdir / "data"
-    detector_config = with_data(as_part(settings.train_detector, settings), data / "labelled")
+    detector_config = with_data(
+        as_part(settings.train_detector, settings.seed, settings), data / "labelled"
+    )
     models, labels = {}, {RANDOM: teacher, CLIP: teacher, REGIONCLIP: student}
     for name, origin in labels.items():
         models[name] = stages.run(

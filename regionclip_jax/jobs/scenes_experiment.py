@@ -2,7 +2,7 @@
 
 It runs four jobs: train_clip (the teacher and initial student), train_localizer, pretrain on the
 localizer's proposals, evaluate. The localizer is trained on boxes of base shapes. No box of a novel
-shape is used before the evaluation. Only this job and ``scenes_detection`` call other jobs.
+shape is used before the evaluation. Only the jobs of synthetic scenes call other jobs.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from regionclip_jax.reporting.galleries import write_png
 from regionclip_jax.reporting.stages import Stages, readable_seconds
 from regionclip_jax.reporting.tables import comparison_table
 from regionclip_jax.settings import (
+    JobSettings,
     ScenesDetectionSettings,
     ScenesExperimentSettings,
     ScenesSettings,
@@ -72,15 +73,15 @@ def train_models(
     data = workdir / "data"
     stages.run("drawing", lambda: draw(settings.scenes, data, settings.num_labelled))
 
-    clip = with_data(as_part(settings.train_clip, settings), data / "whole_images")
+    clip = with_data(as_part(settings.train_clip, settings.seed, settings), data / "whole_images")
     teacher = stages.run("teacher", lambda: train_clip.run(clip, workdir / "teacher"))
     start = {"init_from": str(teacher)}
 
-    boxes = with_data(as_part(settings.train_localizer, settings), data / "labelled")
+    boxes = with_data(as_part(settings.train_localizer, settings.seed, settings), data / "labelled")
     boxes = dataclasses.replace(boxes, localizer=dataclasses.replace(boxes.localizer, **start))
     localizer = stages.run("localizer", lambda: train_localizer.run(boxes, workdir / "localizer"))
 
-    captions = with_data(as_part(settings.pretrain, settings), data / "scenes")
+    captions = with_data(as_part(settings.pretrain, settings.seed, settings), data / "scenes")
     captions = dataclasses.replace(
         captions,
         student=dataclasses.replace(captions.student, **start),
@@ -116,7 +117,8 @@ def draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
     """Draw the data sets in the first process; complete ones are kept.
 
     Args:
-        num_labelled: number of scenes with boxes for training localizers and detectors.
+        num_labelled: number of scenes with boxes for training localizers and detectors; 0 draws no
+            such set.
     """
 
     if jax.process_index() == 0:
@@ -147,8 +149,9 @@ def _draw(scenes: ScenesSettings, directory: Path, num_labelled: int) -> None:
     )
     write_scenes(directory / "scenes", {"scenes": (far, scenes.num_scenes)}, with_boxes=False)
     write_scenes(directory / "held_out", {"scenes": (held_out, scenes.num_test)}, with_boxes=True)
-    labelled = dataclasses.replace(far, stream=_LABELLED)
-    write_scenes(directory / "labelled", {"scenes": (labelled, num_labelled)}, with_boxes=True)
+    if num_labelled:
+        labelled = dataclasses.replace(far, stream=_LABELLED)
+        write_scenes(directory / "labelled", {"scenes": (labelled, num_labelled)}, with_boxes=True)
 
 
 def _write(settings, workdir: Path, evaluations, metrics, seconds) -> None:
@@ -209,9 +212,9 @@ def spent_text(seconds: dict[str, float]) -> str:
     return f"spent: {spent}; in all {readable_seconds(sum(seconds.values()))}"
 
 
-def as_part(settings, whole: ScenesExperimentSettings | ScenesDetectionSettings):
-    """Return training settings with the seed and the tracker of the whole experiment."""
-    run = dataclasses.replace(settings.run, seed=whole.seed)
+def as_part(settings, seed: int, whole: JobSettings):
+    """Return training settings with a seed and the tracker of the whole experiment."""
+    run = dataclasses.replace(settings.run, seed=seed)
     return dataclasses.replace(settings, run=run, tracker=whole.tracker)
 
 

@@ -3,7 +3,7 @@
 Source: docs/reference/towers.md#variants for RN50, RN101 and RN50x4; OpenAI's published state dicts
 for other names with a slash, ``open_clip_presets`` for ViTs with dashes,
 docs/reference/towers.md#eva-02 for EVA-02. ``tiny`` is the network of the golden arrays, ``scenes``
-that of the synthetic experiment.
+and ``scenes_vit`` are those of the synthetic experiments.
 """
 
 import dataclasses
@@ -75,6 +75,8 @@ PRESETS: dict[str, CLIPConfig] = {
     **SIGLIP_PRESETS,
     "tiny": _clip(_resnet((1, 1, 1, 1), 16), 224, 64, _text(128, layers=2)),
     "scenes": _clip(_resnet((1, 1, 1, 1), 16), 96, 64, _NARROW_TEXT),
+    # The same with a ViT; its heads have 32 channels, not 64.
+    "scenes_vit": _clip(ViTConfig(8, 3, 128, heads=4), 64, 64, _NARROW_TEXT),
     # For real images on two CPU cores.
     "small": _clip(_resnet((1, 1, 2, 1), 16), 128, 128, _NARROW_TEXT),
 }

@@ -262,6 +262,31 @@ class ScenesExperimentSettings(JobSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class ScenesViTSettings(JobSettings):
+    """Synthetic experiment with a ViT: CLIP, RegionCLIP, CLIPSelf, both. The job sets all paths."""
+
+    # Name of the job.
+    job: Literal["scenes_vit"] = "scenes_vit"
+    # Runs on the same images: seeds of initial weights, sampling order and boxes.
+    seeds: tuple[Seed, ...] = (0, 1, 2)
+    scenes: ScenesSettings = ScenesSettings()
+    train_clip: TrainClipSettings = TrainClipSettings()
+    # From CLIP, and once more from CLIPSelf.
+    pretrain: PretrainSettings = PretrainSettings()
+    distill: DistillSettings = DistillSettings()
+    # Recognition of ground-truth boxes.
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(
+                f"seeds: expected one or more different seeds, found {self.seeds}; every seed is a "
+                "run with a folder of its own"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ScenesDetectionSettings(JobSettings):
     """Synthetic experiment with trained detectors. The job sets all paths."""
 

@@ -185,7 +185,7 @@ def test_a_documented_recipe_resolves_in_any_folder_and_its_files_are_known(
     settings = recipes.read(recipe, assignments)
     if command.is_fragment:
         require_present(folder, paths_of({"data": as_plain(settings.data)}), command)
-    elif settings.job not in ("scenes_experiment", "scenes_detection") and "describe" not in given:
+    elif not settings.job.startswith("scenes_") and "describe" not in given:
         require_present(folder, paths_of(as_plain(settings)), command)
 
 
