@@ -4,7 +4,8 @@ python scripts/summarize_results.py workdir/seed0 workdir/seed1 workdir/seed2
 python scripts/summarize_results.py workdir/seed* --compare CLIP RegionCLIP --write all.json
 
 The columns are the models of the runs, and the difference of two models if there are only two, or
-with --compare. --write stores the means, and each run with its recipe, in one results.json.
+with --compare. --write stores the means, and each run with its recipe, in one results.json; the
+analysis of errors, which is long, stays in the runs.
 """
 
 import argparse
@@ -43,6 +44,8 @@ def main():
     print(runs_table(runs, models, differences))
 
     if arguments.write:
+        for run in runs:
+            run.get("details", {}).pop("errors", None)
         details = {"what": f"means of {len(runs)} runs", "runs": runs}
         write_results(arguments.write, mean_metrics(runs, models), details=details)
         print(f"\nwritten: {arguments.write}")
