@@ -32,8 +32,8 @@ from regionclip_jax.settings import ScenesDetectionSettings, TrainDetectorSettin
 RANDOM, CLIP, REGIONCLIP = "random", "CLIP", "RegionCLIP"
 # Seconds on two idle CPU cores, for the remaining time.
 _USUAL = {
-    "drawing": 25.0, "teacher": 150.0, "localizer": 120.0, "pretraining": 100.0,
-    **{f"detector from {name}": 50.0 for name in (RANDOM, CLIP, REGIONCLIP)}, "evaluation": 45.0,
+    "drawing": 30.0, "teacher": 130.0, "localizer": 68.0, "pretraining": 180.0,
+    **{f"detector from {name}": 52.0 for name in (RANDOM, CLIP, REGIONCLIP)}, "evaluation": 48.0,
 }  # fmt: skip
 
 

@@ -31,8 +31,8 @@ from regionclip_jax.sharding.barriers import barrier
 
 _NEAR, _FAR, _HELD_OUT, _LABELLED = 0, 1, 2, 3
 # Seconds on two idle CPU cores, for the remaining time.
-_USUAL = {"drawing": 25.0, "teacher": 180.0, "localizer": 100.0, "pretraining": 150.0,
-          "evaluation": 55.0}  # fmt: skip
+_USUAL = {"drawing": 32.0, "teacher": 186.0, "localizer": 78.0, "pretraining": 152.0,
+          "evaluation": 50.0}  # fmt: skip
 ZERO_SHOT = "zero-shot"
 _NEXT = """\
 next: your own images and captions, and real weights, are two sections of README.md; these weights
