@@ -41,7 +41,7 @@ EXCEPTIONS = {
         14,
         "canvas_sizes max_boxes num_threads resize_method short_sides",
     ),
-    "read by every job that starts from a model": (8, "init_from"),
+    "read by every job that starts from a model": (9, "init_from"),
     "has another default in every job": (6, "frozen_patterns"),
     "also a number of the architecture, which models, presets and cards read": (
         10,

@@ -70,8 +70,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--score",
         type=float,
-        help="keep, and draw, scores above this (default: keep above the model directory's, draw "
-        f"above {DRAWN_SCORE})",
+        help=f"keep, and draw, scores above this (default: the directory's; drawn: {DRAWN_SCORE})",
     )
     parser.add_argument(
         "--max_boxes", type=int, help="most detections of an image (default: the directory's)"
