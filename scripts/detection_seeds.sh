@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compare detectors with three initial weights over three seeds, each with its own scenes and teacher.
-# Usage: scripts/detection_seeds.sh [WORKDIR]   (about 28 minutes on 2 idle CPU cores; continues where it stopped)
+# Usage: scripts/detection_seeds.sh [WORKDIR]   (about 30 minutes on 2 idle CPU cores; continues where it stopped)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
