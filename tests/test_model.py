@@ -351,6 +351,8 @@ def test_other_thresholds_names_counts_and_images_need_no_other_program(detector
     ]
     regions = detector.encode_regions(image, BOXES)
     detector.classify(regions, NAMES)
+    # Full batches and single images have a program each.
+    detector.detect([image] * 3, NAMES, objectness="sigmoid")
     compiled.clear()
     few = detector.detect(image, NAMES, objectness="sigmoid", max_detections=7)
     assert key(few) == tuple(part[:7] for part in key(every))
