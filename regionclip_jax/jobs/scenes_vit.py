@@ -27,9 +27,9 @@ CLIP, CROPS, REGIONCLIP, CLIPSELF, BOTH = (
     "CLIP", "CLIP on crops", "RegionCLIP", "CLIPSelf", "CLIPSelf, RegionCLIP"
 )  # fmt: skip
 _FOLDERS = {CLIP: "clip", REGIONCLIP: "regionclip", CLIPSELF: "clipself", BOTH: "both"}
-# Seconds on two idle CPU cores, for the remaining time; estimated from the CPU time of steps.
+# Seconds on two CPU cores, for the remaining time.
 _DRAWING = {"drawing": 25.0}
-_USUAL = {CLIP: 265.0, REGIONCLIP: 65.0, CLIPSELF: 105.0, BOTH: 65.0, "evaluation": 45.0}
+_USUAL = {CLIP: 265.0, REGIONCLIP: 60.0, CLIPSELF: 110.0, BOTH: 60.0, "evaluation": 35.0}
 
 
 def run(settings: ScenesViTSettings, workdir: Path) -> dict:
