@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from regionclip_jax.artifacts.model_checkpoint import flatten, unflatten
+from regionclip_jax.models.clip import SIGMOID_BIAS
 
-_CONSTANTS = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0, "logit_scale": math.log(100)}
+_CONSTANTS = {
+    "scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0,
+    "logit_scale": math.log(100), "logit_bias": SIGMOID_BIAS,
+}  # fmt: skip
 
 
 def draw_weights(abstract: dict, seed: int = 0) -> dict:
