@@ -51,12 +51,23 @@ class JobSettings(Section):
     tracker: Literal["wandb", "mlflow"] | None = may_change(None)
 
 
+class _TrainingSettings(JobSettings):
+    """Settings of a job of one training; its dataclasses place the two sections."""
+
+    optimizer: OptimizerSettings
+    run: RunSettings
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.optimizer.require_shorter_warmup(self.run.num_steps)
+
+
 # Stem and layer1 (FREEZE_AT 2), every batch norm, the text tower and its temperature.
 _RESNET_FROZEN = ("visual/stem/", "visual/layer1/", "norm", "^text/", "^logit_scale")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainClipSettings(JobSettings):
+class TrainClipSettings(_TrainingSettings):
     """Whole-image contrastive training of a CLIP from captions."""
 
     # Name of the job.
@@ -77,10 +88,6 @@ class TrainClipSettings(JobSettings):
     )  # fmt: skip
     run: RunSettings = RunSettings(num_steps=50_000, batch_size=1024, checkpoint_every=1000)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.optimizer.require_shorter_warmup(self.run.num_steps)
-
     @property
     def has_sigmoid(self) -> bool:
         """True if the loss is SigLIP's, which learns a bias beside the temperature."""
@@ -88,7 +95,7 @@ class TrainClipSettings(JobSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainSettings(JobSettings):
+class PretrainSettings(_TrainingSettings):
     """RegionCLIP pretraining; the defaults are the paper's RN50."""
 
     # Name of the job.
@@ -106,7 +113,6 @@ class PretrainSettings(JobSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        self.optimizer.require_shorter_warmup(self.run.num_steps)
         batch = self.run.batch_size
         if batch % (self.regions.images_per_group or batch):
             raise ConfigError(
@@ -121,7 +127,7 @@ class PretrainSettings(JobSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class DistillSettings(JobSettings):
+class DistillSettings(_TrainingSettings):
     """Distillation of a CLIP's embeddings of crops into its dense map; CLIPSelf on ViT-B/16."""
 
     # Name of the job.
@@ -148,13 +154,9 @@ class DistillSettings(JobSettings):
     # Six epochs of COCO's 118,287 images.
     run: RunSettings = RunSettings(num_steps=44_358, batch_size=16)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.optimizer.require_shorter_warmup(self.run.num_steps)
-
 
 @dataclasses.dataclass(frozen=True)
-class TrainLocalizerSettings(JobSettings):
+class TrainLocalizerSettings(_TrainingSettings):
     """Training of a region proposal network; the defaults are the reference's on COCO."""
 
     # Name of the job.
@@ -171,13 +173,9 @@ class TrainLocalizerSettings(JobSettings):
     # Average recall at the end; evaluation.path "" skips it.
     evaluation: RecallSettings = may_change(RecallSettings())
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.optimizer.require_shorter_warmup(self.run.num_steps)
-
 
 @dataclasses.dataclass(frozen=True)
-class TrainDetectorSettings(JobSettings):
+class TrainDetectorSettings(_TrainingSettings):
     """Training of an open-vocabulary detector; the defaults are the paper's on COCO."""
 
     # Name of the job.
@@ -197,7 +195,6 @@ class TrainDetectorSettings(JobSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        self.optimizer.require_shorter_warmup(self.run.num_steps)
         if self.evaluation.detection.fuses and not self.detector.pyramid_blocks:
             raise ConfigError(
                 "evaluation.detection.base_fusion, novel_fusion: the scores of a detector whose "
