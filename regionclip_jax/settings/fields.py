@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import numbers
+import textwrap
 import tokenize
 import types
 import typing
@@ -262,7 +263,7 @@ def meanings(section: type) -> dict[str, str]:
 
 
 def _own_meanings(section: type) -> dict[str, str]:
-    source = inspect.cleandoc(inspect.getsource(section))
+    source = textwrap.dedent(inspect.getsource(section)).strip()
     comments = {
         token.start[0]: token.string.removeprefix("#").strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
