@@ -52,6 +52,7 @@ from regionclip_jax.settings import (
     NmsSettings,
     Objectness,
     ProposalSettings,
+    RoiAlignImpl,
     completed,
     unstated,
 )
@@ -403,6 +404,7 @@ class RegionCLIP:
         score_threshold: float | None = None,
         max_detections: int | None = None,
         num_proposals: int | None = None,
+        roi_align_impl: RoiAlignImpl = "auto",
     ) -> tuple[Callable[[DetectorVariables, DetectionBatch], Prediction], DetectionSettings]:
         """Return ``detect`` as a function of arrays with constant settings, and the settings.
 
@@ -410,6 +412,7 @@ class RegionCLIP:
             score_threshold: as of ``detect``.
             max_detections: as of ``detect``.
             num_proposals: as of ``detect``.
+            roi_align_impl: as of ``ops.roi_align``.
 
         Raises:
             CheckpointMismatch: the model has no localizer.
@@ -419,6 +422,7 @@ class RegionCLIP:
             score_threshold=score_threshold,
             max_detections=max_detections,
             regions_per_chunk=_REGIONS_PER_CHUNK,
+            roi_align_impl=roi_align_impl,
         )
         settings = completed(stated, self.scores.detection)
         proposals = self._proposals(num_proposals, None)

@@ -63,6 +63,7 @@ from regionclip_jax.settings.regions import (
     Objectness,
     PretrainObjective,
     ProposalSettings,
+    RoiAlignImpl,
     ScoreSettings,
 )
 from regionclip_jax.settings.training import ConceptSettings, OptimizerSettings, RunSettings
@@ -99,6 +100,7 @@ __all__ = [
     "PretrainSettings",
     "ProposalSettings",
     "RecallSettings",
+    "RoiAlignImpl",
     "RunSettings",
     "ScenesDetectionSettings",
     "ScenesExperimentSettings",
