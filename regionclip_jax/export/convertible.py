@@ -2,7 +2,8 @@
 
 jax2onnx 0.13 does not convert the loops of ``ops.nms``. ONNX has an operator for suppression. Here
 calls of ``ops.nms`` become a primitive with the meaning of that operator, ``KEEP_BOXES``, and TopK.
-Other operations get an equivalent form; the comments state why.
+Other operations get an equivalent form; the comments state why. ``export.onnx_operators`` converts
+the two primitives.
 """
 
 import functools
@@ -22,7 +23,13 @@ from regionclip_jax.ops.boxes import valid_boxes
 # greedy suppression keeps, at most ``most`` of a class. A score of -inf is no box.
 KEEP_BOXES = jax.extend.core.Primitive("keep_boxes")
 KEEP_BOXES.def_abstract_eval(
-    lambda boxes, scores, threshold, *, most: ShapedArray(scores.shape, bool)
+    lambda boxes, scores, threshold, *, most: ShapedArray(scores.shape, np.dtype(bool))
+)
+# ``jnp.where`` of shapes that differ. jax2onnx stores a number that was broadcast to the shape of a
+# map as a map.
+WHERE = jax.extend.core.Primitive("where_of_shapes")
+WHERE.def_abstract_eval(
+    lambda *inputs: ShapedArray(jnp.broadcast_shapes(*(x.shape for x in inputs)), inputs[1].dtype)
 )
 
 
@@ -53,16 +60,19 @@ def _evaluate(program: ClosedJaxpr, *inputs) -> list:
 def _apply(equation: JaxprEqn, inputs: list) -> Sequence:
     """Return the outputs of an equation, in another form if there is one."""
     primitive, parameters = equation.primitive, equation.params
+    known = _is_known_number(equation, inputs)
     if primitive is primitives.jit_p:
-        replacement = _REPLACEMENTS.get(parameters["name"])
-        if replacement is None:
+        form = None if known else _CALLS.get(parameters["name"])
+        if form is None:
             return _evaluate(parameters["jaxpr"], *inputs)
-        shapes = [variable.aval.shape for variable in equation.outvars]
-        outputs = replacement(*inputs, most=shapes[0][-1])
-        return [x.reshape(shape) for x, shape in zip(outputs, shapes, strict=True)]
+        results = [variable.aval for variable in equation.outvars]
+        outputs = form(*inputs, results=results)
+        return [x.reshape(one.shape) for x, one in zip(outputs, results, strict=True)]
     if "call_jaxpr" in parameters:  # A function with a derivative of its own.
         return _evaluate(parameters["call_jaxpr"], *inputs)
-    if _is_known_number(equation, inputs):
+    if primitive is primitives.remat_p:
+        return _evaluate(ClosedJaxpr(parameters["jaxpr"], ()), *inputs)
+    if known:
         # It needs no operator. BitCast, for one, begins with opset 26.
         with jax.ensure_compile_time_eval():
             outputs = primitive.bind(*inputs, **parameters)
@@ -84,14 +94,15 @@ def _sorted_nms(
     mask: Bool[Array, "*B N"],
     iou_threshold: Float[Array, ""],
     *,
-    most: int,
+    results: list[ShapedArray],
 ) -> tuple[Int[Array, " K"], Bool[Array, " K"]]:
     """As ``ops.nms.nms_by_group``. A group is a class of the operator."""
     if isinstance(groups, Tracer):
         raise ValueError("groups of boxes that depend on an input cannot be classes of an operator")
     own = np.asarray(groups) == np.unique(groups)[:, None]
-    scores = jnp.where(_last(mask, 1), _last(scores, 1), -jnp.inf)
-    kept = _keep(boxes, jnp.where(own, scores, -jnp.inf), iou_threshold, most)
+    most = results[0].shape[-1]
+    scores = _choose(_last(mask, 1), _last(scores, 1), -jnp.inf)
+    kept = _keep(boxes, _choose(own, scores, -jnp.inf), iou_threshold, most)
     _, best, real = _best(scores, kept.any(0), most)
     return best, real
 
@@ -103,25 +114,32 @@ def _nms_per_class(
     score_threshold: Float[Array, ""],
     iou_threshold: Float[Array, ""],
     *,
-    most: int,
+    results: list[ShapedArray],
 ) -> tuple[Int[Array, " K"], Int[Array, " K"], Float[Array, " K"], Bool[Array, " K"]]:
     """As ``ops.nms.nms_per_class``."""
-    scores = _last(scores, 2)
+    most, scores = results[0].shape[-1], _last(scores, 2)
     num_classes = scores.shape[1]
-    scores = jnp.where(_last(mask, 1)[:, None] & (scores > score_threshold), scores, -jnp.inf)
+    scores = _choose(_last(mask, 1)[:, None] & (scores > score_threshold), scores, -jnp.inf)
     kept = _keep(boxes, scores.T, iou_threshold, most).T
     best_scores, best, real = _best(scores.reshape(-1), kept.reshape(-1), most)
     return best // num_classes, best % num_classes, best_scores, real
 
 
-# The jitted functions of ``ops.nms`` that have the loops, by name.
-_REPLACEMENTS = {"_sorted_nms": _sorted_nms, "_nms_per_class": _nms_per_class}
+def _where(condition, x, y, *, results: list[ShapedArray]) -> tuple[Array]:
+    """As ``jnp.where``, which converts its inputs to one type."""
+    dtype = results[0].dtype
+    condition = jnp.asarray(condition, bool)
+    return (WHERE.bind(condition, jnp.asarray(x, dtype), jnp.asarray(y, dtype)),)
+
+
+# Jitted functions that get another form, by name: those of ``ops.nms`` with loops, and jnp.where.
+_CALLS = {"_sorted_nms": _sorted_nms, "_nms_per_class": _nms_per_class, "_where": _where}
 
 
 def _keep(boxes, scores: Float[Array, "C N"], iou_threshold, most: int) -> Bool[Array, "C N"]:
     boxes = _last(boxes, 2)
     # The operator may turn an inverted box around. In ``ops.nms`` it intersects nothing.
-    boxes = jnp.where(valid_boxes(boxes)[:, None], boxes, 0.0)
+    boxes = _choose(valid_boxes(boxes)[:, None], boxes, 0.0)
     return KEEP_BOXES.bind(boxes, scores, jnp.asarray(iou_threshold, jnp.float32), most=most)
 
 
@@ -129,11 +147,16 @@ def _best(
     scores: Float[Array, " N"], kept: Bool[Array, " N"], most: int
 ) -> tuple[Float[Array, " K"], Int[Array, " K"], Bool[Array, " K"]]:
     """Return scores, indices and mask of the best kept ones; ties by lower index."""
-    found, best = jax.lax.top_k(jnp.where(kept, scores, -jnp.inf), min(most, len(scores)))
+    found, best = jax.lax.top_k(_choose(kept, scores, -jnp.inf), min(most, len(scores)))
     padding = (0, most - len(best))
     found, best = jnp.pad(found, padding, constant_values=-jnp.inf), jnp.pad(best, padding)
     real = found > -jnp.inf
-    return jnp.where(real, found, 0), jnp.where(real, best, 0), real
+    return _choose(real, found, 0), _choose(real, best, 0), real
+
+
+def _choose(condition: Array, x: Array, other: float) -> Array:
+    """As ``jnp.where`` with one number for the other cases."""
+    return WHERE.bind(jnp.asarray(condition), x, jnp.asarray(other, x.dtype))
 
 
 def _last(x: Array, rank: int) -> Array:

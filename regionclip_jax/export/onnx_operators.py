@@ -1,4 +1,4 @@
-"""Conversions of primitives that jax2onnx 0.13 does not know: ``stack`` and ``KEEP_BOXES``."""
+"""Conversions of primitives that jax2onnx 0.13 does not know."""
 
 import importlib
 from types import ModuleType
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from regionclip_jax.export.convertible import KEEP_BOXES
+from regionclip_jax.export.convertible import KEEP_BOXES, WHERE
 
 
 def register_operators() -> None:
@@ -14,7 +14,7 @@ def register_operators() -> None:
     plugins = importlib.import_module("jax2onnx.plugins.plugin_system")
     onnx_ir = importlib.import_module("onnx_ir")
     plugins.import_all_plugins()
-    for name, lower in (("stack", _stack), (KEEP_BOXES.name, _keep_boxes)):
+    for name, lower in _CONVERSIONS.items():
         if name not in plugins.PLUGIN_REGISTRY:
             _register(plugins, onnx_ir, name, lower)
 
@@ -64,7 +64,8 @@ def _keep_boxes(graph: _Graph, inputs: list, eqn: Any) -> Any:
     boxes, scores, threshold = inputs
     num_classes, num_boxes = shape = list(eqn.outvars[0].aval.shape)
     first, second, end = (graph.constant([number]) for number in (0, 1, 3))
-    nothing = graph.constant(np.zeros(shape, bool))
+    no, sides = graph.constant(np.zeros([], bool)), graph.constant(shape)
+    nothing = graph.add("Expand", no, sides, like=no, shape=shape)
     # Rows of image, class and box.
     selected = graph.add(
         "NonMaxSuppression",
@@ -82,3 +83,10 @@ def _keep_boxes(graph: _Graph, inputs: list, eqn: Any) -> Any:
     # As many values True as cells.
     found = graph.add("Equal", image, first, like=nothing, shape=[None])
     return graph.add("ScatterND", nothing, cells, found, like=nothing, shape=shape)
+
+
+def _where(graph: _Graph, inputs: list, eqn: Any) -> Any:
+    return graph.add("Where", *inputs, like=inputs[1], shape=list(eqn.outvars[0].aval.shape))
+
+
+_CONVERSIONS = {"stack": _stack, KEEP_BOXES.name: _keep_boxes, WHERE.name: _where}
