@@ -60,8 +60,9 @@ def to_onnx(
         RuntimeError: jax2onnx has no conversion of an operation.
     """
     require_extra("onnx", "--format onnx")
-    # It warns of parts for libraries that no model here uses.
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
+    # They warn of parts for libraries that no model here uses, and of values without a stated type.
+    for library in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     jax2onnx = importlib.import_module("jax2onnx")
     register_operators()
     # A traced program has jax's own operations only. Otherwise jax2onnx replaces functions of flax
