@@ -14,7 +14,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray, Tracer
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, primitives
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var, primitives
 from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.ops.boxes import valid_boxes
@@ -60,12 +60,13 @@ def _evaluate(program: ClosedJaxpr, *inputs) -> list:
 def _apply(equation: JaxprEqn, inputs: list) -> Sequence:
     """Return the outputs of an equation, in another form if there is one."""
     primitive, parameters = equation.primitive, equation.params
-    known = _is_known_number(equation, inputs)
+    results = [_shaped(variable) for variable in equation.outvars]
+    # A single number that depends on no input of the program.
+    known = not any(isinstance(x, Tracer) for x in inputs) and not any(x.ndim for x in results)
     if primitive is primitives.jit_p:
         form = None if known else _CALLS.get(parameters["name"])
         if form is None:
             return _evaluate(parameters["jaxpr"], *inputs)
-        results = [variable.aval for variable in equation.outvars]
         outputs = form(*inputs, results=results)
         return [x.reshape(one.shape) for x, one in zip(outputs, results, strict=True)]
     if "call_jaxpr" in parameters:  # A function with a derivative of its own.
@@ -73,7 +74,7 @@ def _apply(equation: JaxprEqn, inputs: list) -> Sequence:
     if primitive is primitives.remat_p:
         return _evaluate(ClosedJaxpr(parameters["jaxpr"], ()), *inputs)
     if known:
-        # It needs no operator. BitCast, for one, begins with opset 26.
+        # No operator is needed. BitCast, for one, begins with opset 26.
         with jax.ensure_compile_time_eval():
             outputs = primitive.bind(*inputs, **parameters)
     else:
@@ -81,10 +82,10 @@ def _apply(equation: JaxprEqn, inputs: list) -> Sequence:
     return outputs if primitive.multiple_results else [outputs]
 
 
-def _is_known_number(equation: JaxprEqn, inputs: list) -> bool:
-    """Return True for results that are single numbers and depend on no input of the program."""
-    known = not any(isinstance(x, Tracer) for x in inputs)
-    return known and all(variable.aval.ndim == 0 for variable in equation.outvars)
+def _shaped(variable: Var) -> ShapedArray:
+    shaped = variable.aval
+    assert isinstance(shaped, ShapedArray)
+    return shaped
 
 
 def _sorted_nms(
@@ -227,7 +228,7 @@ def _reduce_precision(x: Float[Array, "..."], *, exponent_bits: int, mantissa_bi
     """Round to fewer bits with two differences; ties may go the other way.
 
     jax2onnx takes a logarithm, whose rounding may change the exponent. Source: Dekker, "A
-    floating-point technique for extending the available precision" (1971), section 4.
+    floating-point technique for extending the available precision" (1971).
     """
     if exponent_bits != 8 or x.dtype != jnp.float32:
         raise ValueError(f"reduce_precision of {x.dtype} to {exponent_bits} bits of exponent")

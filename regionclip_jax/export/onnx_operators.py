@@ -73,7 +73,7 @@ def _keep_boxes(graph: _Graph, inputs: list, eqn: Any) -> Any:
         graph.add("Unsqueeze", scores, first, like=scores, shape=[1, num_classes, num_boxes]),
         graph.constant([eqn.params["most"]]),
         graph.add("Unsqueeze", threshold, first, like=threshold, shape=[1]),
-        graph.constant(np.float32([-np.inf])),
+        graph.constant(np.array([-np.inf], np.float32)),
         like=first,
         shape=[None, 3],
     )

@@ -153,6 +153,12 @@ def test_other_forms_compute_the_same(function):
         assert not getattr(numbers, "operand_batching_dims", ())
 
 
+def test_numbers_are_not_broadcast_to_the_shape_of_a_map():
+    x, index = np.zeros((4, 9), np.float32), np.zeros((4, 2), np.int32)
+    program = convertible(jax.make_jaxpr(mixed_shapes)(x, index))
+    assert WHERE.name in names(program) and "broadcast_in_dim" not in names(program)
+
+
 def test_rounding_to_12_bits_leaves_12_bits_on_both_sides():
     x = np.random.default_rng(0).uniform(0.1, 1e5, 2000).astype(np.float32)
     round_to = functools.partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=11)
