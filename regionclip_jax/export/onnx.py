@@ -41,8 +41,8 @@ from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.steps.predict_step import embed_boxes
 from regionclip_jax.untrusted import reason
 
-# The others read in loops.
-ROI_ALIGN_IMPL = "matmul"
+# "gather" has loops, and "matmul" transposes the maps of all regions between its two products.
+ROI_ALIGN_IMPL = "matmul_rows"
 
 
 def to_onnx(
