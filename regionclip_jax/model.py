@@ -52,7 +52,6 @@ from regionclip_jax.settings import (
     NmsSettings,
     Objectness,
     ProposalSettings,
-    RoiAlignImpl,
     completed,
     unstated,
 )
@@ -404,7 +403,7 @@ class RegionCLIP:
         score_threshold: float | None = None,
         max_detections: int | None = None,
         num_proposals: int | None = None,
-        roi_align_impl: RoiAlignImpl = "auto",
+        **computation: Any,
     ) -> tuple[Callable[[DetectorVariables, DetectionBatch], Prediction], DetectionSettings]:
         """Return ``detect`` as a function of arrays with constant settings, and the settings.
 
@@ -412,7 +411,7 @@ class RegionCLIP:
             score_threshold: as of ``detect``.
             max_detections: as of ``detect``.
             num_proposals: as of ``detect``.
-            roi_align_impl: as of ``ops.roi_align``.
+            computation: other fields of ``DetectionSettings``, which change no result.
 
         Raises:
             CheckpointMismatch: the model has no localizer.
@@ -422,7 +421,7 @@ class RegionCLIP:
             score_threshold=score_threshold,
             max_detections=max_detections,
             regions_per_chunk=_REGIONS_PER_CHUNK,
-            roi_align_impl=roi_align_impl,
+            **computation,
         )
         settings = completed(stated, self.scores.detection)
         proposals = self._proposals(num_proposals, None)

@@ -12,18 +12,18 @@ boxes, and detection. docs/export.md says which format has which model.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from regionclip_jax import load
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.commands.options import add_require_platform, start
-from regionclip_jax.export.onnx import ROI_ALIGN_IMPL, write_onnx
+from regionclip_jax.export.onnx import COMPUTATION, write_onnx
 from regionclip_jax.export.programs import Program, detection_program
 from regionclip_jax.export.stablehlo import write_stablehlo
 from regionclip_jax.export.weights import WEIGHT_FORMATS, export_weights
 from regionclip_jax.failures import one_line
 from regionclip_jax.hub import local_directory
 from regionclip_jax.model import RegionCLIP
-from regionclip_jax.settings import RoiAlignImpl
 from regionclip_jax.text.names import resolve_names
 
 _COMMON = {"model", "format", "output", "require_platform"}
@@ -95,7 +95,7 @@ def _export_program(options: argparse.Namespace) -> None:
         stated = any(getattr(options, name) is not None for name in _DETECTION)
         detection = None
         if model.has_localizer or stated:
-            detection = _detection(model, classes, side, options, ROI_ALIGN_IMPL)
+            detection = _detection(model, classes, side, options, **COMPUTATION)
         else:
             print("note: no detection.onnx, as the model has no localizer to find regions with")
         boxes = _NUM_BOXES if options.num_boxes is None else options.num_boxes
@@ -109,7 +109,7 @@ def _detection(
     classes: Vocabulary | int,
     side: int,
     options: argparse.Namespace,
-    roi_align_impl: RoiAlignImpl = "auto",
+    **computation: Any,
 ) -> Program:
     return detection_program(
         model,
@@ -118,5 +118,5 @@ def _detection(
         score_threshold=options.score,
         max_detections=options.max_boxes,
         num_proposals=options.num_proposals,
-        roi_align_impl=roi_align_impl,
+        **computation,
     )

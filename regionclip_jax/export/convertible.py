@@ -112,7 +112,7 @@ def _nms_per_class(
     boxes: Float[Array, "*B R 4"],
     scores: Float[Array, "*B R C"],
     mask: Bool[Array, "*B R"],
-    score_threshold: Float[Array, ""],
+    least_score: Float[Array, ""],
     iou_threshold: Float[Array, ""],
     *,
     results: list[ShapedArray],
@@ -120,7 +120,7 @@ def _nms_per_class(
     """As ``ops.nms.nms_per_class``."""
     most, scores = results[0].shape[-1], _last(scores, 2)
     num_classes = scores.shape[1]
-    scores = _choose(_last(mask, 1)[:, None] & (scores > score_threshold), scores, -jnp.inf)
+    scores = _choose(_last(mask, 1)[:, None] & (scores > least_score), scores, -jnp.inf)
     kept = _keep(boxes, scores.T, iou_threshold, most).T
     best_scores, best, real = _best(scores.reshape(-1), kept.reshape(-1), most)
     return best // num_classes, best % num_classes, best_scores, real

@@ -42,7 +42,7 @@ from regionclip_jax.steps.predict_step import embed_boxes
 from regionclip_jax.untrusted import reason
 
 # "gather" has loops, and "matmul" transposes the maps of all regions between its two products.
-ROI_ALIGN_IMPL = "matmul_rows"
+COMPUTATION = {"roi_align_impl": "matmul_rows"}
 
 
 def to_onnx(
@@ -92,7 +92,7 @@ def write_onnx(
         vocabulary: classes of ``regions.onnx``; or the number of rows of an input of embeddings.
         side: of the canvas of ``regions.onnx``, in pixels.
         num_boxes: rows of its boxes.
-        detection: of the same vocabulary, with ``ROI_ALIGN_IMPL``; None: no ``detection.onnx``.
+        detection: of the same vocabulary, with ``COMPUTATION``; None: no ``detection.onnx``.
 
     Raises:
         MissingExtra: jax2onnx is not installed.
@@ -180,7 +180,7 @@ def _region_program(
     ) -> tuple[Float[Array, "R D"], Float[Array, "R C"]]:
         embeddings = embed_boxes(
             clip, variables, image[None], size[None], boxes[None], embed_from="features",
-            regions_per_chunk=None, roi_align_impl=ROI_ALIGN_IMPL,
+            regions_per_chunk=None, **COMPUTATION,
         )[0]  # fmt: skip
         mask = None
         if classes is None:

@@ -17,7 +17,7 @@ import regionclip_jax
 from regionclip_jax.artifacts.card_fields import CheckpointMismatch
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.model import RegionCLIP
-from regionclip_jax.settings import DetectionSettings, RoiAlignImpl
+from regionclip_jax.settings import DetectionSettings
 from regionclip_jax.structures import DetectionBatch
 
 FORMAT = 1
@@ -50,7 +50,7 @@ def detection_program(
     score_threshold: float | None = None,
     max_detections: int | None = None,
     num_proposals: int | None = None,
-    roi_align_impl: RoiAlignImpl = "auto",
+    **computation: Any,
 ) -> Program:
     """Return the detection of a model as a function of arrays of fixed shapes.
 
@@ -61,7 +61,7 @@ def detection_program(
         vocabulary: baked into the program; or the number of rows of an input of embeddings.
         side: of the canvas in pixels.
         score_threshold, max_detections, num_proposals: as of ``RegionCLIP.detect``.
-        roi_align_impl: as of ``RegionCLIP.detection_function``.
+        computation: as of ``RegionCLIP.detection_function``.
 
     Raises:
         CheckpointMismatch: the model has no localizer, or the side is no multiple of 32.
@@ -79,7 +79,7 @@ def detection_program(
         score_threshold=score_threshold,
         max_detections=max_detections,
         num_proposals=num_proposals,
-        roi_align_impl=roi_align_impl,
+        **computation,
     )
     width = model.config.embed_dim
     if isinstance(vocabulary, int):

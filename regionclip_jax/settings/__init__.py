@@ -63,7 +63,6 @@ from regionclip_jax.settings.regions import (
     Objectness,
     PretrainObjective,
     ProposalSettings,
-    RoiAlignImpl,
     ScoreSettings,
 )
 from regionclip_jax.settings.training import ConceptSettings, OptimizerSettings, RunSettings
@@ -100,7 +99,6 @@ __all__ = [
     "PretrainSettings",
     "ProposalSettings",
     "RecallSettings",
-    "RoiAlignImpl",
     "RunSettings",
     "ScenesDetectionSettings",
     "ScenesExperimentSettings",

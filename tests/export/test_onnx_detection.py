@@ -28,7 +28,7 @@ from regionclip_jax.artifacts.model_checkpoint import (
     unflatten,
 )
 from regionclip_jax.commands.export import main as export
-from regionclip_jax.export.onnx import ROI_ALIGN_IMPL, to_onnx
+from regionclip_jax.export.onnx import COMPUTATION, to_onnx
 from regionclip_jax.export.programs import detection_program
 from regionclip_jax.model import RegionCLIP
 from regionclip_jax.models.localizer import LocalizerConfig
@@ -129,7 +129,7 @@ def require_equal(outputs, found, image: np.ndarray) -> None:
 def test_onnxruntime_detects_the_same(name, directories, images, run_onnx, canvas_inputs):
     model = load(directories(name))
     vocabulary = model.vocabulary(NAMES, templates="plain")
-    program = detection_program(model, vocabulary, SIDE, **SETTINGS, roi_align_impl=ROI_ALIGN_IMPL)
+    program = detection_program(model, vocabulary, SIDE, **SETTINGS, **COMPUTATION)
     content = to_onnx(program.call, program.inputs, OUTPUTS)
     for image in images:
         outputs = run_onnx(content, *canvas_inputs(image, SIDE))
@@ -161,7 +161,7 @@ def test_settings_of_the_directory_are_those_of_the_program(
         proposals=replace(proposals, **changed.get("proposals", {})),
     )
     vocabulary = model.vocabulary(NAMES, templates="plain")
-    program = detection_program(model, vocabulary, SIDE, **SETTINGS, roi_align_impl=ROI_ALIGN_IMPL)
+    program = detection_program(model, vocabulary, SIDE, **SETTINGS, **COMPUTATION)
     content = to_onnx(program.call, program.inputs, OUTPUTS)
     outputs = run_onnx(content, *canvas_inputs(images[0], SIDE))
     require_equal(outputs, model.detect(images[0], vocabulary, **SETTINGS), images[0])
