@@ -403,6 +403,7 @@ class RegionCLIP:
         score_threshold: float | None = None,
         max_detections: int | None = None,
         num_proposals: int | None = None,
+        **computation: Any,
     ) -> tuple[Callable[[DetectorVariables, DetectionBatch], Prediction], DetectionSettings]:
         """Return ``detect`` as a function of arrays with constant settings, and the settings.
 
@@ -410,6 +411,7 @@ class RegionCLIP:
             score_threshold: as of ``detect``.
             max_detections: as of ``detect``.
             num_proposals: as of ``detect``.
+            computation: other fields of ``DetectionSettings``, which change no result.
 
         Raises:
             CheckpointMismatch: the model has no localizer.
@@ -419,6 +421,7 @@ class RegionCLIP:
             score_threshold=score_threshold,
             max_detections=max_detections,
             regions_per_chunk=_REGIONS_PER_CHUNK,
+            **computation,
         )
         settings = completed(stated, self.scores.detection)
         proposals = self._proposals(num_proposals, None)

@@ -6,29 +6,33 @@
 
 Weights: openclip and safetensors (transformers) are directories; regionclip_pth is a file for the
 PyTorch reference. Programs run without this package, for one list of names or, with --vocabulary
-input, for any embeddings: stablehlo detects; onnx is a directory of towers and of the recognition
-of given boxes. docs/export.md says which format has which model.
+input, for any embeddings: stablehlo detects; onnx is a directory of towers, recognition of given
+boxes, and detection. docs/export.md says which format has which model.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from regionclip_jax import load
+from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.commands.options import add_require_platform, start
-from regionclip_jax.export.onnx import write_onnx
-from regionclip_jax.export.programs import detection_program
+from regionclip_jax.export.onnx import COMPUTATION, write_onnx
+from regionclip_jax.export.programs import Program, detection_program
 from regionclip_jax.export.stablehlo import write_stablehlo
 from regionclip_jax.export.weights import WEIGHT_FORMATS, export_weights
 from regionclip_jax.failures import one_line
 from regionclip_jax.hub import local_directory
+from regionclip_jax.model import RegionCLIP
 from regionclip_jax.text.names import resolve_names
 
 _COMMON = {"model", "format", "output", "require_platform"}
 _CLASSES = {"names", "vocabulary", "num_names", "size"}
+_DETECTION = {"score", "max_boxes", "num_proposals"}
 # Options of each format of programs, besides those of every format.
 PROGRAM_OPTIONS = {
-    "stablehlo": {*_CLASSES, "score", "max_boxes", "num_proposals"},
-    "onnx": {*_CLASSES, "num_boxes"},
+    "stablehlo": {*_CLASSES, *_DETECTION},
+    "onnx": {*_CLASSES, *_DETECTION, "num_boxes"},
 }
 _SIZE, _NUM_BOXES = 800, 100
 
@@ -84,20 +88,35 @@ def _export_program(options: argparse.Namespace) -> None:
     rows = options.num_names
     classes = model.vocabulary(names) if rows is None else rows
     output = Path(options.output)
-    if options.format == "onnx":
-        boxes = _NUM_BOXES if options.num_boxes is None else options.num_boxes
-        paths = write_onnx(model, classes, side, boxes, output)
-        if model.has_localizer:
-            print("note: localizer, heads and suppression are left out: docs/export.md#onnx")
+    if options.format == "stablehlo":
+        paths = write_stablehlo(model, _detection(model, classes, side, options), output)
     else:
-        program = detection_program(
-            model,
-            classes,
-            side,
-            score_threshold=options.score,
-            max_detections=options.max_boxes,
-            num_proposals=options.num_proposals,
-        )
-        paths = write_stablehlo(model, program, output)
+        # Without a localizer, detection is left out, but refused if a flag states it.
+        stated = any(getattr(options, name) is not None for name in _DETECTION)
+        detection = None
+        if model.has_localizer or stated:
+            detection = _detection(model, classes, side, options, **COMPUTATION)
+        else:
+            print("note: no detection.onnx, as the model has no localizer to find regions with")
+        boxes = _NUM_BOXES if options.num_boxes is None else options.num_boxes
+        paths = write_onnx(model, classes, side, boxes, output, detection)
     for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _detection(
+    model: RegionCLIP,
+    classes: Vocabulary | int,
+    side: int,
+    options: argparse.Namespace,
+    **computation: Any,
+) -> Program:
+    return detection_program(
+        model,
+        classes,
+        side,
+        score_threshold=options.score,
+        max_detections=options.max_boxes,
+        num_proposals=options.num_proposals,
+        **computation,
+    )

@@ -1,8 +1,7 @@
-"""Towers and region recognition as ONNX, through jax2onnx (extra ``onnx``).
+"""Towers, region recognition and detection as ONNX, through jax2onnx (extra ``onnx``).
 
-Three files: ``image.onnx`` embeds a whole image, ``text.onnx`` a text, and ``regions.onnx`` embeds
-boxes of an image and scores them. Proposals and non-maximum suppression are not among them:
-jax2onnx 0.13 has no conversion of their loops over a batch (``ops.nms``).
+Four files: ``image.onnx`` embeds a whole image, ``text.onnx`` a text, ``regions.onnx`` embeds boxes
+of an image and scores them, and ``detection.onnx`` detects, if the model has a localizer.
 """
 
 import dataclasses
@@ -20,7 +19,18 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from regionclip_jax.artifacts.card_fields import CheckpointMismatch
 from regionclip_jax.artifacts.vocabulary import Vocabulary
-from regionclip_jax.export.programs import check_canvas, describe, describe_input, require_counts
+from regionclip_jax.export.convertible import convertible
+from regionclip_jax.export.onnx_operators import register_operators
+from regionclip_jax.export.programs import (
+    INPUTS,
+    OUTPUTS,
+    Program,
+    check_canvas,
+    constants_of,
+    describe,
+    describe_input,
+    require_counts,
+)
 from regionclip_jax.extras import require_extra
 from regionclip_jax.files import replace_text, replaced_file
 from regionclip_jax.model import RegionCLIP
@@ -30,6 +40,9 @@ from regionclip_jax.ops.backend import tracing_for
 from regionclip_jax.ops.normalization import normalize_images
 from regionclip_jax.steps.predict_step import embed_boxes
 from regionclip_jax.untrusted import reason
+
+# "gather" has loops, and "matmul" transposes the maps of all regions between its two products.
+COMPUTATION = {"roi_align_impl": "matmul_rows"}
 
 
 def to_onnx(
@@ -47,52 +60,22 @@ def to_onnx(
         RuntimeError: jax2onnx has no conversion of an operation.
     """
     require_extra("onnx", "--format onnx")
-    # It warns of parts for libraries that no model here uses.
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
+    # They warn of parts for libraries that no model here uses, and of values without a stated type.
+    for library in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     jax2onnx = importlib.import_module("jax2onnx")
-    _register_stack()
+    register_operators()
     # A traced program has jax's own operations only. Otherwise jax2onnx replaces functions of flax
     # and jax.numpy while it traces, and those replacements take other arguments.
     with tracing_for("cpu"):
-        traced = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(function)(*inputs.values()))
+        traced = convertible(jax.make_jaxpr(function)(*inputs.values()))
     model = jax2onnx.to_onnx(
-        traced,
+        jax.extend.core.jaxpr_as_fun(traced),
         [*inputs.values()],
         input_names=[*inputs],
         output_names=outputs,
     )
     return model.SerializeToString()
-
-
-def _register_stack() -> None:
-    """Add the conversion of ``stack``, an operation of jax that jax2onnx 0.13 does not know."""
-    plugins = importlib.import_module("jax2onnx.plugins.plugin_system")
-    onnx_ir = importlib.import_module("onnx_ir")
-    plugins.import_all_plugins()
-    if "stack" in plugins.PLUGIN_REGISTRY:
-        return
-
-    class Stack(plugins.PrimitiveLeafPlugin):
-        """Unsqueeze each input, then concatenate."""
-
-        def lower(self, ctx: Any, eqn: Any) -> None:
-            axis, (out,) = eqn.params["axis"], eqn.outvars
-            axes = ctx.builder.const_i64(ctx.fresh_name("stack_axes"), [axis])
-            parts = []
-            for variable in eqn.invars:
-                value = ctx.get_value_for_var(variable, name_hint=ctx.fresh_name("stack_in"))
-                part = ctx.builder.Unsqueeze(value, axes, _outputs=[ctx.fresh_name("stack_part")])
-                shape = list(variable.aval.shape)
-                part.type, part.shape = value.type, onnx_ir.Shape([*shape[:axis], 1, *shape[axis:]])
-                parts.append(part)
-            result = ctx.builder.Concat(*parts, axis=axis, _outputs=[ctx.fresh_name("stack")])
-            result.type, result.shape = parts[0].type, onnx_ir.Shape(out.aval.shape)
-            ctx.bind_value_for_var(out, result)
-
-    plugins.register_primitive(
-        jaxpr_primitive="stack", jax_doc="", onnx=[], since="0", context="primitives.lax",
-        component="stack", testcases=[],
-    )(Stack)  # fmt: skip
 
 
 def write_onnx(
@@ -101,13 +84,15 @@ def write_onnx(
     side: int,
     num_boxes: int,
     output: Path,
+    detection: Program | None,
 ) -> tuple[Path, ...]:
-    """Write the three programs and ``model.json`` to the directory ``output``; return the paths.
+    """Write the programs and ``model.json`` to the directory ``output``; return the paths.
 
     Args:
         vocabulary: classes of ``regions.onnx``; or the number of rows of an input of embeddings.
         side: of the canvas of ``regions.onnx``, in pixels.
         num_boxes: rows of its boxes.
+        detection: of the same vocabulary, with ``COMPUTATION``; None: no ``detection.onnx``.
 
     Raises:
         MissingExtra: jax2onnx is not installed.
@@ -120,6 +105,8 @@ def write_onnx(
     require_counts(num_boxes=num_boxes, num_names=rows)
     parts = [_image_program(model), _text_program(model)]
     parts.append(_region_program(model, vocabulary, side, num_boxes))
+    if detection is not None:
+        parts.append(_detection_program(detection))
     paths = []
     for part in parts:
         try:
@@ -140,13 +127,14 @@ def write_onnx(
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A program: its file, the part of the model for errors, function, and shapes by name."""
+    """A program: file, part of the model for errors, function, shapes by name, constants."""
 
     name: str
     what: str
     call: Callable
     inputs: dict[str, jax.ShapeDtypeStruct]
     outputs: dict[str, str]
+    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _image_program(model: RegionCLIP) -> _Part:
@@ -192,7 +180,7 @@ def _region_program(
     ) -> tuple[Float[Array, "R D"], Float[Array, "R C"]]:
         embeddings = embed_boxes(
             clip, variables, image[None], size[None], boxes[None], embed_from="features",
-            regions_per_chunk=None, roi_align_impl="matmul",
+            regions_per_chunk=None, **COMPUTATION,
         )[0]  # fmt: skip
         mask = None
         if classes is None:
@@ -219,13 +207,16 @@ def _region_program(
     return _Part("regions", what, recognise, inputs, outputs)
 
 
-_MEANINGS = {
-    "image": "image.onnx: RGB at the resolution of the tower; regions.onnx: RGB on a canvas, the "
+def _detection_program(program: Program) -> _Part:
+    constants = constants_of(program)
+    return _Part("detection", "detection", program.call, program.inputs, OUTPUTS, constants)
+
+
+_MEANINGS = INPUTS | {
+    "image": "image.onnx: RGB at the resolution of the tower; the others: RGB on a canvas, the "
     "image in the top left corner, zeros elsewhere; the program normalises it",
-    "size": "height and width of the image on the canvas",
     "boxes": "x1, y1, x2, y2 in pixels of the canvas",
     "tokens": "ids of the model's tokenizer",
-    "embeddings": "text embeddings of the classes, not normalised; a row of zeros is no class",
 }
 
 
@@ -235,7 +226,10 @@ def _describe(model: RegionCLIP, vocabulary: Vocabulary | int, parts: list[_Part
             "file": f"{part.name}.onnx",
             "inputs": [describe_input(name, one) for name, one in part.inputs.items()],
             "outputs": [{"name": n, "meaning": text} for n, text in part.outputs.items()],
+            **part.constants,
         }
         for part in parts
     ]
-    return describe(model, vocabulary) | {"programs": programs, "inputs": _MEANINGS}
+    used = {name for part in parts for name in part.inputs}
+    meanings = {name: text for name, text in _MEANINGS.items() if name in used}
+    return describe(model, vocabulary) | {"programs": programs, "inputs": meanings}

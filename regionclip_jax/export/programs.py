@@ -50,6 +50,7 @@ def detection_program(
     score_threshold: float | None = None,
     max_detections: int | None = None,
     num_proposals: int | None = None,
+    **computation: Any,
 ) -> Program:
     """Return the detection of a model as a function of arrays of fixed shapes.
 
@@ -60,6 +61,7 @@ def detection_program(
         vocabulary: baked into the program; or the number of rows of an input of embeddings.
         side: of the canvas in pixels.
         score_threshold, max_detections, num_proposals: as of ``RegionCLIP.detect``.
+        computation: as of ``RegionCLIP.detection_function``.
 
     Raises:
         CheckpointMismatch: the model has no localizer, or the side is no multiple of 32.
@@ -77,6 +79,7 @@ def detection_program(
         score_threshold=score_threshold,
         max_detections=max_detections,
         num_proposals=num_proposals,
+        **computation,
     )
     width = model.config.embed_dim
     if isinstance(vocabulary, int):
@@ -171,13 +174,13 @@ def describe_input(name: str, one: jax.ShapeDtypeStruct) -> dict[str, Any]:
     return {"name": name, "shape": list(one.shape), "dtype": str(one.dtype)}
 
 
-_INPUTS = {
+INPUTS = {
     "image": "RGB on a canvas: the image in the top left corner, zeros elsewhere",
     "size": "height and width of the image on the canvas",
     "scale": "canvas pixels per pixel of the original image, vertically and horizontally",
     "embeddings": "text embeddings of the classes, not normalised; a row of zeros is no class",
 }
-_OUTPUTS = {
+OUTPUTS = {
     "boxes": "x1, y1, x2, y2 in pixels of the original image",
     "scores": "best first; 0 marks a row without a detection",
     "classes": "rows of the names",
@@ -188,10 +191,18 @@ def describe_detection(model: RegionCLIP, program: Program) -> dict[str, Any]:
     """Return the JSON of a program that detects: how it is called, and what it was made from."""
     return describe(model, program.vocabulary) | {
         "inputs": [
-            describe_input(name, one) | {"meaning": _INPUTS[name]}
+            describe_input(name, one) | {"meaning": INPUTS[name]}
             for name, one in program.inputs.items()
         ],
-        "outputs": [{"name": name, "meaning": text} for name, text in _OUTPUTS.items()],
-        "score_threshold": program.settings.score_threshold,
-        "max_detections": program.settings.max_detections,
+        "outputs": [{"name": name, "meaning": text} for name, text in OUTPUTS.items()],
+        **constants_of(program),
+    }
+
+
+def constants_of(program: Program) -> dict[str, Any]:
+    """Return the JSON of the numbers of a detection that are constants of its program."""
+    settings = program.settings
+    return {
+        "score_threshold": settings.score_threshold,
+        "max_detections": settings.max_detections,
     }

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.ops.backend import target_backend
 from regionclip_jax.ops.boxes import exact_threshold, intersection_and_union, iou_exceeds
-from regionclip_jax.structures import Number
+from regionclip_jax.structures import AnyArray, Number
 
 
 class _Way(NamedTuple):
@@ -81,7 +81,7 @@ def nms(
 def nms_by_group(
     boxes: Float[Array, "N 4"],
     scores: Float[Array, " N"],
-    groups: Int[Array, " N"],
+    groups: Int[AnyArray, " N"],
     mask: Bool[Array, " N"],
     *,
     iou_threshold: Number,

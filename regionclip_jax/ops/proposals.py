@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from regionclip_jax.ops.box_coder import decode_deltas
@@ -134,12 +135,12 @@ def _select(
         best_deltas = jnp.take_along_axis(level_deltas, best[..., None], 1).astype(jnp.float32)
         boxes.append(decode_deltas(best_deltas, jnp.asarray(level_anchors)[best]))
         scores.append(best_logits.astype(jnp.float32))
-        levels.append(jnp.full(count, level, jnp.int32))
+        levels.append(np.full(count, level, np.int32))
     boxes, scores = jax.lax.stop_gradient((jnp.concatenate(boxes, 1), jnp.concatenate(scores, 1)))
     finite = jnp.isfinite(boxes).all(-1) & jnp.isfinite(scores)
     boxes = clip_boxes(boxes, sizes)
     mask = finite & valid_boxes(boxes)
-    levels = jnp.concatenate(levels)
+    levels = np.concatenate(levels)
 
     def select(boxes, scores, mask):
         chosen, kept = nms_by_group(

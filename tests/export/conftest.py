@@ -1,9 +1,11 @@
 """Model directories with random numbers, for exports."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import (
@@ -51,3 +53,33 @@ def save_random(tmp_path, random_variables):
         return tmp_path / "model"
 
     return save
+
+
+@pytest.fixture(scope="session")
+def run_onnx():
+    """``run_onnx(program, *inputs)``: outputs of a file or of its bytes, from onnxruntime."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def run(program: Path | bytes, *inputs: np.ndarray) -> list[np.ndarray]:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(program, options)
+        names = [one.name for one in session.get_inputs()]
+        return session.run(None, dict(zip(names, inputs, strict=True)))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def canvas_inputs():
+    """``canvas_inputs(image, side)``: canvas, size and scale, as the document prepares them."""
+
+    def prepare(image: np.ndarray, side: int) -> list[np.ndarray]:
+        sides = np.array(image.shape[:2])
+        size = (sides * side / sides.max() + 0.5).astype(np.int32)
+        resized = Image.fromarray(image).resize(size[::-1].tolist(), Image.Resampling.BILINEAR)
+        canvas = np.zeros((side, side, 3), np.uint8)
+        canvas[: size[0], : size[1]] = resized
+        return [canvas, size, (size / sides).astype(np.float32)]
+
+    return prepare

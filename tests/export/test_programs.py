@@ -46,16 +46,6 @@ def images():
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((60, 90), (200, 130))]
 
 
-def inputs_of(image: np.ndarray) -> list[np.ndarray]:
-    """Return canvas, size and scale, as the document prepares them."""
-    sides = np.array(image.shape[:2])
-    size = (sides * SIDE / sides.max() + 0.5).astype(np.int32)
-    resized = Image.fromarray(image).resize(size[::-1].tolist(), Image.Resampling.BILINEAR)
-    canvas = np.zeros((SIDE, SIDE, 3), np.uint8)
-    canvas[: size[0], : size[1]] = resized
-    return [canvas, size, (size / sides).astype(np.float32)]
-
-
 def require_equal(outputs, found) -> None:
     boxes, scores, classes = map(np.asarray, outputs)
     real = scores > 0
@@ -67,7 +57,7 @@ def require_equal(outputs, found) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_a_program_detects_what_the_package_detects(model, images, tmp_path):
+def test_a_program_detects_what_the_package_detects(model, images, tmp_path, canvas_inputs):
     pytest.importorskip("flatbuffers")
     vocabulary = model.vocabulary(NAMES, templates="plain")
     settings = dict(score_threshold=0.0, max_detections=20, num_proposals=30)
@@ -78,7 +68,7 @@ def test_a_program_detects_what_the_package_detects(model, images, tmp_path):
         assert set(loaded.platforms) == {"cpu", "cuda", "tpu"}
         more = [] if classes is vocabulary else [np.pad(vocabulary.embeddings, ((0, 2), (0, 0)))]
         for image in images:
-            outputs = loaded.call(*inputs_of(image), *more)
+            outputs = loaded.call(*canvas_inputs(image, SIDE), *more)
             require_equal(outputs, model.detect(image, vocabulary, **settings))
         about = json.loads(beside.read_text())
         assert [one["shape"] for one in about["inputs"]] == [list(x.shape) for x in loaded.in_avals]
