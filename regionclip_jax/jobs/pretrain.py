@@ -220,12 +220,23 @@ def _open(
 def _scores(
     regions: PretrainObjective, params: dict, localizer: LocalizerConfig | None
 ) -> ScoreSettings:
-    """Return the settings of the student's scores: regions as the training classified them."""
+    """Return the settings of the student's scores: regions as the training chose and classified.
+
+    Only their numbers are those of a converted model: detection needs more regions than a step.
+    """
     if regions.region_activation == "sigmoid":
-        return default_scores(params, localizer)
-    own = softmax_scores(params, localizer)
-    detection = dataclasses.replace(own.detection, temperature=regions.temperature)
-    return dataclasses.replace(own, detection=detection)
+        own = default_scores(params, localizer)
+    else:
+        own = softmax_scores(params, localizer)
+        detection = dataclasses.replace(own.detection, temperature=regions.temperature)
+        own = dataclasses.replace(own, detection=detection)
+    chosen = regions.proposals
+    proposals = dataclasses.replace(
+        own.proposals,
+        nms_threshold=chosen.nms_threshold,
+        voting_threshold=chosen.voting_threshold,
+    )
+    return dataclasses.replace(own, proposals=proposals)
 
 
 def _origin(model: ModelSettings) -> tuple[str, str]:

@@ -9,7 +9,12 @@ from regionclip_jax.artifacts.model_checkpoint import flatten, load_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary, text_tower_hash
 from regionclip_jax.jobs import pretrain
 from regionclip_jax.models.presets import PRESETS
-from regionclip_jax.settings import ConceptSettings, ConfigError, PretrainSettings
+from regionclip_jax.settings import (
+    ConceptSettings,
+    ConfigError,
+    PretrainSettings,
+    ProposalSettings,
+)
 from regionclip_jax.sharding.mesh import make_mesh
 
 NAMES = ("cat", "dog", "tree", "ring")
@@ -27,7 +32,12 @@ def config(
         teacher=model_section("nano_resnet", model_directory("nano_resnet")),
         data=data,
         concepts=ConceptSettings(names_file="", templates="plain"),
-        regions=regions,
+        regions=dataclasses.replace(
+            regions,
+            proposals=dataclasses.replace(
+                regions.proposals, nms_threshold=0.5, voting_threshold=0.4
+            ),
+        ),
         optimizer=optimizer,
         run=run_section,
     )
@@ -77,6 +87,10 @@ def test_a_student_is_a_complete_model_directory(pretrained):
     assert loaded.vocabulary().names == NAMES
     # The temperature of the training's regions, not the one that its weights learned before.
     assert loaded.temperature == 0.1 and loaded.scores.detection.objectness == "sigmoid"
+    # Suppression and voting of the training's proposals, but as many as a detection needs.
+    proposals = loaded.scores.proposals
+    assert (proposals.nms_threshold, proposals.voting_threshold) == (0.5, 0.4)
+    assert proposals.num_proposals == ProposalSettings().num_proposals
 
 
 def refused(error, config, workdir, names=NAMES) -> str:
