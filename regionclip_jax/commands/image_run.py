@@ -139,7 +139,7 @@ class ImageRun:
         inputs = read_ahead(read_inputs(self._paths, self._every), room)
         with contextlib.closing(inputs):
             for group in self._groups(inputs):
-                if room.is_closed:  # after an error of a write
+                if writes.has_failed():
                     return
                 images = [one for one in group if isinstance(one, InputImage)]
                 results = iter(compute(images) if images else [])

@@ -31,15 +31,15 @@ class Room:
     def __init__(self, images: int, pixels: int):
         self._images, self._pixels = images, pixels
         self._changed = threading.Condition()
-        self.is_closed = False
+        self._is_closed = False
 
     def wait(self) -> bool:
         """Wait for room for an image; return False if the room is closed."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self.is_closed or (self._images > 0 and self._pixels > 0)
+                lambda: self._is_closed or (self._images > 0 and self._pixels > 0)
             )
-            return not self.is_closed
+            return not self._is_closed
 
     def take(self, pixels: int) -> None:
         """Count an image."""
@@ -55,7 +55,7 @@ class Room:
     def close(self) -> None:
         """Let no further image in."""
         with self._changed:
-            self.is_closed = True
+            self._is_closed = True
             self._changed.notify_all()
 
 
@@ -83,7 +83,6 @@ def read_ahead(
             end = error
         done.put(end)
 
-    # A daemon, so that a file system that does not answer cannot keep a failed command alive.
     reader = threading.Thread(target=read, name="read", daemon=True)
     reader.start()
     try:
@@ -116,6 +115,10 @@ class OrderedWrites:
     def submit(self, write: Callable[[], Written], record: Callable[[Written], None]) -> None:
         """Call ``write`` in a thread, and ``record`` with its result after all earlier ones."""
         self._submitted.put((self._pool.submit(write), record))
+
+    def has_failed(self) -> bool:
+        """Return True if there was an error, and nothing more is recorded."""
+        return self._error is not None
 
     def finish(self) -> None:
         """Wait until all is recorded.
