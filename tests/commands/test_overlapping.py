@@ -277,3 +277,33 @@ def test_a_bug_in_a_thread_is_raised_and_ends_a_run_that_waits_for_room(photos, 
 
     with pytest.raises(KeyError, match="a bug"):
         Buggy().run(ImageRun(photos))
+
+
+def test_after_an_error_of_a_thread_no_image_is_computed(photos, monkeypatch):
+    """The error comes during the second computation, when the images of a third one are read."""
+    monkeypatch.setattr(image_run, "NUM_WRITERS", 1)
+    are_read, computed = threading.Event(), []
+    read = input_images.read_any_image
+
+    def note(path):
+        if path == photos[5]:
+            are_read.set()
+        return read(path)
+
+    class Failing(Recorded):
+        def compute(self, images):
+            computed.append([image.number for image in images])
+            if images[0].number == 2:
+                assert are_read.wait(SECONDS)
+                for thread in threading.enumerate():
+                    if thread.name == "record":
+                        thread.join(SECONDS)
+            return super().compute(images)
+
+        def write(self, image, result):
+            raise ValueError("the image cannot be drawn")
+
+    monkeypatch.setattr(input_images, "read_any_image", note)
+    recorded = Failing()
+    assert recorded.run(ImageRun(photos, together=2)) == ExitStatus.ERROR
+    assert computed == [[0, 1], [2, 3]] and recorded.numbers == []
