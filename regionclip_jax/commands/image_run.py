@@ -99,7 +99,9 @@ class ImageRun:
 
         def farewell(number: signal.Signals) -> int:
             self._is_stopping = True
-            writes.stop(_SECONDS_TO_STOP)
+            failure = writes.stop(_SECONDS_TO_STOP)
+            if failure is not None:  # the main thread has not noticed it
+                print(f"error: {type(failure).__name__}: {failure}", file=sys.stderr)
             with self._recording:
                 self._is_stopped = True
                 try:
@@ -134,7 +136,13 @@ class ImageRun:
                         print(self._summary(describe, stopped), flush=True)
         return status if stopped or self.skipped or not self.is_complete() else 0
 
-    def _compute_all(self, compute, submit, writes: OrderedWrites, room: Room) -> None:
+    def _compute_all(
+        self,
+        compute: Callable[[list[InputImage]], list[Result]],
+        submit: Callable[[InputImage, Result], None],
+        writes: OrderedWrites,
+        room: Room,
+    ) -> None:
         self._began = time.monotonic()
         inputs = read_ahead(read_inputs(self._paths, self._every), room)
         with contextlib.closing(inputs):

@@ -132,16 +132,20 @@ class OrderedWrites:
         if self._error is not None:
             raise self._error
 
-    def stop(self, seconds: float) -> None:
+    def stop(self, seconds: float) -> BaseException | None:
         """Begin no further write after some seconds, and wait for those that have begun.
 
         Call it from another thread than ``submit``, which raises RuntimeError from then on. The
         recorder gets some seconds more; it may still be recording when they are over.
+
+        Returns:
+            The first error of a write or record.
         """
         self._submitted.put(None)
         self._recorder.join(seconds)
         self._pool.shutdown(cancel_futures=True)
         self._recorder.join(seconds)
+        return self._error
 
     def _record_all(self) -> None:
         while (entry := self._submitted.get()) is not None:

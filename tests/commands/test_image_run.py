@@ -199,6 +199,21 @@ def test_a_signal_while_the_last_image_is_drawn_has_one_last_line(photos, tmp_pa
     assert detections(out)["complete"]
 
 
+@pytest.mark.command
+def test_a_signal_says_the_error_that_the_main_thread_has_not_noticed(photos, tmp_path):
+    """The fourth image cannot be written while the fifth is computed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "d.png.png").mkdir()
+    lines = str(out / "detections.jsonl")
+    event = f"wait_for_lines({lines!r}, 3); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    done = run_with("pass", event, out, photos)
+    assert done.returncode == 128 + signal.SIGTERM and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: IsADirectoryError: ") and "d.png.png" in done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("stopped by SIGTERM: 3 images, 0 skipped, 4 missing (")
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_an_annotated_image_that_cannot_be_written_ends_the_command(
     photos, tmp_path, capsys, batch_size
