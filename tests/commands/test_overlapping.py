@@ -282,7 +282,7 @@ def test_a_bug_in_a_thread_is_raised_and_ends_a_run_that_waits_for_room(photos, 
 def test_after_an_error_of_a_thread_no_image_is_computed(photos, monkeypatch):
     """The error comes during the second computation, when the images of a third one are read."""
     monkeypatch.setattr(image_run, "NUM_WRITERS", 1)
-    are_read, computed = threading.Event(), []
+    are_read, is_second, computed = threading.Event(), threading.Event(), []
     read = input_images.read_any_image
 
     def note(path):
@@ -295,12 +295,14 @@ def test_after_an_error_of_a_thread_no_image_is_computed(photos, monkeypatch):
             computed.append([image.number for image in images])
             if images[0].number == 2:
                 assert are_read.wait(SECONDS)
+                is_second.set()
                 for thread in threading.enumerate():
                     if thread.name == "record":
                         thread.join(SECONDS)
             return super().compute(images)
 
         def write(self, image, result):
+            assert is_second.wait(SECONDS)
             raise ValueError("the image cannot be drawn")
 
     monkeypatch.setattr(input_images, "read_any_image", note)
