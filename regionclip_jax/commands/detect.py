@@ -15,13 +15,14 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from regionclip_jax import __version__, load
 from regionclip_jax.commands.detection_files import DetectionFiles
-from regionclip_jax.commands.image_run import ImageRun, InputImage
+from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax.commands.input_images import InputImage
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.tiles import tile_boxes
 from regionclip_jax.data.loading.video import VIDEO_ENDINGS, VideoWriter, frame_rate, is_video
@@ -170,7 +171,7 @@ def detect_all(
     run = ImageRun(paths, save, together, options.every)
     videos = _AnnotatedVideos(paths, drawn_files, options.every)
 
-    def process(images: list[InputImage]) -> list[str]:
+    def compute(images: list[InputImage]) -> list[Detected]:
         stated = {
             "objectness": options.objectness,
             "score_threshold": options.score,
@@ -178,39 +179,49 @@ def detect_all(
         }
         pixels = [image.pixels for image in images]
         if options.tile is None:
-            every = model.detect(pixels, classes, **stated)
-        else:
-            tiles = {"tile": options.tile, "overlap": _overlap(options)}
-            every = [model.detect_tiles(one, classes, **tiles, **stated) for one in pixels]
-        return [write(*one) for one in zip(images, every, strict=True)]
+            return model.detect(pixels, classes, **stated)
+        tiles = {"tile": options.tile, "overlap": _overlap(options)}
+        return [model.detect_tiles(one, classes, **tiles, **stated) for one in pixels]
 
-    def write(image: InputImage, found: Detected) -> str:
+    def write(image: InputImage, found: Detected) -> _Written:
         if options.best_names:
             found = found.rows(best_names(found.boxes)[: options.max_boxes])
         score = DRAWN_SCORE if options.score is None else options.score
-        is_shown = image.frame is not None or (len(found) > 0 and found.scores[0] > score)
-        is_drawn = is_shown and not options.no_drawing
-        drawn = drawn_files[image.number]
-        with run.writing:
-            if is_drawn and image.frame is not None:
-                videos.write(image, found.draw(image.pixels, score=score, legend=False))
-            elif is_drawn:
-                write_png(drawn, np.asarray(found.draw(image.pixels, score=score)))
-            files.add(
-                paths[image.number],
-                names[image.number],
-                drawn.relative_to(output).as_posix() if is_drawn else None,
-                found,
-                image,
-            )
-            if files.is_due():
-                save()
-        return f"{len(found)} detections"
+        is_frame = image.frame is not None
+        if options.no_drawing or not (is_frame or (len(found) > 0 and found.scores[0] > score)):
+            return _Written(found)
+        drawn = np.asarray(found.draw(image.pixels, score=score, legend=not is_frame))
+        name = drawn_files[image.number].relative_to(output).as_posix()
+        if is_frame:
+            return _Written(found, name, drawn)
+        write_png(drawn_files[image.number], drawn)
+        return _Written(found, name)
+
+    def record(image: InputImage, written: _Written) -> str:
+        if written.frame is not None:
+            videos.write(image, written.frame)
+        number = image.number
+        files.add(paths[number], names[number], written.drawn, written.found, image)
+        if files.is_due():
+            save()
+        return f"{len(written.found)} detections"
 
     with locked_folder(output):
         files.begin()
         with contextlib.closing(videos):
-            return run.run(process, files.describe)
+            return run.run(compute, write, record, files.describe)
+
+
+class _Written(NamedTuple):
+    """Detections of an image that is annotated, if it is to be.
+
+    ``drawn`` is the name of the annotated image or video, and ``frame`` the annotated frame of the
+    latter, which is not written yet.
+    """
+
+    found: Detected
+    drawn: str | None = None
+    frame: np.ndarray | None = None
 
 
 class _AnnotatedVideos:
@@ -225,14 +236,14 @@ class _AnnotatedVideos:
         self._read, self._written, self._every = read, written, every
         self._number, self._writer = -1, None
 
-    def write(self, image: InputImage, drawn: Image.Image) -> None:
+    def write(self, image: InputImage, drawn: np.ndarray) -> None:
         if image.number != self._number:
             self.close()
             rate = frame_rate(self._read[image.number]) / self._every
             self._number = image.number
             self._writer = VideoWriter(self._written[image.number], rate)
         assert self._writer is not None
-        self._writer.write(np.asarray(drawn))
+        self._writer.write(drawn)
 
     def close(self) -> None:
         """End the last video."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regionclip_jax.artifacts.coco_datasets import coco_annotations, coco_categories, coco_image
-from regionclip_jax.commands.image_run import InputImage
+from regionclip_jax.commands.input_images import InputImage
 from regionclip_jax.files import names_path, replace_text
 from regionclip_jax.model import Detected
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from regionclip_jax import load
-from regionclip_jax.commands.image_run import ImageRun, InputImage
+from regionclip_jax.commands.image_run import ImageRun
+from regionclip_jax.commands.input_images import InputImage
 from regionclip_jax.commands.options import add_require_platform, start
 from regionclip_jax.data.loading.letterbox import check_boxes
 from regionclip_jax.data.sources.image_files import image_size, list_images, relative_names
@@ -111,17 +112,21 @@ def extract_all(model: RegionCLIP, paths: list[Path], given, classes, options) -
     names = relative_names(paths)
     run = ImageRun(paths)
 
-    def process(images: list[InputImage]) -> list[str]:
+    def compute(images: list[InputImage]) -> list[dict]:
         (image,) = images
         boxes = None if given is None else given[image.number]
-        arrays = features_of(model, image.pixels, boxes, classes, options.num_proposals)
+        return [features_of(model, image.pixels, boxes, classes, options.num_proposals)]
+
+    def write(image: InputImage, arrays: dict) -> str:
         # The name with its ending, so that a.jpg and a.png do not overwrite each other.
-        with run.writing, replaced_file(output / f"{names[image.number]}.npz") as file:
+        with replaced_file(output / f"{names[image.number]}.npz") as file:
             np.savez(file, **arrays)
-        return [f"{len(arrays['boxes'])} regions"]
+        return f"{len(arrays['boxes'])} regions"
 
     with locked_folder(output):
-        return run.run(process, lambda: f"one .npz file each: {output}")
+        return run.run(
+            compute, write, lambda image, said: said, lambda: f"one .npz file each: {output}"
+        )
 
 
 def features_of(model: RegionCLIP, image, boxes, classes, num_proposals: int) -> dict:

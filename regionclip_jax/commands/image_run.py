@@ -1,57 +1,45 @@
 """Run a command over images: progress, images that cannot be read, and an end at any time."""
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-
-from regionclip_jax.data.loading.decoding import read_any_image
-from regionclip_jax.data.loading.video import is_video, read_frames
-from regionclip_jax.data.sources.records import RecordError
+from regionclip_jax.commands.input_images import InputImage, Unread, read_inputs
+from regionclip_jax.commands.overlapping import NUM_WRITERS, OrderedWrites, Room, read_ahead
 from regionclip_jax.failures import ExitStatus, explain, report
 from regionclip_jax.reporting.stages import readable_seconds
 from regionclip_jax.training.stopping import ending_at_once
 
+Result = TypeVar("Result")
+Written = TypeVar("Written")
+
 _NAMED = 3  # of the missing images, in the last line
 # Images wait for each other up to this number of pixels: some 400 MB.
 _MOST_WAITING_PIXELS = 2**27
-
-
-@dataclasses.dataclass(frozen=True)
-class InputImage:
-    """Image of a file, or frame of a video.
-
-    Attributes:
-        number: of the file.
-        pixels: RGB uint8 [H, W, 3].
-        frame, time: number of the frame from 0, and its seconds; None for an image file.
-    """
-
-    number: int
-    pixels: np.ndarray
-    frame: int | None = None
-    time: float | None = None
+# So much room that some images are read and others written while these are computed.
+_MOST_PIXELS = 2 * _MOST_WAITING_PIXELS
+_SECONDS_TO_STOP = 1.0  # before the writes that have not begun are dropped, and once more after it
 
 
 class ImageRun:
     """Images of a command, done in order.
 
+    While some images are computed, the next ones are read and the results of the last ones written.
+
     Attributes:
         skipped: messages of the images that cannot be read.
-        writing: lock to hold while files are written, so that a signal leaves them whole.
 
     Args:
         paths: of the images.
         save: writes what is not yet on the disk.
-        together: number of images that ``process`` gets at once, fewer if they are large. Images
-            that are not yet processed are lost at an error or a signal.
+        together: number of images that are computed at once, fewer if they are large. Images that
+            are not yet computed are lost at an error or a signal.
         every: each such frame of videos is an image; None: videos are no images.
     """
 
@@ -63,11 +51,15 @@ class ImageRun:
         every: int | None = None,
     ):
         self.skipped: list[str] = []
-        self.writing = threading.Lock()
         self._paths, self._save = paths, save
         self._together, self._every = together, every
         self._num_done = 0
         self._finished: set[int] = set()  # numbers of paths that are done or skipped
+        # Held while results are recorded or saved, so that a signal leaves them whole.
+        self._recording = threading.Lock()
+        self._is_stopping = False  # at a signal: the main thread says no more
+        self._is_stopped = False  # nothing more is recorded
+        self._began = 0.0
 
     def is_complete(self) -> bool:
         """Return True if every image is done or skipped."""
@@ -75,14 +67,19 @@ class ImageRun:
 
     def run(
         self,
-        process: Callable[[list[InputImage]], list[str]],
+        compute: Callable[[list[InputImage]], list[Result]],
+        write: Callable[[InputImage, Result], Written],
+        record: Callable[[InputImage, Written], str],
         describe: Callable[[], str],
     ) -> int:
         """Process all images; say at the end, or at a signal or an error, what is done.
 
         Args:
-            process: gets some images, writes their results, and returns a text for each, for the
-                lines of progress.
+            compute: gets some images, and returns a result for each. Called in this thread.
+            write: writes the files that an image has alone. Called in several threads, with images
+                in any order.
+            record: gets what ``write`` returned, writes to the files of all images, and returns a
+                text for the line of progress. Called in one thread, with images in order.
             describe: returns a text about the results for the last line.
 
         Returns:
@@ -90,9 +87,23 @@ class ImageRun:
             (``failures``). A signal ends the process with 128 plus its number (SIGTERM 143, Ctrl-C
             130).
         """
+        room = Room(3 * max(self._together, NUM_WRITERS), _MOST_PIXELS)
+        writes = OrderedWrites(when_failed=room.close)
+
+        def submit(image: InputImage, result: Result) -> None:
+            def record_and_say(written: Written) -> None:
+                self._record(image, lambda: record(image, written))
+                room.give_back(image.num_pixels)
+
+            writes.submit(lambda: write(image, result), record_and_say)
 
         def farewell(number: signal.Signals) -> int:
-            with self.writing:
+            self._is_stopping = True
+            failure = writes.stop(_SECONDS_TO_STOP)
+            if failure is not None:  # the main thread has not noticed it
+                print(f"error: {type(failure).__name__}: {failure}", file=sys.stderr)
+            with self._recording:
+                self._is_stopped = True
                 try:
                     self._save()
                 except OSError as error:
@@ -104,8 +115,12 @@ class ImageRun:
         stopped, status = "stopped by an error", ExitStatus.ERROR
         with ending_at_once(farewell):
             try:
-                self._run(process)
-                with self.writing:
+                try:
+                    self._compute_all(compute, submit, writes, room)
+                finally:
+                    # An error of a result is raised in place of one of a later image.
+                    writes.finish()
+                with self._recording:
                     self._save()
                 stopped = ""
             except Exception as error:
@@ -114,67 +129,83 @@ class ImageRun:
                     raise
                 status = report(error, *explained, prefix="error")
             finally:
-                with self.writing:
-                    with contextlib.suppress(OSError):  # after an error that was reported
-                        self._save()
-                    print(self._summary(describe, stopped), flush=True)
-        return status if self.skipped or stopped else 0
+                with self._recording:
+                    if not self._is_stopping:
+                        with contextlib.suppress(OSError):  # after an error that was reported
+                            self._save()
+                        print(self._summary(describe, stopped), flush=True)
+        return status if stopped or self.skipped or not self.is_complete() else 0
 
-    def _run(self, process: Callable[[list[InputImage]], list[str]]) -> None:
-        began = time.monotonic()
-        for some in self._batches():
-            for one, said in zip(some, process(some), strict=True):
-                self._num_done += 1
-                name = self._paths[one.number].name
-                if one.frame is None:
-                    self._finished.add(one.number)
-                else:
-                    name += f" frame {one.frame}"
-                spent = time.monotonic() - began
-                left = spent / (one.number + 1) * (len(self._paths) - one.number - 1)
-                print(
-                    f"{one.number + 1}/{len(self._paths)} {name}: {said} | "
-                    f"{self._num_done / spent:.2f} images/s | {readable_seconds(left)} left",
-                    flush=True,
-                )
+    def _compute_all(
+        self,
+        compute: Callable[[list[InputImage]], list[Result]],
+        submit: Callable[[InputImage, Result], None],
+        writes: OrderedWrites,
+        room: Room,
+    ) -> None:
+        self._began = time.monotonic()
+        inputs = read_ahead(read_inputs(self._paths, self._every), room)
+        with contextlib.closing(inputs):
+            for group in self._groups(inputs):
+                if writes.has_failed():
+                    return
+                images = [one for one in group if isinstance(one, InputImage)]
+                results = iter(compute(images) if images else [])
+                for one in group:
+                    if isinstance(one, InputImage):
+                        submit(one, next(results))
+                    else:
+                        writes.submit(lambda: None, lambda _, one=one: self._skip(one))
+                # The next images may take the memory of these.
+                group.clear()
+                del images, one
 
-    def _batches(self) -> Iterator[list[InputImage]]:
-        """Yield images to process at once."""
-        waiting: list[InputImage] = []
-        num_pixels = 0
-        for number, path in enumerate(self._paths):
-            for image in self._read(number, path):
-                waiting.append(image)
-                num_pixels += image.pixels.shape[0] * image.pixels.shape[1]
-                if len(waiting) == self._together or num_pixels >= _MOST_WAITING_PIXELS:
-                    yield waiting
-                    waiting, num_pixels = [], 0
-            if self._every is not None and is_video(path):
-                if waiting:
-                    yield waiting
-                    waiting, num_pixels = [], 0
-                self._finished.add(number)
-        if waiting:
-            yield waiting
+    def _groups(self, inputs: Iterable[InputImage | Unread]) -> Iterator[list[InputImage | Unread]]:
+        """Yield inputs with the images to compute at once."""
+        group: list[InputImage | Unread] = []
+        num_images = num_pixels = 0
+        for one in inputs:
+            group.append(one)
+            if isinstance(one, InputImage):
+                num_images, num_pixels = num_images + 1, num_pixels + one.num_pixels
+            # Without an image to wait for, it is said at once that one is skipped.
+            if num_images in (0, self._together) or num_pixels >= _MOST_WAITING_PIXELS:
+                yield group
+                group, num_images, num_pixels = [], 0, 0
+        if group:
+            yield group
 
-    def _read(self, number: int, path: Path) -> Iterator[InputImage]:
-        """Yield the images of a file; count and print those that cannot be read."""
-        try:
-            if self._every is None or not is_video(path):
-                yield InputImage(number, read_any_image(path))
+    def _record(self, image: InputImage, record: Callable[[], str]) -> None:
+        """Record an image, and print its line of progress."""
+        with self._recording:
+            if self._is_stopped:
                 return
-            for frame in read_frames(path, self._every):
-                if isinstance(frame, RecordError):
-                    self._skip(frame)
-                else:
-                    yield InputImage(number, frame.pixels, frame.number, frame.time)
-        except (RecordError, OSError) as error:
-            self._skip(error)
-            self._finished.add(number)
+            said = record()
+            self._num_done += 1
+            if image.frame is None:
+                self._finished.add(image.number)
+        name = self._paths[image.number].name
+        if image.frame is not None:
+            name += f" frame {image.frame}"
+        spent = time.monotonic() - self._began
+        left = spent / (image.number + 1) * (len(self._paths) - image.number - 1)
+        print(
+            f"{image.number + 1}/{len(self._paths)} {name}: {said} | "
+            f"{self._num_done / spent:.2f} images/s | {readable_seconds(left)} left",
+            flush=True,
+        )
 
-    def _skip(self, error: Exception) -> None:
-        self.skipped.append(str(error))
-        print(f"skipped: {error}", file=sys.stderr)
+    def _skip(self, one: Unread) -> None:
+        """Count and print that an image is skipped, or count the end of its file."""
+        with self._recording:
+            if self._is_stopped:
+                return
+            if one.skipped is not None:
+                self.skipped.append(one.skipped)
+            if one.ends_file:
+                self._finished.add(one.number)
+        if one.skipped is not None:
+            print(f"skipped: {one.skipped}", file=sys.stderr)
 
     def _summary(self, describe: Callable[[], str], stopped: str) -> str:
         """Return the last line."""

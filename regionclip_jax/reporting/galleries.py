@@ -103,7 +103,7 @@ def draw_gallery(
 def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
     """Write an image as PNG; create missing directories."""
     with replaced_file(path) as file:
-        Image.fromarray(image).save(file, format="PNG", optimize=True)
+        Image.fromarray(image).save(file, format="PNG")
 
 
 def _draw_caption(draw, x: int, y: int, width: int, name: str, marks: Sequence[Mark]) -> None:

@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import ImageDraw, ImageFont
 _UNKNOWN = "\U0010fffe"
 _TRIED_SIZE = 16
 _said: set[str] = set()
+_saying = threading.Lock()  # threads draw the images of a folder
 
 
 def text_width(text: str, size: int) -> float:
@@ -153,8 +155,11 @@ def _warn(character: str) -> None:
     name = unicodedata.name(character, "unknown")
     is_letter = unicodedata.category(character).startswith("L")
     script = name.split()[0] if is_letter else "SYMBOL"
-    if script not in _said and spelled_out(character):
-        _said.add(script)
+    with _saying:
+        is_new = script not in _said and spelled_out(character)
+        if is_new:
+            _said.add(script)
+    if is_new:
         logging.warning(
             "labels: no font of this machine has %r (%s); such characters are written as %r. "
             "Install a font that has them, e.g. Noto Sans CJK (fonts-noto-cjk) or Noto Emoji",

@@ -32,12 +32,17 @@ from regionclip_jax.steps.predict_step import (
 from regionclip_jax.structures import DetectionBatch
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the presets of a model that proposes regions."""
     parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
     parser.add_argument(
         "--localizer", default="rn50_fpn", choices=("rn50_fpn", "small"),
         help="localizer preset of models/presets.py",
     )  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--height", type=int, default=800, help="multiple of 32, like the width")
     parser.add_argument("--width", type=int, default=1216)

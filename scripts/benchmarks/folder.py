@@ -1,16 +1,21 @@
 """Detection in a folder of images by the command, from the files to the results.
 
-One image at a time, several at once, and several without annotated images, in alternation.
+One image at a time, several at once, and several without annotated images, in alternation. Then
+what the command does beside the computation: decoding, and drawing with writing, on one core.
 """
 
 import argparse
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.data import draw_coco
+from benchmarks.detection import add_model_arguments
 from benchmarks.random_weights import draw_weights
 from benchmarks.timing import Work, row_text, time_in_turns
 from regionclip_jax.artifacts.localizer_checkpoint import abstract_localizer, save_localizer
@@ -18,17 +23,16 @@ from regionclip_jax.artifacts.model_card import LocalizerCard, ModelCard
 from regionclip_jax.artifacts.model_checkpoint import abstract_variables, save_model
 from regionclip_jax.commands import detect
 from regionclip_jax.data.loading.decoding import read_any_image
+from regionclip_jax.model import Detected
 from regionclip_jax.models.presets import LOCALIZER_PRESETS, PRESETS
+from regionclip_jax.reporting.detection_drawing import DRAWN_SCORE
+from regionclip_jax.reporting.galleries import write_png
 
 _ORIGIN = {"run": "benchmark"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
-    parser.add_argument(
-        "--localizer", default="rn50_fpn", choices=("rn50_fpn", "small"),
-        help="localizer preset of models/presets.py",
-    )  # fmt: skip
+    add_model_arguments(parser)
     parser.add_argument("--images", type=int, default=200, help="synthetic JPEGs of COCO's sizes")
     parser.add_argument("--batch", type=int, default=8, help="images computed at once")
     parser.add_argument("--classes", default="cat, dog, remote control", help="as of detect")
@@ -54,6 +58,7 @@ def measure(args: argparse.Namespace) -> dict:
         given = parse(args, folder, "undrawn", f"--batch_size={args.batch}", "--no_drawing")
         calls[f"{several}, --no_drawing"] = _call(*models[several], given)
         calls["decoding alone, one core"] = lambda: [read_any_image(file) for file in files]
+        calls["drawing alone, one core"] = _drawing(*models[several], files, folder / "alone")
         timings, errors = time_in_turns(Work(one, calls.pop(one), calls), args.repeats)
         timings = {one: timings.pop("ours"), **timings}
         num_drawn = len(list((folder / "several").glob("*.png")))
@@ -97,5 +102,25 @@ def _call(model, classes, options: argparse.Namespace) -> Callable[[], None]:
             status = detect.detect_all(model, paths, classes, options)
         if status:
             raise RuntimeError(f"detect ended with the status {status}")
+
+    return call
+
+
+def _drawing(model, classes, files: list[Path], folder: Path) -> Callable[[], None]:
+    """Return a call that draws what the first one detects, and writes the annotated images."""
+
+    @functools.cache
+    def detected() -> list[tuple[Path, np.ndarray, Detected]]:
+        pixels = [read_any_image(file) for file in files]
+        every = model.detect(pixels, classes)
+        return [one for one in zip(files, pixels, every, strict=True) if is_drawn(one[2])]
+
+    def is_drawn(found: Detected) -> bool:
+        return len(found) > 0 and found.scores[0] > DRAWN_SCORE
+
+    def call() -> None:
+        for file, pixels, found in detected():
+            drawn = found.draw(pixels, score=DRAWN_SCORE)
+            write_png(folder / f"{file.name}.png", np.asarray(drawn))
 
     return call

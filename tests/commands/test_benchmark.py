@@ -78,7 +78,10 @@ def test_the_folder_benchmark_compares_batches_and_drawing_with_single_images(be
         "--short_side=64", "--max_long_side=96", "--repeats=1",
     )  # fmt: skip
     names = [row["name"] for row in results["rows"]]
-    assert names == ["batch 1", "batch 2", "batch 2, --no_drawing", "decoding alone, one core"]
+    assert names == [
+        "batch 1", "batch 2", "batch 2, --no_drawing",
+        "decoding alone, one core", "drawing alone, one core",
+    ]  # fmt: skip
     single = results["rows"][0]["ours"]["median_s"]
     for row in results["rows"]:
         assert row["items_per_s"] == pytest.approx(5 / row["ours"]["median_s"])

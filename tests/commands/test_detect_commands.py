@@ -21,6 +21,7 @@ from regionclip_jax.artifacts.model_card import ModelCard
 from regionclip_jax.artifacts.model_checkpoint import save_model
 from regionclip_jax.artifacts.vocabulary import Vocabulary
 from regionclip_jax.commands import detect
+from regionclip_jax.commands.embed_regions import read_boxes
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--short_side", "64", "--max_long_side", "128"]
@@ -242,3 +243,30 @@ def test_a_model_without_a_localizer_is_refused_before_the_first_image(
         error = capsys.readouterr().err
         assert error.startswith("error: ") and "--localizer FILE_OR_DIR" in error
     assert not (tmp_path / "out").exists()
+
+
+BOX = [0, 0, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"x.jpg": [BOX]}, "the entry 'x.jpg' is the one of two images, a/x.jpg and b/x.jpg"),
+        ({"a/x.jpg": [BOX]}, r"no boxes for 1 images such as \['b/x.jpg'\]"),
+        ({"a/x.jpg": [BOX], "x.jpg": [[9, 9, 0, 0]]}, "the entry 'x.jpg': boxes: row 0"),
+        ({"a/x.jpg": {"box": BOX}, "x.jpg": []}, "the entry 'a/x.jpg': "),
+        ([BOX], "expected an entry for each image, found list"),
+        ('{"x.jpg": [], "x.jpg": []}', "the key 'x.jpg' occurs more than once"),
+        ("{", "boxes.json: expected JSON"),
+        ("[" * 10**5, "boxes.json: expected JSON .maximum recursion depth"),
+    ],
+)
+def test_boxes_that_do_not_name_each_image_once_are_refused(tmp_path, text, message):
+    file = tmp_path / "boxes.json"
+    file.write_text(text if isinstance(text, str) else json.dumps(text))
+    with pytest.raises(ValueError, match=message):
+        read_boxes(str(file), [Path("a/x.jpg"), Path("b/x.jpg")])
+    good = {"a/x.jpg": [BOX], "x.jpg": []}
+    file.write_text(json.dumps(good))
+    found = read_boxes(str(file), [Path("a/x.jpg"), Path("b/x.jpg")])
+    assert [boxes.tolist() for boxes in found] == [[BOX], []]

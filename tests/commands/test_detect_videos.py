@@ -138,6 +138,8 @@ def test_images_and_videos_of_a_folder_give_one_dataset_and_annotated_videos(
         assert container.streams.video[0].average_rate == RATE / 2
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 6 and frames[0].shape[1] >= 320  # enlarged
+    greys = [float(frame[-9:, -9:].mean()) for frame in frames]
+    np.testing.assert_allclose(greys, [40 * number for number in range(6)], atol=6)
     assert (np.abs(frames[3].astype(int) - CLASS_COLOURS[0]).max(-1) < 40).any()
     assert command("--output", str(tmp_path / "undrawn"), "--no_drawing") == 0
     assert not list((tmp_path / "undrawn").glob("*.mp4"))
