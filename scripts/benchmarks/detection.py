@@ -34,7 +34,10 @@ from regionclip_jax.structures import DetectionBatch
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the presets of a model that proposes regions."""
-    parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
+    parser.add_argument(
+        "--preset", default="RN50", choices=sorted(PRESETS), metavar="NAME",
+        help="preset of models/presets.py",
+    )  # fmt: skip
     parser.add_argument(
         "--localizer", default="rn50_fpn", choices=("rn50_fpn", "small"),
         help="localizer preset of models/presets.py",

@@ -36,7 +36,10 @@ from regionclip_jax.structures import ImageTextBatch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
+    parser.add_argument(
+        "--preset", default="RN50", choices=sorted(PRESETS), metavar="NAME",
+        help="preset of models/presets.py",
+    )  # fmt: skip
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1344)

@@ -18,7 +18,10 @@ from regionclip_jax.steps.embed_step import make_embed_text_step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="RN50", choices=sorted(PRESETS))
+    parser.add_argument(
+        "--preset", default="RN50", choices=sorted(PRESETS), metavar="NAME",
+        help="preset of models/presets.py",
+    )  # fmt: skip
     parser.add_argument("--prompts", type=int, default=256, help="prompts of a call")
 
 
