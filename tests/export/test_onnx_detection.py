@@ -42,7 +42,7 @@ SIDE = 96
 NAMES = ["cat", "remote control", "tree"]
 SETTINGS = dict(score_threshold=0.0, max_detections=20, num_proposals=30)
 OUTPUTS = ["boxes", "scores", "classes"]
-# Of scores relative to the largest, and of boxes relative to the longest side of the image.
+# Scores are relative to the largest, boxes to the longest side of the image.
 TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.slow
